@@ -1,0 +1,57 @@
+"""Text to token windows. The bundled texts are public-domain prose and, for evaluation, a part of WikiText-2."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from jettison.errors import UsageError
+
+BUNDLED = {
+    "books": "books-calibration.txt",
+    "books-evaluation": "books-evaluation.txt",
+    "wikitext2": "wikitext2-evaluation.txt",
+}
+END_OF_DOCUMENT = "\f\n"
+
+
+def read_documents(source: str | Path) -> list[str]:
+    """The documents of a bundled text or of a UTF-8 file, where a form feed on its own ends a document.
+
+    Raises UsageError if there is no such text, or none in it.
+    """
+    if str(source) in BUNDLED:
+        path = Path(str(files("jettison.calibrate") / "texts" / BUNDLED[str(source)]))
+    else:
+        path = Path(source)
+    try:
+        text = path.read_bytes().decode("utf-8")  # bytes, so that line ends stay as they are
+    except OSError as error:
+        raise UsageError(
+            f"no text {str(source)!r}: give a UTF-8 file or one of {', '.join(sorted(BUNDLED))}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"text {path} is not UTF-8: {error}") from error
+    documents = [document for document in text.split(END_OF_DOCUMENT) if document.strip()]
+    if not documents:
+        raise UsageError(f"text {path} is empty")
+    return documents
+
+
+def token_windows(tokenizer, source: str | Path, length: int, count: int | None = None) -> torch.Tensor:
+    """(windows, length) token ids: the documents end to end, each begun with the tokenizer's first token if it has one.
+
+    count: how many windows at most, spread evenly over the text. Raises UsageError if the text gives none.
+    """
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    stream: list[int] = []
+    for document in read_documents(source):
+        ids = tokenizer(document, verbose=False).input_ids
+        stream += ids if ids[:1] == start else start + ids
+    windows = len(stream) // length
+    if windows == 0:
+        raise UsageError(f"text {str(source)!r} has {len(stream)} tokens; one window of {length} is needed")
+    ids = torch.tensor(stream[: windows * length]).view(windows, length)
+    if count is None or count >= windows:
+        return ids
+    return ids[torch.arange(count) * windows // count]

@@ -1,0 +1,55 @@
+"""What commands share: options, tables, the JSON file."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jettison.progress import set_quiet
+
+out = Console(highlight=False)
+
+Model = Annotated[str, typer.Argument(help="scribe (bundled), a model folder, or a hub id such as Qwen/Qwen3-4B.")]
+Folder = Annotated[Path, typer.Argument(help="A folder that `jettison compress` wrote.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the result. A killed run continues in it.")]
+DeviceName = Annotated[str, typer.Option("--device", help="A name of `jettison devices`, this, or a .yaml file.")]
+Tps = Annotated[float | None, typer.Option("--tps", help="Tokens per second to reach.")]
+Memory = Annotated[str | None, typer.Option("--memory", help="Memory to stay within, such as 3GB.")]
+Context = Annotated[int, typer.Option("--context", help="Tokens of context the budget is for.")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="A name of `jettison recipes`, or a .yaml file.")]
+Changes = Annotated[list[str], typer.Option("--set", help="Change the recipe: verb.option=value. Repeatable.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Texts = Annotated[list[str], typer.Option("--text", help="books-evaluation, wikitext2, or a UTF-8 file. Repeatable.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it would take; do nothing.")]
+
+
+def begin(quiet: bool) -> None:
+    set_quiet(quiet)
+
+
+def finish(result: Any, file: Path | None) -> None:
+    if file is not None:
+        from jettison.files import write_json
+
+        write_json(file, json.loads(json.dumps(result, default=str)))
+
+
+def table(*columns: str, rows: list[list[str]], text: tuple[str, ...] = ()) -> None:
+    """Print a table: numbers on the right, the first column and those named in ``text`` on the left."""
+    drawn = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2))
+    for number, column in enumerate(columns):
+        words = column in text
+        drawn.add_column(column, justify="left" if words or number == 0 else "right", no_wrap=not words)
+    for row in rows:
+        drawn.add_row(*row)
+    out.print(drawn)
+
+
+def example(*lines: str) -> str:
+    """An epilog that shows how to call the command."""
+    return "Example:\n\n" + "\n\n".join(f"[cyan]$ {line}[/cyan]" for line in lines)

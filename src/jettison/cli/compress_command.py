@@ -1,0 +1,47 @@
+"""jettison compress"""
+
+from typing import Annotated
+
+import typer
+
+from jettison.cli import common
+from jettison.cli.fit_command import show_forecast
+
+
+def register(app: typer.Typer) -> None:
+    app.command("compress", epilog=common.example("jettison compress scribe --recipe w4 --out runs/scribe-w4"))(
+        compress
+    )
+
+
+def compress(
+    model: common.Model,
+    recipe: Annotated[str, typer.Option("--recipe", help="A name of `jettison recipes`, or a .yaml file.")],
+    out: common.Out,
+    changes: common.Changes = None,
+    seed: common.Seed = 0,
+    dry_run: common.DryRun = False,
+    json: common.Json = None,
+    quiet: common.Quiet = False,
+) -> None:
+    """Apply the quantize steps of a recipe, block by block. A killed run continues when it is called again."""
+    from jettison.compress import compress as run
+    from jettison.evaluate import measure_size
+    from jettison.plan import forecast
+    from jettison.plan.presets import format_bytes
+    from jettison.recipe import load_recipe
+
+    if changes is None:
+        changes = []
+    common.begin(quiet)
+    if dry_run:
+        result = forecast(model, load_recipe(recipe, changes))
+        show_forecast(result)
+    else:
+        result = run(model, recipe, out, changes=changes, seed=seed)
+        size = measure_size(out)
+        common.out.print(
+            f"{out}: {format_bytes(size['bytes'])}, {size['bits_per_weight']:.2f} bits per weight", soft_wrap=True
+        )
+        result |= {"size": size}
+    common.finish(result, json)

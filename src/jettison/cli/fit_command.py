@@ -1,0 +1,107 @@
+"""jettison fit"""
+
+from typing import Any
+
+import typer
+
+from jettison.cli import common
+
+
+def register(app: typer.Typer) -> None:
+    app.command("fit", epilog=common.example("jettison fit scribe --memory 6MB --out runs/scribe"))(fit)
+
+
+def fit(
+    model: common.Model,
+    out: common.Out,
+    device: common.DeviceName = "this",
+    tps: common.Tps = None,
+    memory: common.Memory = None,
+    context: common.Context = 2048,
+    recipe: common.RecipeName = None,
+    changes: common.Changes = None,
+    texts: common.Texts = None,
+    seed: common.Seed = 0,
+    dry_run: common.DryRun = False,
+    json: common.Json = None,
+    quiet: common.Quiet = False,
+) -> None:
+    """Make a model fit a device and a budget: plan, compress, recover, evaluate."""
+    from jettison.fit import TEXTS
+    from jettison.fit import fit as run
+
+    if texts is None:
+        texts = []
+    if changes is None:
+        changes = []
+    common.begin(quiet)
+    result = run(
+        model, out=out, device=device, tps=tps, memory=memory, context=context, recipe=recipe, changes=changes,
+        texts=texts or TEXTS, seed=seed, dry_run=dry_run,
+    )  # fmt: skip
+    if dry_run:
+        show_plan(result["plan"])
+        show_forecast(result["forecast"])
+    else:
+        show_stages(result)
+        common.out.print(f"\n[bold]{out}[/bold] loads with transformers and with jettison.load", soft_wrap=True)
+    common.finish(result, json)
+
+
+def show_plan(planned: dict[str, Any]) -> None:
+    from jettison.plan.presets import format_bytes
+
+    recipe, predicted = planned["recipe"], planned["predicted"]
+    common.out.print(f"recipe [bold]{recipe['name']}[/bold]: {recipe.get('use', '')}")
+    for reason in recipe.get("why", []):
+        common.out.print(f"  {reason}", markup=False)
+    common.out.print(
+        f"on {predicted['device']}: {predicted['tokens_per_second']:.4g} tokens/s, "
+        f"{format_bytes(predicted['memory'])} at {predicted['context']} tokens of context"
+    )
+
+
+def show_forecast(forecast: dict[str, Any]) -> None:
+    from jettison.plan.presets import format_bytes
+
+    rows = [
+        [step["step"], format_bytes(step["memory"]), format_bytes(step["disk"]), _duration(step["seconds"])]
+        for step in forecast["steps"]
+    ]
+    common.table("step", "memory", "disk", "time, roughly", rows=rows)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def show_stages(result: dict[str, Any]) -> None:
+    """Original, quantized, recovered: size, bits, and on each text perplexity, distance, agreement."""
+    from jettison.plan.presets import format_bytes
+
+    stages = [name for name in ("original", "quantized", "recovered") if name in result]
+    texts = list(result[stages[0]]["texts"])
+    rows = []
+    for stage in stages:
+        size = result[stage]["size"]
+        row = [stage, format_bytes(size["bytes"]), f"{size['bits_per_weight']:.2f}"]
+        for text in texts:
+            measured = result[stage]["texts"][text]
+            row += [f"{measured['perplexity']:.2f}", f"{measured['kl']:.4f}", f"{measured['agreement']:.1%}"]
+        rows.append(row)
+    columns = ["", "size", "bits/weight"]
+    for text in texts:
+        short = {"books-evaluation": "books", "wikitext2": "WikiText-2"}.get(text, text)
+        columns += [f"{short}\nperplexity", "\nKL", "\nsame token"]
+    common.table(*columns, rows=rows)
+    if "recovered" in result:
+        parts = []
+        for text in texts:
+            original, quantized, recovered = (result[stage]["texts"][text]["log_perplexity"] for stage in stages)
+            if quantized - original > 0.005:
+                parts.append(f"{(quantized - recovered) / (quantized - original):.0%} on {text}")
+        if parts:
+            common.out.print(f"\nof the log-perplexity that quantization lost, recovery won back {', '.join(parts)}")

@@ -1,0 +1,37 @@
+"""jettison recipes"""
+
+import typer
+
+from jettison.cli import common
+
+
+def register(app: typer.Typer) -> None:
+    app.command("recipes", epilog=common.example("jettison recipes"))(recipes)
+
+
+def recipes(json: common.Json = None) -> None:
+    """List the recipes that are shipped and when to use each, and the methods that a recipe can name."""
+    from jettison import registry
+    from jettison.recipe import load_recipe, preset_names
+
+    presets = [load_recipe(name) for name in preset_names()]
+    for preset in presets:
+        common.out.print(f"[bold]{preset.name}[/bold]  {preset.use}")
+        for step in preset.steps:
+            common.out.print(f"    {step}", markup=False)
+    common.out.print()
+    found = [method for verb in registry.verbs() for method in registry.methods(verb).values()]
+    for method in found:
+        options = ", ".join(f"{name}={value}" for name, value in method.defaults.items())
+        common.out.print(f"[bold]{method.verb} {method.name}[/bold]  {method.summary}  [dim]{method.paper}[/dim]")
+        common.out.print(f"    {options}", markup=False)
+    common.finish(
+        {
+            "recipes": [preset.to_dict() for preset in presets],
+            "methods": [
+                {"verb": method.verb, "name": method.name, "paper": method.paper, "options": method.defaults}
+                for method in found
+            ],
+        },
+        json,
+    )

@@ -1,0 +1,42 @@
+"""jettison recover"""
+
+from typing import Annotated
+
+import typer
+
+from jettison.cli import common
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "recover",
+        epilog=common.example(
+            "jettison recover runs/scribe --set recover.samples=1024",
+            "accelerate launch --num_processes 2 -m jettison recover runs/scribe",
+        ),
+    )(recover)
+
+
+def recover(
+    folder: common.Folder,
+    changes: common.Changes = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="Where the original is now, if it has moved.")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop an earlier recovery and begin again.")] = False,
+    json: common.Json = None,
+    quiet: common.Quiet = False,
+) -> None:
+    """Win accuracy back: distil the original into side paths or scales. A killed run continues when called again."""
+    from jettison.recover import recover as run
+
+    if changes is None:
+        changes = []
+    common.begin(quiet)
+    result = run(folder, changes=changes, teacher=teacher, restart=restart)
+    losses = result["recovery"]["loss"]
+    common.out.print(
+        f"{folder}: KL per token {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last of {len(losses)}",
+        soft_wrap=True,
+    )
+    common.finish(result, json)

@@ -1,0 +1,254 @@
+"""The block loop: stream a block, measure what flows into it, apply the recipe's methods, write its shard, let go.
+
+At no time is more than one block in memory. A journal line after every block lets a killed run continue and write the
+same bytes.
+"""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jettison import registry
+from jettison.calibrate import Stats, token_windows, watch
+from jettison.errors import JettisonError, UsageError
+from jettison.files import file_digest, write_tensors
+from jettison.formats import compressed_tensors, writer
+from jettison.formats.manifest import read_manifest, update_manifest
+from jettison.grid import Grid, QuantizedWeight
+from jettison.journal import Journal
+from jettison.models import Linear, ModelFolder, Walk
+from jettison.models.checkpoint import Checkpoint
+from jettison.progress import bar, say
+from jettison.recipe import Recipe, Step, load_recipe
+from jettison.recover import synthesize
+
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One linear, the step that acts on it, and its grid (with the type in which its scales are stored)."""
+
+    linear: Linear
+    step: Step
+    grid: Grid
+
+
+def compress(
+    model: str | Path,
+    recipe: str | Path | Mapping | Recipe,
+    out: str | Path,
+    *,
+    changes: Iterable[str] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compress a model by a recipe into folder ``out``, a Hugging Face checkpoint. Returns its jettison.json.
+
+    model: ``scribe``, a local folder, or a hub id. recipe: a preset's name, a YAML file, a mapping or a Recipe, with
+    ``changes`` of the form ``verb.option=value``. A run that was killed continues when it is called again.
+
+    Raises UsageError for a recipe that does not fit the model, a model that is already quantized, or a folder that
+    holds another run; JettisonError for damaged or non-finite weights, or a full disk.
+    """
+    source, recipe, out = ModelFolder(model), load_recipe(recipe, changes), Path(out)
+    if source.quantization:
+        method = source.quantization.get("quant_method")
+        raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
+    jobs = assign(source, recipe)
+    needs = frozenset().union(*(registry.find("quantize", job.step.method).needs for job in jobs))
+    _check_disk(source, out)
+    journal = Journal(
+        out / JOURNAL,
+        {
+            "kind": "compress",
+            "model": source.fingerprint(),
+            "steps": [step for step in recipe.to_dict()["steps"] if "quantize" in step],
+            "calibration": recipe.calibration if needs else None,
+            "seed": seed,
+            "versions": {"jettison": version("jettison"), "torch": torch.__version__},
+        },
+    )
+    if not journal.last(finished=True):
+        walk = Walk(source, calibration_tokens(source, recipe, seed)) if needs else None
+        _run(source, jobs, out, journal, walk)
+        _finish(source, recipe, jobs, out, journal, seed)
+        journal.add(finished=True)
+    for note in compressed_tensors.problems(source.anatomy, _packed_grids(jobs)):
+        say(f"note: {note}")
+    return read_manifest(out)
+
+
+def assign(source: ModelFolder, recipe: Recipe) -> list[Job]:
+    """The linears that the quantize steps claim.
+
+    Raises UsageError if two steps claim one linear, a step claims nothing, a group size does not divide, or parts of
+    what engines fuse get different grids.
+    """
+    jobs: dict[Linear, Job] = {}
+    for step in recipe.of("quantize"):
+        claimed = [linear for linear in source.anatomy if step.where.matches(linear.roles, linear.block)]
+        if not claimed:
+            present = sorted({role for linear in source.anatomy for role in linear.roles})
+            raise UsageError(f"«{step}» fits nothing in {source.name}, whose roles are {', '.join(present)}")
+        for linear in claimed:
+            if linear in jobs:
+                raise UsageError(f"two steps claim {linear.name}: «{jobs[linear].step}» and «{step}»")
+            if "embed" in linear.roles and registry.find("quantize", step.method).needs:
+                raise UsageError(
+                    f"{linear.name} is looked up, not multiplied: rtn and hqq fit it, {step.method} does not"
+                )
+            try:
+                step.grid.groups(linear.columns)
+            except UsageError as error:
+                raise UsageError(f"{linear.name}: {error}") from None
+            jobs[linear] = Job(linear, step, _stored_grid(source, linear, step.grid))
+    parts: dict[str, Linear] = {}
+    for linear in source.anatomy:
+        other = parts.setdefault(linear.fused, linear)
+        grids = [str(jobs[part].grid) if part in jobs else "none" for part in (other, linear)]
+        if grids[0] != grids[1]:
+            raise UsageError(
+                f"engines run {linear.fused} as one matrix, so its parts share a grid; "
+                f"this recipe gives {other.name} {grids[0]} and {linear.name} {grids[1]}"
+            )
+    return list(jobs.values())
+
+
+def _stored_grid(source: ModelFolder, linear: Linear, grid: Grid) -> Grid:
+    """Scales are stored in the model's own 16-bit type; bfloat16 for a float32 model."""
+    tensor, _, _ = source.locate(f"{linear.name}.weight")
+    return replace(grid, scale_dtype=torch.float16 if source.checkpoint.dtype(tensor) == "F16" else torch.bfloat16)
+
+
+def calibration_tokens(source: ModelFolder, recipe: Recipe, seed: int) -> torch.Tensor:
+    """(samples, length) token ids, as the recipe's ``calibration`` asks."""
+    text, samples, length = (recipe.calibration[name] for name in ("text", "samples", "length"))
+    if text == "synthetic":
+        return synthesize(source, samples=samples, length=length, seed=seed)
+    return token_windows(source.tokenizer, text, length, samples)
+
+
+def _run(source: ModelFolder, jobs: list[Job], out: Path, journal: Journal, walk: Walk | None) -> None:
+    blocks = source.anatomy.blocks
+    done = sum("unit" in entry for entry in journal.entries)
+    with bar("compress", blocks + 1, done) as progress:
+        for unit in range(blocks + 1):  # the last unit is what lies outside the blocks
+            block = unit if unit < blocks else None
+            here = [job for job in jobs if job.linear.block == block]
+            if entry := journal.last(unit=unit):
+                if walk and block is not None:
+                    _replay(source, here, block, walk, Checkpoint(out, [out / entry["file"]]))
+                continue
+            weights, records, error = _quantize_unit(source, here, block, walk)
+            file = out / f"model-{unit + 1:05d}-of-{blocks + 1:05d}.safetensors"
+            write_tensors(file, writer.shard_tensors(source, block, weights, _unties(source, jobs)))
+            journal.add(unit=unit, file=file.name, sha256=file_digest(file), error=error, linears=records)
+            progress.advance(note="" if error is None else f"error of block {error:.4f}")
+
+
+def _quantize_unit(
+    source: ModelFolder, jobs: list[Job], block: int | None, walk: Walk | None
+) -> tuple[dict[Linear, QuantizedWeight], dict[str, dict], float | None]:
+    """Quantized weights, a record per linear, and with a walk the relative squared error of the block's output."""
+    if walk is None or block is None:
+        stats = {}
+        if walk:
+            stats = {job.linear.inputs: Stats.of(walk.head_inputs()) for job in jobs if "head" in job.linear.roles}
+        return *_quantize(source, jobs, stats), None
+    with walk.block(block) as module:
+        with watch(module, walk.prefix(block), [job.linear for job in jobs]) as stats:
+            wanted = walk.through(block)
+        weights, records = _quantize(source, jobs, stats)
+        for linear, weight in weights.items():
+            dense = weight.dequantize()
+            _install(module, walk.prefix(block), linear, dense.T.contiguous() if linear.layout == "conv1d" else dense)
+        walk.hidden = walk.through(block)
+    return weights, records, float((walk.hidden - wanted).square().sum() / wanted.square().sum())
+
+
+def _quantize(
+    source: ModelFolder, jobs: list[Job], stats: Mapping[str, Stats]
+) -> tuple[dict[Linear, QuantizedWeight], dict[str, dict]]:
+    weights, records = {}, {}
+    for job in jobs:
+        linear, method = job.linear, registry.find("quantize", job.step.method)
+        original = source.read_weight(linear.name, linear.layout)
+        seen = stats.get(linear.inputs)
+        known = seen if seen and seen.tokens else None
+        if known is None and method.needs:
+            # An expert that no calibration token reached counts every input alike; the record shows 0 tokens.
+            known = Stats(torch.eye(linear.columns))
+        try:
+            weight = method.function(original, job.grid, known, **job.step.options)
+        except JettisonError as error:
+            raise type(error)(f"{linear.name}: {error}") from error
+        error = _energy(original - weight.dequantize(), known) / max(_energy(original, known), 1e-30)
+        weights[linear] = weight
+        records[linear.name] = {"grid": str(job.grid), "error": round(error, 8)} | (
+            {"tokens": seen.tokens} if seen else {}
+        )
+    return weights, records
+
+
+def _energy(matrix: torch.Tensor, stats: Stats | None) -> float:
+    """The mean of ‖matrix x‖² over the calibration inputs x; ‖matrix‖² where there are none."""
+    return float((matrix * (matrix @ stats.hessian if stats else matrix)).sum())
+
+
+def _replay(source: ModelFolder, jobs: list[Job], block: int, walk: Walk, shard: Checkpoint) -> None:
+    """Lead the hidden states through a block that an earlier run has finished."""
+    with walk.block(block) as module:
+        for job in jobs:
+            dense = writer.read_back(source, shard, job.linear, job.grid)
+            _install(module, walk.prefix(block), job.linear, dense)
+        walk.hidden = walk.through(block)
+
+
+def _install(module: torch.nn.Module, prefix: str, linear: Linear, dense: torch.Tensor) -> None:
+    module.get_submodule(linear.name.removeprefix(prefix + ".")).weight.data = dense
+
+
+def _unties(source: ModelFolder, jobs: list[Job]) -> bool:
+    return source.anatomy.tied and any({"head", "embed"} & set(job.linear.roles) for job in jobs)
+
+
+def _packed_grids(jobs: list[Job]) -> dict[str, Grid]:
+    return {job.linear.name: job.grid for job in jobs if compressed_tensors.storable(job.linear)}
+
+
+def _finish(source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, journal: Journal, seed: int) -> None:
+    entries = [entry for entry in journal.entries if "unit" in entry]
+    grids = _packed_grids(jobs)
+    writer.finish(source, out, [entry["file"] for entry in entries], grids, _unties(source, jobs))
+    unseen = [name for entry in entries for name, record in entry["linears"].items() if record.get("tokens") == 0]
+    if unseen:
+        say(f"note: no calibration token reached {len(unseen)} expert matrices, such as {unseen[0]}: calibrate on more")
+    update_manifest(
+        out,
+        jettison=version("jettison"),
+        teacher={"name": source.name, "folder": str(source.folder), "fingerprint": source.fingerprint()},
+        license=source.license,
+        recipe=recipe.to_dict(),
+        seed=seed,
+        versions={name: version(name) for name in ("torch", "transformers", "compressed-tensors", "safetensors")},
+        hashes={entry["file"]: entry["sha256"] for entry in entries},
+        not_in_transformers=compressed_tensors.problems(source.anatomy, grids),
+        stored_dense=[job.linear.name for job in jobs if job.linear.name not in grids],
+        uncalibrated=unseen,
+        blocks=[{"error": entry["error"], "linears": entry["linears"]} for entry in entries],
+    )
+
+
+def _check_disk(source: ModelFolder, out: Path) -> None:
+    folder = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
+    free, needed = shutil.disk_usage(folder).free, source.checkpoint.file_bytes // 2
+    if free < needed:
+        raise JettisonError(
+            f"{folder} has {free / 1e9:.3f} GB free; {source.name} has {source.checkpoint.file_bytes / 1e9:.3f} GB and "
+            f"compressing it may need {needed / 1e9:.3f} GB"
+        )

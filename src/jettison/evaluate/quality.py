@@ -1,0 +1,89 @@
+"""Perplexity, and distance from the original: KL divergence and agreement on the likeliest token."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jettison.calibrate import token_windows
+from jettison.decode import load
+from jettison.errors import JettisonError
+from jettison.evaluate.size import measure_size
+from jettison.formats.manifest import NAME, read_manifest, update_manifest
+from jettison.models import ModelFolder
+from jettison.models.dense import require_memory
+from jettison.progress import bar, say
+
+TEXTS = ("books-evaluation", "wikitext2")
+TOKENS, WINDOW, BATCH = 30_720, 512, 4
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    texts: Iterable[str | Path] = TEXTS,
+    tokens: int | None = TOKENS,
+    window: int = WINDOW,
+    teacher: str | Path | None = None,
+    adapter: bool = True,
+    save_as: str | None = None,
+) -> dict[str, Any]:
+    """Measure a checkpoint or any model.
+
+    texts: bundled names or UTF-8 files, cut into windows of ``window`` tokens, ``tokens`` in all (None: everything).
+    For each: log-perplexity in nats per token, perplexity, and against the original in nats and shares:
+    KL(original ‖ model) and how often both have the same likeliest token. The original is the one that jettison.json
+    names, or ``teacher``; without one the distances are left out. save_as: also keep the result in jettison.json
+    under that name.
+    """
+    source = ModelFolder(model)
+    original = _find_original(source, teacher)
+    require_memory(source.anatomy.parameters * 2 * (2 if original else 1), f"evaluating {source.name}")
+    student = load(model, adapter=adapter)
+    reference = load(original) if original else None
+    result: dict[str, Any] = {"size": measure_size(source.folder), "texts": {}}
+    for text in texts:
+        count = None if tokens is None else max(1, tokens // window)
+        windows = token_windows(source.tokenizer, text, window, count)
+        result["texts"][str(text)] = _compare(student, reference, windows, str(text))
+    if save_as:
+        results = read_manifest(source.folder).get("results", {}) | {save_as: result}
+        update_manifest(source.folder, results=results)
+    return result
+
+
+def _find_original(source: ModelFolder, teacher: str | Path | None) -> str | None:
+    if teacher is not None:
+        return str(teacher)
+    if not (source.folder / NAME).exists():
+        return None
+    recorded = read_manifest(source.folder)["teacher"]["folder"]
+    if Path(recorded).is_dir():
+        return recorded
+    say(f"note: the original is not at {recorded} any more, so distances from it are left out; give it with --teacher")
+    return None
+
+
+@torch.no_grad()
+def _compare(student, reference, windows: torch.Tensor, name: str) -> dict[str, float]:
+    """windows: (n, length). Every token but the first of a window is predicted."""
+    loss = divergence = agreement = 0.0
+    with bar("evaluate", len(windows)) as progress:
+        for ids in windows.split(BATCH):
+            guess = student.logits(ids)[:, :-1].float().log_softmax(-1)  # (batch, length-1, vocabulary)
+            wanted = ids[:, 1:].to(guess.device)
+            loss -= float(guess.gather(-1, wanted.unsqueeze(-1)).sum(dtype=torch.float64))
+            if reference:
+                target = reference.logits(ids)[:, :-1].float().log_softmax(-1)
+                divergence += float((target.exp() * (target - guess)).sum(dtype=torch.float64))
+                agreement += int((target.argmax(-1) == guess.argmax(-1)).sum())
+            progress.advance(len(ids), note=name)
+    count = windows.shape[0] * (windows.shape[1] - 1)
+    if not math.isfinite(loss):
+        raise JettisonError(f"log-perplexity on {name} is {loss / count}: the model's outputs are not finite")
+    measured = {"log_perplexity": round(loss / count, 6), "perplexity": round(math.exp(min(loss / count, 700)), 4)}
+    if reference:
+        measured |= {"kl": round(divergence / count, 6), "agreement": round(agreement / count, 6)}
+    return measured | {"tokens": count}

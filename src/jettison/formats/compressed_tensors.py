@@ -1,0 +1,166 @@
+"""compressed-tensors, format pack-quantized: one grid per group of modules, weights packed in int32 words.
+
+Written with the library's own schema; read back into modules that keep the weights packed.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import compressed_tensors
+import torch
+from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+from compressed_tensors.utils.match import match_targets
+from pydantic import ValidationError
+from torch import nn
+
+from jettison.errors import JettisonError
+from jettison.grid import WHOLE_ROW, Grid, QuantizedWeight, unpack
+from jettison.models import Anatomy, Linear, ModelFolder
+from jettison.models.dense import with_defaults
+from jettison.models.modules import QuantLinear, packed_parts
+
+FORMAT = "pack-quantized"
+STORED_LAYOUTS = ("linear", "embedding")
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def storable(linear: Linear) -> bool:
+    """Whether the format can hold this matrix packed. The others (GPT-2's) are stored dense, on their grid."""
+    return linear.layout in STORED_LAYOUTS
+
+
+def tensors(name: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+    """What the shard holds for a quantized linear called ``name``."""
+    parts = {f"{name}.{part}": value for part, value in packed_parts(weight).items()}
+    return parts | {f"{name}.weight_shape": torch.tensor(weight.codes.shape)}
+
+
+def config_section(anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
+    """``quantization_config`` for config.json. grids: linear name -> its grid, for the packed ones.
+
+    A pattern stands for all blocks where they agree; otherwise modules are named one by one. Nothing is targeted by
+    class, so what is not named is not quantized; it is listed under ``ignore``, as vLLM wants it.
+    """
+    by_grid: dict[Grid, list[str]] = defaultdict(list)
+    for linear in anatomy:
+        if linear.name in grids:
+            by_grid[grids[linear.name]].append(linear.name)
+    rest = [linear.name for linear in anatomy if linear.name not in grids and "embed" not in linear.roles]
+    every = [linear.name for linear in anatomy]
+    ignore = _targets(rest, every)
+    if anatomy.family.router:
+        ignore.append(rf"re:.*\.{re.escape(anatomy.family.router)}$")
+    groups = {
+        f"group_{number}": QuantizationScheme(targets=_targets(names, every), weights=_arguments(grid), format=FORMAT)
+        for number, (grid, names) in enumerate(by_grid.items())
+    }
+    section = QuantizationConfig(
+        config_groups=groups, format=FORMAT, quantization_status="compressed", ignore=ignore
+    ).model_dump(mode="json")
+    return {"version": compressed_tensors.__version__} | section
+
+
+def _arguments(grid: Grid) -> QuantizationArgs:
+    grouped = (
+        {"strategy": "channel"}
+        if grid.group_size == WHOLE_ROW
+        else {"strategy": "group", "group_size": grid.group_size}
+    )
+    return QuantizationArgs(num_bits=grid.bits, type="int", symmetric=grid.symmetric, dynamic=False, **grouped)
+
+
+def _targets(names: list[str], every: list[str]) -> list[str]:
+    pattern = lambda name: re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name))  # noqa: E731
+    members, total = defaultdict(list), defaultdict(int)
+    for name in every:
+        total[pattern(name)] += 1
+    for name in names:
+        members[pattern(name)].append(name)
+    targets = []
+    for shape, found in members.items():
+        targets += [f"re:{shape}$"] if len(found) == total[shape] > 1 else found
+    return targets
+
+
+def read_grids(source: ModelFolder) -> dict[str, Grid]:
+    """Linear name -> grid, from config.json, for every module that the shards hold packed.
+
+    Raises JettisonError for a quantization that is not weight-only pack-quantized integers.
+    """
+    section = dict(source.quantization or {})
+    if section.get("quant_method") != "compressed-tensors":
+        raise JettisonError(
+            f"{source.folder} is quantized with {section.get('quant_method')!r}; only compressed-tensors can be read"
+        )
+    try:
+        config = QuantizationConfig.model_validate(section)
+    except ValidationError as error:
+        raise JettisonError(f"{source.folder}: quantization_config is not valid: {error.errors()[0]['msg']}") from None
+    schemes = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
+    grids = {}
+    for linear in source.anatomy:
+        stored = f"{linear.name}.weight_packed"
+        if source.has(stored):
+            module = source.skeleton.get_submodule(linear.name)
+            matched = match_targets(linear.name, module, list(schemes))
+            if not matched:
+                raise JettisonError(f"{source.folder}: {linear.name} is packed, but no group of config.json targets it")
+            grids[linear.name] = _grid(source, linear, schemes[matched[0]])
+    return grids
+
+
+def _grid(source: ModelFolder, linear: Linear, scheme: QuantizationScheme) -> Grid:
+    weights = scheme.weights
+    if weights is None or weights.type != "int" or scheme.input_activations is not None:
+        raise JettisonError(f"{source.folder}: {linear.name} is not weight-only integers, which is all that is read")
+    dtype = DTYPES[source.checkpoint.dtype(source.locate(f"{linear.name}.weight_scale")[0])]
+    size = WHOLE_ROW if weights.strategy == "channel" else weights.group_size
+    return Grid(weights.num_bits, size, weights.symmetric, dtype)
+
+
+def read_weight(read: Callable[[str], torch.Tensor], name: str, grid: Grid) -> QuantizedWeight:
+    """A packed linear, unpacked. read: from a tensor's name to its value."""
+    rows, columns = read(f"{name}.weight_shape").tolist()
+    codes = unpack(read(f"{name}.weight_packed"), grid.bits, columns)
+    zero = None if grid.symmetric else unpack(read(f"{name}.weight_zero_point").T, grid.bits, rows).T
+    return QuantizedWeight(codes, read(f"{name}.weight_scale"), zero, grid)
+
+
+def load_packed(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
+    """The causal language model of a folder, its quantized linears as ``QuantLinear``, the rest in ``dtype``."""
+    model = source.new_skeleton()
+    embedding = model.get_input_embeddings()
+    for name, grid in read_grids(source).items():
+        module = model.get_submodule(name)
+        if module is embedding:  # looked up row by row, not multiplied: kept dense
+            weight = read_weight(source.read, name, grid).dequantize(dtype)
+            module.weight = nn.Parameter(weight, requires_grad=False)
+            continue
+        bias = None if module.bias is None else source.read(f"{name}.bias").to(dtype)
+        packed = QuantLinear(module.out_features, module.in_features, grid, bias)
+        for part in ("weight_packed", "weight_scale", "weight_zero_point"):
+            if getattr(packed, part) is not None:
+                setattr(packed, part, source.read(f"{name}.{part}"))
+        model.set_submodule(name, packed)
+    source.fill(model, dtype=dtype)
+    return with_defaults(model, source, dtype)
+
+
+def problems(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
+    """What keeps transformers from loading this checkpoint, in plain words. Empty for most models."""
+    found = []
+    if any(not grid.symmetric for grid in grids.values()):
+        found.append(
+            "with compressed-tensors 0.18 to 0.20, transformers cannot load packed zero points: "
+            "use symmetric: true, compressed-tensors 0.17, or jettison.load"
+        )
+    experts = [linear for linear in anatomy if "expert" in linear.roles and linear.name in grids]
+    if experts and anatomy.family.experts["stored"] == "stacked":
+        found.append(f"transformers has no loader for packed experts of {anatomy.family.name}; jettison.load has")
+    elif len({grids[linear.name] for linear in experts}) > 1:
+        found.append(
+            "transformers reads one grid for all experts, and this recipe has several; jettison.load reads all"
+        )
+    return found

@@ -1,0 +1,29 @@
+"""``jettison.json``: what was done to a checkpoint, from what, and what was measured.
+
+It holds no times and no dates: the same run gives the same bytes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jettison.errors import UsageError
+from jettison.files import read_json, write_json
+
+NAME = "jettison.json"
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Raises UsageError if the folder is not one that Jettison wrote and finished."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"no folder {str(folder)!r}: give one that `jettison compress` wrote")
+    if not (folder / NAME).exists():
+        raise UsageError(f"{folder} has no {NAME}: it is not a finished output of `jettison compress`")
+    return read_json(folder / NAME)
+
+
+def update_manifest(folder: Path, **sections: Any) -> dict[str, Any]:
+    """Replace these sections and keep the others."""
+    manifest = (read_json(folder / NAME) if (folder / NAME).exists() else {}) | sections
+    write_json(folder / NAME, manifest)
+    return manifest

@@ -1,0 +1,218 @@
+"""A model as it lies on disk: config, skeleton, anatomy, and any parameter by the name its module has."""
+
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from jettison.errors import JettisonError, UsageError
+from jettison.files import digest, read_json
+from jettison.models.anatomy import Anatomy, read_anatomy
+from jettison.models.checkpoint import Checkpoint
+from jettison.models.skeleton import build_skeleton
+
+BUNDLED = {"scribe": Path(__file__).parent / "scribe"}
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
+
+
+def find_folder(name: str | Path) -> Path:
+    """The folder of a model: ``scribe`` (bundled), a local folder, or a Hugging Face hub id, fetched once.
+
+    Raises UsageError if there is no such model.
+    """
+    if str(name) in BUNDLED:
+        return BUNDLED[str(name)]
+    folder = Path(name)
+    if folder.is_dir():
+        return folder.resolve()
+    if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+        raise UsageError(
+            f"no model {str(name)!r}: give 'scribe', an existing folder, or a hub id such as Qwen/Qwen3-4B"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UsageError(f"no folder {str(name)!r} here, and the hub could not serve it: {error}") from error
+
+
+class ModelFolder:
+    """A Hugging Face folder. Opening it reads the config and the headers of the shards, no weights."""
+
+    def __init__(self, name: str | Path):
+        self.name = str(name)
+        self.folder = find_folder(name)
+        if not (self.folder / "config.json").exists():
+            raise UsageError(f"{self.folder} is not a model folder: it has no config.json")
+        self.raw_config = read_json(self.folder / "config.json")
+
+    @cached_property
+    def config(self):
+        try:
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+        except (ValueError, KeyError, OSError) as error:
+            raise UsageError(f"{self.folder}/config.json cannot be used: {str(error).partition(chr(10))[0]}") from error
+
+    @cached_property
+    def skeleton(self) -> torch.nn.Module:
+        """Shared: for reading only. ``new_skeleton`` makes one to fill."""
+        return self.new_skeleton()
+
+    def new_skeleton(self) -> torch.nn.Module:
+        return build_skeleton(self.config)[0]
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        model, family = build_skeleton(self.config)
+        return read_anatomy(model, family)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.folder)
+
+    @cached_property
+    def tokenizer(self):
+        try:
+            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+        except (ValueError, KeyError, OSError, TypeError) as error:
+            raise UsageError(f"{self.folder} has no usable tokenizer: {str(error).partition(chr(10))[0]}") from error
+
+    @property
+    def quantization(self) -> dict | None:
+        """``quantization_config`` of config.json, if the weights are already quantized."""
+        return self.raw_config.get("quantization_config")
+
+    def fingerprint(self) -> str:
+        return digest(json.dumps(self.raw_config, sort_keys=True), self.checkpoint.fingerprint())
+
+    def locate(self, parameter: str) -> tuple[str, int | None, str]:
+        """Where a module's parameter is stored: (tensor, expert number for a stacked tensor, what to take of it).
+
+        Raises JettisonError if the checkpoint has no such tensor.
+        """
+        if (tensor := self._tensor(parameter)) is not None:
+            return tensor, None, ""
+        experts = self.anatomy.family.experts
+        if experts and experts["stored"] == "stacked" and (at := f".{experts['at']}.") in parameter:
+            before, _, after = parameter.partition(at)
+            number, projection, kind = after.split(".")
+            stem = "down_proj" if projection == "down_proj" else "gate_up_proj"
+            tensor = self._tensor(f"{before}{at}{stem}" + ("_bias" if kind == "bias" else ""))
+            if tensor is not None:
+                return tensor, int(number), projection
+        head = self.anatomy.head
+        if self.anatomy.tied and head and parameter == f"{head.name}.weight":
+            return self.locate(f"{self.anatomy.linears[0].name}.weight")
+        raise JettisonError(f"{self.folder}: the checkpoint has no tensor for {parameter}")
+
+    def has(self, parameter: str) -> bool:
+        return self._tensor(parameter) is not None
+
+    def _tensor(self, parameter: str) -> str | None:
+        """The checkpoint's name for a parameter: its own, or the same without or with another prefix."""
+        if parameter in self.checkpoint:
+            return parameter
+        for prefix, replacement in self._prefixes:
+            if (
+                parameter.startswith(prefix)
+                and (name := replacement + parameter.removeprefix(prefix)) in self.checkpoint
+            ):
+                return name
+        return None
+
+    @cached_property
+    def _prefixes(self) -> list[tuple[str, str]]:
+        """Module prefix -> older spellings of it in checkpoints."""
+        base = self.skeleton.base_model_prefix + "."
+        return [
+            (base, ""),  # saved from the bare base model
+            ("model.language_model.", "language_model.model."),  # multimodal checkpoints before transformers 4.52
+            ("lm_head.", "language_model.lm_head."),
+            ("model.", ""),
+        ]
+
+    def tensors_of(self, block: int | None) -> list[str]:
+        """The checkpoint's tensors that belong to a block; with None, all that belong to none."""
+        return [tensor for tensor, of in self._block_of.items() if of == block]
+
+    @cached_property
+    def _block_of(self) -> dict[str, int | None]:
+        blocks = dict.fromkeys(sorted(self.checkpoint))
+        prefix = f"{self.anatomy.family.blocks}."
+        for name in self.skeleton.state_dict():
+            if name.startswith(prefix) and (self.has(name) or "experts" in name):
+                blocks[self.locate(name)[0]] = int(name.removeprefix(prefix).partition(".")[0])
+        return blocks
+
+    @cached_property
+    def license(self) -> str:
+        """As the folder states it: the model card's ``license`` field, else the name of a licence file, else ''."""
+        card = self.folder / "README.md"
+        found = (
+            re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8"), re.MULTILINE) if card.exists() else None
+        )
+        if found:
+            return found[1]
+        return next((path.name for path in sorted(self.folder.glob("LICENSE*"))), "")
+
+    def read(self, parameter: str) -> torch.Tensor:
+        """A module's parameter, in the module's own layout, in the type it is stored in."""
+        tensor, expert, part = self.locate(parameter)
+        value = self.checkpoint.read(tensor, expert)
+        if expert is None:
+            return value
+        if value.dim() == 2:  # stacked experts are stored (in, out)
+            value = value.T
+        if part != "down_proj":  # gate and up alternate
+            value = value[0::2] if part == "gate_proj" else value[1::2]
+        return value.contiguous()
+
+    def read_weight(self, name: str, layout: str) -> torch.Tensor:
+        """The weight of a linear as float32 (rows, columns). Raises JettisonError if a value is not finite."""
+        stored = self.read(f"{name}.weight")
+        if not stored.is_floating_point():
+            raise JettisonError(f"{name}.weight is stored as {stored.dtype}: full-precision weights are needed")
+        weight = stored.float()
+        if not torch.isfinite(weight).all():
+            bad = int((~torch.isfinite(weight)).sum())
+            raise JettisonError(f"{name}.weight of {self.folder} has {bad} values that are NaN or infinite")
+        return weight.T.contiguous() if layout == "conv1d" else weight
+
+    def fill(self, module: torch.nn.Module, prefix: str = "", dtype: torch.dtype | None = None, skip=()) -> None:
+        """Give every parameter of ``module`` that is on meta its value; those of the modules in ``skip`` stay there.
+
+        Parameters ask for gradients, as transformers leaves them: for frozen weights and a strided input, PyTorch's
+        linear copies the weight once per row of the batch.
+        """
+        skipped = {id(parameter) for inner in skip for parameter in inner.parameters()}
+        seen: dict[str, torch.nn.Parameter] = {}
+        for path, owner in module.named_modules():
+            for name, parameter in list(owner._parameters.items()):
+                if parameter is None or parameter.device.type != "meta" or id(parameter) in skipped:
+                    continue
+                full = ".".join(part for part in (prefix, path, name) if part)
+                tensor, expert, part = self.locate(full)
+                key = f"{tensor}/{expert}/{part}"
+                if key not in seen:  # tied parameters stay one
+                    value = self.read(full)
+                    if tuple(value.shape) != tuple(parameter.shape):
+                        raise JettisonError(
+                            f"{self.folder}: {tensor} has shape {tuple(value.shape)}, the config asks for "
+                            f"{tuple(parameter.shape)} at {full}"
+                        )
+                    value = value.to(dtype) if dtype and value.is_floating_point() else value
+                    seen[key] = torch.nn.Parameter(value)
+                owner._parameters[name] = seen[key]
+
+
+def empty(module: torch.nn.Module) -> None:
+    """Send the parameters of a module back to meta, freeing their memory."""
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                owner._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device="meta"))

@@ -1,0 +1,73 @@
+"""Linear layers on packed weights, and the low-rank side path that recovers what they lost."""
+
+import torch
+from torch import nn
+
+from jettison.grid import Grid, QuantizedWeight, pack
+from jettison.kernels import ops
+
+
+class QuantLinear(nn.Module):
+    """y = x Wᵀ + b with W packed, under the names that compressed-tensors gives its parts.
+
+    weight_packed: int32 (out, words). weight_scale: (out, groups). weight_zero_point: int32 (words, groups) or None.
+    """
+
+    def __init__(self, rows: int, columns: int, grid: Grid, bias: torch.Tensor | None = None):
+        super().__init__()
+        self.grid, self.in_features, self.out_features = grid, columns, rows
+        empty = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device="meta")  # noqa: E731
+        words, groups = -(-columns * grid.bits // 32), grid.groups(columns)
+        self.register_buffer("weight_packed", empty(rows, words, dtype=torch.int32))
+        self.register_buffer("weight_scale", empty(rows, groups, dtype=grid.scale_dtype))
+        zero = None if grid.symmetric else empty(-(-rows * grid.bits // 32), groups, dtype=torch.int32)
+        self.register_buffer("weight_zero_point", zero)
+        self.register_buffer("bias", bias)
+        self.gain: nn.Parameter | None = None  # set while the scales are trained
+
+    @classmethod
+    def of(cls, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> "QuantLinear":
+        module = cls(*weight.codes.shape, weight.grid, bias)
+        for name, value in packed_parts(weight).items():
+            setattr(module, name, value)
+        return module
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """The stored scales; while they are trained, what they would be stored as, with the gradient passed through."""
+        if self.gain is None:
+            return self.weight_scale
+        exact = self.weight_scale.float() * self.gain.exp()
+        return exact + (exact.to(self.grid.scale_dtype).float() - exact).detach()
+
+    def weight(self) -> torch.Tensor:
+        """(out, in) float32."""
+        return ops.dequantize(self.weight_packed, self.scale, self.weight_zero_point, self.grid, self.in_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ops.quant_linear(x, self.weight_packed, self.scale, self.weight_zero_point, self.grid, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} → {self.out_features}, {self.grid}"
+
+
+class Adapted(nn.Module):
+    """base(x) + scaling · B(A(x)), computed as PEFT does. A: (rank, in), B: (out, rank)."""
+
+    def __init__(self, base: nn.Module, a: torch.Tensor, b: torch.Tensor, scaling: float):
+        super().__init__()
+        self.base, self.scaling = base, scaling
+        self.lora_a, self.lora_b = nn.Parameter(a, requires_grad=False), nn.Parameter(b, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self.base(x)
+        low = nn.functional.linear(x.to(self.lora_a.dtype), self.lora_a)
+        return (result + nn.functional.linear(low, self.lora_b) * self.scaling).to(result.dtype)
+
+
+def packed_parts(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+    """The tensors of a QuantLinear, as they are stored."""
+    parts = {"weight_packed": pack(weight.codes, weight.grid.bits), "weight_scale": weight.scale}
+    if weight.zero is not None:
+        parts["weight_zero_point"] = pack(weight.zero.T.contiguous(), weight.grid.bits).T.contiguous()
+    return parts

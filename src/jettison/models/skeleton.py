@@ -1,0 +1,93 @@
+"""A model without weights: Hugging Face's own class on the meta device, experts as separate linears."""
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.activations import ACT2FN
+
+from jettison.errors import UsageError
+from jettison.models.anatomy import Family, find_family
+
+
+def build_skeleton(config: PretrainedConfig) -> tuple[nn.Module, Family]:
+    """The causal language model of ``config``: parameters on meta in float32, computed buffers real, in eval mode.
+
+    Raises UsageError for a config that no causal language model of transformers has.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UsageError(f"no causal language model can be built from this config: {_first_line(error)}") from error
+    family = find_family(config.model_type, model)
+    if family.experts:
+        separate_experts(model, family)
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            if module._buffers[name] is not None:
+                module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+    model.initialize_weights()  # fills the computed buffers; on meta parameters it does nothing
+    return model.eval(), family
+
+
+class Expert(nn.Module):
+    """down(gate(x) ⊙ up(x)), as three linears."""
+
+    def __init__(self, hidden: int, width: int, bias: bool):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, width, bias=bias)
+        self.up_proj = nn.Linear(hidden, width, bias=bias)
+        self.down_proj = nn.Linear(width, hidden, bias=bias)
+
+
+class Experts(nn.ModuleList):
+    """Experts with one linear per matrix, so that each can be measured, quantized and run on its own."""
+
+    def __init__(self, number: int, hidden: int, width: int, bias: bool, gate):
+        super().__init__(Expert(hidden, width, bias) for _ in range(number))
+        self.gate = gate
+
+    def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """hidden_states: (tokens, hidden). chosen: (tokens, k) expert numbers. shares: (tokens, k) their weights."""
+        result = torch.zeros_like(hidden_states)
+        for number, expert in enumerate(self):
+            token, place = torch.where(chosen == number)
+            if len(token):
+                x = hidden_states[token]
+                y = expert.down_proj(self.gate(expert.gate_proj(x), expert.up_proj(x)))
+                result.index_add_(0, token, (y * shares[token, place, None]).to(result.dtype))
+        return result
+
+
+def separate_experts(model: nn.Module, family: Family) -> None:
+    """Replace every stacked experts module by ``Experts``. The sizes come from the stacked parameters."""
+    config = model.config.get_text_config()
+    stacked_in_out = family.experts["stored"] == "stacked"
+    for block in model.get_submodule(family.blocks):
+        parent_path, _, name = family.experts["at"].rpartition(".")
+        parent = block.get_submodule(parent_path)
+        stacked = getattr(parent, name, None)
+        if stacked is None:
+            continue  # a dense block of a mixed model
+        number, *shape = stacked.down_proj.shape
+        width, hidden = shape if stacked_in_out else reversed(shape)
+        with torch.device("meta"):
+            experts = Experts(number, hidden, width, stacked_in_out, _gate(family.experts["gate"], config))
+        setattr(parent, name, experts)
+
+
+def _gate(kind: str, config: PretrainedConfig):
+    if kind == "gated":
+        activation = ACT2FN[config.hidden_act]
+        return lambda gate, up: activation(gate) * up
+    alpha, limit = config.swiglu_alpha, config.swiglu_limit
+
+    def clamped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        return (up + 1) * gate * torch.sigmoid(alpha * gate)
+
+    return clamped
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

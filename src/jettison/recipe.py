@@ -1,0 +1,221 @@
+"""A recipe says what to do to which part of a model. People write it, the planner writes it, ``compress`` runs it."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jettison import registry
+from jettison.errors import UsageError, unknown
+from jettison.grid import Grid
+
+ROLES = ("q", "k", "v", "o", "gate", "up", "down", "expert", "router", "head", "embed", "linear")
+GRID_OPTIONS = ("bits", "group_size", "symmetric")
+DEFAULT_METHOD = {"recover": "distill"}
+CALIBRATION = {"text": "books", "samples": 128, "length": 256}
+PRESETS = files("jettison") / "recipes"
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which linears a step is for: any of these roles, in these blocks. Empty means all."""
+
+    role: tuple[str, ...] = ()
+    block: tuple[int, ...] = ()
+
+    def matches(self, roles: Iterable[str], block: int | None) -> bool:
+        if self.block and block not in self.block:
+            return False
+        return bool(set(self.role) & set(roles)) if self.role else not {"embed", "router"} & set(roles)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One action: a verb (``quantize``), a method, its complete options, and where it applies."""
+
+    verb: str
+    method: str
+    options: dict[str, Any]
+    where: Where = Where()
+    grid: Grid | None = None
+
+    def __str__(self) -> str:
+        where = ", ".join(self.where.role) or "all linears"
+        blocks = f" of blocks {', '.join(map(str, self.where.block))}" if self.where.block else ""
+        what = f"{self.method} to {self.grid}" if self.grid else self.method
+        return f"{self.verb} {what}: {where}{blocks}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """steps, in order. calibration: the text that methods with statistics see. why: the planner's reasons."""
+
+    name: str
+    steps: tuple[Step, ...]
+    use: str = ""
+    calibration: dict[str, Any] = field(default_factory=lambda: dict(CALIBRATION))
+    why: tuple[str, ...] = ()
+    loss: float | None = None  # log-perplexity lost on scribe, measured; orders the presets for the planner
+
+    def of(self, verb: str) -> list[Step]:
+        return [step for step in self.steps if step.verb == verb]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the file: only what differs from a default is left out, so that a file records what was run."""
+        steps = []
+        for step in self.steps:
+            options = {"method": step.method}
+            if step.grid:
+                options |= {name: getattr(step.grid, name) for name in GRID_OPTIONS}
+            entry: dict[str, Any] = {step.verb: options | step.options}
+            if step.where != Where():
+                entry["where"] = {k: list(v) for k, v in vars(step.where).items() if v}
+            steps.append(entry)
+        found = {"name": self.name, "use": self.use, "loss": self.loss, "why": list(self.why)}
+        return {k: v for k, v in found.items() if v} | {"calibration": self.calibration, "steps": steps}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100, default_flow_style=None)
+
+
+def preset_names() -> list[str]:
+    return sorted(entry.name.removesuffix(".yaml") for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(source: "str | Path | Mapping | Recipe", changes: Iterable[str] = ()) -> Recipe:
+    """A preset's name, the path of a YAML file, a mapping, or a Recipe; with ``verb.option=value`` changes applied.
+
+    A change applies to every step of its verb that knows the option; ``calibration.option=value`` works too.
+    Raises UsageError naming the field and what is valid.
+    """
+    changes = [_parse_change(change) for change in changes]
+    if isinstance(source, Recipe) and not changes:
+        return source
+    if isinstance(source, Recipe):
+        data: Any = source.to_dict()
+    elif not isinstance(source, str | Path):
+        data = source
+    elif str(source) in preset_names():
+        data = yaml.safe_load((PRESETS / f"{source}.yaml").read_text(encoding="utf-8"))
+    elif Path(source).suffix in (".yaml", ".yml", ".json"):
+        data = _read_yaml(Path(source))
+    else:
+        raise unknown("recipe", str(source), preset_names(), " (neither a preset nor a .yaml file)")
+    return _parse(data, changes)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _parse(data: Any, changes: list[tuple[str, str, Any]]) -> Recipe:
+    if not isinstance(data, Mapping):
+        raise UsageError(f"a recipe is a mapping with the field 'steps'; this one is a {type(data).__name__}")
+    known = ("name", "use", "calibration", "steps", "why", "loss")
+    for name in data:
+        if name not in known:
+            raise unknown("recipe field", name, known)
+    if not isinstance(data.get("steps"), list) or not data["steps"]:
+        raise UsageError("recipe field 'steps' must be a list with at least one step")
+    given = dict(data.get("calibration") or {})
+    given |= {option: value for verb, option, value in changes if verb == "calibration"}
+    for name in given:
+        if name not in CALIBRATION:
+            raise unknown("calibration option", name, CALIBRATION)
+    for name in ("samples", "length"):
+        if name in given and (not isinstance(given[name], int) or given[name] < 1):
+            raise UsageError(f"calibration option {name} = {given[name]!r}: a positive whole number is needed")
+    used: set[tuple[str, str]] = set()
+    steps = tuple(_parse_step(step, changes, used) for step in data["steps"])
+    for verb, option, _ in changes:
+        if verb != "calibration" and (verb, option) not in used:
+            raise unknown("change", f"{verb}.{option}", _changeable(steps))
+    return Recipe(
+        name=str(data.get("name", "custom")),
+        steps=steps,
+        use=str(data.get("use", "")),
+        calibration=CALIBRATION | given,
+        why=tuple(data.get("why") or ()),
+        loss=data.get("loss"),
+    )
+
+
+def _changeable(steps: Iterable[Step]) -> set[str]:
+    found = {f"calibration.{name}" for name in CALIBRATION}
+    for step in steps:
+        names = list(step.options) + list(GRID_OPTIONS if step.grid else ())
+        found |= {f"{step.verb}.{name}" for name in names}
+    return found
+
+
+def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[str, str]]) -> Step:
+    verbs = [name for name in data if name != "where"] if isinstance(data, Mapping) else []
+    if len(verbs) != 1:
+        raise UsageError(f"a step has one verb ({', '.join(registry.verbs())}) and perhaps 'where'; this is {data!r}")
+    verb = verbs[0]
+    if verb not in registry.verbs():
+        raise unknown("step", verb, registry.verbs())
+    options = dict(data[verb] or {})
+    mine = [(option, value) for of, option, value in changes if of == verb]
+    name = dict(mine).get("method", options.pop("method", DEFAULT_METHOD.get(verb, "")))
+    method = registry.find(verb, name)
+    known = set(method.defaults) | set(GRID_OPTIONS if verb == "quantize" else ())
+    options |= {option: value for option, value in mine if option in known}
+    used |= {(verb, option) for option, _ in mine if option in known | {"method"}}
+    grid = None
+    if verb == "quantize":
+        if "bits" not in options:
+            raise UsageError(f"a quantize step needs 'bits' (2 to 8); this is {data!r}")
+        grid = _parse_grid({name: options.pop(name) for name in GRID_OPTIONS if name in options})
+    return Step(verb, method.name, method.check(options), _parse_where(data.get("where")), grid)
+
+
+def _parse_grid(options: dict[str, Any]) -> Grid:
+    for name, value in options.items():
+        kind = bool if name == "symmetric" else int
+        if type(value) is not kind:
+            raise UsageError(f"quantize option {name} = {value!r}: {kind.__name__} is needed")
+    return Grid(**options)
+
+
+def _parse_where(data: Any) -> Where:
+    if data is None:
+        return Where()
+    if not isinstance(data, Mapping):
+        raise UsageError(f"'where' is a mapping with role and block; this is {data!r}")
+    for name in data:
+        if name not in ("role", "block"):
+            raise unknown("field of where", name, ("role", "block"))
+    roles = data.get("role", [])
+    roles = [roles] if isinstance(roles, str) else list(roles)
+    for role in roles:
+        if role not in ROLES:
+            raise unknown("role", role, ROLES)
+    blocks = data.get("block", [])
+    numbers: list[int] = []
+    for entry in [blocks] if isinstance(blocks, int | str) else blocks:
+        span = re.fullmatch(r"(\d+)(?:-(\d+))?", str(entry))
+        if not span:
+            raise UsageError(f"block {entry!r} of where: a number or a span such as 0-3 is needed")
+        numbers += range(int(span[1]), int(span[2] or span[1]) + 1)
+    return Where(tuple(roles), tuple(numbers))
+
+
+def _parse_change(change: str) -> tuple[str, str, Any]:
+    found = re.fullmatch(r"(\w+)\.(\w+)=(.*)", change, re.DOTALL)
+    if not found:
+        raise UsageError(f"a change has the form verb.option=value, such as recover.rank=16; this is {change!r}")
+    return found[1], found[2], yaml.safe_load(found[3])
+
+
+def with_why(recipe: Recipe, why: Iterable[str]) -> Recipe:
+    return replace(recipe, why=tuple(why))

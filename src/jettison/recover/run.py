@@ -1,0 +1,169 @@
+"""``recover`` on a folder: data, training, and what it changes in the checkpoint."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from jettison.calibrate import token_windows
+from jettison.errors import UsageError
+from jettison.files import file_digest, write_tensors
+from jettison.formats import compressed_tensors
+from jettison.formats.manifest import read_manifest, update_manifest
+from jettison.formats.peft import FOLDER as ADAPTER
+from jettison.formats.peft import write_adapter
+from jettison.grid import Grid
+from jettison.journal import Journal
+from jettison.models import ModelFolder
+from jettison.models.checkpoint import Checkpoint
+from jettison.models.dense import compute_device, load_dense, require_memory
+from jettison.recipe import Recipe, Step, load_recipe
+from jettison.recover.distill import Pupil, distill, has_fast_bfloat16
+from jettison.recover.synthesize import synthesize
+
+WORK = "recover"
+ORIGINAL_SCALES, STATE, JOURNAL = "original-scales.safetensors", "state.safetensors", "journal.jsonl"
+SAVE_EVERY = 60.0
+
+
+def recover(
+    folder: str | Path,
+    *,
+    changes: Iterable[str] = (),
+    teacher: str | Path | None = None,
+    restart: bool = False,
+    save_every: float = SAVE_EVERY,
+) -> dict[str, Any]:
+    """Train what the folder's recipe says (side paths, scales) until the checkpoint speaks like its teacher again.
+
+    Writes ``adapter/`` (PEFT) or new scales, and returns jettison.json with its section ``recovery``. changes:
+    ``recover.option=value`` strings. teacher: where the original lies now, if not where it was. A run that was killed
+    continues when it is called again; ``restart`` drops an earlier recovery and puts the first scales back.
+    ``accelerate launch -m jettison recover DIR`` spreads it over processes.
+
+    Raises UsageError for a folder that Jettison did not compress or that holds another recovery, JettisonError if
+    teacher and student do not fit in memory.
+    """
+    folder, state = Path(folder), PartialState(cpu=not torch.cuda.is_available())
+    manifest = read_manifest(folder)
+    step = recovery_step(load_recipe(manifest["recipe"]), changes)
+    options = step.options
+    if restart and state.is_main_process:
+        _undo(folder)
+    state.wait_for_everyone()
+    original = ModelFolder(teacher or manifest["teacher"]["folder"])
+    if original.fingerprint() != manifest["teacher"]["fingerprint"]:
+        raise UsageError(f"{original.name} is not the model that {folder} was made from; give its place with teacher")
+    work, source = folder / WORK, ModelFolder(folder)
+    grids = compressed_tensors.read_grids(source)
+    linears = [linear for linear in source.anatomy if step.where.matches(linear.roles, linear.block)]
+    linears = [linear for linear in linears if "embed" not in linear.roles]
+    quantized = [linear for linear in source.anatomy if linear.name in grids and "embed" not in linear.roles]
+    if not linears or ("scales" in options["train"] and not quantized):
+        raise UsageError(f"«{step}» fits no linear of {folder}")
+    journal = None
+    if state.is_main_process:
+        journal = Journal(work / JOURNAL, {"kind": "recover", "step": _as_dict(step), "checkpoint": manifest["hashes"]})
+        if journal.last(finished=True):
+            return manifest
+        if "scales" in options["train"] and not (work / ORIGINAL_SCALES).exists():
+            names = [f"{linear.name}.weight_scale" for linear in quantized]
+            write_tensors(work / ORIGINAL_SCALES, {name: source.read(name) for name in names})
+    windows = training_windows(original, options, (state.process_index, state.num_processes), state.wait_for_everyone)
+    fast = torch.bfloat16 if has_fast_bfloat16(compute_device()) else torch.float32
+    require_memory(original.anatomy.parameters * (fast.itemsize + 4), f"recovering {original.name}")
+    pupil = Pupil(
+        student=compressed_tensors.load_packed(source, torch.float32),
+        teacher=load_dense(original, fast),
+        linears=linears,
+        quantized=quantized,
+        windows=windows,
+        state=work / STATE,
+        save_every=save_every,
+        record=lambda at, loss: journal.add(step=at, loss=round(loss, 6)) if journal else None,
+    )
+    trained = distill(pupil, **options)
+    if journal:
+        _store(folder, source, trained, options, grids)
+        losses = {entry["step"]: entry["loss"] for entry in journal.entries if "loss" in entry}
+        update_manifest(
+            folder,
+            recovery=_as_dict(step) | {"loss": [losses[at] for at in sorted(losses)]},
+            hashes={file.name: file_digest(file) for file in sorted(folder.glob("model-*.safetensors"))},
+        )
+        journal.add(finished=True)
+    state.wait_for_everyone()
+    return read_manifest(folder)
+
+
+def recovery_step(recipe: Recipe, changes: Iterable[str] = ()) -> Step:
+    """The recipe's recover step with changes applied; one with all defaults if it has none."""
+    if not recipe.of("recover"):
+        recipe = load_recipe(recipe.to_dict() | {"steps": [*recipe.to_dict()["steps"], {"recover": {}}]})
+    if len(recipe.of("recover")) > 1:
+        raise UsageError("a recipe has at most one recover step; this one has several")
+    return load_recipe(recipe, changes).of("recover")[0]
+
+
+def training_windows(source: ModelFolder, options: dict[str, Any], process: tuple[int, int], wait) -> torch.Tensor:
+    """(samples, length) token ids from the step's ``data``: a text, or a mix of several in equal parts."""
+    texts = options["data"].split("+")
+    share = -(-options["samples"] // len(texts))
+    parts = []
+    for text in texts:
+        if text == "synthetic":
+            seed = options["seed"]
+            parts.append(
+                synthesize(source, samples=share, length=options["length"], seed=seed, process=process, wait=wait)
+            )
+        else:
+            parts.append(token_windows(source.tokenizer, text, options["length"], share))
+    return torch.cat(parts)
+
+
+def _store(
+    folder: Path, source: ModelFolder, trained: dict[str, torch.Tensor], options: dict[str, Any], grids: dict[str, Grid]
+) -> None:
+    """Write what was trained. Can be repeated: new scales are computed from the first ones."""
+    lora = {name: value for name, value in trained.items() if not name.endswith(".gain")}
+    gains = {name.removesuffix(".gain"): value for name, value in trained.items() if name.endswith(".gain")}
+    if lora:
+        alpha = options["alpha"] or 2.0 * options["rank"]
+        write_adapter(folder, lora, options["rank"], alpha, [linear.name for linear in source.anatomy])
+    if gains:
+        first = Checkpoint(folder / WORK, [folder / WORK / ORIGINAL_SCALES])
+        scales = {}
+        for name, gain in gains.items():
+            scale = first.read(f"{name}.weight_scale")
+            scales[f"{name}.weight_scale"] = (scale.float() * gain.exp()).to(grids[name].scale_dtype)
+        _replace(source, scales)
+
+
+def _replace(source: ModelFolder, tensors: dict[str, torch.Tensor]) -> None:
+    """Rewrite the shards that hold these tensors, each at one stroke."""
+    stored = {source.locate(name)[0]: value for name, value in tensors.items()}
+    for file in sorted({source.checkpoint.home(name) for name in stored}):
+        shard = Checkpoint(source.folder, [file])
+        write_tensors(file, {name: stored.get(name, shard.read(name)) for name in shard})
+
+
+def _undo(folder: Path) -> None:
+    work, source = folder / WORK, ModelFolder(folder)
+    if (work / ORIGINAL_SCALES).exists():
+        first = Checkpoint(work, [work / ORIGINAL_SCALES])
+        _replace(source, {name: first.read(name) for name in first})
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(folder / ADAPTER, ignore_errors=True)
+    update_manifest(
+        folder,
+        recovery=None,
+        hashes={file.name: file_digest(file) for file in sorted(folder.glob("model-*.safetensors"))},
+    )
+
+
+def _as_dict(step: Step) -> dict[str, Any]:
+    where = {name: list(value) for name, value in vars(step.where).items() if value}
+    return {"method": step.method} | step.options | ({"where": where} if where else {})

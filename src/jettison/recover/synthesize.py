@@ -1,0 +1,178 @@
+"""Training text from nothing but the teacher: hybrid sampling.
+
+From LLM-QAT (arXiv:2305.17888, section 3.1), which Recover-LoRA's "synthetic hybrid sampling" (arXiv:2510.08600) names
+as its source; that the two are the same in detail is our reconstruction. Each sequence starts at a random token of the
+vocabulary, goes on greedily to a length of 3, 4 or 5, then by sampling at temperature 1 to its full length or the
+teacher's end token. Where the tokenizer has a chat template, every second batch is a conversation: the teacher writes
+the user's turn in the same way and then answers it.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from jettison.files import cache_folder, digest, write_tensors
+from jettison.models import ModelFolder
+from jettison.models.checkpoint import Checkpoint
+from jettison.models.dense import compute_device, load_dense
+from jettison.progress import bar
+
+VERSION = 1  # part of the cache key: raise it when the text for the same seed changes
+BATCH = 64
+GREEDY_LENGTHS = (3, 4, 5)
+SHORTEST = 16
+LONGEST_LOOP, LOOP_TOKENS = 64, 32
+MARK = "\u2063\u2063"
+
+
+def synthesize(
+    source: ModelFolder,
+    *,
+    samples: int,
+    length: int,
+    seed: int = 0,
+    process: tuple[int, int] = (0, 1),
+    wait: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """(samples, length) token ids written by the model itself.
+
+    Batches are kept in the cache folder under a hash of model, length and seed: a killed run goes on with the batch it
+    was at, and a later run that wants more samples adds to them. With several processes, ``process`` is (rank, world),
+    each writes its share of the batches, and ``wait`` lets all meet.
+    """
+    key = digest("synthetic", VERSION, source.fingerprint(), length, seed, BATCH)
+    folder = cache_folder() / "synthetic" / key
+    rank, world = process
+    teacher = None
+    text = _Windows(length)
+    with bar("synthesize", samples) as progress:
+        for first in itertools.count(step=world):
+            if len(text.windows) >= samples:
+                return torch.stack(text.windows[:samples])
+            files = [folder / f"batch-{number:05d}.safetensors" for number in range(first, first + world)]
+            if not files[rank].exists():
+                teacher = teacher or load_dense(source).to(compute_device())
+                write_tensors(files[rank], {"ids": _write_batch(source, teacher, first + rank, length, seed)})
+            wait()
+            before = len(text.windows)
+            for file in files:
+                text.add(Checkpoint(folder, [file]).read("ids"))
+            progress.advance(min(len(text.windows), samples) - before)
+
+
+class _Windows:
+    """Batches in, windows of equal length out: whole sequences as they are, shorter ones joined end to end.
+
+    Drops repeated sequences, very short ones, and those that loop. More batches never change the windows before.
+    """
+
+    def __init__(self, length: int):
+        self.length = length
+        self.windows: list[torch.Tensor] = []
+        self._rest = torch.empty(0, dtype=torch.int64)
+        self._seen: set[tuple[int, ...]] = set()
+
+    def add(self, rows: torch.Tensor) -> None:
+        """rows: (batch, length) ids, -1 after the end of a sequence."""
+        for row, looping in zip(rows, loops(rows), strict=True):
+            ids = row[row >= 0]
+            name = tuple(ids.tolist())
+            if looping or len(ids) < SHORTEST or name in self._seen:
+                continue
+            self._seen.add(name)
+            if len(ids) == self.length:
+                self.windows.append(ids)
+                continue
+            self._rest = torch.cat([self._rest, ids])
+            if len(self._rest) >= self.length:
+                self.windows.append(self._rest[: self.length])
+                self._rest = self._rest[self.length :]
+
+
+def loops(rows: torch.Tensor) -> torch.Tensor:
+    """Which rows (batch, length; -1 is padding) say something of up to 64 tokens twice over, for 32 tokens or more."""
+    found = torch.zeros(len(rows), dtype=torch.bool)
+    for period in range(1, LONGEST_LOOP + 1):
+        needed = max(LOOP_TOKENS, 2 * period)
+        if rows.shape[1] - period < needed:
+            break
+        same = (rows[:, period:] == rows[:, :-period]) & (rows[:, period:] >= 0)
+        total = torch.nn.functional.pad(same.cumsum(1), (1, 0))
+        found |= (total[:, needed:] - total[:, :-needed]).amax(1) == needed
+    return found
+
+
+@torch.no_grad()
+def _write_batch(source: ModelFolder, teacher: nn.Module, number: int, length: int, seed: int) -> torch.Tensor:
+    """(BATCH, length) int64 ids, -1 after the end of a sequence. Depends on the seed and the number alone."""
+    tokenizer = source.tokenizer
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    ordinary = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
+    starts = ordinary[torch.randint(len(ordinary), (BATCH, 1), generator=generator)]
+    greedy = GREEDY_LENGTHS[number % len(GREEDY_LENGTHS)]
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        if tokenizer.chat_template and number % 2:
+            return _converse(tokenizer, teacher, starts, greedy, length)
+        return _continue(teacher, list(starts), greedy, length)
+
+
+def _continue(teacher: nn.Module, prompts: list[torch.Tensor], greedy: int, length: int) -> torch.Tensor:
+    """Go on from each prompt: ``greedy`` − 1 tokens greedily, the rest sampled, to ``length`` in all."""
+    ends = _end_tokens(teacher)
+    pad = ends[0] if ends else 0
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):  # on the left, so that all go on from the same place
+        ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = prompt, 1
+    for steps, sample in ((greedy - 1, False), (length - longest - greedy + 1, True)):
+        if steps < 1:
+            continue
+        ids = teacher.generate(
+            ids.to(teacher.device),
+            attention_mask=mask.to(teacher.device),
+            max_new_tokens=steps,
+            do_sample=sample,
+            pad_token_id=pad,
+            use_cache=True,
+            cache_implementation="static" if teacher.device.type == "cpu" else None,  # 1.4 times faster there
+            **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}),
+        ).cpu()
+        mask = torch.cat([mask, torch.ones(len(ids), ids.shape[1] - mask.shape[1], dtype=mask.dtype)], 1)
+    rows = torch.full((len(prompts), length), -1)
+    for row, prompt in enumerate(prompts):
+        found = ids[row, longest - len(prompt) :]
+        end = [place for place in range(len(prompt), len(found)) if int(found[place]) in ends]
+        found = found[: end[0] + 1] if end else found
+        rows[row, : len(found)] = found[:length]
+    return rows
+
+
+def _converse(tokenizer, teacher: nn.Module, starts: torch.Tensor, greedy: int, length: int) -> torch.Tensor:
+    """The user's turn, then the answer, inside the tokenizer's chat template."""
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": MARK}], tokenize=False, add_generation_prompt=True
+    )
+    before, _, after = rendered.partition(MARK)
+    before, after = (
+        torch.tensor(tokenizer(part, add_special_tokens=False).input_ids, dtype=torch.int64) for part in (before, after)
+    )
+    ends = _end_tokens(teacher)
+    asked = _continue(teacher, [torch.cat([before, start]) for start in starts], greedy, len(before) + length // 3)
+    prompts = []
+    for row in asked:
+        turn = row[row >= 0]
+        if int(turn[-1]) in ends:
+            turn = turn[:-1]
+        prompts.append(torch.cat([turn, after])[: length - 1])
+    return _continue(teacher, prompts, 1, length)
+
+
+def _end_tokens(teacher: nn.Module) -> list[int]:
+    ends = teacher.generation_config.eos_token_id
+    if ends is None:
+        ends = teacher.config.get_text_config().eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

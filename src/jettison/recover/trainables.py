@@ -1,0 +1,72 @@
+"""What recovery may train: low-rank side paths, and the scales of the grids themselves."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from jettison.calibrate import Stats
+from jettison.models import Linear
+from jettison.models.modules import Adapted, QuantLinear
+
+DAMP = 0.01
+
+
+def add_lora(
+    student: nn.Module, teacher: nn.Module, linears: Iterable[Linear], rank: int, alpha: float, init: str, seed: int,
+    stats: Mapping[str, Stats],
+) -> dict[str, nn.Parameter]:  # fmt: skip
+    """Put a side path B A of ``rank`` beside each linear; returns the parameters by name.
+
+    init: ``default``, A uniform as PEFT's, B zero. ``olora``, B the first columns of Q of the original weight's QR
+    decomposition (arXiv:2406.01775) and A zero: OLoRA also subtracts the start from the base, which a quantized base
+    cannot take, so we leave out its R; a reconstruction. ``svd``, the best correction of the quantization error for
+    the calibration inputs: truncated SVD of (W − W') H^½ (EoRA, arXiv:2410.21271, section 3).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parameters: dict[str, nn.Parameter] = {}
+    for linear in linears:
+        base, scaling = student.get_submodule(linear.name), alpha / rank
+        bound = 1 / math.sqrt(linear.columns)  # kaiming_uniform with a = √5
+        a = (torch.rand(rank, linear.columns, generator=generator) * 2 - 1) * bound
+        b = torch.zeros(linear.rows, rank)
+        if init != "default":
+            original = teacher.get_submodule(linear.name).weight.detach().float().cpu()
+        if init == "olora":
+            a, b = torch.zeros_like(a), torch.linalg.qr(original)[0][:, :rank].contiguous()
+        elif init == "svd":
+            a, b = best_correction(original - dense_weight(base).cpu(), stats[linear.inputs].hessian, rank)
+            a, b = a / math.sqrt(scaling), b / math.sqrt(scaling)
+        adapted = Adapted(base, a, b, scaling)
+        student.set_submodule(linear.name, adapted)
+        for name, parameter in (("lora_a", adapted.lora_a), ("lora_b", adapted.lora_b)):
+            parameters[f"{linear.name}.{name}"] = parameter.requires_grad_()
+    return parameters
+
+
+def best_correction(error: torch.Tensor, hessian: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (rank, in) and B (out, rank) with the least mean ‖(error − B A) x‖² over inputs with second moment hessian."""
+    damped = hessian.double() + DAMP * hessian.diagonal().mean().double() * torch.eye(len(hessian), dtype=torch.float64)
+    lower = torch.linalg.cholesky(damped)
+    u, s, v = torch.linalg.svd(error.double() @ lower, full_matrices=False)
+    root = s[:rank].sqrt()
+    a = torch.linalg.solve_triangular(lower, (root.unsqueeze(1) * v[:rank]), upper=False, left=False)
+    return a.float(), (u[:, :rank] * root).float()
+
+
+def dense_weight(module: nn.Module) -> torch.Tensor:
+    """(out, in) float32, of a packed or a plain linear."""
+    return module.weight() if isinstance(module, QuantLinear) else module.weight.detach().float()
+
+
+def train_scales(student: nn.Module, linears: Iterable[Linear]) -> dict[str, nn.Parameter]:
+    """Let every group's scale grow or shrink: scale · exp(gain), gain starting at 0. Returns the gains by name."""
+    parameters = {}
+    for linear in linears:
+        module = student.get_submodule(linear.name)
+        module = module.base if isinstance(module, Adapted) else module
+        if isinstance(module, QuantLinear):
+            module.gain = nn.Parameter(torch.zeros(module.weight_scale.shape, device=module.weight_scale.device))
+            parameters[f"{linear.name}.gain"] = module.gain
+    return parameters

@@ -1,0 +1,32 @@
+"""Every test gets a cache folder of its own session and leaves nothing behind."""
+
+import os
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    os.environ["JETTISON_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    from jettison.progress import set_quiet
+
+    set_quiet(True)
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """tiny(family) -> the folder of a small random model, made once."""
+    import tiny as maker
+
+    made = {}
+
+    def of(family: str, **changes):
+        key = (family, *sorted((name, str(value)) for name, value in changes.items()))
+        if key not in made:
+            made[key] = maker.make(family, tmp_path_factory.mktemp("models") / family, **changes)
+        return made[key]
+
+    return of

@@ -1,0 +1,319 @@
+"""The block loop: what it writes, that transformers reads it, that kills do not change it, and what it refuses."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny as maker
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from jettison.compress import compress
+from jettison.decode import load
+from jettison.errors import JettisonError, UsageError
+from jettison.evaluate import measure_size
+from jettison.formats import compressed_tensors
+from jettison.grid import Grid
+from jettison.models import ModelFolder
+from jettison.quantize import rtn
+
+CALIBRATION = {"text": "books", "samples": 8, "length": 32}
+
+
+def recipe(low="gptq", high="gptq", symmetric=True, where_high=("q", "k", "v", "o", "down", "head")):
+    grid = {"group_size": 32, "symmetric": symmetric}
+    return {
+        "calibration": CALIBRATION,
+        "steps": [
+            {"quantize": {"method": high, "bits": 4} | grid, "where": {"role": list(where_high)}},
+            {"quantize": {"method": low, "bits": 2} | grid, "where": {"role": ["gate", "up"]}},
+        ],
+    }
+
+
+UNIFORM = {
+    "calibration": CALIBRATION,
+    "steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}],
+}
+
+
+def logits_of_transformers(folder, ids):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return model(ids).logits
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return torch.randint(1, 4096, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("family", list(maker.CONFIGS))
+def test_transformers_gives_our_logits(tiny, tmp_path, ids, family):
+    """Mixed grids, packed head (untied where it was tied); experts with one symmetric grid, as transformers needs."""
+    experts = family in ("qwen3_moe", "gpt_oss")
+    manifest = compress(tiny(family), UNIFORM if experts else recipe(), tmp_path / "out")
+    ours = load(tmp_path / "out", dtype=torch.float32).logits(ids)
+    if family == "gpt_oss":
+        assert "no loader for packed experts" in manifest["not_in_transformers"][0]
+        return
+    assert manifest["not_in_transformers"] == []
+    assert torch.allclose(logits_of_transformers(tmp_path / "out", ids), ours, atol=2e-5)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "gpt_oss", "gpt2", "opt"])
+def test_the_files_hold_what_the_methods_made(tiny, tmp_path, ids, family, symmetric):
+    """The loaded model is the original with each linear replaced by its dequantized self, asymmetric experts too."""
+    manifest = compress(tiny(family), recipe("rtn", "rtn", symmetric), tmp_path / "out")
+    assert any("zero points" in note for note in manifest["not_in_transformers"]) is not symmetric or family == "gpt2"
+    source, packed = ModelFolder(tiny(family)), ModelFolder(tmp_path / "out")
+    model = source.new_skeleton()
+    source.fill(model, dtype=torch.float32)
+    for linear in source.anatomy:
+        if "embed" in linear.roles:
+            continue
+        bits = 2 if {"gate", "up"} & set(linear.roles) else 4
+        dense = rtn(source.read_weight(linear.name, linear.layout), Grid(bits, 32, symmetric)).dequantize()
+        if linear.layout == "conv1d":  # stored dense, in the checkpoint's own type
+            dense = dense.T.bfloat16().float()
+        model.get_submodule(linear.name).weight = torch.nn.Parameter(dense)
+    with torch.no_grad():
+        assert torch.allclose(load(tmp_path / "out", dtype=torch.float32).logits(ids), model(ids).logits, atol=1e-4)
+    assert packed.anatomy.tied is False or family == "gpt2"
+
+
+def test_biases_and_everything_else_stay(tiny, tmp_path):
+    compress(tiny("opt"), recipe(), tmp_path / "out")
+    before, after = ModelFolder(tiny("opt")).checkpoint, ModelFolder(tmp_path / "out").checkpoint
+    for name in before:
+        stem = name.removesuffix(".weight")
+        if f"{stem}.weight_packed" not in after:
+            assert torch.equal(before.read(name), after.read(name)), name
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_calibration_helps(tmp_path):
+    """On a trained model, GPTQ leaves the blocks' outputs closer to the original than rounding does."""
+    errors = {}
+    for method in ("rtn", "gptq"):
+        steps = [
+            {
+                "quantize": {"method": method, "bits": 3, "group_size": 64},
+                "where": {"role": ["up", "down"], "block": "0-1"},
+            }
+        ]
+        calibration = {"text": "books", "samples": 16, "length": 128}
+        needs = [{"quantize": {"method": "gptq", "bits": 8, "group_size": 64}, "where": {"role": ["o"]}}]
+        compress("scribe", {"steps": steps + needs, "calibration": calibration}, tmp_path / method)
+        errors[method] = json.loads((tmp_path / method / "jettison.json").read_text())["blocks"][1]["error"]
+    assert errors["gptq"] < 0.8 * errors["rtn"]
+
+
+def test_an_embedding_can_be_packed_too(tiny, tmp_path, ids):
+    steps = [
+        {"quantize": {"method": "rtn", "bits": 8, "group_size": 32}, "where": {"role": ["embed"]}},
+        {"quantize": {"method": "rtn", "bits": 4, "group_size": 32}, "where": {"role": ["head", "down"]}},
+    ]
+    compress(tiny("qwen3"), {"steps": steps}, tmp_path / "out")
+    ours = load(tmp_path / "out", dtype=torch.float32).logits(ids)
+    assert torch.allclose(logits_of_transformers(tmp_path / "out", ids), ours, atol=2e-5)
+    assert torch.isfinite(ours).all()
+
+
+def test_an_embedding_alone_unties_the_head(tiny, tmp_path, ids):
+    steps = [{"quantize": {"method": "rtn", "bits": 8, "group_size": 32}, "where": {"role": ["embed"]}}]
+    compress(tiny("qwen3"), {"steps": steps}, tmp_path / "out")
+    out = ModelFolder(tmp_path / "out")
+    original = ModelFolder(tiny("qwen3")).read("model.embed_tokens.weight")
+    assert torch.equal(out.read("lm_head.weight"), original)
+
+
+def test_blocks_can_differ(tiny, tmp_path, ids):
+    """Patterns where blocks agree, names where they do not; transformers follows both."""
+    steps = [
+        {"quantize": {"method": "rtn", "bits": 3, "group_size": 32}, "where": {"role": ["gate", "up"], "block": 0}},
+        {"quantize": {"method": "rtn", "bits": 5, "group_size": 16}, "where": {"role": ["gate", "up"], "block": 1}},
+        {"quantize": {"method": "rtn", "bits": 6, "group_size": -1}, "where": {"role": ["down"]}},
+    ]
+    compress(tiny("llama"), {"steps": steps}, tmp_path / "out")
+    section = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    targets = [target for group in section["config_groups"].values() for target in group["targets"]]
+    assert "model.layers.0.mlp.gate_proj" in targets
+    assert r"re:model\.layers\.\d+\.mlp\.down_proj$" in targets
+    assert "lm_head" in section["ignore"]
+    grids = compressed_tensors.read_grids(ModelFolder(tmp_path / "out"))
+    assert grids["model.layers.1.mlp.up_proj"].bits == 5
+    assert len(grids) == 6
+    ours = load(tmp_path / "out", dtype=torch.float32).logits(ids)
+    assert torch.allclose(logits_of_transformers(tmp_path / "out", ids), ours, atol=2e-5)
+
+
+def test_size_counts_scales_and_zero_points(tiny, tmp_path):
+    compress(tiny("llama"), UNIFORM, tmp_path / "out")
+    size = measure_size(tmp_path / "out")
+    assert size["bits_per_weight"] == 4 + 16 / 32
+    on_disk = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
+    assert size["disk_bytes"] == on_disk
+    assert 0 < on_disk - size["bytes"] < 40_000  # headers
+    assert measure_size(tiny("llama"))["bits_per_weight"] == 16
+
+
+def test_uncalibrated_experts_are_reported(tmp_path):
+    """A router that never chooses expert 3."""
+    folder = maker.make("qwen3_moe", tmp_path / "m")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for name, value in tensors.items():
+        if name.endswith("mlp.gate.weight"):
+            value[2:] = value[:2] * 0.999
+            value[3] = 0
+            tensors[name] = torch.cat([value[:2].abs() + 5, value[2:]])
+    norms = [name for name in tensors if "layernorm" in name]
+    for name in norms:
+        tensors[name] = tensors[name].abs()
+    save_file(tensors, file)
+    manifest = compress(folder, recipe(), tmp_path / "out")
+    records = {name: record for block in manifest["blocks"] for name, record in block["linears"].items()}
+    unseen = {name for name, record in records.items() if record.get("tokens") == 0}
+    assert set(manifest["uncalibrated"]) == unseen
+    out = load(tmp_path / "out", dtype=torch.float32)
+    assert torch.isfinite(out.logits(torch.arange(1, 30).unsqueeze(0))).all()
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything but the journal, which is a log and may differ."""
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.endswith("journal.jsonl")}
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_a_run_killed_at_every_write_gives_the_same_bytes(tiny, tmp_path, monkeypatch, method):
+    model, steps = tiny("llama"), recipe(method, method)
+    compress(model, steps, tmp_path / "whole")
+    real, calls = os.replace, 0
+
+    def count(*args):
+        nonlocal calls
+        calls += 1
+        real(*args)
+
+    monkeypatch.setattr(os, "replace", count)
+    compress(model, steps, tmp_path / "counted")
+    for fatal in range(calls):
+        left = fatal
+
+        def dying(*args):
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            real(*args)
+
+        out = tmp_path / f"killed-{fatal}"
+        monkeypatch.setattr(os, "replace", dying)
+        with pytest.raises(Killed):
+            compress(model, steps, out)
+        monkeypatch.setattr(os, "replace", real)
+        compress(model, steps, out)
+        for leftover in out.glob("*.tmp"):
+            leftover.unlink()
+        assert files_of(out) == files_of(tmp_path / "whole")
+        shutil.rmtree(out)
+
+
+def test_a_finished_run_is_left_alone(tiny, tmp_path):
+    compress(tiny("llama"), UNIFORM, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    compress(tiny("llama"), UNIFORM, tmp_path / "out")
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_full_disk_says_so_and_resumes(tiny, tmp_path, monkeypatch):
+    compress(tiny("llama"), UNIFORM, tmp_path / "whole")
+    real, left = os.fsync, 4
+
+    def filling(descriptor):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", filling)
+    with pytest.raises(JettisonError, match="No space left on device"):
+        compress(tiny("llama"), UNIFORM, tmp_path / "out")
+    monkeypatch.undo()
+    compress(tiny("llama"), UNIFORM, tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_a_disk_too_small_is_noticed_before_work(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 5, 5))
+    with pytest.raises(JettisonError, match="GB free"):
+        compress(tiny("llama"), UNIFORM, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+REFUSED = [
+    (
+        {"method": "rtn", "bits": 4, "group_size": 48},
+        {"role": ["q", "k", "v"]},
+        "group_size 48 does not divide a row of 64",
+    ),
+    ({"method": "rtn", "bits": 4, "group_size": 32}, {"role": ["q"]}, "engines run .*qkv as one matrix"),
+    (
+        {"method": "rtn", "bits": 4, "group_size": 32},
+        {"role": ["expert"]},
+        "fits nothing in .*whose roles are down, embed",
+    ),
+    ({"method": "gptq", "bits": 4, "group_size": 32}, {"role": ["embed"]}, "looked up, not multiplied"),
+]
+
+
+@pytest.mark.parametrize(("options", "where", "words"), REFUSED, ids=[words[:20] for *_, words in REFUSED])
+def test_recipes_that_do_not_fit_are_refused_before_work(tiny, tmp_path, options, where, words):
+    with pytest.raises(UsageError, match=words):
+        compress(tiny("llama"), {"steps": [{"quantize": options, "where": where}]}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_steps_for_one_linear_are_refused(tiny, tmp_path):
+    steps = [
+        *UNIFORM["steps"],
+        {"quantize": {"method": "rtn", "bits": 2, "group_size": 32}, "where": {"role": ["up", "gate"]}},
+    ]
+    with pytest.raises(UsageError, match="two steps claim model.layers.0.mlp.gate_proj"):
+        compress(tiny("llama"), {"steps": steps}, tmp_path / "out")
+
+
+def test_quantized_models_are_refused(tiny, tmp_path):
+    compress(tiny("llama"), UNIFORM, tmp_path / "out")
+    with pytest.raises(UsageError, match="already quantized"):
+        compress(tmp_path / "out", UNIFORM, tmp_path / "again")
+
+
+def test_another_run_in_the_folder_is_refused(tiny, tmp_path):
+    compress(tiny("llama"), UNIFORM, tmp_path / "out")
+    before = files_of(tmp_path / "out")
+    with pytest.raises(UsageError, match="holds another run: its steps"):
+        compress(tiny("llama"), recipe(), tmp_path / "out")
+    assert files_of(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path, value):
+    folder = maker.make("llama", tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(JettisonError, match="model.layers.1.mlp.up_proj.weight of .* has 1 values that are NaN"):
+        compress(folder, UNIFORM, tmp_path / "out")

@@ -1,0 +1,121 @@
+"""Quantization methods against their official implementations, and what each promises."""
+
+import pytest
+import torch
+from golden_vectors import golden
+
+from jettison.calibrate import Stats
+from jettison.errors import UsageError
+from jettison.grid import Grid
+from jettison.quantize import gptq, hqq, rtn
+from jettison.registry import methods
+
+EXACT = {"scale_dtype": torch.float32}
+
+
+def share_of_other_codes(quantized, case) -> float:
+    return float(
+        (quantized.codes.float() != case.tensor("codes").reshape(quantized.codes.shape).float()).float().mean()
+    )
+
+
+@pytest.mark.parametrize("case", [c for c in golden("rtn") if c.key.startswith("case")], ids=lambda case: case.key)
+def test_rtn(case):
+    quantized = rtn(case.weight, Grid(case["bits"], case["group_size"], case["symmetric"], **EXACT), clip=False)
+    # Symmetric: the group's extreme lies on a tie between two codes.
+    assert share_of_other_codes(quantized, case) <= (0.01 if case["symmetric"] else 0.0)
+
+
+@pytest.mark.parametrize("case", [c for c in golden("hqq") if c["axis"] == 1], ids=lambda case: case.key)
+def test_hqq(case):
+    iterations = case["iters"] if case["optimize"] else 0
+    quantized = hqq(case.weight, Grid(case["bits"], 64, False, **EXACT), iterations=iterations, round_zero=False)
+    assert share_of_other_codes(quantized, case) <= 0.005
+    assert case.error_ratio(quantized.dequantize()) == pytest.approx(case["error_ratio"], rel=0.01)
+
+
+def stored_order(case) -> bool:
+    """Groups along the permuted columns need an index per column, which checkpoints no longer store."""
+    return not case["act_order"] or case["static_groups"] or case["group_size"] == -1
+
+
+@pytest.mark.parametrize("case", [c for c in golden("gptq") if stored_order(c)], ids=lambda case: case.key)
+def test_gptq(case):
+    grid = Grid(case["bits"], case["group_size"], case["symmetric"], **EXACT)
+    options = {"act_order": case["act_order"], "block_size": case["blocksize"], "damp": case["percdamp"]}
+    quantized = gptq(case.weight, grid, Stats.of(case.inputs), clip=False, **options)
+    assert share_of_other_codes(quantized, case) <= 0.01
+    assert case.error_ratio(quantized.dequantize()) == pytest.approx(case["error_ratio"], rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def layer():
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(128, 128, generator=generator) / 11
+    inputs = torch.randn(1024, 128, generator=generator) @ mix
+    return torch.randn(64, 128, generator=generator), inputs
+
+
+def output_error(weight, quantized, inputs):
+    return float(((weight - quantized.dequantize()) @ inputs.T).square().mean())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_each_step_up_pays(layer, bits, symmetric):
+    """Clipping beats the full range on the weights; GPTQ beats rounding on the outputs."""
+    weight, inputs = layer
+    grid, stats = Grid(bits, 32, symmetric), Stats.of(inputs)
+    plain, clipped = rtn(weight, grid, clip=False), rtn(weight, grid)
+    assert (weight - clipped.dequantize()).square().sum() < (weight - plain.dequantize()).square().sum()
+    assert output_error(weight, gptq(weight, grid, stats), inputs) < output_error(weight, clipped, inputs)
+
+
+def test_a_negative_scale_makes_a_symmetric_grid_as_good(layer):
+    weight, _ = layer
+    error = lambda grid: float((weight - rtn(weight, grid).dequantize()).square().mean())  # noqa: E731
+    assert error(Grid(2, 32)) < 1.01 * error(Grid(2, 32, symmetric=False))
+    assert (rtn(weight, Grid(2, 32)).scale < 0).any()
+
+
+def test_hqq_has_a_smaller_lp_error_than_rtn(layer):
+    weight, _ = layer
+    grid = Grid(2, 64, symmetric=False)
+    norm = lambda quantized: float((weight - quantized.dequantize()).abs().pow(0.7).mean())  # noqa: E731
+    assert norm(hqq(weight, grid, round_zero=False)) < 0.97 * norm(rtn(weight, grid, clip=False))
+
+
+def test_hqq_rounds_its_zero_points_for_storage(layer):
+    assert hqq(layer[0], Grid(4, 64, symmetric=False)).zero.dtype == torch.uint8
+    with pytest.raises(UsageError, match="symmetric: false"):
+        hqq(layer[0], Grid(4, 64, symmetric=True))
+
+
+def test_gptq_zeroes_dead_columns(layer):
+    weight, inputs = layer
+    inputs = inputs.clone()
+    inputs[:, 5] = 0
+    assert (gptq(weight, Grid(4, 32), Stats.of(inputs)).dequantize()[:, 5] == 0).all()
+
+
+def test_gptq_survives_a_singular_hessian(layer):
+    weight, inputs = layer
+    quantized = gptq(weight, Grid(4, 32), Stats.of(inputs[:3]), damp=1e-12)
+    assert torch.isfinite(quantized.dequantize()).all()
+
+
+@pytest.mark.parametrize("name", sorted(methods("quantize")))
+@pytest.mark.parametrize(
+    "grid", [Grid(b, g, s) for b in (2, 3, 4, 8) for g in (16, -1) for s in (True, False)], ids=str
+)
+def test_scales_are_stored_as_seen(layer, name, grid):
+    """Codes were chosen for the rounded scales: storing loses nothing, and the grid is respected."""
+    if name == "hqq" and grid.symmetric:
+        pytest.skip("hqq is asymmetric")
+    weight, inputs = layer
+    quantized = methods("quantize")[name].function(weight, grid, Stats.of(inputs))
+    assert quantized.scale.dtype == torch.bfloat16
+    assert quantized.codes.max() <= grid.max_code
+    assert (quantized.zero is None) == grid.symmetric
+    error = float((weight - quantized.dequantize()).square().sum() / weight.square().sum())
+    assert error < {2: 0.6, 3: 0.15, 4: 0.05, 8: 0.001}[grid.bits]

@@ -1,0 +1,199 @@
+"""Every family: anatomy, reading from disk, the walk block by block."""
+
+import json
+
+import pytest
+import tiny as maker
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from jettison.errors import JettisonError, UsageError
+from jettison.models import ModelFolder, Walk, families
+
+FAMILIES = list(maker.CONFIGS)
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return torch.randint(1, 4096, (4, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def reference(tiny, ids):
+    """family -> (model of transformers in float32, its logits)."""
+    made = {}
+
+    def of(family):
+        if family not in made:
+            model = AutoModelForCausalLM.from_pretrained(tiny(family), dtype=torch.float32)
+            with torch.no_grad():
+                made[family] = model, model(ids).logits
+        return made[family]
+
+    return of
+
+
+def test_the_rows_that_were_promised():
+    assert set(families()) >= {
+        "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma3_text", "gemma3", "gpt_oss", "opt", "gpt2",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_filled_skeleton_is_the_model_of_transformers(tiny, reference, ids, family):
+    source = ModelFolder(tiny(family))
+    model = source.new_skeleton()
+    source.fill(model, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.allclose(model(ids).logits, reference(family)[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_walk_ends_where_the_model_does(tiny, reference, ids, family):
+    model, logits = reference(family)
+    walk = Walk(ModelFolder(tiny(family)), ids)
+    for index in range(2):
+        with walk.block(index):
+            walk.hidden = walk.through(index)
+        assert all(parameter.is_meta for parameter in walk.blocks[index].parameters())
+    with torch.no_grad():
+        assert torch.allclose(model.get_output_embeddings()(walk.head_inputs()), logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_anatomy(tiny, reference, family):
+    anatomy = ModelFolder(tiny(family)).anatomy
+    model, _ = reference(family)
+    assert anatomy.blocks == 2
+    assert anatomy.parameters == sum(parameter.numel() for parameter in model.parameters())
+    roles = {role for linear in anatomy for role in linear.roles}
+    assert roles >= {"q", "k", "v", "o", "up", "down", "head", "embed"}
+    names = [linear.name for linear in anatomy]
+    assert len(set(names)) == len(names)
+    by_group = {}
+    for linear in anatomy.of_block(0):
+        by_group.setdefault(linear.fused.rpartition(".")[2], set()).update(linear.roles)
+    assert by_group["qkv"] == {"q", "k", "v"}
+    if family not in ("opt", "gpt2"):
+        assert by_group["gate_up"] >= {"gate", "up"}
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_experts_share_a_grid_but_not_their_statistics(tiny, family):
+    linears = [linear for linear in ModelFolder(tiny(family)).anatomy if "expert" in linear.roles]
+    assert len(linears) == 2 * 4 * 3
+    gates = [linear for linear in linears if linear.block == 0 and linear.roles[0] in ("gate", "up")]
+    assert len({linear.fused for linear in gates}) == 1
+    assert len({linear.inputs for linear in gates}) == 4
+
+
+def test_a_checkpoint_of_the_bare_base_model(tiny, tmp_path):
+    """gpt2 as it was first published: names without the transformer. prefix."""
+    folder = maker.make("gpt2", tmp_path / "gpt2")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {name.removeprefix("transformer."): value for name, value in tensors.items()}, folder / "model.safetensors"
+    )
+    source = ModelFolder(folder)
+    source.fill(source.new_skeleton())
+
+
+def test_scribe_is_bundled():
+    source = ModelFolder("scribe")
+    assert source.anatomy.parameters == 7_345_408
+    assert source.tokenizer("It was").input_ids
+
+
+def test_hub_names_go_to_the_hub(monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append(name)
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(UsageError, match="the hub could not serve it: no network"):
+        ModelFolder("Qwen/Qwen3-0.6B")
+    assert asked == ["Qwen/Qwen3-0.6B"]
+
+
+class TestBadFolders:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        return maker.make("llama", tmp_path / "m")
+
+    def test_no_such_model(self):
+        with pytest.raises(UsageError, match="no model 'nowhere'"):
+            ModelFolder("nowhere")
+
+    def test_no_config(self, folder):
+        (folder / "config.json").unlink()
+        with pytest.raises(UsageError, match="has no config.json"):
+            ModelFolder(folder)
+
+    def test_config_is_not_json(self, folder):
+        (folder / "config.json").write_text("{")
+        with pytest.raises(JettisonError, match="not readable JSON"):
+            ModelFolder(folder)
+
+    def test_unknown_model_type(self, folder):
+        (folder / "config.json").write_text(json.dumps({"model_type": "perceptron"}))
+        with pytest.raises(UsageError, match="cannot be used.*perceptron"):
+            _ = ModelFolder(folder).anatomy
+
+    def test_not_a_language_model(self, folder):
+        (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+        with pytest.raises(UsageError, match="no causal language model"):
+            _ = ModelFolder(folder).anatomy
+
+    def test_no_weights(self, folder):
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").touch()
+        with pytest.raises(UsageError, match=r"no model.safetensors.*\.bin"):
+            _ = ModelFolder(folder).checkpoint
+
+    @pytest.mark.parametrize("keep", [0, 7, 100, 50_000])
+    def test_truncated_shard(self, folder, keep):
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:keep])
+        with pytest.raises(JettisonError, match="model.safetensors is truncated or damaged"):
+            _ = ModelFolder(folder).checkpoint
+
+    def test_corrupted_header(self, folder):
+        file = folder / "model.safetensors"
+        data = bytearray(file.read_bytes())
+        data[8:200] = b"\xff" * 192
+        file.write_bytes(data)
+        with pytest.raises(JettisonError, match="truncated or damaged"):
+            _ = ModelFolder(folder).checkpoint
+
+    def test_missing_shard(self, folder):
+        index = {"weight_map": {"x": "model-00001-of-00002.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(JettisonError, match="model-00001-of-00002.safetensors is named by .* but missing"):
+            _ = ModelFolder(folder).checkpoint
+
+    def test_a_shard_outside_the_folder(self, folder):
+        index = {"weight_map": {"x": "../secret.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(JettisonError, match="outside the folder"):
+            _ = ModelFolder(folder).checkpoint
+
+    def test_missing_tensor(self, folder):
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        save_file(tensors, folder / "model.safetensors")
+        source = ModelFolder(folder)
+        with pytest.raises(JettisonError, match="no tensor for model.layers.1.mlp.up_proj.weight"):
+            source.fill(source.new_skeleton())
+
+    def test_wrong_shape(self, folder):
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.norm.weight"] = torch.ones(3)
+        save_file(tensors, folder / "model.safetensors")
+        source = ModelFolder(folder)
+        with pytest.raises(JettisonError, match=r"model.norm.weight has shape \(3,\), the config asks for \(64,\)"):
+            source.fill(source.new_skeleton())

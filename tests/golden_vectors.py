@@ -44,5 +44,5 @@ class Case:
 
 def golden(name: str) -> list[Case]:
     results = json.loads((FOLDER / f"{name}.json").read_text())["results"]
-    flat = lambda result: tuple((k, v) for k, v in result.items() if not isinstance(v, dict | list))  # noqa: E731
+    flat = lambda result: tuple((k, v) for k, v in result.items() if not isinstance(v, dict | list))
     return [Case(name, result["key"], flat(result)) for result in results]

@@ -41,8 +41,8 @@ UNIFORM = {
 }
 
 
-def logits_of_transformers(folder, ids):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def logits_of_transformers(folder, ids, dtype=torch.float32):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     with torch.no_grad():
         return model(ids).logits
 
@@ -62,6 +62,11 @@ def test_transformers_gives_our_logits(tiny, tmp_path, ids, family):
         assert "no loader for packed experts" in manifest["not_in_transformers"][0]
         return
     assert manifest["not_in_transformers"] == []
+    if family == "qwen3_moe":  # transformers dequantizes experts in the type of their scales, whatever it is asked
+        ours = load(tmp_path / "out", dtype=torch.bfloat16).logits(ids).float()
+        theirs = logits_of_transformers(tmp_path / "out", ids, torch.bfloat16).float()
+        assert float((ours - theirs).square().mean()) < 1e-3 * float(ours.square().mean())
+        return
     assert torch.allclose(logits_of_transformers(tmp_path / "out", ids), ours, atol=2e-5)
 
 
@@ -98,19 +103,15 @@ def test_biases_and_everything_else_stay(tiny, tmp_path):
 
 
 def test_calibration_helps(tmp_path):
-    """On a trained model, GPTQ leaves the blocks' outputs closer to the original than rounding does."""
+    """On a trained model, GPTQ leaves the outputs of blocks closer to the original than rounding does."""
     errors = {}
     for method in ("rtn", "gptq"):
-        steps = [
-            {
-                "quantize": {"method": method, "bits": 3, "group_size": 64},
-                "where": {"role": ["up", "down"], "block": "0-1"},
-            }
-        ]
+        low = {"quantize": {"method": method, "bits": 3, "group_size": 64}, "where": {"role": ["gate", "up", "down"]}}
+        # A second step with statistics makes the run measure the error of blocks in both cases.
+        other = {"quantize": {"method": "gptq", "bits": 8, "group_size": 64}, "where": {"role": ["o"]}}
         calibration = {"text": "books", "samples": 16, "length": 128}
-        needs = [{"quantize": {"method": "gptq", "bits": 8, "group_size": 64}, "where": {"role": ["o"]}}]
-        compress("scribe", {"steps": steps + needs, "calibration": calibration}, tmp_path / method)
-        errors[method] = json.loads((tmp_path / method / "jettison.json").read_text())["blocks"][1]["error"]
+        manifest = compress("scribe", {"steps": [low, other], "calibration": calibration}, tmp_path / method)
+        errors[method] = sum(block["error"] for block in manifest["blocks"][:-1])
     assert errors["gptq"] < 0.8 * errors["rtn"]
 
 
@@ -119,10 +120,13 @@ def test_an_embedding_can_be_packed_too(tiny, tmp_path, ids):
         {"quantize": {"method": "rtn", "bits": 8, "group_size": 32}, "where": {"role": ["embed"]}},
         {"quantize": {"method": "rtn", "bits": 4, "group_size": 32}, "where": {"role": ["head", "down"]}},
     ]
-    compress(tiny("qwen3"), {"steps": steps}, tmp_path / "out")
-    ours = load(tmp_path / "out", dtype=torch.float32).logits(ids)
-    assert torch.allclose(logits_of_transformers(tmp_path / "out", ids), ours, atol=2e-5)
-    assert torch.isfinite(ours).all()
+    manifest = compress(tiny("qwen3"), {"steps": steps}, tmp_path / "out")
+    assert "packed embedding" in manifest["not_in_transformers"][0]
+    with_dense = compress(tiny("qwen3"), {"steps": steps[1:]}, tmp_path / "dense")
+    ours, theirs = (load(tmp_path / name, dtype=torch.float32).logits(ids) for name in ("out", "dense"))
+    assert with_dense["not_in_transformers"] == []
+    assert 0 < float((ours - theirs).square().mean()) < 1e-3 * float(theirs.square().mean())
+    assert measure_size(tmp_path / "out")["bytes"] < 0.7 * measure_size(tmp_path / "dense")["bytes"]
 
 
 def test_an_embedding_alone_unties_the_head(tiny, tmp_path, ids):
@@ -305,7 +309,7 @@ def test_another_run_in_the_folder_is_refused(tiny, tmp_path):
     compress(tiny("llama"), UNIFORM, tmp_path / "out")
     before = files_of(tmp_path / "out")
     with pytest.raises(UsageError, match="holds another run: its steps"):
-        compress(tiny("llama"), recipe(), tmp_path / "out")
+        compress(tiny("llama"), recipe("rtn", "rtn"), tmp_path / "out")
     assert files_of(tmp_path / "out") == before
 
 

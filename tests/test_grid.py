@@ -23,7 +23,7 @@ def test_unpack_inverts_pack(bits, rows, columns, seed):
 @pytest.mark.parametrize("case", golden("compressed_tensors"), ids=lambda case: case.key)
 def test_packing_is_that_of_compressed_tensors(case):
     bits = case["num_bits"]
-    unsigned = lambda signed: (signed.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)  # noqa: E731
+    unsigned = lambda signed: (signed.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
     codes = unsigned(case.tensor("int_values"))
     assert torch.equal(pack(codes, bits), case.tensor("weight_packed"))
     if not case["symmetric"]:

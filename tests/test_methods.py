@@ -73,7 +73,7 @@ def test_each_step_up_pays(layer, bits, symmetric):
 
 def test_a_negative_scale_makes_a_symmetric_grid_as_good(layer):
     weight, _ = layer
-    error = lambda grid: float((weight - rtn(weight, grid).dequantize()).square().mean())  # noqa: E731
+    error = lambda grid: float((weight - rtn(weight, grid).dequantize()).square().mean())
     assert error(Grid(2, 32)) < 1.01 * error(Grid(2, 32, symmetric=False))
     assert (rtn(weight, Grid(2, 32)).scale < 0).any()
 
@@ -81,7 +81,7 @@ def test_a_negative_scale_makes_a_symmetric_grid_as_good(layer):
 def test_hqq_has_a_smaller_lp_error_than_rtn(layer):
     weight, _ = layer
     grid = Grid(2, 64, symmetric=False)
-    norm = lambda quantized: float((weight - quantized.dequantize()).abs().pow(0.7).mean())  # noqa: E731
+    norm = lambda quantized: float((weight - quantized.dequantize()).abs().pow(0.7).mean())
     assert norm(hqq(weight, grid, round_zero=False)) < 0.97 * norm(rtn(weight, grid, clip=False))
 
 

@@ -55,10 +55,10 @@ def test_the_walk_ends_where_the_model_does(tiny, reference, ids, family):
     walk = Walk(ModelFolder(tiny(family)), ids)
     for index in range(2):
         with walk.block(index):
-            walk.hidden = walk.through(index)
+            walk.hidden = walk.through(index, walk.hidden)
         assert all(parameter.is_meta for parameter in walk.blocks[index].parameters())
     with torch.no_grad():
-        assert torch.allclose(model.get_output_embeddings()(walk.head_inputs()), logits, atol=1e-4)
+        assert torch.allclose(model.get_output_embeddings()(walk.head_inputs(walk.hidden)), logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -74,7 +74,7 @@ def compress(
         },
     )
     if not journal.last(finished=True):
-        walk = Walk(source, calibration_tokens(source, recipe, seed)) if needs else None
+        walk = Walk(source, calibration_tokens(source, recipe, seed), twice="cross" in needs) if needs else None
         _run(source, jobs, out, journal, walk)
         _finish(source, recipe, jobs, out, journal, seed)
         journal.add(finished=True)
@@ -157,18 +157,35 @@ def _quantize_unit(
     """Quantized weights, a record per linear, and with a walk the relative squared error of the block's output."""
     if walk is None or block is None:
         stats = {}
-        if walk:
-            stats = {job.linear.inputs: Stats.of(walk.head_inputs()) for job in jobs if "head" in job.linear.roles}
+        if walk and any("head" in job.linear.roles for job in jobs):
+            originals = None if walk.original is None else walk.head_inputs(walk.original)
+            stats[source.anatomy.head.inputs] = Stats.of(walk.head_inputs(walk.hidden), originals)
         return *_quantize(source, jobs, stats), None
     with walk.block(block) as module:
-        with watch(module, walk.prefix(block), [job.linear for job in jobs]) as stats:
-            wanted = walk.through(block)
+        stats, original, wanted = _measure(walk, module, block, [job.linear for job in jobs])
         weights, records = _quantize(source, jobs, stats)
         for linear, weight in weights.items():
             dense = weight.dequantize()
             _install(module, walk.prefix(block), linear, dense.T.contiguous() if linear.layout == "conv1d" else dense)
-        walk.hidden = walk.through(block)
+        walk.hidden, walk.original = walk.through(block, walk.hidden), original
     return weights, records, float((walk.hidden - wanted).square().sum() / wanted.square().sum())
+
+
+def _measure(
+    walk: Walk, module: torch.nn.Module, block: int, linears: list[Linear]
+) -> tuple[dict[str, Stats], torch.Tensor | None, torch.Tensor]:
+    """What flows into the linears of a block that is still as it was; and its outputs, from the original's inputs (if
+    the walk has them) and from the quantized ones."""
+    originals, outputs = [], []
+    with watch(module, walk.prefix(block), linears) as watching:
+        parts = [None] * len(walk.batches) if walk.original is None else walk.split(walk.original)
+        for original, hidden in zip(parts, walk.split(walk.hidden), strict=True):
+            if original is not None:
+                watching.original = True
+                originals.append(walk.batch_through(block, original))
+                watching.original = False
+            outputs.append(walk.batch_through(block, hidden))
+    return watching.stats, torch.cat(originals) if originals else None, torch.cat(outputs)
 
 
 def _quantize(
@@ -203,10 +220,12 @@ def _energy(matrix: torch.Tensor, stats: Stats | None) -> float:
 def _replay(source: ModelFolder, jobs: list[Job], block: int, walk: Walk, shard: Checkpoint) -> None:
     """Lead the hidden states through a block that an earlier run has finished."""
     with walk.block(block) as module:
+        if walk.original is not None:
+            walk.original = walk.through(block, walk.original)
         for job in jobs:
             dense = writer.read_back(source, shard, job.linear, job.grid)
             _install(module, walk.prefix(block), job.linear, dense)
-        walk.hidden = walk.through(block)
+        walk.hidden = walk.through(block, walk.hidden)
 
 
 def _install(module: torch.nn.Module, prefix: str, linear: Linear, dense: torch.Tensor) -> None:

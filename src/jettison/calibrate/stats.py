@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -12,38 +12,65 @@ from jettison.models import Linear
 
 @dataclass
 class Stats:
-    """hessian: (in, in) float32, the mean of x xᵀ over the tokens seen. tokens: how many those were."""
+    """hessian: (in, in) float32, the mean of x xᵀ over the tokens seen. tokens: how many those were.
+
+    cross: (in, in), the mean of x₀ xᵀ, where x₀ is what the original model has in place of x; None if it was not asked
+    for, or if tokens do not correspond (experts: each model routes in its own way).
+    """
 
     hessian: torch.Tensor
     tokens: int = 0
+    cross: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, inputs: torch.Tensor) -> "Stats":
-        """inputs: (..., in)."""
+    def of(cls, inputs: torch.Tensor, originals: torch.Tensor | None = None) -> "Stats":
+        """inputs, originals: (..., in)."""
         stats = cls(torch.zeros(inputs.shape[-1], inputs.shape[-1]))
-        stats.add(inputs)
+        stats.add(inputs, originals)
         return stats
 
-    def add(self, inputs: torch.Tensor) -> None:
-        """inputs: (..., in)."""
+    def add(self, inputs: torch.Tensor, originals: torch.Tensor | None = None) -> None:
+        """inputs, originals: (..., in)."""
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
         total = self.tokens + len(rows)
-        if total:
-            self.hessian.mul_(self.tokens / total).addmm_(rows.T, rows, alpha=1.0 / total)
+        if not total:
+            return
+        self.hessian.mul_(self.tokens / total).addmm_(rows.T, rows, alpha=1.0 / total)
+        if originals is not None:
+            if self.cross is None:
+                self.cross = torch.zeros_like(self.hessian)
+            self.cross.mul_(self.tokens / total).addmm_(
+                originals.reshape(rows.shape).float().T, rows, alpha=1.0 / total
+            )
         self.tokens = total
 
 
+@dataclass
+class Watch:
+    """``stats``: ``inputs`` of each linear -> Stats. While ``original`` is set, what flows is kept as x₀ of what
+    flows next."""
+
+    stats: dict[str, Stats] = field(default_factory=dict)
+    original: bool = False
+    _kept: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def see(self, linear: Linear, inputs: torch.Tensor) -> None:
+        if not self.original:
+            self.stats[linear.inputs].add(inputs, self._kept.pop(linear.inputs, None))
+        elif "expert" not in linear.roles:
+            self._kept[linear.inputs] = inputs
+
+
 @contextmanager
-def watch(module: nn.Module, prefix: str, linears: Iterable[Linear]) -> Iterator[dict[str, Stats]]:
-    """Collect, while the block runs: ``inputs`` of each linear -> Stats. What shares its input is counted once."""
-    found: dict[str, Stats] = {}
-    hooks = []
+def watch(module: nn.Module, prefix: str, linears: Iterable[Linear]) -> Iterator[Watch]:
+    """Collect statistics while ``module`` runs. Linears that share their input are counted once."""
+    found, hooks = Watch(), []
     for linear in linears:
-        if linear.inputs in found:
+        if linear.inputs in found.stats:
             continue
-        stats = found[linear.inputs] = Stats(torch.zeros(linear.columns, linear.columns))
+        found.stats[linear.inputs] = Stats(torch.zeros(linear.columns, linear.columns))
         inner = module.get_submodule(linear.name.removeprefix(prefix + "."))
-        hooks.append(inner.register_forward_pre_hook(lambda _, args, stats=stats: stats.add(args[0])))
+        hooks.append(inner.register_forward_pre_hook(lambda _, args, linear=linear: found.see(linear, args[0])))
     try:
         yield found
     finally:

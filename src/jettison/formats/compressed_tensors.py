@@ -72,7 +72,7 @@ def _arguments(grid: Grid) -> QuantizationArgs:
 
 
 def _targets(names: list[str], every: list[str]) -> list[str]:
-    pattern = lambda name: re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name))  # noqa: E731
+    pattern = lambda name: re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name))
     members, total = defaultdict(list), defaultdict(int)
     for name in every:
         total[pattern(name)] += 1
@@ -156,6 +156,8 @@ def problems(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
             "with compressed-tensors 0.18 to 0.20, transformers cannot load packed zero points: "
             "use symmetric: true, compressed-tensors 0.17, or jettison.load"
         )
+    if any("embed" in linear.roles and linear.name in grids for linear in anatomy):
+        found.append("transformers cannot run a packed embedding; jettison.load unpacks it")
     experts = [linear for linear in anatomy if "expert" in linear.roles and linear.name in grids]
     if experts and anatomy.family.experts["stored"] == "stacked":
         found.append(f"transformers has no loader for packed experts of {anatomy.family.name}; jettison.load has")

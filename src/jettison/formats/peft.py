@@ -34,7 +34,7 @@ def write_adapter(folder: Path, tensors: dict[str, torch.Tensor], rank: int, alp
 
 def _targets(adapted: list[str], names: list[str]) -> list[str]:
     """Last parts of names, such as gate_proj, where those say exactly which modules are meant; else whole names."""
-    last = lambda name: name.rpartition(".")[2]  # noqa: E731
+    last = lambda name: name.rpartition(".")[2]
     total, found = Counter(map(last, names)), Counter(map(last, adapted))
     return sorted(found) if all(total[part] == found[part] for part in found) else adapted
 

@@ -95,7 +95,7 @@ class Anatomy:
 @cache
 def families() -> dict[str, Family]:
     rows = yaml.safe_load((files("jettison.models") / "families.yaml").read_text(encoding="utf-8"))
-    as_tuple = lambda value: (value,) if isinstance(value, str) else tuple(value)  # noqa: E731
+    as_tuple = lambda value: (value,) if isinstance(value, str) else tuple(value)
     return {
         name: Family(
             name=name,

@@ -16,7 +16,7 @@ class QuantLinear(nn.Module):
     def __init__(self, rows: int, columns: int, grid: Grid, bias: torch.Tensor | None = None):
         super().__init__()
         self.grid, self.in_features, self.out_features = grid, columns, rows
-        empty = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device="meta")  # noqa: E731
+        empty = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device="meta")
         words, groups = -(-columns * grid.bits // 32), grid.groups(columns)
         self.register_buffer("weight_packed", empty(rows, words, dtype=torch.int32))
         self.register_buffer("weight_scale", empty(rows, groups, dtype=grid.scale_dtype))

@@ -19,10 +19,11 @@ class Walk:
     """The hidden states of some token windows on their way through the blocks of a model.
 
     tokens: (windows, length). The model's own forward pass prepares masks, positions and embeddings; each block is
-    then called with just what the model would have called it with. ``hidden`` is (windows, length, width), float32.
+    then called with just what the model would have called it with. ``hidden`` is (windows, length, width), float32;
+    whoever walks moves it on. With ``twice``, ``original`` is a second stream, for the model as it was.
     """
 
-    def __init__(self, source: ModelFolder, tokens: torch.Tensor):
+    def __init__(self, source: ModelFolder, tokens: torch.Tensor, twice: bool = False):
         self.source = source
         self.model = source.new_skeleton()
         self.blocks = self.model.get_submodule(source.anatomy.family.blocks)
@@ -32,6 +33,7 @@ class Walk:
         self.batches = tokens.split(size)
         self._calls: list[tuple[tuple, dict]] = []
         self.hidden = torch.cat([self._enter(batch) for batch in self.batches])
+        self.original = self.hidden if twice else None
 
     def _untied_head(self) -> list[nn.Module]:
         return [] if self.source.anatomy.tied else [self.head]
@@ -78,16 +80,22 @@ class Walk:
         finally:
             empty(block)
 
-    @torch.no_grad()
-    def through(self, index: int) -> torch.Tensor:
-        """What block ``index``, as it stands, makes of the hidden states. Does not move on."""
-        args, kwargs = self._calls[index]
-        outputs = [self.blocks[index](part, *args, **kwargs) for part in self.hidden.split(len(self.batches[0]))]
-        return torch.cat([output[0] if isinstance(output, tuple) else output for output in outputs])
+    def through(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
+        """What block ``index``, as it stands, makes of hidden states."""
+        return torch.cat([self.batch_through(index, part) for part in self.split(hidden)])
+
+    def split(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return hidden.split(len(self.batches[0]))
 
     @torch.no_grad()
-    def head_inputs(self) -> torch.Tensor:
-        """(windows, length, width): what the head is given, once the hidden states are through all blocks."""
+    def batch_through(self, index: int, part: torch.Tensor) -> torch.Tensor:
+        args, kwargs = self._calls[index]
+        output = self.blocks[index](part, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    @torch.no_grad()
+    def head_inputs(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(windows, length, width): what the head is given when ``hidden`` leaves the last block."""
         seen: list[torch.Tensor] = []
 
         def stop(module: nn.Module, args: tuple) -> None:
@@ -95,7 +103,7 @@ class Walk:
             raise _Stop
 
         hook = self.head.register_forward_pre_hook(stop)
-        for batch, part in zip(self.batches, self.hidden.split(len(self.batches[0])), strict=True):
+        for batch, part in zip(self.batches, self.split(hidden), strict=True):
             with self._replaced(lambda hidden_states, *args, part=part, **kwargs: part), suppress(_Stop):
                 self.model(batch, use_cache=False)
         hook.remove()

@@ -5,6 +5,7 @@ import torch
 from jettison.grid import Grid
 
 STEPS, NARROWEST = 64, 0.2
+AT_ONCE = 1 << 17  # weights whose temporaries stay in a core's cache
 
 
 def find_range(
@@ -21,9 +22,16 @@ def find_range(
     asymmetric ones (whose zero point is nearly always one of these two), at no cost in bits.
     """
     low, high = groups.amin(-1), groups.amax(-1)
-    scale, zero = grid.scale_zero(low, high)
     if not clip:
-        return scale, zero
+        return grid.scale_zero(low, high)
+    rows = max(1, AT_ONCE // max(1, groups[0].numel()))
+    parts = [_search(part, grid, importance) for part in groups.split(rows)]
+    return torch.cat([scale for scale, _ in parts]), torch.cat([zero for _, zero in parts])
+
+
+def _search(groups: torch.Tensor, grid: Grid, importance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale, zero = grid.scale_zero(low, high)
     least = torch.full_like(scale, torch.inf)
     for shrink in torch.linspace(1.0, NARROWEST, STEPS).tolist():
         tried_scale, tried_zero = grid.scale_zero(low * shrink, high * shrink)

@@ -186,10 +186,10 @@ def _order(seed: int, epoch: int, count: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _input_stats(teacher: nn.Module, pupil: Pupil):
-    with watch(teacher, "", pupil.linears) as stats:
+    with watch(teacher, "", pupil.linears) as watching:
         for part in pupil.windows[:STATS_WINDOWS].split(8):
             teacher.base_model(part, use_cache=False)
-    return stats
+    return watching.stats
 
 
 @torch.no_grad()

@@ -54,9 +54,7 @@ def recover(
     if restart and state.is_main_process:
         _undo(folder)
     state.wait_for_everyone()
-    original = ModelFolder(teacher or manifest["teacher"]["folder"])
-    if original.fingerprint() != manifest["teacher"]["fingerprint"]:
-        raise UsageError(f"{original.name} is not the model that {folder} was made from; give its place with teacher")
+    original = _open_teacher(folder, manifest, teacher)
     work, source = folder / WORK, ModelFolder(folder)
     grids = compressed_tensors.read_grids(source)
     linears = [linear for linear in source.anatomy if step.where.matches(linear.roles, linear.block)]
@@ -97,6 +95,16 @@ def recover(
         journal.add(finished=True)
     state.wait_for_everyone()
     return read_manifest(folder)
+
+
+def _open_teacher(folder: Path, manifest: dict[str, Any], teacher: str | Path | None) -> ModelFolder:
+    try:
+        original = ModelFolder(teacher or manifest["teacher"]["folder"])
+    except UsageError as error:
+        raise UsageError(f"{error}; if the original of {folder} has moved, say where it is with --teacher") from None
+    if original.fingerprint() != manifest["teacher"]["fingerprint"]:
+        raise UsageError(f"{original.name} is not the model {manifest['teacher']['name']} that {folder} was made from")
+    return original
 
 
 def recovery_step(recipe: Recipe, changes: Iterable[str] = ()) -> Step:

@@ -22,6 +22,7 @@ from jettison.progress import bar
 VERSION = 1  # part of the cache key: raise it when the text for the same seed changes
 BATCH = 64
 GREEDY_LENGTHS = (3, 4, 5)
+TEMPERATURES = tuple(float(t) for t in __import__("os").environ.get("TEMPS", "1.0").split(","))
 SHORTEST = 16
 LONGEST_LOOP, LOOP_TOKENS = 64, 32
 MARK = "\u2063\u2063"
@@ -42,7 +43,9 @@ def synthesize(
     was at, and a later run that wants more samples adds to them. With several processes, ``process`` is (rank, world),
     each writes its share of the batches, and ``wait`` lets all meet.
     """
-    key = digest("synthetic", VERSION, source.fingerprint(), length, seed, BATCH)
+    key = digest(
+        "synthetic", VERSION, __import__("os").environ.get("TEMPS", "1.0"), source.fingerprint(), length, seed, BATCH
+    )
     folder = cache_folder() / "synthetic" / key
     rank, world = process
     teacher = None
@@ -112,14 +115,17 @@ def _write_batch(source: ModelFolder, teacher: nn.Module, number: int, length: i
     ordinary = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
     starts = ordinary[torch.randint(len(ordinary), (BATCH, 1), generator=generator)]
     greedy = GREEDY_LENGTHS[number % len(GREEDY_LENGTHS)]
+    temperature = TEMPERATURES[number % len(TEMPERATURES)]
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         if tokenizer.chat_template and number % 2:
-            return _converse(tokenizer, teacher, starts, greedy, length)
-        return _continue(teacher, list(starts), greedy, length)
+            return _converse(tokenizer, teacher, starts, greedy, length, temperature)
+        return _continue(teacher, list(starts), greedy, length, temperature)
 
 
-def _continue(teacher: nn.Module, prompts: list[torch.Tensor], greedy: int, length: int) -> torch.Tensor:
+def _continue(
+    teacher: nn.Module, prompts: list[torch.Tensor], greedy: int, length: int, temperature: float
+) -> torch.Tensor:
     """Go on from each prompt: ``greedy`` − 1 tokens greedily, the rest sampled, to ``length`` in all."""
     ends = _end_tokens(teacher)
     pad = ends[0] if ends else 0
@@ -139,7 +145,7 @@ def _continue(teacher: nn.Module, prompts: list[torch.Tensor], greedy: int, leng
             pad_token_id=pad,
             use_cache=True,
             cache_implementation="static" if teacher.device.type == "cpu" else None,  # 1.4 times faster there
-            **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}),
+            **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {}),
         ).cpu()
         mask = torch.cat([mask, torch.ones(len(ids), ids.shape[1] - mask.shape[1], dtype=mask.dtype)], 1)
     rows = torch.full((len(prompts), length), -1)
@@ -151,7 +157,9 @@ def _continue(teacher: nn.Module, prompts: list[torch.Tensor], greedy: int, leng
     return rows
 
 
-def _converse(tokenizer, teacher: nn.Module, starts: torch.Tensor, greedy: int, length: int) -> torch.Tensor:
+def _converse(
+    tokenizer, teacher: nn.Module, starts: torch.Tensor, greedy: int, length: int, temperature: float
+) -> torch.Tensor:
     """The user's turn, then the answer, inside the tokenizer's chat template."""
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": MARK}], tokenize=False, add_generation_prompt=True
@@ -161,14 +169,16 @@ def _converse(tokenizer, teacher: nn.Module, starts: torch.Tensor, greedy: int, 
         torch.tensor(tokenizer(part, add_special_tokens=False).input_ids, dtype=torch.int64) for part in (before, after)
     )
     ends = _end_tokens(teacher)
-    asked = _continue(teacher, [torch.cat([before, start]) for start in starts], greedy, len(before) + length // 3)
+    asked = _continue(
+        teacher, [torch.cat([before, start]) for start in starts], greedy, len(before) + length // 3, temperature
+    )
     prompts = []
     for row in asked:
         turn = row[row >= 0]
         if int(turn[-1]) in ends:
             turn = turn[:-1]
         prompts.append(torch.cat([turn, after])[: length - 1])
-    return _continue(teacher, prompts, 1, length)
+    return _continue(teacher, prompts, 1, length, temperature)
 
 
 def _end_tokens(teacher: nn.Module) -> list[int]:

@@ -1,0 +1,103 @@
+"""What every benchmark needs: cells that are kept, and a result file that says where its numbers are from."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from jettison.files import write_json
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+RUNS = ROOT / "runs"
+
+
+def claim(id: str, value: Any, unit: str, better: str, target: Any, note: str = "") -> dict[str, Any]:
+    """better: ``higher``, ``lower`` or ``equal``."""
+    holds = {"higher": lambda: value >= target, "lower": lambda: value <= target, "equal": lambda: value == target}
+    found = {"id": id, "value": value, "unit": unit, "better": better, "target": target, "holds": holds[better]()}
+    return found | {"note": note}
+
+
+def cell(name: str, key: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of ``work``, from runs/NAME/KEY.json if it has been computed before. Adds its ``seconds``."""
+    file = RUNS / name / f"{key}.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    print(f"{name}: {key} ...", flush=True)
+    start = time.perf_counter()
+    result = work()
+    result = result | {"seconds": round(time.perf_counter() - start, 1)}
+    write_json(file, result)
+    return result
+
+
+def write_result(
+    name: str, claims: list[dict[str, Any]], seconds: float, details: dict[str, Any], seed: int = 0
+) -> None:
+    git = lambda *arguments: subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    write_json(
+        RESULTS / f"{name}.json",
+        {
+            "claims": claims,
+            "command": f"python benchmarks/{name}.py",
+            "machine": machine(),
+            "versions": {p: version(p) for p in ("torch", "transformers", "compressed-tensors", "peft", "accelerate")},
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--", "src", "benchmarks/*.py")),
+            "seed": seed,
+            "seconds": round(seconds),
+            "details": details,
+        },
+    )
+    show(claims)
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def show(claims: list[dict[str, Any]]) -> None:
+    sign = {"higher": "≥", "lower": "≤", "equal": "="}
+    for found in claims:
+        value = f"{found['value']:.4g}" if isinstance(found["value"], float) else found["value"]
+        mark = "holds" if found["holds"] else "FALLS SHORT"
+        print(f"  {found['id']:<32} {value:>10} {found['unit']:<8} {sign[found['better']]} {found['target']:<8} {mark}")
+        if not found["holds"] and found["note"]:
+            print(f"      {found['note']}")
+
+
+def compare(found: dict[str, tuple[float, float, float]]) -> None:
+    """Name -> (recomputed, recorded, tolerance). Prints each and exits with 1 if one is off."""
+    bad = 0
+    for name, (now, recorded, tolerance) in found.items():
+        off = abs(now - recorded) > tolerance
+        bad += off
+        print(f"{name}: {now:.6g} now, {recorded:.6g} recorded, tolerance {tolerance:.3g}: {'OFF' if off else 'ok'}")
+    sys.exit(1 if bad else 0)

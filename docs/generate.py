@@ -1,0 +1,73 @@
+"""Write the pages that repeat what stands elsewhere: start (README), recipes and methods (code), results (claims)."""
+
+import json
+from pathlib import Path
+
+from jettison import registry
+from jettison.recipe import load_recipe, preset_names
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def start() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
+
+
+def recipes() -> str:
+    lines = ["# Recipes and methods", "", "A recipe says what to do to which part of a model. These are shipped:", ""]
+    for name in preset_names():
+        recipe = load_recipe(name)
+        text = (ROOT / "src" / "jettison" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+        lines += [f"## {name}", "", recipe.use, "", "```yaml", text.strip(), "```", ""]
+    lines += [
+        "`loss` is the log-perplexity lost on books with `scribe`, in nats, measured by `benchmarks/presets.py`.",
+        "",
+    ]
+    lines += ["# Methods", ""]
+    for verb in registry.verbs():
+        for method in registry.methods(verb).values():
+            lines += [f"## {verb}: {method.name}", "", method.function.__doc__.partition("\n\n")[0].strip(), ""]
+            lines += [f"Source: {method.paper}.", "", "| option | default |", "|---|---|"]
+            lines += [f"| `{option}` | `{default}` |" for option, default in method.defaults.items()]
+            lines += [""]
+    return "\n".join(lines)
+
+
+def results() -> str:
+    lines = [
+        "# Results",
+        "",
+        "Every figure is measured, by the script that stands above it. A claim that does not hold stays in.",
+    ]
+    sign = {"higher": "≥", "lower": "≤", "equal": "="}
+    for file in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        machine = result["machine"]
+        lines += [
+            "",
+            f"## {file.stem}",
+            "",
+            f"`{result['command']}`, on {machine['cores']} cores ({machine['processor']}).",
+        ]
+        lines += ["", "| claim | measured | target | |", "|---|---|---|---|"]
+        for claim in result["claims"]:
+            value = f"{claim['value']:.4g}" if isinstance(claim["value"], float) else claim["value"]
+            target = f"{sign[claim['better']]} {claim['target']}"
+            holds = "holds" if claim["holds"] else f"**falls short.** {claim['note']}"
+            lines += [f"| {claim['id']} | {value} {claim['unit']} | {target} | {holds} |"]
+        for title, table in result["details"].get("tables", {}).items():
+            lines += [
+                "",
+                f"### {title}",
+                "",
+                "| " + " | ".join(table["columns"]) + " |",
+                "|---" * len(table["columns"]) + "|",
+            ]
+            lines += ["| " + " | ".join(str(value) for value in row) + " |" for row in table["rows"]]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    for name, page in (("index", start()), ("recipes", recipes()), ("results", results())):
+        (DOCS / f"{name}.md").write_text(page, encoding="utf-8")

@@ -9,6 +9,7 @@ is W4/W2-GateUp rounded to nearest with a clipped range. It uses text that scrib
 
 import argparse
 import json
+import os
 import random
 import re
 import shutil
@@ -41,7 +42,8 @@ ROUNDED = {
         {"quantize": {"method": "rtn", "bits": 2, "group_size": 64}, "where": {"role": ["gate", "up"]}},
     ],
 }
-RECOVERED = ["quantize.group_size=64", "recover.samples=8192", "recover.length=256", "recover.epochs=2"]
+RECOVERED = ["quantize.group_size=64", "quantize.iterations=30", "recover.samples=8192", "recover.length=256"]
+RECOVERED += ["recover.epochs=2", "recover.batch=8", "recover.lr=0.003", "recover.scale_lr=0.003"]
 SMALL = ["recover.samples=64", "recover.length=64", "recover.epochs=4", "calibration.samples=32", "calibration.length=64"]
 
 
@@ -94,7 +96,7 @@ def kills(kind: str) -> dict:
     changes = [f"--set={change}" for change in SMALL]
     arguments = {
         "compress": lambda folder: ["compress", "scribe", "--recipe", "gateup-w4w2", "--out", str(folder), *changes],
-        "recover": lambda folder: ["recover", str(folder)],
+        "recover": lambda folder: ["recover", str(folder), "--save-every", "0"],
     }[kind]
     run(arguments(whole), check=True)  # makes the synthetic text, so that kills hit the work itself
     if kind == "recover":
@@ -103,7 +105,7 @@ def kills(kind: str) -> dict:
     else:
         shutil.rmtree(whole)
     began = time.perf_counter()
-    run(arguments(whole), {"JETTISON_SAVE_EVERY": "0"}, check=True)
+    run(arguments(whole), check=True)
     seconds = time.perf_counter() - began
     wanted, chance, trials = digests(whole), random.Random(0), []
     for trial in range(KILLS):
@@ -111,7 +113,7 @@ def kills(kind: str) -> dict:
         if kind == "recover":
             shutil.copytree(source, folder)
         after = chance.uniform(0.25, 1.0) * seconds
-        process = run(arguments(folder), {"JETTISON_SAVE_EVERY": "0"}, background=True)
+        process = run(arguments(folder), background=True)
         try:
             process.wait(after)
             killed = False
@@ -119,7 +121,7 @@ def kills(kind: str) -> dict:
             process.send_signal(signal.SIGKILL)
             process.wait()
             killed = True
-        run(arguments(folder), {"JETTISON_SAVE_EVERY": "0"}, check=True)
+        run(arguments(folder), check=True)
         trials.append({"after": round(after, 2), "killed": killed, "identical": digests(folder) == wanted})
         shutil.rmtree(folder)
     return {"undisturbed_seconds": round(seconds, 1), "trials": trials}
@@ -145,8 +147,6 @@ def fresh(name: str) -> Path:
 
 
 def run(arguments: list[str], environment: dict | None = None, background: bool = False, check: bool = False):
-    import os
-
     command = [sys.executable, "-m", "jettison", *arguments]
     settings = {"env": os.environ | (environment or {}), "text": True, "cwd": ROOT}
     if background:

@@ -199,7 +199,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in found.items() if not name.endswith("journal.jsonl")}
 
 
-@pytest.mark.parametrize("method", ["gptq", "rtn"])
+@pytest.mark.parametrize("method", ["gptaq", "gptq", "rtn"])
 def test_a_run_killed_at_every_write_gives_the_same_bytes(tiny, tmp_path, monkeypatch, method):
     model, steps = tiny("llama"), recipe(method, method)
     compress(model, steps, tmp_path / "whole")

@@ -7,7 +7,7 @@ from golden_vectors import golden
 from jettison.calibrate import Stats
 from jettison.errors import UsageError
 from jettison.grid import Grid
-from jettison.quantize import gptq, hqq, rtn
+from jettison.quantize import gptaq, gptq, hqq, rtn
 from jettison.registry import methods
 
 EXACT = {"scale_dtype": torch.float32}
@@ -102,6 +102,25 @@ def test_gptq_survives_a_singular_hessian(layer):
     weight, inputs = layer
     quantized = gptq(weight, Grid(4, 32), Stats.of(inputs[:3]), damp=1e-12)
     assert torch.isfinite(quantized.dequantize()).all()
+
+
+@pytest.mark.parametrize("grid", [Grid(2, 32), Grid(3, 32, symmetric=False)], ids=str)
+def test_gptaq_gives_the_original_outputs_from_disturbed_inputs(layer, grid):
+    """On text it has not seen; sharing none of the correction is GPTQ."""
+    weight, inputs = layer
+    noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(1))
+    disturbed = 0.9 * inputs + 0.3 * inputs.std() * noise
+    (seen, held_out), (seen_as_was, held_out_as_was) = disturbed.split(768), inputs.split(768)
+    stats = Stats.of(seen, seen_as_was)
+
+    def error(quantized):
+        return float((held_out @ quantized.dequantize().T - held_out_as_was @ weight.T).square().mean())
+
+    plain = gptq(weight, grid, stats)
+    errors = [error(gptaq(weight, grid, stats, share=share)) for share in (0.0, 0.5, 1.0)]
+    assert errors[0] == error(plain)
+    assert errors[1] < 0.9 * errors[0] and errors[2] < errors[1]
+    assert torch.equal(gptaq(weight, grid, Stats.of(seen)).codes, plain.codes)  # nothing to correct toward
 
 
 @pytest.mark.parametrize("name", sorted(methods("quantize")))

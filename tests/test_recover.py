@@ -15,6 +15,7 @@ from test_compress import Killed, files_of
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from jettison.calibrate import best_correction
 from jettison.compress import compress
 from jettison.decode import load
 from jettison.errors import JettisonError, UsageError
@@ -23,7 +24,6 @@ from jettison.models import ModelFolder
 from jettison.recover import loss as losses
 from jettison.recover import recover, synthesize
 from jettison.recover.synthesize import loops
-from jettison.recover.trainables import best_correction
 
 QUICK = {"samples": 16, "length": 32, "batch": 4, "epochs": 2, "lr": 0.005, "scale_lr": 0.005}
 
@@ -142,9 +142,9 @@ class TestSynthesis:
         template = "{% for m in messages %}USER: {{ m.content }}\nBOT:{% endfor %}"
         (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
         source = ModelFolder(folder)
-        text = [source.tokenizer.decode(row) for row in synthesize(source, samples=128, length=48)]
-        assert sum(t.startswith("USER: ") and "\nBOT:" in t for t in text) >= 48
-        assert sum("USER: " not in t for t in text) >= 48
+        text = [source.tokenizer.decode(row) for row in synthesize(source, samples=256, length=48)]
+        assert sum(t.startswith("USER: ") and "\nBOT:" in t for t in text) >= 96
+        assert sum("USER: " not in t for t in text) >= 96
 
 
 class TestOnScribe:

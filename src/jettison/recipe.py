@@ -169,6 +169,8 @@ def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[
     name = dict(mine).get("method", options.pop("method", DEFAULT_METHOD.get(verb, "")))
     method = registry.find(verb, name)
     known = set(method.defaults) | set(GRID_OPTIONS if verb == "quantize" else ())
+    if "method" in dict(mine):  # another method need not know the options of the first
+        options = {option: value for option, value in options.items() if option in known}
     options |= {option: value for option, value in mine if option in known}
     used |= {(verb, option) for option, _ in mine if option in known | {"method"}}
     grid = None

@@ -1,6 +1,7 @@
 """Text in, statistics out."""
 
+from jettison.calibrate.low_rank import best_correction
 from jettison.calibrate.stats import Stats, watch
 from jettison.calibrate.text import BUNDLED, token_windows
 
-__all__ = ["BUNDLED", "Stats", "token_windows", "watch"]
+__all__ = ["BUNDLED", "Stats", "best_correction", "token_windows", "watch"]

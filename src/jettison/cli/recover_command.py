@@ -24,6 +24,7 @@ def recover(
         str | None, typer.Option("--teacher", help="Where the original is now, if it has moved.")
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Drop an earlier recovery and begin again.")] = False,
+    save_every: Annotated[float, typer.Option("--save-every", min=0, help="Seconds between saves.")] = 60.0,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
@@ -33,7 +34,7 @@ def recover(
     if changes is None:
         changes = []
     common.begin(quiet)
-    result = run(folder, changes=changes, teacher=teacher, restart=restart)
+    result = run(folder, changes=changes, teacher=teacher, restart=restart, save_every=save_every)
     losses = result["recovery"]["loss"]
     common.out.print(
         f"{folder}: KL per token {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last of {len(losses)}",

@@ -1,5 +1,5 @@
 """Weight quantization. One file per method in ``methods/``; ``clip`` finds ranges for all of them."""
 
-from jettison.quantize.methods import gptaq, gptq, hqq, rtn
+from jettison.quantize.methods import caldera, gptaq, gptq, hqq, rtn
 
-__all__ = ["gptaq", "gptq", "hqq", "rtn"]
+__all__ = ["caldera", "gptaq", "gptq", "hqq", "rtn"]

@@ -2,9 +2,12 @@
 
 From LLM-QAT (arXiv:2305.17888, section 3.1), which Recover-LoRA's "synthetic hybrid sampling" (arXiv:2510.08600) names
 as its source; that the two are the same in detail is our reconstruction. Each sequence starts at a random token of the
-vocabulary, goes on greedily to a length of 3, 4 or 5, then by sampling at temperature 1 to its full length or the
-teacher's end token. Where the tokenizer has a chat template, every second batch is a conversation: the teacher writes
-the user's turn in the same way and then answers it.
+vocabulary, goes on greedily to a length of 3, 4 or 5, then by sampling to its full length or the teacher's end token.
+
+Two additions of ours. Every second batch is sampled at temperature 1.5 in place of 1: such text is unlike what the
+teacher would say, and a student that follows it there is more faithful on text that neither has seen (docs/recovery.md
+has the figures). Where the tokenizer has a chat template, half of the batches are conversations: the teacher writes the
+user's turn in the same way and then answers it.
 """
 
 import itertools
@@ -19,10 +22,10 @@ from jettison.models.checkpoint import Checkpoint
 from jettison.models.dense import compute_device, load_dense
 from jettison.progress import bar
 
-VERSION = 1  # part of the cache key: raise it when the text for the same seed changes
+VERSION = 2  # part of the cache key: raise it when the text for the same seed changes
 BATCH = 64
 GREEDY_LENGTHS = (3, 4, 5)
-TEMPERATURES = tuple(float(t) for t in __import__("os").environ.get("TEMPS", "1.0").split(","))
+TEMPERATURES = (1.0, 1.5)
 SHORTEST = 16
 LONGEST_LOOP, LOOP_TOKENS = 64, 32
 MARK = "\u2063\u2063"
@@ -44,7 +47,7 @@ def synthesize(
     each writes its share of the batches, and ``wait`` lets all meet.
     """
     key = digest(
-        "synthetic", VERSION, __import__("os").environ.get("TEMPS", "1.0"), source.fingerprint(), length, seed, BATCH
+        "synthetic", VERSION, source.fingerprint(), length, seed, BATCH
     )
     folder = cache_folder() / "synthetic" / key
     rank, world = process
@@ -118,7 +121,7 @@ def _write_batch(source: ModelFolder, teacher: nn.Module, number: int, length: i
     temperature = TEMPERATURES[number % len(TEMPERATURES)]
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        if tokenizer.chat_template and number % 2:
+        if tokenizer.chat_template and number // 2 % 2:
             return _converse(tokenizer, teacher, starts, greedy, length, temperature)
         return _continue(teacher, list(starts), greedy, length, temperature)
 

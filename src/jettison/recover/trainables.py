@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from jettison.calibrate import Stats
+from jettison.calibrate import Stats, best_correction
 from jettison.models import Linear
 from jettison.models.modules import Adapted, QuantLinear
-
-DAMP = 0.01
 
 
 def add_lora(
@@ -22,7 +20,7 @@ def add_lora(
     init: ``default``, A uniform as PEFT's, B zero. ``olora``, B the first columns of Q of the original weight's QR
     decomposition (arXiv:2406.01775) and A zero: OLoRA also subtracts the start from the base, which a quantized base
     cannot take, so we leave out its R; a reconstruction. ``svd``, the best correction of the quantization error for
-    the calibration inputs: truncated SVD of (W − W') H^½ (EoRA, arXiv:2410.21271, section 3).
+    the calibration inputs: ``best_correction`` of W − W'.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters: dict[str, nn.Parameter] = {}
@@ -43,16 +41,6 @@ def add_lora(
         for name, parameter in (("lora_a", adapted.lora_a), ("lora_b", adapted.lora_b)):
             parameters[f"{linear.name}.{name}"] = parameter.requires_grad_()
     return parameters
-
-
-def best_correction(error: torch.Tensor, hessian: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (rank, in) and B (out, rank) with the least mean ‖(error − B A) x‖² over inputs with second moment hessian."""
-    damped = hessian.double() + DAMP * hessian.diagonal().mean().double() * torch.eye(len(hessian), dtype=torch.float64)
-    lower = torch.linalg.cholesky(damped)
-    u, s, v = torch.linalg.svd(error.double() @ lower, full_matrices=False)
-    root = s[:rank].sqrt()
-    a = torch.linalg.solve_triangular(lower, (root.unsqueeze(1) * v[:rank]), upper=False, left=False)
-    return a.float(), (u[:, :rank] * root).float()
 
 
 def dense_weight(module: nn.Module) -> torch.Tensor:

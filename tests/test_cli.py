@@ -1,0 +1,187 @@
+"""The program as a user meets it: help, exit codes, one-line errors, JSON, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny as maker
+from safetensors.torch import load_file, save_file
+
+from jettison.cli.app import COMMANDS, main
+
+STEPS = ["--set", "quantize.group_size=32", "--set", "calibration.samples=8", "--set", "calibration.length=32"]
+
+
+@pytest.fixture
+def jettison(capfd):
+    """jettison(arguments...) -> (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(jettison, command):
+    code, out, _ = jettison(command, "--help")
+    assert code == 0
+    assert f"$ jettison {command}" in out
+
+
+def test_no_arguments_shows_help(jettison):
+    _, out, err = jettison()
+    assert all(command in out + err for command in COMMANDS)
+
+
+class TestAJob:
+    @pytest.fixture(scope="class")
+    def folder(self, tiny, tmp_path_factory):
+        return tmp_path_factory.mktemp("cli") / "out"
+
+    def test_compress_then_evaluate_then_generate(self, jettison, tiny, folder, tmp_path):
+        code, out, _ = jettison("compress", tiny("llama"), "--recipe", "gateup-w4w2", "-o", folder, *STEPS)
+        assert code == 0 and "bits per weight" in out
+        code, out, _ = jettison(
+            "evaluate", folder, "--text", "wikitext2", "--tokens", 1024, "--window", 128, "--json", tmp_path / "e.json"
+        )
+        assert code == 0 and "perplexity" in out
+        measured = json.loads((tmp_path / "e.json").read_text())
+        assert measured["texts"]["wikitext2"]["kl"] > 0
+        code, out, _ = jettison("generate", folder, "-p", "Once upon", "-n", 5, "-t", 0, "--json", tmp_path / "g.json")
+        assert code == 0 and out.startswith("Once upon")
+        assert json.loads((tmp_path / "g.json").read_text())["tokens_per_second"] > 0
+        code, out, _ = jettison("recover", folder, "--set", "recover.samples=8", "--set", "recover.length=32")
+        assert code == 0 and "KL per token" in out
+
+    def test_quiet_says_nothing_on_stderr(self, jettison, tiny, tmp_path):
+        code, _, err = jettison("compress", tiny("llama"), "--recipe", "w8", "-o", tmp_path / "o", *STEPS[:2], "-q")
+        assert (code, err) == (0, "")
+
+
+def test_plan_writes_a_recipe_that_compress_takes(jettison, tiny, tmp_path):
+    arguments = ("--memory", "1GB", "--device", "raspberry-pi-5", "-o", tmp_path / "recipe.yaml")
+    code, out, _ = jettison("plan", tiny("llama"), *arguments, "--json", tmp_path / "plan.json")
+    assert code == 0 and "w8" in out
+    assert json.loads((tmp_path / "plan.json").read_text())
+    code, *_ = jettison(
+        "compress", tiny("llama"), "--recipe", tmp_path / "recipe.yaml", "-o", tmp_path / "o", *STEPS[:2]
+    )
+    assert code == 0
+
+
+def test_lists(jettison, tmp_path):
+    code, out, _ = jettison("recipes", "--json", tmp_path / "r.json")
+    assert code == 0 and "gateup-w4w2" in out and "gptaq" in out
+    assert {"recipes", "methods"} == set(json.loads((tmp_path / "r.json").read_text()))
+
+
+def damaged(tmp_path, damage):
+    folder = maker.make("llama", tmp_path / "model")
+    damage(folder)
+    return folder
+
+
+def truncate(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def corrupt(folder):
+    (folder / "model.safetensors").write_bytes(b"\xff" * 1000)
+
+
+def poison(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+
+
+DAMAGE = {
+    "a truncated shard": (truncate, 1, "model.safetensors"),
+    "a corrupted shard": (corrupt, 1, "model.safetensors"),
+    "NaN weights": (poison, 1, "model.layers.0.mlp.up_proj.weight"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), 2, "config.json"),
+    "an empty config": (lambda folder: (folder / "config.json").write_text("{}"), 2, "model_type"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_models(jettison, tmp_path, name):
+    damage, wanted, words = DAMAGE[name]
+    code, _, err = jettison("compress", damaged(tmp_path, damage), "--recipe", "w8", "-o", tmp_path / "o", *STEPS[:2])
+    assert_one_line(err, words)
+    assert code == wanted
+
+
+WRONG = {
+    "model": (["compress", "./nowhere", "--recipe", "w4", "-o", "OUT"], "nowhere"),
+    "preset": (["compress", "scribe", "--recipe", "w5", "-o", "OUT"], "unknown recipe 'w5'"),
+    "method": (["compress", "scribe", "--recipe", "w4", "--set", "quantize.method=gptx", "-o", "OUT"], "'gptx'"),
+    "option": (["compress", "scribe", "--recipe", "w4", "--set", "quantize.dampp=1", "-o", "OUT"], "quantize.dampp"),
+    "value": (["compress", "scribe", "--recipe", "w4", "--set", "quantize.bits=9", "-o", "OUT"], "9"),
+    "role": (["compress", "scribe", "--recipe", "ROLE", "-o", "OUT"], "unknown role 'gates'"),
+    "group": (["compress", "scribe", "--recipe", "w4", "--set", "quantize.group_size=100", "-o", "OUT"], "100"),
+    "device": (["plan", "scribe", "--device", "abacus", "--tps", "5"], "unknown device 'abacus'"),
+    "memory": (["plan", "scribe", "--memory", "lots"], "'lots'"),
+    "no budget": (["fit", "scribe", "-o", "OUT"], "needs a budget"),
+    "budget": (["fit", "scribe", "--memory", "10KB", "-o", "OUT"], "no preset meets the budget"),
+    "text": (["evaluate", "scribe", "--text", "bookz"], "no text 'bookz'"),
+    "full folder": (["compress", "scribe", "--recipe", "w8", "-o", "FULL"], "is not empty"),
+    "not a run": (["recover", "FULL"], "jettison.json"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_asked_wrongly(jettison, tmp_path, name):
+    arguments, words = WRONG[name]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    (tmp_path / "role.yaml").write_text("steps:\n- quantize: {method: rtn, bits: 4}\n  where: {role: [gates]}\n")
+    places = {"OUT": tmp_path / "out", "FULL": tmp_path / "full", "ROLE": tmp_path / "role.yaml"}
+    code, _, err = jettison(*(places.get(argument, argument) for argument in arguments))
+    assert_one_line(err, words)
+    assert code == 2
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "full" / "letter.txt").read_text() == "dear"
+
+
+def test_an_option_that_is_none(jettison):
+    code, _, err = jettison("fit", "scribe", "--budget", "3")
+    assert code == 2 and "--budget" in err
+
+
+def assert_one_line(err, words):
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and words in lines[0], err
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_says_how_to_continue(tmp_path):
+    """Stopped in the middle of recovery: one line, exit code 1, and the same command finishes the run."""
+    folder = maker.make("llama", tmp_path / "model")
+    changes = [f"--set=recover.{c}" for c in ("samples=400", "length=32", "batch=1", "epochs=5")]
+    command = [sys.executable, "-m", "jettison", "fit", str(folder), "--recipe", "gateup-w4w2", "-o", tmp_path / "out"]
+    command += [*STEPS, *changes, "--text", "books-evaluation"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    journal, until = tmp_path / "out" / "recover" / "journal.jsonl", time.monotonic() + 120
+    while time.monotonic() < until and not (journal.exists() and journal.read_text().count("\n") > 5):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: stopped. Nothing finished is lost" in err and "Traceback" not in err

@@ -1,0 +1,137 @@
+"""Quality against transformers' own loss, distances, sizes; and the whole loop of ``fit``."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import jettison.fit as room
+from jettison.calibrate import token_windows
+from jettison.compress import compress
+from jettison.errors import JettisonError, UsageError
+from jettison.evaluate import evaluate
+from jettison.fit import fit
+from jettison.models import ModelFolder
+
+W4 = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}]}
+QUICK = ["recover.samples=16", "recover.length=32", "recover.batch=4", "quantize.group_size=32"]
+QUICK += ["calibration.samples=8", "calibration.length=32"]
+SHORT = {"texts": ["books-evaluation"], "tokens": 1024}
+
+
+class TestQuality:
+    def test_perplexity_is_that_of_transformers(self):
+        measured = evaluate("scribe", texts=["wikitext2"], tokens=2048, window=256)["texts"]["wikitext2"]
+        source = ModelFolder("scribe")
+        ids = token_windows(source.tokenizer, "wikitext2", 256, 8)
+        model = AutoModelForCausalLM.from_pretrained(source.folder)
+        with torch.no_grad():
+            loss = float(model(ids, labels=ids).loss)
+        assert measured["log_perplexity"] == pytest.approx(loss, abs=2e-3)
+        assert measured["perplexity"] == pytest.approx(math.exp(measured["log_perplexity"]), abs=1e-3)
+        assert measured["tokens"] == 8 * 255
+        assert "kl" not in measured
+
+    def test_a_model_is_at_no_distance_from_itself(self):
+        measured = evaluate("scribe", teacher="scribe", **SHORT)["texts"]["books-evaluation"]
+        assert measured["agreement"] == 1
+        assert abs(measured["kl"]) < 1e-6
+
+    def test_fewer_bits_are_further_away(self, tmp_path):
+        found = []
+        for bits in (8, 4, 2):
+            steps = {"steps": [{"quantize": {"method": "rtn", "bits": bits, "group_size": 64}}]}
+            compress("scribe", steps, tmp_path / f"w{bits}")
+            found.append(evaluate(tmp_path / f"w{bits}", **SHORT)["texts"]["books-evaluation"])
+        kl, agreement = ([each[name] for each in found] for name in ("kl", "agreement"))
+        assert kl == sorted(kl) and kl[0] < 0.01 and kl[2] > 0.3
+        assert agreement == sorted(agreement, reverse=True)
+
+    def test_a_file_of_ones_own(self, tmp_path):
+        (tmp_path / "mine.txt").write_text("It was the best of times, it was the worst of times. " * 20)
+        found = evaluate("scribe", texts=[tmp_path / "mine.txt"], tokens=None, window=64)
+        assert list(found["texts"]) == [str(tmp_path / "mine.txt")]
+
+    def test_texts_that_are_none(self, tmp_path):
+        with pytest.raises(UsageError, match="no text 'wikitext-2': give a UTF-8 file or one of books, books-eval"):
+            evaluate("scribe", texts=["wikitext-2"])
+        (tmp_path / "short.txt").write_text("Once.")
+        with pytest.raises(UsageError, match="one window of 512 is needed"):
+            evaluate("scribe", texts=[tmp_path / "short.txt"])
+        (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(UsageError, match="is not UTF-8"):
+            evaluate("scribe", texts=[tmp_path / "bad.txt"])
+
+    def test_the_original_has_gone(self, tiny, tmp_path):
+        shutil.copytree(tiny("llama"), tmp_path / "original")
+        compress(tmp_path / "original", W4, tmp_path / "out")
+        shutil.move(tmp_path / "original", tmp_path / "moved")
+        options = SHORT | {"window": 128}
+        assert "kl" not in evaluate(tmp_path / "out", **options)["texts"]["books-evaluation"]
+        assert "kl" in evaluate(tmp_path / "out", teacher=tmp_path / "moved", **options)["texts"]["books-evaluation"]
+
+
+class TestFit:
+    @pytest.fixture(scope="class")
+    def whole(self, tiny, tmp_path_factory):
+        out = tmp_path_factory.mktemp("fit") / "out"
+        return out, fit(tiny("llama"), out=out, recipe="gateup-w4w2", changes=QUICK, **SHORT)
+
+    def test_the_rows(self, whole):
+        out, result = whole
+        assert {"plan", "original", "quantized", "recovered"} == set(result)
+        size = {stage: result[stage]["size"] for stage in ("original", "quantized", "recovered")}
+        assert size["original"]["bits_per_weight"] == 16
+        assert size["quantized"]["bytes"] < size["recovered"]["bytes"] < size["original"]["bytes"]
+        kl = {stage: result[stage]["texts"]["books-evaluation"]["kl"] for stage in size}
+        assert kl["original"] == pytest.approx(0, abs=1e-6)
+        assert kl["recovered"] < kl["quantized"]
+        assert json.loads((out / "jettison.json").read_text())["results"]["recovered"] == result["recovered"]
+
+    def test_the_prediction_is_what_came_out(self, whole, tiny):
+        """The planner's bytes are those of the checkpoint, adapter included."""
+        out, result = whole
+        planned = fit(tiny("llama"), out=out, recipe="gateup-w4w2", changes=QUICK, context=0, dry_run=True)["plan"]
+        stored = result["recovered"]["size"]["bytes"]
+        assert planned["predicted"]["memory"] == pytest.approx(stored, rel=0.002)
+
+    @pytest.mark.parametrize("stage", ["evaluate", "recover"])
+    def test_a_killed_run_continues(self, whole, tiny, tmp_path, monkeypatch, stage):
+        class Killed(BaseException):
+            pass
+
+        def dying(*_, **__):
+            raise Killed
+
+        arguments = dict(out=tmp_path / "out", recipe="gateup-w4w2", changes=QUICK, **SHORT)
+        with monkeypatch.context() as patch:
+            patch.setattr(room, stage, dying)
+            with pytest.raises(Killed):
+                fit(tiny("llama"), **arguments)
+        assert fit(tiny("llama"), **arguments) == whole[1]
+
+    def test_a_finished_run_is_only_told_again(self, whole, tiny, monkeypatch):
+        def never(*_, **__):
+            raise AssertionError("measured again")
+
+        monkeypatch.setattr(room, "evaluate", never)
+        assert fit(tiny("llama"), out=whole[0], recipe="gateup-w4w2", changes=QUICK, **SHORT) == whole[1]
+
+    def test_a_recipe_without_recovery_ends_with_two_rows(self, tiny, tmp_path):
+        result = fit(tiny("llama"), out=tmp_path / "out", recipe="w8", changes=["quantize.group_size=32"], **SHORT)
+        assert set(result) == {"plan", "original", "quantized"}
+
+    def test_dry_run_does_nothing(self, tiny, tmp_path):
+        result = fit(tiny("llama"), out=tmp_path / "out", recipe="w8", changes=QUICK[3:4], dry_run=True)
+        assert set(result) == {"plan", "forecast"}
+        assert not (tmp_path / "out").exists()
+
+    def test_larger_than_memory(self, whole, tiny, monkeypatch):
+        import psutil
+
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000, "total": 1000}))
+        with pytest.raises(JettisonError, match="GB of memory at once"):
+            evaluate(tiny("llama"), **SHORT)

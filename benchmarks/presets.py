@@ -1,9 +1,9 @@
 """What each preset loses on scribe: the table of the README, and the ``loss`` that orders presets for the planner.
 
-    python benchmarks/presets.py           # about an hour on two cores; continues preset by preset
+    python benchmarks/presets.py           # about half an hour on two cores; continues preset by preset
     python benchmarks/presets.py --check   # recomputes those without recovery, about three minutes
 
-Recovery runs with 2048 samples of 256 tokens, gone through twice: minutes, not the hours of the presets' defaults.
+Recovery runs with 1024 samples of 256 tokens, gone through twice: minutes, not the hours of the presets' defaults.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from jettison.recipe import load_recipe, preset_names
 from jettison.recover import recover
 
 NAME = "presets"
-SHORT = ["recover.samples=2048", "recover.length=256", "recover.epochs=2"]
+SHORT = ["recover.samples=1024", "recover.length=256", "recover.epochs=2", "recover.batch=8"]
+SHORT += ["recover.lr=0.003", "recover.scale_lr=0.003"]
 
 
 def run(preset: str) -> dict:

@@ -38,13 +38,22 @@ KILLS = 10
 ROUNDED = {
     "name": "gateup-w4w2, rounded",
     "steps": [
-        {"quantize": {"method": "rtn", "bits": 4, "group_size": 64}, "where": {"role": ["q", "k", "v", "o", "down", "head"]}},
+        {
+            "quantize": {"method": "rtn", "bits": 4, "group_size": 64},
+            "where": {"role": ["q", "k", "v", "o", "down", "head"]},
+        },
         {"quantize": {"method": "rtn", "bits": 2, "group_size": 64}, "where": {"role": ["gate", "up"]}},
     ],
 }
 RECOVERED = ["quantize.group_size=64", "quantize.iterations=30", "recover.samples=8192", "recover.length=256"]
 RECOVERED += ["recover.epochs=2", "recover.batch=8", "recover.lr=0.003", "recover.scale_lr=0.003"]
-SMALL = ["recover.samples=64", "recover.length=64", "recover.epochs=4", "calibration.samples=32", "calibration.length=64"]
+SMALL = [
+    "recover.samples=64",
+    "recover.length=64",
+    "recover.epochs=4",
+    "calibration.samples=32",
+    "calibration.length=64",
+]
 
 
 def measure(model: Path | str, **options) -> dict:
@@ -188,7 +197,7 @@ def main() -> None:
         claim("transformers_logit_maxdiff", same["maxdiff"], "", "lower", 1e-4),
     ]
     stages = {"original": began["original"], "rounded to nearest": began["rounded"]}
-    stages |= {"quantized (gptaq)": won["quantized"], "recovered": won["recovered"]}
+    stages |= {"quantized (gptq, caldera)": won["quantized"], "recovered": won["recovered"]}
     rows = []
     for stage, result in stages.items():
         row = [stage, f"{result['size']['bytes'] / 1e6:.2f} MB", f"{result['size']['bits_per_weight']:.2f}"]

@@ -4,10 +4,10 @@ import pytest
 import torch
 from golden_vectors import golden
 
-from jettison.calibrate import Stats
+from jettison.calibrate import Stats, best_correction
 from jettison.errors import UsageError
 from jettison.grid import Grid
-from jettison.quantize import gptaq, gptq, hqq, rtn
+from jettison.quantize import caldera, gptaq, gptq, hqq, rtn
 from jettison.registry import methods
 
 EXACT = {"scale_dtype": torch.float32}
@@ -121,6 +121,35 @@ def test_gptaq_gives_the_original_outputs_from_disturbed_inputs(layer, grid):
     assert errors[0] == error(plain)
     assert errors[1] < 0.9 * errors[0] and errors[2] < errors[1]
     assert torch.equal(gptaq(weight, grid, Stats.of(seen)).codes, plain.codes)  # nothing to correct toward
+
+
+@pytest.mark.parametrize("grid", [Grid(2, 32), Grid(3, 32, symmetric=False)], ids=str)
+def test_caldera_leaves_less_than_gptq_once_a_side_path_is_there(layer, grid):
+    weight, inputs = layer
+    stats = Stats.of(inputs)
+
+    def left(quantized):
+        error = weight - quantized.dequantize()
+        a, b = best_correction(error, stats.hessian, 8)
+        return float(((error - b @ a) @ inputs.T).square().mean())
+
+    plain = left(gptq(weight, grid, stats))
+    few, many = (left(caldera(weight, grid, stats, rank=8, iterations=count)) for count in (2, 20))
+    assert many < few < plain and many < 0.93 * plain
+
+
+def test_a_best_correction_of_any_shape_is_the_truncated_svd(layer):
+    """In the metric of the inputs: what is left are the singular values beyond the rank."""
+    weight, inputs = layer
+    hessian = inputs.T @ inputs / len(inputs) + 0.5 * torch.eye(128)
+    for error in (weight, torch.cat([weight, weight.flip(1), weight.flip(0)])):
+        a, b = best_correction(error, hessian, 8)
+        assert (a.shape, b.shape) == ((8, 128), (len(error), 8))
+        rest = (error - b @ a).double()
+        values = torch.linalg.svdvals(error.double() @ torch.linalg.cholesky(hessian.double()))
+        assert float((rest * (rest @ hessian.double())).sum()) == pytest.approx(
+            float(values[8:].square().sum()), rel=0.01
+        )
 
 
 @pytest.mark.parametrize("name", sorted(methods("quantize")))

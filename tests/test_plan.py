@@ -122,8 +122,8 @@ class TestDevices:
 
     def test_this_machine_is_measured_once(self, monkeypatch, tmp_path):
         monkeypatch.setenv("JETTISON_CACHE", str(tmp_path))
-        monkeypatch.setattr("jettison.devices.measure.READ_BYTES", 1 << 22)
-        monkeypatch.setattr("jettison.devices.measure.MATRIX", 64)
+        monkeypatch.setattr("jettison.devices.machine.READ_BYTES", 1 << 22)
+        monkeypatch.setattr("jettison.devices.machine.MATRIX", 64)
         first = measure()
         assert all(first[field] > 0 for field in ("bandwidth", "memory", "flops"))
         assert measure() == first
@@ -150,7 +150,7 @@ class TestBudgets:
 class TestPlan:
     def test_the_least_loss_that_fits(self):
         costs = {choice.recipe.name: choice for choice in rank_presets("scribe", memory="1GB", context=512)}
-        assert list(costs)[0] == "w8" and set(costs) == set(preset_names())
+        assert next(iter(costs)) == "w8" and set(costs) == set(preset_names())
         for name, choice in costs.items():
             chosen = plan("scribe", memory=choice.cost.memory, context=512)
             assert chosen.loss <= load_recipe(name).loss
@@ -168,9 +168,11 @@ class TestPlan:
         assert speeds[chosen.name] >= speeds["w4"] > speeds["w8"]
 
     def test_changes_reach_the_prediction(self):
-        memory = lambda *changes: next(
-            c for c in rank_presets("scribe", memory="1GB", changes=changes) if c.recipe.name == "gateup-w4w2"
-        ).cost.memory
+        memory = lambda *changes: (
+            next(
+                c for c in rank_presets("scribe", memory="1GB", changes=changes) if c.recipe.name == "gateup-w4w2"
+            ).cost.memory
+        )
         assert memory("recover.rank=32") > memory()
 
     def test_a_budget_that_nothing_meets(self):

@@ -62,6 +62,12 @@ def test_a_change_of_method_brings_its_options():
     assert changed.steps[0].options["damp"] == 0.1
 
 
+def test_a_change_of_method_drops_what_the_other_does_not_know():
+    steps = load_recipe("gateup-w4w2", ["quantize.method=rtn"]).of("quantize")
+    assert [step.method for step in steps] == ["rtn", "rtn"]
+    assert steps[1].options == {"clip": True}
+
+
 BAD = [
     ({"steps": [{"quantize": {"method": "gtpq", "bits": 4}}]}, r"'gtpq' \(did you mean 'gptq'\?\)"),
     ({"steps": [{"quantize": {"method": "gptq", "bits": 4, "dampp": 1}}]}, "'dampp'.*valid: act_order, block_size"),

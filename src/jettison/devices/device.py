@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from jettison.devices.measure import measure
+from jettison.devices.machine import measure
 from jettison.errors import UsageError, unknown
 
 THIS = "this"

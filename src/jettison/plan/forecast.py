@@ -51,8 +51,12 @@ def forecast(model: str | Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def _quantization_work(job, tokens: int) -> float:
-    """Arithmetic of one linear: its range search, and for methods with a Hessian that and its factor."""
-    search = 6 * 64 * job.linear.weights
+    """Arithmetic of one linear: its range search, and for methods with a Hessian that and its factor; for those that
+    alternate with a side path, all of it again and an eigenvalue problem each time."""
+    linear, search = job.linear, 6 * 64 * job.linear.weights
     if not registry.find("quantize", job.step.method).needs:
         return search
-    return search + job.linear.columns**2 * (2 * tokens + job.linear.rows + job.linear.columns)
+    once = search + linear.columns**2 * (linear.rows + linear.columns)
+    narrow, wide = sorted((linear.rows, linear.columns))
+    again = once + 2 * narrow**2 * wide + 9 * narrow**3
+    return 2 * tokens * linear.columns**2 + once + job.step.options.get("iterations", 0) * again

@@ -46,9 +46,7 @@ def synthesize(
     was at, and a later run that wants more samples adds to them. With several processes, ``process`` is (rank, world),
     each writes its share of the batches, and ``wait`` lets all meet.
     """
-    key = digest(
-        "synthetic", VERSION, source.fingerprint(), length, seed, BATCH
-    )
+    key = digest("synthetic", VERSION, source.fingerprint(), length, seed, BATCH)
     folder = cache_folder() / "synthetic" / key
     rank, world = process
     teacher = None

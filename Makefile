@@ -26,7 +26,7 @@ test-slow: setup
 	$(BIN)/pytest -m slow
 
 test-engines: setup
-	$(BIN)/pytest -m engines
+	$(BIN)/pytest -m engines || test $$? -eq 5 # 5: there are none yet
 
 lint: setup
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -72,13 +72,11 @@ class TestAJob:
 
 
 def test_plan_writes_a_recipe_that_compress_takes(jettison, tiny, tmp_path):
-    arguments = ("--memory", "1GB", "--device", "raspberry-pi-5", "-o", tmp_path / "recipe.yaml")
+    arguments = ("--memory", "1GB", "--device", "raspberry-pi-5", *STEPS[:2], "-o", tmp_path / "recipe.yaml")
     code, out, _ = jettison("plan", tiny("llama"), *arguments, "--json", tmp_path / "plan.json")
     assert code == 0 and "w8" in out
     assert json.loads((tmp_path / "plan.json").read_text())
-    code, *_ = jettison(
-        "compress", tiny("llama"), "--recipe", tmp_path / "recipe.yaml", "-o", tmp_path / "o", *STEPS[:2]
-    )
+    code, *_ = jettison("compress", tiny("llama"), "--recipe", tmp_path / "recipe.yaml", "-o", tmp_path / "o")
     assert code == 0
 
 

@@ -46,18 +46,25 @@ class Loaded:
             {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
         )
         written: list[torch.Tensor] = []
+        failed: list[Exception] = []
 
         def work() -> None:
             torch.manual_seed(seed)
             pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
             settings = sampling | {"max_new_tokens": tokens, "pad_token_id": pad, "use_cache": True}
-            written.append(self.model.generate(**inputs, **settings, streamer=streamer))
+            try:
+                written.append(self.model.generate(**inputs, **settings, streamer=streamer))
+            except Exception as error:  # else whoever reads the stream waits forever
+                failed.append(error)
+                streamer.end()
 
         start = time.perf_counter()
         thread = Thread(target=work)
         thread.start()
         yield from streamer
         thread.join()
+        if failed:
+            raise failed[0]
         self.speed = (written[0].shape[1] - inputs.input_ids.shape[1]) / (time.perf_counter() - start)
 
     speed: float = 0.0

@@ -53,6 +53,7 @@ SMALL = [
     "recover.epochs=4",
     "calibration.samples=32",
     "calibration.length=64",
+    "quantize.iterations=2",
 ]
 
 
@@ -144,6 +145,7 @@ def files() -> dict:
 def largest_difference(folder: Path) -> float:
     windows = token_windows(ModelFolder("scribe").tokenizer, "books-evaluation", 256, 20)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base(**base.dummy_inputs)  # unpacks
     theirs, ours = PeftModel.from_pretrained(base, folder / "adapter"), load(folder, dtype=torch.float32)
     with torch.no_grad():
         return max(float((theirs(ids).logits - ours.logits(ids)).abs().max()) for ids in windows.split(4))

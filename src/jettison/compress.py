@@ -18,6 +18,7 @@ from jettison.calibrate import Stats, token_windows, watch
 from jettison.errors import JettisonError, UsageError
 from jettison.files import file_digest, write_tensors
 from jettison.formats import compressed_tensors, writer
+from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.grid import Grid, QuantizedWeight
 from jettison.journal import Journal
@@ -61,13 +62,14 @@ def compress(
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
     jobs = assign(source, recipe)
     needs = frozenset().union(*(registry.find("quantize", job.step.method).needs for job in jobs))
-    _check_disk(source, out)
+    if not (out / MANIFEST).exists():
+        _check_disk(source, out)
     journal = Journal(
         out / JOURNAL,
         {
             "kind": "compress",
             "model": source.fingerprint(),
-            "steps": [step for step in recipe.to_dict()["steps"] if "quantize" in step],
+            "steps": recipe.to_dict()["steps"],
             "calibration": recipe.calibration if needs else None,
             "seed": seed,
             "versions": {"jettison": version("jettison"), "torch": torch.__version__},
@@ -165,8 +167,7 @@ def _quantize_unit(
         stats, original, wanted = _measure(walk, module, block, [job.linear for job in jobs])
         weights, records = _quantize(source, jobs, stats)
         for linear, weight in weights.items():
-            dense = weight.dequantize()
-            _install(module, walk.prefix(block), linear, dense.T.contiguous() if linear.layout == "conv1d" else dense)
+            _install(module, walk.prefix(block), linear, writer.as_stored(source, linear, weight))
         walk.hidden, walk.original = walk.through(block, walk.hidden), original
     return weights, records, float((walk.hidden - wanted).square().sum() / wanted.square().sum())
 
@@ -204,6 +205,8 @@ def _quantize(
             weight = method.function(original, job.grid, known, **job.step.options)
         except JettisonError as error:
             raise type(error)(f"{linear.name}: {error}") from error
+        if weight.zero is not None and weight.zero.is_floating_point():
+            raise UsageError(f"{linear.name}: {method.name} gave fractional zero points, which no checkpoint can store")
         error = _energy(original - weight.dequantize(), known) / max(_energy(original, known), 1e-30)
         weights[linear] = weight
         records[linear.name] = {"grid": str(job.grid), "error": round(error, 8)} | (
@@ -265,7 +268,8 @@ def _finish(source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, jou
 
 def _check_disk(source: ModelFolder, out: Path) -> None:
     folder = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
-    free, needed = shutil.disk_usage(folder).free, source.checkpoint.file_bytes // 2
+    written = sum(file.stat().st_size for file in out.glob("model-*.safetensors"))
+    free, needed = shutil.disk_usage(folder).free, source.checkpoint.file_bytes // 2 - written
     if free < needed:
         raise JettisonError(
             f"{folder} has {free / 1e9:.3f} GB free; {source.name} has {source.checkpoint.file_bytes / 1e9:.3f} GB and "

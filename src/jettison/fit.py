@@ -6,6 +6,7 @@ from typing import Any
 
 from jettison.compress import compress
 from jettison.devices import find_device
+from jettison.errors import UsageError
 from jettison.evaluate import evaluate
 from jettison.evaluate.quality import TEXTS, TOKENS
 from jettison.formats.manifest import read_manifest, update_manifest
@@ -44,6 +45,8 @@ def fit(
         chosen = plan(model, device=device, tps=tps, memory=memory, context=context, changes=changes)
     else:
         chosen = load_recipe(recipe, changes)
+    if seed and chosen.of("recover") and not any(change.startswith("recover.seed=") for change in changes):
+        chosen = load_recipe(chosen, [f"recover.seed={seed}"])
     cost = predict(ModelFolder(model), chosen, find_device(device), context)
     predicted = {
         "tokens_per_second": cost.tokens_per_second,
@@ -59,13 +62,24 @@ def fit(
         say(f"  {reason}")
 
     compress(model, chosen, out, seed=seed)
-    measure = {"texts": list(texts), "tokens": tokens}
+    measure = {"texts": [str(text) for text in texts], "tokens": tokens}
+    _check_measured(out, measure["texts"])
     _once(out, "original", lambda: evaluate(model, **measure, teacher=model))
     _once(out, "quantized", lambda: evaluate(out, **measure, adapter=False))
     if chosen.of("recover"):
         recover(out)
         _once(out, "recovered", lambda: evaluate(out, **measure))
     return {"plan": planned} | read_manifest(out)["results"]
+
+
+def _check_measured(out: Path, texts: list[str]) -> None:
+    """Raises UsageError if an earlier run into this folder measured on other texts: stages would not compare."""
+    for stage, result in read_manifest(out).get("results", {}).items():
+        if list(result["texts"]) != texts:
+            raise UsageError(
+                f"{out} has its {stage} model measured on {', '.join(result['texts'])}, not on {', '.join(texts)}: "
+                "continue with the same texts, or choose another folder"
+            )
 
 
 def _once(out: Path, stage: str, measure) -> None:

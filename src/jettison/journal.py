@@ -36,7 +36,7 @@ class Journal:
             self._append({"run": run})
             return
         before = records[0]["run"]
-        for name in run.keys() | before.keys():
+        for name in [*run, *(name for name in before if name not in run)]:
             if run.get(name) != before.get(name):
                 raise UsageError(
                     f"folder {self.path.parent} holds another run: its {name} is {_short(before.get(name))}, "

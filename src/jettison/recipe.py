@@ -76,7 +76,8 @@ class Recipe:
                 entry["where"] = {k: list(v) for k, v in vars(step.where).items() if v}
             steps.append(entry)
         found = {"name": self.name, "use": self.use, "loss": self.loss, "why": list(self.why)}
-        return {k: v for k, v in found.items() if v} | {"calibration": self.calibration, "steps": steps}
+        given = {name: value for name, value in found.items() if value not in (None, "", [])}
+        return given | {"calibration": self.calibration, "steps": steps}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100, default_flow_style=None)
@@ -113,7 +114,7 @@ def _read_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -126,6 +127,8 @@ def _parse(data: Any, changes: list[tuple[str, str, Any]]) -> Recipe:
             raise unknown("recipe field", name, known)
     if not isinstance(data.get("steps"), list) or not data["steps"]:
         raise UsageError("recipe field 'steps' must be a list with at least one step")
+    if not isinstance(data.get("calibration") or {}, Mapping):
+        raise UsageError(f"calibration is a mapping such as {{text: books}}; this is {data['calibration']!r}")
     given = dict(data.get("calibration") or {})
     given |= {option: value for verb, option, value in changes if verb == "calibration"}
     for name in given:
@@ -164,6 +167,8 @@ def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[
     verb = verbs[0]
     if verb not in registry.verbs():
         raise unknown("step", verb, registry.verbs())
+    if not isinstance(data[verb] or {}, Mapping):
+        raise UsageError(f"the options of {verb} are a mapping such as {{method: ...}}; this is {data[verb]!r}")
     options = dict(data[verb] or {})
     mine = [(option, value) for of, option, value in changes if of == verb]
     name = dict(mine).get("method", options.pop("method", DEFAULT_METHOD.get(verb, "")))
@@ -198,7 +203,7 @@ def _parse_where(data: Any) -> Where:
         if name not in ("role", "block"):
             raise unknown("field of where", name, ("role", "block"))
     roles = data.get("role", [])
-    roles = [roles] if isinstance(roles, str) else list(roles)
+    roles = list(roles) if isinstance(roles, list | tuple) else [roles]
     for role in roles:
         if role not in ROLES:
             raise unknown("role", role, ROLES)
@@ -216,7 +221,10 @@ def _parse_change(change: str) -> tuple[str, str, Any]:
     found = re.fullmatch(r"(\w+)\.(\w+)=(.*)", change, re.DOTALL)
     if not found:
         raise UsageError(f"a change has the form verb.option=value, such as recover.rank=16; this is {change!r}")
-    return found[1], found[2], yaml.safe_load(found[3])
+    try:
+        return found[1], found[2], yaml.safe_load(found[3])
+    except yaml.YAMLError as error:
+        raise UsageError(f"the value of change {change!r} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def with_why(recipe: Recipe, why: Iterable[str]) -> Recipe:

@@ -10,6 +10,8 @@ def best_correction(error: torch.Tensor, hessian: torch.Tensor, rank: int) -> tu
 
     The truncated SVD of error · H^½, H damped (EoRA, arXiv:2410.21271, section 3). error: (out, in).
     """
+    if not hessian.any():  # an expert that no token reached: every direction counts alike
+        hessian = torch.eye(len(hessian))
     damped = hessian.double() + DAMP * hessian.diagonal().mean().double() * torch.eye(len(hessian), dtype=torch.float64)
     lower = torch.linalg.cholesky(damped)
     seen = error.double() @ lower

@@ -1,6 +1,7 @@
 """What commands share: options, tables, the JSON file."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from jettison.errors import UsageError
 from jettison.progress import set_quiet
 
 out = Console(highlight=False)
@@ -28,12 +30,17 @@ Texts = Annotated[list[str], typer.Option("--text", help="books-evaluation, wiki
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it would take; do nothing.")]
 
 
-def begin(quiet: bool) -> None:
-    set_quiet(quiet)
+def begin(quiet: bool, several: bool = False) -> None:
+    """several: whether the command may run in several processes, under `accelerate launch`; the first one speaks."""
+    first = os.environ.get("RANK", "0") == "0"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not several:
+        raise UsageError("only `jettison recover` runs in several processes: start this command without a launcher")
+    set_quiet(quiet or not first)
+    out.quiet = not first
 
 
 def finish(result: Any, file: Path | None) -> None:
-    if file is not None:
+    if file is not None and not out.quiet:
         from jettison.files import write_json
 
         write_json(file, json.loads(json.dumps(result, default=str)))

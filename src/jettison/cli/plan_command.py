@@ -39,7 +39,7 @@ def plan(
     rows = [
         [
             choice.recipe.name,
-            format_bytes(choice.cost.memory),
+            format_bytes(choice.cost.memory) if choice.cost.memory < float("inf") else "",
             f"{choice.cost.tokens_per_second:.4g}",
             f"{choice.recipe.loss:.3f}" if choice.recipe.loss is not None else "",
             "; ".join(choice.misses) or "fits",
@@ -51,4 +51,15 @@ def plan(
     common.out.print(f"\n[bold]{recipe.name}[/bold]: {recipe.use}")
     if out is not None:
         write_text(out, recipe.to_yaml())
-    common.finish({"recipe": recipe.to_dict(), "choices": [dict(zip("abcde", row, strict=True)) for row in rows]}, json)
+    common.finish({"recipe": recipe.to_dict(), "choices": [_as_dict(choice) for choice in choices]}, json)
+
+
+def _as_dict(choice) -> dict:
+    fits = choice.cost.memory < float("inf")
+    return {
+        "recipe": choice.recipe.name,
+        "memory": choice.cost.memory if fits else None,
+        "tokens_per_second": choice.cost.tokens_per_second if fits else None,
+        "loss": choice.recipe.loss,
+        "misses": list(choice.misses),
+    }

@@ -33,7 +33,7 @@ def recover(
 
     if changes is None:
         changes = []
-    common.begin(quiet)
+    common.begin(quiet, several=True)
     result = run(folder, changes=changes, teacher=teacher, restart=restart, save_every=save_every)
     losses = result["recovery"]["loss"]
     common.out.print(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import torch
 from torch import nn
@@ -47,11 +47,13 @@ class Loaded:
         )
         written: list[torch.Tensor] = []
         failed: list[Exception] = []
+        stopped = Event()
 
         def work() -> None:
             torch.manual_seed(seed)
             pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
             settings = sampling | {"max_new_tokens": tokens, "pad_token_id": pad, "use_cache": True}
+            settings["stopping_criteria"] = [lambda ids, _, **__: torch.full((len(ids),), stopped.is_set())]
             try:
                 written.append(self.model.generate(**inputs, **settings, streamer=streamer))
             except Exception as error:  # else whoever reads the stream waits forever
@@ -59,9 +61,12 @@ class Loaded:
                 streamer.end()
 
         start = time.perf_counter()
-        thread = Thread(target=work)
+        thread = Thread(target=work, daemon=True)
         thread.start()
-        yield from streamer
+        try:
+            yield from streamer
+        finally:  # whoever stops reading stops the writing
+            stopped.set()
         thread.join()
         if failed:
             raise failed[0]

@@ -9,9 +9,9 @@ import torch
 
 from jettison.calibrate import token_windows
 from jettison.decode import load
-from jettison.errors import JettisonError
+from jettison.errors import JettisonError, UsageError
 from jettison.evaluate.size import measure_size
-from jettison.formats.manifest import NAME, read_manifest, update_manifest
+from jettison.formats.manifest import NAME, read_manifest
 from jettison.models import ModelFolder
 from jettison.models.dense import require_memory
 from jettison.progress import bar, say
@@ -28,40 +28,45 @@ def evaluate(
     window: int = WINDOW,
     teacher: str | Path | None = None,
     adapter: bool = True,
-    save_as: str | None = None,
 ) -> dict[str, Any]:
     """Measure a checkpoint or any model.
 
     texts: bundled names or UTF-8 files, cut into windows of ``window`` tokens, ``tokens`` in all (None: everything).
     For each: log-perplexity in nats per token, perplexity, and against the original in nats and shares:
     KL(original ‖ model) and how often both have the same likeliest token. The original is the one that jettison.json
-    names, or ``teacher``; without one the distances are left out. save_as: also keep the result in jettison.json
-    under that name.
+    names, or ``teacher``; without one the distances are left out.
+
+    Raises UsageError for a window of fewer than 2 tokens, or an original with another vocabulary.
     """
+    if window < 2:
+        raise UsageError(f"window = {window}: every token but the first is predicted, so at least 2 are needed")
     source = ModelFolder(model)
     original = _find_original(source, teacher)
-    require_memory(source.anatomy.parameters * 2 * (2 if original else 1), f"evaluating {source.name}")
+    same = original is not None and original.fingerprint() == source.fingerprint()
+    held = [source] if original is None or same else [source, original]
+    require_memory(sum(each.checkpoint.tensor_bytes for each in held), f"evaluating {source.name}")
     student = load(model, adapter=adapter)
-    reference = load(original) if original else None
+    reference = student if same else load(original.folder) if original else None
     result: dict[str, Any] = {"size": measure_size(source.folder), "texts": {}}
     for text in texts:
         count = None if tokens is None else max(1, tokens // window)
         windows = token_windows(source.tokenizer, text, window, count)
         result["texts"][str(text)] = _compare(student, reference, windows, str(text))
-    if save_as:
-        results = read_manifest(source.folder).get("results", {}) | {save_as: result}
-        update_manifest(source.folder, results=results)
     return result
 
 
-def _find_original(source: ModelFolder, teacher: str | Path | None) -> str | None:
+def _find_original(source: ModelFolder, teacher: str | Path | None) -> ModelFolder | None:
     if teacher is not None:
-        return str(teacher)
+        original = ModelFolder(teacher)
+        sizes = [each.config.get_text_config().vocab_size for each in (source, original)]
+        if sizes[0] != sizes[1]:
+            raise UsageError(f"{original.name} has {sizes[1]} tokens and {source.name} {sizes[0]}: no distance between")
+        return original
     if not (source.folder / NAME).exists():
         return None
     recorded = read_manifest(source.folder)["teacher"]["folder"]
     if Path(recorded).is_dir():
-        return recorded
+        return ModelFolder(recorded)
     say(f"note: the original is not at {recorded} any more, so distances from it are left out; give it with --teacher")
     return None
 
@@ -76,7 +81,7 @@ def _compare(student, reference, windows: torch.Tensor, name: str) -> dict[str, 
             wanted = ids[:, 1:].to(guess.device)
             loss -= float(guess.gather(-1, wanted.unsqueeze(-1)).sum(dtype=torch.float64))
             if reference:
-                target = reference.logits(ids)[:, :-1].float().log_softmax(-1)
+                target = guess if reference is student else reference.logits(ids)[:, :-1].float().log_softmax(-1)
                 divergence += float((target.exp() * (target - guess)).sum(dtype=torch.float64))
                 agreement += int((target.argmax(-1) == guess.argmax(-1)).sum())
             progress.advance(len(ids), note=name)

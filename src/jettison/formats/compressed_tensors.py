@@ -89,7 +89,9 @@ def read_grids(source: ModelFolder) -> dict[str, Grid]:
 
     Raises JettisonError for a quantization that is not weight-only pack-quantized integers.
     """
-    section = dict(source.quantization or {})
+    if source.quantization is None:
+        return {}
+    section = dict(source.quantization)
     if section.get("quant_method") != "compressed-tensors":
         raise JettisonError(
             f"{source.folder} is quantized with {section.get('quant_method')!r}; only compressed-tensors can be read"

@@ -53,6 +53,14 @@ def shard_tensors(
     return tensors
 
 
+def as_stored(source: ModelFolder, linear: Linear, weight: QuantizedWeight) -> torch.Tensor:
+    """What ``read_back`` will read of this weight."""
+    if compressed_tensors.storable(linear):
+        return weight.dequantize()
+    stored = source.checkpoint.read(source.locate(f"{linear.name}.weight")[0]).dtype
+    return weight.dequantize(stored).T.contiguous().float()
+
+
 def read_back(source: ModelFolder, shard: Checkpoint, linear: Linear, grid: Grid) -> torch.Tensor:
     """The weight of a quantized linear in a finished shard, dense, in the layout of its module, float32."""
     if not compressed_tensors.storable(linear):

@@ -52,7 +52,7 @@ class QuantLinear(nn.Module):
 
 
 class Adapted(nn.Module):
-    """base(x) + scaling · B(A(x)), computed as PEFT does. A: (rank, in), B: (out, rank)."""
+    """base(x) + scaling · B(A(x)), in float32 as PEFT does by default. A: (rank, in), B: (out, rank)."""
 
     def __init__(self, base: nn.Module, a: torch.Tensor, b: torch.Tensor, scaling: float):
         super().__init__()
@@ -61,8 +61,8 @@ class Adapted(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result = self.base(x)
-        low = nn.functional.linear(x.to(self.lora_a.dtype), self.lora_a)
-        return (result + nn.functional.linear(low, self.lora_b) * self.scaling).to(result.dtype)
+        low = nn.functional.linear(x.float(), self.lora_a.float())
+        return (result + nn.functional.linear(low, self.lora_b.float()) * self.scaling).to(result.dtype)
 
 
 def packed_parts(weight: QuantizedWeight) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ def build_skeleton(config: PretrainedConfig) -> tuple[nn.Module, Family]:
     """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UsageError(f"no causal language model can be built from this config: {_first_line(error)}") from error
     family = find_family(config.model_type, model)

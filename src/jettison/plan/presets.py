@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from jettison.devices import Cost, Device, Operator, decode_cost, find_device
@@ -44,6 +45,8 @@ def plan(
     for choice in choices:
         if not choice.misses:
             return with_why(choice.recipe, _why(choice, choices, tps, memory, context))
+    if all(choice.cost.memory == inf for choice in choices):
+        raise UsageError(f"no preset fits {model}: {choices[0].misses[0]}")
     fastest = max(choices, key=lambda choice: choice.cost.tokens_per_second)
     smallest = min(choices, key=lambda choice: choice.cost.memory)
     raise UsageError(
@@ -72,12 +75,18 @@ def rank_presets(
     limit = None if memory is None else parse_bytes(memory)
     target = device if isinstance(device, Device) else find_device(device)
     source = ModelFolder(model)
+    changes = list(changes)
+    for change in changes:
+        _check_change(change)
     choices = []
     for name in preset_names():
-        known = [change for change in changes if _applies(name, change)]
-        recipe = load_recipe(name, known)
-        cost = predict(source, recipe, target, context)
+        recipe = load_recipe(name, [change for change in changes if _refusal(name, change) is None])
         misses = []
+        try:
+            cost = predict(source, recipe, target, context)
+        except UsageError as error:  # a group size that does not divide
+            choices.append(Choice(recipe, Cost(inf, inf, inf), (f"{error}; try --set quantize.group_size=...",)))
+            continue
         if tps is not None and cost.tokens_per_second < tps:
             misses.append(f"{cost.tokens_per_second:.4g} tokens/s, {tps:.4g} asked")
         if limit is not None and cost.memory > limit:
@@ -88,12 +97,19 @@ def rank_presets(
     return sorted(choices, key=lambda choice: choice.recipe.loss or 0.0)
 
 
-def _applies(preset: str, change: str) -> bool:
+def _refusal(preset: str, change: str) -> UsageError | None:
     try:
         load_recipe(preset, [change])
-    except UsageError:
-        return False
-    return True
+    except UsageError as error:
+        return error
+    return None
+
+
+def _check_change(change: str) -> None:
+    """Raises UsageError for a change that no preset takes."""
+    refusals = [_refusal(name, change) for name in preset_names()]
+    if all(refusals):
+        raise max(refusals, key=lambda error: len(str(error)))
 
 
 def predict(source: ModelFolder, recipe: Recipe, device: Device, context: int = CONTEXT) -> Cost:

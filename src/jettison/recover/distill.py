@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import Field
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from jettison.calibrate import watch
 from jettison.errors import JettisonError
@@ -48,7 +49,7 @@ class Pupil:
 def distill(
     pupil: Pupil,
     *,
-    train: list[Literal["lora", "scales"]] = ["lora"],  # noqa: B006 (a schema, never changed)
+    train: Annotated[list[Literal["lora", "scales"]], Field(min_length=1)] = ["lora"],  # noqa: B006 (a schema, never changed)
     rank: Annotated[int, Field(ge=1)] = 8,
     alpha: Annotated[float, Field(gt=0)] | None = None,
     init: Literal["default", "olora", "svd"] = "default",
@@ -79,8 +80,6 @@ def distill(
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)]
     )
-    if batch % accelerator.num_processes:
-        raise JettisonError(f"batch {batch} does not divide among {accelerator.num_processes} processes")
     student, teacher = pupil.student.requires_grad_(False), pupil.teacher.requires_grad_(False)
     _check_head(teacher, pupil.windows[:1, :16])
     lora: dict[str, nn.Parameter] = {}
@@ -90,7 +89,10 @@ def distill(
     gains = train_scales(student, pupil.quantized) if "scales" in train else {}
     trained = lora | gains
     if gradient_checkpointing:
-        student.gradient_checkpointing_enable()
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+        for module in student.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True  # itself only: what is inside stays without dropout
 
     optimizer = torch.optim.AdamW(
         [
@@ -137,6 +139,7 @@ class _Lesson(nn.Module):
         super().__init__()
         self.student, self._teacher, self._temperature = student, [teacher], temperature
         head = {id(parameter) for parameter in student.get_output_embeddings().parameters()}
+        self._trained = list(trained.values())
         self._of_head = [parameter for parameter in trained.values() if id(parameter) in head]
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -148,7 +151,9 @@ class _Lesson(nn.Module):
             guess = self.student.base_model(ids, use_cache=False).last_hidden_state.flatten(0, 1)
             heads = head_of(self.student), head_of(teacher)
             vocabulary = teacher.config.get_text_config().vocab_size
-            return chunked_kl(guess, target, *heads, self._of_head, vocabulary, self._temperature)
+            loss = chunked_kl(guess, target, *heads, self._of_head, vocabulary, self._temperature)
+        # Zero, not none, is the gradient of an expert that no token reached: optimizer and processes stay in step.
+        return loss + 0.0 * sum(parameter.sum() for parameter in self._trained)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

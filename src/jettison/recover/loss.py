@@ -12,11 +12,14 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 def head_of(model: nn.Module) -> Head:
     """(..., hidden) -> (..., vocabulary): what the model makes of its last hidden states.
 
-    Knows the one transformation that families apply after the linear, Gemma's soft cap.
+    Knows what families do after the linear: Gemma's soft cap, Granite's divisor.
     """
-    linear = model.get_output_embeddings()
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return (lambda hidden: torch.tanh(linear(hidden) / cap) * cap) if cap else linear
+    linear, config = model.get_output_embeddings(), model.config.get_text_config()
+    if cap := getattr(config, "final_logit_softcapping", None):
+        return lambda hidden: torch.tanh(linear(hidden) / cap) * cap
+    if divisor := getattr(config, "logits_scaling", None):
+        return lambda hidden: linear(hidden) / divisor
+    return linear
 
 
 def chunked_kl(

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from jettison.calibrate import token_windows
-from jettison.errors import UsageError
+from jettison.errors import JettisonError, UsageError
 from jettison.files import file_digest, write_tensors
 from jettison.formats import compressed_tensors
 from jettison.formats.manifest import read_manifest, update_manifest
@@ -20,6 +21,7 @@ from jettison.journal import Journal
 from jettison.models import ModelFolder
 from jettison.models.checkpoint import Checkpoint
 from jettison.models.dense import compute_device, load_dense, require_memory
+from jettison.progress import say
 from jettison.recipe import Recipe, Step, load_recipe
 from jettison.recover.distill import Pupil, distill, has_fast_bfloat16
 from jettison.recover.synthesize import synthesize
@@ -48,12 +50,14 @@ def recover(
     teacher and student do not fit in memory.
     """
     folder, state = Path(folder), PartialState(cpu=not torch.cuda.is_available())
-    manifest = read_manifest(folder)
-    step = recovery_step(load_recipe(manifest["recipe"]), changes)
+    step = recovery_step(load_recipe(read_manifest(folder)["recipe"]), changes)
     options = step.options
+    if options["batch"] % state.num_processes:
+        raise UsageError(f"batch {options['batch']} does not divide among {state.num_processes} processes")
     if restart and state.is_main_process:
         _undo(folder)
     state.wait_for_everyone()
+    manifest = read_manifest(folder)
     original = _open_teacher(folder, manifest, teacher)
     work, source = folder / WORK, ModelFolder(folder)
     grids = compressed_tensors.read_grids(source)
@@ -62,14 +66,22 @@ def recover(
     quantized = [linear for linear in source.anatomy if linear.name in grids and "embed" not in linear.roles]
     if not linears or ("scales" in options["train"] and not quantized):
         raise UsageError(f"«{step}» fits no linear of {folder}")
-    journal = None
+    first = (manifest.get("recovery") or manifest)["hashes"]  # of the shards as they were before any recovery
+    journal, failure = None, [None]
     if state.is_main_process:
-        journal = Journal(work / JOURNAL, {"kind": "recover", "step": _as_dict(step), "checkpoint": manifest["hashes"]})
-        if journal.last(finished=True):
-            return manifest
-        if "scales" in options["train"] and not (work / ORIGINAL_SCALES).exists():
-            names = [f"{linear.name}.weight_scale" for linear in quantized]
-            write_tensors(work / ORIGINAL_SCALES, {name: source.read(name) for name in names})
+        try:
+            journal = Journal(work / JOURNAL, {"kind": "recover", "step": _as_dict(step), "checkpoint": first})
+        except JettisonError as error:
+            failure = [error]
+    broadcast_object_list(failure)  # so that no process waits for one that has given up
+    if failure[0]:
+        raise failure[0]
+    finished = [journal is not None and journal.last(finished=True) is not None]
+    if broadcast_object_list(finished)[0]:
+        return manifest
+    if journal and "scales" in options["train"] and not (work / ORIGINAL_SCALES).exists():
+        names = [f"{linear.name}.weight_scale" for linear in quantized]
+        write_tensors(work / ORIGINAL_SCALES, {name: source.read(name) for name in names})
     windows = training_windows(original, options, (state.process_index, state.num_processes), state.wait_for_everyone)
     fast = torch.bfloat16 if has_fast_bfloat16(compute_device()) else torch.float32
     require_memory(original.anatomy.parameters * (fast.itemsize + 4), f"recovering {original.name}")
@@ -89,7 +101,7 @@ def recover(
         losses = {entry["step"]: entry["loss"] for entry in journal.entries if "loss" in entry}
         update_manifest(
             folder,
-            recovery=_as_dict(step) | {"loss": [losses[at] for at in sorted(losses)]},
+            recovery=_as_dict(step) | {"loss": [losses[at] for at in sorted(losses)], "hashes": first},
             hashes={file.name: file_digest(file) for file in sorted(folder.glob("model-*.safetensors"))},
         )
         journal.add(finished=True)
@@ -109,6 +121,10 @@ def _open_teacher(folder: Path, manifest: dict[str, Any], teacher: str | Path | 
 
 def recovery_step(recipe: Recipe, changes: Iterable[str] = ()) -> Step:
     """The recipe's recover step with changes applied; one with all defaults if it has none."""
+    changes = list(changes)
+    for change in changes:
+        if not change.startswith("recover."):
+            raise UsageError(f"recovery can only change recover.option=value; this is {change!r}")
     if not recipe.of("recover"):
         recipe = load_recipe(recipe.to_dict() | {"steps": [*recipe.to_dict()["steps"], {"recover": {}}]})
     if len(recipe.of("recover")) > 1:
@@ -129,6 +145,10 @@ def training_windows(source: ModelFolder, options: dict[str, Any], process: tupl
             )
         else:
             parts.append(token_windows(source.tokenizer, text, options["length"], share))
+    if len(parts) == 1 and len(parts[0]) < share:
+        say(f"note: {options['data']} has {len(parts[0])} windows of {options['length']} tokens, not {share}")
+    if len(parts) > 1:  # a text that is shorter than its part is repeated
+        parts = [part[torch.arange(share) % len(part)] for part in parts]
     return torch.cat(parts)
 
 
@@ -165,9 +185,11 @@ def _undo(folder: Path) -> None:
         _replace(source, {name: first.read(name) for name in first})
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / ADAPTER, ignore_errors=True)
+    results = read_manifest(folder).get("results", {})
     update_manifest(
         folder,
         recovery=None,
+        results={stage: result for stage, result in results.items() if stage != "recovered"},
         hashes={file.name: file_digest(file) for file in sorted(folder.glob("model-*.safetensors"))},
     )
 

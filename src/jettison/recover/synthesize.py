@@ -15,7 +15,9 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers import StaticCache
 
+from jettison.errors import JettisonError
 from jettison.files import cache_folder, digest, write_tensors
 from jettison.models import ModelFolder
 from jettison.models.checkpoint import Checkpoint
@@ -27,6 +29,7 @@ BATCH = 64
 GREEDY_LENGTHS = (3, 4, 5)
 TEMPERATURES = (1.0, 1.5)
 SHORTEST = 16
+PATIENCE = 16  # batches
 LONGEST_LOOP, LOOP_TOKENS = 64, 32
 MARK = "\u2063\u2063"
 
@@ -50,7 +53,7 @@ def synthesize(
     folder = cache_folder() / "synthetic" / key
     rank, world = process
     teacher = None
-    text = _Windows(length)
+    text, idle = _Windows(length), 0
     with bar("synthesize", samples) as progress:
         for first in itertools.count(step=world):
             if len(text.windows) >= samples:
@@ -64,6 +67,12 @@ def synthesize(
             for file in files:
                 text.add(Checkpoint(folder, [file]).read("ids"))
             progress.advance(min(len(text.windows), samples) - before)
+            idle = 0 if len(text.windows) > before else idle + world
+            if idle >= PATIENCE:
+                raise JettisonError(
+                    f"{source.name} writes nothing to learn from: {idle * BATCH} sequences in a row were short, "
+                    "looping or repeated. Give a text instead: calibration.text or recover.data"
+                )
 
 
 class _Windows:
@@ -83,7 +92,7 @@ class _Windows:
         for row, looping in zip(rows, loops(rows), strict=True):
             ids = row[row >= 0]
             name = tuple(ids.tolist())
-            if looping or len(ids) < SHORTEST or name in self._seen:
+            if looping or len(ids) < min(SHORTEST, self.length) or name in self._seen:
                 continue
             self._seen.add(name)
             if len(ids) == self.length:
@@ -145,7 +154,7 @@ def _continue(
             do_sample=sample,
             pad_token_id=pad,
             use_cache=True,
-            cache_implementation="static" if teacher.device.type == "cpu" else None,  # 1.4 times faster there
+            past_key_values=_new_cache(teacher, ids.shape[1] + steps),
             **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {}),
         ).cpu()
         mask = torch.cat([mask, torch.ones(len(ids), ids.shape[1] - mask.shape[1], dtype=mask.dtype)], 1)
@@ -156,6 +165,12 @@ def _continue(
         found = found[: end[0] + 1] if end else found
         rows[row, : len(found)] = found[:length]
     return rows
+
+
+def _new_cache(teacher: nn.Module, length: int) -> StaticCache | None:
+    """On a CPU a static cache is 1.4 times faster. A new one each time: generate would reuse the last one, whatever
+    its length, and the order of its sums, and so the text, would depend on what was written before."""
+    return StaticCache(teacher.config, max_cache_len=length) if teacher.device.type == "cpu" else None
 
 
 def _converse(

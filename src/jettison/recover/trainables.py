@@ -30,11 +30,11 @@ def add_lora(
         a = (torch.rand(rank, linear.columns, generator=generator) * 2 - 1) * bound
         b = torch.zeros(linear.rows, rank)
         if init != "default":
-            original = teacher.get_submodule(linear.name).weight.detach().float().cpu()
+            original = dense_weight(teacher.get_submodule(linear.name), linear)
         if init == "olora":
             a, b = torch.zeros_like(a), torch.linalg.qr(original)[0][:, :rank].contiguous()
         elif init == "svd":
-            a, b = best_correction(original - dense_weight(base).cpu(), stats[linear.inputs].hessian, rank)
+            a, b = best_correction(original - dense_weight(base, linear), stats[linear.inputs].hessian, rank)
             a, b = a / math.sqrt(scaling), b / math.sqrt(scaling)
         adapted = Adapted(base, a, b, scaling)
         student.set_submodule(linear.name, adapted)
@@ -43,9 +43,12 @@ def add_lora(
     return parameters
 
 
-def dense_weight(module: nn.Module) -> torch.Tensor:
-    """(out, in) float32, of a packed or a plain linear."""
-    return module.weight() if isinstance(module, QuantLinear) else module.weight.detach().float()
+def dense_weight(module: nn.Module, linear: Linear) -> torch.Tensor:
+    """(out, in) float32 on the CPU, of a packed or a plain linear."""
+    if isinstance(module, QuantLinear):
+        return module.weight().cpu()
+    weight = module.weight.detach().float().cpu()
+    return weight.T if linear.layout == "conv1d" else weight
 
 
 def train_scales(student: nn.Module, linears: Iterable[Linear]) -> dict[str, nn.Parameter]:

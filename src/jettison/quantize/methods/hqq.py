@@ -35,6 +35,8 @@ def hqq(
         raise UsageError("quantize method 'hqq' chooses zero points: it needs symmetric: false")
     groups = grid.grouped(weight)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    if round_zero:  # a zero point that is a code needs a range that contains zero
+        low, high = low.clamp(max=0), high.clamp(min=0)
     inverse = (grid.max_code / (high - low)).clamp(max=LARGEST_INVERSE_SCALE)
     inverse = 1.0 / (1.0 / inverse).to(grid.scale_dtype).float()
     zero = -low * inverse

@@ -199,9 +199,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in found.items() if not name.endswith("journal.jsonl")}
 
 
-@pytest.mark.parametrize("method", ["gptaq", "gptq", "rtn"])
-def test_a_run_killed_at_every_write_gives_the_same_bytes(tiny, tmp_path, monkeypatch, method):
-    model, steps = tiny("llama"), recipe(method, method)
+@pytest.mark.parametrize(("family", "method"), [("llama", "gptaq"), ("gpt2", "gptq"), ("llama", "rtn")])
+def test_a_run_killed_at_every_write_gives_the_same_bytes(tiny, tmp_path, monkeypatch, family, method):
+    model, steps = tiny(family), recipe(method, method)
     compress(model, steps, tmp_path / "whole")
     real, calls = os.replace, 0
 
@@ -297,6 +297,12 @@ def test_two_steps_for_one_linear_are_refused(tiny, tmp_path):
     ]
     with pytest.raises(UsageError, match="two steps claim model.layers.0.mlp.gate_proj"):
         compress(tiny("llama"), {"steps": steps}, tmp_path / "out")
+
+
+def test_zero_points_that_cannot_be_stored_are_refused(tiny, tmp_path):
+    options = {"method": "hqq", "bits": 4, "group_size": 32, "symmetric": False, "round_zero": False}
+    with pytest.raises(UsageError, match="q_proj: hqq gave fractional zero points"):
+        compress(tiny("llama"), {"steps": [{"quantize": options}]}, tmp_path / "out")
 
 
 def test_quantized_models_are_refused(tiny, tmp_path):

@@ -66,6 +66,12 @@ class TestQuality:
         with pytest.raises(UsageError, match="is not UTF-8"):
             evaluate("scribe", texts=[tmp_path / "bad.txt"])
 
+    def test_windows_and_originals_that_make_no_sense(self, tiny):
+        with pytest.raises(UsageError, match="window = 1"):
+            evaluate("scribe", window=1)
+        with pytest.raises(UsageError, match="has 512 tokens and scribe.* 4096: no distance"):
+            evaluate("scribe", teacher=tiny("llama", vocab_size=512))
+
     def test_the_original_has_gone(self, tiny, tmp_path):
         shutil.copytree(tiny("llama"), tmp_path / "original")
         compress(tmp_path / "original", W4, tmp_path / "out")
@@ -120,6 +126,18 @@ class TestFit:
 
         monkeypatch.setattr(room, "evaluate", never)
         assert fit(tiny("llama"), out=whole[0], recipe="gateup-w4w2", changes=QUICK, **SHORT) == whole[1]
+
+    def test_another_recovery_or_other_texts_are_refused(self, whole, tiny):
+        arguments = dict(out=whole[0], recipe="gateup-w4w2")
+        with pytest.raises(UsageError, match="holds another run: its steps"):
+            fit(tiny("llama"), changes=[*QUICK, "recover.rank=4"], **arguments, **SHORT)
+        with pytest.raises(UsageError, match="measured on books-evaluation, not on wikitext2"):
+            fit(tiny("llama"), changes=QUICK, **arguments, texts=["wikitext2"])
+
+    def test_the_seed_is_that_of_recovery_too(self, tiny, tmp_path):
+        fit(tiny("llama"), out=tmp_path / "out", recipe="gateup-w4w2", changes=QUICK, seed=3, **SHORT)
+        manifest = json.loads((tmp_path / "out" / "jettison.json").read_text())
+        assert manifest["seed"] == manifest["recovery"]["seed"] == 3
 
     def test_a_recipe_without_recovery_ends_with_two_rows(self, tiny, tmp_path):
         result = fit(tiny("llama"), out=tmp_path / "out", recipe="w8", changes=["quantize.group_size=32"], **SHORT)

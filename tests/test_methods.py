@@ -91,6 +91,12 @@ def test_hqq_rounds_its_zero_points_for_storage(layer):
         hqq(layer[0], Grid(4, 64, symmetric=True))
 
 
+def test_hqq_keeps_groups_of_one_sign(layer):
+    """Their range has to reach to zero, where the zero point is."""
+    weight = layer[0].abs() * 0.01 + 1
+    assert float((weight - hqq(weight, Grid(4, 32, symmetric=False)).dequantize()).abs().max()) < 0.1
+
+
 def test_gptq_zeroes_dead_columns(layer):
     weight, inputs = layer
     inputs = inputs.clone()
@@ -135,7 +141,7 @@ def test_caldera_leaves_less_than_gptq_once_a_side_path_is_there(layer, grid):
 
     plain = left(gptq(weight, grid, stats))
     few, many = (left(caldera(weight, grid, stats, rank=8, iterations=count)) for count in (2, 20))
-    assert many < few < plain and many < 0.93 * plain
+    assert many < few and many < 0.9 * plain
 
 
 def test_a_best_correction_of_any_shape_is_the_truncated_svd(layer):
@@ -166,4 +172,6 @@ def test_scales_are_stored_as_seen(layer, name, grid):
     assert quantized.codes.max() <= grid.max_code
     assert (quantized.zero is None) == grid.symmetric
     error = float((weight - quantized.dequantize()).square().sum() / weight.square().sum())
+    if name == "caldera":  # leaves a part to the side path
+        return
     assert error < {2: 0.6, 3: 0.15, 4: 0.05, 8: 0.001}[grid.bits]

@@ -167,6 +167,17 @@ class TestPlan:
         chosen = plan("scribe", tps=0.999 * speeds["w4"])
         assert speeds[chosen.name] >= speeds["w4"] > speeds["w8"]
 
+    def test_a_change_that_no_preset_knows(self):
+        with pytest.raises(UsageError, match="unknown change 'recover.sampels'.*did you mean 'recover.samples'"):
+            plan("scribe", memory="1GB", changes=["recover.sampels=64"])
+        with pytest.raises(UsageError, match="bits = 9"):
+            plan("scribe", memory="1GB", changes=["quantize.bits=9"])
+
+    def test_group_sizes_that_do_not_divide_are_a_miss(self, tiny):
+        with pytest.raises(UsageError, match="group_size 128 does not divide.*--set quantize.group_size"):
+            plan(tiny("llama"), memory="1GB")
+        assert plan(tiny("llama"), memory="1GB", changes=(c for c in ["quantize.group_size=32"])).name == "w8"
+
     def test_changes_reach_the_prediction(self):
         memory = lambda *changes: (
             next(

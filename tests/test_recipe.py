@@ -82,6 +82,10 @@ BAD = [
     ({"steps": [STEP | {"where": {"rol": ["gate"]}}]}, "unknown field of where 'rol'"),
     ({"steps": [STEP | {"where": {"block": ["a-b"]}}]}, "block 'a-b'"),
     ({"steps": [{"recover": {"train": ["loras"]}}]}, "train.0 = 'loras'"),
+    ({"steps": [{"quantize": "rtn"}]}, "options of quantize are a mapping.*'rtn'"),
+    ({"steps": [STEP | {"where": {"role": 5}}]}, "unknown role 5"),
+    ({"steps": [{"recover": {"train": []}}]}, "train"),
+    ({"steps": [STEP], "calibration": "books"}, "calibration is a mapping.*'books'"),
     ({"steps": []}, "at least one step"),
     ({"steps": [STEP], "stepz": []}, "unknown recipe field 'stepz'"),
     ({"steps": [STEP], "calibration": {"sample": 1}}, "unknown calibration option 'sample'"),
@@ -104,6 +108,7 @@ def test_bad_recipes_are_named(source, words):
         ("quantize.bitz=4", "unknown change 'quantize.bitz'.*did you mean 'quantize.bits'"),
         ("recover.rank=4", "unknown change 'recover.rank'"),
         ("bits=4", "form verb.option=value"),
+        ("quantize.bits=[4", "is not valid YAML"),
     ],
 )
 def test_bad_changes_are_named(change, words):

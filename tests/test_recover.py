@@ -20,9 +20,11 @@ from jettison.compress import compress
 from jettison.decode import load
 from jettison.errors import JettisonError, UsageError
 from jettison.evaluate import evaluate, measure_size
+from jettison.kernels import ops
 from jettison.models import ModelFolder
 from jettison.recover import loss as losses
 from jettison.recover import recover, synthesize
+from jettison.recover.run import training_windows
 from jettison.recover.synthesize import loops
 
 QUICK = {"samples": 16, "length": 32, "batch": 4, "epochs": 2, "lr": 0.005, "scale_lr": 0.005}
@@ -125,6 +127,15 @@ class TestSynthesis:
         )
         assert nll(ids) < nll(shuffled) - 2
 
+    def test_a_teacher_that_writes_nothing_is_named(self, tiny, tmp_path):
+        """One that ends every sequence at once; short windows of one that does not are fine."""
+        folder = tmp_path / "mute"
+        shutil.copytree(tiny("llama"), folder)
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(4096))}))
+        with pytest.raises(JettisonError, match="writes nothing to learn from.*Give a text instead"):
+            synthesize(ModelFolder(folder), samples=2, length=32)
+        assert synthesize(ModelFolder(tiny("llama")), samples=2, length=8).shape == (2, 8)
+
     def test_loops_are_found(self):
         generator = torch.Generator().manual_seed(0)
         rows = torch.randint(0, 4096, (4, 200), generator=generator)
@@ -219,6 +230,11 @@ class TestOnScribe:
         ratio = (new[name] / first[name]).float()
         assert 0 < (ratio - 1).abs().max() < 0.1  # one step away from the first scales, not from the trained ones
 
+    def test_a_finished_recovery_is_only_told_again(self, folders):
+        before = files_of(folders[1])
+        assert recover(folders[1])["recovery"]["loss"]
+        assert files_of(folders[1]) == before
+
     def test_another_recovery_is_refused(self, folders):
         with pytest.raises(UsageError, match="holds another run: its step"):
             recover(folders[1], changes=["recover.rank=4"])
@@ -234,12 +250,42 @@ def test_starts(tiny, tmp_path, init):
     assert loss[0] < 0.9 * plain[0] if init == "svd" else loss[0] == pytest.approx(plain[0], rel=1e-3)
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "gpt2", "phi3", "gemma3_text"])
-def test_every_kind_of_layout_recovers(tiny, tmp_path, family):
-    compress(tiny(family), recipe(), tmp_path / "out")
+@pytest.mark.parametrize("init", ["default", "svd"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "gpt2", "phi3", "gemma3_text", "granite"])
+def test_every_kind_of_layout_recovers(tiny, tmp_path, family, init):
+    compress(tiny(family), recipe(init=init, train=["lora", "scales"]), tmp_path / "out")
     loss = recover(tmp_path / "out", changes=["recover.epochs=4"])["recovery"]["loss"]
     assert sum(loss[-3:]) < sum(loss[:3])
     load(tmp_path / "out").logits(torch.arange(1, 20).unsqueeze(0))
+
+
+def test_experts_that_no_token_reached(tiny, tmp_path):
+    """One batch of a few tokens leaves most of 16 experts without any: they stay as they are, and are saved."""
+    folder = tiny("qwen3_moe", num_experts=16, num_experts_per_tok=1)
+    changes = dict(init="svd", train=["lora", "scales"], samples=1, length=16, batch=1, epochs=2)
+    compress(folder, recipe(**changes), tmp_path / "out")
+    assert len(recover(tmp_path / "out", save_every=0)["recovery"]["loss"]) == 2
+
+
+def test_gradient_checkpointing_changes_time_and_memory_only(tiny, tmp_path):
+    runs, dequantize = {}, ops.dequantize
+    for checkpointing in (False, True):
+        out = tmp_path / str(checkpointing)
+        compress(tiny("llama"), recipe(gradient_checkpointing=checkpointing), out)
+        with pytest.MonkeyPatch.context() as patch:
+            calls = []
+            patch.setattr(ops, "dequantize", lambda *a, calls=calls: calls.append(1) or dequantize(*a))
+            runs[checkpointing] = recover(out)["recovery"]["loss"], len(calls)
+    assert runs[True][0] == pytest.approx(runs[False][0], rel=1e-4)
+    assert runs[True][1] > 1.3 * runs[False][1]
+
+
+def test_a_mix_has_equal_parts(tmp_path):
+    (tmp_path / "short.txt").write_text("It was the best of times, it was the worst of times. " * 20)
+    options = {"data": f"synthetic+{tmp_path / 'short.txt'}", "samples": 40, "length": 32, "seed": 0}
+    windows = training_windows(ModelFolder("scribe"), options, (0, 1), lambda: None)
+    assert windows.shape == (40, 32)
+    assert len(windows[20:].unique(dim=0)) < 20
 
 
 @pytest.mark.parametrize("data", ["books", "synthetic+books"])

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import StaticCache
 
 from jettison.errors import JettisonError
-from jettison.files import cache_folder, digest, write_tensors
+from jettison.files import cache_folder, digest, file_digest, write_tensors
 from jettison.models import ModelFolder
 from jettison.models.checkpoint import Checkpoint
 from jettison.models.dense import compute_device, load_dense
@@ -29,6 +29,7 @@ BATCH = 64
 GREEDY_LENGTHS = (3, 4, 5)
 TEMPERATURES = (1.0, 1.5)
 SHORTEST = 16
+HABITS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 PATIENCE = 16  # batches
 LONGEST_LOOP, LOOP_TOKENS = 64, 32
 MARK = "\u2063\u2063"
@@ -45,11 +46,13 @@ def synthesize(
 ) -> torch.Tensor:
     """(samples, length) token ids written by the model itself.
 
-    Batches are kept in the cache folder under a hash of model, length and seed: a killed run goes on with the batch it
-    was at, and a later run that wants more samples adds to them. With several processes, ``process`` is (rank, world),
-    each writes its share of the batches, and ``wait`` lets all meet.
+    Batches are kept in the cache folder under a hash of model, tokenizer, length and seed: a killed run goes on with
+    the batch it was at, and a later run that wants more samples adds to them. With several processes, ``process`` is
+    (rank, world), each writes its share of the batches, and ``wait`` lets all meet; they share the cache folder.
+    Raises JettisonError for a teacher that writes nothing of use.
     """
-    key = digest("synthetic", VERSION, source.fingerprint(), length, seed, BATCH)
+    habits = [file_digest(source.folder / name) for name in HABITS if (source.folder / name).exists()]
+    key = digest("synthetic", VERSION, source.fingerprint(), habits, length, seed, BATCH)
     folder = cache_folder() / "synthetic" / key
     rank, world = process
     teacher = None

@@ -16,8 +16,13 @@ $(VENV)/.ready: pyproject.toml
 setup: $(VENV)/.ready
 
 # The main job on the bundled model: plan, compress, recover, evaluate. Interrupt it and run it again: it continues.
+# The learning rates suit a model this small; on a real one, leave them out.
+DEMO_RECOVERY := --set recover.samples=1024 --set recover.length=256 --set recover.batch=8 \
+	--set recover.lr=0.003 --set recover.scale_lr=0.003
+
 demo: setup
-	$(BIN)/jettison fit scribe --memory 8MB --context 512 --out runs/demo $(DEMO)
+	$(BIN)/jettison plan scribe --memory 7.6MB --context 512
+	$(BIN)/jettison fit scribe --recipe gateup-w4w2 --context 512 $(DEMO_RECOVERY) --out runs/demo
 
 test: setup
 	$(BIN)/pytest -m "not slow and not engines"

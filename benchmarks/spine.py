@@ -84,7 +84,9 @@ def recovery() -> dict:
 
 def demo() -> dict:
     """`make demo` as it stands in the Makefile, without the set-up: a new folder, an empty cache."""
-    line = re.search(r"jettison (fit scribe .*) \$\(DEMO\)", (ROOT / "Makefile").read_text())[1]
+    makefile = (ROOT / "Makefile").read_text()
+    options = re.search(r"DEMO_RECOVERY := (.*?[^\\])\n", makefile, re.DOTALL)[1].replace("\\\n\t", "")
+    line = re.search(r"jettison (fit scribe .*)", makefile)[1].replace("$(DEMO_RECOVERY)", options)
     folder = fresh("demo")
     arguments = line.replace("runs/demo", str(folder)).split()
     environment = {"JETTISON_CACHE": str(fresh("demo-cache"))}

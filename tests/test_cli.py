@@ -63,6 +63,8 @@ class TestAJob:
         code, out, _ = jettison("generate", folder, "-p", "Once upon", "-n", 5, "-t", 0, "--json", tmp_path / "g.json")
         assert code == 0 and out.startswith("Once upon")
         assert json.loads((tmp_path / "g.json").read_text())["tokens_per_second"] > 0
+        code, out, _ = jettison("recover", folder, "--dry-run")
+        assert code == 0 and "recover" in out and not (folder / "recover").exists()
         code, out, _ = jettison("recover", folder, "--set", "recover.samples=8", "--set", "recover.length=32")
         assert code == 0 and "KL per token" in out
 

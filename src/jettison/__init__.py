@@ -1,6 +1,6 @@
 """Jettison: make neural networks fit small devices.
 
-The verbs are here, each loaded when first used: ``jettison.fit("scribe", memory="6MB", out="DIR")``.
+The verbs are here, each loaded when first used: ``jettison.fit("scribe", memory="8MB", out="DIR")``.
 """
 
 import sys

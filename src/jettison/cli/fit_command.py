@@ -8,7 +8,7 @@ from jettison.cli import common
 
 
 def register(app: typer.Typer) -> None:
-    app.command("fit", epilog=common.example("jettison fit scribe --memory 6MB --out runs/scribe"))(fit)
+    app.command("fit", epilog=common.example("jettison fit scribe --memory 8MB --out runs/scribe"))(fit)
 
 
 def fit(

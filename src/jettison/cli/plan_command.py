@@ -10,7 +10,7 @@ from jettison.cli import common
 
 def register(app: typer.Typer) -> None:
     app.command(
-        "plan", epilog=common.example("jettison plan scribe --device raspberry-pi-5 --memory 6MB -o recipe.yaml")
+        "plan", epilog=common.example("jettison plan scribe --device raspberry-pi-5 --memory 8MB -o recipe.yaml")
     )(plan)
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from jettison.cli import common
+from jettison.cli.fit_command import show_forecast
 
 
 def register(app: typer.Typer) -> None:
@@ -25,15 +26,22 @@ def recover(
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Drop an earlier recovery and begin again.")] = False,
     save_every: Annotated[float, typer.Option("--save-every", min=0, help="Seconds between saves.")] = 60.0,
+    dry_run: common.DryRun = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
     """Win accuracy back: distil the original into side paths or scales. A killed run continues when called again."""
+    from jettison.plan.forecast import forecast_recovery
     from jettison.recover import recover as run
 
     if changes is None:
         changes = []
     common.begin(quiet, several=True)
+    if dry_run:
+        result = forecast_recovery(folder, changes)
+        show_forecast(result)
+        common.finish(result, json)
+        return
     result = run(folder, changes=changes, teacher=teacher, restart=restart, save_every=save_every)
     losses = result["recovery"]["loss"]
     common.out.print(

@@ -1,14 +1,18 @@
 """What a run will take on this machine, before it starts: counted from shapes and the measured speed of products."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jettison import registry
 from jettison.compress import assign
 from jettison.devices import find_device
+from jettison.formats.manifest import read_manifest
 from jettison.models import ModelFolder
 from jettison.plan.presets import adapter_rank, predict
-from jettison.recipe import Recipe
+from jettison.recipe import Recipe, load_recipe
+from jettison.recover.run import recovery_step
 
 EFFICIENCY = 0.4  # of the measured speed of a large product, what real layers reach
 SAMPLING_EFFICIENCY = 0.1  # the same for writing text token by token
@@ -48,6 +52,15 @@ def forecast(model: str | Path, recipe: Recipe) -> dict[str, Any]:
         memory = anatomy.parameters * 8 + trained * 16 + activations
         steps.append({"step": "recover", "memory": memory, "disk": 14.0 * trained + 8 * seen, "seconds": work / flops})
     return {"steps": steps}
+
+
+def forecast_recovery(folder: str | Path, changes: Iterable[str] = ()) -> dict[str, Any]:
+    """As ``forecast``, for recovering a folder that ``compress`` wrote."""
+    manifest = read_manifest(folder)
+    recipe = load_recipe(manifest["recipe"])
+    step = recovery_step(recipe, changes)
+    whole = forecast(manifest["teacher"]["folder"], replace(recipe, steps=(*recipe.of("quantize"), step)))
+    return {"steps": whole["steps"][1:]}
 
 
 def _quantization_work(job, tokens: int) -> float:

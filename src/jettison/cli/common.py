@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,8 @@ from rich.table import Table
 from jettison.errors import UsageError
 from jettison.progress import set_quiet
 
-out = Console(highlight=False)
+PAGE = 100  # columns, where no terminal says how many there are
+out = Console(highlight=False, width=None if sys.stdout.isatty() else PAGE)
 
 Model = Annotated[str, typer.Argument(help="scribe (bundled), a model folder, or a hub id such as Qwen/Qwen3-4B.")]
 Folder = Annotated[Path, typer.Argument(help="A folder that `jettison compress` wrote.")]
@@ -48,7 +50,7 @@ def finish(result: Any, file: Path | None) -> None:
 
 def table(*columns: str, rows: list[list[str]], text: tuple[str, ...] = ()) -> None:
     """Print a table: numbers on the right, the first column and those named in ``text`` on the left."""
-    drawn = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2))
+    drawn = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1))
     for number, column in enumerate(columns):
         words = column in text
         drawn.add_column(column, justify="left" if words or number == 0 else "right", no_wrap=not words)

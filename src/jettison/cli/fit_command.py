@@ -1,5 +1,6 @@
 """jettison fit"""
 
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -92,10 +93,10 @@ def show_stages(result: dict[str, Any]) -> None:
             measured = result[stage]["texts"][text]
             row += [f"{measured['perplexity']:.2f}", f"{measured['kl']:.4f}", f"{measured['agreement']:.1%}"]
         rows.append(row)
-    columns = ["", "size", "bits/weight"]
+    columns = ["", "\nsize", "bits per\nweight"]
     for text in texts:
-        short = {"books-evaluation": "books", "wikitext2": "WikiText-2"}.get(text, text)
-        columns += [f"{short}\nperplexity", "\nKL", "\nsame token"]
+        short = {"books-evaluation": "books", "wikitext2": "WikiText-2"}.get(text, Path(text).stem)
+        columns += [f"{short}\nperplexity", "\nKL", "same\ntoken"]
     common.table(*columns, rows=rows)
     if "recovered" in result:
         common.out.print("quantized: without the side paths; recovered: with them, their size counted", style="dim")

@@ -89,7 +89,8 @@ def distill(
     gains = train_scales(student, pupil.quantized) if "scales" in train else {}
     trained = lora | gains
     if gradient_checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
         for module in student.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True  # itself only: what is inside stays without dropout

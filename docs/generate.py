@@ -1,6 +1,7 @@
 """Write the pages that repeat what stands elsewhere: start (README), recipes and methods (code), results (claims)."""
 
 import json
+import re
 from pathlib import Path
 
 from jettison import registry
@@ -11,7 +12,10 @@ DOCS = ROOT / "docs"
 
 
 def start() -> str:
-    return (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
+    """The README; what lies outside the docs is named, not linked."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"\[([^\]]+)\]\((?!docs/|https?:)[^)]+\)", r"\1", text)
+    return text.replace("](docs/", "](")
 
 
 def recipes() -> str:

@@ -59,7 +59,7 @@ def main() -> None:
     columns = ["scribe", "size", "bits/weight", "books", "KL", "WikiText-2", "KL"]
     recorded = {preset: load_recipe(preset).loss for preset in order}
     measured = {preset: round(loss(original, results[preset]), 3) for preset in order}
-    worst = max(abs(recorded[preset] - measured[preset]) if recorded[preset] else 9.0 for preset in order)
+    worst = max(abs(recorded[preset] - measured[preset]) if recorded[preset] is not None else 9.0 for preset in order)
     details = {"tables": {"Presets (perplexity, and KL from the original)": {"columns": columns, "rows": rows}}}
     details |= {"loss": measured, "original": original, "results": results}
     seconds = sum(result["seconds"] for result in (original, *results.values()))

@@ -4,11 +4,11 @@ import errno
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 import tiny as maker
 import torch
+from killing import count_writes, files_of, killed_at
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -189,48 +189,16 @@ def test_uncalibrated_experts_are_reported(tmp_path):
     assert torch.isfinite(out.logits(torch.arange(1, 30).unsqueeze(0))).all()
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing may catch it."""
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Everything but the journal, which is a log and may differ."""
-    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if not name.endswith("journal.jsonl")}
-
-
 @pytest.mark.parametrize(("family", "method"), [("llama", "gptaq"), ("gpt2", "gptq"), ("llama", "rtn")])
-def test_a_run_killed_at_every_write_gives_the_same_bytes(tiny, tmp_path, monkeypatch, family, method):
+def test_a_run_killed_at_every_write_gives_the_same_bytes(tiny, tmp_path, family, method):
     model, steps = tiny(family), recipe(method, method)
     compress(model, steps, tmp_path / "whole")
-    real, calls = os.replace, 0
-
-    def count(*args):
-        nonlocal calls
-        calls += 1
-        real(*args)
-
-    monkeypatch.setattr(os, "replace", count)
-    compress(model, steps, tmp_path / "counted")
-    for fatal in range(calls):
-        left = fatal
-
-        def dying(*args):
-            nonlocal left
-            if left == 0:
-                raise Killed
-            left -= 1
-            real(*args)
-
-        out = tmp_path / f"killed-{fatal}"
-        monkeypatch.setattr(os, "replace", dying)
-        with pytest.raises(Killed):
+    for write in range(count_writes(lambda: compress(model, steps, tmp_path / "counted"))):
+        out = tmp_path / f"killed-{write}"
+        with killed_at(write):
             compress(model, steps, out)
-        monkeypatch.setattr(os, "replace", real)
         compress(model, steps, out)
-        for leftover in out.glob("*.tmp"):
-            leftover.unlink()
-        assert files_of(out) == files_of(tmp_path / "whole")
+        assert files_of(out) == files_of(tmp_path / "whole"), f"killed at write {write}"
         shutil.rmtree(out)
 
 

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from killing import Killed
 from transformers import AutoModelForCausalLM
 
 from jettison.calibrate import token_windows
@@ -107,9 +108,6 @@ class TestFit:
 
     @pytest.mark.parametrize("stage", ["evaluate", "recover"])
     def test_a_killed_run_continues(self, whole, tiny, tmp_path, monkeypatch, stage):
-        class Killed(BaseException):
-            pass
-
         def dying(*_, **__):
             raise Killed
 

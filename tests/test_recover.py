@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from killing import count_writes, files_of, killed_at
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_compress import Killed, files_of
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -101,19 +101,8 @@ class TestSynthesis:
         monkeypatch.setenv("JETTISON_CACHE", str(tmp_path / "whole"))
         whole = synthesize(source, samples=130, length=32)
         monkeypatch.setenv("JETTISON_CACHE", str(tmp_path / "killed"))
-        real, left = os.replace, 1
-
-        def dying(*args):
-            nonlocal left
-            if left == 0:
-                raise Killed
-            left -= 1
-            real(*args)
-
-        monkeypatch.setattr(os, "replace", dying)
-        with pytest.raises(Killed):
+        with killed_at(1):
             synthesize(source, samples=130, length=32)
-        monkeypatch.setattr(os, "replace", real)
         assert torch.equal(synthesize(source, samples=130, length=32), whole)
 
     def test_it_reads_like_the_teacher(self):
@@ -294,42 +283,18 @@ def test_other_data(tiny, tmp_path, data):
     assert len(recover(tmp_path / "out")["recovery"]["loss"]) == 8
 
 
-def test_a_run_killed_at_every_write_gives_the_same_bytes(tiny, tmp_path, monkeypatch):
+def test_a_run_killed_at_every_write_gives_the_same_bytes(tiny, tmp_path):
     compress(tiny("llama"), recipe(train=["lora", "scales"], epochs=1), tmp_path / "start")
     shutil.copytree(tmp_path / "start", tmp_path / "whole")
     recover(tmp_path / "whole", save_every=0)
-    real, calls = os.replace, 0
-
-    def count(*args):
-        nonlocal calls
-        calls += 1
-        real(*args)
-
     shutil.copytree(tmp_path / "start", tmp_path / "counted")
-    monkeypatch.setattr(os, "replace", count)
-    recover(tmp_path / "counted", save_every=0)
-    monkeypatch.setattr(os, "replace", real)
-    assert files_of(tmp_path / "counted") == files_of(tmp_path / "whole")
-    for fatal in range(calls):
-        left = fatal
-
-        def dying(*args):
-            nonlocal left
-            if left == 0:
-                raise Killed
-            left -= 1
-            real(*args)
-
-        out = tmp_path / f"killed-{fatal}"
+    for write in range(count_writes(lambda: recover(tmp_path / "counted", save_every=0))):
+        out = tmp_path / f"killed-{write}"
         shutil.copytree(tmp_path / "start", out)
-        monkeypatch.setattr(os, "replace", dying)
-        with pytest.raises(Killed):
+        with killed_at(write):
             recover(out, save_every=0)
-        monkeypatch.setattr(os, "replace", real)
         recover(out, save_every=0)
-        for leftover in out.rglob("*.tmp"):
-            leftover.unlink()
-        assert files_of(out) == files_of(tmp_path / "whole"), f"killed at write {fatal} of {calls}"
+        assert files_of(out) == files_of(tmp_path / "whole"), f"killed at write {write}"
         shutil.rmtree(out)
 
 

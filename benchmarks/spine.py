@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-from witness import RESULTS, ROOT, RUNS, cell, claim, compare, write_result
+from witness import RESULTS, ROOT, RUNS, cell, claim, compare, origin, write_result
 
 from jettison.calibrate import token_windows
 from jettison.compress import compress
@@ -193,12 +193,12 @@ def main() -> None:
     identical = sum(t["identical"] for kind in killed.values() for t in kind["trials"])
     size = won["recovered"]["size"]
     claims = [
-        claim("demo_minutes", shown["minutes"], "min", "lower", 10),
-        claim("recovery_books", share(began, won["recovered"], "books-evaluation"), "", "higher", 0.80),
-        claim("recovery_wikitext2", share(began, won["recovered"], "wikitext2"), "", "higher", 0.70),
-        claim("adapter_bits_per_weight", size["adapter_bits_per_weight"], "bits", "lower", 0.7),
-        claim("resume_identical", identical, "of 20", "equal", 2 * KILLS),
-        claim("transformers_logit_maxdiff", same["maxdiff"], "", "lower", 1e-4),
+        claim("demo_minutes", shown["minutes"], "min", "lower", 10, origin(shown)),
+        claim("recovery_books", share(began, won["recovered"], "books-evaluation"), "", "higher", 0.80, origin(won)),
+        claim("recovery_wikitext2", share(began, won["recovered"], "wikitext2"), "", "higher", 0.70, origin(won)),
+        claim("adapter_bits_per_weight", size["adapter_bits_per_weight"], "bits", "lower", 0.7, origin(won)),
+        claim("resume_identical", identical, "of 20", "equal", 2 * KILLS, origin(killed["recover"])),
+        claim("transformers_logit_maxdiff", same["maxdiff"], "", "lower", 1e-4, origin(same)),
     ]
     stages = {"original": began["original"], "rounded to nearest": began["rounded"]}
     stages |= {"quantized (gptq, caldera)": won["quantized"], "recovered": won["recovered"]}

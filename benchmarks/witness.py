@@ -29,24 +29,38 @@ def claim(id: str, value: Any, unit: str, better: str, target: Any, note: str = 
 
 
 def cell(name: str, key: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result of ``work``, from runs/NAME/KEY.json if it has been computed before. Adds its ``seconds``."""
+    """The result of ``work``, from runs/NAME/KEY.json if it has been computed before. Adds its ``seconds`` and the
+    ``commit`` whose code computed it."""
     file = RUNS / name / f"{key}.json"
     if file.exists():
         return json.loads(file.read_text())
     print(f"{name}: {key} ...", flush=True)
-    start = time.perf_counter()
+    start, commit = time.perf_counter(), git("rev-parse", "HEAD") + (" and changes" if dirty() else "")
     result = work()
-    result = result | {"seconds": round(time.perf_counter() - start, 1)}
+    result = result | {"seconds": round(time.perf_counter() - start, 1), "commit": commit}
     write_json(file, result)
     return result
+
+
+def origin(result: dict[str, Any]) -> str:
+    """A note for claims from a cell that older code computed; empty if the package is the same still."""
+    commit = result["commit"].split()[0]
+    changed = git("diff", "--name-only", commit, "--", "src")
+    return f"computed by commit {result['commit'][:7]}; the package has changed since" if changed else ""
+
+
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def dirty() -> bool:
+    return bool(git("status", "--porcelain", "--", "src", "benchmarks/*.py"))
 
 
 def write_result(
     name: str, claims: list[dict[str, Any]], seconds: float, details: dict[str, Any], seed: int = 0
 ) -> None:
-    git = lambda *arguments: subprocess.run(
-        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     write_json(
         RESULTS / f"{name}.json",
         {
@@ -55,7 +69,7 @@ def write_result(
             "machine": machine(),
             "versions": {p: version(p) for p in ("torch", "transformers", "compressed-tensors", "peft", "accelerate")},
             "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--", "src", "benchmarks/*.py")),
+            "dirty": dirty(),
             "seed": seed,
             "seconds": round(seconds),
             "details": details,
@@ -89,7 +103,7 @@ def show(claims: list[dict[str, Any]]) -> None:
         value = f"{found['value']:.4g}" if isinstance(found["value"], float) else found["value"]
         mark = "holds" if found["holds"] else "FALLS SHORT"
         print(f"  {found['id']:<32} {value:>10} {found['unit']:<8} {sign[found['better']]} {found['target']:<8} {mark}")
-        if not found["holds"] and found["note"]:
+        if found["note"]:
             print(f"      {found['note']}")
 
 

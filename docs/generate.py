@@ -58,7 +58,7 @@ def results() -> str:
         for claim in result["claims"]:
             value = f"{claim['value']:.4g}" if isinstance(claim["value"], float) else claim["value"]
             target = f"{sign[claim['better']]} {claim['target']}"
-            holds = "holds" if claim["holds"] else f"**falls short.** {claim['note']}"
+            holds = ("holds. " if claim["holds"] else "**falls short.** ") + claim["note"]
             lines += [f"| {claim['id']} | {value} {claim['unit']} | {target} | {holds} |"]
         for title, table in result["details"].get("tables", {}).items():
             lines += [

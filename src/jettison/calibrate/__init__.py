@@ -1,4 +1,4 @@
-"""Text in, statistics out."""
+"""Text in, statistics out; and the best that a low rank can do by them."""
 
 from jettison.calibrate.low_rank import best_correction
 from jettison.calibrate.stats import Stats, watch

@@ -38,7 +38,7 @@ def recover(
         changes = []
     common.begin(quiet, several=True)
     if dry_run:
-        result = forecast_recovery(folder, changes)
+        result = forecast_recovery(folder, changes, teacher)
         show_forecast(result)
         common.finish(result, json)
         return

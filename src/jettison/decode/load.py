@@ -53,7 +53,9 @@ class Loaded:
             torch.manual_seed(seed)
             pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
             settings = sampling | {"max_new_tokens": tokens, "pad_token_id": pad, "use_cache": True}
-            settings["stopping_criteria"] = [lambda ids, _, **__: torch.full((len(ids),), stopped.is_set())]
+            settings["stopping_criteria"] = [
+                lambda ids, _, **__: torch.full_like(ids[:, 0], stopped.is_set(), dtype=torch.bool)
+            ]
             try:
                 written.append(self.model.generate(**inputs, **settings, streamer=streamer))
             except Exception as error:  # else whoever reads the stream waits forever

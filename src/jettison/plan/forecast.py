@@ -54,12 +54,14 @@ def forecast(model: str | Path, recipe: Recipe) -> dict[str, Any]:
     return {"steps": steps}
 
 
-def forecast_recovery(folder: str | Path, changes: Iterable[str] = ()) -> dict[str, Any]:
+def forecast_recovery(
+    folder: str | Path, changes: Iterable[str] = (), teacher: str | Path | None = None
+) -> dict[str, Any]:
     """As ``forecast``, for recovering a folder that ``compress`` wrote."""
     manifest = read_manifest(folder)
     recipe = load_recipe(manifest["recipe"])
     step = recovery_step(recipe, changes)
-    whole = forecast(manifest["teacher"]["folder"], replace(recipe, steps=(*recipe.of("quantize"), step)))
+    whole = forecast(teacher or manifest["teacher"]["folder"], replace(recipe, steps=(*recipe.of("quantize"), step)))
     return {"steps": whole["steps"][1:]}
 
 

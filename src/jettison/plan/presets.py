@@ -109,7 +109,7 @@ def _check_change(change: str) -> None:
     """Raises UsageError for a change that no preset takes."""
     refusals = [_refusal(name, change) for name in preset_names()]
     if all(refusals):
-        raise max(refusals, key=lambda error: len(str(error)))
+        raise max(refusals, key=lambda error: len(str(error)))  # the one that knows most valid names
 
 
 def predict(source: ModelFolder, recipe: Recipe, device: Device, context: int = CONTEXT) -> Cost:

@@ -4,10 +4,9 @@ From LLM-QAT (arXiv:2305.17888, section 3.1), which Recover-LoRA's "synthetic hy
 as its source; that the two are the same in detail is our reconstruction. Each sequence starts at a random token of the
 vocabulary, goes on greedily to a length of 3, 4 or 5, then by sampling to its full length or the teacher's end token.
 
-Two additions of ours. Every second batch is sampled at temperature 1.5 in place of 1: such text is unlike what the
-teacher would say, and a student that follows it there is more faithful on text that neither has seen (docs/recovery.md
-has the figures). Where the tokenizer has a chat template, half of the batches are conversations: the teacher writes the
-user's turn in the same way and then answers it.
+Two additions of ours. Every second batch is sampled at temperature 1.5 in place of 1, so that the student also follows
+the teacher where the text is unlike what the teacher would say. Where the tokenizer has a chat template, half of the
+batches are conversations: the teacher writes the user's turn in the same way and then answers it.
 """
 
 import itertools
@@ -171,7 +170,7 @@ def _continue(
 
 
 def _new_cache(teacher: nn.Module, length: int) -> StaticCache | None:
-    """On a CPU a static cache is 1.4 times faster. A new one each time: generate would reuse the last one, whatever
+    """On a CPU a static cache is faster. A new one each time: generate would reuse the last one, whatever
     its length, and the order of its sums, and so the text, would depend on what was written before."""
     return StaticCache(teacher.config, max_cache_len=length) if teacher.device.type == "cpu" else None
 

@@ -1,6 +1,7 @@
 """How good, how close to the original, how small."""
 
 from jettison.evaluate.quality import evaluate
+from jettison.evaluate.share import Share, recovered_share
 from jettison.evaluate.size import measure_size
 
-__all__ = ["evaluate", "measure_size"]
+__all__ = ["Share", "evaluate", "measure_size", "recovered_share"]

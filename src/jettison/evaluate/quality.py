@@ -28,13 +28,15 @@ def evaluate(
     window: int = WINDOW,
     teacher: str | Path | None = None,
     adapter: bool = True,
+    windows: bool = False,
 ) -> dict[str, Any]:
     """Measure a checkpoint or any model.
 
     texts: bundled names or UTF-8 files, cut into windows of ``window`` tokens, ``tokens`` in all (None: everything).
     For each: log-perplexity in nats per token, perplexity, and against the original in nats and shares:
     KL(original ‖ model) and how often both have the same likeliest token. The original is the one that jettison.json
-    names, or ``teacher``; without one the distances are left out.
+    names, or ``teacher``; without one the distances are left out. windows: also list the log-perplexity of each window,
+    from which the error of a difference between two models can be had.
 
     Raises UsageError for a window of fewer than 2 tokens, or an original with another vocabulary.
     """
@@ -50,8 +52,8 @@ def evaluate(
     result: dict[str, Any] = {"size": measure_size(source.folder), "texts": {}}
     for text in texts:
         count = None if tokens is None else max(1, tokens // window)
-        windows = token_windows(source.tokenizer, text, window, count)
-        result["texts"][str(text)] = _compare(student, reference, windows, str(text))
+        ids = token_windows(source.tokenizer, text, window, count)
+        result["texts"][str(text)] = _compare(student, reference, ids, str(text), windows)
     return result
 
 
@@ -72,23 +74,26 @@ def _find_original(source: ModelFolder, teacher: str | Path | None) -> ModelFold
 
 
 @torch.no_grad()
-def _compare(student, reference, windows: torch.Tensor, name: str) -> dict[str, float]:
+def _compare(student, reference, windows: torch.Tensor, name: str, keep: bool) -> dict[str, Any]:
     """windows: (n, length). Every token but the first of a window is predicted."""
-    loss = divergence = agreement = 0.0
+    divergence = agreement = 0.0
+    losses: list[float] = []  # per window, in nats
     with bar("evaluate", len(windows)) as progress:
         for ids in windows.split(BATCH):
             guess = student.logits(ids)[:, :-1].float().log_softmax(-1)  # (batch, length-1, vocabulary)
             wanted = ids[:, 1:].to(guess.device)
-            loss -= float(guess.gather(-1, wanted.unsqueeze(-1)).sum(dtype=torch.float64))
+            losses += (-guess.gather(-1, wanted.unsqueeze(-1)).sum((1, 2), dtype=torch.float64)).tolist()
             if reference:
                 target = guess if reference is student else reference.logits(ids)[:, :-1].float().log_softmax(-1)
                 divergence += float((target.exp() * (target - guess)).sum(dtype=torch.float64))
                 agreement += int((target.argmax(-1) == guess.argmax(-1)).sum())
             progress.advance(len(ids), note=name)
-    count = windows.shape[0] * (windows.shape[1] - 1)
+    loss, count = math.fsum(losses), windows.shape[0] * (windows.shape[1] - 1)
     if not math.isfinite(loss):
         raise JettisonError(f"log-perplexity on {name} is {loss / count}: the model's outputs are not finite")
     measured = {"log_perplexity": round(loss / count, 6), "perplexity": round(math.exp(min(loss / count, 700)), 4)}
     if reference:
         measured |= {"kl": round(divergence / count, 6), "agreement": round(agreement / count, 6)}
+    if keep:
+        measured["windows"] = [round(each * len(losses) / count, 6) for each in losses]
     return measured | {"tokens": count}

@@ -54,6 +54,7 @@ def distill(
     alpha: Annotated[float, Field(gt=0)] | None = None,
     init: Literal["default", "olora", "svd"] = "default",
     data: str = "synthetic",
+    text_temperatures: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [1.0, 1.5],  # noqa: B006
     samples: Annotated[int, Field(ge=1)] = 10_000,
     length: Annotated[int, Field(ge=16)] = 512,
     epochs: Annotated[float, Field(gt=0)] = 1.0,
@@ -69,8 +70,8 @@ def distill(
 
     train: ``lora`` (side paths on the linears of the step's ``where``; rank, alpha (default 2·rank), init as in
     ``add_lora``), ``scales`` (of every quantized linear, wherever: they cost nothing when run), or both.
-    data: ``synthetic`` (see ``synthesize``), a bundled text, a file, or a mix such as ``synthetic+books`` in equal
-    parts. ``samples`` windows of ``length`` tokens are gone through ``epochs`` times, ``batch`` windows a step, over
+    data: ``synthetic`` (see ``synthesize``; its batches are sampled at ``text_temperatures`` in turn), a bundled text,
+    a file, or a mix such as ``synthetic+books`` in equal parts. ``samples`` windows of ``length`` tokens are gone through ``epochs`` times, ``batch`` windows a step, over
     all processes. AdamW with cosine decay after a warm-up of that share of the steps; lr is for side paths, scale_lr
     for the logarithm of scales.
 

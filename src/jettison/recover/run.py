@@ -139,10 +139,8 @@ def training_windows(source: ModelFolder, options: dict[str, Any], process: tupl
     parts = []
     for text in texts:
         if text == "synthetic":
-            seed = options["seed"]
-            parts.append(
-                synthesize(source, samples=share, length=options["length"], seed=seed, process=process, wait=wait)
-            )
+            settings = {"length": options["length"], "seed": options["seed"], "process": process, "wait": wait}
+            parts.append(synthesize(source, samples=share, temperatures=options["text_temperatures"], **settings))
         else:
             parts.append(token_windows(source.tokenizer, text, options["length"], share))
     if len(parts) == 1 and len(parts[0]) < share:

@@ -10,7 +10,7 @@ batches are conversations: the teacher writes the user's turn in the same way an
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -40,18 +40,19 @@ def synthesize(
     samples: int,
     length: int,
     seed: int = 0,
+    temperatures: Sequence[float] = TEMPERATURES,
     process: tuple[int, int] = (0, 1),
     wait: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """(samples, length) token ids written by the model itself.
 
-    Batches are kept in the cache folder under a hash of model, tokenizer, length and seed: a killed run goes on with
+    The batches take ``temperatures`` in turn, and are kept in the cache folder under a hash of all that shapes them: a killed run goes on with
     the batch it was at, and a later run that wants more samples adds to them. With several processes, ``process`` is
     (rank, world), each writes its share of the batches, and ``wait`` lets all meet; they share the cache folder.
     Raises JettisonError for a teacher that writes nothing of use.
     """
     habits = [file_digest(source.folder / name) for name in HABITS if (source.folder / name).exists()]
-    key = digest("synthetic", VERSION, source.fingerprint(), habits, length, seed, BATCH)
+    key = digest("synthetic", VERSION, source.fingerprint(), habits, length, seed, list(temperatures), BATCH)
     folder = cache_folder() / "synthetic" / key
     rank, world = process
     teacher = None
@@ -63,7 +64,9 @@ def synthesize(
             files = [folder / f"batch-{number:05d}.safetensors" for number in range(first, first + world)]
             if not files[rank].exists():
                 teacher = teacher or load_dense(source).to(compute_device())
-                write_tensors(files[rank], {"ids": _write_batch(source, teacher, first + rank, length, seed)})
+                write_tensors(
+                    files[rank], {"ids": _write_batch(source, teacher, first + rank, length, seed, temperatures)}
+                )
             wait()
             before = len(text.windows)
             for file in files:
@@ -120,14 +123,16 @@ def loops(rows: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _write_batch(source: ModelFolder, teacher: nn.Module, number: int, length: int, seed: int) -> torch.Tensor:
-    """(BATCH, length) int64 ids, -1 after the end of a sequence. Depends on the seed and the number alone."""
+def _write_batch(
+    source: ModelFolder, teacher: nn.Module, number: int, length: int, seed: int, temperatures: Sequence[float]
+) -> torch.Tensor:
+    """(BATCH, length) int64 ids, -1 after the end of a sequence. Depends on the arguments alone."""
     tokenizer = source.tokenizer
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
     ordinary = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
     starts = ordinary[torch.randint(len(ordinary), (BATCH, 1), generator=generator)]
     greedy = GREEDY_LENGTHS[number % len(GREEDY_LENGTHS)]
-    temperature = TEMPERATURES[number % len(TEMPERATURES)]
+    temperature = temperatures[number % len(temperatures)]
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         if tokenizer.chat_template and number // 2 % 2:

@@ -42,6 +42,8 @@ ATTENTION = ["q", "k", "v", "o"]
 
 def quantize(method: str, bits: int, role: list[str], block: list | None = None, group_size: int = 64, **options):
     where = {"role": role} | ({"block": block} if block else {})
+    if method == "hqq":  # chooses zero points
+        options["symmetric"] = False
     return {"quantize": {"method": method, "bits": bits, "group_size": group_size, **options}, "where": where}
 
 

@@ -56,10 +56,21 @@ def test_the_walk_ends_where_the_model_does(tiny, reference, ids, family):
     walk = Walk(ModelFolder(tiny(family)), ids)
     for index in range(2):
         with walk.block(index):
-            walk.hidden = walk.through(index, walk.hidden)
+            walk.advance(index, walk.hidden)
         assert all(parameter.is_meta for parameter in walk.blocks[index].parameters())
     with torch.no_grad():
-        assert torch.allclose(head_of(model)(walk.head_inputs(walk.hidden)), logits, atol=1e-4)
+        assert torch.allclose(head_of(model)(torch.cat([*walk.head_inputs(walk.hidden)])), logits, atol=1e-4)
+
+
+def test_spilled_activations_are_the_ones_in_memory(tiny, ids, tmp_path):
+    walks = [Walk(ModelFolder(tiny("qwen3")), ids, twice=True, spill=spill) for spill in (None, tmp_path)]
+    for walk in walks:
+        with walk.block(0):
+            walk.advance(0, walk.hidden)
+    assert all(torch.equal(kept, read) for kept, read in zip(walks[0].hidden, walks[1].hidden, strict=True))
+    assert all(torch.equal(kept, read) for kept, read in zip(walks[0].original, walks[1].original, strict=True))
+    assert not torch.equal(walks[1].hidden[0], walks[1].original[0])
+    assert sorted(path.parent.name for path in tmp_path.rglob("*.bin")) == ["hidden", "original"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -17,18 +17,19 @@ from jettison import registry
 from jettison.calibrate import Stats, token_windows, watch
 from jettison.errors import JettisonError, UsageError
 from jettison.files import file_digest, write_tensors
-from jettison.formats import compressed_tensors, writer
+from jettison.formats import check, compressed_tensors, writer
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.grid import Grid, QuantizedWeight
 from jettison.journal import Journal
-from jettison.models import Linear, ModelFolder, Walk
+from jettison.models import Activations, Linear, ModelFolder, Walk
 from jettison.models.checkpoint import Checkpoint
 from jettison.progress import bar, say
 from jettison.recipe import Recipe, Step, load_recipe
 from jettison.recover import synthesize
 
-JOURNAL = "journal.jsonl"
+JOURNAL, SPILL = "journal.jsonl", "activations"
+AT_ONCE = 1 << 25  # weights of one matrix that a method without statistics sees at once
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ def compress(
     *,
     changes: Iterable[str] = (),
     seed: int = 0,
+    spill: bool = False,
 ) -> dict[str, Any]:
     """Compress a model by a recipe into folder ``out``, a Hugging Face checkpoint. Returns its jettison.json.
 
     model: ``scribe``, a local folder, or a hub id. recipe: a preset's name, a YAML file, a mapping or a Recipe, with
-    ``changes`` of the form ``verb.option=value``. A run that was killed continues when it is called again.
+    ``changes`` of the form ``verb.option=value``. spill: keep the activations of the calibration text in files of
+    ``out``, not in memory. A run that was killed continues when it is called again.
 
     Raises UsageError for a recipe that does not fit the model, a model that is already quantized, or a folder that
     holds another run; JettisonError for damaged or non-finite weights, or a full disk.
@@ -76,8 +79,13 @@ def compress(
         },
     )
     if not journal.last(finished=True):
-        walk = Walk(source, calibration_tokens(source, recipe, seed), twice="cross" in needs) if needs else None
+        scratch, walk = out / SPILL, None
+        shutil.rmtree(scratch, ignore_errors=True)  # of a killed run: its states are computed again
+        if needs:
+            tokens = calibration_tokens(source, recipe, seed)
+            walk = Walk(source, tokens, twice="cross" in needs, spill=scratch if spill else None)
         _run(source, jobs, out, journal, walk)
+        shutil.rmtree(scratch, ignore_errors=True)
         _finish(source, recipe, jobs, out, journal, seed)
         journal.add(finished=True)
     for note in compressed_tensors.problems(source.anatomy, _packed_grids(jobs)):
@@ -141,16 +149,30 @@ def _run(source: ModelFolder, jobs: list[Job], out: Path, journal: Journal, walk
     with bar("compress", blocks + 1, done) as progress:
         for unit in range(blocks + 1):  # the last unit is what lies outside the blocks
             block = unit if unit < blocks else None
-            here = [job for job in jobs if job.linear.block == block]
             if entry := journal.last(unit=unit):
                 if walk and block is not None:
+                    here = [job for job in jobs if job.linear.block == block]
                     _replay(source, here, block, walk, Checkpoint(out, [out / entry["file"]]))
                 continue
-            weights, records, error = _quantize_unit(source, here, block, walk)
-            file = out / f"model-{unit + 1:05d}-of-{blocks + 1:05d}.safetensors"
-            write_tensors(file, writer.shard_tensors(source, block, weights, _unties(source, jobs)))
-            journal.add(unit=unit, file=file.name, sha256=file_digest(file), error=error, linears=records)
+            entry = compress_unit(source, jobs, block, walk, out)
+            journal.add(unit=unit, **entry)
+            error = entry["error"]
             progress.advance(note="" if error is None else f"error of block {error:.4f}")
+
+
+def compress_unit(
+    source: ModelFolder, jobs: list[Job], block: int | None, walk: Walk | None, out: Path
+) -> dict[str, Any]:
+    """Do a block, or with None what lies outside the blocks: quantize it, write its shard, check that. Returns the
+    shard's ``file`` and ``sha256``, the ``error`` of the block's output, and a record for each of ``linears``."""
+    blocks = source.anatomy.blocks
+    here = [job for job in jobs if job.linear.block == block]
+    weights, records, error = _quantize_unit(source, here, block, walk)
+    file = out / f"model-{(blocks if block is None else block) + 1:05d}-of-{blocks + 1:05d}.safetensors"
+    write_tensors(file, writer.shard_tensors(source, block, weights, _unties(source, jobs)))
+    check.check_shard(source, file, weights)
+    source.checkpoint.release()
+    return {"file": file.name, "sha256": file_digest(file), "error": error, "linears": records}
 
 
 def _quantize_unit(
@@ -160,33 +182,43 @@ def _quantize_unit(
     if walk is None or block is None:
         stats = {}
         if walk and any("head" in job.linear.roles for job in jobs):
-            originals = None if walk.original is None else walk.head_inputs(walk.original)
-            stats[source.anatomy.head.inputs] = Stats.of(walk.head_inputs(walk.hidden), originals)
+            stats[source.anatomy.head.inputs] = _head_stats(walk, source.anatomy.head)
         return *_quantize(source, jobs, stats), None
     with walk.block(block) as module:
-        stats, original, wanted = _measure(walk, module, block, [job.linear for job in jobs])
+        stats, wanted = _measure(walk, module, block, [job.linear for job in jobs])
         weights, records = _quantize(source, jobs, stats)
         for linear, weight in weights.items():
             _install(module, walk.prefix(block), linear, writer.as_stored(source, linear, weight))
-        walk.hidden, walk.original = walk.through(block, walk.hidden), original
-    return weights, records, float((walk.hidden - wanted).square().sum() / wanted.square().sum())
+        walk.advance(block, walk.hidden)
+    off = size = 0.0
+    for found, meant in zip(walk.hidden, wanted, strict=True):
+        off += float((found - meant).square().sum())
+        size += float(meant.square().sum())
+    return weights, records, off / size
 
 
 def _measure(
     walk: Walk, module: torch.nn.Module, block: int, linears: list[Linear]
-) -> tuple[dict[str, Stats], torch.Tensor | None, torch.Tensor]:
-    """What flows into the linears of a block that is still as it was; and its outputs, from the original's inputs (if
-    the walk has them) and from the quantized ones."""
-    originals, outputs = [], []
+) -> tuple[dict[str, Stats], Activations]:
+    """What flows into the linears of a block that is still as it was, and what it makes of the quantized inputs. The
+    original's stream, if the walk has one, is led through."""
+    outputs = walk.new_stream("outputs")
     with watch(module, walk.prefix(block), linears) as watching:
-        parts = [None] * len(walk.batches) if walk.original is None else walk.split(walk.original)
-        for original, hidden in zip(parts, walk.split(walk.hidden), strict=True):
-            if original is not None:
+        for number, hidden in enumerate(walk.hidden):
+            if walk.original is not None:
                 watching.original = True
-                originals.append(walk.batch_through(block, original))
+                walk.original[number] = walk.batch_through(block, walk.original[number])
                 watching.original = False
             outputs.append(walk.batch_through(block, hidden))
-    return watching.stats, torch.cat(originals) if originals else None, torch.cat(outputs)
+    return watching.stats, outputs
+
+
+def _head_stats(walk: Walk, head: Linear) -> Stats:
+    stats = Stats(torch.zeros(head.columns, head.columns))
+    originals = walk.head_inputs(walk.original) if walk.original is not None else [None] * len(walk.hidden)
+    for inputs, original in zip(walk.head_inputs(walk.hidden), originals, strict=True):
+        stats.add(inputs, original)
+    return stats
 
 
 def _quantize(
@@ -195,23 +227,30 @@ def _quantize(
     weights, records = {}, {}
     for job in jobs:
         linear, method = job.linear, registry.find("quantize", job.step.method)
-        original = source.read_weight(linear.name, linear.layout)
         seen = stats.get(linear.inputs)
         known = seen if seen and seen.tokens else None
         if known is None and method.needs:
             # An expert that no calibration token reached counts every input alike; the record shows 0 tokens.
             known = Stats(torch.eye(linear.columns))
-        try:
-            weight = method.function(original, job.grid, known, **job.step.options)
-        except JettisonError as error:
-            raise type(error)(f"{linear.name}: {error}") from error
+        # Without statistics rows are independent: the head of a large model is read and quantized in parts.
+        height = linear.rows if method.needs else max(1, AT_ONCE // linear.columns)
+        parts, off, size = [], 0.0, 0.0
+        for first in range(0, linear.rows, height):
+            original = source.read_weight(linear.name, linear.layout, slice(first, first + height))
+            try:
+                weight = method.function(original, job.grid, known, **job.step.options)
+            except JettisonError as error:
+                raise type(error)(f"{linear.name}: {error}") from error
+            off += _energy(original - weight.dequantize(), known)
+            size += _energy(original, known)
+            parts.append(weight)
+        weight = weights[linear] = QuantizedWeight.stack(parts)
         if weight.zero is not None and weight.zero.is_floating_point():
             raise UsageError(f"{linear.name}: {method.name} gave fractional zero points, which no checkpoint can store")
-        error = _energy(original - weight.dequantize(), known) / max(_energy(original, known), 1e-30)
-        weights[linear] = weight
-        records[linear.name] = {"grid": str(job.grid), "error": round(error, 8)} | (
-            {"tokens": seen.tokens} if seen else {}
-        )
+        record = {"grid": str(job.grid), "error": round(off / max(size, 1e-30), 8)}
+        records[linear.name] = record | check.inspect(linear.name, weight)
+        if seen:
+            records[linear.name]["tokens"] = seen.tokens
     return weights, records
 
 
@@ -224,11 +263,11 @@ def _replay(source: ModelFolder, jobs: list[Job], block: int, walk: Walk, shard:
     """Lead the hidden states through a block that an earlier run has finished."""
     with walk.block(block) as module:
         if walk.original is not None:
-            walk.original = walk.through(block, walk.original)
+            walk.advance(block, walk.original)
         for job in jobs:
             dense = writer.read_back(source, shard, job.linear, job.grid)
             _install(module, walk.prefix(block), job.linear, dense)
-        walk.hidden = walk.through(block, walk.hidden)
+        walk.advance(block, walk.hidden)
 
 
 def _install(module: torch.nn.Module, prefix: str, linear: Linear, dense: torch.Tensor) -> None:
@@ -262,8 +301,22 @@ def _finish(source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, jou
         not_in_transformers=compressed_tensors.problems(source.anatomy, grids),
         stored_dense=[job.linear.name for job in jobs if job.linear.name not in grids],
         uncalibrated=unseen,
+        check=_check(source, jobs, out, entries),
         blocks=[{"error": entry["error"], "linears": entry["linears"]} for entry in entries],
     )
+
+
+def _check(source: ModelFolder, jobs: list[Job], out: Path, entries: list[dict]) -> dict[str, Any]:
+    """What the checks after the export found. Codes were compared as each shard was written."""
+    notes = []
+    for kind, meaning in (("constant", "one code throughout"), ("saturated", "every code at an end of the grid")):
+        odd = {name: record[kind] for entry in entries for name, record in entry["linears"].items() if kind in record}
+        if odd:
+            worst = max(odd, key=odd.get)
+            notes.append(f"{kind} groups ({meaning}): {sum(odd.values())} in {len(odd)} linears, most in {worst}")
+            say(f"note: {notes[-1]}")
+    block = check.check_block(source, out, [job.linear for job in jobs])
+    return {"linears": len(jobs), "block": block, "notes": notes}
 
 
 def _check_disk(source: ModelFolder, out: Path) -> None:

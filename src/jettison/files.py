@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from jettison.errors import JettisonError
@@ -54,9 +54,23 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file. Same tensors, same bytes."""
+    """Write a safetensors file. Same tensors, same bytes. It is read back and compared before it gets its name."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, lambda temporary: save_file(contiguous, temporary, dict(metadata or {"format": "pt"})))
+
+    def write(temporary: Path) -> None:
+        save_file(contiguous, temporary, dict(metadata or {"format": "pt"}))
+        for name, tensor in contiguous.items():  # opened for each: what was read stays in memory until it is closed
+            with safe_open(temporary, framework="pt") as handle:
+                found = handle.get_tensor(name)
+            same = found.dtype == tensor.dtype and found.shape == tensor.shape
+            if not same or not torch.equal(_bytes(found), _bytes(tensor)):
+                raise OSError(f"{name} reads back differently from what was written")
+
+    write_atomic(path, write)
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.cpu().reshape(-1).view(torch.uint8)
 
 
 def read_json(path: Path) -> dict:

@@ -4,6 +4,7 @@ One layout everywhere: unsigned codes, W[r, c] = (code[r, c] − zero[r, g]) · 
 A symmetric grid has its zero fixed in the middle, at 2^(bits−1); a scale may be negative, which turns the grid round.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,6 +110,15 @@ class QuantizedWeight:
         """From float32 codes, scales and integer zero points: cast each to the type it is stored in."""
         stored_zero = None if grid.symmetric else zero.to(torch.uint8)
         return cls(codes.to(torch.uint8), scale.to(grid.scale_dtype), stored_zero, grid)
+
+    @classmethod
+    def stack(cls, parts: Sequence["QuantizedWeight"]) -> "QuantizedWeight":
+        """One matrix from parts of its rows."""
+        if len(parts) == 1:
+            return parts[0]
+        zero = None if parts[0].zero is None else torch.cat([part.zero for part in parts])
+        codes, scale = torch.cat([part.codes for part in parts]), torch.cat([part.scale for part in parts])
+        return cls(codes, scale, zero, parts[0].grid)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """(rows, columns). Computed in float32 and rounded once."""

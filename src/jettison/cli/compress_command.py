@@ -20,6 +20,7 @@ def compress(
     out: common.Out,
     changes: common.Changes = None,
     seed: common.Seed = 0,
+    spill: Annotated[bool, typer.Option("--spill", help="Keep calibration activations on disk, not in memory.")] = False,
     dry_run: common.DryRun = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
@@ -38,7 +39,7 @@ def compress(
         result = forecast(model, load_recipe(recipe, changes))
         show_forecast(result)
     else:
-        result = run(model, recipe, out, changes=changes, seed=seed)
+        result = run(model, recipe, out, changes=changes, seed=seed, spill=spill)
         size = measure_size(out)
         common.out.print(
             f"{out}: {format_bytes(size['bytes'])}, {size['bits_per_weight']:.2f} bits per weight", soft_wrap=True

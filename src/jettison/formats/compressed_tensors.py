@@ -130,6 +130,16 @@ def read_weight(read: Callable[[str], torch.Tensor], name: str, grid: Grid) -> Q
     return QuantizedWeight(codes, read(f"{name}.weight_scale"), zero, grid)
 
 
+def packed_linear(source: ModelFolder, name: str, grid: Grid, bias: torch.Tensor | None = None) -> QuantLinear:
+    """A quantized linear of a folder, as it is stored."""
+    rows, columns = source.read(f"{name}.weight_shape").tolist()
+    packed = QuantLinear(rows, columns, grid, bias)
+    for part in ("weight_packed", "weight_scale", "weight_zero_point"):
+        if getattr(packed, part) is not None:
+            setattr(packed, part, source.read(f"{name}.{part}"))
+    return packed
+
+
 def load_packed(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
     """The causal language model of a folder, its quantized linears as ``QuantLinear``, the rest in ``dtype``."""
     model = source.new_skeleton()
@@ -141,11 +151,7 @@ def load_packed(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
             module.weight = nn.Parameter(weight, requires_grad=False)
             continue
         bias = None if module.bias is None else source.read(f"{name}.bias").to(dtype)
-        packed = QuantLinear(module.out_features, module.in_features, grid, bias)
-        for part in ("weight_packed", "weight_scale", "weight_zero_point"):
-            if getattr(packed, part) is not None:
-                setattr(packed, part, source.read(f"{name}.{part}"))
-        model.set_submodule(name, packed)
+        model.set_submodule(name, packed_linear(source, name, grid, bias))
     source.fill(model, dtype=dtype)
     return with_defaults(model, source, dtype)
 

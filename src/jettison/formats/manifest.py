@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jettison.errors import UsageError
-from jettison.files import read_json, write_json
+from jettison.files import read_json, write_json, write_text
+from jettison.formats.card import write_card
 
-NAME = "jettison.json"
+NAME, CARD = "jettison.json", "README.md"
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -23,7 +24,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def update_manifest(folder: Path, **sections: Any) -> dict[str, Any]:
-    """Replace these sections and keep the others."""
+    """Replace these sections and keep the others. The model card, which is made of them, is written first: a run that
+    is killed between the two does this again."""
     manifest = (read_json(folder / NAME) if (folder / NAME).exists() else {}) | sections
+    write_text(folder / CARD, write_card(manifest))
     write_json(folder / NAME, manifest)
     return manifest

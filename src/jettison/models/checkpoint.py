@@ -75,13 +75,17 @@ class Checkpoint:
         """As safetensors writes it: BF16, F16, F32, I32, ..."""
         return self._handle(self._home[name]).get_slice(name).get_dtype()
 
-    def read(self, name: str, index: int | None = None) -> torch.Tensor:
-        """A tensor, or its ``index``-th slice along the first dimension, which alone is then read."""
+    def read(self, name: str, index: int | slice | None = None) -> torch.Tensor:
+        """A tensor, or its ``index``-th slice or slices along the first dimension, which alone are then read."""
         try:
             handle = self._handle(self._home[name])
             return handle.get_tensor(name) if index is None else handle.get_slice(name)[index]
         except (SafetensorError, OSError) as error:
             raise JettisonError(f"cannot read tensor {name} of {self._home[name]}: {error}") from error
+
+    def release(self) -> None:
+        """Let go of the files, and so of the memory that what was read of them takes. They open again when needed."""
+        self._open.clear()
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -58,6 +58,15 @@ class ModelFolder:
         except (ValueError, KeyError, OSError) as error:
             raise UsageError(f"{self.folder}/config.json cannot be used: {str(error).partition(chr(10))[0]}") from error
 
+    def shortened(self, blocks: int) -> "ModelFolder":
+        """The same folder read as a model of only its first blocks, to try something on."""
+        short = ModelFolder(self.folder)
+        config = short.config.get_text_config()
+        config.num_hidden_layers = blocks
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:blocks]
+        return short
+
     @cached_property
     def skeleton(self) -> torch.nn.Module:
         """Shared: for reading only. ``new_skeleton`` makes one to fill."""
@@ -172,9 +181,16 @@ class ModelFolder:
             value = value[0::2] if part == "gate_proj" else value[1::2]
         return value.contiguous()
 
-    def read_weight(self, name: str, layout: str) -> torch.Tensor:
-        """The weight of a linear as float32 (rows, columns). Raises JettisonError if a value is not finite."""
-        stored = self.read(f"{name}.weight")
+    def read_weight(self, name: str, layout: str, rows: slice | None = None) -> torch.Tensor:
+        """The weight of a linear as float32 (rows, columns), or some rows of it, which alone are then read where they
+        lie together. Raises JettisonError if a value is not finite."""
+        tensor, expert, _ = self.locate(f"{name}.weight")
+        if rows is None:
+            stored = self.read(f"{name}.weight")
+        elif expert is None and layout != "conv1d":
+            stored = self.checkpoint.read(tensor, rows)
+        else:
+            return self.read_weight(name, layout)[rows]
         if not stored.is_floating_point():
             raise JettisonError(f"{name}.weight is stored as {stored.dtype}: full-precision weights are needed")
         weight = stored.float()

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from jettison.models.activations import Activations
 from jettison.models.folder import ModelFolder, empty
 
 BATCH = 8
@@ -18,25 +20,42 @@ class _Stop(Exception):
 class Walk:
     """The hidden states of some token windows on their way through the blocks of a model.
 
-    tokens: (windows, length). The model's own forward pass prepares masks, positions and embeddings; each block is
-    then called with just what the model would have called it with. ``hidden`` is (windows, length, width), float32;
-    whoever walks moves it on. With ``twice``, ``original`` is a second stream, for the model as it was.
+    tokens: (windows, length) ids, or (windows, length, width) embeddings, which spares reading the embedding of a large
+    model. The model's own forward pass prepares masks, positions and embeddings; each block is
+    then called with just what the model would have called it with. ``hidden`` are the states, batch by batch; whoever
+    walks moves them on with ``advance``. With ``twice``, ``original`` is a second stream, for the model as it was.
+    spill: a folder to keep the states in, in place of memory.
     """
 
-    def __init__(self, source: ModelFolder, tokens: torch.Tensor, twice: bool = False):
-        self.source = source
+    def __init__(self, source: ModelFolder, tokens: torch.Tensor, twice: bool = False, spill: Path | None = None):
+        self.source, self._spill = source, spill
         self.model = source.new_skeleton()
         self.blocks = self.model.get_submodule(source.anatomy.family.blocks)
         self.head = self.model.get_output_embeddings()
-        source.fill(self.model, dtype=torch.float32, skip=[*self.blocks, *self._untied_head()])
+        unused = [*self.blocks, *self._untied_head()]
+        if tokens.is_floating_point():
+            unused += [self.model.get_input_embeddings(), self.head]
+        source.fill(self.model, dtype=torch.float32, skip=unused)
         size = next(size for size in range(BATCH, 0, -1) if len(tokens) % size == 0)
         self.batches = tokens.split(size)
         self._calls: list[tuple[tuple, dict]] = []
-        self.hidden = torch.cat([self._enter(batch) for batch in self.batches])
-        self.original = self.hidden if twice else None
+        self.hidden = self.new_stream("hidden")
+        self.original = self.new_stream("original") if twice else None
+        for batch in self.batches:
+            entered = self._enter(batch)
+            self.hidden.append(entered)
+            if twice:
+                self.original.append(entered)
+
+    def new_stream(self, name: str) -> Activations:
+        """An empty list of states, kept where this walk keeps its own."""
+        return Activations(self._spill / name if self._spill else None)
 
     def _untied_head(self) -> list[nn.Module]:
         return [] if self.source.anatomy.tied else [self.head]
+
+    def _run(self, batch: torch.Tensor) -> None:
+        self.model(**{"inputs_embeds" if batch.is_floating_point() else "input_ids": batch}, use_cache=False)
 
     @torch.no_grad()
     def _enter(self, batch: torch.Tensor) -> torch.Tensor:
@@ -52,7 +71,7 @@ class Walk:
             return hidden_states
 
         with self._replaced(record), suppress(_Stop):
-            self.model(batch, use_cache=False)
+            self._run(batch)
         self._calls = self._calls or calls
         return entered[0]
 
@@ -80,12 +99,10 @@ class Walk:
         finally:
             empty(block)
 
-    def through(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """What block ``index``, as it stands, makes of hidden states."""
-        return torch.cat([self.batch_through(index, part) for part in self.split(hidden)])
-
-    def split(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return hidden.split(len(self.batches[0]))
+    def advance(self, index: int, stream: Activations) -> None:
+        """Lead a stream through block ``index`` as it stands."""
+        for number, part in enumerate(stream):
+            stream[number] = self.batch_through(index, part)
 
     @torch.no_grad()
     def batch_through(self, index: int, part: torch.Tensor) -> torch.Tensor:
@@ -94,17 +111,17 @@ class Walk:
         return output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()
-    def head_inputs(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(windows, length, width): what the head is given when ``hidden`` leaves the last block."""
+    def head_inputs(self, stream: Activations) -> Iterator[torch.Tensor]:
+        """(batch, length, width) each: what the head is given when ``stream`` leaves the last block."""
         seen: list[torch.Tensor] = []
 
         def stop(module: nn.Module, args: tuple) -> None:
             seen.append(args[0])
             raise _Stop
 
-        hook = self.head.register_forward_pre_hook(stop)
-        for batch, part in zip(self.batches, self.split(hidden), strict=True):
+        for batch, part in zip(self.batches, stream, strict=True):
+            hook = self.head.register_forward_pre_hook(stop)
             with self._replaced(lambda hidden_states, *args, part=part, **kwargs: part), suppress(_Stop):
-                self.model(batch, use_cache=False)
-        hook.remove()
-        return torch.cat(seen)
+                self._run(batch)
+            hook.remove()
+            yield seen.pop()

@@ -1,0 +1,63 @@
+"""The model card of a checkpoint: what it is, made from what, under which licence, and how good it was measured."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+STAGES = ("original", "quantized", "recovered")
+
+
+def write_card(manifest: dict[str, Any]) -> str:
+    """README.md for a folder, from its jettison.json. The licence is the original's."""
+    teacher, recipe = manifest["teacher"], manifest["recipe"]
+    name = teacher["name"]
+    head: dict[str, Any] = {"library_name": "transformers", "tags": ["jettison", "compressed-tensors"]}
+    if f"models--{name.replace('/', '--')}" in teacher["folder"]:  # it came from the hub
+        head["base_model"] = name
+    name = Path(name).name
+    stated = manifest["license"]
+    if stated.startswith("LICENSE"):
+        head |= {"license": "other", "license_link": stated}
+    elif stated:
+        head |= {"license": stated}
+    lines = ["---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "", f"# {name}, compressed", ""]
+    lines += [f"Made from {name} by Jettison {manifest['jettison']} with the recipe `{recipe['name']}`.", ""]
+    if stated:
+        lines += [f"The original's licence ({stated}) holds for this folder too.", ""]
+    else:
+        lines += ["**The original states no licence: ask its makers before you pass this on.**", ""]
+    lines += _results(manifest.get("results") or {})
+    lines += [
+        "## The recipe",
+        "",
+        "```yaml",
+        yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip(),
+        "```",
+        "",
+    ]
+    lines += ["## Loading", "", "`jettison.load(folder)`, or with transformers" + _adapter(manifest) + ".", ""]
+    notes = [*manifest["not_in_transformers"], *manifest["check"]["notes"]]
+    lines += [f"- {note}" for note in notes] + ([""] if notes else [])
+    return "\n".join(lines)
+
+
+def _adapter(manifest: dict[str, Any]) -> str:
+    recovery = manifest.get("recovery") or {}
+    return " and, for the side paths in `adapter/`, PEFT" if "lora" in recovery.get("train", ()) else ""
+
+
+def _results(results: dict[str, Any]) -> list[str]:
+    stages = [stage for stage in STAGES if stage in results]
+    if not stages:
+        return []
+    texts = list(results[stages[0]]["texts"])
+    columns = ["", "bytes", "bits per weight"] + [f"{text}: {kind}" for text in texts for kind in ("perplexity", "KL")]
+    lines = ["## Measured", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for stage in stages:
+        size = results[stage]["size"]
+        row = [stage, f"{size['bytes']:,}", f"{size['bits_per_weight']:.2f}"]
+        for found in (results[stage]["texts"].get(text, {}) for text in texts):
+            row += [f"{found[kind]:.4g}" if kind in found else "" for kind in ("perplexity", "kl")]
+        lines.append("| " + " | ".join(row) + " |")
+    return [*lines, ""]

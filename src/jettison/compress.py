@@ -256,7 +256,7 @@ def _quantize(
 
 def _energy(matrix: torch.Tensor, stats: Stats | None) -> float:
     """The mean of ‖matrix x‖² over the calibration inputs x; ‖matrix‖² where there are none."""
-    return float((matrix * (matrix @ stats.hessian if stats else matrix)).sum())
+    return float((matrix * (matrix @ stats.hessian if stats else matrix)).sum(dtype=torch.float64))
 
 
 def _replay(source: ModelFolder, jobs: list[Job], block: int, walk: Walk, shard: Checkpoint) -> None:

@@ -16,12 +16,13 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import statistics
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch, in every worker
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, in every worker
 
-from witness import RESULTS, RUNS, cell, compare
+from witness import RESULTS, RUNS, cell, compare, write_result
 
 from jettison.compress import compress
 from jettison.evaluate import evaluate, recovered_share
@@ -136,6 +137,10 @@ STUDY: dict[str, dict[str, list[dict]]] = {
     "temperature of the loss": {"2": setting(temperature=2.0)},
 }
 
+SEEDS = {
+    "synthetic": ["setting: the setting", "setting: seed 1", "setting: seed 2"],
+    "books": ["data: books", "data: books, seed 1", "data: books, seed 2"],
+}
 CELLS = {f"{factor}: {name}": steps for factor, cells in STUDY.items() for name, steps in cells.items()}
 
 
@@ -145,13 +150,17 @@ def run(key: str) -> dict:
     return cell(NAME, slug(key), lambda: measure(key))
 
 
-def measure(key: str) -> dict:
-    folder = FOLDER / slug(key)  # not fresh: a killed cell goes on
-    recipe = {"name": key, "calibration": {"text": "synthetic"}, "steps": CELLS[key]}
-    compress("scribe", recipe, folder)
+def make(key: str) -> Path:
+    """The compressed and recovered folder of a cell. One that was killed goes on."""
+    folder = FOLDER / slug(key)
+    compress("scribe", {"name": key, "calibration": {"text": "synthetic"}, "steps": CELLS[key]}, folder)
     if "recover" in CELLS[key][-1]:
         recover(folder)
-    return evaluate(folder, texts=TEXTS, tokens=None, windows=True)
+    return folder
+
+
+def measure(key: str) -> dict:
+    return evaluate(make(key), texts=TEXTS, tokens=None, windows=True)
 
 
 def slug(key: str) -> str:
@@ -186,19 +195,102 @@ def write_books(parquet: Path) -> None:
     write_text(BOOKS, "\f\n".join(middles))
 
 
+def original() -> dict:
+    return cell(NAME, "original", lambda: evaluate("scribe", teacher="scribe", texts=TEXTS, tokens=None, windows=True))
+
+
+def gains(found: dict, before: dict, start: dict) -> dict:
+    """Of one cell, per text: nats per token lost to the original, and the share of what plain rounding loses that is
+    not lost here, each with its standard error over windows."""
+    result = {"bytes": found["size"]["bytes"], "bits_per_weight": found["size"]["bits_per_weight"]}
+    for text in TEXTS:
+        scores = [[-loss for loss in each["texts"][text]["windows"]] for each in (before, start, found)]
+        lost = recovered_share(scores[0], scores[2], scores[2])
+        share = recovered_share(*scores)
+        result[text] = {
+            "lost": lost.lost,
+            "lost_error": lost.lost_error,
+            "recovered": share.recovered,
+            "recovered_error": share.recovered_error,
+            "kl": found["texts"][text]["kl"],
+        }
+    return result
+
+
+def summarize(cells: dict[str, dict], before: dict) -> dict:
+    start = cells["rounding: rtn"]
+    return {key: gains(found, before, start) for key, found in cells.items()}
+
+
+def tables(summary: dict[str, dict]) -> dict:
+    columns = [
+        "",
+        "bytes",
+        "bits/weight",
+        "books: nats lost",
+        "KL",
+        "recovered",
+        "WikiText-2: nats lost",
+        "KL",
+        "recovered",
+    ]
+    rows = []
+    for key, found in summary.items():
+        row = [key, f"{found['bytes'] / 1e6:.2f} MB", f"{found['bits_per_weight']:.2f}"]
+        for text in TEXTS:
+            of = found[text]
+            row += [f"{of['lost']:.4f} ± {of['lost_error']:.4f}", f"{of['kl']:.4f}"]
+            row += [f"{of['recovered']:.1%} ± {of['recovered_error']:.1%}" if comparable(key) else ""]
+        rows.append(row)
+    return {"The study (nats per token lost to the original, ± standard error)": {"columns": columns, "rows": rows}}
+
+
+def comparable(key: str) -> bool:
+    """Whether the cell starts from what plain rounding of gate and up to 2 bits loses."""
+    return not key.startswith("2 bits for")
+
+
+def spread(summary: dict[str, dict], names: list[str], text: str) -> tuple[float, float]:
+    """Mean share recovered over seeds, and the standard error of that mean."""
+    shares = [summary[name][text]["recovered"] for name in names]
+    return statistics.mean(shares), statistics.stdev(shares) / len(shares) ** 0.5
+
+
+def check() -> None:
+    """Recompute the cells without recovery, in scratch folders, and compare with what is recorded."""
+    recorded = json.loads((RESULTS / f"{NAME}.json").read_text())["details"]["cells"]
+    found, before = {}, evaluate("scribe", teacher="scribe", texts=TEXTS[:1], tokens=None)["texts"][TEXTS[0]]
+    for key, steps in CELLS.items():
+        if "recover" in steps[-1]:
+            continue
+        folder = FOLDER / f"check-{slug(key)}"
+        shutil.rmtree(folder, ignore_errors=True)
+        compress("scribe", {"name": key, "calibration": {"text": "synthetic"}, "steps": steps}, folder)
+        now = evaluate(folder, texts=TEXTS[:1], tokens=None)["texts"][TEXTS[0]]
+        found[key] = (now["log_perplexity"] - before["log_perplexity"], recorded[key][TEXTS[0]]["lost"], 0.003)
+    compare(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--books", type=Path, help="needed once, for the cells with real text")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
+    if arguments.check:
+        return check()
     if not BOOKS.exists():
         if not arguments.books:
             parser.error("--books is needed: a parquet file with a column text, one row a book")
         write_books(arguments.books)
     with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=1) as pool:
         pool.map(write, texts_needed(), chunksize=1)
-        pool.map(run, CELLS, chunksize=1)
+        cells = dict(zip(CELLS, pool.map(run, CELLS, chunksize=1), strict=True))
+    summary = summarize(cells, original())
+    seconds = sum(found["seconds"] for found in cells.values())
+    details = {"tables": tables(summary), "cells": summary, "commits": sorted({c["commit"] for c in cells.values()})}
+    details["seeds"] = {text: {data: spread(summary, names, text) for data, names in SEEDS.items()} for text in TEXTS}
+    write_result(NAME, [], seconds, details)
 
 
 if __name__ == "__main__":

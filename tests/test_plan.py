@@ -8,7 +8,6 @@ import jettison
 from jettison.devices import Device, Operator, decode_cost, device_names, find_device, measure
 from jettison.errors import UsageError
 from jettison.models import ModelFolder
-from jettison.plan import forecast
 from jettison.plan.presets import cache_bytes, parse_bytes, plan, predict, rank_presets
 from jettison.recipe import load_recipe, preset_names
 
@@ -200,12 +199,3 @@ class TestPlan:
 
     def test_the_verb_is_the_function_and_the_room_is_still_there(self):
         assert jettison.plan is plan
-
-
-def test_a_forecast_names_every_step_and_grows_with_the_work():
-    first = forecast("scribe", load_recipe("gateup-w4w2"))["steps"]
-    assert [step["step"] for step in first] == ["compress", "recover"]
-    assert all(step[field] > 0 for step in first for field in ("memory", "disk", "seconds"))
-    more = forecast("scribe", load_recipe("gateup-w4w2", ["recover.samples=100000"]))["steps"]
-    assert more[1]["seconds"] > 5 * first[1]["seconds"]
-    assert forecast("scribe", load_recipe("w8"))["steps"][0]["seconds"] < first[0]["seconds"]

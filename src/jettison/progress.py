@@ -15,6 +15,17 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """No lines and no bars inside."""
+    before = _quiet
+    set_quiet(True)
+    try:
+        yield
+    finally:
+        set_quiet(before)
+
+
 def say(message: str) -> None:
     """One line for the user, on stderr."""
     if not _quiet:

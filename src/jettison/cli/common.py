@@ -29,6 +29,10 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Texts = Annotated[list[str], typer.Option("--text", help="books-evaluation, wikitext2, or a UTF-8 file. Repeatable.")]
+Tasks = Annotated[
+    list[str], typer.Option("--tasks", help="jettison_suite (bundled), or a task of lm-eval. Repeatable.")
+]
+Items = Annotated[int | None, typer.Option("--items", help="Items of each task at most.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it would take; do nothing.")]
 
 

@@ -20,7 +20,9 @@ def compress(
     out: common.Out,
     changes: common.Changes = None,
     seed: common.Seed = 0,
-    spill: Annotated[bool, typer.Option("--spill", help="Keep calibration activations on disk, not in memory.")] = False,
+    spill: Annotated[
+        bool, typer.Option("--spill", help="Keep calibration activations on disk, not in memory.")
+    ] = False,
     dry_run: common.DryRun = False,
     json: common.Json = None,
     quiet: common.Quiet = False,

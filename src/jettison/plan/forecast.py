@@ -1,57 +1,57 @@
-"""What a run will take on this machine, before it starts: counted from shapes and the measured speed of products."""
+"""What a run will take on this machine, step by step, before it starts."""
 
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+
 from jettison import registry
-from jettison.compress import assign
+from jettison.calibrate import token_windows
+from jettison.compress import AT_ONCE, Job, assign
 from jettison.devices import find_device
+from jettison.evaluate.generation import PROMPTS, TOKENS
+from jettison.evaluate.quality import WINDOW
 from jettison.formats.manifest import read_manifest
-from jettison.models import ModelFolder
-from jettison.plan.presets import adapter_rank, predict
+from jettison.models import ModelFolder, Walk
+from jettison.plan import trial
+from jettison.plan.presets import predict
+from jettison.progress import bar, silent
 from jettison.recipe import Recipe, load_recipe
+from jettison.recover.distill import training_dtype
 from jettison.recover.run import recovery_step
+from jettison.recover.synthesize import BATCH as WRITTEN_AT_ONCE
 
-EFFICIENCY = 0.4  # of the measured speed of a large product, what real layers reach
-SAMPLING_EFFICIENCY = 0.1  # the same for writing text token by token
+DAY = 86400.0
+FEW = 1 << 23  # weights outside the blocks up to which they are tried too
 
 
-def forecast(model: str | Path, recipe: Recipe) -> dict[str, Any]:
-    """Per step: peak memory and disk in bytes, and time in seconds, roughly.
+def forecast(
+    model: str | Path, recipe: Recipe, *, texts: Iterable[str] = (), tokens: int | None = None
+) -> dict[str, Any]:
+    """Per step: time in seconds, peak resident memory and disk in bytes; and ``warnings`` in plain words.
 
-    Also checks that the recipe fits the model: raises UsageError as ``compress`` would.
+    Tries small parts of the run first (see trial.py): from seconds to a few minutes, about as long as one block of the
+    model takes. texts, tokens: what ``fit`` will measure on; without texts no evaluation is counted. Also checks that
+    the recipe fits the model: raises UsageError as ``compress`` would.
     """
     source = ModelFolder(model)
     jobs = assign(source, recipe)
-    anatomy, flops = source.anatomy, find_device("this").flops * EFFICIENCY
-    width = source.config.get_text_config().hidden_size
-    calibrated = any(registry.find("quantize", job.step.method).needs for job in jobs)
-    tokens = recipe.calibration["samples"] * recipe.calibration["length"] if calibrated else 0
-
-    largest = max(sum(linear.weights for linear in anatomy.of_block(block)) for block in [None, *range(anatomy.blocks)])
-    hessians = sum({job.linear.inputs: job.linear.columns**2 for job in jobs if job.linear.block == 0}.values())
-    memory = 8 * largest + (4 * hessians + 12 * tokens * width if calibrated else 0)
-    work = sum(_quantization_work(job, tokens) for job in jobs) + 4 * tokens * anatomy.parameters
-    if recipe.calibration["text"] == "synthetic" and calibrated:
-        work += 2 * tokens * anatomy.parameters * EFFICIENCY / SAMPLING_EFFICIENCY
-    stored = predict(source, recipe, find_device("this"), context=0).memory
-    steps = [{"step": "compress", "memory": memory, "disk": stored, "seconds": work / flops}]
-
-    for step in recipe.of("recover"):
-        options = step.options
-        seen = options["samples"] * options["length"]
-        work = 8 * seen * options["epochs"] * anatomy.parameters
-        if "synthetic" in options["data"]:
-            work += 2 * seen * anatomy.parameters * EFFICIENCY / SAMPLING_EFFICIENCY
-        trained = sum(adapter_rank(linear, recipe) * (linear.rows + linear.columns) for linear in anatomy)
-        if "scales" in options["train"]:
-            trained += sum(job.linear.rows * job.grid.groups(job.linear.columns) for job in jobs)
-        activations = 4 * options["batch"] * options["length"] * width * anatomy.blocks * 16
-        memory = anatomy.parameters * 8 + trained * 16 + activations
-        steps.append({"step": "recover", "memory": memory, "disk": 14.0 * trained + 8 * seen, "seconds": work / flops})
-    return {"steps": steps}
+    counts = [_windows(source, text, tokens) for text in texts]
+    with bar("trying", 3) as progress:
+        with silent():
+            steps = [_compression(source, recipe, jobs)]
+        progress.advance(note="a block")
+        with silent():
+            recoveries = [_recovery(source, jobs, step) for step in recipe.of("recover")]
+        progress.advance(note="a training step")
+        with silent():
+            before, after = _evaluations(source, jobs, sum(counts), bool(recoveries)) if counts else ([], [])
+        progress.advance(note="an evaluation")
+    steps += [*before, *recoveries, *after]
+    return {"steps": steps, "warnings": _warnings(steps)}
 
 
 def forecast_recovery(
@@ -60,18 +60,119 @@ def forecast_recovery(
     """As ``forecast``, for recovering a folder that ``compress`` wrote."""
     manifest = read_manifest(folder)
     recipe = load_recipe(manifest["recipe"])
-    step = recovery_step(recipe, changes)
-    whole = forecast(teacher or manifest["teacher"]["folder"], replace(recipe, steps=(*recipe.of("quantize"), step)))
-    return {"steps": whole["steps"][1:]}
+    source = ModelFolder(teacher or manifest["teacher"]["folder"])
+    with silent():
+        steps = [_recovery(source, assign(source, recipe), recovery_step(recipe, changes))]
+    return {"steps": steps, "warnings": _warnings(steps)}
 
 
-def _quantization_work(job, tokens: int) -> float:
-    """Arithmetic of one linear: its range search, and for methods with a Hessian that and its factor; for those that
-    alternate with a side path, all of it again and an eigenvalue problem each time."""
-    linear, search = job.linear, 6 * 64 * job.linear.weights
-    if not registry.find("quantize", job.step.method).needs:
-        return search
-    once = search + linear.columns**2 * (linear.rows + linear.columns)
-    narrow, wide = sorted((linear.rows, linear.columns))
-    again = once + 2 * narrow**2 * wide + 9 * narrow**3
-    return 2 * tokens * linear.columns**2 + once + job.step.options.get("iterations", 0) * again
+def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[str, Any]:
+    needs = frozenset().union(*(registry.find("quantize", job.step.method).needs for job in jobs))
+    samples, length = recipe.calibration["samples"], recipe.calibration["length"]
+    seconds, walk = 0.0, None
+    if needs:
+        if recipe.calibration["text"] == "synthetic":
+            seconds += _rounded_up(samples) * trial.synthesis_seconds(source, length)
+        width = source.skeleton.get_input_embeddings().embedding_dim
+        with trial.timed() as entry:
+            walk = Walk(source, torch.randn(samples, length, width), twice="cross" in needs)
+        seconds += entry.seconds
+    memory = 0.0
+    for blocks in _kinds(source, jobs):
+        tried = trial.try_block(source, jobs, blocks[len(blocks) // 2], walk)
+        seconds += tried.seconds * len(blocks)
+        memory = max(memory, tried.memory)
+    one_block = tried
+    outside = [job for job in jobs if job.linear.block is None]
+    unquantized = sum(source.checkpoint.bytes_of(tensor) for tensor in source.tensors_of(None))
+    if sum(linear.weights for linear in source.anatomy if linear.block is None) <= FEW:
+        tried = trial.try_block(source, jobs, None, walk)
+        seconds, memory = seconds + tried.seconds, max(memory, tried.memory)
+    else:
+        inside = sum(_arithmetic(job) for job in jobs if job.linear.block == blocks[len(blocks) // 2])
+        if inside:
+            seconds += one_block.seconds * sum(_arithmetic(job) for job in outside) / inside
+        seconds += unquantized * trial.try_writing()
+        codes = sum(job.linear.weights * (1 + job.grid.bits / 8) for job in outside)
+        held = 12 * AT_ONCE if walk is None else 16 * max((job.linear.weights for job in outside), default=0)
+        memory = max(memory, psutil.Process().memory_info().rss + unquantized + codes + held)
+    stored = predict(source, replace(recipe, steps=tuple(recipe.of("quantize"))), find_device("this"), context=0).memory
+    return {"step": "compress", "seconds": seconds, "memory": memory, "disk": stored}
+
+
+def _kinds(source: ModelFolder, jobs: list[Job]) -> list[list[int]]:
+    """Blocks to which the same is done."""
+    kinds: dict[tuple, list[int]] = {}
+    for block in range(source.anatomy.blocks):
+        here = [(job.linear.role, str(job.step), job.linear.weights) for job in jobs if job.linear.block == block]
+        kinds.setdefault(tuple(here), []).append(block)
+    return list(kinds.values())
+
+
+def _arithmetic(job: Job) -> float:
+    """Of one linear, in some unit: as its weights, and for methods with a Hessian as a row's length too."""
+    return float(job.linear.weights * (job.linear.columns if registry.find("quantize", job.step.method).needs else 1))
+
+
+def _recovery(source: ModelFolder, jobs: list[Job], step) -> dict[str, Any]:
+    options, anatomy = step.options, source.anatomy
+    each, start = trial.training_seconds(source, jobs, step)
+    parts = options["data"].split("+")
+    written = options["samples"] / len(parts) if "synthetic" in parts else 0
+    seconds = start + each * max(1, options["samples"] * options["epochs"] / options["batch"])
+    if written:
+        seconds += _rounded_up(written) * trial.synthesis_seconds(source, options["length"])
+    trained = 0
+    for linear in anatomy:
+        if (
+            "lora" in options["train"]
+            and step.where.matches(linear.roles, linear.block)
+            and "embed" not in linear.roles
+        ):
+            trained += options["rank"] * (linear.rows + linear.columns)
+    if "scales" in options["train"]:
+        trained += sum(job.linear.rows * job.grid.groups(job.linear.columns) for job in jobs)
+    width = source.skeleton.get_input_embeddings().embedding_dim
+    activations = 4 * options["batch"] * options["length"] * width * anatomy.blocks * 16
+    weights = anatomy.parameters * (training_dtype().itemsize + 4)
+    memory = psutil.Process().memory_info().rss + weights + 16 * trained + activations
+    disk = 14 * trained + 8 * written * options["length"]
+    return {"step": "recover", "seconds": seconds, "memory": memory, "disk": disk}
+
+
+def _evaluations(
+    source: ModelFolder, jobs: list[Job], windows: int, recovers: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What fit measures before recovery (the original and the quantized model), and after it."""
+    one, both = (windows * trial.evaluation_seconds(source, jobs, quantized) for quantized in (False, True))
+    plain, packed = (PROMPTS * TOKENS * trial.speech_seconds(source, jobs, quantized) for quantized in (False, True))
+    base, parameters = psutil.Process().memory_info().rss, source.anatomy.parameters
+    entry = lambda step, seconds: {"step": step, "seconds": seconds, "memory": base + 5.0 * parameters, "disk": 0.0}
+    after = [entry("evaluate again", both + packed)] if recovers else []
+    return [entry("evaluate", one + both + plain + packed)], after
+
+
+def _windows(source: ModelFolder, text: str, tokens: int | None) -> int:
+    return len(token_windows(source.tokenizer, text, WINDOW, None if tokens is None else max(1, tokens // WINDOW)))
+
+
+def _rounded_up(samples: float) -> float:
+    """Text is written a batch at a time."""
+    return -(-samples // WRITTEN_AT_ONCE) * WRITTEN_AT_ONCE
+
+
+def _warnings(steps: list[dict[str, Any]]) -> list[str]:
+    found, free = [], psutil.virtual_memory().available
+    cheaper = {
+        "recover": "fewer samples (--set recover.samples=...), fewer or shorter windows, or a machine with a GPU",
+        "compress": "a method without calibration (--set quantize.method=rtn), or a faster machine",
+    }
+    for step in steps:
+        if step["seconds"] >= DAY:
+            advice = cheaper.get(step["step"], "fewer tokens")
+            found.append(f"{step['step']} would take {step['seconds'] / DAY:.1f} days on this machine: {advice}")
+        if step["memory"] > free:
+            found.append(
+                f"{step['step']} needs {step['memory'] / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free here"
+            )
+    return found

@@ -19,6 +19,7 @@ from jettison.errors import JettisonError
 from jettison.files import write_tensors
 from jettison.models import Linear
 from jettison.models.checkpoint import Checkpoint
+from jettison.models.dense import compute_device
 from jettison.progress import bar
 from jettison.recover.loss import chunked_kl, head_of, kl
 from jettison.recover.trainables import add_lora, train_scales
@@ -71,9 +72,9 @@ def distill(
     train: ``lora`` (side paths on the linears of the step's ``where``; rank, alpha (default 2·rank), init as in
     ``add_lora``), ``scales`` (of every quantized linear, wherever: they cost nothing when run), or both.
     data: ``synthetic`` (see ``synthesize``; its batches are sampled at ``text_temperatures`` in turn), a bundled text,
-    a file, or a mix such as ``synthetic+books`` in equal parts. ``samples`` windows of ``length`` tokens are gone through ``epochs`` times, ``batch`` windows a step, over
-    all processes. AdamW with cosine decay after a warm-up of that share of the steps; lr is for side paths, scale_lr
-    for the logarithm of scales.
+    a file, or a mix such as ``synthetic+books`` in equal parts. ``samples`` windows of ``length`` tokens are gone
+    through ``epochs`` times, ``batch`` windows a step, over all processes. AdamW with cosine decay after a warm-up of
+    that share of the steps; lr is for side paths, scale_lr for the logarithm of scales.
 
     The published setting leaves rank, learning rate, schedule and temperature open: these are our reconstruction.
     """
@@ -156,6 +157,11 @@ class _Lesson(nn.Module):
             loss = chunked_kl(guess, target, *heads, self._of_head, vocabulary, self._temperature)
         # Zero, not none, is the gradient of an expert that no token reached: optimizer and processes stay in step.
         return loss + 0.0 * sum(parameter.sum() for parameter in self._trained)
+
+
+def training_dtype() -> torch.dtype:
+    """What the teacher is loaded in."""
+    return torch.bfloat16 if has_fast_bfloat16(compute_device()) else torch.float32
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

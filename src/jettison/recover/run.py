@@ -20,10 +20,10 @@ from jettison.grid import Grid
 from jettison.journal import Journal
 from jettison.models import ModelFolder
 from jettison.models.checkpoint import Checkpoint
-from jettison.models.dense import compute_device, load_dense, require_memory
+from jettison.models.dense import load_dense, require_memory
 from jettison.progress import say
 from jettison.recipe import Recipe, Step, load_recipe
-from jettison.recover.distill import Pupil, distill, has_fast_bfloat16
+from jettison.recover.distill import Pupil, distill, training_dtype
 from jettison.recover.synthesize import synthesize
 
 WORK = "recover"
@@ -83,7 +83,7 @@ def recover(
         names = [f"{linear.name}.weight_scale" for linear in quantized]
         write_tensors(work / ORIGINAL_SCALES, {name: source.read(name) for name in names})
     windows = training_windows(original, options, (state.process_index, state.num_processes), state.wait_for_everyone)
-    fast = torch.bfloat16 if has_fast_bfloat16(compute_device()) else torch.float32
+    fast = training_dtype()
     require_memory(original.anatomy.parameters * (fast.itemsize + 4), f"recovering {original.name}")
     pupil = Pupil(
         student=compressed_tensors.load_packed(source, torch.float32),

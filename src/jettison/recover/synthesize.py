@@ -46,9 +46,10 @@ def synthesize(
 ) -> torch.Tensor:
     """(samples, length) token ids written by the model itself.
 
-    The batches take ``temperatures`` in turn, and are kept in the cache folder under a hash of all that shapes them: a killed run goes on with
-    the batch it was at, and a later run that wants more samples adds to them. With several processes, ``process`` is
-    (rank, world), each writes its share of the batches, and ``wait`` lets all meet; they share the cache folder.
+    The batches take ``temperatures`` in turn, and are kept in the cache folder under a hash of all that shapes them: a
+    killed run goes on with the batch it was at, and a later run that wants more samples adds to them. With several
+    processes, ``process`` is (rank, world), each writes its share of the batches, and ``wait`` lets all meet; they
+    share the cache folder.
     Raises JettisonError for a teacher that writes nothing of use.
     """
     habits = [file_digest(source.folder / name) for name in HABITS if (source.folder / name).exists()]
@@ -65,7 +66,7 @@ def synthesize(
             if not files[rank].exists():
                 teacher = teacher or load_dense(source).to(compute_device())
                 write_tensors(
-                    files[rank], {"ids": _write_batch(source, teacher, first + rank, length, seed, temperatures)}
+                    files[rank], {"ids": write_batch(source, teacher, first + rank, length, seed, temperatures)}
                 )
             wait()
             before = len(text.windows)
@@ -123,7 +124,7 @@ def loops(rows: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _write_batch(
+def write_batch(
     source: ModelFolder, teacher: nn.Module, number: int, length: int, seed: int, temperatures: Sequence[float]
 ) -> torch.Tensor:
     """(BATCH, length) int64 ids, -1 after the end of a sequence. Depends on the arguments alone."""

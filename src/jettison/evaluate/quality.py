@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from jettison.calibrate import token_windows
-from jettison.decode import load
+from jettison.decode import Loaded, load
 from jettison.errors import JettisonError, UsageError
 from jettison.evaluate.size import measure_size
 from jettison.formats.manifest import NAME, read_manifest
@@ -53,7 +53,7 @@ def evaluate(
     for text in texts:
         count = None if tokens is None else max(1, tokens // window)
         ids = token_windows(source.tokenizer, text, window, count)
-        result["texts"][str(text)] = _compare(student, reference, ids, str(text), windows)
+        result["texts"][str(text)] = compare(student, reference, ids, str(text), windows)
     return result
 
 
@@ -74,8 +74,11 @@ def _find_original(source: ModelFolder, teacher: str | Path | None) -> ModelFold
 
 
 @torch.no_grad()
-def _compare(student, reference, windows: torch.Tensor, name: str, keep: bool) -> dict[str, Any]:
-    """windows: (n, length). Every token but the first of a window is predicted."""
+def compare(
+    student: Loaded, reference: Loaded | None, windows: torch.Tensor, name: str, keep: bool = False
+) -> dict[str, Any]:
+    """windows: (n, length) of the text ``name``. Every token but the first of a window is predicted. keep: list the
+    log-perplexities of the windows too."""
     divergence = agreement = 0.0
     losses: list[float] = []  # per window, in nats
     with bar("evaluate", len(windows)) as progress:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import escape
 from pathlib import Path
 
 from jettison import registry
@@ -54,7 +55,8 @@ def results() -> str:
             "",
             f"`{result['command']}`, on {machine['cores']} cores ({machine['processor']}).",
         ]
-        lines += ["", "| claim | measured | target | |", "|---|---|---|---|"]
+        if result["claims"]:
+            lines += ["", "| claim | measured | target | |", "|---|---|---|---|"]
         for claim in result["claims"]:
             value = f"{claim['value']:.4g}" if isinstance(claim["value"], float) else claim["value"]
             target = f"{sign[claim['better']]} {claim['target']}"
@@ -69,7 +71,44 @@ def results() -> str:
                 "|---" * len(table["columns"]) + "|",
             ]
             lines += ["| " + " | ".join(str(value) for value in row) + " |" for row in table["rows"]]
+        if file.stem == "study":
+            cells = result["details"]["cells"].items()
+            lost = [
+                (name, cell["books-evaluation"]["lost"], cell["books-evaluation"]["lost_error"]) for name, cell in cells
+            ]
+            lines += [
+                "",
+                "### Nats per token lost on books, the least first",
+                "",
+                plot(sorted(lost, key=lambda row: row[1])),
+            ]
     return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[tuple[str, float, float]]) -> str:
+    """Dots with their standard errors, one row each, as an inline SVG in the colours of the page."""
+    height, left, width = 20, 330, 380
+    most = max(value + error for _, value, error in rows)
+    at = lambda value: left + width * value / most
+    parts = []
+    for tick in range(0, int(most / 0.05) + 1):
+        x = at(tick * 0.05)
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{len(rows) * height}" opacity="0.15"/>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{(len(rows) + 0.8) * height:.0f}" text-anchor="middle">{tick * 0.05:.2f}</text>'
+        )
+    for number, (name, value, error) in enumerate(rows):
+        y = (number + 0.5) * height
+        parts.append(f'<text x="{left - 10}" y="{y + 4:.0f}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<line x1="{at(value - 2 * error):.1f}" x2="{at(value + 2 * error):.1f}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<circle cx="{at(value):.1f}" cy="{y}" r="4" fill="currentColor"/>')
+    box = f'viewBox="0 0 {left + width + 30} {(len(rows) + 1) * height}"'
+    style = 'font-family="sans-serif" font-size="12" stroke="currentColor" stroke-width="1"'
+    return (
+        f'<svg {box} {style} role="img">'
+        + "".join(parts).replace("<text ", '<text stroke="none" fill="currentColor" ')
+        + "</svg>"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The whole loop on one folder: plan, compress, recover, evaluate."""
+"""The whole loop on one folder: plan, compress, recover, evaluate, report."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,8 +7,15 @@ from typing import Any
 from jettison.compress import compress
 from jettison.devices import find_device
 from jettison.errors import UsageError
-from jettison.evaluate import evaluate
+from jettison.evaluate import (
+    compare_tasks,
+    evaluate,
+    evaluate_tasks,
+    measure_generation,
+    sample_prompts,
+)
 from jettison.evaluate.quality import TEXTS, TOKENS
+from jettison.files import read_json, write_json
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.models import ModelFolder
 from jettison.plan import forecast, plan
@@ -16,6 +23,10 @@ from jettison.plan.presets import CONTEXT, predict
 from jettison.progress import say
 from jettison.recipe import Recipe, load_recipe
 from jettison.recover import recover
+from jettison.report import write_report
+
+UNCHANGED = Recipe("unchanged", steps=())
+SPEED = "speed.json"
 
 
 def fit(
@@ -30,15 +41,18 @@ def fit(
     changes: Iterable[str] = (),
     texts: Iterable[str | Path] = TEXTS,
     tokens: int | None = TOKENS,
+    tasks: Iterable[str] = (),
+    items: int | None = None,
     seed: int = 0,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Make ``model`` fit a device and a budget: a smaller, recovered checkpoint in folder ``out``.
 
     tps, memory, context: the budget, see ``plan``; or ``recipe``, to choose oneself. changes: ``verb.option=value``.
-    texts, tokens: what quality is measured on, see ``evaluate``. Returns the rows ``original``, ``quantized`` and, if
-    the recipe recovers, ``recovered``, with ``plan`` (recipe and predicted cost). A killed run continues when it is
-    called again. dry_run: returns ``plan`` and ``forecast`` (memory, disk, work) and does nothing.
+    texts, tokens, tasks, items: what quality is measured on, see ``evaluate`` and ``evaluate_tasks``. Returns the rows
+    ``original``, ``quantized`` and, if the recipe recovers, ``recovered``, with ``plan`` (recipe and predicted cost).
+    ``out`` then holds report.html too. A killed run continues when it is called again. dry_run: returns ``plan`` and
+    ``forecast`` (time, memory, disk) and does nothing.
     """
     changes, out = list(changes), Path(out)
     if recipe is None:
@@ -47,29 +61,57 @@ def fit(
         chosen = load_recipe(recipe, changes)
     if seed and chosen.of("recover") and not any(change.startswith("recover.seed=") for change in changes):
         chosen = load_recipe(chosen, [f"recover.seed={seed}"])
-    cost = predict(ModelFolder(model), chosen, find_device(device), context)
-    predicted = {
-        "tokens_per_second": cost.tokens_per_second,
-        "memory": cost.memory,
-        "device": device,
-        "context": context,
+    source, target, tasks = ModelFolder(model), find_device(device), list(tasks)
+    costs = {
+        "original": predict(source, UNCHANGED, target, context),
+        "result": predict(source, chosen, target, context),
     }
-    planned = {"recipe": chosen.to_dict(), "predicted": predicted}
+    predicted = {
+        name: {"tokens_per_second": cost.tokens_per_second, "memory": cost.memory} for name, cost in costs.items()
+    }
+    planned = {"recipe": chosen.to_dict(), "predicted": predicted["result"] | {"device": device, "context": context}}
+    texts = [str(text) for text in texts]
     if dry_run:
-        return {"plan": planned, "forecast": forecast(model, chosen)}
+        return {"plan": planned, "forecast": forecast(model, chosen, texts=texts, tokens=tokens)}
     say(f"recipe {chosen.name}: {chosen.use}")
     for reason in chosen.why:
         say(f"  {reason}")
 
     compress(model, chosen, out, seed=seed)
-    measure = {"texts": [str(text) for text in texts], "tokens": tokens}
-    _check_measured(out, measure["texts"])
-    _once(out, "original", lambda: evaluate(model, **measure, teacher=model))
-    _once(out, "quantized", lambda: evaluate(out, **measure, adapter=False))
+    _check_measured(out, texts)
+    request = {"model": str(model), "device": device, "tps": tps, "memory": memory, "context": context}
+    request |= {"recipe": None if recipe is None else chosen.name, "changes": changes, "texts": texts, "tasks": tasks}
+    update_manifest(out, request=request | {"items": items, "seed": seed, "predicted": predicted})
+    stages: dict[str, dict[str, Any]] = {"original": {"model": model}, "quantized": {"model": out, "adapter": False}}
     if chosen.of("recover"):
-        recover(out)
-        _once(out, "recovered", lambda: evaluate(out, **measure))
-    return {"plan": planned} | read_manifest(out)["results"]
+        stages["recovered"] = {"model": out}
+    for stage, measured in stages.items():
+        if stage == "recovered":
+            recover(out)
+        if stage not in read_manifest(out).get("results", {}):  # the quantized one cannot be had again after recovery
+            _measure(out, stage, measured, model, texts, tokens, tasks, items)
+    results = read_manifest(out)["results"]
+    if tasks and "recovered" in results:
+        compared = compare_tasks(*(results[stage]["tasks"] for stage in stages))
+        update_manifest(out, tasks=compared)
+    write_report(out)
+    return {"plan": planned} | results
+
+
+def _measure(
+    out: Path, stage: str, measured: dict, original: str | Path, texts: list[str], tokens: int | None,
+    tasks: list[str], items: int | None,
+) -> None:  # fmt: skip
+    """Measure a stage and keep it: what is the same in every run in jettison.json, speed in a file of its own."""
+    result = evaluate(**measured, texts=texts, tokens=tokens, teacher=original)
+    written = measure_generation(**measured, prompts=sample_prompts(original, texts[0]))
+    result["samples"] = written["samples"]
+    if tasks:
+        result["tasks"] = evaluate_tasks(**measured, tasks=tasks, items=items)
+    file = out / SPEED
+    stages = read_json(file)["stages"] if file.exists() else {}
+    write_json(file, {"machine": find_device("this").title, "stages": stages | {stage: written["speed"]}})
+    update_manifest(out, results=read_manifest(out).get("results", {}) | {stage: result})
 
 
 def _check_measured(out: Path, texts: list[str]) -> None:
@@ -80,10 +122,3 @@ def _check_measured(out: Path, texts: list[str]) -> None:
                 f"{out} has its {stage} model measured on {', '.join(result['texts'])}, not on {', '.join(texts)}: "
                 "continue with the same texts, or choose another folder"
             )
-
-
-def _once(out: Path, stage: str, measure) -> None:
-    """Measure a stage unless an earlier run already has: the quantized one cannot be had again after recovery."""
-    results = read_manifest(out).get("results", {})
-    if stage not in results:
-        update_manifest(out, results=results | {stage: measure()})

@@ -22,30 +22,31 @@ def fit(
     recipe: common.RecipeName = None,
     changes: common.Changes = None,
     texts: common.Texts = None,
+    tasks: common.Tasks = None,
+    items: common.Items = None,
     seed: common.Seed = 0,
     dry_run: common.DryRun = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Make a model fit a device and a budget: plan, compress, recover, evaluate."""
+    """Make a model fit a device and a budget: plan, compress, recover, evaluate, report."""
     from jettison.fit import TEXTS
     from jettison.fit import fit as run
 
-    if texts is None:
-        texts = []
-    if changes is None:
-        changes = []
     common.begin(quiet)
     result = run(
-        model, out=out, device=device, tps=tps, memory=memory, context=context, recipe=recipe, changes=changes,
-        texts=texts or TEXTS, seed=seed, dry_run=dry_run,
+        model, out=out, device=device, tps=tps, memory=memory, context=context, recipe=recipe,
+        changes=changes or [], texts=texts or TEXTS, tasks=tasks or [], items=items, seed=seed, dry_run=dry_run,
     )  # fmt: skip
     if dry_run:
         show_plan(result["plan"])
         show_forecast(result["forecast"])
     else:
         show_stages(result)
-        common.out.print(f"\n[bold]{out}[/bold] loads with transformers and with jettison.load", soft_wrap=True)
+        common.out.print(
+            f"\n[bold]{out}[/bold] loads with transformers and with jettison.load; "
+            f"all that was measured is in [bold]{out / 'report.html'}[/bold]", soft_wrap=True,
+        )  # fmt: skip
     common.finish(result, json)
 
 
@@ -69,7 +70,9 @@ def show_forecast(forecast: dict[str, Any]) -> None:
         [step["step"], format_bytes(step["memory"]), format_bytes(step["disk"]), _duration(step["seconds"])]
         for step in forecast["steps"]
     ]
-    common.table("step", "memory", "disk", "time, roughly", rows=rows)
+    common.table("step", "peak memory", "disk", "time", rows=rows)
+    for warning in forecast["warnings"]:
+        common.out.print(f"[bold]{warning}[/bold]")
 
 
 def _duration(seconds: float) -> str:

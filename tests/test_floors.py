@@ -18,7 +18,7 @@ FLOORS = [
     {"formats", "calibrate"},
     {"models", "devices", "recipe", "journal"},
     {"kernels", "registry"},
-    {"grid", "files", "progress"},
+    {"grid", "files", "progress", "units"},
     {"errors"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

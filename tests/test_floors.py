@@ -13,7 +13,7 @@ FLOORS = [
     {"cli"},
     {"fit"},
     {"plan"},
-    {"compress", "evaluate"},
+    {"compress", "evaluate", "report"},
     {"quantize", "recover", "decode"},
     {"formats", "calibrate"},
     {"models", "devices", "recipe", "journal"},

@@ -13,12 +13,12 @@ FLOORS = [
     {"cli"},
     {"fit"},
     {"plan"},
-    {"compress", "evaluate"},
+    {"compress", "evaluate", "report"},
     {"quantize", "recover", "decode"},
     {"formats", "calibrate"},
     {"models", "devices", "recipe", "journal"},
     {"kernels", "registry"},
-    {"grid", "files", "progress"},
+    {"grid", "files", "progress", "units"},
     {"errors"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -8,8 +8,9 @@ import jettison
 from jettison.devices import Device, Operator, decode_cost, device_names, find_device, measure
 from jettison.errors import UsageError
 from jettison.models import ModelFolder
-from jettison.plan.presets import cache_bytes, parse_bytes, plan, predict, rank_presets
+from jettison.plan.presets import cache_bytes, plan, predict, rank_presets
 from jettison.recipe import load_recipe, preset_names
+from jettison.units import parse_bytes
 
 ROW = {"bandwidth": 50e9, "memory": 4e9, "flops": 1e12}
 

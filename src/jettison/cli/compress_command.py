@@ -31,8 +31,8 @@ def compress(
     from jettison.compress import compress as run
     from jettison.evaluate import measure_size
     from jettison.plan import forecast
-    from jettison.plan.presets import format_bytes
     from jettison.recipe import load_recipe
+    from jettison.units import format_bytes
 
     if changes is None:
         changes = []

@@ -19,7 +19,7 @@ def devices(
     """List the devices a plan can be made for, and this machine."""
     from jettison.devices import device_names, find_device
     from jettison.devices import measure as measure_this
-    from jettison.plan.presets import format_bytes
+    from jettison.units import format_bytes
 
     common.begin(quiet)
     measure_this(again=measure)

@@ -24,7 +24,7 @@ def evaluate(
     """Measure size, perplexity, and distance from the original."""
     from jettison.evaluate import evaluate as run
     from jettison.evaluate.quality import TEXTS
-    from jettison.plan.presets import format_bytes
+    from jettison.units import format_bytes
 
     if texts is None:
         texts = []

@@ -51,7 +51,7 @@ def fit(
 
 
 def show_plan(planned: dict[str, Any]) -> None:
-    from jettison.plan.presets import format_bytes
+    from jettison.units import format_bytes
 
     recipe, predicted = planned["recipe"], planned["predicted"]
     common.out.print(f"recipe [bold]{recipe['name']}[/bold]: {recipe.get('use', '')}")
@@ -64,7 +64,7 @@ def show_plan(planned: dict[str, Any]) -> None:
 
 
 def show_forecast(forecast: dict[str, Any]) -> None:
-    from jettison.plan.presets import format_bytes
+    from jettison.units import format_bytes
 
     rows = [
         [step["step"], format_bytes(step["memory"]), format_bytes(step["disk"]), _duration(step["seconds"])]
@@ -84,7 +84,7 @@ def _duration(seconds: float) -> str:
 
 def show_stages(result: dict[str, Any]) -> None:
     """Original, quantized, recovered: size, bits, and on each text perplexity, distance, agreement."""
-    from jettison.plan.presets import format_bytes
+    from jettison.units import format_bytes
 
     stages = [name for name in ("original", "quantized", "recovered") if name in result]
     texts = list(result[stages[0]]["texts"])

@@ -29,7 +29,7 @@ def plan(
     from jettison.files import write_text
     from jettison.plan import plan as choose
     from jettison.plan import rank_presets
-    from jettison.plan.presets import format_bytes
+    from jettison.units import format_bytes
 
     if changes is None:
         changes = []

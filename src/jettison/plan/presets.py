@@ -1,6 +1,5 @@
 """Choose among the presets: the one that loses least among those that fit."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
@@ -10,11 +9,11 @@ from jettison.devices import Cost, Device, Operator, decode_cost, find_device
 from jettison.errors import UsageError
 from jettison.models import Anatomy, Linear, ModelFolder
 from jettison.recipe import Recipe, Step, load_recipe, preset_names, with_why
+from jettison.units import format_bytes, parse_bytes
 
 CONTEXT = 2048
 CACHE_BYTES = 2  # keys and values in 16 bits
 ADAPTER_BITS = 16
-UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
 @dataclass(frozen=True)
@@ -163,22 +162,6 @@ def cache_bytes(config, context: int) -> float:
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     tokens = sum(min(context, window) if "sliding" in kind and window else context for kind in kinds)
     return 2.0 * heads * width * tokens * CACHE_BYTES
-
-
-def parse_bytes(text: str | float) -> float:
-    """ "3GB" -> 3e9. Raises UsageError that lists the units."""
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([KMGT]?B?)\s*", str(text), re.IGNORECASE)
-    unit = found[2].upper() if found else ""
-    if not found or unit not in UNITS or float(found[1]) <= 0:
-        raise UsageError(f"memory = {text!r}: a positive number with B, KB, MB, GB or TB is needed, such as 3GB")
-    return float(found[1]) * UNITS[unit]
-
-
-def format_bytes(count: float) -> str:
-    for unit in ("TB", "GB", "MB", "KB"):
-        if count >= UNITS[unit]:
-            return f"{count / UNITS[unit]:.3g} {unit}"
-    return f"{count:.0f} B"
 
 
 def _why(

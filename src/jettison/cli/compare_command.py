@@ -1,0 +1,52 @@
+"""jettison compare"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from jettison.cli import common
+
+
+def register(app: typer.Typer) -> None:
+    app.command("compare", epilog=common.example("jettison compare runs/w4 runs/w3 runs/w2"))(compare)
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that `jettison fit` wrote, two or more.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("compare.html"),
+    json: common.Json = None,
+    quiet: common.Quiet = False,
+) -> None:
+    """Compare runs: size, speed, and quality on the texts they have in common."""
+    from jettison.report import write_comparison
+    from jettison.units import format_bytes
+
+    common.begin(quiet)
+    result = write_comparison(folders, out)
+    for text in result["texts"]:
+        rows = []
+        for row in result["rows"]:
+            measured, speed = row["texts"][text], row["decode_tokens_per_second"]
+            rows.append(
+                [
+                    row["name"],
+                    row["recipe"],
+                    format_bytes(row["bytes"]),
+                    f"{row['bits_per_weight']:.2f}",
+                    f"{speed:.4g}" if speed else "",
+                    f"{measured['perplexity']:.2f}",
+                    "" if measured["kl"] is None else f"{measured['kl']:.4f}",
+                    "" if measured["agreement"] is None else f"{measured['agreement']:.1%}",
+                    "" if measured["recovered"] is None else f"{measured['recovered']:.1%}",
+                ]
+            )
+        common.out.print(f"[bold]{escape(text)}[/bold]")
+        columns = ("run", "recipe", "size", "bits", "tokens/s", "perplexity", "KL", "same token", "recovered")
+        common.table(*columns, rows=rows, text=("run", "recipe"))
+        common.out.print()
+    for note in result["notes"]:
+        common.out.print(note, style="dim", markup=False)
+    common.out.print(str(out), soft_wrap=True, markup=False)
+    common.finish(result, json)

@@ -1,0 +1,27 @@
+"""jettison report"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jettison.cli import common
+
+
+def register(app: typer.Typer) -> None:
+    app.command("report", epilog=common.example("jettison report runs/scribe"))(report)
+
+
+def report(
+    folder: common.Folder,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; else report.html in the folder.")] = None,
+    json: common.Json = None,
+    quiet: common.Quiet = False,
+) -> None:
+    """Write what a run did as one HTML page that needs nothing else."""
+    from jettison.report import write_report
+
+    common.begin(quiet)
+    page = write_report(folder, out)
+    common.out.print(str(page), soft_wrap=True, markup=False)
+    common.finish({"page": str(page)}, json)

@@ -1,0 +1,415 @@
+"""The page of a run and the comparison of runs: what is on them is what the manifest says, and nothing else."""
+
+import copy
+import json
+import re
+import shlex
+import signal
+from html.parser import HTMLParser
+
+import pytest
+
+from jettison.cli.app import main
+from jettison.errors import UsageError
+from jettison.report import charts, write_comparison, write_report
+from jettison.report.error_map import WHOLE, read_error_map
+from jettison.report.run import read_run
+
+EVIL = "</script><script>alert('x')</script><img src=http://evil/x.png>&"
+
+
+def stage(bytes, bits, perplexity, log_perplexity, kl, accuracy):
+    text = {"log_perplexity": log_perplexity, "perplexity": perplexity, "kl": kl, "agreement": 1 - kl, "tokens": 1000}
+    return {
+        "size": {"bytes": bytes, "disk_bytes": bytes, "bits_per_weight": bits, "bits_per_weight_without_adapter": bits},
+        "texts": {"books-evaluation": text, "wikitext2": text | {"perplexity": 2 * perplexity}},
+        "samples": [{"prompt": "It was", "text": f"written at {bits} bits {EVIL}"}],
+        "tasks": {"piqa": {"accuracy": accuracy, "standard_error": 0.01, "random": 0.5, "items": 100}},
+    }
+
+
+def linear(grid, error):
+    return {"grid": grid, "error": error}
+
+
+FULL = {
+    "jettison": "0.1.0",
+    "teacher": {"name": "owner/small", "fingerprint": "abc"},
+    "license": "apache-2.0",
+    "seed": 7,
+    "versions": {"torch": "2.13.0"},
+    "not_in_transformers": ["the scales of a note"],
+    "recipe": {
+        "name": "mine",
+        "use": "for tests",
+        "why": ["w4 misses the budget"],
+        "calibration": {"text": "books", "samples": 8},
+        "steps": [
+            {"quantize": {"method": "gptq", "bits": 2, "group_size": 64}, "where": {"role": ["gate"]}},
+            {"recover": {"method": "distill", "train": ["lora"], "rank": 8}},
+        ],
+    },
+    "request": {
+        "model": "owner/small", "device": "raspberry-pi-5", "tps": 40, "memory": "8MB", "context": 512, "recipe": None,
+        "changes": ["recover.rank=8"], "texts": ["books-evaluation", "my text.txt"], "tasks": ["piqa"], "seed": 7,
+        "predicted": {
+            "original": {"tokens_per_second": 20.5, "memory": 2e7},
+            "result": {"tokens_per_second": 55.5, "memory": 9e6},
+        },
+    },
+    "results": {
+        "original": stage(14_000_000, 16.0, 37.5, 3.6, 0.0, 0.70),
+        "quantized": stage(5_000_000, 3.25, 53.5, 4.0, 0.4, 0.60),
+        "recovered": stage(5_600_000, 3.75, 39.5, 3.7, 0.05, 0.68),
+    },
+    "tasks": [
+        {"task": "piqa", "lost": 0.1, "lost_error": 0.01, "recovered": 0.8, "recovered_error": 0.09, "counts": True},
+        {"task": "arc", "lost": 0.01, "lost_error": 0.01, "recovered": 0.5, "recovered_error": 0.9, "counts": False},
+    ],
+    "recovery": {"loss": [0.5, 0.25, 0.125]},
+    "blocks": [
+        {"error": 0.1, "linears": {
+            "layers.0.experts.0.gate_proj": linear("int2 g64 sym", 0.2),
+            "layers.0.experts.1.gate_proj": linear("int3 g64 sym", 0.4),
+            "layers.0.q_proj": linear("int4 g128 sym", 0.001),
+        }},
+        {"error": None, "linears": {"layers.1.q_proj": linear("int4 g128 sym", 0.002)}},
+        {"error": None, "linears": {"lm_head": linear("int4 g128 sym", 0.0123)}},
+    ],
+    "check": {"linears": 5, "block": {"index": 0, "difference": 3e-7}, "notes": ["one group is constant"]},
+}  # fmt: skip
+SPEED = {
+    "machine": "a test bench",
+    "stages": {
+        "original": {"decode_tokens_per_second": 31.5, "prefill_tokens_per_second": 501.5},
+        "recovered": {"decode_tokens_per_second": 62.5, "prefill_tokens_per_second": 402.5},
+    },
+}
+SECTIONS = {"asked", "recipe", "size", "quality", "tasks", "errors", "recovery", "samples", "check", "reproduce"}
+NEEDED = {"recipe", "errors", "reproduce"}  # made from what every manifest has
+
+
+class Page(HTMLParser):
+    """sections: ids. text: what a reader sees. outside: addresses that a browser would fetch. scripts: their code."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.sections, self.text, self.outside, self.scripts, self._inside = set(), "", [], [], None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        attributes, self._inside = dict(attributes), tag if tag in ("script", "style") else None
+        if tag == "section":
+            self.sections.add(attributes["id"])
+        self.outside += [attributes[name] for name in ("src", "href", "data", "srcset") if name in attributes]
+
+    def handle_endtag(self, tag):
+        self._inside = None
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.scripts.append(data)
+        elif self._inside is None:
+            self.text += data
+
+
+@pytest.fixture
+def made(tmp_path):
+    """made(name, without=..., speed=..., **sections) -> a folder with a jettison.json, FULL but for what is given."""
+
+    def make(name="run", without=(), speed=None, **sections):
+        folder = tmp_path / name
+        folder.mkdir()
+        manifest = {key: value for key, value in (copy.deepcopy(FULL) | sections).items() if key not in without}
+        (folder / "jettison.json").write_text(json.dumps(manifest))
+        if speed:
+            (folder / "speed.json").write_text(json.dumps(speed))
+        return folder
+
+    return make
+
+
+def page(folder):
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def drawn(file, chart):
+    """The traces of a chart, as they stand in the page."""
+    html = file.read_text(encoding="utf-8")
+    found = re.search(rf'Plotly\.newPlot\(\s*"{chart}",\s*(\[.*?\]),\s*\{{"', html, re.DOTALL)
+    return json.loads(found[1])
+
+
+def without_stage(name):
+    return {stage: result for stage, result in copy.deepcopy(FULL)["results"].items() if stage != name}
+
+
+class TestPage:
+    def test_a_full_run_has_every_section(self, made):
+        assert page(made(speed=SPEED)).sections == SECTIONS
+
+    @pytest.mark.parametrize(
+        ("missing", "gone"),
+        [
+            (["request"], {"asked"}),
+            (["recovery"], {"recovery"}),
+            (["check"], {"check"}),
+            (["results", "tasks"], {"quality", "tasks", "samples"}),  # a speed was predicted
+            (["results", "tasks", "request"], {"asked", "size", "quality", "tasks", "samples"}),
+        ],
+        ids=str,
+    )
+    def test_a_section_without_data_is_left_out(self, made, missing, gone):
+        assert page(made(without=missing)).sections == SECTIONS - gone
+
+    def test_the_smallest_manifest(self, made):
+        folder = made(without=set(FULL) - {"recipe", "teacher", "blocks"})
+        found = page(folder)
+        assert found.sections == NEEDED
+        assert "small, compressed by the recipe mine" in found.text
+        assert "jettison compress owner/small --recipe recipe.yaml --seed 0 --out run" in found.text
+
+    def test_stages_without_samples_and_tasks(self, made):
+        results = copy.deepcopy(FULL["results"])
+        for result in results.values():
+            del result["samples"], result["tasks"]
+        assert page(made(results=results, tasks=None)).sections == SECTIONS - {"samples", "tasks"}
+
+    def test_it_needs_nothing_else(self, made):
+        found = page(made(speed=SPEED))
+        assert found.outside == []
+        assert any("plotly.js v" in script for script in found.scripts)
+
+    def test_same_run_same_bytes(self, made):
+        folder = made(speed=SPEED)
+        first = write_report(folder).read_bytes()
+        other = write_report(folder, folder / "again.html")
+        assert other.read_bytes() == first and other.name == "again.html"
+
+    def test_text_of_models_and_names_is_escaped(self, made):
+        results = copy.deepcopy(FULL["results"])
+        for result in results.values():
+            result["texts"] = {EVIL: result["texts"]["books-evaluation"]}
+            result["tasks"] = {EVIL: result["tasks"]["piqa"]}
+        request = FULL["request"] | {"device": EVIL, "changes": [EVIL]}
+        blocks = [{"error": 0.1, "linears": {EVIL.replace(".", ""): linear(f"int2 {EVIL}", 0.1)}}, FULL["blocks"][-1]]
+        harmless = page(made(speed=SPEED))
+        found = page(made("evil", results=results, request=request, blocks=blocks, speed=SPEED | {"machine": EVIL}))
+        assert found.outside == []
+        assert len(found.scripts) == len(harmless.scripts) - 1  # one text less
+        assert found.text.count(EVIL) >= 6
+
+    def test_headline_says_what_was_gained_and_kept(self, made):
+        text = page(made()).text.replace("\N{NO-BREAK SPACE}", " ")
+        assert "small: 14 MB → 5.6 MB, 75 % of the log-perplexity lost on books-evaluation recovered" in text
+
+    def test_headline_without_recovery(self, made):
+        text = page(made(results=without_stage("recovered"))).text.replace("\N{NO-BREAK SPACE}", " ")
+        assert "small: 14 MB → 5 MB, perplexity on books-evaluation 37.50 → 53.50" in text
+        assert "is recovered" not in text
+
+    def test_a_share_of_next_to_nothing_is_not_given(self, made):
+        results = copy.deepcopy(FULL["results"])
+        results["quantized"]["texts"]["books-evaluation"]["log_perplexity"] = 3.6049
+        run = read_run(made(results=results))
+        assert run.share("books-evaluation") is None and run.share("wikitext2") == pytest.approx(0.75)
+
+    def test_shares_of_tasks_only_where_the_loss_counts(self, made):
+        text = page(made()).text.replace("\N{NO-BREAK SPACE}", " ")
+        assert "10.0 ± 1.0" in text and "80 ± 9 %" in text
+        assert "no share can be given: arc" in text and "50 ± 90" not in text
+
+    def test_budget_that_is_met_and_one_that_is_missed(self, made):
+        text = " ".join(page(made()).text.replace("\N{NO-BREAK SPACE}", " ").split())
+        assert "tokens per secondat least 4020.555.5met" in text
+        assert "memoryat most 8 MB20 MB9 MBmissed" in text
+
+    def test_the_command_is_the_one_that_was_given(self, made):
+        command = next(line for line in page(made()).text.splitlines() if line.startswith("jettison fit"))
+        assert shlex.split(command)[2:] == [
+            "owner/small", "--device", "raspberry-pi-5", "--tps", "40", "--memory", "8MB", "--context", "512",
+            "--set", "recover.rank=8", "--text", "books-evaluation", "--text", "my text.txt", "--task", "piqa",
+            "--seed", "7", "--out", "run",
+        ]  # fmt: skip
+
+    def test_a_folder_that_is_not_ours(self, tmp_path):
+        with pytest.raises(UsageError, match=r"jettison\.json"):
+            write_report(tmp_path)
+
+
+class TestCharts:
+    @pytest.fixture
+    def folder(self, made):
+        folder = made(speed=SPEED)
+        write_report(folder)
+        return folder
+
+    @pytest.mark.parametrize(
+        ("chart", "values"),
+        [
+            ("size-chart", {"original": 14_000_000, "quantized": 5_000_000, "recovered": 5_600_000}),
+            ("speed-predicted", {"asked": 40, "original": 20.5, "recovered": 55.5}),
+            ("speed-decode", {"original": 31.5, "recovered": 62.5}),
+            ("speed-prefill", {"original": 501.5, "recovered": 402.5}),
+            ("perplexity-0", {"original": 37.5, "quantized": 53.5, "recovered": 39.5}),
+            ("perplexity-1", {"original": 75.0, "quantized": 107.0, "recovered": 79.0}),
+        ],
+    )
+    def test_bars_are_the_figures_of_the_stages(self, folder, chart, values):
+        (bars,) = drawn(folder / "report.html", chart)
+        assert dict(zip(bars["y"], bars["x"], strict=True)) == values
+
+    def test_distances(self, folder):
+        found = {trace["name"]: trace["x"] for trace in drawn(folder / "report.html", "distance-chart")}
+        assert found == {"quantized": [0.4, 0.4], "recovered": [0.05, 0.05]}
+
+    def test_accuracies(self, folder):
+        found = {trace["name"]: trace["x"] for trace in drawn(folder / "report.html", "task-chart")}
+        assert found == {"guessing": [0.5], "original": [0.7], "quantized": [0.6], "recovered": [0.68]}
+
+    def test_heat_map(self, folder):
+        (heat,) = drawn(folder / "report.html", "errors-chart")
+        assert heat["y"] == ["gate_proj", "q_proj", WHOLE]
+        assert heat["z"][0] == [pytest.approx(-0.5229, abs=1e-4), None]  # the mean of two experts, 0.3
+        assert heat["customdata"][1] == [["0.001", "int4 g128 sym"], ["0.002", "int4 g128 sym"]]
+        assert heat["text"] == [["2/3", ""], ["4", "4"], ["", ""]]
+        assert "lm_head, int4 g128 sym, error 0.0123" in page(folder).text
+
+    def test_recovery(self, folder):
+        every, mean = drawn(folder / "report.html", "recovery-chart")
+        assert every["x"] == [1, 2, 3] and every["y"] == [0.5, 0.25, 0.125] == mean["y"]
+
+    def test_roles_come_from_the_model_where_it_is_one(self, tiny, tmp_path):
+        (tmp_path / "config.json").write_bytes((tiny("phi3") / "config.json").read_bytes())
+        names = {"model.layers.0.mlp.down_proj": "down", "model.layers.0.self_attn.qkv_proj": "q_k_v"}
+        block = {"error": None, "linears": dict.fromkeys(names, linear("int4 g32 sym", 0.1))}
+        manifest = FULL | {"blocks": [block, {"error": None, "linears": {}}]}
+        (tmp_path / "jettison.json").write_text(json.dumps(manifest))
+        assert read_error_map(read_run(tmp_path)).roles == ["q_k_v", "down"]  # as computed, not as quantized
+
+    def test_nothing_quantized_in_blocks(self, made):
+        folder = made(blocks=[{"error": None, "linears": {}}, FULL["blocks"][-1]])
+        assert page(folder).sections == SECTIONS - {"errors"}
+
+    def test_labels_are_short_and_escaped(self):
+        assert charts.label("<b>a") == "&lt;b&gt;a"
+        assert charts.label("x" * 100) == "x" * (charts.LABEL - 1) + "…"
+
+    def test_long_curves_are_thinned_with_both_ends(self):
+        steps = charts.thin(12_345)
+        assert len(steps) == len(set(steps)) == charts.POINTS and (steps[0], steps[-1]) == (0, 12_344)
+        assert charts.thin(3) == [0, 1, 2]
+
+    def test_running_mean(self):
+        losses = [float(step) for step in range(40)]  # the mean goes over two
+        assert charts.running_mean(losses)[:4] == [0.0, 0.5, 1.5, 2.5]
+
+    @pytest.mark.parametrize(
+        ("low", "high", "ticks"),
+        [
+            (0.06, 0.1, [0.06, 0.07, 0.08, 0.09, 0.1]),
+            (0.04, 1, [0.05, 0.1, 0.2, 0.5, 1]),
+            (1e-3, 1, [1e-3, 0.01, 0.1, 1]),
+        ],
+    )
+    def test_ticks_of_a_log_axis(self, low, high, ticks):
+        assert charts.log_ticks(low, high) == ticks
+
+
+class TestComparison:
+    @pytest.fixture
+    def folders(self, made):
+        return [made("full", speed=SPEED), made("plain", results=without_stage("recovered"), recovery=None)]
+
+    def test_rows(self, folders, tmp_path):
+        result = write_comparison(folders, tmp_path / "c.html")
+        full, plain = result["rows"]
+        assert (full["name"], full["recipe"], full["stage"], full["bytes"]) == ("full", "mine", "recovered", 5_600_000)
+        assert full["bits_per_weight"] == 3.75 and full["decode_tokens_per_second"] == 62.5
+        assert full["texts"]["books-evaluation"] == {
+            "perplexity": 39.5, "kl": 0.05, "agreement": 0.95, "recovered": pytest.approx(0.75),
+        }  # fmt: skip
+        assert (plain["stage"], plain["bytes"], plain["decode_tokens_per_second"]) == ("quantized", 5_000_000, None)
+        assert plain["texts"]["wikitext2"]["recovered"] is None
+        assert result["texts"] == ["books-evaluation", "wikitext2"] and result["notes"] == []
+
+    def test_page(self, folders, tmp_path):
+        out = tmp_path / "c.html"
+        write_comparison(folders, out)
+        found = Page(out.read_text(encoding="utf-8"))
+        assert found.sections == {"runs", "text-1", "text-2", "recovery"} and found.outside == []
+        (discs,) = drawn(out, "scatter-0")
+        assert discs["x"] == [5.6, 5.0] and discs["y"] == [39.5, 53.5]
+        (curve,) = drawn(out, "recovery-chart")  # the other run has none
+        assert curve["y"] == [0.5, 0.25, 0.125]
+        first = out.read_bytes()
+        write_comparison(folders, out)
+        assert out.read_bytes() == first
+
+    def test_only_common_texts(self, folders, made, tmp_path):
+        results = copy.deepcopy(FULL["results"])
+        for result in results.values():
+            del result["texts"]["books-evaluation"]
+        assert write_comparison([*folders, made("less", results=results)], tmp_path / "c.html")["texts"] == [
+            "wikitext2"
+        ]
+        for result in results.values():
+            result["texts"] = {"another": result["texts"]["wikitext2"]}
+        with pytest.raises(UsageError, match="no text in common"):
+            write_comparison([*folders, made("other", results=results)], tmp_path / "d.html")
+        assert not (tmp_path / "d.html").exists()
+
+    def test_what_limits_the_comparison_is_said(self, folders, made, tmp_path):
+        results = copy.deepcopy(FULL["results"])
+        results["recovered"]["texts"]["wikitext2"]["tokens"] = 10
+        other = made("other", teacher={"name": "big"}, results=results, speed=SPEED | {"machine": "elsewhere"})
+        notes = " ".join(write_comparison([*folders, other], tmp_path / "c.html")["notes"])
+        assert "Different originals (small, big)" in notes
+        assert "wikitext2 was measured on different numbers of tokens" in notes and "books-evaluation was" not in notes
+        assert "a test bench, elsewhere" in notes
+
+    def test_folders_of_one_name_are_told_apart(self, made, tmp_path):
+        (tmp_path / "b").mkdir()
+        folders = [made("run"), made("b/run")]
+        names = [row["name"] for row in write_comparison(folders, tmp_path / "c.html")["rows"]]
+        assert names == [str(folder) for folder in folders]
+
+    def test_a_run_without_results(self, folders, made, tmp_path):
+        with pytest.raises(UsageError, match="no measured result"):
+            write_comparison([folders[0], made("bare", without=["results"])], tmp_path / "c.html")
+
+
+class TestCommands:
+    @pytest.fixture
+    def jettison(self, capfd):
+        def run(*arguments):
+            handler = signal.getsignal(signal.SIGINT)
+            try:
+                main([str(argument) for argument in arguments])
+                code = 0
+            except SystemExit as end:
+                code = end.code or 0
+            finally:
+                signal.signal(signal.SIGINT, handler)
+            return code, *capfd.readouterr()
+
+        return run
+
+    def test_report(self, jettison, made, tmp_path):
+        folder, out = made(), tmp_path / "page.html"
+        code, printed, _ = jettison("report", folder, "--json", tmp_path / "r.json")
+        assert code == 0 and printed.strip() == str(folder / "report.html") and (folder / "report.html").exists()
+        assert json.loads((tmp_path / "r.json").read_text()) == {"page": str(folder / "report.html")}
+        assert jettison("report", folder, "--out", out)[0] == 0 and out.exists()
+
+    def test_compare(self, jettison, made, tmp_path):
+        out = tmp_path / "c.html"
+        code, printed, _ = jettison("compare", made("a"), made("b"), "-o", out, "--json", tmp_path / "c.json")
+        assert code == 0 and out.exists() and "39.50" in printed and "75.0%" in printed
+        assert [row["name"] for row in json.loads((tmp_path / "c.json").read_text())["rows"]] == ["a", "b"]
+
+    def test_bad_usage(self, jettison, made, tmp_path):
+        code, _, error = jettison("compare", made(), "-o", tmp_path / "c.html")
+        assert code == 2 and "two folders" in error
+        code, _, error = jettison("report", tmp_path)
+        assert code == 2 and "jettison.json" in error

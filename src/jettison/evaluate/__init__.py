@@ -3,5 +3,6 @@
 from jettison.evaluate.quality import evaluate
 from jettison.evaluate.share import Share, recovered_share
 from jettison.evaluate.size import measure_size
+from jettison.evaluate.tasks import compare_tasks, evaluate_tasks
 
-__all__ = ["Share", "evaluate", "measure_size", "recovered_share"]
+__all__ = ["Share", "compare_tasks", "evaluate", "evaluate_tasks", "measure_size", "recovered_share"]

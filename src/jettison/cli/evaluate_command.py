@@ -1,6 +1,6 @@
 """jettison evaluate"""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -8,7 +8,10 @@ from jettison.cli import common
 
 
 def register(app: typer.Typer) -> None:
-    app.command("evaluate", epilog=common.example("jettison evaluate runs/scribe --text wikitext2"))(evaluate)
+    epilog = common.example(
+        "jettison evaluate runs/scribe --text wikitext2", "jettison evaluate runs/scribe --tasks jettison_suite"
+    )
+    app.command("evaluate", epilog=epilog)(evaluate)
 
 
 def evaluate(
@@ -18,17 +21,23 @@ def evaluate(
     window: Annotated[int, typer.Option("--window", help="Tokens that the model sees at once.")] = 512,
     teacher: Annotated[str | None, typer.Option("--teacher", help="The original to compare with.")] = None,
     adapter: Annotated[bool, typer.Option(help="Apply the adapter, if there is one.")] = True,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--tasks", help="jettison_suite, or a task of lm-eval. Repeatable.")
+    ] = None,
+    items: Annotated[int, typer.Option("--items", help="Items of each task; 0 for all of them.")] = 0,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Measure size, perplexity, and distance from the original."""
+    """Measure size, perplexity, and distance from the original; with --tasks, accuracy too."""
     from jettison.evaluate import evaluate as run
+    from jettison.evaluate import evaluate_tasks
     from jettison.evaluate.quality import TEXTS
     from jettison.units import format_bytes
 
     if texts is None:
         texts = []
     common.begin(quiet)
+    answered = evaluate_tasks(model, tasks, items=items or None, adapter=adapter) if tasks else {}
     result = run(model, texts=texts or TEXTS, tokens=tokens or None, window=window, teacher=teacher, adapter=adapter)
     size = result["size"]
     common.out.print(f"{format_bytes(size['bytes'])}, {size['bits_per_weight']:.2f} bits per weight")
@@ -43,4 +52,29 @@ def evaluate(
         for text, measured in result["texts"].items()
     ]
     common.table("text", "perplexity", "nats/token", "KL from original", "same token", rows=rows)
+    if answered:
+        result["tasks"] = answered
+        _print_tasks(answered)
     common.finish(result, json)
+
+
+def _print_tasks(answered: dict[str, dict[str, Any]]) -> None:
+    """A table for each text of the suite, and one for everything else."""
+    from jettison.evaluate.suite import GROUPS
+
+    titles = {"jettison_books": "books", "jettison_wikitext": "WikiText-2"}
+    bundled = {task: titles[group] for group, members in GROUPS.items() for task in members}
+    for title in (*titles.values(), "task"):
+        rows = [
+            [
+                task,
+                f"{found['accuracy']:.3f}",
+                "" if found["standard_error"] is None else f"± {found['standard_error']:.3f}",
+                "" if found["random"] is None else f"{found['random']:.3f}",
+                str(found["items"]),
+            ]
+            for task, found in answered.items()
+            if bundled.get(task, "task") == title
+        ]
+        if rows:
+            common.table(title, "accuracy", "error", "guessing", "items", rows=rows)

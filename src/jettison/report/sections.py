@@ -31,8 +31,6 @@ def headline(run: Run) -> str:
     if not run.texts or "original" not in run.results:
         return line
     text = run.texts[0]
-    if (share := run.share(text)) is not None:
-        return f"{line}, {percent(share, 0)} of the log-perplexity lost on {text} recovered"
     before, after = (run.results[stage]["texts"][text]["perplexity"] for stage in ("original", run.last))
     return f"{line}, perplexity on {text} {before:.2f} → {after:.2f}"
 

@@ -201,7 +201,7 @@ class TestPage:
 
     def test_headline_says_what_was_gained_and_kept(self, made):
         text = page(made()).text.replace("\N{NO-BREAK SPACE}", " ")
-        assert "small: 14 MB → 5.6 MB, 75 % of the log-perplexity lost on books-evaluation recovered" in text
+        assert "small: 14 MB → 5.6 MB, perplexity on books-evaluation 37.50 → 39.50" in text
 
     def test_headline_without_recovery(self, made):
         text = page(made(results=without_stage("recovered"))).text.replace("\N{NO-BREAK SPACE}", " ")

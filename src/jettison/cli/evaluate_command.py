@@ -21,10 +21,8 @@ def evaluate(
     window: Annotated[int, typer.Option("--window", help="Tokens that the model sees at once.")] = 512,
     teacher: Annotated[str | None, typer.Option("--teacher", help="The original to compare with.")] = None,
     adapter: Annotated[bool, typer.Option(help="Apply the adapter, if there is one.")] = True,
-    tasks: Annotated[
-        list[str] | None, typer.Option("--tasks", help="jettison_suite, or a task of lm-eval. Repeatable.")
-    ] = None,
-    items: Annotated[int, typer.Option("--items", help="Items of each task; 0 for all of them.")] = 0,
+    tasks: common.Tasks = None,
+    items: common.Items = None,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
@@ -37,7 +35,7 @@ def evaluate(
     if texts is None:
         texts = []
     common.begin(quiet)
-    answered = evaluate_tasks(model, tasks, items=items or None, adapter=adapter) if tasks else {}
+    answered = evaluate_tasks(model, tasks, items=items, adapter=adapter) if tasks else {}
     result = run(model, texts=texts or TEXTS, tokens=tokens or None, window=window, teacher=teacher, adapter=adapter)
     size = result["size"]
     common.out.print(f"{format_bytes(size['bytes'])}, {size['bits_per_weight']:.2f} bits per weight")

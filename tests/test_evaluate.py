@@ -21,6 +21,7 @@ room = importlib.import_module("jettison.fit")  # the name jettison.fit is the v
 W4 = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}]}
 QUICK = ["recover.samples=16", "recover.length=32", "recover.batch=4", "quantize.group_size=32"]
 QUICK += ["calibration.samples=8", "calibration.length=32"]
+STAGES = ("original", "quantized", "recovered")
 SHORT = {"texts": ["books-evaluation"], "tokens": 1024}
 
 
@@ -98,6 +99,32 @@ class TestFit:
         assert kl["original"] == pytest.approx(0, abs=1e-6)
         assert kl["recovered"] < kl["quantized"]
         assert json.loads((out / "jettison.json").read_text())["results"]["recovered"] == result["recovered"]
+
+    def test_all_that_was_asked_and_measured_is_on_the_page(self, whole):
+        out, result = whole
+        manifest = json.loads((out / "jettison.json").read_text())
+        assert manifest["request"]["changes"] == QUICK and manifest["request"]["recipe"] == "gateup-w4w2"
+        assert (
+            manifest["request"]["predicted"]["original"]["memory"]
+            > manifest["request"]["predicted"]["result"]["memory"]
+        )
+        speed = json.loads((out / "speed.json").read_text())["stages"]
+        assert set(speed) == set(STAGES)
+        assert all(each["decode_tokens_per_second"] > 0 for each in speed.values())
+        page = (out / "report.html").read_text()
+        for stage in speed:
+            assert len(result[stage]["samples"]) == 3
+            assert f"{result[stage]['texts']['books-evaluation']['perplexity']:.2f}" in page
+        assert "jettison fit" in page
+
+    def test_tasks_are_compared_item_by_item(self, tiny, tmp_path):
+        asked = dict(tasks=["jettison_books_agreement"], items=6)
+        result = fit(tiny("llama"), out=tmp_path / "out", recipe="gateup-w4w2", changes=QUICK, **asked, **SHORT)
+        manifest = json.loads((tmp_path / "out" / "jettison.json").read_text())
+        scores = {stage: result[stage]["tasks"]["jettison_books_agreement"]["accuracy"] for stage in STAGES}
+        assert [row["task"] for row in manifest["tasks"]] == ["jettison_books_agreement"]
+        assert manifest["tasks"][0]["lost"] == pytest.approx(scores["original"] - scores["quantized"], abs=1e-5)
+        assert "jettison_books_agreement" in (tmp_path / "out" / "report.html").read_text()
 
     def test_the_prediction_is_what_came_out(self, whole, tiny):
         """The planner's bytes are those of the checkpoint, adapter included."""

@@ -48,20 +48,16 @@ def quantize(method: str, bits: int, role: list[str], block: list | None = None,
     return {"quantize": {"method": method, "bits": bits, "group_size": group_size, **options}, "where": where}
 
 
-def rounded(*low: tuple) -> list[dict]:
-    """Plain rounding, 2 bits in the places ``low`` ((roles, blocks) each) and 4 elsewhere."""
-    return layout("rtn", "rtn", low)
-
-
 def layout(two: str, four: str, low=((GATE_UP, None),), **options) -> list[dict]:
-    """``two`` at 2 bits in the places ``low``, ``four`` at 4 bits in all others."""
+    """``two`` at 2 bits in the places ``low`` ((roles, blocks) each), ``four`` at 4 bits in all others. options: of
+    both if they are the same method, of ``two`` otherwise."""
     steps = [quantize(two, 2, role, block, **options) for role, block in low]
     for role in (["gate", "up"], ["down"], ATTENTION, ["head"]):
         taken = [block for roles, block in low if set(role) <= set(roles)]
         if None in taken:
             continue
         free = [number for number in range(8) if not any(number in block for block in taken)]
-        steps.append(quantize(four, 4, role, free if taken else None))
+        steps.append(quantize(four, 4, role, free if taken else None, **(options if two == four else {})))
     return steps
 
 
@@ -82,7 +78,10 @@ def setting(**changes) -> list[dict]:
 MIDDLE, INNER = [2, 3, 4, 5], [1, 2, 3, 4, 5]
 # factor -> cell -> steps. Rows that save the same bytes of weights stand under one factor of place.
 STUDY: dict[str, dict[str, list[dict]]] = {
-    "rounding": {"rtn": rounded((GATE_UP, None))},
+    "rounding": {
+        "rtn": layout("rtn", "rtn"),
+        "rtn, full range": layout("rtn", "rtn", clip=False, symmetric=False),
+    },
     "setting": {"the setting": setting(), "seed 1": setting(seed=1), "seed 2": setting(seed=2)},
     "method, no recovery": {
         "hqq": layout("hqq", "hqq"),

@@ -183,10 +183,10 @@ def _quantize_unit(
         stats = {}
         if walk and any("head" in job.linear.roles for job in jobs):
             stats[source.anatomy.head.inputs] = _head_stats(walk, source.anatomy.head)
-        return *_quantize(source, jobs, stats), None
+        return *quantize_linears(source, jobs, stats), None
     with walk.block(block) as module:
         stats, wanted = _measure(walk, module, block, [job.linear for job in jobs])
-        weights, records = _quantize(source, jobs, stats)
+        weights, records = quantize_linears(source, jobs, stats)
         for linear, weight in weights.items():
             _install(module, walk.prefix(block), linear, writer.as_stored(source, linear, weight))
         walk.advance(block, walk.hidden)
@@ -221,9 +221,10 @@ def _head_stats(walk: Walk, head: Linear) -> Stats:
     return stats
 
 
-def _quantize(
+def quantize_linears(
     source: ModelFolder, jobs: list[Job], stats: Mapping[str, Stats]
 ) -> tuple[dict[Linear, QuantizedWeight], dict[str, dict]]:
+    """Quantized weights, and a record of each linear's error and odd groups. stats: by what the linears share."""
     weights, records = {}, {}
     for job in jobs:
         linear, method = job.linear, registry.find("quantize", job.step.method)

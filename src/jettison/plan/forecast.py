@@ -82,20 +82,18 @@ def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[s
         tried = trial.try_block(source, jobs, blocks[len(blocks) // 2], walk)
         seconds += tried.seconds * len(blocks)
         memory = max(memory, tried.memory)
-    one_block = tried
     outside = [job for job in jobs if job.linear.block is None]
-    unquantized = sum(source.checkpoint.bytes_of(tensor) for tensor in source.tensors_of(None))
     if sum(linear.weights for linear in source.anatomy if linear.block is None) <= FEW:
         tried = trial.try_block(source, jobs, None, walk)
         seconds, memory = seconds + tried.seconds, max(memory, tried.memory)
     else:
-        inside = sum(_arithmetic(job) for job in jobs if job.linear.block == blocks[len(blocks) // 2])
-        if inside:
-            seconds += one_block.seconds * sum(_arithmetic(job) for job in outside) / inside
-        seconds += unquantized * trial.try_writing()
-        codes = sum(job.linear.weights * (1 + job.grid.bits / 8) for job in outside)
+        seconds += sum(trial.try_rows(source, job, FEW) for job in outside)
+        packed = sum(job.linear.weights * job.grid.bits / 8 for job in outside)
+        unquantized = sum(source.checkpoint.bytes_of(tensor) for tensor in source.tensors_of(None))
+        seconds += (packed + unquantized) * trial.try_writing()
+        codes = sum(job.linear.weights for job in outside)
         held = 12 * AT_ONCE if walk is None else 16 * max((job.linear.weights for job in outside), default=0)
-        memory = max(memory, psutil.Process().memory_info().rss + unquantized + codes + held)
+        memory = max(memory, psutil.Process().memory_info().rss + unquantized + packed + codes + held)
     stored = predict(source, replace(recipe, steps=tuple(recipe.of("quantize"))), find_device("this"), context=0).memory
     return {"step": "compress", "seconds": seconds, "memory": memory, "disk": stored}
 
@@ -107,11 +105,6 @@ def _kinds(source: ModelFolder, jobs: list[Job]) -> list[list[int]]:
         here = [(job.linear.role, str(job.step), job.linear.weights) for job in jobs if job.linear.block == block]
         kinds.setdefault(tuple(here), []).append(block)
     return list(kinds.values())
-
-
-def _arithmetic(job: Job) -> float:
-    """Of one linear, in some unit: as its weights, and for methods with a Hessian as a row's length too."""
-    return float(job.linear.weights * (job.linear.columns if registry.find("quantize", job.step.method).needs else 1))
 
 
 def _recovery(source: ModelFolder, jobs: list[Job], step) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
@@ -18,7 +18,9 @@ import psutil
 import torch
 from torch import nn
 
-from jettison.compress import Job, compress_unit
+from jettison import registry
+from jettison.calibrate import Stats
+from jettison.compress import Job, compress_unit, quantize_linears
 from jettison.decode.load import Loaded
 from jettison.evaluate.quality import BATCH, WINDOW, compare
 from jettison.files import write_tensors
@@ -71,6 +73,18 @@ def try_block(source: ModelFolder, jobs: list[Job], block: int | None, walk: Wal
     return trial
 
 
+def try_rows(source: ModelFolder, job: Job, weights: int) -> float:
+    """Seconds to quantize one large linear, from some of its rows that hold about so many ``weights``."""
+    linear = job.linear
+    rows = max(1, min(linear.rows, weights // linear.columns))
+    tokens = torch.randn(2 * linear.columns, linear.columns)
+    stats = {linear.inputs: Stats.of(tokens, tokens)}
+    part = replace(job, linear=replace(linear, rows=rows))
+    with timed() as trial:
+        quantize_linears(source, [part], stats if registry.find("quantize", job.step.method).needs else {})
+    return trial.seconds * linear.rows / rows
+
+
 def try_writing() -> float:
     """Seconds per byte of a shard: written, synced, read back."""
     data = torch.randint(2**31, (WRITTEN // 4,), dtype=torch.int32)
@@ -87,7 +101,7 @@ def per_model(source: ModelFolder, measure: Callable[[ModelFolder], float]) -> f
 
 def synthesis_seconds(source: ModelFolder, length: int) -> float:
     """To write one window."""
-    tokens = min(length, NEW_TOKENS)
+    tokens = min(length, max(NEW_TOKENS, int(WORK / (2 * WRITTEN_AT_ONCE * _weights(source)))))
 
     def measure(short: ModelFolder) -> float:
         teacher = load_dense(short).to(compute_device())

@@ -227,7 +227,8 @@ class TestCompare:
             compare_tasks(result("1 0"), {}, result("1 0"))
 
 
-def test_command(capfd, tmp_path):
+def test_command(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no git to ask, lm-eval's asking would show
     options = ["--text", "wikitext2", "--tokens", "256", "--window", "128", "-q", "--json", str(tmp_path / "e.json")]
     names = ["--tasks", "jettison_wikitext_punctuation", "--tasks", "jettison_books_agreement", "--items", "10"]
     with pytest.raises(SystemExit) as ended:

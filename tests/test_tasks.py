@@ -153,29 +153,29 @@ class TestModels:
         return folder
 
     def test_scribe_knows_and_a_random_model_guesses(self, tiny):
-        found = evaluate_tasks("scribe", ["jettison_books"], items=40)
+        found = evaluate_tasks("scribe", ["jettison_books"], items=24)
         above = [each["accuracy"] - each["random"] - 2 * each["standard_error"] for each in found.values()]
         assert sum(each > 0 for each in above) >= 9
-        guessed = evaluate_tasks(tiny("llama"), ["jettison_books"], items=40)
+        guessed = evaluate_tasks(tiny("llama"), ["jettison_books"], items=24)
         assert statistics.mean(each["accuracy"] - each["random"] for each in guessed.values()) == pytest.approx(
             0, abs=0.07
         )
 
     @pytest.mark.parametrize("task", ["jettison_books_agreement", "jettison_books_next_sentence"])
     def test_accuracies_are_our_own_sums(self, task):
-        found = evaluate_tasks("scribe", [task], items=24)[task]
-        assert found["scores"] == answers("scribe", task, 24)
+        found = evaluate_tasks("scribe", [task], items=12)[task]
+        assert found["scores"] == answers("scribe", task, 12)
         scores = [int(score) for score in found["scores"].split()]
         assert found["accuracy"] == pytest.approx(statistics.mean(scores), abs=1e-6)
         assert found["standard_error"] == pytest.approx(statistics.stdev(scores) / len(scores) ** 0.5, abs=1e-6)
-        assert found["items"] == 24
+        assert found["items"] == 12
 
     def test_packed_weights_and_the_adapter_take_part(self, compressed):
         task, scores = "jettison_books_preposition", []
         for adapter in (True, False):
-            found = evaluate_tasks(compressed, [task], items=40, adapter=adapter)[task]
+            found = evaluate_tasks(compressed, [task], items=24, adapter=adapter)[task]
             scores.append(found["scores"])
-            assert found["scores"] == answers(compressed, task, 40, adapter)
+            assert found["scores"] == answers(compressed, task, 24, adapter)
         assert scores[0] != scores[1]
 
     def test_names_that_are_none(self):
@@ -227,7 +227,8 @@ class TestCompare:
             compare_tasks(result("1 0"), {}, result("1 0"))
 
 
-def test_command(capfd, tmp_path):
+def test_command(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no git to ask, lm-eval's asking would show
     options = ["--text", "wikitext2", "--tokens", "256", "--window", "128", "-q", "--json", str(tmp_path / "e.json")]
     names = ["--tasks", "jettison_wikitext_punctuation", "--tasks", "jettison_books_agreement", "--items", "10"]
     with pytest.raises(SystemExit) as ended:

@@ -162,7 +162,11 @@ def _summary(task: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Without the bars that lm-eval and datasets draw for every task, and without their notes: one bar is enough."""
+    """Without the bars that lm-eval and datasets draw for every task, and without their notes: one bar is enough.
+
+    Nor does lm-eval look here for the state of git and of the machine: git complains where it finds none, and nobody
+    reads either.
+    """
     from tqdm.std import tqdm
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
@@ -172,7 +176,11 @@ def _hushed() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with patch.object(tqdm, "__init__", quiet):
+        with (
+            patch.object(tqdm, "__init__", quiet),
+            patch("lm_eval.evaluator.get_git_commit_hash", lambda: None, create=True),
+            patch("lm_eval.evaluator.add_env_info", lambda results: None, create=True),
+        ):
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -158,6 +158,8 @@ class TestFit:
             fit(tiny("llama"), changes=[*QUICK, "recover.rank=4"], **arguments, **SHORT)
         with pytest.raises(UsageError, match="measured on books-evaluation, not on wikitext2"):
             fit(tiny("llama"), changes=QUICK, **arguments, texts=["wikitext2"])
+        with pytest.raises(UsageError, match=r"not on books-evaluation, jettison_books_recall \(3 items each\)"):
+            fit(tiny("llama"), changes=QUICK, **arguments, **SHORT, tasks=["jettison_books_recall"], items=3)
 
     def test_the_seed_is_that_of_recovery_too(self, tiny, tmp_path):
         fit(tiny("llama"), out=tmp_path / "out", recipe="gateup-w4w2", changes=QUICK, seed=3, **SHORT)

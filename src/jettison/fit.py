@@ -72,16 +72,20 @@ def fit(
     planned = {"recipe": chosen.to_dict(), "predicted": predicted["result"] | {"device": device, "context": context}}
     texts = [str(text) for text in texts]
     if dry_run:
-        return {"plan": planned, "forecast": forecast(model, chosen, texts=texts, tokens=tokens)}
+        said = forecast(model, chosen, texts=texts, tokens=tokens)
+        if tasks:
+            said["warnings"].append(f"what {', '.join(tasks)} will take is not counted")
+        return {"plan": planned, "forecast": said}
     say(f"recipe {chosen.name}: {chosen.use}")
     for reason in chosen.why:
         say(f"  {reason}")
 
     compress(model, chosen, out, seed=seed)
-    _check_measured(out, texts)
     request = {"model": str(model), "device": device, "tps": tps, "memory": memory, "context": context}
     request |= {"recipe": None if recipe is None else chosen.name, "changes": changes, "texts": texts, "tasks": tasks}
-    update_manifest(out, request=request | {"items": items, "seed": seed, "predicted": predicted})
+    request |= {"items": items, "seed": seed, "predicted": predicted}
+    _check_measured(out, request)
+    update_manifest(out, request=request)
     stages: dict[str, dict[str, Any]] = {"original": {"model": model}, "quantized": {"model": out, "adapter": False}}
     if chosen.of("recover"):
         stages["recovered"] = {"model": out}
@@ -114,11 +118,18 @@ def _measure(
     update_manifest(out, results=read_manifest(out).get("results", {}) | {stage: result})
 
 
-def _check_measured(out: Path, texts: list[str]) -> None:
-    """Raises UsageError if an earlier run into this folder measured on other texts: stages would not compare."""
-    for stage, result in read_manifest(out).get("results", {}).items():
-        if list(result["texts"]) != texts:
-            raise UsageError(
-                f"{out} has its {stage} model measured on {', '.join(result['texts'])}, not on {', '.join(texts)}: "
-                "continue with the same texts, or choose another folder"
-            )
+def _check_measured(out: Path, request: dict[str, Any]) -> None:
+    """Raises UsageError if an earlier run into this folder measured something else: stages would not compare."""
+    manifest = read_manifest(out)
+    if not manifest.get("results"):
+        return
+    before, now = _measures(manifest["request"]), _measures(request)
+    if before != now:
+        raise UsageError(
+            f"{out} was measured on {before}, not on {now}: continue with the same, or choose another folder"
+        )
+
+
+def _measures(request: dict[str, Any]) -> str:
+    limit = f" ({request['items']} items each)" if request["tasks"] and request["items"] else ""
+    return ", ".join([*request["texts"], *request["tasks"]]) + limit

@@ -277,22 +277,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--books", type=Path, help="needed once, for the cells with real text")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--summary", action="store_true", help="only write the result file, from the cells there are")
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     if arguments.check:
         return check()
+    if arguments.summary:
+        return write_summary()
     if not BOOKS.exists():
         if not arguments.books:
             parser.error("--books is needed: a parquet file with a column text, one row a book")
         write_books(arguments.books)
     with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=1) as pool:
         pool.map(write, texts_needed(), chunksize=1)
-        order = sorted(CELLS, key=lambda key: key in LAST)
-        done = dict(zip(order, pool.map(run, order, chunksize=1), strict=True))
-    cells = {key: done[key] for key in CELLS}
+        pool.map(run, sorted(CELLS, key=lambda key: key in LAST), chunksize=1)
+    write_summary()
+
+
+def write_summary() -> None:
+    """The result file, from the cells there are."""
+    files = {key: FOLDER / f"{slug(key)}.json" for key in CELLS}
+    cells = {key: json.loads(file.read_text()) for key, file in files.items() if file.exists()}
     summary = summarize(cells, original())
     seconds = sum(found["seconds"] for found in cells.values())
-    details = {"tables": tables(summary), "cells": summary, "commits": sorted({c["commit"] for c in cells.values()})}
+    details = {
+        "tables": tables(summary),
+        "missing": [key for key in CELLS if key not in cells],
+        "cells": summary,
+        "commits": sorted({c["commit"] for c in cells.values()}),
+    }
     details["seeds"] = {text: {data: spread(summary, names, text) for data, names in SEEDS.items()} for text in TEXTS}
     write_result(NAME, [], seconds, details)
 

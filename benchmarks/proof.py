@@ -95,26 +95,33 @@ def watched(*arguments: str) -> dict:
     return {"seconds": seconds, "peak": usage.ru_maxrss * 1024, "result": json.loads(result.read_text())}
 
 
-def large(name: str, recipe: str | dict, changes: list[str] = (), blocks: int | None = None) -> dict:
-    """Dry run, then the run, of compressing a large checkpoint."""
-    folder, out = checkpoint(name, blocks), FOLDER / f"{name}-compressed"
+def compression(name: str, recipe: str | dict, changes: list[str] = (), blocks: int | None = None) -> list[str]:
+    """The command that compresses a large checkpoint into a folder that is not there yet."""
+    out = FOLDER / f"{name}-compressed"
     shutil.rmtree(out, ignore_errors=True)
     if isinstance(recipe, dict):
         write_json(FOLDER / "recipe.json", recipe)
-    named = str(FOLDER / "recipe.json") if isinstance(recipe, dict) else recipe
-    arguments = ["compress", str(folder), "--recipe", named, "--out", str(out)]
-    arguments += [f"--set={change}" for change in changes]
-    said = watched(*arguments, "--dry-run")
-    done = watched(*arguments)
+        recipe = str(FOLDER / "recipe.json")
+    arguments = ["compress", str(checkpoint(name, blocks)), "--recipe", recipe, "--out", str(out)]
+    return arguments + [f"--set={change}" for change in changes]
+
+
+def said(*arguments: str) -> dict:
+    """What the dry run of a command says."""
+    found = watched(*arguments, "--dry-run")
+    result = found["result"]
+    return {"dry_run_seconds": found["seconds"], "said": result.get("forecast", result)["steps"]}
+
+
+def large(name: str, *options, **more) -> dict:
+    """Compress a large checkpoint, in a process of its own."""
+    arguments = compression(name, *options, **more)
+    done, out = watched(*arguments), Path(arguments[arguments.index("--out") + 1])
     shards = sorted(out.glob("model-*.safetensors"))
     moments = [shard.stat().st_mtime for shard in shards]
     disk = sum(shard.stat().st_size for shard in shards)
     found = {
-        "recipe": recipe,
-        "changes": list(changes),
-        "file_gb": ModelFolder(folder).checkpoint.file_bytes / 1e9,
-        "dry_run_seconds": said["seconds"],
-        "said": said["result"]["steps"],
+        "file_gb": ModelFolder(arguments[1]).checkpoint.file_bytes / 1e9,
         "took": {"step": "compress", "seconds": done["seconds"], "memory": done["peak"], "disk": disk},
         "seconds_per_block": (moments[-2] - moments[0]) / max(1, len(moments) - 2),
     }
@@ -149,27 +156,33 @@ def arithmetic(folder: Path) -> float:
     return total
 
 
-def calibrated() -> dict:
-    return large("qwen3-0.6b", "w4", CALIBRATED)
-
-
 def demo() -> dict:
-    """What a dry run of the demo says, and what each step of it takes, in an empty cache."""
+    """What each step of the demo takes, in an empty cache."""
     out, cache = FOLDER / "demo", FOLDER / "demo-cache"
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(cache, ignore_errors=True)
     os.environ["JETTISON_CACHE"] = str(cache)
-    changes = [f"--set={change}" for change in DEMO]
-    said = watched("fit", "scribe", "--recipe", "gateup-w4w2", *changes, "--out", str(out), "--dry-run")
     took = FOLDER / "took.json"
     script = ROOT / "benchmarks" / "fit_steps.py"
     subprocess.run([sys.executable, str(script), str(out), str(took), *DEMO], check=True, cwd=ROOT)
     del os.environ["JETTISON_CACHE"]
-    return {
-        "dry_run_seconds": said["seconds"],
-        "said": said["result"]["forecast"]["steps"],
-        "took": json.loads(took.read_text()),
-    }
+    return {"took": json.loads(took.read_text())}
+
+
+def demo_said() -> dict:
+    changes = [f"--set={change}" for change in DEMO]
+    return said("fit", "scribe", "--recipe", "gateup-w4w2", *changes, "--out", str(FOLDER / "demo-dry"))
+
+
+RUNS_TOLD = {
+    "4B, file to file": ("streaming", lambda: said(*compression("qwen3-4b", STREAMED)), streaming),
+    "0.6B, gptq": (
+        "calibrated",
+        lambda: said(*compression("qwen3-0.6b", "w4", CALIBRATED)),
+        lambda: large("qwen3-0.6b", "w4", CALIBRATED),
+    ),
+    "demo": ("demo", demo_said, demo),
+}
 
 
 def tally(compared: list[dict]) -> tuple[int, float]:
@@ -215,8 +228,10 @@ def main() -> None:
     clipped = "of {} that lose measurably to rounding in the best range, {:.0%} come back to 80 %".format(
         *tally(compared["clipped"])
     )
-    runs = {"4B, file to file": cell(NAME, "streaming", streaming)}
-    runs |= {"0.6B, gptq": cell(NAME, "calibrated", calibrated), "demo": cell(NAME, "demo", demo)}
+    runs = {}
+    for run, (name, tell, do) in RUNS_TOLD.items():
+        told = cell(NAME, f"{name}-said", tell)
+        runs[run] = told | cell(NAME, name, do)
     streamed = runs["4B, file to file"]
     told = {run: ratios(found) for run, found in runs.items()}
     worst = max(step["factor"] for steps in told.values() for step in steps.values())

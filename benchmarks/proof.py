@@ -197,16 +197,17 @@ def ratios(found: dict) -> dict[str, dict]:
     if len(took) > 1:  # the demo's two evaluations before recovery are one step of the forecast
         before = {"step": "evaluate", "seconds": took[1]["seconds"] + took[2]["seconds"], "memory": took[2]["memory"]}
         took = [took[0], before, took[3], took[4] | {"step": "evaluate again"}]
-    factors = {}
+    factors, memory = {}, 0.0
     for said, real in zip(found["said"], took, strict=True):
+        memory = max(memory, said["memory"])  # what was taken is the largest so far, too
         factor = max(said["seconds"] / real["seconds"], real["seconds"] / said["seconds"])
         factors[said["step"]] = {
             "said_seconds": said["seconds"],
             "took_seconds": real["seconds"],
             "factor": factor,
-            "said_memory": said["memory"],
+            "said_memory": memory,
             "took_memory": real["memory"],
-            "memory_factor": max(said["memory"] / real["memory"], real["memory"] / said["memory"]),
+            "memory_factor": max(memory / real["memory"], real["memory"] / memory),
         }
     return factors
 

@@ -20,8 +20,6 @@ import shutil
 import statistics
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, in every worker
-
 from witness import RESULTS, RUNS, cell, compare, write_result
 
 from jettison.compress import compress
@@ -288,6 +286,7 @@ def main() -> None:
         if not arguments.books:
             parser.error("--books is needed: a parquet file with a column text, one row a book")
         write_books(arguments.books)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which read it before they load torch
     with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=1) as pool:
         pool.map(write, texts_needed(), chunksize=1)
         pool.map(run, sorted(CELLS, key=lambda key: key in LAST), chunksize=1)

@@ -5,6 +5,7 @@ same bytes.
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from jettison.files import file_digest, write_tensors
 from jettison.formats import check, compressed_tensors, writer
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest, update_manifest
-from jettison.grid import Grid, QuantizedWeight
+from jettison.grid import AT_ONCE, Grid, QuantizedWeight
 from jettison.journal import Journal
 from jettison.models import Activations, Linear, ModelFolder, Walk
 from jettison.models.checkpoint import Checkpoint
@@ -29,7 +30,6 @@ from jettison.recipe import Recipe, Step, load_recipe
 from jettison.recover import synthesize
 
 JOURNAL, SPILL = "journal.jsonl", "activations"
-AT_ONCE = 1 << 25  # weights of one matrix that a method without statistics sees at once
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def quantize_linears(
             known = Stats(torch.eye(linear.columns))
         # Without statistics rows are independent: the head of a large model is read and quantized in parts.
         height = linear.rows if method.needs else max(1, AT_ONCE // linear.columns)
-        parts, off, size = [], 0.0, 0.0
+        parts, off, size, odd = [], 0.0, 0.0, Counter()
         for first in range(0, linear.rows, height):
             original = source.read_weight(linear.name, linear.layout, slice(first, first + height))
             try:
@@ -244,12 +244,14 @@ def quantize_linears(
                 raise type(error)(f"{linear.name}: {error}") from error
             off += _energy(original - weight.dequantize(), known)
             size += _energy(original, known)
+            if weight.zero is not None and weight.zero.is_floating_point():
+                raise UsageError(
+                    f"{linear.name}: {method.name} gave fractional zero points, which no checkpoint can store"
+                )
+            odd.update(check.inspect(linear.name, weight))
             parts.append(weight)
-        weight = weights[linear] = QuantizedWeight.stack(parts)
-        if weight.zero is not None and weight.zero.is_floating_point():
-            raise UsageError(f"{linear.name}: {method.name} gave fractional zero points, which no checkpoint can store")
-        record = {"grid": str(job.grid), "error": round(off / max(size, 1e-30), 8)}
-        records[linear.name] = record | check.inspect(linear.name, weight)
+        weights[linear] = QuantizedWeight.stack(parts)
+        records[linear.name] = {"grid": str(job.grid), "error": round(off / max(size, 1e-30), 8)} | dict(odd)
         if seen:
             records[linear.name]["tokens"] = seen.tokens
     return weights, records

@@ -12,6 +12,7 @@ import torch
 from jettison.errors import UsageError
 
 WHOLE_ROW = -1
+AT_ONCE = 1 << 25  # weights of one matrix that are worked on at once where rows do not depend on each other
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,9 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
     The layout of compressed-tensors' pack-quantized format (0.20 and later for 3, 5, 6 and 7 bits).
     """
+    if codes.numel() > AT_ONCE and len(codes) > 1:  # the head of a large model: in parts, for the sake of memory
+        height = max(1, AT_ONCE // codes[0].numel())
+        return torch.cat([pack(part, bits) for part in codes.split(height)])
     if 8 % bits == 0:
         fields, width = codes, bits
     else:  # a code may straddle two bytes: spread it into single bits

@@ -7,7 +7,7 @@ import torch
 
 from jettison.errors import JettisonError
 from jettison.formats import compressed_tensors, writer
-from jettison.grid import QuantizedWeight
+from jettison.grid import AT_ONCE, QuantizedWeight
 from jettison.models import Linear, ModelFolder, Walk
 from jettison.models.checkpoint import Checkpoint
 
@@ -38,13 +38,22 @@ def check_shard(source: ModelFolder, file: Path, weights: Mapping[Linear, Quanti
     """
     shard = Checkpoint(file.parent, [file])
     for linear, meant in weights.items():
-        if compressed_tensors.storable(linear):
-            found = compressed_tensors.read_weight(shard.read, writer.stored_name(source, linear), meant.grid)
-            pairs = [(found.codes, meant.codes), (found.scale, meant.scale), (found.zero, meant.zero)]
-        else:
-            pairs = [(writer.read_back(source, shard, linear, meant.grid), writer.as_stored(source, linear, meant))]
-        if not all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs):
+        if not _reads_back(source, shard, linear, meant):
             raise JettisonError(f"{file}: {linear.name} reads back differently from what was written: try another disk")
+
+
+def _reads_back(source: ModelFolder, shard: Checkpoint, linear: Linear, meant: QuantizedWeight) -> bool:
+    if not compressed_tensors.storable(linear):
+        return torch.equal(writer.read_back(source, shard, linear, meant.grid), writer.as_stored(source, linear, meant))
+    name, height = writer.stored_name(source, linear), max(1, AT_ONCE // linear.columns)
+    for first in range(0, linear.rows, height):
+        rows = slice(first, first + height)
+        found = compressed_tensors.read_weight(shard.read, name, meant.grid, rows)
+        pairs = [(found.codes, meant.codes[rows]), (found.scale, meant.scale[rows])]
+        pairs += [] if meant.zero is None else [(found.zero, meant.zero[rows])]
+        if not all(torch.equal(a, b) for a, b in pairs):
+            return False
+    return True
 
 
 def check_block(source: ModelFolder, out: Path, linears: Iterable[Linear]) -> dict[str, float] | None:

@@ -122,12 +122,14 @@ def _grid(source: ModelFolder, linear: Linear, scheme: QuantizationScheme) -> Gr
     return Grid(weights.num_bits, size, weights.symmetric, dtype)
 
 
-def read_weight(read: Callable[[str], torch.Tensor], name: str, grid: Grid) -> QuantizedWeight:
-    """A packed linear, unpacked. read: from a tensor's name to its value."""
-    rows, columns = read(f"{name}.weight_shape").tolist()
-    codes = unpack(read(f"{name}.weight_packed"), grid.bits, columns)
-    zero = None if grid.symmetric else unpack(read(f"{name}.weight_zero_point").T, grid.bits, rows).T
-    return QuantizedWeight(codes, read(f"{name}.weight_scale"), zero, grid)
+def read_weight(
+    read: Callable[[str], torch.Tensor], name: str, grid: Grid, rows: slice = slice(None)
+) -> QuantizedWeight:
+    """A packed linear, or some of its rows, unpacked. read: from a tensor's name to its value."""
+    height, columns = read(f"{name}.weight_shape").tolist()
+    codes = unpack(read(f"{name}.weight_packed")[rows], grid.bits, columns)
+    zero = None if grid.symmetric else unpack(read(f"{name}.weight_zero_point").T, grid.bits, height).T[rows]
+    return QuantizedWeight(codes, read(f"{name}.weight_scale")[rows], zero, grid)
 
 
 def packed_linear(source: ModelFolder, name: str, grid: Grid, bias: torch.Tensor | None = None) -> QuantLinear:

@@ -10,11 +10,12 @@ import torch
 
 from jettison import registry
 from jettison.calibrate import token_windows
-from jettison.compress import AT_ONCE, Job, assign
+from jettison.compress import Job, assign
 from jettison.devices import find_device
 from jettison.evaluate.generation import PROMPTS, TOKENS
 from jettison.evaluate.quality import WINDOW
 from jettison.formats.manifest import read_manifest
+from jettison.grid import AT_ONCE
 from jettison.models import ModelFolder, Walk
 from jettison.plan import trial
 from jettison.plan.presets import predict

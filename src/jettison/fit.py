@@ -114,7 +114,13 @@ def _measure(
         result["tasks"] = evaluate_tasks(**measured, tasks=tasks, items=items)
     file = out / SPEED
     stages = read_json(file)["stages"] if file.exists() else {}
-    write_json(file, {"machine": find_device("this").title, "stages": stages | {stage: written["speed"]}})
+    write_json(
+        file,
+        {
+            "machine": find_device("this").title.removeprefix("This machine: "),
+            "stages": stages | {stage: written["speed"]},
+        },
+    )
     update_manifest(out, results=read_manifest(out).get("results", {}) | {stage: result})
 
 

@@ -73,14 +73,16 @@ def _speed(run: Run) -> list[tuple[str, Any]]:
     if predicted:
         rates = ({"asked": request["tps"]} if request.get("tps") else {}) | predicted
         figure = charts.stage_bars(rates, [f"{rate:.4g}" for rate in rates.values()])
-        caption = f"Decoding, tokens/s, predicted for {request['device']} by the roofline"
+        caption = f"Decoding, tokens/s, predicted for {run.device} by the roofline"
         found.append((caption, charts.embed(figure, "speed-predicted")))
     for kind, title in (("decode", "Decoding"), ("prefill", "Reading the prompt")):
         rates = run.measured_speed(kind)
         if rates:
             figure = charts.stage_bars(rates, [f"{rate:.4g}" for rate in rates.values()])
             machine = run.speed.get("machine") or "an unnamed machine"
-            found.append((f"{title}, tokens/s, measured on {machine}", charts.embed(figure, f"speed-{kind}")))
+            found.append(
+                (f"{title}, tokens/s, measured in PyTorch on {machine}", charts.embed(figure, f"speed-{kind}"))
+            )
     return found
 
 

@@ -34,6 +34,12 @@ class Run:
         return {stage: measured[stage] for stage in STAGES if stage in measured}
 
     @property
+    def device(self) -> str:
+        """What the request was for, in words; empty without a request."""
+        named = (self.manifest.get("request") or {}).get("device", "")
+        return "this machine" if named == "this" else named
+
+    @property
     def last(self) -> str | None:
         """The stage that the folder holds now, None if only the original was measured or nothing was."""
         return next((stage for stage in reversed(self.results) if stage != "original"), None)

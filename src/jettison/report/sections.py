@@ -66,7 +66,10 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
         if "kl" in measured:
             found.append((f"{measured['kl']:.3f}", "nats from the original", f"KL on {text}"))
             found.append((percent(measured["agreement"]), "same likeliest token", f"on {text}"))
-    for kind, rates in (("measured", run.measured_speed("decode")), ("predicted", predicted(run, "tokens_per_second"))):
+    for kind, rates in (
+        ("measured in PyTorch", run.measured_speed("decode")),
+        ("predicted", predicted(run, "tokens_per_second")),
+    ):
         if "original" in rates and run.last in rates:
             faster = f"{rates[run.last] / rates['original']:.1f}×"
             found.append((faster, f"the speed, {kind}", f"{rates[run.last]:.4g} tokens/s decoding"))
@@ -89,7 +92,7 @@ def asked(run: Run) -> dict[str, Any] | None:
     tps, memory, recipe = request.get("tps"), request.get("memory"), request.get("recipe")
     wishes = [
         ("model", request["model"]),
-        ("device", request["device"]),
+        ("device", run.device),
         ("recipe", recipe if recipe else "the planner's choice"),
         ("changes to it", ", ".join(request.get("changes") or [])),
         ("measured on", ", ".join([*(request.get("texts") or []), *(request.get("tasks") or [])])),
@@ -103,7 +106,7 @@ def asked(run: Run) -> dict[str, Any] | None:
     return {
         "wishes": [(name, value) for name, value in wishes if value],
         "context": request.get("context"),
-        "device": request["device"],
+        "device": run.device,
         "budgets": [budget for budget in budgets if budget],
     }
 

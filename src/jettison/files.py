@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from jettison.errors import JettisonError
 
-
 PIECE = 1 << 26  # bytes of a tensor that are read back at once
 
 

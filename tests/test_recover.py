@@ -272,6 +272,7 @@ def test_gradient_checkpointing_changes_time_and_memory_only(tiny, tmp_path):
 def test_a_mix_has_equal_parts(tmp_path):
     (tmp_path / "short.txt").write_text("It was the best of times, it was the worst of times. " * 20)
     options = {"data": f"synthetic+{tmp_path / 'short.txt'}", "samples": 40, "length": 32, "seed": 0}
+    options["text_temperatures"] = [1.0]
     windows = training_windows(ModelFolder("scribe"), options, (0, 1), lambda: None)
     assert windows.shape == (40, 32)
     assert len(windows[20:].unique(dim=0)) < 20

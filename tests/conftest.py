@@ -1,6 +1,7 @@
 """Every test gets a cache folder of its own session and leaves nothing behind."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -30,3 +31,23 @@ def tiny(tmp_path_factory):
         return made[key]
 
     return of
+
+
+@pytest.fixture
+def jettison(capfd):
+    """jettison(arguments...) -> (exit code, stdout, stderr)."""
+
+    from jettison.cli.app import main
+
+    def run(*arguments):
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        return code, *capfd.readouterr()
+
+    return run

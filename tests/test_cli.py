@@ -11,27 +11,9 @@ import pytest
 import tiny as maker
 from safetensors.torch import load_file, save_file
 
-from jettison.cli.app import COMMANDS, main
+from jettison.cli.app import COMMANDS
 
 STEPS = ["--set", "quantize.group_size=32", "--set", "calibration.samples=8", "--set", "calibration.length=32"]
-
-
-@pytest.fixture
-def jettison(capfd):
-    """jettison(arguments...) -> (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            main([str(argument) for argument in arguments])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        finally:
-            signal.signal(signal.SIGINT, handler)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize("command", COMMANDS)

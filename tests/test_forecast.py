@@ -77,6 +77,13 @@ def test_blocks_that_are_treated_alike_are_tried_once(tiny, monkeypatch):
     assert tried == [1, 3, None]
 
 
+def test_a_recovery_of_late_blocks_alone_is_tried_on_the_first(tiny):
+    recipe = load_recipe("gateup-w4w2", CHANGES).to_dict()
+    recipe["steps"][-1]["where"]["block"] = [3]
+    steps = forecast(tiny("llama", num_hidden_layers=4), load_recipe(recipe))["steps"]
+    assert steps[1]["step"] == "recover" and steps[1]["seconds"] > 0
+
+
 def test_nothing_is_left_behind(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)

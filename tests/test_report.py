@@ -4,12 +4,10 @@ import copy
 import json
 import re
 import shlex
-import signal
 from html.parser import HTMLParser
 
 import pytest
 
-from jettison.cli.app import main
 from jettison.errors import UsageError
 from jettison.report import charts, write_comparison, write_report
 from jettison.report.error_map import WHOLE, read_error_map
@@ -380,21 +378,6 @@ class TestComparison:
 
 
 class TestCommands:
-    @pytest.fixture
-    def jettison(self, capfd):
-        def run(*arguments):
-            handler = signal.getsignal(signal.SIGINT)
-            try:
-                main([str(argument) for argument in arguments])
-                code = 0
-            except SystemExit as end:
-                code = end.code or 0
-            finally:
-                signal.signal(signal.SIGINT, handler)
-            return code, *capfd.readouterr()
-
-        return run
-
     def test_report(self, jettison, made, tmp_path):
         folder, out = made(), tmp_path / "page.html"
         code, printed, _ = jettison("report", folder, "--json", tmp_path / "r.json")

@@ -24,9 +24,9 @@ from jettison.progress import say
 from jettison.recipe import Recipe, load_recipe
 from jettison.recover import recover
 from jettison.report import write_report
+from jettison.report.run import SPEED
 
 UNCHANGED = Recipe("unchanged", steps=())
-SPEED = "speed.json"
 
 
 def fit(

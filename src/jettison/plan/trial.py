@@ -118,12 +118,13 @@ def training_seconds(source: ModelFolder, jobs: list[Job], step: Step) -> tuple[
     options = dict(step.options)
     share = min(1.0, WORK / (8 * options["batch"] * options["length"] * _weights(source)))
     batch = max(1, int(share * options["batch"]))
+    where = replace(step.where, block=())  # the copies have only the first blocks
     start: dict[int, float] = {}
 
     def measure(short: ModelFolder) -> float:
         vocabulary = short.config.get_text_config().vocab_size
         packed = [job.linear for job in jobs if job.linear.name in _names(short) and "embed" not in job.linear.roles]
-        adapted = [linear for linear in short.anatomy if step.where.matches(linear.roles, linear.block)]
+        adapted = [linear for linear in short.anatomy if where.matches(linear.roles, linear.block)]
         moments = [time.perf_counter()]
         with TemporaryDirectory() as scratch:
             pupil = Pupil(

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from jettison.files import read_json
+from jettison.formats.card import STAGES
 from jettison.formats.manifest import read_manifest
 
-STAGES = ("original", "quantized", "recovered")
 SPEED = "speed.json"
 # A share of less than this, in nats of log-perplexity, is a share of noise: texts of 30,000 tokens say no more.
 WORTH_RECOVERING = 0.005

@@ -1,13 +1,14 @@
 """The proof's claims: tasks before and after recovery, large models, and whether dry runs tell the truth.
 
-    python benchmarks/proof.py            # after study.py; about an hour on two cores; continues cell by cell
+    python benchmarks/proof.py            # after study.py and presets.py; about an hour on two cores; continues cell by cell
     python benchmarks/proof.py --check    # a 4B model of two blocks, and a few items of every task: five minutes
 
-Tasks: the bundled suite on scribe, on W4/W2-GateUp rounded to nearest (groups of 64 between their least and greatest
-weight: our reconstruction of the paper's start; and in the range with the least error), and recovered from 10,240
-windows of 128 tokens that scribe wrote (cells of study.py). Large models: checkpoints of random weights in the shapes
-of Qwen3-4B (8 GB, file to file, rounded to 4 bits with the full range) and Qwen3-0.6B (gptq). Dry runs: what
-``--dry-run`` said before each run.
+Tasks: the bundled suite on scribe and, twice, on what plain rounding (groups of 64 between their least and greatest
+weight: our reconstruction of the paper's start) and recovery make of it. Once with every matrix of the blocks in
+2 bits: rounded, and the preset w2 as presets.py recovered it. Once W4/W2-GateUp, whose damage on scribe is of the size
+of the errors: rounded, and recovered from 10,240 windows of 128 tokens that scribe wrote (cells of study.py). Large
+models: checkpoints of random weights in the shapes of Qwen3-4B (8 GB, file to file, rounded to 4 bits with the full
+range) and Qwen3-0.6B (gptq). Dry runs: what ``--dry-run`` said before each run.
 """
 
 import argparse
@@ -21,10 +22,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from study import make
+from study import make, slug
 from transformers import AutoConfig, AutoModelForCausalLM
 from witness import RESULTS, ROOT, RUNS, cell, claim, compare, origin, write_result
 
+from jettison.compress import compress
 from jettison.evaluate import compare_tasks, evaluate_tasks
 from jettison.files import write_json
 from jettison.grid import Grid
@@ -33,7 +35,20 @@ from jettison.quantize import rtn
 
 NAME = "proof"
 FOLDER = RUNS / NAME
-ROUNDED, CLIPPED, RECOVERED = "rounding: rtn, full range", "rounding: rtn", "samples: 10,240"
+GATE_UP_ROUNDED, GATE_UP_RECOVERED = "rounding: rtn, full range", "samples: 10,240"
+W2_ROUNDED = {
+    "name": "w2, rounded",
+    "steps": [
+        {
+            "quantize": {"method": "rtn", "bits": 2, "group_size": 64, "clip": False, "symmetric": False},
+            "where": {"role": ["q", "k", "v", "o", "gate", "up", "down"]},
+        },
+        {
+            "quantize": {"method": "rtn", "bits": 4, "group_size": 128, "clip": False, "symmetric": False},
+            "where": {"role": ["head"]},
+        },
+    ],
+}
 SHAPES = {
     "qwen3-4b": dict(
         hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8
@@ -51,6 +66,12 @@ DEMO = ["recover.samples=1024", "recover.length=256", "recover.batch=8", "recove
 
 def tasks(model: str | Path) -> dict:
     return {"tasks": evaluate_tasks(model)}
+
+
+def w2_rounded() -> Path:
+    folder = FOLDER / "w2-rounded"
+    compress("scribe", W2_ROUNDED, folder)
+    return folder
 
 
 def checkpoint(name: str, blocks: int | None = None) -> Path:
@@ -176,9 +197,10 @@ def demo_said() -> dict:
 
 STAGES = {
     "original": lambda: "scribe",
-    "rounded": lambda: make(ROUNDED),
-    "clipped": lambda: make(CLIPPED),
-    "recovered": lambda: make(RECOVERED),
+    "w2 rounded": w2_rounded,
+    "w2 recovered": lambda: RUNS / "presets" / "w2",
+    "gate/up rounded": lambda: make(GATE_UP_ROUNDED),
+    "gate/up recovered": lambda: make(GATE_UP_RECOVERED),
 }
 RUNS_TOLD = {
     "4B, file to file": ("streaming", lambda: said(*compression("qwen3-4b", STREAMED)), streaming),
@@ -228,21 +250,17 @@ def main() -> None:
     absent = lambda key: arguments.summary and not (FOLDER / f"{key}.json").exists()
     measured, runs, missing = {}, {}, []
     for stage, find in STAGES.items():
-        if absent(f"tasks-{stage}"):
-            missing.append(f"tasks, {stage}")
-            continue
-        measured[stage] = cell(NAME, f"tasks-{stage}", lambda find=find: tasks(find()))
+        measured[stage] = cell(NAME, f"tasks-{slug(stage)}", lambda find=find: tasks(find()))
     compared = {
-        start: compare_tasks(*(measured[stage]["tasks"] for stage in ("original", start, "recovered")))
-        for start in ("rounded", "clipped")
-        if start in measured
-    }
-    counting, won = tally(compared["rounded"])
-    clipped = ""
-    if "clipped" in compared:
-        clipped = "of {} that lose measurably to rounding in the best range, {:.0%} come back to 80 %".format(
-            *tally(compared["clipped"])
+        recipe: compare_tasks(
+            *(measured[stage]["tasks"] for stage in ("original", f"{recipe} rounded", f"{recipe} recovered"))
         )
+        for recipe in ("w2", "gate/up")
+    }
+    counting, won = tally(compared["w2"])
+    gate_up = "w2; of {} that lose measurably to 2 bits in gate and up alone, {:.0%} come back to 80 %".format(
+        *tally(compared["gate/up"])
+    )
     for run, (name, tell, do) in RUNS_TOLD.items():
         if absent(name):
             missing.append(run)
@@ -261,8 +279,8 @@ def main() -> None:
     best = min(w3, key=lambda key: w3[key][books]["lost"])
     recovery = cells["setting: the setting"]
     claims = [
-        claim("tasks_that_count", counting, "of 22", "higher", 6, origin(measured["recovered"])),
-        claim("tasks_share_recovered", won, "", "higher", 0.75, clipped),
+        claim("tasks_that_count", counting, "of 22", "higher", 6, origin(measured["w2 recovered"])),
+        claim("tasks_share_recovered", won, "", "higher", 0.75, gate_up),
         claim(
             "synthetic_minus_real_recovery_points", 100 * gap, "points", "higher", -5,
             f"± {100 * gap_error:.1f}, three seeds each, books; WikiText-2: "
@@ -287,7 +305,7 @@ def main() -> None:
     seconds = sum(found["seconds"] for found in (*measured.values(), *runs.values()))
     details = {
         "missing": missing,
-        "tables": tables(measured, compared["rounded"], told, runs),
+        "tables": tables(measured, compared, told, runs),
         "compared": compared,
         "dry_runs": told,
         "runs": runs,
@@ -296,14 +314,18 @@ def main() -> None:
     write_result(NAME, claims, seconds, details)
 
 
-def tables(measured: dict, compared: list[dict], told: dict, runs: dict) -> dict:
-    rows = []
-    for found in compared:
-        of = [measured[stage]["tasks"][found["task"]] for stage in measured]
-        share = f"{found['recovered']:.0%} ± {found['recovered_error']:.0%}" if found["counts"] else "does not count"
-        rows.append([found["task"], f"{of[0]['random']:.0%}", *(f"{each['accuracy']:.1%}" for each in of)])
-        rows[-1] += [f"{100 * found['lost']:.1f} ± {100 * found['lost_error']:.1f}", share]
-    columns = ["task", "random", *measured, "points lost", "recovered"]
+def tables(measured: dict, compared: dict[str, list[dict]], told: dict, runs: dict) -> dict:
+    found = {}
+    for recipe, title in (("w2", "2 bits in every block matrix"), ("gate/up", "2 bits in gate and up")):
+        rows = []
+        stages = ("original", f"{recipe} rounded", f"{recipe} recovered")
+        for task in compared[recipe]:
+            of = [measured[stage]["tasks"][task["task"]] for stage in stages]
+            share = f"{task['recovered']:.0%} ± {task['recovered_error']:.0%}" if task["counts"] else "does not count"
+            rows.append([task["task"], f"{of[0]['random']:.0%}", *(f"{each['accuracy']:.1%}" for each in of)])
+            rows[-1] += [f"{100 * task['lost']:.1f} ± {100 * task['lost_error']:.1f}", share]
+        columns = ["task", "random", "original", "rounded", "recovered", "points lost", "share recovered"]
+        found[f"Tasks (accuracy), {title}"] = {"columns": columns, "rows": rows}
     dry = [
         [run, step, f"{of['said_seconds']:.0f} s", f"{of['took_seconds']:.0f} s", f"{of['factor']:.2f}",
          f"{of['said_memory'] / 1e9:.2f} GB", f"{of['took_memory'] / 1e9:.2f} GB"]
@@ -314,8 +336,7 @@ def tables(measured: dict, compared: list[dict], told: dict, runs: dict) -> dict
          f"{of['seconds_per_block']:.1f} s"]
         for run, of in runs.items() if "file_gb" in of
     ]  # fmt: skip
-    return {
-        "Tasks (accuracy)": {"columns": columns, "rows": rows},
+    return found | {
         "Dry runs": {
             "columns": ["run", "step", "said", "took", "factor", "memory said", "memory taken"], "rows": dry
         },

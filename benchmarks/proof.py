@@ -1,6 +1,6 @@
 """The proof's claims: tasks before and after recovery, large models, and whether dry runs tell the truth.
 
-    python benchmarks/proof.py            # after study.py and presets.py; about an hour on two cores; continues cell by cell
+    python benchmarks/proof.py            # after study.py and presets.py; about an hour; continues cell by cell
     python benchmarks/proof.py --check    # a 4B model of two blocks, and a few items of every task: five minutes
 
 Tasks: the bundled suite on scribe and, twice, on what plain rounding (groups of 64 between their least and greatest

@@ -37,7 +37,7 @@ def write_card(manifest: dict[str, Any]) -> str:
         "",
     ]
     lines += ["## Loading", "", "`jettison.load(folder)`, or with transformers" + _adapter(manifest) + ".", ""]
-    notes = [*manifest["not_in_transformers"], *manifest["check"]["notes"]]
+    notes = [*manifest["not_in_transformers"], *manifest.get("check", {}).get("notes", [])]
     lines += [f"- {note}" for note in notes] + ([""] if notes else [])
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Write the pages that repeat what stands elsewhere: start (README), recipes and methods (code), results (claims)."""
+"""Write what repeats what stands elsewhere: start (README), recipes and methods (code), results (claims), engines."""
 
 import json
 import re
@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from jettison import registry
+from jettison.formats.engines import Format, engine_names, find_engine
 from jettison.recipe import load_recipe, preset_names
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,58 @@ def recipes() -> str:
             lines += [f"| `{option}` | `{default}` |" for option, default in method.defaults.items()]
             lines += [""]
     return "\n".join(lines)
+
+
+def engines() -> str:
+    """docs/engines.md, its tables and the notes under them made anew."""
+    grids = [["engine", "format", "what", "bits", "group sizes", "symmetric", "columns", "rows"]]
+    parts = [["engine", "format", "head", "embedding", "experts", "share one grid"]]
+    notes = []
+    for engine in map(find_engine, engine_names()):
+        for format in engine.formats:
+            start = [engine.name, format.name]
+            grids += [[*start, *row] for row in _grids(format)]
+            shared = [SHARED[format.share] if group == "experts" else group for group in format.fused]
+            parts.append(
+                [*start, *(_loads(format, sort) for sort in ("head", "embedding", "experts")), ", ".join(shared)]
+            )
+            said = [f"on {format.where}"] + ([f"side paths up to rank {engine.max_rank}"] if engine.max_rank else [])
+            said += [format.note] * bool(format.note) + ["not written yet"] * (not format.written)
+            checked = "Read in" if format.parts["linears"].verified else "**Not verified**:"
+            notes.append(f"- {engine.title}, {format.name}: {'; '.join(said)}. {checked} {format.source}.")
+    table = lambda rows: [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+    lines = ["<!-- made by generate.py -->", *table(grids), "", *table(parts), "", *notes, "<!-- end -->"]
+    text = (DOCS / "engines.md").read_text(encoding="utf-8")
+    return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
+
+
+SHARED = {"fused": "a projection of a block's experts", "block": "a block's experts", "model": "all experts"}
+
+
+def _grids(format: Format) -> list[list[str]]:
+    """A row per kind of grid: those for all matrices first, then those that head, embedding or experts have alone."""
+    own = {sort: part for sort, part in format.parts.items() if part.kinds != format.parts["linears"].kinds}
+    listed = lambda values: "any" if values is None else ", ".join(str(value).lower() for value in values)
+    multiple = lambda count: f"{count}n" if count > 1 else ""
+    return [
+        [
+            f"{sort}, {kind.name}" if sort in own and kind.name else sort if sort in own else kind.name,
+            *(listed(values) for values in (kind.bits, kind.group_sizes, kind.symmetric)),
+            *(multiple(count) for count in (kind.columns_multiple_of, kind.rows_multiple_of)),
+        ]
+        for sort, part in {"linears": format.parts["linears"], **own}.items()
+        for kind in part.kinds
+    ]
+
+
+def _loads(format: Format, sort: str) -> str:
+    part = format.parts[sort]
+    said = ["yes" if part.kinds else "no"]
+    said += [f"in {', '.join(part.only)}"] * bool(part.only) + [f"not in {', '.join(part.not_in)}"] * bool(part.not_in)
+    if sort == "experts" and part.kinds:
+        said += ["not stacked ones"] * (not format.stacked) + ["all, if anything is"] * (not format.may_stay)
+    doubt = "" if part.verified == format.parts["linears"].verified else " (not verified)"
+    return ", ".join(said) + doubt
 
 
 def results() -> str:
@@ -112,5 +165,6 @@ def plot(rows: list[tuple[str, float, float]]) -> str:
 
 
 if __name__ == "__main__":
-    for name, page in (("index", start()), ("recipes", recipes()), ("results", results())):
+    pages = {"index": start(), "recipes": recipes(), "results": results(), "engines": engines()}
+    for name, page in pages.items():
         (DOCS / f"{name}.md").write_text(page, encoding="utf-8")

@@ -19,6 +19,7 @@ from jettison.calibrate import Stats, token_windows, watch
 from jettison.errors import JettisonError, UsageError
 from jettison.files import file_digest, write_tensors
 from jettison.formats import check, compressed_tensors, writer
+from jettison.formats.engines import Engine, find_engine, illegal
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.grid import AT_ONCE, Grid, QuantizedWeight
@@ -49,21 +50,23 @@ def compress(
     changes: Iterable[str] = (),
     seed: int = 0,
     spill: bool = False,
+    engine: str | None = None,
 ) -> dict[str, Any]:
     """Compress a model by a recipe into folder ``out``, a Hugging Face checkpoint. Returns its jettison.json.
 
     model: ``scribe``, a local folder, or a hub id. recipe: a preset's name, a YAML file, a mapping or a Recipe, with
     ``changes`` of the form ``verb.option=value``. spill: keep the activations of the calibration text in files of
-    ``out``, not in memory. A run that was killed continues when it is called again.
+    ``out``, not in memory. engine: refuse at once what it would not load. A run that was killed continues when it is
+    called again.
 
-    Raises UsageError for a recipe that does not fit the model, a model that is already quantized, or a folder that
-    holds another run; JettisonError for damaged or non-finite weights, or a full disk.
+    Raises UsageError for a recipe that does not fit the model or the engine, a model that is already quantized, or a
+    folder that holds another run; JettisonError for damaged or non-finite weights, or a full disk.
     """
     source, recipe, out = ModelFolder(model), load_recipe(recipe, changes), Path(out)
     if source.quantization:
         method = source.quantization.get("quant_method")
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
-    jobs = assign(source, recipe)
+    jobs = assign(source, recipe, engine)
     needs = frozenset().union(*(registry.find("quantize", job.step.method).needs for job in jobs))
     if not (out / MANIFEST).exists():
         _check_disk(source, out)
@@ -93,11 +96,11 @@ def compress(
     return read_manifest(out)
 
 
-def assign(source: ModelFolder, recipe: Recipe) -> list[Job]:
+def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> list[Job]:
     """The linears that the quantize steps claim.
 
-    Raises UsageError if two steps claim one linear, a step claims nothing, a group size does not divide, or parts of
-    what engines fuse get different grids.
+    Raises UsageError if two steps claim one linear, a step claims nothing, a group size does not divide, parts of
+    what engines fuse get different grids, or the engine named would not load the result.
     """
     jobs: dict[Linear, Job] = {}
     for step in recipe.of("quantize"):
@@ -126,7 +129,15 @@ def assign(source: ModelFolder, recipe: Recipe) -> list[Job]:
                 f"engines run {linear.fused} as one matrix, so its parts share a grid; "
                 f"this recipe gives {other.name} {grids[0]} and {linear.name} {grids[1]}"
             )
+    if engine is not None:
+        _check_engine(find_engine(engine), source, jobs)
     return list(jobs.values())
+
+
+def _check_engine(engine: Engine, source: ModelFolder, jobs: Mapping[Linear, Job]) -> None:
+    reasons = illegal(engine, source.anatomy, {linear.name: job.grid for linear, job in jobs.items()})
+    if engine.no_writer or reasons:
+        raise UsageError("; ".join([engine.no_writer or f"{engine.title} would not load this", *reasons]))
 
 
 def _stored_grid(source: ModelFolder, linear: Linear, grid: Grid) -> Grid:

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from jettison.compress import compress
 from jettison.devices import find_device
 from jettison.errors import UsageError
@@ -18,8 +20,9 @@ from jettison.evaluate.quality import TEXTS, TOKENS
 from jettison.files import read_json, write_json
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.models import ModelFolder
-from jettison.plan import forecast, plan
-from jettison.plan.presets import CONTEXT, predict
+from jettison.plan import Setting, forecast, make_plan, predict
+from jettison.plan.cost import CONTEXT
+from jettison.plan.picture import plan_data
 from jettison.progress import say
 from jettison.recipe import Recipe, load_recipe
 from jettison.recover import recover
@@ -37,6 +40,9 @@ def fit(
     tps: float | None = None,
     memory: str | float | None = None,
     context: int = CONTEXT,
+    engine: str | None = None,
+    losses: str = "auto",
+    refine: int = 0,
     recipe: str | Path | Recipe | None = None,
     changes: Iterable[str] = (),
     texts: Iterable[str | Path] = TEXTS,
@@ -48,23 +54,34 @@ def fit(
 ) -> dict[str, Any]:
     """Make ``model`` fit a device and a budget: a smaller, recovered checkpoint in folder ``out``.
 
-    tps, memory, context: the budget, see ``plan``; or ``recipe``, to choose oneself. changes: ``verb.option=value``.
+    tps, memory, context: the budget; engine, losses, refine: how to plan for it, see ``make_plan``, but that losses are
+    found by gradients where nothing is known of the model and it fits in memory. Or ``recipe``, to choose oneself; then
+    ``engine`` is what it must load in. changes: ``verb.option=value``.
     texts, tokens, tasks, items: what quality is measured on, see ``evaluate`` and ``evaluate_tasks``. Returns the rows
     ``original``, ``quantized`` and, if the recipe recovers, ``recovered``, with ``plan`` (recipe and predicted cost).
     ``out`` then holds report.html too. A killed run continues when it is called again. dry_run: returns ``plan`` and
     ``forecast`` (time, memory, disk) and does nothing.
     """
     changes, out = list(changes), Path(out)
+    source, target, tasks = ModelFolder(model), find_device(device), list(tasks)
+    setting, pictured = Setting(context), None
     if recipe is None:
-        chosen = plan(model, device=device, tps=tps, memory=memory, context=context, changes=changes)
+        found = make_plan(
+            source, device=target, tps=tps, memory=memory, context=context, engine=engine,
+            losses=_losses(source, losses), refine=refine, changes=changes, seed=seed,
+        )  # fmt: skip
+        chosen, pictured = found.recipe, plan_data(found)
+        if not chosen.steps:
+            raise UsageError(
+                f"{model} meets this budget as it is: nothing to throw overboard. Ask for less, or give a recipe"
+            )
     else:
         chosen = load_recipe(recipe, changes)
     if seed and chosen.of("recover") and not any(change.startswith("recover.seed=") for change in changes):
         chosen = load_recipe(chosen, [f"recover.seed={seed}"])
-    source, target, tasks = ModelFolder(model), find_device(device), list(tasks)
     costs = {
-        "original": predict(source, UNCHANGED, target, context),
-        "result": predict(source, chosen, target, context),
+        "original": predict(source, UNCHANGED, target, setting),
+        "result": predict(source, chosen, target, setting),
     }
     predicted = {
         name: {"tokens_per_second": cost.tokens_per_second, "memory": cost.memory} for name, cost in costs.items()
@@ -72,7 +89,7 @@ def fit(
     planned = {"recipe": chosen.to_dict(), "predicted": predicted["result"] | {"device": device, "context": context}}
     texts = [str(text) for text in texts]
     if dry_run:
-        said = forecast(model, chosen, texts=texts, tokens=tokens)
+        said = forecast(model, chosen, texts=texts, tokens=tokens, engine=engine)
         if tasks:
             said["warnings"].append(f"what {', '.join(tasks)} will take is not counted")
         return {"plan": planned, "forecast": said}
@@ -80,12 +97,12 @@ def fit(
     for reason in chosen.why:
         say(f"  {reason}")
 
-    compress(model, chosen, out, seed=seed)
+    compress(model, chosen, out, seed=seed, engine=engine)
     request = {"model": str(model), "device": device, "tps": tps, "memory": memory, "context": context}
     request |= {"recipe": None if recipe is None else chosen.name, "changes": changes, "texts": texts, "tasks": tasks}
     request |= {"items": items, "seed": seed, "predicted": predicted}
     _check_measured(out, request)
-    update_manifest(out, request=request)
+    update_manifest(out, request=request, plan=pictured)
     stages: dict[str, dict[str, Any]] = {"original": {"model": model}, "quantized": {"model": out, "adapter": False}}
     if chosen.of("recover"):
         stages["recovered"] = {"model": out}
@@ -100,6 +117,13 @@ def fit(
         update_manifest(out, tasks=compared)
     write_report(out)
     return {"plan": planned} | results
+
+
+def _losses(source: ModelFolder, losses: str) -> str:
+    """By gradients where nothing else is asked for and the model, in float32 and with its activations, fits."""
+    if losses != "auto":
+        return losses
+    return "gradients" if 8 * source.anatomy.parameters < psutil.virtual_memory().available else "prior"
 
 
 def _measure(

@@ -22,15 +22,33 @@ PRESETS = files("jettison") / "recipes"
 
 @dataclass(frozen=True)
 class Where:
-    """Which linears a step is for: any of these roles, in these blocks. Empty means all."""
+    """Which linears a step is for: any of these roles, in these blocks; or what one of ``others`` says. Empty means
+    all."""
 
     role: tuple[str, ...] = ()
     block: tuple[int, ...] = ()
+    others: tuple["Where", ...] = ()
 
     def matches(self, roles: Iterable[str], block: int | None) -> bool:
+        if any(other.matches(roles, block) for other in self.others):
+            return True
         if self.block and block not in self.block:
             return False
         return bool(set(self.role) & set(roles)) if self.role else not {"embed", "router"} & set(roles)
+
+    def in_any_block(self) -> "Where":
+        return Where(self.role, (), tuple(other.in_any_block() for other in self.others))
+
+    def to_dict(self) -> dict[str, Any] | list[dict[str, Any]]:
+        """As in a recipe: a mapping, or a list of them."""
+        own = {"role": list(self.role), "block": _spans(self.block)}
+        own = {name: value for name, value in own.items() if value}
+        return [own, *(other.to_dict() for other in self.others)] if self.others else own
+
+    def __str__(self) -> str:
+        where = ", ".join(self.role) or "all linears"
+        blocks = f" of blocks {', '.join(map(str, _spans(self.block)))}" if self.block else ""
+        return "; ".join([where + blocks, *map(str, self.others)])
 
 
 @dataclass(frozen=True)
@@ -44,10 +62,8 @@ class Step:
     grid: Grid | None = None
 
     def __str__(self) -> str:
-        where = ", ".join(self.where.role) or "all linears"
-        blocks = f" of blocks {', '.join(map(str, self.where.block))}" if self.where.block else ""
         what = f"{self.method} to {self.grid}" if self.grid else self.method
-        return f"{self.verb} {what}: {where}{blocks}"
+        return f"{self.verb} {what}: {self.where}"
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ class Recipe:
                 options |= {name: getattr(step.grid, name) for name in GRID_OPTIONS}
             entry: dict[str, Any] = {step.verb: options | step.options}
             if step.where != Where():
-                entry["where"] = {k: list(v) for k, v in vars(step.where).items() if v}
+                entry["where"] = step.where.to_dict()
             steps.append(entry)
         found = {"name": self.name, "use": self.use, "loss": self.loss, "why": list(self.why)}
         given = {name: value for name, value in found.items() if value not in (None, "", [])}
@@ -197,8 +213,11 @@ def _parse_grid(options: dict[str, Any]) -> Grid:
 def _parse_where(data: Any) -> Where:
     if data is None:
         return Where()
+    if isinstance(data, list) and data:
+        first, *others = map(_parse_where, data)
+        return replace(first, others=tuple(others))
     if not isinstance(data, Mapping):
-        raise UsageError(f"'where' is a mapping with role and block; this is {data!r}")
+        raise UsageError(f"'where' is a mapping with role and block, or a list of such; this is {data!r}")
     for name in data:
         if name not in ("role", "block"):
             raise unknown("field of where", name, ("role", "block"))
@@ -215,6 +234,17 @@ def _parse_where(data: Any) -> Where:
             raise UsageError(f"block {entry!r} of where: a number or a span such as 0-3 is needed")
         numbers += range(int(span[1]), int(span[2] or span[1]) + 1)
     return Where(tuple(roles), tuple(numbers))
+
+
+def _spans(blocks: Iterable[int]) -> list[int | str]:
+    """Numbers as a recipe writes them: runs of three and more as a span such as 0-3."""
+    runs: list[list[int]] = []
+    for block in sorted(blocks):
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return [entry for run in runs for entry in ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else run)]
 
 
 def _parse_change(change: str) -> tuple[str, str, Any]:

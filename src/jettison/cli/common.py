@@ -17,12 +17,23 @@ PAGE = 100  # columns, where no terminal says how many there are
 out = Console(highlight=False, width=None if sys.stdout.isatty() else PAGE)
 
 Model = Annotated[str, typer.Argument(help="scribe (bundled), a model folder, or a hub id such as Qwen/Qwen3-4B.")]
+Shape = Annotated[
+    str, typer.Argument(help="A known shape such as qwen3-4b, a model folder, a config.json, a hub id, or scribe.")
+]
 Folder = Annotated[Path, typer.Argument(help="A folder that `jettison compress` wrote.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the result. A killed run continues in it.")]
 DeviceName = Annotated[str, typer.Option("--device", help="A name of `jettison devices`, this, or a .yaml file.")]
 Tps = Annotated[float | None, typer.Option("--tps", help="Tokens per second to reach.")]
 Memory = Annotated[str | None, typer.Option("--memory", help="Memory to stay within, such as 3GB.")]
 Context = Annotated[int, typer.Option("--context", help="Tokens of context the budget is for.")]
+EngineName = Annotated[
+    str | None,
+    typer.Option("--engine", help="Only what it loads: jettison, transformers, vllm, sglang, llama.cpp, ..."),
+]
+Losses = Annotated[
+    str, typer.Option("--losses", help="Expected losses: prior, gradients, measured, or auto: what is known.")
+]
+Refine = Annotated[int, typer.Option("--refine", help="Measure this many plans around the best one.")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="A name of `jettison recipes`, or a .yaml file.")]
 Changes = Annotated[list[str], typer.Option("--set", help="Change the recipe: verb.option=value. Repeatable.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]

@@ -23,6 +23,7 @@ def compress(
     spill: Annotated[
         bool, typer.Option("--spill", help="Keep calibration activations on disk, not in memory.")
     ] = False,
+    engine: common.EngineName = None,
     dry_run: common.DryRun = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
@@ -38,10 +39,10 @@ def compress(
         changes = []
     common.begin(quiet)
     if dry_run:
-        result = forecast(model, load_recipe(recipe, changes))
+        result = forecast(model, load_recipe(recipe, changes), engine=engine)
         show_forecast(result)
     else:
-        result = run(model, recipe, out, changes=changes, seed=seed, spill=spill)
+        result = run(model, recipe, out, changes=changes, seed=seed, spill=spill, engine=engine)
         size = measure_size(out)
         common.out.print(
             f"{out}: {format_bytes(size['bytes'])}, {size['bits_per_weight']:.2f} bits per weight", soft_wrap=True

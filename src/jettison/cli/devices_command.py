@@ -3,36 +3,100 @@
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from jettison.cli import common
 
+UNVERIFIED = "* with figures from memory, unverified; `jettison devices show NAME` says which"
+
 
 def register(app: typer.Typer) -> None:
-    app.command("devices", epilog=common.example("jettison devices", "jettison devices --measure"))(devices)
+    devices = typer.Typer()
+    examples = ("jettison devices", "jettison devices measure", "jettison devices show strix-halo")
+    devices.callback(invoke_without_command=True, epilog=common.example(*examples))(list_devices)
+    devices.command("measure", epilog=common.example("jettison devices measure"))(measure)
+    devices.command("show", epilog=common.example("jettison devices show strix-halo"))(show)
+    app.add_typer(devices, name="devices")
 
 
-def devices(
-    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine anew.")] = False,
-    json: common.Json = None,
-    quiet: common.Quiet = False,
-) -> None:
+def list_devices(context: typer.Context, json: common.Json = None, quiet: common.Quiet = False) -> None:
     """List the devices a plan can be made for, and this machine."""
+    if context.invoked_subcommand:
+        return
     from jettison.devices import device_names, find_device
-    from jettison.devices import measure as measure_this
     from jettison.units import format_bytes
 
     common.begin(quiet)
-    measure_this(again=measure)
     found = [find_device(name) for name in ("this", *device_names())]
     rows = [
         [
             device.name,
             f"{format_bytes(device.bandwidth)}/s",
             format_bytes(device.memory),
-            f"{device.flops / 1e12:.3g} T",
+            *(_tera(device.flops[kind]) if kind in device.flops else "" for kind in ("fp16", "int8")),
+            _microseconds(device.overhead),
+            "*" if device.unverified else "",
             device.title,
         ]
         for device in found
     ]
-    common.table("device", "reads", "memory", "flop/s", "what it is", rows=rows, text=("what it is",))
+    columns = ("device", "reads", "memory", "fp16\nTflop/s", "int8\nTflop/s", "overhead", "", "what it is")
+    common.table(*columns, rows=rows, text=("what it is",))
+    common.out.print(f"\n{UNVERIFIED}", style="dim", markup=False)
     common.finish([vars(device) for device in found], json)
+
+
+def measure(json: common.Json = None, quiet: common.Quiet = False) -> None:
+    """Measure this machine anew: reads by threads and streams, matrix products, the overhead of an operator."""
+    from jettison.devices import find_device
+    from jettison.devices import measure as measure_this
+    from jettison.units import format_bytes
+
+    common.begin(quiet)
+    result = measure_this(again=True)
+    rows = [
+        [str(row["threads"]), str(row["streams"]), f"{format_bytes(row['bandwidth'])}/s"] for row in result["measured"]
+    ]
+    if rows:
+        common.table("threads", "streams of each", "reads", rows=rows)
+        common.out.print()
+    _print_figures(find_device("this"))
+    common.finish(result, json)
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A name of `jettison devices`, this, or a .yaml file.")],
+    json: common.Json = None,
+    quiet: common.Quiet = False,
+) -> None:
+    """Show the figures of a device and where each is from."""
+    from jettison.devices import find_device
+
+    common.begin(quiet)
+    device = find_device(name)
+    _print_figures(device)
+    common.finish(vars(device), json)
+
+
+def _print_figures(device) -> None:
+    from jettison.units import format_bytes
+
+    of = f"\n{device.share:.0%} of {format_bytes(device.bandwidth / device.share)}/s" if device.share < 1 else ""
+    figures = [
+        ("reads", f"{format_bytes(device.bandwidth)}/s{of}", "bandwidth"),
+        ("memory", format_bytes(device.memory), "memory"),
+        ("\n".join(device.flops), "\n".join(f"{_tera(peak)} Tflop/s" for peak in device.flops.values()), "flops"),
+        ("cache", format_bytes(device.cache), "cache"),
+        ("overhead", _microseconds(device.overhead), "overhead"),
+    ]
+    common.out.print(device.title, style="bold", markup=False)
+    rows = [[label, value, escape(device.sources.get(figure, "not stated"))] for label, value, figure in figures]
+    common.table("figure", "value", "source", rows=rows, text=("source",))
+
+
+def _tera(count: float) -> str:
+    return f"{count / 1e12:.0f}" if count >= 1e15 else f"{count / 1e12:.3g}"
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{1e6 * seconds:.3g} µs"

@@ -19,6 +19,9 @@ def fit(
     tps: common.Tps = None,
     memory: common.Memory = None,
     context: common.Context = 2048,
+    engine: common.EngineName = None,
+    losses: common.Losses = "auto",
+    refine: common.Refine = 0,
     recipe: common.RecipeName = None,
     changes: common.Changes = None,
     texts: common.Texts = None,
@@ -35,7 +38,8 @@ def fit(
 
     common.begin(quiet)
     result = run(
-        model, out=out, device=device, tps=tps, memory=memory, context=context, recipe=recipe,
+        model, out=out, device=device, tps=tps, memory=memory, context=context, engine=engine, losses=losses,
+        refine=refine, recipe=recipe,
         changes=changes or [], texts=texts or TEXTS, tasks=tasks or [], items=items, seed=seed, dry_run=dry_run,
     )  # fmt: skip
     if dry_run:

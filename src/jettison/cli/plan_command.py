@@ -1,65 +1,108 @@
 """jettison plan"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from jettison.cli import common
 
+EXAMPLES = (
+    "jettison plan qwen3-4b --device strix-halo --tps 90 --context 4096 -o recipe.yaml",
+    "jettison plan scribe --device raspberry-pi-5 --memory 8MB --pareto",
+)
+
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        "plan", epilog=common.example("jettison plan scribe --device raspberry-pi-5 --memory 8MB -o recipe.yaml")
-    )(plan)
+    app.command("plan", epilog=common.example(*EXAMPLES))(plan)
 
 
 def plan(
-    model: common.Model,
+    model: common.Shape,
     device: common.DeviceName = "this",
     tps: common.Tps = None,
     memory: common.Memory = None,
     context: common.Context = 2048,
+    batch: Annotated[int, typer.Option("--batch", help="Sequences that are decoded together.")] = 1,
+    cache_bits: Annotated[int, typer.Option("--cache-bits", help="Of keys and values: 16, 8 or 4.")] = 16,
+    engine: common.EngineName = None,
+    recovery: Annotated[
+        bool, typer.Option("--recovery/--no-recovery", help="Whether 2 bits to be recovered by training may be chosen.")
+    ] = True,
+    losses: common.Losses = "auto",
+    refine: common.Refine = 0,
+    pareto: Annotated[bool, typer.Option("--pareto", help="Also list the plans that nothing beats.")] = False,
     changes: common.Changes = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the recipe to this file.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write the plan as an HTML page.")] = None,
+    seed: common.Seed = 0,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Choose a recipe for a device and a budget. Reads the config of the model, not its weights."""
+    """Choose bits for every layer, for a device and a budget. Reads the config of the model, no weights unless asked
+    to by --losses or --refine."""
     from jettison.files import write_text
-    from jettison.plan import plan as choose
-    from jettison.plan import rank_presets
+    from jettison.plan import make_plan
+    from jettison.plan.picture import plan_data, plan_summary
+    from jettison.report import write_plan
+
+    common.begin(quiet)
+    found = make_plan(
+        model, device=device, tps=tps, memory=memory, context=context, batch=batch, cache_bits=cache_bits,
+        engine=engine, recovery=recovery, losses=losses, refine=refine, changes=changes or [], seed=seed,
+    )  # fmt: skip
+    data = plan_data(found) if report or pareto or json else plan_summary(found)
+    show_roles(data)
+    common.out.print()
+    show_presets(data)
+    if pareto:
+        common.out.print()
+        show_front(data)
+    common.out.print(f"\n[bold]{data['verdict']}[/bold]", soft_wrap=True)
+    for reason in found.recipe.why:
+        common.out.print(f"  {reason}", markup=False, soft_wrap=True)
+    if out is not None:
+        write_text(out, found.recipe.to_yaml())
+    if report is not None:
+        write_plan(data, report)
+    common.finish({"recipe": found.recipe.to_dict(), "plan": data}, json)
+
+
+def show_roles(data: dict[str, Any]) -> None:
+    """Per role: bits in how many blocks, weights, bytes, part of the time, expected loss."""
     from jettison.units import format_bytes
 
-    if changes is None:
-        changes = []
-    common.begin(quiet)
-    budget = {"device": device, "tps": tps, "memory": memory, "context": context, "changes": changes}
-    choices = rank_presets(model, **budget)
     rows = [
         [
-            choice.recipe.name,
-            format_bytes(choice.cost.memory) if choice.cost.memory < float("inf") else "",
-            f"{choice.cost.tokens_per_second:.4g}",
-            f"{choice.recipe.loss:.3f}" if choice.recipe.loss is not None else "",
-            "; ".join(choice.misses) or "fits",
+            row["role"],
+            ", ".join(f"{choice} × {count}" if count > 1 else choice for choice, count in row["choices"].items()),
+            f"{row['weights'] / 1e6:.4g} M",
+            format_bytes(row["bytes"]),
+            f"{row['time']:.0%}",
+            f"{row['loss']:.4f}",
         ]
-        for choice in choices
+        for row in data["roles"]
     ]
-    common.table("recipe", "memory", "tokens/s", "loss on scribe", "budget", rows=rows, text=("budget",))
-    recipe = choose(model, **budget)
-    common.out.print(f"\n[bold]{recipe.name}[/bold]: {recipe.use}")
-    if out is not None:
-        write_text(out, recipe.to_yaml())
-    common.finish({"recipe": recipe.to_dict(), "choices": [_as_dict(choice) for choice in choices]}, json)
+    common.table("role", "bits", "weights", "bytes", "of the time", "loss", rows=rows, text=("bits",))
 
 
-def _as_dict(choice) -> dict:
-    fits = choice.cost.memory < float("inf")
-    return {
-        "recipe": choice.recipe.name,
-        "memory": choice.cost.memory if fits else None,
-        "tokens_per_second": choice.cost.tokens_per_second if fits else None,
-        "loss": choice.recipe.loss,
-        "misses": list(choice.misses),
-    }
+def show_presets(data: dict[str, Any]) -> None:
+    """The plan among the presets."""
+    from jettison.units import format_bytes
+
+    figures = lambda each: [format_bytes(each["memory"]), f"{each['tokens_per_second']:.4g}", f"{each['loss']:.4f}"]
+    rows = [["this plan", *figures(data), "chosen"]]
+    for each in data["presets"]:
+        known = figures(each) if each["memory"] is not None else ["", "", ""]
+        rows.append([each["name"], *known, "; ".join(each["misses"]) or "fits"])
+    common.table("recipe", "memory", "tokens/s", "loss", "budget", rows=rows, text=("budget",))
+
+
+def show_front(data: dict[str, Any]) -> None:
+    from jettison.units import format_bytes
+
+    rows = [
+        [format_bytes(point["memory"]), f"{point['tokens_per_second']:.4g}", f"{point['loss']:.4f}"]
+        for point in data["front"]
+    ]
+    common.table("memory", "tokens/s", "loss", rows=rows)

@@ -2,6 +2,6 @@
 
 from jettison.devices.device import Device, device_names, find_device
 from jettison.devices.machine import measure
-from jettison.devices.roofline import Cost, Operator, decode_cost
+from jettison.devices.roofline import Cost, Operator, step_cost
 
-__all__ = ["Cost", "Device", "Operator", "decode_cost", "device_names", "find_device", "measure"]
+__all__ = ["Cost", "Device", "Operator", "device_names", "find_device", "measure", "step_cost"]

@@ -1,9 +1,10 @@
 """Devices are data: rows of devices.yaml, files of the user's, or this very machine, measured."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from math import ulp
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,54 @@ from jettison.devices.machine import measure
 from jettison.errors import UsageError, unknown
 
 THIS = "this"
-NUMBERS = ("bandwidth", "memory", "flops", "share")
-DEFAULT_SHARE = 0.85
+SOURCED = ("bandwidth", "memory", "flops", "cache", "overhead")
+FIELDS = ("title", "share", *SOURCED, "source", "sources", "measured")
+DEFAULTS = {"share": 0.85, "cache": 0.0, "overhead": 0.0}
+RANGES = {
+    "bandwidth": (1e8, 1e14, "bytes per second, from 1e8 to 1e14"),
+    "share": (ulp(0.0), 1.0, "a part of the bandwidth, above 0 and at most 1"),
+    "memory": (1e6, 1e14, "bytes, from 1e6 to 1e14"),
+    "flops": (1e8, 1e17, "per second, from 1e8 to 1e17"),
+    "cache": (0.0, 1e12, "bytes, from 0 to 1e12"),
+    "overhead": (0.0, 0.1, "seconds, from 0 to 0.1"),
+}
+NEAREST = {"fp32": ("fp32", "fp16", "int8"), "fp16": ("fp16", "fp32", "int8"), "int8": ("int8", "fp16", "fp32")}
 
 
 @dataclass(frozen=True)
 class Device:
-    """bandwidth: bytes per second a good reader gets. memory: bytes. flops: per second."""
+    """bandwidth: bytes per second a good reader gets, ``share`` of what is stated. memory: bytes. flops: peaks per
+    second by type, of fp32, fp16, int8 those known. cache: bytes of the last level. overhead: seconds to launch an
+    operator. sources: where each figure is from."""
 
     name: str
     title: str
     bandwidth: float
     memory: float
-    flops: float
-    source: str
+    flops: Mapping[str, float]
+    cache: float = 0.0
+    overhead: float = 0.0
+    sources: Mapping[str, str] = field(default_factory=dict)
+    share: float = 1.0
+
+    def peak(self, kind: str = "fp16") -> float:
+        """Operations per second in ``kind``; where that is not known, in the nearest type that is: for fp16 that is
+        fp32, then int8; for int8 it is fp16, then fp32; for fp32 it is fp16, then int8. Raises UsageError."""
+        if kind not in NEAREST:
+            raise unknown("type of flops", kind, NEAREST)
+        return next(self.flops[known] for known in NEAREST[kind] if known in self.flops)
+
+    @property
+    def source(self) -> str:
+        texts = dict.fromkeys(self.sources.values())
+        if len(texts) < 2:
+            return next(iter(texts), "not stated")
+        return "; ".join(f"{figure}: {text}" for figure, text in self.sources.items())
+
+    @property
+    def unverified(self) -> list[str]:
+        """The figures whose source says so."""
+        return [figure for figure, text in self.sources.items() if "unverified" in text]
 
 
 @cache
@@ -41,7 +76,7 @@ def device_names() -> list[str]:
 def find_device(name: str | Path) -> Device:
     """A row's name, ``this`` (measured once, then remembered), or the path of a YAML file with one row's fields.
 
-    Raises UsageError naming the field and what is valid.
+    Raises UsageError naming the field, its value and what is valid.
     """
     if str(name) == THIS:
         return _device(THIS, measure())
@@ -52,7 +87,7 @@ def find_device(name: str | Path) -> Device:
         raise unknown("device", str(name), [THIS, *_rows()], " (neither a known one nor a .yaml file)")
     try:
         row = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read device file {path}: {' '.join(str(error).split())}") from error
     return _device(path.stem, row)
 
@@ -60,25 +95,46 @@ def find_device(name: str | Path) -> Device:
 def _device(name: str, row: Any) -> Device:
     if not isinstance(row, Mapping):
         raise UsageError(f"device {name!r}: a mapping with bandwidth, memory and flops is needed")
-    for field in row:
-        if field not in (*NUMBERS, "title", "source"):
-            raise unknown("field", field, (*NUMBERS, "title", "source"), f" of device {name!r}")
-    figures = {"share": DEFAULT_SHARE} | {field: row[field] for field in NUMBERS if field in row}
-    for field in NUMBERS:
-        value = figures.get(field)
-        try:
-            figures[field] = float(value)  # from a string too: YAML 1.1 takes 50e9 for one
-        except (TypeError, ValueError):
-            figures[field] = 0.0
-        if not 0 < figures[field] < 1e18:
-            raise UsageError(f"device {name!r}: {field} = {value!r}; a positive number is needed")
-    if figures["share"] > 1:
-        raise UsageError(f"device {name!r}: share = {figures['share']}; it is a part of the bandwidth, at most 1")
-    return Device(
-        name=name,
-        title=str(row.get("title", name)),
-        bandwidth=figures["bandwidth"] * figures["share"],
-        memory=figures["memory"],
-        flops=figures["flops"],
-        source=str(row.get("source", "not stated")),
-    )
+    _check_names("field", row, FIELDS, name)
+    row = DEFAULTS | dict(row)
+    figures = {figure: _number(name, figure, row.get(figure)) for figure in RANGES if figure != "flops"}
+    bandwidth = figures.pop("bandwidth") * figures["share"]
+    flops, sources = _flops(name, row.get("flops")), _sources(name, row)
+    return Device(name, str(row.get("title", name)), bandwidth, flops=flops, sources=sources, **figures)
+
+
+def _number(device: str, figure: str, value: Any) -> float:
+    """Strings that are numbers too: YAML 1.1 takes 50e9 for one."""
+    low, high, valid = RANGES[figure.partition(".")[0]]
+    try:
+        number = float("nan" if isinstance(value, bool) else value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    if not low <= number <= high:
+        raise UsageError(f"device {device!r}: {figure} = {value!r}; valid: {valid}")
+    return number
+
+
+def _flops(device: str, value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        return {"fp32": _number(device, "flops", value)}
+    _check_names("type of flops", value, NEAREST, device)
+    if not value:
+        raise UsageError(f"device {device!r}: flops = {value!r}; valid: a number by type, for {', '.join(NEAREST)}")
+    return {kind: _number(device, f"flops.{kind}", each) for kind, each in value.items()}
+
+
+def _sources(device: str, row: Mapping[str, Any]) -> dict[str, str]:
+    """By figure. A ``source`` stands for every figure that ``sources`` leaves out."""
+    sources = row.get("sources", {})
+    if not isinstance(sources, Mapping):
+        raise UsageError(f"device {device!r}: sources = {sources!r}; valid: a text for each of {', '.join(SOURCED)}")
+    _check_names("figure", sources, SOURCED, f"{device}.sources")
+    every = dict.fromkeys(SOURCED, row["source"]) if "source" in row else {}
+    return {figure: str(text) for figure, text in (every | dict(sources)).items()}
+
+
+def _check_names(kind: str, names: Mapping[str, Any], valid: Any, owner: str) -> None:
+    for name in names:
+        if name not in valid:
+            raise unknown(kind, name, valid, f" of device {owner!r}")

@@ -1,71 +1,179 @@
-"""This machine's figures: read bandwidth, matrix products, memory. Measured in seconds, kept in the cache folder."""
+"""This machine's figures: reads by threads and streams, matrix products, launches. Measured once, kept in the cache."""
 
 import platform
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from jettison.errors import JettisonError
 from jettison.files import cache_folder, read_json, write_json
 from jettison.progress import say
 
 READ_BYTES = 1 << 30
-MATRIX = 2048
-REPEATS = 5
+CHUNK_BYTES = 1 << 20
+STREAMS = (1, 2, 4)
+MATRIX = 8192  # the widest product tried
+LONG = 0.02  # seconds: a product that takes longer is wide enough
+REPEATS, ENOUGH = 5, 0.2  # of each product at least so many, and seconds, for other work takes its slices of time
+TYPES = {"fp32": (torch.float32,), "fp16": (torch.float16, torch.bfloat16), "int8": (torch.int8,)}
+CACHES = Path("/sys/devices/system/cpu")
+LAYOUT = 2  # of the kept file; one of another layout is measured anew
 
 
 def measure(again: bool = False) -> dict[str, Any]:
-    """A row of devices.yaml for this machine: from the cache unless ``again``.
+    """A row of devices.yaml for this machine: from the cache unless ``again``. Takes seconds.
 
-    Bandwidth is the best of several reads of at most 1 GiB by all threads; flops that of a float32 matrix product.
+    bandwidth is the best of ``measured``, a table of {threads, streams, bandwidth} (empty on a GPU): each thread reads
+    a part of 1 GiB, as one or several streams by turns. flops: the best square products in float32, in float16 or
+    bfloat16, and in int8 where torch has it. overhead: of adding two numbers, the median.
     """
-    file = cache_folder() / "device.json"
-    host = f"{platform.node()} {_processor()}, {torch.get_num_threads()} threads"
-    if file.exists() and not again:
-        row = read_json(file)
-        if row.pop("host", None) == host:
-            return row
+    file, device = cache_folder() / "device.json", torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
+    key = {"layout": LAYOUT, "host": f"{platform.node()} {name}, {torch.get_num_threads()} threads"}
+    if not again and (row := _kept(file, key)):
+        return row
     say("measuring this machine (once) ...")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    row = {
-        "title": f"This machine: {torch.cuda.get_device_name() if device.type == 'cuda' else _processor()}",
-        "bandwidth": _read_bandwidth(device),
-        "share": 1.0,
-        "memory": float(_memory(device)),
-        "flops": _matrix_flops(device),
-        "source": f"measured: best of {REPEATS}, torch {torch.__version__}, {torch.get_num_threads()} threads",
-    }
-    write_json(file, row | {"host": host})
+    row = {"title": f"This machine: {name}", "share": 1.0} | _figures(device)
+    write_json(file, row | key)
     return row
 
 
-def _memory(device: torch.device) -> int:
-    return torch.cuda.mem_get_info()[1] if device.type == "cuda" else psutil.virtual_memory().total
+def _kept(file: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        row = read_json(file)
+    except JettisonError:  # absent or broken
+        return None
+    found = {field: row.pop(field, None) for field in key}
+    return row if found == key else None
 
 
-def _read_bandwidth(device: torch.device) -> float:
-    size = min(READ_BYTES, psutil.virtual_memory().available // 4)
-    data = torch.ones(size // 4, device=device)
-    seconds = _best(lambda: data.sum(), device)
-    return data.nbytes / seconds
+def _figures(device: torch.device) -> dict[str, Any]:
+    threads = torch.get_num_threads()
+    on = f"torch {torch.__version__}, {threads} thread{'s' * (threads > 1)}"
+    if device.type == "cuda":
+        free, memory = torch.cuda.mem_get_info()
+        data = torch.ones(min(READ_BYTES, free // 4) // 4, device=device)
+        measured, bandwidth = [], data.nbytes / _best(data.sum, device)
+        cache, way = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0), "one sum"
+    else:
+        memory, measured = psutil.virtual_memory().total, _read_table(threads)
+        best = max(measured, key=lambda row: row["bandwidth"])
+        bandwidth, cache = best["bandwidth"], _last_cache(CACHES)
+        way = f"threads: {best['threads']}, streams of each: {best['streams']}"
+    peaks = {kind: max(_product_peak(dtype, device) for dtype in dtypes) for kind, dtypes in TYPES.items()}
+    return {
+        "bandwidth": bandwidth,
+        "memory": float(memory),
+        "flops": {kind: peak for kind, peak in peaks.items() if peak},
+        "cache": float(cache),
+        "overhead": _launch_seconds(device),
+        "sources": {
+            "bandwidth": f"measured: the fastest read ({way}), torch {torch.__version__}",
+            "memory": "what the driver reports" if device.type == "cuda" else "what the operating system reports",
+            "flops": f"measured: the fastest square products, fp16 or bf16 under fp16; {on}",
+            "cache": "what torch reports" if device.type == "cuda" else "what the kernel reports; 0 if it does not",
+            "overhead": f"measured: adding two numbers, the median; {on}",
+        },
+        "measured": measured,
+    }
 
 
-def _matrix_flops(device: torch.device) -> float:
-    matrix = torch.ones(MATRIX, MATRIX, device=device)
-    return 2 * MATRIX**3 / _best(lambda: matrix @ matrix, device)
+def _read_table(threads: int) -> list[dict[str, float]]:
+    """The best read by threads (1, 2, 4 ... all) and streams of each, in rounds, so that drift meets all alike."""
+    data = torch.ones(min(READ_BYTES, psutil.virtual_memory().available // 4) // 4)
+    counts = sorted({threads, *(1 << power for power in range(threads.bit_length()))})
+    best = {(count, streams): 0.0 for count in counts for streams in STREAMS}
+    with _one_thread_each(), ThreadPoolExecutor(threads) as pool:
+        for _ in range(REPEATS):
+            best = {way: max(rate, _read(data, *way, pool)) for way, rate in best.items()}
+    return [{"threads": count, "streams": streams, "bandwidth": rate} for (count, streams), rate in best.items()]
+
+
+def _read(data: torch.Tensor, threads: int, streams: int, pool: ThreadPoolExecutor) -> float:
+    """Bytes per second of one read of ``data`` in equal parts, one of each thread: its streams by turns of a chunk."""
+    length = len(data) // (threads * streams)
+    parts = data[: threads * streams * length].view(threads, streams, length)
+    turns = [[row for chunk in part.split(CHUNK_BYTES // 4, dim=1) for row in chunk] for part in parts]
+    start = time.perf_counter()
+    list(pool.map(lambda chunks: [chunk.sum() for chunk in chunks], turns))
+    return parts.nbytes / (time.perf_counter() - start)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Threads that start inside let torch use one thread each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _product_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations per second of the fastest square product, its width doubled until one is LONG; 0 if torch has none."""
+    multiply = torch.matmul if dtype.is_floating_point else getattr(torch, "_int_mm", None)
+    peak, width = 0.0, min(256, MATRIX)
+    while multiply and width <= MATRIX:
+        try:  # of small whole numbers, for a GPU runs faster on equal ones than on any that mean something
+            seed = torch.Generator(device).manual_seed(0)
+            matrix = torch.randint(-8, 8, (width, width), generator=seed, device=device).to(dtype)
+            seconds = _best(partial(multiply, matrix, matrix), device)
+        except RuntimeError:  # this type is missing, or memory
+            break
+        peak = max(peak, 2 * width**3 / seconds)
+        if seconds > LONG:
+            break
+        width *= 2
+    return peak
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:
-    best = float("inf")
-    for _ in range(REPEATS + 1):  # the first one warms up
+    """Seconds of the fastest run; the first one warms up."""
+    best, runs, end = float("inf"), 0, time.perf_counter() + ENOUGH
+    while runs <= REPEATS or time.perf_counter() < end:
         start = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
+        _wait(device)
+        best, runs = min(best, time.perf_counter() - start), runs + 1
     return best
+
+
+def _launch_seconds(device: torch.device, batches: int = 50, batch: int = 100) -> float:
+    one, found = torch.ones((), device=device), []
+    for _ in range(batches):
+        start = time.perf_counter()
+        for _ in range(batch):
+            one + one
+        _wait(device)
+        found.append((time.perf_counter() - start) / batch)
+    return statistics.median(found)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _last_cache(folder: Path) -> int:
+    """Bytes of the last level of cache, all of its parts together; 0 where the kernel does not say."""
+    parts = {}
+    for entry in folder.glob("cpu[0-9]*/cache/index[0-9]*"):
+        try:
+            level, shared, size = ((entry / name).read_text().strip() for name in ("level", "shared_cpu_list", "size"))
+            parts[int(level), shared] = int(size.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(size[-1:], 0)
+        except (OSError, ValueError):  # some kernels leave the size out
+            continue
+    last = max((level for level, _ in parts), default=0)
+    return sum(size for (level, _), size in parts.items() if level == last)
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""What decoding one token costs: every operator takes the longer of reading its bytes and doing its arithmetic.
+"""What running a model costs: every operator takes the longer of moving its bytes and doing its arithmetic.
 
 The roofline of Recover-LoRA's planning (arXiv:2606.04238); its exact form is our reconstruction.
 """
@@ -11,34 +11,44 @@ from jettison.devices.device import Device
 
 @dataclass(frozen=True)
 class Operator:
-    """A matrix as it lies in memory. stored: its bytes. weights: how many numbers that is. share: of it, the part
-    that one token uses (below 1 for experts; 0 for an embedding, of which one row is read)."""
+    """One thing a device does in a step, or several that are alike.
+
+    role: what it is counted under, such as ``gate_up`` or ``attention``. stored: bytes it keeps in memory. moved: bytes
+    it reads and writes in a step. flops: of a step, a multiply-add being two. launches: how often the device is told
+    to start something.
+    """
 
     name: str
-    stored: float
-    weights: float
-    share: float = 1.0
+    role: str
+    stored: float = 0.0
+    moved: float = 0.0
+    flops: float = 0.0
+    launches: float = 1.0
+
+    def seconds(self, device: Device) -> float:
+        """max(bytes / bandwidth, flops / peak), and what launching costs."""
+        return max(self.moved / device.bandwidth, self.flops / device.peak()) + self.launches * device.overhead
 
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds per token, bytes read per token, bytes of memory in all."""
+    """seconds: of a step, which yields ``tokens``. moved: bytes of a step. memory: bytes in all."""
 
     seconds: float
-    read: float
+    moved: float
     memory: float
+    tokens: float = 1.0
 
     @property
     def tokens_per_second(self) -> float:
-        return 1.0 / self.seconds
+        return self.tokens / self.seconds
 
 
-def decode_cost(operators: Iterable[Operator], cache: float, device: Device) -> Cost:
-    """One token, batch 1. cache: bytes of keys and values at the context at hand, all of them read."""
+def step_cost(operators: Iterable[Operator], device: Device, tokens: float = 1.0) -> Cost:
     operators = list(operators)
-    read = cache + sum(operator.stored * operator.share for operator in operators)
-    seconds = cache / device.bandwidth + sum(
-        max(operator.stored * operator.share / device.bandwidth, 2 * operator.weights * operator.share / device.flops)
-        for operator in operators
+    return Cost(
+        seconds=sum(operator.seconds(device) for operator in operators),
+        moved=sum(operator.moved for operator in operators),
+        memory=sum(operator.stored for operator in operators),
+        tokens=tokens,
     )
-    return Cost(seconds, read, cache + sum(operator.stored for operator in operators))

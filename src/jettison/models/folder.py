@@ -1,18 +1,18 @@
-"""A model as it lies on disk: config, skeleton, anatomy, and any parameter by the name its module has."""
+"""A model as it lies on disk: what its config says, and any parameter by the name its module has."""
 
 import json
 import re
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from jettison.errors import JettisonError, UsageError
 from jettison.files import digest, read_json
-from jettison.models.anatomy import Anatomy, read_anatomy
-from jettison.models.checkpoint import Checkpoint
-from jettison.models.skeleton import build_skeleton
+from jettison.models.checkpoint import INDEX, Checkpoint
+from jettison.models.shape import ModelShape, shape_names, shapes
 
 BUNDLED = {"scribe": Path(__file__).parent / "scribe"}
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
@@ -21,16 +21,21 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*
 def find_folder(name: str | Path) -> Path:
     """The folder of a model: ``scribe`` (bundled), a local folder, or a Hugging Face hub id, fetched once.
 
-    Raises UsageError if there is no such model.
+    Raises UsageError if there is no such model, or only its shape.
     """
     if str(name) in BUNDLED:
         return BUNDLED[str(name)]
     folder = Path(name)
     if folder.is_dir():
         return folder.resolve()
+    if str(name) in shapes():
+        hub = shapes()[str(name)]["hub"]
+        raise UsageError(f"{name} is a shape without weights, for `jettison plan`; give its folder or hub id {hub}")
     if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+        shape = next(iter(get_close_matches(str(name).lower(), shape_names(), n=1)), "qwen3-4b")
         raise UsageError(
-            f"no model {str(name)!r}: give 'scribe', an existing folder, or a hub id such as Qwen/Qwen3-4B"
+            f"no model {str(name)!r}: give 'scribe', an existing folder, a hub id such as Qwen/Qwen3-4B, "
+            f"or, for `jettison plan`, a known shape such as {shape}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -41,44 +46,37 @@ def find_folder(name: str | Path) -> Path:
         raise UsageError(f"no folder {str(name)!r} here, and the hub could not serve it: {error}") from error
 
 
-class ModelFolder:
+def open_shape(name: str | Path) -> ModelShape:
+    """What a plan can be made for: a known shape (see ``shape_names``), a config.json, or what ``ModelFolder`` opens.
+
+    A model's folder goes before a shape of the same name. Raises UsageError if there is no such model.
+    """
+    path = Path(name)
+    if str(name) in shapes() and not (path / "config.json").exists():
+        return ModelShape.known(str(name))
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}; give the config.json of a model")
+        return ModelShape(str(name), read_json(path), path.resolve())
+    return ModelFolder(name)
+
+
+class ModelFolder(ModelShape):
     """A Hugging Face folder. Opening it reads the config and the headers of the shards, no weights."""
 
     def __init__(self, name: str | Path):
-        self.name = str(name)
         self.folder = find_folder(name)
         if not (self.folder / "config.json").exists():
             raise UsageError(f"{self.folder} is not a model folder: it has no config.json")
-        self.raw_config = read_json(self.folder / "config.json")
+        super().__init__(str(name), read_json(self.folder / "config.json"), self.folder)
 
-    @cached_property
-    def config(self):
-        try:
-            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-        except (ValueError, KeyError, OSError) as error:
-            raise UsageError(f"{self.folder}/config.json cannot be used: {str(error).partition(chr(10))[0]}") from error
+    def _opened_again(self) -> "ModelFolder":
+        return ModelFolder(self.folder)
 
-    def shortened(self, blocks: int) -> "ModelFolder":
-        """The same folder read as a model of only its first blocks, to try something on."""
-        short = ModelFolder(self.folder)
-        config = short.config.get_text_config()
-        config.num_hidden_layers = blocks
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:blocks]
-        return short
-
-    @cached_property
-    def skeleton(self) -> torch.nn.Module:
-        """Shared: for reading only. ``new_skeleton`` makes one to fill."""
-        return self.new_skeleton()
-
-    def new_skeleton(self) -> torch.nn.Module:
-        return build_skeleton(self.config)[0]
-
-    @cached_property
-    def anatomy(self) -> Anatomy:
-        model, family = build_skeleton(self.config)
-        return read_anatomy(model, family)
+    @property
+    def weights(self) -> bool:
+        """Whether the folder has safetensors, and not its config alone."""
+        return (self.folder / INDEX).exists() or any(self.folder.glob("model*.safetensors"))
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -90,11 +88,6 @@ class ModelFolder:
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         except (ValueError, KeyError, OSError, TypeError) as error:
             raise UsageError(f"{self.folder} has no usable tokenizer: {str(error).partition(chr(10))[0]}") from error
-
-    @property
-    def quantization(self) -> dict | None:
-        """``quantization_config`` of config.json, if the weights are already quantized."""
-        return self.raw_config.get("quantization_config")
 
     def fingerprint(self) -> str:
         return digest(json.dumps(self.raw_config, sort_keys=True), self.checkpoint.fingerprint())

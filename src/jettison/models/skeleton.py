@@ -1,5 +1,9 @@
 """A model without weights: Hugging Face's own class on the meta device, experts as separate linears."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
@@ -19,15 +23,38 @@ def build_skeleton(config: PretrainedConfig) -> tuple[nn.Module, Family]:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UsageError(f"no causal language model can be built from this config: {_first_line(error)}") from error
-    family = find_family(config.model_type, model)
-    if family.experts:
-        separate_experts(model, family)
     for module in model.modules():
         for name in module._non_persistent_buffers_set:
             if module._buffers[name] is not None:
                 module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
     model.initialize_weights()  # fills the computed buffers; on meta parameters it does nothing
+    family = find_family(config.model_type, model)
+    if family.experts:
+        with collector_at_rest():
+            separate_experts(model, family)  # last: to initialize thousands of linears on meta takes seconds
     return model.eval(), family
+
+
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """Keep Python from looking for garbage: with thousands of new modules that takes longer than making them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class MetaLinear(nn.Linear):
+    """A linear that is made on meta without the random values it would not keep, which is most of the work."""
+
+    def __init__(self, columns: int, rows: int, bias: bool):
+        super().__init__(columns, rows, bias=bias, device="meta")
+
+    def reset_parameters(self) -> None:
+        pass
 
 
 class Expert(nn.Module):
@@ -35,9 +62,9 @@ class Expert(nn.Module):
 
     def __init__(self, hidden: int, width: int, bias: bool):
         super().__init__()
-        self.gate_proj = nn.Linear(hidden, width, bias=bias)
-        self.up_proj = nn.Linear(hidden, width, bias=bias)
-        self.down_proj = nn.Linear(width, hidden, bias=bias)
+        self.gate_proj = MetaLinear(hidden, width, bias)
+        self.up_proj = MetaLinear(hidden, width, bias)
+        self.down_proj = MetaLinear(width, hidden, bias)
 
 
 class Experts(nn.ModuleList):
@@ -71,9 +98,7 @@ def separate_experts(model: nn.Module, family: Family) -> None:
             continue  # a dense block of a mixed model
         number, *shape = stacked.down_proj.shape
         width, hidden = shape if stacked_in_out else reversed(shape)
-        with torch.device("meta"):
-            experts = Experts(number, hidden, width, stacked_in_out, _gate(family.experts["gate"], config))
-        setattr(parent, name, experts)
+        setattr(parent, name, Experts(number, hidden, width, stacked_in_out, _gate(family.experts["gate"], config)))
 
 
 def _gate(kind: str, config: PretrainedConfig):

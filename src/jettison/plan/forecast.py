@@ -18,7 +18,7 @@ from jettison.formats.manifest import read_manifest
 from jettison.grid import AT_ONCE
 from jettison.models import ModelFolder, Walk
 from jettison.plan import trial
-from jettison.plan.presets import predict
+from jettison.plan.cost import Setting, predict
 from jettison.progress import bar, silent
 from jettison.recipe import Recipe, load_recipe
 from jettison.recover.distill import training_dtype
@@ -30,16 +30,21 @@ FEW = 1 << 23  # weights outside the blocks up to which they are tried too
 
 
 def forecast(
-    model: str | Path, recipe: Recipe, *, texts: Iterable[str] = (), tokens: int | None = None
+    model: str | Path,
+    recipe: Recipe,
+    *,
+    texts: Iterable[str] = (),
+    tokens: int | None = None,
+    engine: str | None = None,
 ) -> dict[str, Any]:
     """Per step: time in seconds, peak resident memory and disk in bytes; and ``warnings`` in plain words.
 
     Tries small parts of the run first (see trial.py): from seconds to a few minutes, about as long as one block of the
     model takes. texts, tokens: what ``fit`` will measure on; without texts no evaluation is counted. Also checks that
-    the recipe fits the model: raises UsageError as ``compress`` would.
+    the recipe fits the model and the engine: raises UsageError as ``compress`` would.
     """
     source = ModelFolder(model)
-    jobs = assign(source, recipe)
+    jobs = assign(source, recipe, engine)
     counts = [_windows(source, text, tokens) for text in texts]
     with bar("trying", 3) as progress:
         with silent():
@@ -95,7 +100,8 @@ def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[s
         codes = sum(job.linear.weights for job in outside)
         held = 12 * AT_ONCE if walk is None else 16 * max((job.linear.weights for job in outside), default=0)
         memory = max(memory, psutil.Process().memory_info().rss + unquantized + packed + codes + held)
-    stored = predict(source, replace(recipe, steps=tuple(recipe.of("quantize"))), find_device("this"), context=0).memory
+    quantized = replace(recipe, steps=tuple(recipe.of("quantize")))
+    stored = predict(source, quantized, find_device("this"), Setting(context=0)).memory
     return {"step": "compress", "seconds": seconds, "memory": memory, "disk": stored}
 
 

@@ -118,7 +118,7 @@ def training_seconds(source: ModelFolder, jobs: list[Job], step: Step) -> tuple[
     options = dict(step.options)
     share = min(1.0, WORK / (8 * options["batch"] * options["length"] * _weights(source)))
     batch = max(1, int(share * options["batch"]))
-    where = replace(step.where, block=())  # the copies have only the first blocks
+    where = step.where.in_any_block()  # the copies have only the first blocks
     start: dict[int, float] = {}
 
     def measure(short: ModelFolder) -> float:

@@ -193,5 +193,5 @@ def _undo(folder: Path) -> None:
 
 
 def _as_dict(step: Step) -> dict[str, Any]:
-    where = {name: list(value) for name, value in vars(step.where).items() if value}
+    where = step.where.to_dict()
     return {"method": step.method} | step.options | ({"where": where} if where else {})

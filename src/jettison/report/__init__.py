@@ -2,5 +2,6 @@
 
 from jettison.report.compare import write_comparison
 from jettison.report.page import write_report
+from jettison.report.plan_page import write_plan
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["write_comparison", "write_plan", "write_report"]

@@ -51,13 +51,13 @@ def stage_bars(values: Mapping[str, float], captions: Sequence[str]) -> go.Figur
         cliponaxis=False,
         hoverinfo="skip",
     )
-    figure = _figure(bars, height=34 * len(values) + 16)
+    figure = blank(bars, height=34 * len(values) + 16)
     return _bar_axes(figure, max(values.values()), max(map(len, captions)))
 
 
 def distances(stages: Mapping[str, Sequence[float]], texts: Sequence[str]) -> go.Figure:
     """KL from the original: for every stage one value per text."""
-    figure = _figure(height=(26 * len(stages) + 18) * len(texts) + 16, barmode="group", bargap=0.3)
+    figure = blank(height=(26 * len(stages) + 18) * len(texts) + 16, barmode="group", bargap=0.3)
     for stage, values in stages.items():
         figure.add_bar(
             x=list(values),
@@ -77,7 +77,7 @@ def distances(stages: Mapping[str, Sequence[float]], texts: Sequence[str]) -> go
 def task_accuracies(stages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> go.Figure:
     """stages: stage -> task -> accuracy, standard_error, random. A marker each, and a tick at what guessing gives."""
     tasks = list(dict.fromkeys(task for found in stages.values() for task in found))
-    figure = _figure(height=52 * len(tasks) + 60)
+    figure = blank(height=52 * len(tasks) + 60)
     guessing = {task: found[task]["random"] for found in stages.values() for task in found if "random" in found[task]}
     figure.add_scatter(
         x=list(guessing.values()),
@@ -141,7 +141,7 @@ def error_map(found: ErrorMap) -> go.Figure:
             "outlinewidth": 0,
         },
     )
-    figure = _figure(heat, height=32 * len(found.roles) + 70)
+    figure = blank(heat, height=32 * len(found.roles) + 70)
     figure.update_xaxes(showgrid=False, dtick=1 if few else None)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticklabelstandoff=4)
     return figure
@@ -155,7 +155,7 @@ def _bits(grid: str | None) -> str:
 def curve(losses: Sequence[float]) -> go.Figure:
     """The loss of every step, thinned, and its running mean on top."""
     steps = thin(len(losses))
-    figure = _figure(height=300)
+    figure = blank(height=300)
     for values, width, opacity in ((losses, 1, 0.4), (running_mean(losses), 2.5, 1)):
         figure.add_scatter(
             x=[step + 1 for step in steps],
@@ -170,7 +170,7 @@ def curve(losses: Sequence[float]) -> go.Figure:
 
 def curves(losses: Mapping[int, Sequence[float]]) -> go.Figure:
     """The running means of several runs, each under the number of its run."""
-    figure = _figure(height=320)
+    figure = blank(height=320)
     for number, values in losses.items():
         steps, means = thin(len(values)), running_mean(values)
         figure.add_scatter(
@@ -185,7 +185,7 @@ def curves(losses: Mapping[int, Sequence[float]]) -> go.Figure:
 
 def scatter(points: Mapping[int, tuple[float, float]], original: float | None) -> go.Figure:
     """Size in MB against perplexity, a numbered disc per run. original: its perplexity, a dashed line."""
-    figure = _figure(height=320)
+    figure = blank(height=320)
     figure.add_scatter(
         x=[size / 1e6 for size, _ in points.values()],
         y=[perplexity for _, perplexity in points.values()],
@@ -253,7 +253,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [tick for power in powers for digit in digits if low <= (tick := float(f"{digit}e{power}")) <= high]
 
 
-def _figure(*traces: Any, height: int, **layout: Any) -> go.Figure:
+def blank(*traces: Any, height: int, **layout: Any) -> go.Figure:
     figure = go.Figure(traces)
     figure.update_layout(
         template=go.layout.Template(),

@@ -6,6 +6,7 @@ from typing import Any
 from jettison.files import write_text
 from jettison.report import charts, sections
 from jettison.report.error_map import read_error_map
+from jettison.report.plan_page import plan_charts
 from jettison.report.render import render
 from jettison.report.run import STAGES, Run, read_run
 
@@ -36,6 +37,8 @@ def _sections(run: Run) -> dict[str, Any]:
         "samples": sections.samples(run),
         "check": sections.check(run),
         "reproduce": sections.reproduce(run),
+        "plan": run.manifest.get("plan"),
+        "plan_charts": plan_charts(run.manifest.get("plan")),
         "smooth": charts.window(len(run.losses)),
     }
 

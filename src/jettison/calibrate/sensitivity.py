@@ -1,0 +1,242 @@
+"""What it costs a model to lose precision in one place: by gradients, or by measuring.
+
+For a set of linears that share their bits and a grid: how far the model's output moves from what it was, in nats of
+KL(original ‖ changed) per token. Kept in a journal as it is found, so that a killed run continues.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from jettison import registry
+from jettison.calibrate.stats import Stats, watch
+from jettison.calibrate.text import token_windows
+from jettison.errors import UsageError
+from jettison.files import cache_folder, digest
+from jettison.grid import Grid, QuantizedWeight
+from jettison.journal import Journal
+from jettison.models import Linear, ModelFolder
+from jettison.models.dense import compute_device, load_dense
+from jettison.progress import bar
+
+BATCH, SAMPLES, LENGTH = 4, 16, 256
+KINDS = ("gradients", "measured")
+Parts = Mapping[str, Sequence[Linear]]  # name of a unit -> its linears
+
+
+def sensitivity(
+    model: str | Path | ModelFolder,
+    parts: Parts,
+    grids: Mapping[str, Sequence[Grid]],
+    *,
+    kind: str = "gradients",
+    method: str = "gptq",
+    text: str = "books",
+    samples: int = SAMPLES,
+    length: int = LENGTH,
+    seed: int = 0,
+) -> dict[str, dict[Grid, float]]:
+    """The loss, in nats per token, of each part on each of its grids, everything else being left as it is.
+
+    parts: name -> linears that share their grid. grids: name -> grids to try. kind: ``gradients``, one backward pass
+    for all of them, or ``measured``, a forward pass for each. method: the quantizer that chooses the codes; its
+    statistics are of the same text. text, samples, length: of calibration. The result is kept in the cache folder.
+
+    ``gradients`` is the second order of KL, ½ E[(gᵀ E x)²] with E a matrix's change, x its input and g the gradient
+    of the log-likelihood of a label drawn from the model itself, per token: the Fisher information along the change
+    (arXiv:2306.07629, section 4, has its diagonal), cross terms between tokens left out. A reconstruction.
+
+    Raises UsageError for an unknown kind, JettisonError if the model does not fit in memory.
+    """
+    source = model if isinstance(model, ModelFolder) else ModelFolder(model)
+    journal = _journal(source, kind, method, text, samples, length, seed)
+    known = _known(journal)
+    wanted = {name: [grid for grid in grids[name] if (name, str(grid)) not in known] for name in parts}
+    wanted = {name: missing for name, missing in wanted.items() if missing}
+    if wanted:
+        windows = token_windows(source.tokenizer, text, length, samples)
+        find = _by_gradients if kind == "gradients" else _by_measuring
+        with bar("sensitivity", sum(map(len, wanted.values()))) as progress:
+            for name, grid, loss in find(source, {name: parts[name] for name in wanted}, wanted, method, windows, seed):
+                journal.add(part=name, grid=str(grid), loss=loss)
+                known[name, str(grid)] = loss
+                progress.advance(note=name)
+    return {name: {grid: known[name, str(grid)] for grid in grids[name]} for name in parts}
+
+
+def known_sensitivity(
+    source: ModelFolder, parts: Parts, grids: Mapping[str, Sequence[Grid]]
+) -> tuple[dict[str, dict[Grid, float]], str]:
+    """What ``sensitivity`` with its default settings has found for a model before, and which kind that was; measured
+    losses sooner than gradients. Empty and ``prior`` if something is missing."""
+    for kind in reversed(KINDS):
+        known = _known(_journal(source, kind))
+        if all((name, str(grid)) in known for name in parts for grid in grids[name]):
+            return {name: {grid: known[name, str(grid)] for grid in grids[name]} for name in parts}, kind
+    return {}, "prior"
+
+
+def _journal(
+    source: ModelFolder, kind: str, method: str = "gptq", text: str = "books", samples: int = SAMPLES,
+    length: int = LENGTH, seed: int = 0,
+) -> Journal:  # fmt: skip
+    if kind not in KINDS:
+        raise UsageError(f"sensitivity {kind!r}: {' and '.join(KINDS)} are valid")
+    settings = {"kind": kind, "method": method, "text": str(text), "samples": samples, "length": length, "seed": seed}
+    run = {"model": source.fingerprint()} | settings
+    return Journal(cache_folder() / "sensitivity" / digest(*map(str, run.values())) / "losses.jsonl", run)
+
+
+def _known(journal: Journal) -> dict[tuple[str, str], float]:
+    return {(entry["part"], entry["grid"]): entry["loss"] for entry in journal.entries}
+
+
+Losses = Iterator[tuple[str, Grid, float]]
+
+
+def _by_gradients(
+    source: ModelFolder,
+    parts: Parts,
+    grids: Mapping[str, Sequence[Grid]],
+    method: str,
+    windows: torch.Tensor,
+    seed: int,
+) -> Losses:
+    """One pass forward, one back. Everything is found as the gradient passes a matrix; only its inputs are kept."""
+    model = load_dense(source, torch.float32).to(compute_device()).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    part_of = {linear.name: name for name, linears in parts.items() for linear in linears}
+    linears = [linear for linears in parts.values() for linear in linears]
+    moved: dict[tuple[str, Grid], torch.Tensor] = {}  # the change of the log-likelihood at each token
+
+    def record(linear: Linear, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        inputs = inputs.detach()
+
+        def back(gradient: torch.Tensor) -> None:
+            x, g = inputs.reshape(-1, linear.columns).float(), gradient.reshape(-1, linear.rows).float()
+            weight, stats = dense_weight(module, linear), Stats.of(x)
+            for grid in grids[part_of[linear.name]]:
+                error = quantize(weight, grid, method, stats) - weight
+                change = ((x @ error.T) * g).sum(-1)
+                if "expert" in linear.roles:  # each expert sees its own tokens
+                    change = change.square().sum().reshape(1)
+                key = (part_of[linear.name], grid)
+                moved[key] = moved[key] + change if key in moved else change
+
+        output.register_hook(back)
+
+    hooks = [
+        module.register_forward_hook(
+            lambda module, args, output, linear=linear: record(linear, module, args[0], output)
+        )
+        for linear in linears
+        for module in [model.get_submodule(linear.name)]
+    ]
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
+    windows = windows.to(compute_device())
+    with torch.enable_grad():
+        logits = model(windows, use_cache=False).logits.float()  # (samples, length, vocabulary)
+        chance = torch.Generator(logits.device).manual_seed(seed)
+        flat = logits.detach().softmax(-1).flatten(0, 1)
+        drawn = torch.multinomial(flat, 1, generator=chance).view(windows.shape)
+        likelihood = logits.log_softmax(-1).gather(-1, drawn.unsqueeze(-1)).sum()
+        likelihood.backward()
+    for hook in hooks:
+        hook.remove()
+    for (name, grid), change in moved.items():
+        total = change.sum() if "expert" in parts[name][0].roles else change.square().sum()
+        yield name, grid, 0.5 * float(total) / windows.numel()
+
+
+def _by_measuring(
+    source: ModelFolder,
+    parts: Parts,
+    grids: Mapping[str, Sequence[Grid]],
+    method: str,
+    windows: torch.Tensor,
+    seed: int,
+) -> Losses:
+    """A forward pass for each: in the whole model, only one part is changed at a time."""
+    bench = Bench(source, windows, method)
+    for name, linears in parts.items():
+        for grid in grids[name]:
+            with bench.changed((linear, grid) for linear in linears):
+                yield name, grid, bench.divergence()
+
+
+class Bench:
+    """A model in full precision whose linears can be quantized for a while, and how far its output then moves.
+
+    windows: (samples, length) token ids that distances are measured on. statistics: those that ``method`` needs are
+    taken from; the same by default.
+    """
+
+    def __init__(self, source: ModelFolder, windows: torch.Tensor, method: str, statistics: torch.Tensor | None = None):
+        self.model = load_dense(source, torch.float32).to(compute_device()).eval()
+        self.method, self.windows = method, windows
+        self._stats: dict[str, Stats] = {}
+        self._codes: dict[tuple[str, Grid], QuantizedWeight] = {}
+        if registry.find("quantize", method).needs:
+            linears = [linear for linear in source.anatomy if "embed" not in linear.roles]
+            with torch.no_grad(), watch(self.model, "", linears) as found:
+                for ids in (windows if statistics is None else statistics).split(BATCH):
+                    self._logits(ids)
+            self._stats = found.stats
+        with torch.no_grad():
+            self.reference = [self._logits(ids).log_softmax(-1) for ids in windows.split(BATCH)]
+
+    def _logits(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model(ids.to(self.model.device), use_cache=False).logits.float()
+
+    def quantized(self, linear: Linear, grid: Grid) -> torch.Tensor:
+        """(out, in) float32. Codes are found once."""
+        key = (linear.name, grid)
+        if key not in self._codes:
+            weight = dense_weight(self.model.get_submodule(linear.name), linear)
+            self._codes[key] = _choose_codes(weight, grid, self.method, self._stats.get(linear.inputs))
+        return self._codes[key].dequantize()
+
+    @contextmanager
+    def changed(self, grids: Iterable[tuple[Linear, Grid | None]]) -> Iterator[None]:
+        """Linears on their grids; None leaves one as it is. A tied head is untied for the while."""
+        before: list[tuple[nn.Module, nn.Parameter]] = []
+        try:
+            for linear, grid in grids:
+                if grid is None:
+                    continue
+                module = self.model.get_submodule(linear.name)
+                value = self.quantized(linear, grid)
+                before.append((module, module.weight))
+                value = value.T if linear.layout == "conv1d" else value
+                module.weight = nn.Parameter(value.to(module.weight.device), requires_grad=False)
+            yield
+        finally:
+            for module, weight in before:
+                module.weight = weight
+
+    @torch.no_grad()
+    def divergence(self) -> float:
+        """KL(original ‖ model as it stands), nats per token."""
+        total = 0.0
+        for ids, target in zip(self.windows.split(BATCH), self.reference, strict=True):
+            guess = self._logits(ids).log_softmax(-1)
+            total += float((target.exp() * (target - guess)).sum(dtype=torch.float64))
+        return total / self.windows.numel()
+
+
+def dense_weight(module: nn.Module, linear: Linear) -> torch.Tensor:
+    weight = module.weight.detach().float()
+    return weight.T.contiguous() if linear.layout == "conv1d" else weight
+
+
+def quantize(weight: torch.Tensor, grid: Grid, method: str, stats: Stats | None) -> torch.Tensor:
+    return _choose_codes(weight, grid, method, stats).dequantize()
+
+
+def _choose_codes(weight: torch.Tensor, grid: Grid, method: str, stats: Stats | None) -> QuantizedWeight:
+    chosen: Callable[..., QuantizedWeight] = registry.find("quantize", method).function
+    return chosen(weight, grid, stats)

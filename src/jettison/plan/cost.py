@@ -1,0 +1,186 @@
+"""Seconds and bytes of a model under a recipe on a device, from its config alone.
+
+The roofline of Recover-LoRA's planning (arXiv:2606.04238); what it counts, and how, is our reconstruction. Weights with
+their scales and zero points, side paths, activations, the cache of keys and values with its own bits and windows,
+experts (by those a token uses for arithmetic, by the distinct ones a batch is expected to use for bytes).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from jettison.devices import Cost, Device, Operator, step_cost
+from jettison.errors import UsageError
+from jettison.formats.engines import Engine
+from jettison.models import Linear, ModelShape
+from jettison.plan.units import Choice, Unit, find_units
+from jettison.recipe import Recipe
+
+CONTEXT = 2048
+ACTIVATION_BYTES = SIDE_PATH_BYTES = UNQUANTIZED_BYTES = 2
+SMALL_OPERATORS = 6  # per block: two norms, rotary embedding, activation, two additions; each moves about 3 vectors
+CACHE_BITS = (4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a model is asked to do.
+
+    context: tokens in the cache of each sequence. batch: sequences. rows: tokens of each sequence that go through at
+    once, 1 in decoding. cache_bits: of keys and values (below 16, a 16-bit scale per head and token comes on top).
+    dropped: blocks that are left out. engine: in whose format weights are stored; None: as codes and scales are.
+    """
+
+    context: int = CONTEXT
+    batch: int = 1
+    rows: int = 1
+    cache_bits: int = 16
+    dropped: frozenset[int] = frozenset()
+    engine: Engine | None = None
+
+    def __post_init__(self):
+        for name, least in (("context", 0), ("batch", 1), ("rows", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} = {getattr(self, name)}: it must be at least {least}")
+        if self.cache_bits not in CACHE_BITS:
+            raise UsageError(f"cache_bits = {self.cache_bits}: {', '.join(map(str, CACHE_BITS))} are valid")
+
+
+def predict(shape: ModelShape, recipe: Recipe, device: Device, setting: Setting = Setting()) -> Cost:
+    """A step of decoding: one token for every sequence of the batch."""
+    found = operators(shape, recipe, setting)
+    return step_cost(found, device, tokens=setting.batch * setting.rows)
+
+
+def predict_prefill(shape: ModelShape, recipe: Recipe, device: Device, setting: Setting = Setting()) -> Cost:
+    """Reading a prompt of ``setting.context`` tokens, at least one, into an empty cache."""
+    setting = replace(setting, rows=max(1, setting.context), context=0)
+    return predict(shape, recipe, device, setting)
+
+
+def predict_drafted(
+    shape: ModelShape,
+    recipe: Recipe,
+    device: Device,
+    setting: Setting,
+    dropped: frozenset[int],
+    draft: int,
+    rate: float,
+) -> Cost:
+    """Speculative decoding: the model without the blocks ``dropped`` drafts ``draft`` tokens, each of which the whole
+    model accepts with probability ``rate``, and checks them in one step (arXiv:2211.17192, section 3)."""
+    if not 0 <= rate < 1:
+        raise UsageError(f"acceptance rate = {rate}: it lies between 0 and 1, 1 excluded")
+    small = predict(shape, recipe, device, replace(setting, dropped=setting.dropped | dropped))
+    check = predict(shape, recipe, device, replace(setting, rows=draft + 1))
+    expected = (1 - rate ** (draft + 1)) / (1 - rate) * setting.batch
+    return Cost(draft * small.seconds + check.seconds, draft * small.moved + check.moved, check.memory, expected)
+
+
+def planned(unit: Unit, recipe: Recipe, engine: Engine | None = None) -> Choice:
+    """What a recipe makes of a unit. One that has a side path in part counts as one that has it."""
+    linear, rank = unit.linears[0], max(side_path_rank(linear, recipe) for linear in unit.linears)
+    for step in recipe.of("quantize"):
+        if step.where.matches(linear.roles, linear.block):
+            stored = engine.bits_per_weight(linear, step.grid) if engine else 0.0
+            return Choice(step.grid.bits, step.grid.group_size, rank, step.grid.symmetric, stored)
+    return Choice(16, rank=rank)
+
+
+def side_path_rank(linear: Linear, recipe: Recipe) -> int:
+    """The rank of the side path that recovery will leave beside a linear, 0 for none."""
+    for step in recipe.of("recover"):
+        if "lora" in step.options["train"] and step.where.matches(linear.roles, linear.block):
+            return step.options["rank"]
+    return 0
+
+
+def stored_bits(unit: Unit, choice: Choice) -> float:
+    """Bits per weight with scales and zero points. Raises UsageError if the group size does not divide."""
+    return choice.stored or (16.0 if choice.grid is None else choice.grid.bits_per_weight(unit.columns))
+
+
+def operators(shape: ModelShape, recipe: Recipe, setting: Setting) -> list[Operator]:
+    """Everything a step does."""
+    units, found = find_units(shape.anatomy), []
+    for unit in units:
+        if unit.block not in setting.dropped:
+            ranks = [side_path_rank(linear, recipe) for linear in unit.linears]
+            found += unit_operators(shape, unit, planned(unit, recipe, setting.engine), setting, ranks)
+    return found + fixed_operators(shape, units, setting)
+
+
+def unit_operators(
+    shape: ModelShape, unit: Unit, choice: Choice, setting: Setting, ranks: Sequence[int] = ()
+) -> Iterator[Operator]:
+    """A unit, and its side path if it has one. ranks: of the side path of each linear, where they differ."""
+    tokens = setting.batch * (1 if unit.role == "head" else setting.rows)  # of a prompt, the last token has a head
+    rows, used, passes = sum(linear.rows for linear in unit.linears), 1.0, 1.0
+    if unit.experts:
+        passes = shape.config.get_text_config().num_experts_per_tok  # experts that a token goes through
+        used = 1 - (1 - passes / unit.experts) ** tokens  # share of them that some token is expected to go through
+        rows /= unit.experts
+    size = unit.weights * stored_bits(unit, choice) / 8
+    if unit.role == "embed":
+        row = ACTIVATION_BYTES * unit.columns * tokens
+        yield Operator(unit.name, unit.role, stored=size, moved=2 * row)
+        return
+    through = ACTIVATION_BYTES * tokens * passes
+    stored = 0.0 if unit.role == "head" and shape.anatomy.tied and choice.bits == 16 else size  # it is the embedding
+    each = 2 * tokens * passes * rows * unit.columns
+    yield Operator(unit.name, unit.role, stored, size * used + through * (unit.columns + rows), each)
+    if choice.rank:
+        ranks = ranks or [choice.rank] * len(unit.linears)
+        numbers = sum(rank * (linear.rows + linear.columns) for rank, linear in zip(ranks, unit.linears, strict=True))
+        aside = through * sum(ranks) / max(1, unit.experts)
+        flops = 2 * tokens * passes * numbers / max(1, unit.experts)
+        size = SIDE_PATH_BYTES * numbers
+        yield Operator(f"{unit.name} side path", "side paths", size, size * used + 2 * aside, flops, launches=2)
+
+
+def fixed_operators(shape: ModelShape, units: list[Unit], setting: Setting) -> list[Operator]:
+    """What bits do not change: attention over the cache, norms, and the rest."""
+    config, anatomy = shape.config.get_text_config(), shape.anatomy
+    blocks = [block for block in range(anatomy.blocks) if block not in setting.dropped]
+    found, tokens = [], setting.batch * setting.rows
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    per_token = 2 * shared * (width * setting.cache_bits + (16 if setting.cache_bits < 16 else 0)) / 8
+    for block, window in enumerate(windows(config, anatomy.blocks)):
+        if block not in blocks:
+            continue
+        kept = min(setting.context + setting.rows - 1, window)  # in the cache of each sequence, once the step is done
+        seen = _seen(setting, window)
+        moved = setting.batch * (
+            per_token * (kept + setting.rows) + 2 * ACTIVATION_BYTES * setting.rows * heads * width
+        )
+        flops = 4 * setting.batch * seen * heads * width
+        found.append(Operator(f"attention {block}", "attention", setting.batch * per_token * kept, moved, flops))
+    rest = UNQUANTIZED_BYTES * _rest(anatomy, units) * len(blocks) / max(1, anatomy.blocks)
+    moved = rest + 3 * ACTIVATION_BYTES * tokens * config.hidden_size * SMALL_OPERATORS * len(blocks)
+    found.append(Operator("norms and the rest", "rest", rest, moved, launches=SMALL_OPERATORS * len(blocks)))
+    return found
+
+
+def _rest(anatomy, units: list[Unit]) -> int:
+    """Parameters of no unit. A tied head is one with the embedding."""
+    counted = sum(unit.weights for unit in units if not (unit.role == "head" and anatomy.tied))
+    return max(0, anatomy.parameters - counted)
+
+
+def windows(config, blocks: int) -> list[float]:
+    """How many tokens each block looks back at most."""
+    window = getattr(config, "sliding_window", None)
+    if not window or getattr(config, "use_sliding_window", True) is False:
+        return [float("inf")] * blocks
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * blocks
+    return [window if "sliding" in kind else float("inf") for kind in kinds]
+
+
+def _seen(setting: Setting, window: float) -> float:
+    """Pairs of a token and one it attends to, per sequence: each sees the cache, itself and those before it."""
+    first, last = setting.context + 1, setting.context + setting.rows
+    if last <= window:
+        return setting.rows * (first + last) / 2
+    growing = max(0, window - first + 1)
+    return growing * (first + window) / 2 + (setting.rows - growing) * window

@@ -1,0 +1,275 @@
+"""From a device and a budget to a recipe with reasons, from the config of a model alone."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf
+from pathlib import Path
+
+import numpy as np
+
+from jettison.calibrate import token_windows
+from jettison.calibrate.prior import prior_loss, recovered_part
+from jettison.calibrate.sensitivity import Bench, known_sensitivity, sensitivity
+from jettison.devices import Cost, Device, find_device, step_cost
+from jettison.errors import UsageError
+from jettison.formats.engines import find_engine, illegal
+from jettison.models import ModelShape, open_shape
+from jettison.plan.cost import CONTEXT, Setting, fixed_operators, planned, predict, unit_operators
+from jettison.plan.refine import refine as refine_picks
+from jettison.plan.search import Picks, Problem, least, pareto, search
+from jettison.plan.units import BITS, GROUP_SIZES, Choice, Unit, choices, find_units, tie
+from jettison.plan.writing import changed, to_recipe
+from jettison.recipe import Recipe, load_recipe, preset_names, with_why
+from jettison.units import format_bytes, parse_bytes
+
+LOSSES = ("auto", "prior", "gradients", "measured")
+REFINED_ON = 16  # windows of 256 tokens, of the part of the text that losses were not found on
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another recipe under the same budget. misses: why it does not fit, empty if it does."""
+
+    name: str
+    cost: Cost | None
+    loss: float | None
+    misses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked, what was chosen, and what else there is. loss: expected, in nats per token."""
+
+    shape: ModelShape
+    device: Device
+    setting: Setting
+    problem: Problem
+    picks: Picks
+    recipe: Recipe
+    losses: str  # where the expected losses are from
+    loss_of: Callable[[Unit, Choice], float]
+    measured: tuple[float, ...] = ()  # KL of the plans that refinement tried
+
+    @property
+    def loss(self) -> float:
+        return self.problem.loss(self.picks)
+
+    @property
+    def assignment(self) -> dict[Unit, Choice]:
+        return self.problem.assignment(self.picks)
+
+    @cached_property
+    def cost(self) -> Cost:
+        return predict(self.shape, self.recipe, self.device, self.setting)
+
+    @cached_property
+    def alternatives(self) -> list[Alternative]:
+        """The presets, under the same losses and costs; the least expected loss first."""
+        found = [self._alternative(load_recipe(name)) for name in preset_names()]
+        return sorted(found, key=lambda each: inf if each.loss is None else each.loss)
+
+    def _alternative(self, recipe: Recipe) -> Alternative:
+        try:
+            cost = predict(self.shape, recipe, self.device, self.setting)
+        except UsageError as error:  # a group size that does not divide
+            return Alternative(recipe.name, None, None, (str(error),))
+        chosen = {unit: planned(unit, recipe) for unit in self.assignment}
+        found = misses(cost, self.problem, self.device)
+        if self.setting.engine is not None:
+            grids = {
+                linear.name: choice.grid for unit, choice in chosen.items() for linear in unit.linears if choice.grid
+            }
+            found += illegal(self.setting.engine, self.shape.anatomy, grids)
+        return Alternative(recipe.name, cost, sum(map(self.loss_of, *zip(*chosen.items(), strict=True))), tuple(found))
+
+    def front(self, points: int = 16) -> list[tuple[float, float, float, Picks]]:
+        """Plans that nothing beats under the time budget: bytes, tokens per second, loss, choices."""
+        tokens = self.setting.batch
+        found = []
+        for picks in pareto(self.problem, points):
+            seconds, memory = self.problem.cost(picks)
+            found.append((float(memory), tokens / float(seconds), self.problem.loss(picks), picks))
+        return found
+
+
+def plan(model: str | Path, **options) -> Recipe:
+    """The recipe of ``make_plan``, with the reasons in ``why``."""
+    return make_plan(model, **options).recipe
+
+
+def make_plan(
+    model: str | Path | ModelShape,
+    *,
+    device: str | Path | Device = "this",
+    tps: float | None = None,
+    memory: str | float | None = None,
+    context: int = CONTEXT,
+    batch: int = 1,
+    cache_bits: int = 16,
+    engine: str | None = None,
+    bits: Iterable[int] = BITS,
+    group_sizes: Iterable[int] = GROUP_SIZES,
+    recovery: bool = True,
+    losses: str = "auto",
+    refine: int = 0,
+    changes: Iterable[str] = (),
+    seed: int = 0,
+) -> Plan:
+    """Bits and group size for every matrix: the least expected loss that meets the budgets.
+
+    model: a known shape such as ``qwen3-4b``, a config.json, a model folder or a hub id. tps: tokens per second to
+    reach in decoding, all sequences of the batch together, each with ``context`` tokens in its cache. memory: bytes, or
+    a string such as "3GB", for weights, side paths and the cache of keys and values. engine: only what it loads (see
+    formats/engines.yaml). recovery: whether 2 bits with a side path, to be recovered, may be chosen.
+    losses: ``prior`` (role, depth and bits, fitted on scribe), ``gradients`` or ``measured`` (see ``sensitivity``: both
+    read the weights), or ``auto``: what an earlier run has found for this model, else the prior. refine: how many plans
+    around the best one are measured. changes: ``verb.option=value``, for the recipe.
+
+    Raises UsageError if no budget is given, one makes no sense, or nothing meets them; the message then says what would
+    be feasible.
+    """
+    limit = _check_budgets(tps, memory)
+    target = device if isinstance(device, Device) else find_device(device)
+    shape = model if isinstance(model, ModelShape) else open_shape(model)
+    if refine and not shape.weights:
+        raise UsageError(f"{shape.name} is a shape without weights: refine = {refine} needs them")
+    legal = find_engine(engine) if engine else None
+    setting = Setting(context=context, batch=batch, cache_bits=cache_bits, engine=legal)
+    family, sizes = shape.anatomy.family, list(group_sizes)
+    units = find_units(shape.anatomy)
+    groups = tie(units, legal)
+    open_to = {unit: choices(unit, family, bits, sizes, recovery, legal) for unit in units}
+    options = [
+        [choice for choice in open_to[group[0]] if all(choice in open_to[unit] for unit in group)] for group in groups
+    ]
+    loss_of, losses = _losses(shape, open_to, losses)
+
+    def cost_of(unit: Unit, choice: Choice) -> np.ndarray:
+        cost = step_cost(unit_operators(shape, unit, choice, setting), target)
+        return np.array((cost.seconds, cost.memory))
+
+    rest = step_cost(fixed_operators(shape, units, setting), target)
+    total = lambda of, group, choice: sum(of(unit, choice) for unit in group)
+    problem = Problem(
+        groups=tuple(groups),
+        choices=tuple(map(tuple, options)),
+        losses=tuple(
+            tuple(total(loss_of, group, choice) for choice in of) for group, of in zip(groups, options, strict=True)
+        ),
+        costs=tuple(
+            tuple(tuple(total(cost_of, group, choice)) for choice in of)
+            for group, of in zip(groups, options, strict=True)
+        ),
+        rest=(rest.seconds, rest.memory),
+        time=inf if tps is None else batch / tps,
+        memory=min(inf if limit is None else limit, target.memory),
+    )
+    picks = search(problem)
+    if picks is None:
+        raise UsageError(_infeasible(problem, shape, target, setting, batch))
+    measured: tuple[float, ...] = ()
+    if refine:
+        picks, history = _refine(shape, problem, picks, refine, seed)
+        measured = tuple(history)
+    recipe = changed(to_recipe(problem.assignment(picks), f"{shape.name} for {target.name}"), list(changes))
+    found = Plan(shape, target, setting, problem, picks, recipe, losses, loss_of, measured)
+    if missed := misses(found.cost, problem, target):
+        raise UsageError(f"with {', '.join(changes)} the plan misses the budget: {'; '.join(missed)}")
+    return replace(found, recipe=with_why(recipe, _why(found)))
+
+
+def _check_budgets(tps: float | None, memory: str | float | None) -> float | None:
+    if tps is None and memory is None:
+        raise UsageError("a plan needs a budget: give tokens per second (tps), memory, or both")
+    if tps is not None and not 0 < tps < inf:
+        raise UsageError(f"tps = {tps}: a positive number of tokens per second is needed")
+    return None if memory is None else parse_bytes(memory)
+
+
+Losses = Callable[[Unit, Choice], float]
+
+
+def _losses(shape: ModelShape, open_to: dict[Unit, list[Choice]], kind: str) -> tuple[Losses, str]:
+    """The expected loss of a unit under a choice, and where it is from."""
+    if kind not in LOSSES:
+        raise UsageError(f"losses = {kind!r}: {', '.join(LOSSES)} are valid")
+    blocks = shape.anatomy.blocks
+    table: dict[str, dict] = {}
+    if kind != "prior":
+        if kind in ("gradients", "measured") and not shape.weights:
+            raise UsageError(f"{shape.name} is a shape without weights: losses = {kind!r} needs them, 'prior' does not")
+        parts = {unit.name: unit.linears for unit in open_to if unit.role != "embed"}
+        grids = {unit.name: list(dict.fromkeys(each.grid for each in of if each.grid)) for unit, of in open_to.items()}
+        if kind == "auto":
+            table, kind = known_sensitivity(shape, parts, grids) if shape.weights else ({}, "prior")
+        else:
+            table = sensitivity(shape, parts, grids, kind=kind)
+
+    def loss(unit: Unit, choice: Choice) -> float:
+        if choice.grid is None:
+            return 0.0
+        depth = None if unit.block is None else unit.block / max(1, blocks - 1)
+        full = table.get(unit.name, {}).get(choice.grid)
+        full = prior_loss(unit.role, depth, blocks, choice.grid) if full is None else full
+        return full * recovered_part() if choice.rank and choice.bits == 2 else full
+
+    return loss, kind
+
+
+def misses(cost: Cost, problem: Problem, device: Device) -> list[str]:
+    """Why a cost does not meet the budgets, in words."""
+    found, rounding = [], 1 + 1e-9
+    if cost.seconds > problem.time * rounding:
+        found.append(f"{cost.tokens_per_second:.4g} tokens/s, {cost.tokens / problem.time:.4g} asked")
+    if cost.memory > problem.memory * rounding:
+        whose = f"{device.name} has" if problem.memory == device.memory else "asked:"
+        found.append(f"{format_bytes(cost.memory)}, {whose} {format_bytes(problem.memory)}")
+    return found
+
+
+def _infeasible(problem: Problem, shape: ModelShape, device: Device, setting: Setting, batch: int) -> str:
+    smallest, fastest = (problem.cost(least(problem.within(), kind)) for kind in (1, 0))
+    words = [
+        f"no plan meets the budget for {shape.name} on {device.name} at {setting.context} tokens of context",
+        f"the smallest takes {format_bytes(smallest[1])}, the fastest runs at {batch / fastest[0]:.4g} tokens/s",
+    ]
+    if smallest[1] <= problem.memory and fastest[0] <= problem.time:  # each could be met alone
+        alone = problem.cost(least(problem.within(memory=problem.memory), 0))
+        words.append(f"within {format_bytes(problem.memory)} at most {batch / alone[0]:.4g} tokens/s are feasible")
+    return ": ".join(words[:1]) + ": " + "; ".join(words[1:])
+
+
+def _refine(
+    shape: ModelShape, problem: Problem, picks: Picks, evaluations: int, seed: int
+) -> tuple[Picks, list[float]]:
+    windows = token_windows(shape.tokenizer, "books", 256)
+    seen, unseen = windows[:: max(1, len(windows) // REFINED_ON)], windows[1 :: max(2, len(windows) // REFINED_ON)]
+    bench = Bench(shape, unseen[:REFINED_ON], "gptq", statistics=seen[:REFINED_ON])
+    return refine_picks(problem, picks, bench, evaluations, seed)
+
+
+def _why(found: Plan) -> list[str]:
+    source = {
+        "prior": "a prior fitted on scribe, not measured on this model",
+        "gradients": "second order, from gradients",
+        "measured": "measured part by part",
+    }[found.losses]
+    reasons = [
+        f"predicted: {found.cost.tokens_per_second:.4g} tokens/s, {format_bytes(found.cost.memory)} "
+        f"at {found.setting.context} tokens of context; expected loss {found.loss:.3g} nats per token ({source})"
+    ]
+    if found.measured:
+        reasons.append(
+            f"refined: {len(found.measured)} plans measured on unseen text, "
+            f"KL from {found.measured[0]:.4g} to {min(found.measured):.4g}"
+        )
+    for other in found.alternatives:
+        if other.loss is None:
+            continue
+        if other.misses and other.loss < found.loss:
+            reasons.append(f"{other.name} would lose less but misses the budget: {'; '.join(other.misses)}")
+        elif not other.misses:
+            reasons.append(f"{other.name} would fit too, expected loss {other.loss:.3g}")
+            break
+    return reasons

@@ -56,10 +56,13 @@ class TestAJob:
 
 
 def test_plan_writes_a_recipe_that_compress_takes(jettison, tiny, tmp_path):
-    arguments = ("--memory", "1GB", "--device", "raspberry-pi-5", *STEPS[:2], "-o", tmp_path / "recipe.yaml")
-    code, out, _ = jettison("plan", tiny("llama"), *arguments, "--json", tmp_path / "plan.json")
-    assert code == 0 and "w8" in out
-    assert json.loads((tmp_path / "plan.json").read_text())
+    arguments = ("--memory", "650KB", "--context", 0, "--device", "raspberry-pi-5", "-o", tmp_path / "recipe.yaml")
+    files = ("--json", tmp_path / "plan.json", "--report", tmp_path / "plan.html")
+    code, out, _ = jettison("plan", tiny("llama"), *arguments, "--pareto", "--no-recovery", *files)
+    assert code == 0 and "gate_up" in out and "this plan" in out
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["plan"]["memory"] <= 650e3 and found["recipe"]["steps"] and len(found["plan"]["front"]) > 3
+    assert "Bits of every block" in (tmp_path / "plan.html").read_text()
     code, *_ = jettison("compress", tiny("llama"), "--recipe", tmp_path / "recipe.yaml", "-o", tmp_path / "o")
     assert code == 0
 
@@ -117,9 +120,13 @@ WRONG = {
     "role": (["compress", "scribe", "--recipe", "ROLE", "-o", "OUT"], "unknown role 'gates'"),
     "group": (["compress", "scribe", "--recipe", "w4", "--set", "quantize.group_size=100", "-o", "OUT"], "100"),
     "device": (["plan", "scribe", "--device", "abacus", "--tps", "5"], "unknown device 'abacus'"),
+    "engine": (["compress", "scribe", "--recipe", "w3", "--engine", "sglang", "-o", "OUT"], "valid: 4, 8"),
+    "no writer": (["compress", "scribe", "--recipe", "w4", "--engine", "llama.cpp", "-o", "OUT"], "does not write yet"),
+    "shape": (["compress", "qwen3-4b", "--recipe", "w4", "-o", "OUT"], "a shape without weights"),
+    "ample": (["fit", "scribe", "--memory", "1GB", "-o", "OUT"], "meets this budget as it is"),
     "memory": (["plan", "scribe", "--memory", "lots"], "'lots'"),
     "no budget": (["fit", "scribe", "-o", "OUT"], "needs a budget"),
-    "budget": (["fit", "scribe", "--memory", "10KB", "-o", "OUT"], "no preset meets the budget"),
+    "budget": (["fit", "scribe", "--memory", "10KB", "-o", "OUT"], "no plan meets the budget"),
     "text": (["evaluate", "scribe", "--text", "bookz"], "no text 'bookz'"),
     "full folder": (["compress", "scribe", "--recipe", "w8", "-o", "FULL"], "is not empty"),
     "not a run": (["recover", "FULL"], "jettison.json"),

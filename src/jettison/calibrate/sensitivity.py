@@ -59,11 +59,12 @@ def sensitivity(
     if wanted:
         windows = token_windows(source.tokenizer, text, length, samples)
         find = _by_gradients if kind == "gradients" else _by_measuring
-        with bar("sensitivity", sum(map(len, wanted.values()))) as progress:
-            for name, grid, loss in find(source, {name: parts[name] for name in wanted}, wanted, method, windows, seed):
+        missing = {name: parts[name] for name in wanted}
+        count = sum(len(of) * (len(parts[name]) if kind == "gradients" else 1) for name, of in wanted.items())
+        with bar("sensitivity", count) as progress:
+            for name, grid, loss in find(source, missing, wanted, method, windows, seed, progress.advance):
                 journal.add(part=name, grid=str(grid), loss=loss)
                 known[name, str(grid)] = loss
-                progress.advance(note=name)
     return {name: {grid: known[name, str(grid)] for grid in grids[name]} for name in parts}
 
 
@@ -104,6 +105,7 @@ def _by_gradients(
     method: str,
     windows: torch.Tensor,
     seed: int,
+    advance: Callable[..., None],
 ) -> Losses:
     """One pass forward, one back. Everything is found as the gradient passes a matrix; only its inputs are kept."""
     model = load_dense(source, torch.float32).to(compute_device()).eval()
@@ -126,6 +128,7 @@ def _by_gradients(
                     change = change.square().sum().reshape(1)
                 key = (part_of[linear.name], grid)
                 moved[key] = moved[key] + change if key in moved else change
+                advance(note=linear.name)
 
         output.register_hook(back)
 
@@ -159,6 +162,7 @@ def _by_measuring(
     method: str,
     windows: torch.Tensor,
     seed: int,
+    advance: Callable[..., None],
 ) -> Losses:
     """A forward pass for each: in the whole model, only one part is changed at a time."""
     bench = Bench(source, windows, method)
@@ -166,6 +170,7 @@ def _by_measuring(
         for grid in grids[name]:
             with bench.changed((linear, grid) for linear in linears):
                 yield name, grid, bench.divergence()
+            advance(note=name)
 
 
 class Bench:

@@ -1,6 +1,6 @@
 """From a device and a budget to a recipe with reasons, from the config of a model alone."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
@@ -132,8 +132,11 @@ def make_plan(
     limit = _check_budgets(tps, memory)
     target = device if isinstance(device, Device) else find_device(device)
     shape = model if isinstance(model, ModelShape) else open_shape(model)
-    if refine and not shape.weights:
-        raise UsageError(f"{shape.name} is a shape without weights: refine = {refine} needs them")
+    if losses not in LOSSES:
+        raise UsageError(f"losses = {losses!r}: {', '.join(LOSSES)} are valid")
+    if not shape.weights and (refine or losses in ("gradients", "measured")):
+        what = f"refine = {refine}" if refine else f"losses = {losses!r}"
+        raise UsageError(f"{shape.name} is a shape without weights: {what} needs them, 'prior' does not")
     legal = find_engine(engine) if engine else None
     setting = Setting(context=context, batch=batch, cache_bits=cache_bits, engine=legal)
     family, sizes = shape.anatomy.family, list(group_sizes)
@@ -143,31 +146,27 @@ def make_plan(
     options = [
         [choice for choice in open_to[group[0]] if all(choice in open_to[unit] for unit in group)] for group in groups
     ]
-    loss_of, losses = _losses(shape, open_to, losses)
 
     def cost_of(unit: Unit, choice: Choice) -> np.ndarray:
         cost = step_cost(unit_operators(shape, unit, choice, setting), target)
         return np.array((cost.seconds, cost.memory))
 
     rest = step_cost(fixed_operators(shape, units, setting), target)
-    total = lambda of, group, choice: sum(of(unit, choice) for unit in group)
     problem = Problem(
         groups=tuple(groups),
         choices=tuple(map(tuple, options)),
-        losses=tuple(
-            tuple(total(loss_of, group, choice) for choice in of) for group, of in zip(groups, options, strict=True)
-        ),
-        costs=tuple(
-            tuple(tuple(total(cost_of, group, choice)) for choice in of)
-            for group, of in zip(groups, options, strict=True)
-        ),
+        losses=_table(groups, options, lambda unit, choice: 0.0),
+        costs=_table(groups, options, cost_of),
         rest=(rest.seconds, rest.memory),
         time=inf if tps is None else batch / tps,
         memory=min(inf if limit is None else limit, target.memory),
     )
-    picks = search(problem)
-    if picks is None:
+    if least(problem, 1) is None:  # before losses are found, which may take long
         raise UsageError(_infeasible(problem, shape, target, setting, batch))
+    needless = problem.fits(tuple(of.index(Choice(16)) if Choice(16) in of else 0 for of in options))
+    loss_of, losses = _losses(shape, open_to, "prior" if needless else losses)
+    problem = replace(problem, losses=_table(groups, options, loss_of))
+    picks = search(problem)
     measured: tuple[float, ...] = ()
     if refine:
         picks, history = _refine(shape, problem, picks, refine, seed)
@@ -187,18 +186,23 @@ def _check_budgets(tps: float | None, memory: str | float | None) -> float | Non
     return None if memory is None else parse_bytes(memory)
 
 
+def _table(groups: Iterable[Sequence[Unit]], options: Iterable[Sequence[Choice]], of: Callable) -> tuple:
+    """Per group and choice the sum of ``of(unit, choice)`` over the units of the group."""
+    rows = (
+        [sum(of(unit, choice) for unit in group) for choice in each]
+        for group, each in zip(groups, options, strict=True)
+    )
+    return tuple(tuple(row) for row in rows)
+
+
 Losses = Callable[[Unit, Choice], float]
 
 
 def _losses(shape: ModelShape, open_to: dict[Unit, list[Choice]], kind: str) -> tuple[Losses, str]:
     """The expected loss of a unit under a choice, and where it is from."""
-    if kind not in LOSSES:
-        raise UsageError(f"losses = {kind!r}: {', '.join(LOSSES)} are valid")
     blocks = shape.anatomy.blocks
     table: dict[str, dict] = {}
     if kind != "prior":
-        if kind in ("gradients", "measured") and not shape.weights:
-            raise UsageError(f"{shape.name} is a shape without weights: losses = {kind!r} needs them, 'prior' does not")
         parts = {unit.name: unit.linears for unit in open_to if unit.role != "embed"}
         grids = {unit.name: list(dict.fromkeys(each.grid for each in of if each.grid)) for unit, of in open_to.items()}
         if kind == "auto":

@@ -1,0 +1,105 @@
+"""What losing precision in one place costs: by gradients, by measuring, by the prior."""
+
+import pytest
+import torch
+
+from jettison.calibrate import token_windows
+from jettison.calibrate.prior import prior_loss, recovered_part
+from jettison.calibrate.sensitivity import Bench, known_sensitivity, sensitivity
+from jettison.errors import UsageError
+from jettison.grid import Grid
+from jettison.models import ModelFolder
+from jettison.plan.units import find_units
+
+SMALL = {"samples": 4, "length": 32}
+GRIDS = (Grid(3, 32), Grid(5, 32))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("JETTISON_CACHE", str(tmp_path / "cache"))
+
+
+def parts_of(source):
+    units = [unit for unit in find_units(source.anatomy) if unit.role != "embed"]
+    return {unit.name: unit.linears for unit in units}
+
+
+def find(source, kind, grids=GRIDS, **more):
+    parts = parts_of(source)
+    return sensitivity(source, parts, dict.fromkeys(parts, grids), kind=kind, method="rtn", **(SMALL | more))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_gradients_foretell_what_is_measured(tiny, family):
+    source = ModelFolder(tiny(family))
+    many = {"samples": 32, "length": 32}
+    found, measured = (find(source, kind, (Grid(5, 32),), **many) for kind in ("gradients", "measured"))
+    ratios = [found[name][Grid(5, 32)] / measured[name][Grid(5, 32)] for name in found]
+    assert all(0.5 < ratio < 2.0 for ratio in ratios), ratios
+    assert 0.75 < sum(ratios) / len(ratios) < 1.3
+
+
+def test_fewer_bits_cost_more(tiny):
+    source = ModelFolder(tiny("qwen3_moe"))
+    for kind in ("gradients", "measured"):
+        found = find(source, kind)
+        assert all(losses[Grid(3, 32)] > losses[Grid(5, 32)] > 0 for losses in found.values()), found
+
+
+def test_it_is_kept_and_goes_on(tiny, monkeypatch):
+    source = ModelFolder(tiny("llama"))
+    parts = parts_of(source)
+    first = dict(list(parts.items())[:3])
+    one = sensitivity(source, first, dict.fromkeys(first, GRIDS), kind="measured", method="rtn", **SMALL)
+    whole = find(source, "measured")
+    assert {name: whole[name] for name in one} == one
+    monkeypatch.setattr("jettison.calibrate.sensitivity._by_measuring", None)  # nothing is left to measure
+    assert find(source, "measured") == whole
+
+
+def test_what_is_known(tiny):
+    source = ModelFolder(tiny("llama"))
+    parts = {name: linears for name, linears in parts_of(source).items() if "layers.0" in name}
+    grids = dict.fromkeys(parts, (Grid(4, 32),))
+    assert known_sensitivity(source, parts, grids) == ({}, "prior")
+    found = sensitivity(source, parts, grids)
+    assert known_sensitivity(source, parts, grids) == (found, "gradients")
+    assert known_sensitivity(source, parts, dict.fromkeys(parts, GRIDS)) == ({}, "prior")
+
+
+def test_the_bench_puts_everything_back(tiny):
+    source = ModelFolder(tiny("qwen3"))  # a tied head
+    windows = token_windows(source.tokenizer, "books", 32, 4)
+    bench = Bench(source, windows, "gptq")
+    before = {name: value.clone() for name, value in bench.model.state_dict().items()}
+    linears = [linear for linear in source.anatomy if "embed" not in linear.roles]
+    assert bench.divergence() == pytest.approx(0.0, abs=1e-9)
+    with bench.changed((linear, Grid(2, 32)) for linear in linears):
+        assert bench.divergence() > 0.01
+        embedding = bench.model.get_input_embeddings().weight
+        assert torch.equal(embedding, before["model.embed_tokens.weight"])
+    assert all(torch.equal(value, before[name]) for name, value in bench.model.state_dict().items())
+    with bench.changed([(linears[0], None)]):
+        assert bench.divergence() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_an_unknown_kind(tiny):
+    with pytest.raises(UsageError, match="sensitivity 'guess': gradients and measured are valid"):
+        find(ModelFolder(tiny("llama")), "guess")
+
+
+class TestPrior:
+    def test_bits_roles_and_depth(self):
+        at = lambda bits, role="gate_up", depth=0.5, blocks=8, group=128: prior_loss(
+            role, depth, blocks, Grid(bits, group)
+        )
+        assert at(2) > at(3) > at(4) > at(5) > at(6) > at(8) > 0
+        assert at(2, group=128) > at(2, group=32)
+        assert at(2, "gate_up") > at(2, "down") > at(2, "o")  # as on scribe
+        assert at(2, "expert gate_up") == at(2, "gate_up")
+        assert at(3, blocks=16) == at(3) / 2
+        assert prior_loss("head", None, 8, Grid(4, 128)) == prior_loss("head", None, 80, Grid(4, 128))
+
+    def test_recovery_leaves_a_part(self):
+        assert 0 < recovered_part() < 1

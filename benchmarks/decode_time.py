@@ -3,7 +3,7 @@
     python benchmarks/decode_time.py               # scribe under three presets, about two minutes
     python benchmarks/decode_time.py DIR [DIR ...] # checkpoints of your own
 
-The roofline knows the engine that reads packed weights at the speed of memory. Until that engine exists, decoding runs in
+The roofline means an engine that reads packed weights at the speed of memory. Until there is one, decoding runs in
 PyTorch, which unpacks them: the ratios say how far that is from the roofline, and no claim is made of them.
 """
 

@@ -2,6 +2,8 @@
 
 import importlib
 import itertools
+import json
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from jettison.plan.refine import refine
 from jettison.plan.search import Problem, greedy, least, pareto, random_plan, search
 from jettison.plan.units import Choice, Unit, choices, find_units
 from jettison.recipe import Recipe, load_recipe
+from jettison.report import write_plan
 from jettison.units import parse_bytes
 
 ROW = {"bandwidth": 50e9, "memory": 4e9, "flops": {"fp32": 1e12}, "share": 1.0}
@@ -369,3 +372,30 @@ def test_choices_are_read_by_people():
         "16", "2 g64 r8", "4 g32 asym",
     ]  # fmt: skip
     assert Choice(2, 64).grid == Grid(2, 64) and Choice(16).grid is None
+
+
+class TestPage:
+    @pytest.fixture(scope="class")
+    def data(self):
+        """As jettison.json keeps it."""
+        found = make_plan("qwen3-4b", device="strix-halo", tps=75, context=1024)
+        return json.loads(json.dumps(plan_data(found)))
+
+    def test_what_is_drawn_adds_up(self, data):
+        assert sum(row["seconds"] for row in data["operators"]["decode"]) == pytest.approx(
+            1 / data["tokens_per_second"]
+        )
+        assert sum(cell["loss"] for cell in data["map"]) == pytest.approx(data["loss"])
+        assert sum(sum(row["choices"].values()) for row in data["roles"]) == len(data["map"]) + 1  # and the embedding
+        assert data["gains"]["W4/W2-GateUp"][0] > data["gains"]["W4/W2-GateUp"][-1] > 0
+
+    def test_the_page_stands_alone(self, data, tmp_path):
+        page = write_plan(data | {"model": "<script>alert(1)</script>"}, tmp_path / "plan.html").read_text()
+        assert "<script>alert" not in page and "http:" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+        for name in ("plan-map", "plan-roofline", "plan-times", "plan-front", "plan-gains"):
+            assert f'id="{name}"' in page
+        assert data["verdict"] in page and "75 asked" in page
+
+    def test_a_model_without_what_a_chart_needs(self, data, tmp_path):
+        page = write_plan(data | {"gains": None, "front": []}, tmp_path / "plan.html").read_text()
+        assert 'id="plan-gains"' not in page and 'id="plan-front"' not in page and 'id="plan-map"' in page

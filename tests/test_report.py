@@ -226,7 +226,7 @@ class TestPage:
         command = next(line for line in page(made()).text.splitlines() if line.startswith("jettison fit"))
         assert shlex.split(command)[2:] == [
             "owner/small", "--device", "raspberry-pi-5", "--tps", "40", "--memory", "8MB", "--context", "512",
-            "--set", "recover.rank=8", "--text", "books-evaluation", "--text", "my text.txt", "--task", "piqa",
+            "--set", "recover.rank=8", "--text", "books-evaluation", "--text", "my text.txt", "--tasks", "piqa",
             "--seed", "7", "--out", "run",
         ]  # fmt: skip
 

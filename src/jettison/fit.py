@@ -41,6 +41,7 @@ def fit(
     memory: str | float | None = None,
     context: int = CONTEXT,
     engine: str | None = None,
+    recovery: bool = True,
     losses: str = "auto",
     refine: int = 0,
     recipe: str | Path | Recipe | None = None,
@@ -54,9 +55,9 @@ def fit(
 ) -> dict[str, Any]:
     """Make ``model`` fit a device and a budget: a smaller, recovered checkpoint in folder ``out``.
 
-    tps, memory, context: the budget; engine, losses, refine: how to plan for it, see ``make_plan``, but that losses are
-    found by gradients where nothing is known of the model and it fits in memory. Or ``recipe``, to choose oneself; then
-    ``engine`` is what it must load in. changes: ``verb.option=value``.
+    tps, memory, context: the budget; engine, recovery, losses, refine: how to plan for it, see ``make_plan``, but that
+    losses are found by gradients where nothing is known of the model and it fits in memory. Or ``recipe``, to choose
+    oneself; then ``engine`` is what it must load in. changes: ``verb.option=value``.
     texts, tokens, tasks, items: what quality is measured on, see ``evaluate`` and ``evaluate_tasks``. Returns the rows
     ``original``, ``quantized`` and, if the recipe recovers, ``recovered``, with ``plan`` (recipe and predicted cost).
     ``out`` then holds report.html too. A killed run continues when it is called again. dry_run: returns ``plan`` and
@@ -67,7 +68,7 @@ def fit(
     setting, pictured = Setting(context), None
     if recipe is None:
         found = make_plan(
-            source, device=target, tps=tps, memory=memory, context=context, engine=engine,
+            source, device=target, tps=tps, memory=memory, context=context, engine=engine, recovery=recovery,
             losses=_losses(source, losses), refine=refine, changes=changes, seed=seed,
         )  # fmt: skip
         chosen, pictured = found.recipe, plan_data(found)
@@ -100,7 +101,9 @@ def fit(
     compress(model, chosen, out, seed=seed, engine=engine)
     request = {"model": str(model), "device": device, "tps": tps, "memory": memory, "context": context}
     request |= {"recipe": None if recipe is None else chosen.name, "changes": changes, "texts": texts, "tasks": tasks}
-    request |= {"items": items, "seed": seed, "predicted": predicted}
+    request |= {"items": items, "seed": seed, "predicted": predicted, "engine": engine}
+    if recipe is None:
+        request |= {"recovery": recovery, "losses": losses, "refine": refine}
     _check_measured(out, request)
     update_manifest(out, request=request, plan=pictured)
     stages: dict[str, dict[str, Any]] = {"original": {"model": model}, "quantized": {"model": out, "adapter": False}}

@@ -30,6 +30,9 @@ EngineName = Annotated[
     str | None,
     typer.Option("--engine", help="Only what it loads: jettison, transformers, vllm, sglang, llama.cpp, ..."),
 ]
+Recovery = Annotated[
+    bool, typer.Option("--recovery/--no-recovery", help="Whether 2 bits to be recovered by training may be chosen.")
+]
 Losses = Annotated[
     str, typer.Option("--losses", help="Expected losses: prior, gradients, measured, or auto: what is known.")
 ]

@@ -20,6 +20,7 @@ def fit(
     memory: common.Memory = None,
     context: common.Context = 2048,
     engine: common.EngineName = None,
+    recovery: common.Recovery = True,
     losses: common.Losses = "auto",
     refine: common.Refine = 0,
     recipe: common.RecipeName = None,
@@ -38,8 +39,8 @@ def fit(
 
     common.begin(quiet)
     result = run(
-        model, out=out, device=device, tps=tps, memory=memory, context=context, engine=engine, losses=losses,
-        refine=refine, recipe=recipe,
+        model, out=out, device=device, tps=tps, memory=memory, context=context, engine=engine,
+        recovery=recovery, losses=losses, refine=refine, recipe=recipe,
         changes=changes or [], texts=texts or TEXTS, tasks=tasks or [], items=items, seed=seed, dry_run=dry_run,
     )  # fmt: skip
     if dry_run:

@@ -26,9 +26,7 @@ def plan(
     batch: Annotated[int, typer.Option("--batch", help="Sequences that are decoded together.")] = 1,
     cache_bits: Annotated[int, typer.Option("--cache-bits", help="Of keys and values: 16, 8 or 4.")] = 16,
     engine: common.EngineName = None,
-    recovery: Annotated[
-        bool, typer.Option("--recovery/--no-recovery", help="Whether 2 bits to be recovered by training may be chosen.")
-    ] = True,
+    recovery: common.Recovery = True,
     losses: common.Losses = "auto",
     refine: common.Refine = 0,
     pareto: Annotated[bool, typer.Option("--pareto", help="Also list the plans that nothing beats.")] = False,
@@ -83,7 +81,8 @@ def show_roles(data: dict[str, Any]) -> None:
         ]
         for row in data["roles"]
     ]
-    common.table("role", "bits", "weights", "bytes", "of the time", "loss", rows=rows, text=("bits",))
+    columns = ("role", "bits × blocks", "weights", "bytes", "of the time", "loss")
+    common.table(*columns, rows=rows, text=columns[1:2])
 
 
 def show_presets(data: dict[str, Any]) -> None:

@@ -171,7 +171,7 @@ def make_plan(
     if refine:
         picks, history = _refine(shape, problem, picks, refine, seed)
         measured = tuple(history)
-    recipe = changed(to_recipe(problem.assignment(picks), f"{shape.name} for {target.name}"), list(changes))
+    recipe = changed(to_recipe(problem.assignment(picks), f"{Path(shape.name).name} for {target.name}"), list(changes))
     found = Plan(shape, target, setting, problem, picks, recipe, losses, loss_of, measured)
     if missed := misses(found.cost, problem, target):
         raise UsageError(f"with {', '.join(changes)} the plan misses the budget: {'; '.join(missed)}")

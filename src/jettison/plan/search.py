@@ -143,8 +143,9 @@ def pareto(problem: Problem, points: int = 16) -> list[Picks]:
         return []
     largest = search(problem.within(time=problem.time))
     low, high = (problem.cost(picks)[1] for picks in (smallest, largest))
-    front: dict[Picks, None] = {}
+    front: list[Picks] = []
     for memory in np.geomspace(low, high, points) if high > low else [low]:
         picks = search(problem.within(problem.time, memory * (1 + 1e-9)))
-        front[picks] = None
-    return list(front)
+        if not front or problem.loss(picks) < problem.loss(front[-1]):  # a search that is cut short may find no better
+            front.append(picks)
+    return front

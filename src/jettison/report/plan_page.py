@@ -26,6 +26,7 @@ def plan_charts(data: Data | None) -> dict[str, Any] | None:
     if not data:
         return None
     return {
+        "bits": dict(sorted(BITS.items())),
         "map": embed(bits_map(data["map"]), "plan-map"),
         "roofline": embed(roofline(data["operators"], data["device"]), "plan-roofline"),
         "times": embed(times(data["operators"]["decode"]), "plan-times"),
@@ -81,6 +82,7 @@ def roofline(phases: Mapping[str, list[Data]], device: Data) -> go.Figure:
         y=[low * device["bandwidth"], device["flops"], device["flops"]],
         mode="lines",
         line={"color": COLOURS["original"], "width": 2},
+        name="roof",
         hoverinfo="skip",
     )
     roles = list(dict.fromkeys(row["role"] for row in points))
@@ -135,7 +137,9 @@ def front(data: Data) -> go.Figure:
     points = data["front"]
     scale, unit = (1e9, "GB") if data["memory"] > 1e9 else (1e6, "MB")
     hover = f"%{{text}}: %{{x:.4g}} {unit}, loss %{{y:.3g}}<extra></extra>"
-    floor = min((point["loss"] for point in points if point["loss"] > 0), default=1e-6)
+    presets = [preset for preset in data["presets"] if preset["memory"] is not None]
+    losses = [row["loss"] for row in (*points, *presets, data)]
+    floor = min((loss for loss in losses if loss > 0), default=1e-6)
     shown = lambda rows: {
         "x": [row["memory"] / scale for row in rows],
         "y": [max(row["loss"], floor) for row in rows],  # a loss of nothing has no place on this axis
@@ -146,7 +150,6 @@ def front(data: Data) -> go.Figure:
         **shown(points), mode="lines+markers", name="what nothing beats", text=list(map(rate, points)),
         line={"color": COLOURS["recovered"]},
     )  # fmt: skip
-    presets = [preset for preset in data["presets"] if preset["memory"] is not None]
     figure.add_scatter(
         **shown(presets), mode="markers", name="presets", text=[f"{row['name']}, {rate(row)}" for row in presets],
         marker={"symbol": "x", "size": 9, "color": COLOURS["original"]},
@@ -156,8 +159,7 @@ def front(data: Data) -> go.Figure:
         marker={"symbol": "star", "size": 16, "color": COLOURS["quantized"]},
     )  # fmt: skip
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.2, "font": {"color": "#7a858f"}})
-    values = [max(row["loss"], floor) for row in (*points, *presets, data)]
-    ticks = log_ticks(min(values), max(max(values), 1.01 * min(values)))
+    ticks = log_ticks(floor, max(*losses, 1.01 * floor))
     figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
     figure.update_xaxes(nticks=6, ticksuffix=f" {unit}")
     return figure

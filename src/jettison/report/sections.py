@@ -147,7 +147,6 @@ def recipe(run: Run) -> dict[str, Any]:
 def _step(entry: Mapping[str, Any]) -> dict[str, str]:
     verb = next(name for name in entry if name != "where")
     options = dict(entry[verb] or {})
-    where = entry.get("where") or {}
     what = []
     if "bits" in options:
         shape = {name: options[name] for name in ("bits", "group_size", "symmetric") if name in options}
@@ -155,9 +154,14 @@ def _step(entry: Mapping[str, Any]) -> dict[str, str]:
     if "train" in options:
         what.append(f"trains {' and '.join(options['train'])}")
     what += [f"{name} {options[name]}" for name in ("rank", "samples", "length", "lr") if name in options]
+    where = entry.get("where") or {}
+    places = "; ".join(map(_place, where if isinstance(where, list) else [where]))
+    return {"verb": verb, "method": options.get("method", ""), "what": ", ".join(what), "where": places}
+
+
+def _place(where: Mapping[str, Any]) -> str:
     blocks = f", blocks {', '.join(map(str, where['block']))}" if where.get("block") else ""
-    roles = ", ".join(where.get("role") or ["all linears"])
-    return {"verb": verb, "method": options.get("method", ""), "what": ", ".join(what), "where": roles + blocks}
+    return ", ".join(where.get("role") or ["all linears"]) + blocks
 
 
 def quality(run: Run) -> dict[str, Any] | None:
@@ -232,10 +236,11 @@ def command(run: Run) -> str:
         model = run.manifest["teacher"]["name"]
         return shlex.join(["jettison", "compress", model, "--recipe", "recipe.yaml", "--seed", seed, "--out", out])
     words = ["jettison", "fit", request["model"]]
-    for option in ("device", "tps", "memory", "context", "recipe"):
+    for option in ("device", "tps", "memory", "context", "engine", "losses", "refine", "recipe", "items"):
         if request.get(option) is not None:
             words += [f"--{option}", f"{request[option]}"]
-    for option, values in (("set", "changes"), ("text", "texts"), ("task", "tasks")):
+    words += ["--no-recovery"] * (request.get("recovery") is False)
+    for option, values in (("set", "changes"), ("text", "texts"), ("tasks", "tasks")):
         for value in request.get(values) or []:
             words += [f"--{option}", str(value)]
     return shlex.join([*words, "--seed", str(request.get("seed", 0)), "--out", out])

@@ -319,7 +319,8 @@ class TestAgainstTheRest:
         )
         grids = {job.linear.name: job.grid for job in assign(source, recipe)}
         assert (illegal(find_engine("transformers"), source.anatomy, grids) == []) is legal
-        compress(source.folder, recipe, tmp_path / "out")
+        manifest = compress(source.folder, recipe, tmp_path / "out")
+        assert (manifest["not_in_transformers"] == []) is legal
         ids = torch.randint(1, 4096, (2, 24), generator=torch.Generator().manual_seed(0))
         ours = load(tmp_path / "out", dtype=torch.bfloat16).logits(ids).float()
         try:

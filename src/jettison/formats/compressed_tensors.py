@@ -168,11 +168,17 @@ def problems(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
         )
     if any("embed" in linear.roles and linear.name in grids for linear in anatomy):
         found.append("transformers cannot run a packed embedding; jettison.load unpacks it")
-    experts = [linear for linear in anatomy if "expert" in linear.roles and linear.name in grids]
+    every = [linear for linear in anatomy if "expert" in linear.roles]
+    experts = [linear for linear in every if linear.name in grids]
     if experts and anatomy.family.experts["stored"] == "stacked":
         found.append(f"transformers has no loader for packed experts of {anatomy.family.name}; jettison.load has")
     elif len({grids[linear.name] for linear in experts}) > 1:
         found.append(
             "transformers reads one grid for all experts, and this recipe has several; jettison.load reads all"
+        )
+    elif grids and len(experts) < len(every) and anatomy.family.experts["stored"] == "separate":
+        found.append(
+            "transformers reads all experts packed or, where nothing is packed, none: with some in 16 bits it fails or "
+            "reads them wrongly; jettison.load does not"
         )
     return found

@@ -20,7 +20,7 @@ from jettison.plan.picture import plan_data
 from jettison.plan.planner import _infeasible
 from jettison.plan.refine import refine
 from jettison.plan.search import Problem, greedy, least, pareto, random_plan, search
-from jettison.plan.units import Choice, Unit, choices, find_units
+from jettison.plan.units import Choice, Unit, choices, find_units, tie
 from jettison.recipe import Recipe, load_recipe
 from jettison.report import write_plan
 from jettison.units import parse_bytes
@@ -177,6 +177,15 @@ class TestUnits:
         units = {unit.role: unit for unit in find_units(ModelFolder(tiny("qwen3_moe")).anatomy)}
         assert units["expert gate_up"].experts == units["expert down"].experts == 4
         assert len(units["expert gate_up"].linears) == 8 and units["expert gate_up"].roles == ("gate", "up")
+
+    def test_what_a_recipe_cannot_tell_apart_is_decided_together(self):
+        units = [
+            Unit("a", "linear", 0, ()),
+            Unit("b", "linear", 0, ()),
+            Unit("c", "linear", 1, ()),
+            Unit("d", "o", 0, ()),
+        ]
+        assert [[unit.name for unit in group] for group in tie(units, None)] == [["a", "b"], ["c"], ["d"]]
 
     def test_only_group_sizes_that_divide(self, tiny):
         anatomy = ModelFolder(tiny("llama")).anatomy  # rows of 64, and of 96 in down

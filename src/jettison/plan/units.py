@@ -80,13 +80,15 @@ def find_units(anatomy: Anatomy) -> list[Unit]:
 
 
 def tie(units: list[Unit], engine: Engine | None) -> list[tuple[Unit, ...]]:
-    """Units that must share their choice: alone, but that some engines want one grid for all experts of a block, or of
-    the model."""
+    """Units that must share their choice: those that a recipe cannot tell apart, being of one role in one block (of a
+    model that is read generically); and experts where an engine wants one grid for a block's, or for all of them."""
     share = "fused" if engine is None else engine.format.share
-    groups: dict[str, list[Unit]] = {}
+    groups: dict[tuple, list[Unit]] = {}
     for unit in units:
-        whole = {"fused": unit.name, "block": f"experts of {unit.block}", "model": "experts"}[share]
-        groups.setdefault(whole if unit.experts else unit.name, []).append(unit)
+        key = (unit.role, unit.block)
+        if share != "fused" and unit.experts:
+            key = ("experts", unit.block if share == "block" else None)
+        groups.setdefault(key, []).append(unit)
     return list(map(tuple, groups.values()))
 
 

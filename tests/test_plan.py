@@ -401,10 +401,10 @@ class TestPage:
     def test_the_page_stands_alone(self, data, tmp_path):
         page = write_plan(data | {"model": "<script>alert(1)</script>"}, tmp_path / "plan.html").read_text()
         assert "<script>alert" not in page and "http:" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
-        for name in ("plan-map", "plan-roofline", "plan-times", "plan-front", "plan-gains"):
+        for name in ("plan-map", "plan-sensitivity", "plan-roofline", "plan-times", "plan-front", "plan-gains"):
             assert f'id="{name}"' in page
         assert data["verdict"] in page and "75 asked" in page
 
     def test_a_model_without_what_a_chart_needs(self, data, tmp_path):
-        page = write_plan(data | {"gains": None, "front": []}, tmp_path / "plan.html").read_text()
+        page = write_plan(data | {"gains": None, "front": [], "sensitivity": []}, tmp_path / "plan.html").read_text()
         assert 'id="plan-gains"' not in page and 'id="plan-front"' not in page and 'id="plan-map"' in page

@@ -9,9 +9,11 @@ from jettison.models import ModelShape
 from jettison.plan.baselines import gain, gate_up_recipe, uniform_recipe, usual_group
 from jettison.plan.cost import Setting, operators, predict, predict_prefill, unit_operators
 from jettison.plan.planner import Plan
+from jettison.plan.units import Choice, Unit
 from jettison.recipe import Recipe
 from jettison.units import format_bytes
 
+SHOWN = 3  # bits at which the page draws what each block would lose
 CONTEXTS = (0, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
@@ -25,12 +27,26 @@ def plan_data(found: Plan) -> dict[str, Any]:
         },
         "front": [dict(zip(("memory", "tokens_per_second", "loss"), point, strict=False)) for point in found.front()],
         "gains": gains(found.shape, found.recipe, found.device, found.setting),
+        "sensitivity": [
+            {"role": unit.role, "block": unit.block, "loss": found.loss_of(unit, choice)}
+            for unit, choice in _at(found, SHOWN).items()
+            if unit.block is not None
+        ],
         "map": [
             {"role": unit.role, "block": unit.block, "choice": str(choice), "loss": found.loss_of(unit, choice)}
             for unit, choice in found.assignment.items()
             if unit.role != "embed"
         ],
     }
+
+
+def _at(found: Plan, bits: int) -> dict[Unit, Choice]:
+    """Each unit that can have so many bits, in its largest groups."""
+    open_to = {
+        unit: of for group, of in zip(found.problem.groups, found.problem.choices, strict=True) for unit in group
+    }
+    fit = {unit: [choice for choice in of if choice.bits == bits and not choice.rank] for unit, of in open_to.items()}
+    return {unit: max(of, key=lambda choice: choice.group_size) for unit, of in fit.items() if of}
 
 
 def plan_summary(found: Plan) -> dict[str, Any]:

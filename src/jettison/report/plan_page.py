@@ -1,6 +1,7 @@
 """A plan to look at: roofline, time by operator, what nothing beats, gain over uniform 4 bits, bits of every block."""
 
 from collections.abc import Mapping
+from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def plan_charts(data: Data | None) -> dict[str, Any] | None:
     return {
         "bits": dict(sorted(BITS.items())),
         "map": embed(bits_map(data["map"]), "plan-map"),
+        "sensitivity": embed(sensitivity_map(data["sensitivity"]), "plan-sensitivity") if data["sensitivity"] else None,
         "roofline": embed(roofline(data["operators"], data["device"]), "plan-roofline"),
         "times": embed(times(data["operators"]["decode"]), "plan-times"),
         "front": embed(front(data), "plan-front") if len(data["front"]) > 1 else None,
@@ -66,6 +68,30 @@ def bits_map(cells: list[Data]) -> go.Figure:
     )
     figure = blank(heat, height=34 * len(roles) + 40)
     figure.update_xaxes(showgrid=False, dtick=1 if few else None)
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticklabelstandoff=4)
+    return figure
+
+
+def sensitivity_map(cells: list[Data]) -> go.Figure:
+    """Blocks from left to right, roles from top to bottom; the darker, the more a matrix would lose."""
+    roles = list(dict.fromkeys(cell["role"] for cell in cells))
+    blocks = 1 + max(cell["block"] for cell in cells)
+    losses = [[None] * blocks for _ in roles]
+    for cell in cells:
+        losses[roles.index(cell["role"])][cell["block"]] = cell["loss"] or None
+    heat = go.Heatmap(
+        z=[[None if loss is None else log10(loss) for loss in row] for row in losses],
+        y=[label(role) for role in roles],
+        colorscale="YlOrBr",
+        showscale=False,
+        xgap=1,
+        ygap=1,
+        customdata=losses,
+        hovertemplate="block %{x}, %{y}: %{customdata:.2g} nats<extra></extra>",
+        hoverongaps=False,
+    )
+    figure = blank(heat, height=34 * len(roles) + 40)
+    figure.update_xaxes(showgrid=False, dtick=1 if blocks <= FEW else None)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticklabelstandoff=4)
     return figure
 

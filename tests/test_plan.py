@@ -408,3 +408,17 @@ class TestPage:
     def test_a_model_without_what_a_chart_needs(self, data, tmp_path):
         page = write_plan(data | {"gains": None, "front": [], "sensitivity": []}, tmp_path / "plan.html").read_text()
         assert 'id="plan-gains"' not in page and 'id="plan-front"' not in page and 'id="plan-map"' in page
+
+
+def test_fit_plans_measures_and_shows(tiny, tmp_path):
+    asked = dict(device="raspberry-pi-5", memory="650KB", context=0, recovery=False, engine="vllm", tokens=1024)
+    made = jettison.fit(tiny("llama"), out=tmp_path / "out", refine=3, **asked)
+    manifest = json.loads((tmp_path / "out" / "jettison.json").read_text())
+    assert manifest["plan"]["losses"] == "gradients" and len(manifest["plan"]["measured"]) == 3
+    assert made["quantized"]["size"]["bytes"] <= 651e3  # the files keep the shape of each matrix beside it
+    kl = made["quantized"]["texts"]["books-evaluation"]["kl"]
+    assert manifest["plan"]["loss"] == pytest.approx(kl, rel=0.5)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert 'id="plan-map"' in page and "--engine vllm" in page and "--no-recovery" in page
+    again = jettison.fit(tiny("llama"), out=tmp_path / "out", refine=3, **asked)
+    assert again["quantized"] == made["quantized"]

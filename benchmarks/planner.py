@@ -261,7 +261,7 @@ def main() -> None:
         claim("gateup_gain_max_pct", max(flat), "%", "higher", 23.3, note),
         claim("plan_4b_seconds", took["4b"], "s", "lower", 2.0, origin(took)),
         claim("plan_70b_seconds", took["70b"], "s", "lower", 5.0, origin(took)),
-        claim("sensitivity_scribe_seconds", took["sensitivity"], "s", "lower", 60.0, "396 losses by gradients, and a plan"),
+        claim("sensitivity_scribe_seconds", took["sensitivity"], "s", "lower", 60.0, "396 losses, and a plan"),
         claim("searched_vs_gateup_kl_ratio", ratio("GateUp", unseen_text), "", "lower", 1.0,
               f"equal bytes, unseen books; WikiText-2: {ratio('GateUp', 'wikitext2'):.2f}"),
         claim("searched_vs_uniform_kl_ratio", ratio("uniform 3 bits", unseen_text), "", "lower", 1.0,

@@ -258,8 +258,12 @@ def main() -> None:
         for recipe in ("w2", "gate/up")
     }
     counting, won = tally(compared["w2"])
-    gate_up = "w2; of {} that lose measurably to 2 bits in gate and up alone, {:.0%} come back to 80 %".format(
-        *tally(compared["gate/up"])
+    apart = {
+        text: tally([found for found in compared["w2"] if text in found["task"]]) for text in ("books", "wikitext")
+    }
+    gate_up = "w2 ({}); of {} that lose measurably to 2 bits in gate and up alone, {:.0%} come back to 80 %".format(
+        ", ".join(f"{text} {share:.0%} of {number}" for text, (number, share) in apart.items()),
+        *tally(compared["gate/up"]),
     )
     for run, (name, tell, do) in RUNS_TOLD.items():
         if absent(name):

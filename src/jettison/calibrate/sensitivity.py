@@ -119,7 +119,8 @@ def _by_gradients(
         inputs = inputs.detach()
 
         def back(gradient: torch.Tensor) -> None:
-            x, g = inputs.reshape(-1, linear.columns).float(), gradient.reshape(-1, linear.rows).float()
+            x = inputs.reshape(-1, linear.columns).float().cpu()  # methods run on the CPU
+            g = gradient.reshape(-1, linear.rows).float().cpu()
             weight, stats = dense_weight(module, linear), Stats.of(x)
             for grid in grids[part_of[linear.name]]:
                 error = quantize(weight, grid, method, stats) - weight
@@ -234,7 +235,8 @@ class Bench:
 
 
 def dense_weight(module: nn.Module, linear: Linear) -> torch.Tensor:
-    weight = module.weight.detach().float()
+    """(out, in) float32 on the CPU."""
+    weight = module.weight.detach().float().cpu()
     return weight.T.contiguous() if linear.layout == "conv1d" else weight
 
 

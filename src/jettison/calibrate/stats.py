@@ -31,7 +31,8 @@ class Stats:
 
     def add(self, inputs: torch.Tensor, originals: torch.Tensor | None = None) -> None:
         """inputs, originals: (..., in)."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        flat = lambda states: states.reshape(-1, states.shape[-1]).float().to(self.hessian.device)
+        rows = flat(inputs)
         total = self.tokens + len(rows)
         if not total:
             return
@@ -39,9 +40,7 @@ class Stats:
         if originals is not None:
             if self.cross is None:
                 self.cross = torch.zeros_like(self.hessian)
-            self.cross.mul_(self.tokens / total).addmm_(
-                originals.reshape(rows.shape).float().T, rows, alpha=1.0 / total
-            )
+            self.cross.mul_(self.tokens / total).addmm_(flat(originals).T, rows, alpha=1.0 / total)
         self.tokens = total
 
 

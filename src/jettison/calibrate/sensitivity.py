@@ -60,7 +60,8 @@ def sensitivity(
         windows = token_windows(source.tokenizer, text, length, samples)
         find = _by_gradients if kind == "gradients" else _by_measuring
         missing = {name: parts[name] for name in wanted}
-        count = sum(len(of) * (len(parts[name]) if kind == "gradients" else 1) for name, of in wanted.items())
+        inputs = {name: len({linear.inputs for linear in parts[name]}) for name in wanted}
+        count = sum(len(of) * (inputs[name] if kind == "gradients" else 1) for name, of in wanted.items())
         with bar("sensitivity", count) as progress:
             for name, grid, loss in find(source, missing, wanted, method, windows, seed, progress.advance):
                 journal.add(part=name, grid=str(grid), loss=loss)
@@ -111,32 +112,37 @@ def _by_gradients(
     model = load_dense(source, torch.float32).to(compute_device()).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    part_of = {linear.name: name for name, linears in parts.items() for linear in linears}
+    part_of = {linear.inputs: name for name, linears in parts.items() for linear in linears}
     linears = [linear for linears in parts.values() for linear in linears]
+    together: dict[str, list[Linear]] = {}  # linears of one input: their codes are chosen in one go
+    for linear in linears:
+        together.setdefault(linear.inputs, []).append(linear)
+    gradients: dict[str, torch.Tensor] = {}
     moved: dict[tuple[str, Grid], torch.Tensor] = {}  # the change of the log-likelihood at each token
 
-    def record(linear: Linear, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> None:
-        inputs = inputs.detach()
+    def record(linear: Linear, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        inputs, mates, name = inputs.detach(), together[linear.inputs], part_of[linear.inputs]
 
         def back(gradient: torch.Tensor) -> None:
-            x = inputs.reshape(-1, linear.columns).float().cpu()  # methods run on the CPU
-            g = gradient.reshape(-1, linear.rows).float().cpu()
-            weight, stats = dense_weight(module, linear), Stats.of(x)
-            for grid in grids[part_of[linear.name]]:
+            gradients[linear.name] = gradient.reshape(-1, linear.rows).float().cpu()  # methods run on the CPU
+            if any(mate.name not in gradients for mate in mates):
+                return
+            x = inputs.reshape(-1, linear.columns).float().cpu()
+            g = torch.cat([gradients.pop(mate.name) for mate in mates], 1)
+            weight = torch.cat([dense_weight(model.get_submodule(mate.name), mate) for mate in mates])
+            stats = Stats.of(x)
+            for grid in grids[name]:
                 error = quantize(weight, grid, method, stats) - weight
                 change = ((x @ error.T) * g).sum(-1)
                 if "expert" in linear.roles:  # each expert sees its own tokens
                     change = change.square().sum().reshape(1)
-                key = (part_of[linear.name], grid)
-                moved[key] = moved[key] + change if key in moved else change
-                advance(note=linear.name)
+                moved[name, grid] = moved[name, grid] + change if (name, grid) in moved else change
+                advance(note=linear.inputs)
 
         output.register_hook(back)
 
     hooks = [
-        module.register_forward_hook(
-            lambda module, args, output, linear=linear: record(linear, module, args[0], output)
-        )
+        module.register_forward_hook(lambda _, args, output, linear=linear: record(linear, args[0], output))
         for linear in linears
         for module in [model.get_submodule(linear.name)]
     ]

@@ -55,6 +55,12 @@ ASSUMED = {
     "side paths of rank 8": {"rank": 8},
     "side paths of rank 64": {"rank": 64},
 }
+BASELINES = {  # a tied head in 16 bits is the embedding, and takes no bytes of its own
+    "GateUp": gate_up_recipe(64, 64, head=16),
+    "uniform 3 bits": uniform_recipe(3, 64, head=16),
+    "GateUp, head in 4 bits": gate_up_recipe(64, 64),
+    "uniform 3 bits, head too": uniform_recipe(3, 64),
+}
 BUDGETS = (2.6, 3.0, 3.5, 4.2, 5.0)  # bits per weight of all that is decided on, scales counted
 RANDOM_BITS, RANDOM = 3.4, 40
 WINDOWS = 24  # of 256 tokens, unseen
@@ -142,7 +148,7 @@ def on_scribe() -> dict:
         roles = sum(by_role[unit.role, choice] for unit, choice in problem.assignment(picks).items())
         plans.append({"expected": problem.loss(picks), "roles": roles, "measured": measure(problem, picks, bench)})
     fixed_plans = {}
-    for name, recipe in (("GateUp", gate_up_recipe(64, 64)), ("uniform 3 bits", uniform_recipe(3, 64))):
+    for name, recipe in BASELINES.items():
         picks = problem.picks({unit: planned(unit, recipe) for unit in whole.assignment})
         memory = problem.cost(picks)[1]
         found = search(problem.within(memory=memory))
@@ -171,12 +177,11 @@ def role_means(problem) -> dict:
 def compressed() -> dict:
     """GateUp, uniform 3 bits, and the plans searched for their bytes, through the block loop; all evaluation text."""
     found = {}
-    for name, recipe in (("GateUp", gate_up_recipe(64, 64)), ("uniform 3 bits", uniform_recipe(3, 64))):
-        recipe = recipe.to_dict()
+    for name in ("GateUp", "uniform 3 bits"):
+        memory = predict(open_shape("scribe"), BASELINES[name], find_device("server-2core"), Setting(context=0)).memory
+        recipe = BASELINES[name].to_dict()
         for step in recipe["steps"]:
             step["quantize"] = {key: step["quantize"][key] for key in ("bits", "group_size")} | {"method": "gptq"}
-        memory = predict(open_shape("scribe"), gate_up_recipe(64, 64) if name == "GateUp" else uniform_recipe(3, 64),
-                         find_device("server-2core"), Setting(context=0)).memory  # fmt: skip
         searched = plan_scribe(memory=memory).recipe
         for kind, each in (("given", recipe), ("searched", searched)):
             folder = FOLDER / f"{name.replace(' ', '-').lower()}-{kind}"
@@ -299,6 +304,19 @@ def tables(gained: dict, scribe: dict, through: dict) -> dict:
     ]
     columns = ["bits per weight", "expected: searched", "greedy", "measured: searched", "greedy"]
     found["Searched and greedy plans for scribe (KL, nats per token)"] = {"columns": columns, "rows": rows}
+    rows = [
+        [
+            name,
+            f"{of['memory'] / 1e6:.3f} MB",
+            *(f"{value:.4f}" for key in ("expected", "measured") for value in of[key]),
+        ]
+        for name, of in scribe["fixed"].items()
+    ]
+    columns = ["bytes of", "", "expected", "searched for its bytes", "measured", "searched for its bytes"]
+    found["Fixed recipes and plans of the same bytes, for scribe (KL, nats per token)"] = {
+        "columns": columns,
+        "rows": rows,
+    }
     rows = [
         [name, f"{of['bytes'] / 1e6:.3f} MB", *(f"{value:.4f}" for value in of["kl"].values())]
         for name, of in through.items()

@@ -320,6 +320,7 @@ def tables(gained: dict, scribe: dict, through: dict) -> dict:
     rows = [
         [name, f"{of['bytes'] / 1e6:.3f} MB", *(f"{value:.4f}" for value in of["kl"].values())]
         for name, of in through.items()
+        if isinstance(of, dict)
     ]
     found["Compressed by gptq, nothing recovered"] = {
         "columns": ["", "bytes", "books: KL", "WikiText-2: KL"],

@@ -49,7 +49,7 @@ RECOVERED = ["quantize.group_size=64", "quantize.iterations=30", "recover.sample
 RECOVERED += ["recover.epochs=2", "recover.batch=8", "recover.lr=0.003", "recover.scale_lr=0.003"]
 MISSED = (
     "first attempt on this text; text written before a flaw was mended gave 0.801 on books and 1.24 on WikiText-2, and "
-    "study.py's seeds differ by 0.008 and 0.27: not tried yet are its loss temperature 2 and text at temperature 1 alone"
+    "study.py's seeds differ by 0.008 and 0.27: not tried yet: its loss temperature 2, text at temperature 1 alone"
 )
 SMALL = [
     "recover.samples=64",

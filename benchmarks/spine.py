@@ -47,6 +47,10 @@ ROUNDED = {
 }
 RECOVERED = ["quantize.group_size=64", "quantize.iterations=30", "recover.samples=8192", "recover.length=256"]
 RECOVERED += ["recover.epochs=2", "recover.batch=8", "recover.lr=0.003", "recover.scale_lr=0.003"]
+MISSED = (
+    "first attempt on this text; text written before a flaw was mended gave 0.801 on books and 1.24 on WikiText-2, and "
+    "study.py's seeds differ by 0.008 and 0.27: not tried yet: its loss temperature 2, text at temperature 1 alone"
+)
 SMALL = [
     "recover.samples=64",
     "recover.length=64",
@@ -194,8 +198,8 @@ def main() -> None:
     size = won["recovered"]["size"]
     claims = [
         claim("demo_minutes", shown["minutes"], "min", "lower", 10, origin(shown)),
-        claim("recovery_books", share(began, won["recovered"], "books-evaluation"), "", "higher", 0.80, origin(won)),
-        claim("recovery_wikitext2", share(began, won["recovered"], "wikitext2"), "", "higher", 0.70, origin(won)),
+        claim("recovery_books", share(began, won["recovered"], "books-evaluation"), "", "higher", 0.80, MISSED),
+        claim("recovery_wikitext2", share(began, won["recovered"], "wikitext2"), "", "higher", 0.70, MISSED),
         claim("adapter_bits_per_weight", size["adapter_bits_per_weight"], "bits", "lower", 0.7, origin(won)),
         claim("resume_identical", identical, "of 20", "equal", 2 * KILLS, origin(killed["recover"])),
         claim("transformers_logit_maxdiff", same["maxdiff"], "", "lower", 1e-4, origin(same)),

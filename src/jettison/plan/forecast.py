@@ -98,7 +98,8 @@ def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[s
         unquantized = sum(source.checkpoint.bytes_of(tensor) for tensor in source.tensors_of(None))
         seconds += (packed + unquantized) * trial.try_writing()
         codes = sum(job.linear.weights for job in outside)
-        held = 12 * AT_ONCE if walk is None else 16 * max((job.linear.weights for job in outside), default=0)
+        largest = max((job.linear.weights for job in outside), default=0)
+        held = 12 * AT_ONCE if walk is None else 28 * largest  # gptq holds five copies in float32 beside the original
         memory = max(memory, psutil.Process().memory_info().rss + unquantized + packed + codes + held)
     quantized = replace(recipe, steps=tuple(recipe.of("quantize")))
     stored = predict(source, quantized, find_device("this"), Setting(context=0)).memory

@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 from witness import RESULTS, ROOT, RUNS, cell, claim, compare, origin, write_result
 
 from jettison.calibrate import token_windows
-from jettison.calibrate.sensitivity import Bench
+from jettison.calibrate.sensitivity import Bench, unseen_windows
 from jettison.compress import compress
 from jettison.devices import find_device
 from jettison.evaluate import evaluate
@@ -159,7 +159,7 @@ def on_scribe() -> dict:
         }
     limited = problem.within(memory=fixed_plans["GateUp"]["memory"])
     source = whole.shape
-    steering = Bench(source, token_windows(source.tokenizer, "books", 256)[1::8][:16], "gptq")
+    steering = Bench(source, unseen_windows(source), "gptq")
     best, history = refine(limited, search(limited), steering, EVALUATIONS)
     refined = {"steering": [history[0], min(history)], "measured": measure(problem, best, bench)}
     return {"budgets": budgets, "random": plans, "fixed": fixed_plans, "refined": refined}

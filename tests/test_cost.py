@@ -11,18 +11,7 @@ from jettison.plan.cost import operators, windows
 from jettison.recipe import Recipe, load_recipe
 from jettison.units import parse_bytes
 
-ROW = {"bandwidth": 50e9, "memory": 4e9, "flops": {"fp32": 1e12}, "share": 1.0}
 FAST = Device("fast", "fast", bandwidth=256e9, memory=128e9, flops={"fp16": 1e18}, cache=0.0, overhead=0.0, sources={})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def this_machine(tmp_path_factory):
-    """A device ``this`` without measuring, and a cache of its own: nothing here depends on the machine."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr("jettison.devices.device.measure", lambda: ROW)
-    patch.setenv("JETTISON_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield
-    patch.undo()
 
 
 class TestRoofline:
@@ -51,7 +40,7 @@ class TestRoofline:
 
 class TestCost:
     def test_scales_and_side_paths_are_counted(self, tiny):
-        source, device = ModelFolder(tiny("llama")), find_device("this")
+        source, device = ModelFolder(tiny("llama")), FAST
         plain = uniform_recipe(4, 32)
         adapted = load_recipe(plain.to_dict() | {"steps": [
             *plain.to_dict()["steps"], {"recover": {"rank": 4, "train": ["lora"]}, "where": {"role": ["up"]}},

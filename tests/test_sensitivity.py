@@ -5,7 +5,7 @@ import torch
 
 from jettison.calibrate import token_windows
 from jettison.calibrate.prior import prior_loss, recovered_part
-from jettison.calibrate.sensitivity import Bench, known_sensitivity, sensitivity
+from jettison.calibrate.sensitivity import LENGTH, SAMPLES, Bench, known_sensitivity, sensitivity, unseen_windows
 from jettison.errors import UsageError
 from jettison.grid import Grid
 from jettison.models import ModelFolder
@@ -66,6 +66,13 @@ def test_what_is_known(tiny):
     found = sensitivity(source, parts, grids)
     assert known_sensitivity(source, parts, grids) == (found, "gradients")
     assert known_sensitivity(source, parts, dict.fromkeys(parts, GRIDS)) == ({}, "prior")
+
+
+def test_what_steers_refinement_was_not_seen(tiny):
+    source = ModelFolder(tiny("llama"))
+    seen, unseen = token_windows(source.tokenizer, "books", LENGTH, SAMPLES), unseen_windows(source)
+    assert unseen.shape == seen.shape and len({tuple(row.tolist()) for row in unseen}) == SAMPLES
+    assert not {tuple(row.tolist()) for row in unseen} & {tuple(row.tolist()) for row in seen}
 
 
 def test_the_bench_puts_everything_back(tiny):

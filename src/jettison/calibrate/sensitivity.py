@@ -1,11 +1,13 @@
 """What it costs a model to lose precision in one place: by gradients, or by measuring.
 
 For a set of linears that share their bits and a grid: how far the model's output moves from what it was, in nats of
-KL(original ‖ changed) per token. Kept in a journal as it is found, so that a killed run continues.
+KL(original ‖ changed) per token. Kept in a journal as it is found: measuring that was killed continues; gradients,
+which are found in one pass, start again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,17 +22,19 @@ from jettison.grid import Grid, QuantizedWeight
 from jettison.journal import Journal
 from jettison.models import Linear, ModelFolder
 from jettison.models.dense import compute_device, load_dense
+from jettison.models.modules import dense_weight
 from jettison.progress import bar
 
 BATCH, SAMPLES, LENGTH = 4, 16, 256
 KINDS = ("gradients", "measured")
 Parts = Mapping[str, Sequence[Linear]]  # name of a unit -> its linears
+Grids = Mapping[str, Sequence[Grid]]  # the same -> what is tried
 
 
 def sensitivity(
     model: str | Path | ModelFolder,
     parts: Parts,
-    grids: Mapping[str, Sequence[Grid]],
+    grids: Grids,
     *,
     kind: str = "gradients",
     method: str = "gptq",
@@ -58,20 +62,18 @@ def sensitivity(
     wanted = {name: missing for name, missing in wanted.items() if missing}
     if wanted:
         windows = token_windows(source.tokenizer, text, length, samples)
-        find = _by_gradients if kind == "gradients" else _by_measuring
+        find = partial(_by_gradients, seed=seed) if kind == "gradients" else _by_measuring
         missing = {name: parts[name] for name in wanted}
         inputs = {name: len({linear.inputs for linear in parts[name]}) for name in wanted}
         count = sum(len(of) * (inputs[name] if kind == "gradients" else 1) for name, of in wanted.items())
         with bar("sensitivity", count) as progress:
-            for name, grid, loss in find(source, missing, wanted, method, windows, seed, progress.advance):
+            for name, grid, loss in find(source, missing, wanted, method, windows, progress.advance):
                 journal.add(part=name, grid=str(grid), loss=loss)
                 known[name, str(grid)] = loss
     return {name: {grid: known[name, str(grid)] for grid in grids[name]} for name in parts}
 
 
-def known_sensitivity(
-    source: ModelFolder, parts: Parts, grids: Mapping[str, Sequence[Grid]]
-) -> tuple[dict[str, dict[Grid, float]], str]:
+def known_sensitivity(source: ModelFolder, parts: Parts, grids: Grids) -> tuple[dict[str, dict[Grid, float]], str]:
     """What ``sensitivity`` with its default settings has found for a model before, and which kind that was; measured
     losses sooner than gradients. Empty and ``prior`` if something is missing."""
     for kind in reversed(KINDS):
@@ -79,6 +81,14 @@ def known_sensitivity(
         if all((name, str(grid)) in known for name in parts for grid in grids[name]):
             return {name: {grid: known[name, str(grid)] for grid in grids[name]} for name in parts}, kind
     return {}, "prior"
+
+
+def unseen_windows(source: ModelFolder, count: int = SAMPLES) -> torch.Tensor:
+    """(count, length) token ids of the calibration text that ``sensitivity`` with its default settings does not see."""
+    every = token_windows(source.tokenizer, "books", LENGTH)
+    seen = token_windows(source.tokenizer, "books", LENGTH, SAMPLES)
+    rest = every[[not bool((seen == row).all(-1).any()) for row in every]]
+    return rest[torch.arange(count) * len(rest) // count]
 
 
 def _journal(
@@ -102,11 +112,11 @@ Losses = Iterator[tuple[str, Grid, float]]
 def _by_gradients(
     source: ModelFolder,
     parts: Parts,
-    grids: Mapping[str, Sequence[Grid]],
+    grids: Grids,
     method: str,
     windows: torch.Tensor,
-    seed: int,
     advance: Callable[..., None],
+    seed: int,
 ) -> Losses:
     """One pass forward, one back. Everything is found as the gradient passes a matrix; only its inputs are kept."""
     model = load_dense(source, torch.float32).to(compute_device()).eval()
@@ -132,7 +142,7 @@ def _by_gradients(
             weight = torch.cat([dense_weight(model.get_submodule(mate.name), mate) for mate in mates])
             stats = Stats.of(x)
             for grid in grids[name]:
-                error = quantize(weight, grid, method, stats) - weight
+                error = _choose_codes(weight, grid, method, stats).dequantize() - weight
                 change = ((x @ error.T) * g).sum(-1)
                 if "expert" in linear.roles:  # each expert sees its own tokens
                     change = change.square().sum().reshape(1)
@@ -163,13 +173,7 @@ def _by_gradients(
 
 
 def _by_measuring(
-    source: ModelFolder,
-    parts: Parts,
-    grids: Mapping[str, Sequence[Grid]],
-    method: str,
-    windows: torch.Tensor,
-    seed: int,
-    advance: Callable[..., None],
+    source: ModelFolder, parts: Parts, grids: Grids, method: str, windows: torch.Tensor, advance: Callable[..., None]
 ) -> Losses:
     """A forward pass for each: in the whole model, only one part is changed at a time."""
     bench = Bench(source, windows, method)
@@ -238,16 +242,6 @@ class Bench:
             guess = self._logits(ids).log_softmax(-1)
             total += float((target.exp() * (target - guess)).sum(dtype=torch.float64))
         return total / self.windows.numel()
-
-
-def dense_weight(module: nn.Module, linear: Linear) -> torch.Tensor:
-    """(out, in) float32 on the CPU."""
-    weight = module.weight.detach().float().cpu()
-    return weight.T.contiguous() if linear.layout == "conv1d" else weight
-
-
-def quantize(weight: torch.Tensor, grid: Grid, method: str, stats: Stats | None) -> torch.Tensor:
-    return _choose_codes(weight, grid, method, stats).dequantize()
 
 
 def _choose_codes(weight: torch.Tensor, grid: Grid, method: str, stats: Stats | None) -> QuantizedWeight:

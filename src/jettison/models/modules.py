@@ -5,6 +5,7 @@ from torch import nn
 
 from jettison.grid import Grid, QuantizedWeight, pack
 from jettison.kernels import ops
+from jettison.models.anatomy import Linear
 
 
 class QuantLinear(nn.Module):
@@ -71,3 +72,11 @@ def packed_parts(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
     if weight.zero is not None:
         parts["weight_zero_point"] = pack(weight.zero.T.contiguous(), weight.grid.bits).T.contiguous()
     return parts
+
+
+def dense_weight(module: nn.Module, linear: Linear) -> torch.Tensor:
+    """(out, in) float32 on the CPU, of a packed or a plain linear."""
+    if isinstance(module, QuantLinear):
+        return module.weight().cpu()
+    weight = module.weight.detach().float().cpu()
+    return weight.T.contiguous() if linear.layout == "conv1d" else weight

@@ -10,7 +10,14 @@ import numpy as np
 
 from jettison.calibrate import token_windows
 from jettison.calibrate.prior import prior_loss, recovered_part
-from jettison.calibrate.sensitivity import Bench, known_sensitivity, sensitivity
+from jettison.calibrate.sensitivity import (
+    LENGTH,
+    SAMPLES,
+    Bench,
+    known_sensitivity,
+    sensitivity,
+    unseen_windows,
+)
 from jettison.devices import Cost, Device, find_device, step_cost
 from jettison.errors import UsageError
 from jettison.formats.engines import find_engine, illegal
@@ -24,7 +31,6 @@ from jettison.recipe import Recipe, load_recipe, preset_names, with_why
 from jettison.units import format_bytes, parse_bytes
 
 LOSSES = ("auto", "prior", "gradients", "measured")
-REFINED_ON = 16  # windows of 256 tokens, of the part of the text that losses were not found on
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,8 @@ def make_plan(
     groups = tie(units, legal)
     open_to = {unit: choices(unit, family, bits, sizes, recovery, legal) for unit in units}
     options = [
-        [choice for choice in open_to[group[0]] if all(choice in open_to[unit] for unit in group)] for group in groups
+        [choice for choice in open_to[group[0]] if all(choice in open_to[unit] for unit in group)] or [Choice(16)]
+        for group in groups
     ]
 
     def cost_of(unit: Unit, choice: Choice) -> np.ndarray:
@@ -247,9 +254,8 @@ def _infeasible(problem: Problem, shape: ModelShape, device: Device, setting: Se
 def _refine(
     shape: ModelShape, problem: Problem, picks: Picks, evaluations: int, seed: int
 ) -> tuple[Picks, list[float]]:
-    windows = token_windows(shape.tokenizer, "books", 256)
-    seen, unseen = windows[:: max(1, len(windows) // REFINED_ON)], windows[1 :: max(2, len(windows) // REFINED_ON)]
-    bench = Bench(shape, unseen[:REFINED_ON], "gptq", statistics=seen[:REFINED_ON])
+    seen = token_windows(shape.tokenizer, "books", LENGTH, SAMPLES)
+    bench = Bench(shape, unseen_windows(shape), "gptq", statistics=seen)
     return refine_picks(problem, picks, bench, evaluations, seed)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from jettison.calibrate import Stats, best_correction
 from jettison.models import Linear
-from jettison.models.modules import Adapted, QuantLinear
+from jettison.models.modules import Adapted, QuantLinear, dense_weight
 
 
 def add_lora(
@@ -41,14 +41,6 @@ def add_lora(
         for name, parameter in (("lora_a", adapted.lora_a), ("lora_b", adapted.lora_b)):
             parameters[f"{linear.name}.{name}"] = parameter.requires_grad_()
     return parameters
-
-
-def dense_weight(module: nn.Module, linear: Linear) -> torch.Tensor:
-    """(out, in) float32 on the CPU, of a packed or a plain linear."""
-    if isinstance(module, QuantLinear):
-        return module.weight().cpu()
-    weight = module.weight.detach().float().cpu()
-    return weight.T if linear.layout == "conv1d" else weight
 
 
 def train_scales(student: nn.Module, linears: Iterable[Linear]) -> dict[str, nn.Parameter]:

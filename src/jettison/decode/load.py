@@ -15,6 +15,7 @@ from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.formats.peft import attach_adapter
 from jettison.models import ModelFolder
 from jettison.models.dense import compute_device, load_dense, stored_dtype
+from jettison.models.modules import tile_linears
 
 
 @dataclass
@@ -77,15 +78,19 @@ class Loaded:
     speed: float = 0.0
 
 
-def load(folder: str | Path, *, adapter: bool = True, dtype: torch.dtype | None = None) -> Loaded:
+def load(folder: str | Path, *, adapter: bool = True, dtype: torch.dtype | None = None, exact: bool = False) -> Loaded:
     """Load a checkpoint of Jettison (or any pack-quantized one), or a plain model, for running.
 
     Quantized linears stay packed in memory. adapter: apply ``adapter/`` where there is one. dtype: of everything else,
-    by default the type the checkpoint names.
+    by default the type the checkpoint names. exact: multiply in floating point on the CPU as well, as most engines do,
+    where the kernels round activations to int8: slower, and the same to a few thousandths of a nat.
     """
     source = ModelFolder(folder)
     dtype = dtype or stored_dtype(source)
     model = load_packed(source, dtype) if source.quantization else load_dense(source, dtype)
     if adapter and (source.folder / ADAPTER).is_dir():
         attach_adapter(model, source.folder)
-    return Loaded(source, model.to(compute_device()).eval())
+    model = model.to(compute_device()).eval()
+    if not exact:
+        tile_linears(model)
+    return Loaded(source, model)

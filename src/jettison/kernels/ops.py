@@ -1,8 +1,20 @@
-"""Operators on packed weights, each with its PyTorch reference."""
+"""Operators on packed weights, as ``torch.ops.jettison``, so that torch.compile and torch.export see them.
+
+- ``quant_linear``: on the layout of checkpoints. A Triton kernel on a GPU, PyTorch elsewhere.
+- ``tiled_linear``: on tiles, by the C++ kernels on the CPU, with activations as int8; PyTorch where they are missing.
+
+Neither has a gradient: whoever trains takes ``dequantize``, which has.
+"""
+
+from functools import lru_cache
 
 import torch
 
 from jettison.grid import Grid, unpack
+from jettison.kernels import native
+from jettison.kernels.tiles import SCALE_TYPES, Tiling, dense, pack_codes, pack_zero, spread, zero_points
+
+SCALE_DTYPES = {number: dtype for dtype, number in SCALE_TYPES.items()}
 
 
 def dequantize(
@@ -17,7 +29,7 @@ def dequantize(
     if zero_point is None:
         steps = steps - grid.middle
     else:
-        steps = steps - unpack(zero_point.T, grid.bits, packed.shape[0]).T.unsqueeze(-1)
+        steps = steps - zero_points(zero_point, grid, packed.shape[0]).unsqueeze(-1)
     return (steps * scale.float().unsqueeze(-1)).reshape(packed.shape[0], columns)
 
 
@@ -29,7 +41,84 @@ def quant_linear(
     grid: Grid,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x Wᵀ + bias for a packed W: (..., columns) -> (..., rows), in the type of ``x``. See ``dequantize``."""
-    weight = dequantize(packed, scale, zero_point, grid, x.shape[-1]).to(x.dtype)
-    rows = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+    """x Wᵀ + bias for a packed W: (..., columns) -> (..., rows), in the type of ``x``, with gradients. See
+    ``dequantize`` for the weight."""
+    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+        return _by_dequantizing(x, dequantize(packed, scale, zero_point, grid, x.shape[-1]), bias)
+    return torch.ops.jettison.quant_linear.default(x, packed, scale, zero_point, bias, grid.bits, grid.group_size)
+
+
+def tiled_linear(
+    x: torch.Tensor, tiles: torch.Tensor, zero: torch.Tensor | None, bias: torch.Tensor | None, tiling: Tiling
+) -> torch.Tensor:
+    """x Wᵀ + bias for W in tiles: (..., columns) -> (..., rows), in the type of ``x``. bias: (rows,) float32.
+
+    By the C++ kernels activations are rounded to int8, by spans of the weight: x ≈ s·q with s = max|x| / 127.
+    """
+    return torch.ops.jettison.tiled_linear.default(
+        x, tiles, zero, bias, tiling.rows, tiling.bits, tiling.span, tiling.middle, SCALE_TYPES[tiling.scale_dtype]
+    )
+
+
+def pack_tiles(
+    packed: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, grid: Grid, tiling: Tiling
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Tiles and zero points of a weight in the layout of checkpoints (see ``dequantize``), on the CPU."""
+    spread_scale = spread(scale, grid, tiling)
+    if native.library():
+        tiles = native.pack(packed, grid.bits, spread_scale, tiling)
+    else:
+        tiles = pack_codes(unpack(packed, grid.bits, tiling.columns), spread_scale, tiling)
+    if zero_point is None:
+        return tiles, None
+    return tiles, pack_zero(spread(zero_points(zero_point, grid, tiling.rows), grid, tiling), tiling)
+
+
+def _by_dequantizing(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    bias = None if bias is None else bias.to(x.dtype)
+    rows = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), weight.to(x.dtype), bias)
     return rows.unflatten(0, x.shape[:-1])
+
+
+# --- what the operators are -------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("jettison", "DEF")
+_library.define(
+    "quant_linear(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, int bits, int group_size)"
+    " -> Tensor"
+)
+_library.define(
+    "tiled_linear(Tensor x, Tensor tiles, Tensor? zero, Tensor? bias, int rows, int bits, int span, int middle,"
+    " int scale_type) -> Tensor"
+)
+
+
+def _quant_linear(x, packed, scale, zero_point, bias, bits, group_size):
+    grid = Grid(bits, group_size, zero_point is None, scale.dtype)
+    return _by_dequantizing(x, dequantize(packed, scale, zero_point, grid, x.shape[-1]), bias)
+
+
+_tiling = lru_cache(1024)(Tiling)  # else making one takes longer than everything else here
+
+
+def _tiled_linear(x, tiles, zero, bias, rows, bits, span, middle, scale_type):
+    tiling = _tiling(rows, x.shape[-1], bits, span, middle, SCALE_DTYPES[scale_type])
+    if native.library() is None:
+        return _by_dequantizing(x, dense(tiles, zero, tiling), bias)
+    if x.dtype == torch.float16:  # hardly any CPU multiplies it faster
+        return native.linear(x.float(), tiles, zero, bias, tiling).half()
+    return native.linear(x, tiles, zero, bias, tiling)
+
+
+_library.impl("quant_linear", _quant_linear, "CPU")
+_library.impl("tiled_linear", _tiled_linear, "CPU")
+
+
+@torch.library.register_fake("jettison::quant_linear")
+def _(x, packed, scale, zero_point, bias, bits, group_size):
+    return x.new_empty((*x.shape[:-1], packed.shape[0]))
+
+
+@torch.library.register_fake("jettison::tiled_linear")
+def _(x, tiles, zero, bias, rows, bits, span, middle, scale_type):
+    return x.new_empty((*x.shape[:-1], rows))

@@ -5,13 +5,14 @@ from torch import nn
 
 from jettison.grid import Grid, QuantizedWeight, pack
 from jettison.kernels import ops
+from jettison.kernels.tiles import Tiling, dense, to_checkpoint
 from jettison.models.anatomy import Linear
-
 
 class QuantLinear(nn.Module):
     """y = x Wᵀ + b with W packed, under the names that compressed-tensors gives its parts.
 
     weight_packed: int32 (out, words). weight_scale: (out, groups). weight_zero_point: int32 (words, groups) or None.
+    ``tile`` swaps them for what the CPU kernels read; ``untile`` brings them back.
     """
 
     def __init__(self, rows: int, columns: int, grid: Grid, bias: torch.Tensor | None = None):
@@ -25,6 +26,10 @@ class QuantLinear(nn.Module):
         self.register_buffer("weight_zero_point", zero)
         self.register_buffer("bias", bias)
         self.gain: nn.Parameter | None = None  # set while the scales are trained
+        self.tiling: Tiling | None = None
+        self.tile_bias: torch.Tensor | None = None  # float32, whatever type the module is turned to
+        self.register_buffer("tiles", None, persistent=False)
+        self.register_buffer("tile_zero", None, persistent=False)
 
     @classmethod
     def of(cls, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> "QuantLinear":
@@ -32,6 +37,25 @@ class QuantLinear(nn.Module):
         for name, value in packed_parts(weight).items():
             setattr(module, name, value)
         return module
+
+    def tile(self) -> None:
+        """Hold the weight in the order in which the CPU kernels read it, from here on multiplied by activations rounded
+        to int8. Nothing happens where they do not serve: another device, scales in training, a grid they do not know."""
+        tiling = Tiling.of(self.grid, self.out_features, self.in_features)
+        if tiling is None or self.tiles is not None or self.gain is not None or not self.weight_packed.is_cpu:
+            return
+        parts = (self.weight_packed, self.weight_scale, self.weight_zero_point)
+        self.tiles, self.tile_zero = ops.pack_tiles(*parts, self.grid, tiling)
+        self.tile_bias = None if self.bias is None else self.bias.detach().float()
+        self.tiling = tiling
+        self.weight_packed = self.weight_scale = self.weight_zero_point = None
+
+    def untile(self) -> None:
+        """Back to the layout of checkpoints, bit for bit, on whatever device the tiles are."""
+        if self.tiles is not None:
+            parts = to_checkpoint(self.tiles, self.tile_zero, self.tiling, self.grid)
+            self.weight_packed, self.weight_scale, self.weight_zero_point = parts
+            self.tiles = self.tile_zero = self.tile_bias = self.tiling = None
 
     @property
     def scale(self) -> torch.Tensor:
@@ -43,9 +67,15 @@ class QuantLinear(nn.Module):
 
     def weight(self) -> torch.Tensor:
         """(out, in) float32."""
+        if self.tiles is not None:
+            return dense(self.tiles, self.tile_zero, self.tiling)
         return ops.dequantize(self.weight_packed, self.scale, self.weight_zero_point, self.grid, self.in_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.tiles is not None:
+            if x.is_cpu and not (x.requires_grad and torch.is_grad_enabled()):
+                return ops.tiled_linear(x, self.tiles, self.tile_zero, self.tile_bias, self.tiling)
+            self.untile()
         return ops.quant_linear(x, self.weight_packed, self.scale, self.weight_zero_point, self.grid, self.bias)
 
     def extra_repr(self) -> str:
@@ -64,6 +94,13 @@ class Adapted(nn.Module):
         result = self.base(x)
         low = nn.functional.linear(x.float(), self.lora_a.float())
         return (result + nn.functional.linear(low, self.lora_b.float()) * self.scaling).to(result.dtype)
+
+
+def tile_linears(model: nn.Module) -> None:
+    """Ready every packed linear of a model for the CPU kernels; see ``QuantLinear.tile``."""
+    for module in model.modules():
+        if isinstance(module, QuantLinear):
+            module.tile()
 
 
 def packed_parts(weight: QuantizedWeight) -> dict[str, torch.Tensor]:

@@ -1,0 +1,113 @@
+// AVX2: 16 lanes are two registers. With JETTISON_VNNI a dot product is one instruction, else three.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "numbers.h"
+#include "tiles.h"
+
+namespace jettison {
+namespace {
+
+struct Lanes {
+  struct Ints {
+    __m256i low, high;
+  };
+  struct Floats {
+    __m256 low, high;
+  };
+  using Bytes = Ints;
+  static constexpr int kMaxRows = 2;
+  static constexpr bool kManyRegisters = false;
+
+  static Ints broadcast(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
+  static Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+  static Ints shift_right(Ints a, int count) {
+    return {_mm256_srai_epi32(a.low, count), _mm256_srai_epi32(a.high, count)};
+  }
+  static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
+
+  static __m256i load(const uint8_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+  static __m256i bits(__m256i block, int shift, int mask) {  // a negative shift is to the left
+    block = shift < 0 ? _mm256_slli_epi32(block, -shift) : _mm256_srli_epi32(block, shift);
+    return _mm256_and_si256(block, _mm256_set1_epi8(static_cast<char>(mask)));
+  }
+
+  template <int kBits>
+  struct Half {
+    Ints block[kBits == 3 ? 3 : 1];
+    void load(const uint8_t* at) {
+      for (int i = 0; i < (kBits == 3 ? 3 : 1); i++) block[i] = {Lanes::load(at + 64 * i), Lanes::load(at + 64 * i + 32)};
+      // Else each use of a block may become a load of its own. Three blocks would fill the registers.
+      if constexpr (kBits != 3) asm("" : "+x"(block[0].low), "+x"(block[0].high));
+    }
+    Bytes quad(int q) const {
+      if constexpr (kBits == 8) return block[0];
+      if constexpr (kBits == 4) return {bits(block[0].low, 4 * q, 15), bits(block[0].high, 4 * q, 15)};
+      if constexpr (kBits == 2) return {bits(block[0].low, 2 * q, 3), bits(block[0].high, 2 * q, 3)};
+      if constexpr (kBits == 3) {
+        const Ints& two = block[q / 4];
+        return {_mm256_or_si256(bits(two.low, 2 * (q % 4), 3), bits(block[2].low, q - 2, 4)),
+                _mm256_or_si256(bits(two.high, 2 * (q % 4), 3), bits(block[2].high, q - 2, 4))};
+      }
+    }
+    Bytes field(int) const { return block[0]; }  // never asked for
+  };
+
+  template <int kBits>
+  static __m256i dot(__m256i sum, __m256i quad, __m256i x) {
+#ifdef JETTISON_VNNI
+    // The intrinsic, but for compilers that copy and spill its sum in long loops.
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(quad), "x"(x));
+    return sum;
+#else
+    // Pairs of products are added in 16 bits with saturation: exact up to 7 bits, so the eighth goes apart.
+    const __m256i ones = _mm256_set1_epi16(1);
+    if constexpr (kBits < 8) return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(quad, x), ones));
+    const __m256i rest = bits(quad, 0, 0x7f), half = bits(quad, 1, 0x40);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(rest, x), ones));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(half, x), _mm256_set1_epi16(2)));
+#endif
+  }
+  template <int kBits>
+  static Ints dot(Ints sum, Bytes quad, const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    const __m256i by = _mm256_set1_epi32(four);
+    return {dot<kBits>(sum.low, quad.low, by), dot<kBits>(sum.high, quad.high, by)};
+  }
+
+  static Ints load_bytes(const uint8_t* at) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+    return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
+  }
+  static __m256 load_half_scale(const uint8_t* at, Type type) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+    if (type == kFloat16) return _mm256_cvtph_ps(half);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+  static Floats load_scale(const uint8_t* at, int first, Type type) {
+    if (type != kFloat32) return {load_half_scale(at + 2 * first, type), load_half_scale(at + 2 * first + 16, type)};
+    return {_mm256_castsi256_ps(load(at + 4 * first)), _mm256_castsi256_ps(load(at + 4 * first + 32))};
+  }
+  static Ints subtract_product(Ints total, Ints a, int32_t b) {
+    const __m256i by = _mm256_set1_epi32(b);
+    return {_mm256_sub_epi32(total.low, _mm256_mullo_epi32(a.low, by)),
+            _mm256_sub_epi32(total.high, _mm256_mullo_epi32(a.high, by))};
+  }
+  static void add_scaled(float* sum, __m256i total, __m256 by, __m256 scale) {
+    const __m256 product = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(total), by), scale);
+    _mm256_store_ps(sum, _mm256_add_ps(_mm256_load_ps(sum), product));
+  }
+  static void add_scaled(float* sum, Ints total, float by, Floats scale) {
+    add_scaled(sum, total.low, _mm256_set1_ps(by), scale.low);
+    add_scaled(sum + 8, total.high, _mm256_set1_ps(by), scale.high);
+  }
+};
+
+#include "kernel.h"
+
+}  // namespace

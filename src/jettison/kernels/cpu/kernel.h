@@ -1,0 +1,136 @@
+// The kernel, written once for every instruction set. A translation unit defines `Lanes` (16 lanes of int32 and float32,
+// the operations below) and includes this file inside an unnamed namespace.
+
+// Loops over parts, halves, quads and rows must vanish, or their arrays would live in memory.
+#define UNROLL _Pragma("GCC unroll 16")
+
+template <int kBits, int kRows>
+void multiply_block(const Call& call, int64_t tile, int64_t row) {
+  using Ints = typename Lanes::Ints;
+  using Floats = typename Lanes::Floats;
+  constexpr int kQuads = step_columns(kBits) / 4;
+  // A chain of dot products waits for itself, and unpacking costs shifts. With few sums there are registers enough for
+  // one sum per quad of a step: then quads need no shift, for sum q holds 2^(bits·q) times what it should.
+  constexpr bool kUnshifted = Lanes::kManyRegisters && (kBits == 2 || kBits == 4) && kHalves * kRows * kQuads <= 16;
+  constexpr int kParts = kUnshifted ? kQuads : Lanes::kManyRegisters && kRows <= 2 && kQuads > 1 ? 2 : 1;
+  const Weight& w = call.weight;
+  const int64_t groups = w.groups(), width = w.width(), steps = width / step_columns(kBits), stride = groups * width;
+
+  const uint8_t* at = w.tiles + tile * w.tile_bytes();
+  const uint8_t* zeros = w.zero ? w.zero + tile * groups * kTileRows : nullptr;
+  alignas(64) float out[kRows][kTileRows] = {};
+
+  for (int64_t g = 0; g < groups; g++) {
+    const int8_t* x = call.act.value + row * stride + g * width;
+    Ints sum[kParts][kHalves][kRows];
+    UNROLL for (int p = 0; p < kParts; p++)
+      UNROLL for (int h = 0; h < kHalves; h++)
+        UNROLL for (int m = 0; m < kRows; m++) sum[p][h][m] = Lanes::broadcast(0);
+    for (int64_t s = 0; s < steps; s++, x += step_columns(kBits)) {
+      typename Lanes::template Half<kBits> half[kHalves];
+      UNROLL for (int h = 0; h < kHalves; h++, at += half_bytes(kBits)) {
+        UNROLL for (int i = 0; i < half_bytes(kBits); i += 64) Lanes::prefetch(at + i + kPrefetch);
+        half[h].load(at);
+      }
+      UNROLL for (int q = 0; q < kQuads; q++) {
+        typename Lanes::Bytes quad[kHalves];
+        UNROLL for (int h = 0; h < kHalves; h++) quad[h] = kUnshifted ? half[h].field(q) : half[h].quad(q);
+        UNROLL for (int m = 0; m < kRows; m++)
+          UNROLL for (int h = 0; h < kHalves; h++)
+            sum[q % kParts][h][m] = Lanes::template dot<kBits>(sum[q % kParts][h][m], quad[h], x + m * stride + 4 * q);
+      }
+    }
+    UNROLL for (int h = 0; h < kHalves; h++) {
+      const Floats scale = Lanes::load_scale(at, h * kLanes, w.scale_type);
+      const Ints zero = zeros ? Lanes::load_bytes(zeros + h * kLanes) : Lanes::broadcast(w.middle);
+      UNROLL for (int m = 0; m < kRows; m++) {
+        const int64_t of = (row + m) * groups + g;
+        Ints total = sum[0][h][m];
+        UNROLL for (int p = 1; p < kParts; p++)
+          total = Lanes::add(total, kUnshifted ? Lanes::shift_right(sum[p][h][m], kBits * p) : sum[p][h][m]);
+        total = Lanes::subtract_product(total, zero, call.act.sum[of]);
+        Lanes::add_scaled(out[m] + h * kLanes, total, call.act.scale[of], scale);
+      }
+    }
+    at += w.scale_bytes();
+    if (zeros) zeros += kTileRows;
+  }
+
+  const int64_t first = tile * kTileRows, count = std::min<int64_t>(kTileRows, w.rows - first);
+  for (int m = 0; m < kRows; m++) {
+    float* values = out[m];
+    if (w.bias)
+      for (int64_t r = 0; r < count; r++) values[r] += w.bias[first + r];
+    const int64_t to = (row + m) * w.rows + first;
+    if (call.type == kFloat32)
+      std::memcpy(static_cast<float*>(call.y) + to, values, count * sizeof(float));
+    else
+      for (int64_t r = 0; r < count; r++) static_cast<uint16_t*>(call.y)[to + r] = to_bfloat16(values[r]);
+  }
+}
+
+template <int kBits, int kRows = Lanes::kMaxRows>
+void multiply_rows(const Call& call, int64_t tile, int64_t row, int64_t count) {
+  if constexpr (kRows > 1)
+    if (count < kRows) return multiply_rows<kBits, kRows - 1>(call, tile, row, count);
+  multiply_block<kBits, kRows>(call, tile, row);
+}
+
+template <int kBits>
+void multiply_tiles(const Call& call, int64_t first, int64_t last) {
+  for (int64_t tile = first; tile < last; tile++)
+    for (int64_t row = 0; row < call.count; row += Lanes::kMaxRows)
+      multiply_rows<kBits>(call, tile, row, call.count - row);
+}
+
+void multiply(const Call& call, int64_t first, int64_t last) {
+  switch (call.weight.bits) {
+    case 2: return multiply_tiles<2>(call, first, last);
+    case 3: return multiply_tiles<3>(call, first, last);
+    case 4: return multiply_tiles<4>(call, first, last);
+    default: return multiply_tiles<8>(call, first, last);
+  }
+}
+
+// One row of a group: count values to int8, the rest of the group to zero. Nothing here depends on the order of sums.
+template <class Load>
+void quantize_group(Load load, int64_t count, int64_t width, int8_t* value, float* scale, int32_t* sum) {
+  uint32_t largest = 0;  // of the bits of |x|, which order as the numbers do, with infinity and NaN on top
+  for (int64_t c = 0; c < count; c++) largest = std::max(largest, bits_of(load(c)) & 0x7fffffffu);
+  const float top = float_of(largest);
+  const bool finite = largest < 0x7f800000u;
+  if (!finite || top < 1e-30f) {
+    std::memset(value, 0, width);
+    *scale = finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+    *sum = 0;
+    return;
+  }
+  const float inverse = 127.0f / top;
+  int32_t total = 0;
+  for (int64_t c = 0; c < count; c++) {
+    const int32_t code = static_cast<int32_t>(std::nearbyintf(load(c) * inverse));
+    value[c] = static_cast<int8_t>(code);
+    total += code;
+  }
+  std::memset(value + count, 0, width - count);
+  *scale = top / 127.0f;
+  *sum = total;
+}
+
+void quantize(const Call& call, int64_t first, int64_t last) {
+  const Weight& w = call.weight;
+  const int64_t groups = w.groups(), width = w.width();
+  for (int64_t row = first; row < last; row++)
+    for (int64_t g = 0; g < groups; g++) {
+      const int64_t start = g * w.span, count = std::min(w.span, w.columns - start), of = row * groups + g;
+      int8_t* value = call.act.value + of * width;
+      if (call.type == kFloat32) {
+        const float* x = static_cast<const float*>(call.x) + row * w.columns + start;
+        quantize_group([x](int64_t c) { return x[c]; }, count, width, value, call.act.scale + of, call.act.sum + of);
+      } else {
+        const uint16_t* x = static_cast<const uint16_t*>(call.x) + row * w.columns + start;
+        quantize_group([x](int64_t c) { return from_bfloat16(x[c]); }, count, width, value, call.act.scale + of,
+                       call.act.sum + of);
+      }
+    }
+}

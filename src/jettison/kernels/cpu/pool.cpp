@@ -1,0 +1,171 @@
+#include "pool.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <fstream>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace jettison {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr auto kBusy = std::chrono::microseconds(50);      // spin without giving the core away
+constexpr auto kAwake = std::chrono::microseconds(2000);   // spin, yielding; then sleep
+constexpr int kMostThreads = 256;
+
+void pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+struct alignas(64) Range {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+};
+
+class Pool {
+ public:
+  explicit Pool(int threads) : count_(threads), ranges_(new Range[threads]) {
+    for (int i = 1; i < threads; i++) std::thread(&Pool::serve, this, i).detach();
+  }
+
+  void run(int64_t count, int64_t chunk, int threads, const std::function<void(int64_t, int64_t)>& work) {
+    used_ = std::min<int64_t>({threads, count_, (count + chunk - 1) / chunk});
+    chunk_ = chunk, work_ = &work;
+    for (int64_t i = 0; i < used_; i++) {
+      ranges_[i].next.store(count * i / used_, std::memory_order_relaxed);
+      ranges_[i].end = count * (i + 1) / used_;
+    }
+    state_.store(kOpen, std::memory_order_release);
+    call_.fetch_add(1);  // orders with sleepers_: a thread either sees the new call or is seen asleep
+    if (sleepers_.load() > 0) call_.notify_all();
+    take(0);
+    // Closed: nobody enters any more. Wait for those who have.
+    state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+    for (int spins = 0; state_.load(std::memory_order_acquire) != 0; spins++)
+      spins < 1000 ? pause() : std::this_thread::yield();
+  }
+
+ private:
+  static constexpr uint32_t kOpen = 1u << 31;
+
+  void take(int64_t self) {
+    for (int64_t i = 0; i < used_; i++) {
+      Range& range = ranges_[(self + i) % used_];
+      for (;;) {
+        const int64_t first = range.next.fetch_add(chunk_, std::memory_order_relaxed);
+        if (first >= range.end) break;
+        (*work_)(first, std::min(first + chunk_, range.end));
+      }
+    }
+  }
+
+  bool enter() {
+    uint32_t state = state_.load(std::memory_order_acquire);
+    while (state & kOpen)
+      if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) return true;
+    return false;
+  }
+
+  void serve(int self) {
+    uint32_t seen = 0;
+    for (;;) {
+      const auto start = Clock::now();
+      for (int spins = 0; call_.load(std::memory_order_acquire) == seen; spins++) {
+        if (spins % 64 || Clock::now() - start < kBusy) {
+          pause();
+        } else if (Clock::now() - start < kAwake) {
+          std::this_thread::yield();
+        } else {
+          sleepers_.fetch_add(1);
+          call_.wait(seen);
+          sleepers_.fetch_sub(1);
+        }
+      }
+      seen = call_.load(std::memory_order_acquire);
+      if (!enter()) continue;
+      if (self < used_) take(self);
+      state_.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+
+  const int64_t count_;
+  std::unique_ptr<Range[]> ranges_;
+  int64_t used_ = 0, chunk_ = 1;
+  const std::function<void(int64_t, int64_t)>* work_ = nullptr;
+  alignas(64) std::atomic<uint32_t> call_{0};
+  alignas(64) std::atomic<uint32_t> state_{0};  // kOpen while threads may enter, plus how many are inside
+  std::atomic<int> sleepers_{0};
+};
+
+// Never destroyed: its threads may outlive everything else. Replaced in the child of a fork, which has none of them.
+std::atomic<Pool*> pool{nullptr};
+std::atomic_flag busy = ATOMIC_FLAG_INIT;
+
+void forget() {
+  pool.store(nullptr);
+  busy.clear();
+}
+
+Pool& the_pool() {
+  Pool* found = pool.load(std::memory_order_acquire);
+  if (!found) {
+    found = new Pool(physical_cores());
+    pool.store(found, std::memory_order_release);
+#if defined(__linux__)
+    static std::once_flag once;
+    std::call_once(once, [] { pthread_atfork(nullptr, nullptr, forget); });
+#endif
+  }
+  return *found;
+}
+
+int count_cores() {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
+    std::set<std::string> cores;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+      if (!CPU_ISSET(cpu, &allowed)) continue;
+      std::string siblings;
+      std::ifstream("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list") >> siblings;
+      cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
+    }
+    return static_cast<int>(cores.size());
+  }
+#endif
+  return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+}  // namespace
+
+int physical_cores() {
+  static const int count = std::clamp(count_cores(), 1, kMostThreads);
+  return count;
+}
+
+void parallel(int64_t count, int64_t chunk, int threads, const std::function<void(int64_t, int64_t)>& work) {
+  if (threads <= 0) threads = physical_cores();
+  if (threads == 1 || count <= chunk || busy.test_and_set(std::memory_order_acquire)) return work(0, count);
+  the_pool().run(count, chunk, threads, work);
+  busy.clear(std::memory_order_release);
+}
+
+}  // namespace jettison

@@ -1,0 +1,75 @@
+// What the kernels work on: weights in tiles of 32 rows, and the sums that one call makes from them.
+//
+// A tile holds 32 rows of W, as one stream of bytes that is read from front to back. Its columns stand in groups that
+// share a scale: the codes of the group, filled up with zeros to whole steps, then its 32 scales. A step is some columns
+// of the upper 16 rows, then the same of the lower 16. In a block of 64 bytes, lane r (32 bits) belongs to row r; byte j
+// of a lane, bits [q·b, q·b + b), is column 4·q + j of the block. So shifting a block right by q·b and masking gives
+// 16 rows × 4 columns as bytes, ready for a dot product with 4 activations (a "quad").
+//
+//   2 bits: half a step is one block, 16 columns.    4 bits: one block, 8 columns.    8 bits: one block, 4 columns.
+//   3 bits: half a step is 32 columns: two blocks of the low two bits, then one of the high bits, one bit a quad.
+//
+// scale: bfloat16, float16 or float32. zero: [tile][group][32] bytes apart from the stream, or none: then one number for all.
+
+#pragma once
+#include <cstdint>
+
+namespace jettison {
+
+constexpr int kLanes = 16;
+constexpr int kHalves = 2;
+constexpr int kTileRows = kHalves * kLanes;
+constexpr int kPrefetch = 4096;  // bytes ahead in the stream: what hides the memory behind the work on 8 rows
+
+enum Type : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+constexpr int step_columns(int bits) { return bits == 2 ? 16 : bits == 3 ? 32 : bits == 4 ? 8 : 4; }
+constexpr int half_bytes(int bits) { return bits == 3 ? 192 : 64; }  // of half a step
+
+struct Weight {
+  const uint8_t* tiles;
+  const uint8_t* zero;  // null: `middle` everywhere
+  const float* bias;    // null: none
+  int64_t rows, columns;
+  int64_t span;         // columns of a group; the last one of a row may have fewer
+  int bits, middle;
+  Type scale_type;
+
+  int64_t groups() const { return (columns + span - 1) / span; }
+  int64_t width() const { return (span + step_columns(bits) - 1) / step_columns(bits) * step_columns(bits); }
+  int64_t tile_count() const { return (rows + kTileRows - 1) / kTileRows; }
+  int64_t code_bytes() const { return width() / step_columns(bits) * kHalves * half_bytes(bits); }  // of a group
+  int64_t scale_bytes() const { return kTileRows * (scale_type == kFloat32 ? 4 : 2); }
+  int64_t tile_bytes() const { return groups() * (code_bytes() + scale_bytes()); }
+};
+
+// Activations as int8: x ≈ scale · value, by the weight's groups. Groups are `width` apart and filled up with zeros.
+struct Activations {
+  int8_t* value;   // (count, groups, width)
+  float* scale;    // (count, groups); NaN where an activation is not finite
+  int32_t* sum;    // (count, groups), of the values
+};
+
+struct Call {
+  Weight weight;
+  Activations act;
+  const void* x;   // (count, columns), contiguous
+  void* y;         // (count, rows), contiguous
+  int64_t count;
+  Type type;       // of x and y: float32 or bfloat16
+};
+
+// What one instruction set offers. All give the same bits: integer sums are exact, and floats are multiplied and added
+// one by one in the same order, never fused.
+struct Isa {
+  const char* name;
+  void (*quantize)(const Call&, int64_t first_row, int64_t last_row);
+  void (*multiply)(const Call&, int64_t first_tile, int64_t last_tile);
+};
+
+extern const Isa portable_isa;
+#ifdef JETTISON_X86
+extern const Isa avx2_isa, avxvnni_isa, avx512_isa;
+#endif
+
+}  // namespace jettison

@@ -1,0 +1,147 @@
+"""The CPU kernels, by ctypes: a library of C++ without Python or torch in it (``kernels/cpu``).
+
+Where it was not built (no compiler) or does not load, PyTorch serves, and one warning says so.
+"""
+
+import ctypes
+import os
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from jettison.errors import UsageError
+from jettison.kernels.tiles import SCALE_TYPES, Tiling
+
+NAMES = ("libjettison_kernels.so", "libjettison_kernels.dylib", "jettison_kernels.dll")
+TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of activations; see Type in cpu/tiles.h
+POINTER, INT, INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+FAULTS = {
+    1: "sizes do not fit together",
+    2: "a tensor does not start at a multiple of its element's size",
+    3: "the result overlaps an argument",
+    4: "not enough memory for the activations as int8",
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library, from the installed package or from the file that JETTISON_KERNELS names; None where there is none."""
+    import jettison.kernels
+
+    named = os.environ.get("JETTISON_KERNELS")
+    files = [Path(folder) / "cpu" / name for folder in jettison.kernels.__path__ for name in NAMES]
+    files = [Path(named)] if named else [file for file in files if file.exists()]
+    try:
+        return _declared(ctypes.CDLL(str(files[0])))
+    except (IndexError, OSError) as error:
+        reason = f" ({error})" if isinstance(error, OSError) else ": install again with a C++ compiler at hand"
+        warnings.warn(f"Jettison's CPU kernels are not there, so PyTorch serves, slowly{reason}", stacklevel=2)
+        return None
+
+
+def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
+    found.jettison_cores.argtypes = []
+    found.jettison_isa.argtypes, found.jettison_isa.restype = [ctypes.c_char_p], ctypes.c_char_p
+    found.jettison_linear.argtypes = [
+        POINTER, POINTER, INT64, INT,  # x, y, rows of x, type of both
+        POINTER, INT64, POINTER, INT64, POINTER,  # tiles and zero with their bytes, bias
+        INT64, INT64, INT64, INT, INT, INT, INT,  # rows, columns, span, bits, middle, type of scales, threads
+    ]  # fmt: skip
+    found.jettison_pack.argtypes = [
+        POINTER, INT64, INT, POINTER, INT64, POINTER, INT64,  # words, stored bits, scale, tiles
+        INT64, INT64, INT64, INT, INT, INT,  # rows, columns, span, bits, type of scales, threads
+    ]  # fmt: skip
+    found.jettison_read.argtypes, found.jettison_read.restype = [POINTER, INT64, INT, INT64, INT], ctypes.c_uint64
+    return found
+
+
+def instruction_set(name: str | None = None) -> str:
+    """The instruction set in use: avx512, avxvnni, avx2 or portable. With a name: use that one from now on."""
+    found = _required().jettison_isa(name.encode() if name else None)
+    if found is None:
+        raise UsageError(f"instruction set {name!r}: this processor or this build does not have it")
+    return found.decode()
+
+
+def threads() -> int:
+    """How many threads the kernels use: one for each physical core, and no more than PyTorch may use."""
+    return min(_required().jettison_cores(), torch.get_num_threads())
+
+
+def linear(
+    x: torch.Tensor,
+    tiles: torch.Tensor,
+    zero: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    tiling: Tiling,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x Wᵀ + bias: (..., columns) -> (..., rows), float32 or bfloat16. See ``tiles.pack_tiles`` for the weight.
+
+    bias: (rows,) float32. out: where the result goes, of its shape and type. Raises UsageError for whatever does not fit.
+    """
+    native = _required()
+    kind = TYPES.get(x.dtype)
+    if kind is None:
+        raise UsageError(f"activations of {x.dtype}: the kernels take float32 and bfloat16")
+    if x.shape[-1] != tiling.columns:
+        raise UsageError(f"activations of width {x.shape[-1]}: the weight has {tiling.columns} columns")
+    if not x.is_contiguous():
+        x = x.contiguous()
+    if out is None:
+        out = x.new_empty((*x.shape[:-1], tiling.rows))
+    else:
+        _check("out", out, x.dtype, (*x.shape[:-1], tiling.rows))
+    _check("tiles", tiles, torch.uint8, tiling.tiles_shape)
+    if zero is not None:
+        _check("zero", zero, torch.uint8, tiling.zero_shape)
+    if bias is not None:
+        _check("bias", bias, torch.float32, (tiling.rows,))
+    if not (x.is_cpu and out.is_cpu):
+        raise UsageError(f"activations on {x.device}, result on {out.device}: these kernels run on the CPU")
+    status = native.jettison_linear(
+        x.data_ptr(), out.data_ptr(), x.numel() // tiling.columns, kind,
+        tiles.data_ptr(), tiles.numel(),
+        None if zero is None else zero.data_ptr(), 0 if zero is None else zero.numel(),
+        None if bias is None else bias.data_ptr(),
+        tiling.rows, tiling.columns, tiling.span, tiling.bits, tiling.middle, SCALE_TYPES[tiling.scale_dtype],
+        torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise UsageError(f"{FAULTS[status]}: activations {tuple(x.shape)}, {tiling}")
+    return out
+
+
+def pack(packed: torch.Tensor, bits: int, scale: torch.Tensor, tiling: Tiling) -> torch.Tensor:
+    """Tiles of a weight. packed: int32 (rows, words), codes of ``bits``. scale: (rows, groups of the tiling)."""
+    packed, scale = packed.contiguous(), scale.contiguous()
+    tiles = torch.empty(tiling.tiles_shape, dtype=torch.uint8)
+    status = _required().jettison_pack(
+        packed.data_ptr(), packed.nbytes, bits, scale.data_ptr(), scale.nbytes, tiles.data_ptr(), tiles.numel(),
+        tiling.rows, tiling.columns, tiling.span, tiling.bits, SCALE_TYPES[tiling.scale_dtype],
+        torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise UsageError(f"{FAULTS[status]}: packed {tuple(packed.shape)}, scale {tuple(scale.shape)}, {tiling}")
+    return tiles
+
+
+def read(data: torch.Tensor, streams: int, ahead: int) -> None:
+    """Read ``data`` once on all threads: each a part of it, in 1 to 8 streams, prefetched ``ahead`` bytes (0: not)."""
+    _required().jettison_read(data.data_ptr(), data.nbytes, streams, ahead, torch.get_num_threads())
+
+
+def _required() -> ctypes.CDLL:
+    found = library()
+    if found is None:
+        raise UsageError("the CPU kernels are not there: install again with a C++ compiler at hand")
+    return found
+
+
+def _check(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_cpu or not tensor.is_contiguous():
+        found = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+        found += "" if tensor.is_contiguous() else ", not contiguous"
+        raise UsageError(f"{name}: {found}; it must be {dtype} {tuple(shape)} on the CPU, contiguous")

@@ -6,19 +6,20 @@ Where it was not built (no compiler) or does not load, PyTorch serves, and one w
 import ctypes
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from jettison.errors import UsageError
-from jettison.kernels.tiles import SCALE_TYPES, Tiling
+from jettison.kernels.tiles import Tiling
 
 NAMES = ("libjettison_kernels.so", "libjettison_kernels.dylib", "jettison_kernels.dll")
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of activations; see Type in cpu/tiles.h
 POINTER, INT, INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 FAULTS = {
-    1: "sizes do not fit together",
+    1: "types, sizes or devices do not fit",
     2: "a tensor does not start at a multiple of its element's size",
     3: "the result overlaps an argument",
     4: "not enough memory for the activations as int8",
@@ -82,36 +83,39 @@ def linear(
 
     bias: (rows,) float32. out: where the result goes, of its shape and type. Raises UsageError for whatever does not fit.
     """
-    native = _required()
     kind = TYPES.get(x.dtype)
-    if kind is None:
-        raise UsageError(f"activations of {x.dtype}: the kernels take float32 and bfloat16")
-    if x.shape[-1] != tiling.columns:
-        raise UsageError(f"activations of width {x.shape[-1]}: the weight has {tiling.columns} columns")
-    if not x.is_contiguous():
-        x = x.contiguous()
+    fits = kind is not None and x.shape[-1] == tiling.columns and x.is_cpu
+    fits = fits and tiles.dtype == torch.uint8 and tiles.is_cpu and tiles.is_contiguous()
+    if zero is not None:
+        fits = fits and zero.dtype == torch.uint8 and zero.is_cpu and zero.is_contiguous()
+    if bias is not None:
+        fits = fits and bias.dtype == torch.float32 and bias.is_cpu and bias.shape == (tiling.rows,)
+        fits = fits and bias.is_contiguous()
     if out is None:
         out = x.new_empty((*x.shape[:-1], tiling.rows))
     else:
-        _check("out", out, x.dtype, (*x.shape[:-1], tiling.rows))
-    _check("tiles", tiles, torch.uint8, tiling.tiles_shape)
-    if zero is not None:
-        _check("zero", zero, torch.uint8, tiling.zero_shape)
-    if bias is not None:
-        _check("bias", bias, torch.float32, (tiling.rows,))
-    if not (x.is_cpu and out.is_cpu):
-        raise UsageError(f"activations on {x.device}, result on {out.device}: these kernels run on the CPU")
-    status = native.jettison_linear(
-        x.data_ptr(), out.data_ptr(), x.numel() // tiling.columns, kind,
-        tiles.data_ptr(), tiles.numel(),
-        None if zero is None else zero.data_ptr(), 0 if zero is None else zero.numel(),
-        None if bias is None else bias.data_ptr(),
-        tiling.rows, tiling.columns, tiling.span, tiling.bits, tiling.middle, SCALE_TYPES[tiling.scale_dtype],
-        torch.get_num_threads(),
-    )  # fmt: skip
+        fits = fits and out.dtype == x.dtype and out.is_cpu and out.is_contiguous()
+        fits = fits and out.shape == (*x.shape[:-1], tiling.rows)
+    if not x.is_contiguous():
+        x = x.contiguous()
+    status = 1
+    if fits:  # sizes in bytes are checked over there
+        status = _required().jettison_linear(
+            x.data_ptr(), out.data_ptr(), x.numel() // tiling.columns, kind,
+            tiles.data_ptr(), tiles.numel(),
+            None if zero is None else zero.data_ptr(), 0 if zero is None else zero.numel(),
+            None if bias is None else bias.data_ptr(), *tiling.numbers, torch.get_num_threads(),
+        )  # fmt: skip
     if status:
-        raise UsageError(f"{FAULTS[status]}: activations {tuple(x.shape)}, {tiling}")
+        raise UsageError(f"{FAULTS[status]}. {_described(tiling, x=x, out=out, tiles=tiles, zero=zero, bias=bias)}")
     return out
+
+
+def prepared(x: torch.Tensor, tiling: Tiling, out: torch.Tensor) -> Callable[[int, int], int]:
+    """The C function for contiguous ``x`` and ``out``, which it keeps alive: takes the address and bytes of tiles."""
+    multiply, count, kind = _required().jettison_linear, x.numel() // tiling.columns, TYPES[x.dtype]
+    before, after = (x.data_ptr(), out.data_ptr(), count, kind), (None, 0, None, *tiling.numbers, torch.get_num_threads())
+    return lambda tiles, nbytes, _held=(x, out): multiply(*before, tiles, nbytes, *after)
 
 
 def pack(packed: torch.Tensor, bits: int, scale: torch.Tensor, tiling: Tiling) -> torch.Tensor:
@@ -120,11 +124,10 @@ def pack(packed: torch.Tensor, bits: int, scale: torch.Tensor, tiling: Tiling) -
     tiles = torch.empty(tiling.tiles_shape, dtype=torch.uint8)
     status = _required().jettison_pack(
         packed.data_ptr(), packed.nbytes, bits, scale.data_ptr(), scale.nbytes, tiles.data_ptr(), tiles.numel(),
-        tiling.rows, tiling.columns, tiling.span, tiling.bits, SCALE_TYPES[tiling.scale_dtype],
-        torch.get_num_threads(),
+        *tiling.numbers[:4], tiling.numbers[5], torch.get_num_threads(),
     )  # fmt: skip
     if status:
-        raise UsageError(f"{FAULTS[status]}: packed {tuple(packed.shape)}, scale {tuple(scale.shape)}, {tiling}")
+        raise UsageError(f"{FAULTS[status]}. {_described(tiling, packed=packed, scale=scale, tiles=tiles)}")
     return tiles
 
 
@@ -140,8 +143,16 @@ def _required() -> ctypes.CDLL:
     return found
 
 
-def _check(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_cpu or not tensor.is_contiguous():
-        found = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-        found += "" if tensor.is_contiguous() else ", not contiguous"
-        raise UsageError(f"{name}: {found}; it must be {dtype} {tuple(shape)} on the CPU, contiguous")
+def _described(tiling: Tiling, **tensors: torch.Tensor | None) -> str:
+    """What was given, and what the kernels take."""
+    given = []
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            rest = "" if tensor.is_contiguous() else ", not contiguous"
+            given.append(f"{name}: {kind} {tuple(tensor.shape)} on {tensor.device}{rest}")
+    return (
+        f"Given {'; '.join(given)}. A weight of {tiling.rows} x {tiling.columns}, {tiling.bits} bits in groups of "
+        f"{tiling.span}, takes x: float32 or bfloat16 (..., {tiling.columns}); tiles: uint8 {tiling.tiles_shape}; zero: "
+        f"uint8 {tiling.zero_shape}; bias: float32 ({tiling.rows},); all contiguous, on the CPU"
+    )

@@ -65,6 +65,11 @@ class Tiling:
         return -(-self.rows // TILE_ROWS), self.groups, self.code_bytes + TILE_ROWS * self.scale_dtype.itemsize
 
     @cached_property
+    def numbers(self) -> tuple[int, int, int, int, int, int]:
+        """What the C functions take."""
+        return self.rows, self.columns, self.span, self.bits, self.middle, SCALE_TYPES[self.scale_dtype]
+
+    @cached_property
     def zero_shape(self) -> tuple[int, int, int]:
         return -(-self.rows // TILE_ROWS), self.groups, TILE_ROWS
 

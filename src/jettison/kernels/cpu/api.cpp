@@ -126,7 +126,7 @@ PUBLIC int jettison_linear(const void* x, void* y, int64_t count, int type, cons
     return kNoMemory;
   }
   const int64_t most = threads > 0 ? threads : physical_cores();
-  const int64_t chunk = std::max<int64_t>(1, std::min<int64_t>(4, w.tile_count() / (8 * most)));
+  const int64_t chunk = std::max<int64_t>(1, std::min<int64_t>(4, w.tile_count() / (32 * most)));
   for (int64_t first = 0; first < count; first += at_once) {
     const int64_t now = std::min(at_once, count - first);
     const Call call{w,

@@ -1,0 +1,183 @@
+"""How fast the operators are: packed linears against peers, in one interleaved run, next to the read limit."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+
+from jettison.errors import UsageError
+from jettison.evaluate.peers import PEERS, Operator
+from jettison.grid import Grid
+from jettison.kernels import native, ops
+from jettison.kernels.tiles import Tiling
+from jettison.progress import bar, say
+
+# Qwen3-4B's, as engines fuse them: (rows, columns) of W.
+SHAPES = {"gate/up": (9728, 2560), "down": (2560, 9728), "qkv": (6144, 2560), "o": (2560, 4096)}
+STREAMED = 256 << 20  # bytes of distinct weights that a run goes through, so that no cache holds them
+READ_BYTES = 1 << 30
+READS = [(streams, ahead) for streams in (1, 2, 4) for ahead in (0, 2048, 4096)]
+SECONDS = 0.12  # of a sample at least
+FOREIGN = 0.2  # cores that other processes may use during a sample; one busy thread makes a spinning pool crawl
+TRIES, CALM = 20, 0.02
+
+
+@dataclass
+class Row:
+    """One operator at one shape. ``shares`` and ``seconds`` hold one entry a round, ``foreign`` the cores of others."""
+
+    shape: str
+    name: str
+    bits: int
+    count: int
+    nbytes: int
+    seconds: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    foreign: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        seconds = statistics.median(self.seconds)
+        return {
+            "shape": self.shape,
+            "operator": self.name,
+            "bits": self.bits,
+            "rows": self.count,
+            "microseconds": 1e6 * seconds,
+            "bandwidth": self.nbytes / seconds,
+            "share": statistics.median(self.shares),
+            "samples": [round(1e6 * each, 2) for each in self.seconds],
+            "foreign": round(max(self.foreign), 2),
+        }
+
+
+def measure_operators(
+    shapes: Mapping[str, tuple[int, int]] = SHAPES,
+    *,
+    bits: Sequence[int] = (4, 2),
+    group_size: int = 128,
+    counts: Sequence[int] = (1,),
+    peers: Sequence[str] = tuple(PEERS),
+    rounds: int = 7,
+) -> dict[str, Any]:
+    """Time x Wᵀ for ``count`` rows of x: ``kernel`` is our C++ function, called as an engine calls it, ``jettison`` our
+    operator for PyTorch, the rest peers.
+
+    Each goes through copies of its weight that no cache holds. By rounds, so that drift meets all alike: the read
+    limit (the best way to read 1 GiB: 1, 2 or 4 streams of each thread, prefetched or not), then every operator once.
+    A sample is repeated while other processes use more than a fifth of a core. Returns ``limit`` (bytes per second, the
+    median), ``rows`` (each with microseconds, bandwidth and share of the limit of its round, medians), ``missing``
+    (peers that are not installed, and why) and the ``instruction_set`` and ``threads`` used.
+    """
+    if unknown := set(peers) - set(PEERS):
+        raise UsageError(f"peer {unknown.pop()!r}: there are {', '.join(PEERS)}")
+    missing: dict[str, str] = {}
+    data = torch.ones(READ_BYTES // 4)
+    limits: list[float] = []
+    rows: list[Row] = []
+    with bar("operators", len(shapes) * len(counts) * rounds) as progress:
+        for shape, (height, width) in shapes.items():
+            for count in counts:
+                made = [one for each in bits for one in _own(width, height, each, group_size, count)]
+                for peer in peers:
+                    try:
+                        made += PEERS[peer](width, height, bits, group_size, count, STREAMED)
+                    except ImportError as error:
+                        missing[peer] = str(error)
+                found = [Row(shape, made_one.name, made_one.bits, count, made_one.nbytes) for made_one in made]
+                for made_one in made:
+                    made_one.run()  # whatever is made once is made now
+                for _ in range(rounds):
+                    limits.append(read_limit(data))
+                    for row, made_one in zip(found, made, strict=True):
+                        seconds, foreign = _sample(made_one.run)
+                        row.seconds.append(seconds / made_one.copies)
+                        row.shares.append(row.nbytes / row.seconds[-1] / limits[-1])
+                        row.foreign.append(foreign)
+                    progress.advance()
+                rows += found
+    for peer, reason in missing.items():
+        say(f"note: {peer} is left out: {reason}")
+    return {
+        "limit": statistics.median(limits),
+        "limits": limits,
+        "instruction_set": native.instruction_set(),
+        "threads": native.threads(),
+        "rows": [row.to_dict() for row in rows],
+        "missing": missing,
+    }
+
+
+def read_limit(data: torch.Tensor) -> float:
+    """Bytes per second of the fastest way to read ``data`` once."""
+    best = 0.0
+    for streams, ahead in READS:
+        start = time.perf_counter()
+        native.read(data, streams, ahead)
+        best = max(best, data.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def random_tiles(tiling: Tiling, copies: int, seed: int = 0) -> list[torch.Tensor]:
+    """Tiles of random codes with scales of 0.01."""
+    torch.manual_seed(seed)
+    scale = torch.full((tiling.groups, 32), 0.01, dtype=tiling.scale_dtype).view(torch.uint8)
+    found = []
+    for _ in range(copies):
+        tiles = torch.randint(0, 256, tiling.tiles_shape, dtype=torch.uint8)
+        tiles[:, :, tiling.code_bytes :] = scale
+        found.append(tiles)
+    return found
+
+
+def _own(columns: int, rows: int, bits: int, group_size: int, count: int) -> list[Operator]:
+    tiling = Tiling.of(Grid(bits, group_size), rows, columns)
+    if tiling is None:
+        raise UsageError(f"groups of {group_size} of {columns} columns: the kernels do not serve them")
+    nbytes = math.prod(tiling.tiles_shape)
+    tiles = random_tiles(tiling, max(2, -(-STREAMED // nbytes)))
+    x, y = torch.randn(count, columns), torch.empty(count, rows)
+    multiply = native.prepared(x, tiling, y)
+
+    def kernel() -> None:
+        for each in tiles:
+            multiply(each.data_ptr(), nbytes)
+
+    def operator() -> None:
+        with torch.inference_mode():
+            for each in tiles:
+                ops.tiled_linear(x, each, None, None, tiling)
+
+    return [Operator(name, bits, nbytes, len(tiles), run) for name, run in (("kernel", kernel), ("jettison", operator))]
+
+
+def _sample(run: Callable[[], None]) -> tuple[float, float]:
+    """Seconds of one run, the mean over a sample, and how many cores other processes used: the calmest of TRIES."""
+    found = []
+    for _ in range(TRIES):
+        time.sleep(CALM)  # threads that spin go to sleep
+        own, others, start, runs = _own_seconds(), _busy_seconds(), time.perf_counter(), 0
+        while time.perf_counter() - start < SECONDS:
+            run()
+            runs += 1
+        wall = time.perf_counter() - start
+        foreign = max(0.0, (_busy_seconds() - others - (_own_seconds() - own)) / wall)
+        found.append((foreign, wall / runs))
+        if foreign <= FOREIGN:
+            break
+    foreign, seconds = min(found)
+    return seconds, foreign
+
+
+def _own_seconds() -> float:
+    return time.process_time()
+
+
+def _busy_seconds() -> float:
+    """Of all cores and processes; what a virtual machine's neighbours took as well."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)

@@ -1,0 +1,107 @@
+"""Packed linears of other engines, for comparison: each function makes them for one shape, if its engine is installed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Operator:
+    """``run`` multiplies with each of ``copies`` distinct weights once; each reads ``nbytes``."""
+
+    name: str
+    bits: int
+    nbytes: int
+    copies: int
+    run: Callable[[], None]
+
+
+Make = Callable[[int, int, Sequence[int], int, int, int], list[Operator]]
+
+
+def onnxruntime(
+    columns: int, rows: int, bits: Sequence[int], group_size: int, count: int, streamed: int
+) -> list[Operator]:
+    """MatMulNBits with accuracy level 4 (activations as int8), all copies in one graph: one call runs them all."""
+    try:
+        import onnx
+        import onnxruntime as engine
+    except ImportError:
+        raise ImportError("pip install 'jettison[onnx]'") from None
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    x = random.standard_normal((count, columns), dtype=np.float32)
+    found = []
+    for each in bits:
+        groups = columns // group_size
+        nbytes = rows * columns * each // 8 + rows * groups * 4
+        copies = max(2, -(-streamed // nbytes))
+        nodes, weights = [], []
+        for i in range(copies):
+            codes = random.integers(0, 256, (rows, groups, group_size * each // 8), dtype=np.uint8)
+            scale = np.full(rows * groups, 0.01, dtype=np.float32)
+            weights += [onnx.numpy_helper.from_array(codes, f"w{i}"), onnx.numpy_helper.from_array(scale, f"s{i}")]
+            nodes.append(
+                onnx.helper.make_node(
+                    "MatMulNBits", ["x", f"w{i}", f"s{i}"], [f"y{i}"], domain="com.microsoft",
+                    K=columns, N=rows, bits=each, block_size=group_size, accuracy_level=4,
+                )  # fmt: skip
+            )
+        tensor = lambda name, width: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [count, width])
+        results = [tensor(f"y{i}", rows) for i in range(copies)]
+        graph = onnx.helper.make_graph(nodes, "linears", [tensor("x", columns)], results, weights)
+        opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
+        model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        options = engine.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = engine.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        run = lambda session=session: session.run(None, {"x": x})
+        found.append(Operator("onnxruntime MatMulNBits", each, nbytes, copies, run))
+    return found
+
+
+def torch_int4pack(
+    columns: int, rows: int, bits: Sequence[int], group_size: int, count: int, streamed: int
+) -> list[Operator]:
+    """PyTorch's own 4-bit weights, bfloat16 activations."""
+    if 4 not in bits:
+        return []
+    groups = columns // group_size
+    nbytes = rows * columns // 2 + rows * groups * 4
+    copies = max(2, -(-streamed // nbytes))
+    pack = torch.ops.aten._convert_weight_to_int4pack_for_cpu
+    weights = [pack(torch.randint(0, 16, (rows, columns), dtype=torch.int32), 1) for _ in range(copies)]
+    scale_zero = [torch.full((groups, rows, 2), 0.01, dtype=torch.bfloat16) for _ in range(copies)]
+    x = torch.randn(count, columns, dtype=torch.bfloat16)
+
+    def run() -> None:
+        with torch.inference_mode():
+            for weight, each in zip(weights, scale_zero, strict=True):
+                torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, group_size, each)
+
+    return [Operator("torch int4pack", 4, nbytes, copies, run)]
+
+
+def torch_bfloat16(
+    columns: int, rows: int, bits: Sequence[int], group_size: int, count: int, streamed: int
+) -> list[Operator]:
+    """Dense weights, by oneDNN."""
+    nbytes = 2 * rows * columns
+    weights = [torch.randn(rows, columns, dtype=torch.bfloat16) for _ in range(max(2, -(-streamed // nbytes)))]
+    x = torch.randn(count, columns, dtype=torch.bfloat16)
+
+    def run() -> None:
+        with torch.inference_mode():
+            for weight in weights:
+                torch.nn.functional.linear(x, weight)
+
+    return [Operator("torch bfloat16", 16, nbytes, len(weights), run)]
+
+
+PEERS: dict[str, Make] = {
+    "onnxruntime": onnxruntime,
+    "int4pack": torch_int4pack,
+    "bfloat16": torch_bfloat16,
+}

@@ -1,4 +1,4 @@
-"""Packed linears of other engines, for comparison: each function makes them for one shape, if its engine is installed."""
+"""Packed linears of other engines, for comparison: a function for each engine makes them for one shape."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,9 +45,16 @@ def onnxruntime(
             weights += [onnx.numpy_helper.from_array(codes, f"w{i}"), onnx.numpy_helper.from_array(scale, f"s{i}")]
             nodes.append(
                 onnx.helper.make_node(
-                    "MatMulNBits", ["x", f"w{i}", f"s{i}"], [f"y{i}"], domain="com.microsoft",
-                    K=columns, N=rows, bits=each, block_size=group_size, accuracy_level=4,
-                )  # fmt: skip
+                    "MatMulNBits",
+                    ["x", f"w{i}", f"s{i}"],
+                    [f"y{i}"],
+                    domain="com.microsoft",
+                    K=columns,
+                    N=rows,
+                    bits=each,
+                    block_size=group_size,
+                    accuracy_level=4,
+                )
             )
         tensor = lambda name, width: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [count, width])
         results = [tensor(f"y{i}", rows) for i in range(copies)]

@@ -28,7 +28,7 @@ FAULTS = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The library, from the installed package or from the file that JETTISON_KERNELS names; None where there is none."""
+    """The library: the installed package's, or the file that JETTISON_KERNELS names; None where there is none."""
     import jettison.kernels
 
     named = os.environ.get("JETTISON_KERNELS")
@@ -81,7 +81,7 @@ def linear(
 ) -> torch.Tensor:
     """x Wᵀ + bias: (..., columns) -> (..., rows), float32 or bfloat16. See ``tiles.pack_tiles`` for the weight.
 
-    bias: (rows,) float32. out: where the result goes, of its shape and type. Raises UsageError for whatever does not fit.
+    bias: (rows,) float32. out: where the result goes, of its shape and type. Raises UsageError for what does not fit.
     """
     kind = TYPES.get(x.dtype)
     fits = kind is not None and x.shape[-1] == tiling.columns and x.is_cpu
@@ -114,7 +114,10 @@ def linear(
 def prepared(x: torch.Tensor, tiling: Tiling, out: torch.Tensor) -> Callable[[int, int], int]:
     """The C function for contiguous ``x`` and ``out``, which it keeps alive: takes the address and bytes of tiles."""
     multiply, count, kind = _required().jettison_linear, x.numel() // tiling.columns, TYPES[x.dtype]
-    before, after = (x.data_ptr(), out.data_ptr(), count, kind), (None, 0, None, *tiling.numbers, torch.get_num_threads())
+    before, after = (
+        (x.data_ptr(), out.data_ptr(), count, kind),
+        (None, 0, None, *tiling.numbers, torch.get_num_threads()),
+    )
     return lambda tiles, nbytes, _held=(x, out): multiply(*before, tiles, nbytes, *after)
 
 
@@ -153,6 +156,6 @@ def _described(tiling: Tiling, **tensors: torch.Tensor | None) -> str:
             given.append(f"{name}: {kind} {tuple(tensor.shape)} on {tensor.device}{rest}")
     return (
         f"Given {'; '.join(given)}. A weight of {tiling.rows} x {tiling.columns}, {tiling.bits} bits in groups of "
-        f"{tiling.span}, takes x: float32 or bfloat16 (..., {tiling.columns}); tiles: uint8 {tiling.tiles_shape}; zero: "
-        f"uint8 {tiling.zero_shape}; bias: float32 ({tiling.rows},); all contiguous, on the CPU"
+        f"{tiling.span}, takes x: float32 or bfloat16 (..., {tiling.columns}); tiles: uint8 {tiling.tiles_shape}; "
+        f"zero: uint8 {tiling.zero_shape}; bias: float32 ({tiling.rows},); all contiguous, on the CPU"
     )

@@ -12,7 +12,7 @@ import torch
 
 from jettison.grid import Grid, unpack
 from jettison.kernels import native
-from jettison.kernels.tiles import SCALE_TYPES, Tiling, dense, pack_codes, pack_zero, spread, zero_points
+from jettison.kernels.tiles import SCALE_TYPES, Tiling, dense, pack_zero, spread, zero_points
 
 SCALE_DTYPES = {number: dtype for dtype, number in SCALE_TYPES.items()}
 
@@ -64,11 +64,7 @@ def pack_tiles(
     packed: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, grid: Grid, tiling: Tiling
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Tiles and zero points of a weight in the layout of checkpoints (see ``dequantize``), on the CPU."""
-    spread_scale = spread(scale, grid, tiling)
-    if native.library():
-        tiles = native.pack(packed, grid.bits, spread_scale, tiling)
-    else:
-        tiles = pack_codes(unpack(packed, grid.bits, tiling.columns), spread_scale, tiling)
+    tiles = native.pack(packed, grid.bits, spread(scale, grid, tiling), tiling)
     if zero_point is None:
         return tiles, None
     return tiles, pack_zero(spread(zero_points(zero_point, grid, tiling.rows), grid, tiling), tiling)

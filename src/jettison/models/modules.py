@@ -4,9 +4,12 @@ import torch
 from torch import nn
 
 from jettison.grid import Grid, QuantizedWeight, pack
-from jettison.kernels import ops
+from jettison.kernels import native, ops
 from jettison.kernels.tiles import Tiling, dense, to_checkpoint
 from jettison.models.anatomy import Linear
+
+PARTS = ("weight_packed", "weight_scale", "weight_zero_point")
+
 
 class QuantLinear(nn.Module):
     """y = x Wᵀ + b with W packed, under the names that compressed-tensors gives its parts.
@@ -20,16 +23,15 @@ class QuantLinear(nn.Module):
         self.grid, self.in_features, self.out_features = grid, columns, rows
         empty = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device="meta")
         words, groups = -(-columns * grid.bits // 32), grid.groups(columns)
-        self.register_buffer("weight_packed", empty(rows, words, dtype=torch.int32))
-        self.register_buffer("weight_scale", empty(rows, groups, dtype=grid.scale_dtype))
+        self._hold("weight_packed", empty(rows, words, dtype=torch.int32))
+        self._hold("weight_scale", empty(rows, groups, dtype=grid.scale_dtype))
         zero = None if grid.symmetric else empty(-(-rows * grid.bits // 32), groups, dtype=torch.int32)
-        self.register_buffer("weight_zero_point", zero)
-        self.register_buffer("bias", bias)
+        self._hold("weight_zero_point", zero)
+        self._hold("bias", bias)
         self.gain: nn.Parameter | None = None  # set while the scales are trained
         self.tiling: Tiling | None = None
         self.tile_bias: torch.Tensor | None = None  # float32, whatever type the module is turned to
-        self.register_buffer("tiles", None, persistent=False)
-        self.register_buffer("tile_zero", None, persistent=False)
+        self.tiles = self.tile_zero = None
 
     @classmethod
     def of(cls, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> "QuantLinear":
@@ -39,23 +41,42 @@ class QuantLinear(nn.Module):
         return module
 
     def tile(self) -> None:
-        """Hold the weight in the order in which the CPU kernels read it, from here on multiplied by activations rounded
-        to int8. Nothing happens where they do not serve: another device, scales in training, a grid they do not know."""
+        """Hold the weight in the order in which the CPU kernels read it: from now on it meets activations as int8.
+
+        Nothing happens where they do not serve (another device, scales in training, a grid they do not know) or are
+        missing.
+        """
         tiling = Tiling.of(self.grid, self.out_features, self.in_features)
-        if tiling is None or self.tiles is not None or self.gain is not None or not self.weight_packed.is_cpu:
+        if tiling is None or self.tiling is not None or self.gain is not None or not self.weight_packed.is_cpu:
+            return
+        if native.library() is None:
             return
         parts = (self.weight_packed, self.weight_scale, self.weight_zero_point)
-        self.tiles, self.tile_zero = ops.pack_tiles(*parts, self.grid, tiling)
+        for name, value in zip(("tiles", "tile_zero"), ops.pack_tiles(*parts, self.grid, tiling), strict=True):
+            self._hold(name, value, persistent=False)
+        for name in PARTS:
+            self._hold(name, None)
         self.tile_bias = None if self.bias is None else self.bias.detach().float()
         self.tiling = tiling
-        self.weight_packed = self.weight_scale = self.weight_zero_point = None
 
     def untile(self) -> None:
         """Back to the layout of checkpoints, bit for bit, on whatever device the tiles are."""
-        if self.tiles is not None:
+        if self.tiling is not None:
             parts = to_checkpoint(self.tiles, self.tile_zero, self.tiling, self.grid)
-            self.weight_packed, self.weight_scale, self.weight_zero_point = parts
-            self.tiles = self.tile_zero = self.tile_bias = self.tiling = None
+            for name, value in zip(PARTS, parts, strict=True):
+                self._hold(name, value)
+            self._hold("tiles", None)
+            self._hold("tile_zero", None)
+            self.tile_bias = self.tiling = None
+
+    def _hold(self, name: str, value: torch.Tensor | None, persistent: bool = True) -> None:
+        """A buffer where there is a tensor, else a plain None: torch.export miscounts buffers that are None."""
+        self._buffers.pop(name, None)
+        self.__dict__.pop(name, None)
+        if value is None:
+            setattr(self, name, None)
+        else:
+            self.register_buffer(name, value, persistent)
 
     @property
     def scale(self) -> torch.Tensor:
@@ -67,12 +88,12 @@ class QuantLinear(nn.Module):
 
     def weight(self) -> torch.Tensor:
         """(out, in) float32."""
-        if self.tiles is not None:
+        if self.tiling is not None:
             return dense(self.tiles, self.tile_zero, self.tiling)
         return ops.dequantize(self.weight_packed, self.scale, self.weight_zero_point, self.grid, self.in_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.tiles is not None:
+        if self.tiling is not None:
             if x.is_cpu and not (x.requires_grad and torch.is_grad_enabled()):
                 return ops.tiled_linear(x, self.tiles, self.tile_zero, self.tile_bias, self.tiling)
             self.untile()

@@ -1,0 +1,117 @@
+"""Random weights, sizes and faults against the CPU kernels: ``python tests/fuzz_kernels.py SECONDS [SEED]``.
+
+Run under sanitizers by tests/test_kernels.py. Prints how many cases passed; any disagreement is an error.
+"""
+
+import itertools
+import random
+import sys
+import time
+
+import torch
+
+from jettison.errors import UsageError
+from jettison.grid import Grid, QuantizedWeight
+from jettison.kernels import native, ops
+from jettison.kernels.tiles import Tiling, dense, pack_codes, spread, to_checkpoint
+from jettison.models.modules import packed_parts
+
+INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "portable")
+
+
+def available() -> list[str]:
+    found, before = [], native.instruction_set()
+    for name in INSTRUCTION_SETS:
+        try:
+            found.append(native.instruction_set(name))
+        except UsageError:
+            continue
+    native.instruction_set(before)
+    return found
+
+
+def random_weight(chance: random.Random) -> QuantizedWeight:
+    bits, group = chance.choice([2, 3, 4, 5, 8]), chance.choice([-1, -1, 1, 8, 16, 24, 32, 48, 64, 128, 200, 384, 512])
+    columns = chance.randint(1, 700) if group == -1 else group * chance.randint(1, max(1, 700 // group))
+    rows, symmetric = chance.randint(1, 80), chance.random() < 0.5
+    dtype = chance.choice([torch.bfloat16, torch.float16, torch.float32])
+    grid = Grid(bits, group, symmetric, dtype)
+    shape = (rows, grid.groups(columns))
+    codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
+    zero = None if symmetric else torch.randint(0, 2**bits, shape, dtype=torch.uint8)
+    return QuantizedWeight(codes, torch.randn(shape).mul(0.1).to(dtype), zero, grid)
+
+
+def representable(count: int, tiling: Tiling) -> torch.Tensor:
+    """(count, columns) activations that int8 holds exactly: whole numbers up to 127, each span times a power of 2."""
+    x = torch.randint(-127, 128, (count, tiling.groups * tiling.span)).float().view(count, tiling.groups, tiling.span)
+    x[:, :, 0] = 127.0
+    x = x * torch.exp2(torch.randint(-8, 8, (count, tiling.groups, 1)).float())
+    return x.flatten(1)[:, : tiling.columns]
+
+
+def check(chance: random.Random, names: list[str]) -> None:
+    weight = random_weight(chance)
+    rows, columns = weight.codes.shape
+    grid, tiling = weight.grid, Tiling.of(weight.grid, rows, columns)
+    if tiling is None:
+        return
+    parts = packed_parts(weight)
+    packed = (parts["weight_packed"], parts["weight_scale"], parts.get("weight_zero_point"))
+    tiles, zero = ops.pack_tiles(*packed, grid, tiling)
+    assert torch.equal(tiles, pack_codes(weight.codes, spread(weight.scale, grid, tiling), tiling)), "packing"
+    for before, after in zip(packed, to_checkpoint(tiles, zero, tiling, grid), strict=True):
+        assert (before is None and after is None) or torch.equal(before, after), "unpacking"
+    assert torch.equal(dense(tiles, zero, tiling), weight.dequantize()), "dense"
+
+    count = chance.choice([1, 1, 2, 3, 5, 8, 9, 16, 17, 40, 600])
+    x, bias = representable(count, tiling), torch.randn(rows) if chance.random() < 0.5 else None
+    exact = x.double() @ weight.dequantize(torch.float64).T + (0 if bias is None else bias)
+    size = x.double().abs() @ weight.dequantize(torch.float64).abs().T + 1
+    torch.set_num_threads(chance.choice([1, 2]))
+    for dtype in (torch.float32, torch.bfloat16):
+        found = []
+        for name in names:
+            native.instruction_set(name)
+            found.append(native.linear(x.to(dtype), tiles, zero, bias, tiling))
+        if dtype == torch.float32:
+            assert ((found[0] - exact).abs() / size).max() < 1e-5, f"{tiling}: off by {(found[0] - exact).abs().max()}"
+        for name, other in zip(names, found, strict=True):
+            assert torch.equal(other, found[0]), f"{name} differs: {tiling}, {count} rows"
+    spoil(chance, x, tiles, zero, bias, tiling)
+
+
+def spoil(chance: random.Random, x, tiles, zero, bias, tiling: Tiling) -> None:
+    """One thing wrong: an error that says so, and nothing read or written out of place."""
+    shorter = lambda tensor: tensor.flatten()[:-1].clone()
+    faults = {
+        "x": lambda: (x[:, :-1], tiles, zero, bias),
+        "type": lambda: (x.double(), tiles, zero, bias),
+        "tiles": lambda: (x, shorter(tiles), zero, bias),
+        "words": lambda: (x, tiles.view(torch.int8), zero, bias),
+        "zero": lambda: (x, tiles, torch.zeros(tiling.zero_shape, dtype=torch.uint8)[:, :, :-1].contiguous(), bias),
+        "bias": lambda: (x, tiles, zero, torch.zeros(tiling.rows + 1)),
+    }
+    name = chance.choice(sorted(faults))
+    try:
+        native.linear(*faults[name](), tiling)
+    except UsageError:
+        return
+    raise AssertionError(f"{name}: no error, {tiling}")
+
+
+def main(seconds: float, seed: int) -> None:
+    names, end = available(), time.monotonic() + seconds
+    for number in itertools.count():
+        if time.monotonic() > end:
+            break
+        torch.manual_seed(seed + number)
+        try:
+            check(random.Random(seed + number), names)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed + number}: {error}") from error
+    print(f"{number} cases passed on {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)

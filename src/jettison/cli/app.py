@@ -11,7 +11,19 @@ from rich.console import Console
 
 from jettison.errors import JettisonError, UsageError
 
-COMMANDS = ("fit", "plan", "compress", "recover", "evaluate", "report", "compare", "generate", "devices", "recipes")
+COMMANDS = (
+    "fit",
+    "plan",
+    "compress",
+    "recover",
+    "evaluate",
+    "report",
+    "compare",
+    "generate",
+    "bench",
+    "devices",
+    "recipes",
+)
 FAILED, BAD_USAGE = 1, 2
 
 

@@ -15,10 +15,9 @@ from jettison.evaluate.peers import PEERS, Operator
 from jettison.grid import Grid
 from jettison.kernels import native, ops
 from jettison.kernels.tiles import Tiling
+from jettison.models import ModelShape
 from jettison.progress import bar, say
 
-# Qwen3-4B's, as engines fuse them: (rows, columns) of W.
-SHAPES = {"gate/up": (9728, 2560), "down": (2560, 9728), "qkv": (6144, 2560), "o": (2560, 4096)}
 STREAMED = 256 << 20  # bytes of distinct weights that a run goes through, so that no cache holds them
 READ_BYTES = 1 << 30
 READS = [(streams, ahead) for streams in (1, 2, 4) for ahead in (0, 2048, 4096)]
@@ -55,8 +54,21 @@ class Row:
         }
 
 
+def linear_shapes(model: ModelShape) -> dict[str, tuple[int, int]]:
+    """(rows, columns) of the matrices of a block: q, k and v as one, gate and up each, of experts one."""
+    found: dict[str, tuple[int, int]] = {}
+    for linear in model.anatomy:
+        if linear.block == 0:
+            role = linear.roles[0]
+            kind = "qkv" if role in ("q", "k", "v") else "gate/up" if role in ("gate", "up") else role
+            before = found.get(kind, (0, 0))[0]
+            if kind == "qkv" or not before:
+                found[kind] = (before + linear.rows, linear.columns)
+    return found
+
+
 def measure_operators(
-    shapes: Mapping[str, tuple[int, int]] = SHAPES,
+    shapes: Mapping[str, tuple[int, int]],
     *,
     bits: Sequence[int] = (4, 2),
     group_size: int = 128,
@@ -75,31 +87,34 @@ def measure_operators(
     """
     if unknown := set(peers) - set(PEERS):
         raise UsageError(f"peer {unknown.pop()!r}: there are {', '.join(PEERS)}")
+    if rounds < 1 or min(counts) < 1:
+        raise UsageError(f"rounds = {rounds}, rows = {', '.join(map(str, counts))}: both are at least 1")
     missing: dict[str, str] = {}
     data = torch.ones(READ_BYTES // 4)
     limits: list[float] = []
     rows: list[Row] = []
-    with bar("operators", len(shapes) * len(counts) * rounds) as progress:
+    with bar("operators", len(shapes) * rounds) as progress:
         for shape, (height, width) in shapes.items():
+            made: list[Operator] = []
             for count in counts:
-                made = [one for each in bits for one in _own(width, height, each, group_size, count)]
+                made += [one for each in bits for one in _own(width, height, each, group_size, count)]
                 for peer in peers:
                     try:
                         made += PEERS[peer](width, height, bits, group_size, count, STREAMED)
                     except ImportError as error:
                         missing[peer] = str(error)
-                found = [Row(shape, made_one.name, made_one.bits, count, made_one.nbytes) for made_one in made]
-                for made_one in made:
-                    made_one.run()  # whatever is made once is made now
-                for _ in range(rounds):
-                    limits.append(read_limit(data))
-                    for row, made_one in zip(found, made, strict=True):
-                        seconds, foreign = _sample(made_one.run)
-                        row.seconds.append(seconds / made_one.copies)
-                        row.shares.append(row.nbytes / row.seconds[-1] / limits[-1])
-                        row.foreign.append(foreign)
-                    progress.advance()
-                rows += found
+            found = [Row(shape, one.name, one.bits, one.count, one.nbytes) for one in made]
+            for one in made:
+                one.run()  # whatever is made once is made now
+            for _ in range(rounds):
+                limits.append(read_limit(data))
+                for row, one in zip(found, made, strict=True):
+                    seconds, foreign = _sample(one.run)
+                    row.seconds.append(seconds / one.copies)
+                    row.shares.append(row.nbytes / row.seconds[-1] / limits[-1])
+                    row.foreign.append(foreign)
+                progress.advance()
+            rows += found
     for peer, reason in missing.items():
         say(f"note: {peer} is left out: {reason}")
     return {
@@ -135,7 +150,8 @@ def random_tiles(tiling: Tiling, copies: int, seed: int = 0) -> list[torch.Tenso
 
 
 def _own(columns: int, rows: int, bits: int, group_size: int, count: int) -> list[Operator]:
-    tiling = Tiling.of(Grid(bits, group_size), rows, columns)
+    grid = Grid(bits, group_size)
+    tiling = Tiling.of(grid, rows, columns) if grid.groups(columns) else None
     if tiling is None:
         raise UsageError(f"groups of {group_size} of {columns} columns: the kernels do not serve them")
     nbytes = math.prod(tiling.tiles_shape)
@@ -152,7 +168,10 @@ def _own(columns: int, rows: int, bits: int, group_size: int, count: int) -> lis
             for each in tiles:
                 ops.tiled_linear(x, each, None, None, tiling)
 
-    return [Operator(name, bits, nbytes, len(tiles), run) for name, run in (("kernel", kernel), ("jettison", operator))]
+    return [
+        Operator(name, bits, count, nbytes, len(tiles), run)
+        for name, run in (("kernel", kernel), ("jettison", operator))
+    ]
 
 
 def _sample(run: Callable[[], None]) -> tuple[float, float]:

@@ -8,10 +8,11 @@ import torch
 
 @dataclass(frozen=True)
 class Operator:
-    """``run`` multiplies with each of ``copies`` distinct weights once; each reads ``nbytes``."""
+    """``run`` multiplies ``count`` rows of x with each of ``copies`` distinct weights once; each reads ``nbytes``."""
 
     name: str
     bits: int
+    count: int
     nbytes: int
     copies: int
     run: Callable[[], None]
@@ -34,7 +35,7 @@ def onnxruntime(
     random = np.random.default_rng(0)
     x = random.standard_normal((count, columns), dtype=np.float32)
     found = []
-    for each in bits:
+    for each in set(bits) & {2, 4, 8}:
         groups = columns // group_size
         nbytes = rows * columns * each // 8 + rows * groups * 4
         copies = max(2, -(-streamed // nbytes))
@@ -65,7 +66,7 @@ def onnxruntime(
         options.intra_op_num_threads = torch.get_num_threads()
         session = engine.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         run = lambda session=session: session.run(None, {"x": x})
-        found.append(Operator("onnxruntime MatMulNBits", each, nbytes, copies, run))
+        found.append(Operator("onnxruntime", each, count, nbytes, copies, run))
     return found
 
 
@@ -88,7 +89,7 @@ def torch_int4pack(
             for weight, each in zip(weights, scale_zero, strict=True):
                 torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, group_size, each)
 
-    return [Operator("torch int4pack", 4, nbytes, copies, run)]
+    return [Operator("torch int4pack", 4, count, nbytes, copies, run)]
 
 
 def torch_bfloat16(
@@ -104,7 +105,7 @@ def torch_bfloat16(
             for weight in weights:
                 torch.nn.functional.linear(x, weight)
 
-    return [Operator("torch bfloat16", 16, nbytes, len(weights), run)]
+    return [Operator("torch bfloat16", 16, count, nbytes, len(weights), run)]
 
 
 PEERS: dict[str, Make] = {

@@ -1,0 +1,89 @@
+"""What `jettison bench ops` measures and prints. No figure is asserted: speed belongs to benchmarks/."""
+
+import json
+
+import pytest
+
+from jettison.evaluate import operators
+from jettison.evaluate.peers import PEERS
+from jettison.kernels import native
+from jettison.models import open_shape
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
+FAST = ["--shape", "64x128", "--shape", "96x256", "--group-size", "64", "--rounds", "1"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(operators, "STREAMED", 1 << 16)
+    monkeypatch.setattr(operators, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(operators, "SECONDS", 0.001)
+    monkeypatch.setattr(operators, "CALM", 0.0)
+
+
+def test_the_table(jettison, tmp_path):
+    arguments = ["--rows", "1", "--rows", "5", "--peer", "int4pack", "--peer", "bfloat16"]
+    code, out, _ = jettison("bench", "ops", *FAST, *arguments, "--json", tmp_path / "ops.json")
+    assert code == 0 and "torch int4pack" in out and "of the limit" in out
+    result = json.loads((tmp_path / "ops.json").read_text())
+    found = [(row["shape"], row["operator"], row["bits"], row["rows"]) for row in result["rows"]]
+    assert len(found) == len(set(found)) == 2 * 2 * 6
+    for row in result["rows"]:
+        assert len(row["samples"]) == 1 and row["microseconds"] > 0
+        assert row["bandwidth"] == pytest.approx(1e6 * row_bytes(row) / row["microseconds"], rel=1e-6)
+    assert result["limit"] > 0 and not result["missing"]
+
+
+def row_bytes(row: dict) -> float:
+    rows, columns = map(int, row["shape"].split("x"))
+    scales = {"kernel": 2, "jettison": 2, "torch int4pack": 4, "torch bfloat16": 0}[row["operator"]]
+    return rows * columns * row["bits"] / 8 + rows * columns / 64 * scales
+
+
+def test_a_peer_that_is_not_there_is_named(jettison, monkeypatch):
+    def absent(*_):
+        raise ImportError("pip install 'jettison[onnx]'")
+
+    monkeypatch.setitem(PEERS, "onnxruntime", absent)
+    code, out, _ = jettison("bench", "ops", *FAST, "--peer", "onnxruntime")
+    assert code == 0 and "onnxruntime is left out: pip install 'jettison[onnx]'" in out
+
+
+@pytest.mark.engines
+def test_onnxruntime_is_measured(jettison):
+    code, out, _ = jettison("bench", "ops", *FAST, "--peer", "onnxruntime")
+    assert code == 0 and out.count("onnxruntime") == 4
+
+
+def test_a_sample_is_taken_again_while_others_work(monkeypatch):
+    """The clock says that others use a whole core in the first two samples, and nothing in the third."""
+    others, calls = iter([0, 1000, 0, 1000, 0, 0]), []
+    monkeypatch.setattr(operators, "_busy_seconds", lambda: next(others))
+    monkeypatch.setattr(operators, "_own_seconds", lambda: 0.0)
+    monkeypatch.setattr(operators, "CALM", 0.01)
+    seconds, foreign = operators._sample(lambda: calls.append(1))
+    assert foreign == 0 and seconds > 0 and next(others, None) is None
+
+
+def test_shapes_of_models():
+    assert operators.linear_shapes(open_shape("qwen3-4b")) == {
+        "qkv": (6144, 2560), "o": (2560, 4096), "gate/up": (9728, 2560), "down": (2560, 9728),
+    }  # fmt: skip
+    assert operators.linear_shapes(open_shape("gpt-oss-20b"))["down"] == (2880, 2880)  # one expert
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["DIR"], "there is `jettison bench ops`"),
+        (["ops", "--shape", "64"], "such as 9728x2560"),
+        (["ops", "--peer", "mkl"], "peer 'mkl': there are onnxruntime"),
+        (["ops", "--shape", "64x100", "--group-size", "64"], "64 does not divide"),
+        (["ops", "--bits", "9"], "bits = 9"),
+        (["ops", "--rows", "0"], "rows"),
+        (["ops", "--rounds", "0"], "rounds"),
+    ],
+)
+def test_bad_usage(jettison, arguments, words):
+    code, _, err = jettison("bench", *arguments)
+    assert code == 2 and words in err

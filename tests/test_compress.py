@@ -57,13 +57,13 @@ def test_transformers_gives_our_logits(tiny, tmp_path, ids, family):
     """Mixed grids, packed head (untied where it was tied); experts with one symmetric grid, as transformers needs."""
     experts = family in ("qwen3_moe", "gpt_oss")
     manifest = compress(tiny(family), UNIFORM if experts else recipe(), tmp_path / "out")
-    ours = load(tmp_path / "out", dtype=torch.float32).logits(ids)
+    ours = load(tmp_path / "out", dtype=torch.float32, exact=True).logits(ids)
     if family == "gpt_oss":
         assert "no loader for packed experts" in manifest["not_in_transformers"][0]
         return
     assert manifest["not_in_transformers"] == []
     if family == "qwen3_moe":  # transformers dequantizes experts in the type of their scales, whatever it is asked
-        ours = load(tmp_path / "out", dtype=torch.bfloat16).logits(ids).float()
+        ours = load(tmp_path / "out", dtype=torch.bfloat16, exact=True).logits(ids).float()
         theirs = logits_of_transformers(tmp_path / "out", ids, torch.bfloat16).float()
         assert float((ours - theirs).square().mean()) < 1e-3 * float(ours.square().mean())
         return
@@ -88,7 +88,9 @@ def test_the_files_hold_what_the_methods_made(tiny, tmp_path, ids, family, symme
             dense = dense.T.bfloat16().float()
         model.get_submodule(linear.name).weight = torch.nn.Parameter(dense)
     with torch.no_grad():
-        assert torch.allclose(load(tmp_path / "out", dtype=torch.float32).logits(ids), model(ids).logits, atol=1e-4)
+        assert torch.allclose(
+            load(tmp_path / "out", dtype=torch.float32, exact=True).logits(ids), model(ids).logits, atol=1e-4
+        )
     assert packed.anatomy.tied is False or family == "gpt2"
 
 
@@ -123,7 +125,7 @@ def test_an_embedding_can_be_packed_too(tiny, tmp_path, ids):
     manifest = compress(tiny("qwen3"), {"steps": steps}, tmp_path / "out")
     assert "packed embedding" in manifest["not_in_transformers"][0]
     with_dense = compress(tiny("qwen3"), {"steps": steps[1:]}, tmp_path / "dense")
-    ours, theirs = (load(tmp_path / name, dtype=torch.float32).logits(ids) for name in ("out", "dense"))
+    ours, theirs = (load(tmp_path / name, dtype=torch.float32, exact=True).logits(ids) for name in ("out", "dense"))
     assert with_dense["not_in_transformers"] == []
     assert 0 < float((ours - theirs).square().mean()) < 1e-3 * float(theirs.square().mean())
     assert measure_size(tmp_path / "out")["bytes"] < 0.7 * measure_size(tmp_path / "dense")["bytes"]
@@ -153,7 +155,7 @@ def test_blocks_can_differ(tiny, tmp_path, ids):
     grids = compressed_tensors.read_grids(ModelFolder(tmp_path / "out"))
     assert grids["model.layers.1.mlp.up_proj"].bits == 5
     assert len(grids) == 6
-    ours = load(tmp_path / "out", dtype=torch.float32).logits(ids)
+    ours = load(tmp_path / "out", dtype=torch.float32, exact=True).logits(ids)
     assert torch.allclose(logits_of_transformers(tmp_path / "out", ids), ours, atol=2e-5)
 
 
@@ -185,7 +187,7 @@ def test_uncalibrated_experts_are_reported(tmp_path):
     records = {name: record for block in manifest["blocks"] for name, record in block["linears"].items()}
     unseen = {name for name, record in records.items() if record.get("tokens") == 0}
     assert set(manifest["uncalibrated"]) == unseen
-    out = load(tmp_path / "out", dtype=torch.float32)
+    out = load(tmp_path / "out", dtype=torch.float32, exact=True)
     assert torch.isfinite(out.logits(torch.arange(1, 30).unsqueeze(0))).all()
 
 

@@ -172,12 +172,12 @@ class TestOnScribe:
         model = PeftModel.from_pretrained(base, folders[1] / "adapter")
         with torch.no_grad():
             theirs = model(ids).logits
-        assert torch.allclose(theirs, load(folders[1], dtype=torch.float32).logits(ids), atol=1e-4)
-        plain = load(folders[1], dtype=torch.float32, adapter=False).logits(ids)
+        assert torch.allclose(theirs, load(folders[1], dtype=torch.float32, exact=True).logits(ids), atol=1e-4)
+        plain = load(folders[1], dtype=torch.float32, exact=True, adapter=False).logits(ids)
         assert not torch.allclose(theirs, plain, atol=0.1)
 
     def test_weights_stay_packed_in_memory(self, folders):
-        model = load(folders[1]).model
+        model = load(folders[1], exact=True).model
         kinds = {type(module).__name__ for module in model.modules()}
         assert {"QuantLinear", "Adapted"} <= kinds
         held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])

@@ -1,0 +1,191 @@
+"""Linear layers on packed weights on a GPU: time against bf16, and against torchao and gemlite where installed.
+
+    python benchmarks/gpu_kernels.py           # some minutes; needs a GPU and Triton
+    python benchmarks/gpu_kernels.py --ours    # neither torchao nor gemlite
+
+The layers of Qwen3-4B and Llama-3.1-8B, 4 bits in groups of 128 and 2 bits in groups of 64, symmetric. A time is that
+of one call among many in a CUDA graph, each with a copy of the weights of its own, so that no cache holds them: what a
+model that decodes would see of it. The median of 20 replays. Bandwidth is what the machine reads when it sums 2 GB.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from witness import claim, write_result
+
+from jettison.grid import Grid
+from jettison.kernels import gpu, ops
+
+NAME = "gpu_kernels"
+LAYERS = {
+    "qwen3-4b": {"qkv": (6144, 2560), "o": (2560, 4096), "gate_up": (19456, 2560), "down": (2560, 9728)},
+    "llama-3.1-8b": {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)},
+}
+GRIDS = {"w4": Grid(4, 128), "w2": Grid(2, 64)}
+TARGETS = {"w4": 3.0, "w2": 4.0}
+BATCHES = (1, 4, 16)
+REPLAYS = 20
+Call = Callable[[torch.Tensor], torch.Tensor]
+
+
+def seconds_per_call(calls: list[Callable[[], torch.Tensor]]) -> float:
+    """Median over replays of a graph of all the calls."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):  # what is compiled or set up at a first call must not be captured
+        calls[0](), calls[-1]()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    for _ in range(3):
+        graph.replay()
+    times = []
+    for _ in range(REPLAYS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times) / len(calls)
+
+
+def bandwidth() -> float:
+    """Bytes per second that a sum over 2 GB reads."""
+    large = torch.rand(1 << 29, device="cuda")
+    return large.nbytes / seconds_per_call([large.sum] * 5)
+
+
+def ours(rows: int, columns: int, grid: Grid, copies: int) -> list[Call]:
+    words = columns * grid.bits // 32
+    parts = [
+        (
+            torch.randint(-(2**31), 2**31, (rows, words), dtype=torch.int32, device="cuda"),
+            torch.randn(rows, grid.groups(columns), device="cuda").to(grid.scale_dtype),
+        )
+        for _ in range(copies)
+    ]
+    for batch in BATCHES:
+        x = torch.randn(batch, columns, dtype=torch.bfloat16, device="cuda")
+        y = gpu.quant_linear(x, *parts[0], None, grid.bits, grid.group_size).float()
+        expected = ops.quant_linear(x.float(), *parts[0], None, grid)
+        error = float((y - expected).norm() / expected.norm())
+        if not error < 0.01:
+            sys.exit(f"wrong: {grid}, {rows} x {columns}, {batch} rows of x: off by {error:.2%}")
+    return [lambda x, part=part: gpu.quant_linear(x, *part, None, grid.bits, grid.group_size) for part in parts]
+
+
+def bf16(rows: int, columns: int, copies: int) -> list[Call]:
+    weights = [torch.randn(rows, columns, dtype=torch.bfloat16, device="cuda") for _ in range(copies)]
+    return [lambda x, weight=weight: torch.nn.functional.linear(x, weight) for weight in weights]
+
+
+def torchao(rows: int, columns: int, grid: Grid, copies: int) -> list[Call]:
+    from torchao.quantization import Int4WeightOnlyConfig, quantize_
+
+    config = Int4WeightOnlyConfig(
+        group_size=grid.group_size, int4_packing_format="tile_packed_to_4d", set_inductor_config=False
+    )
+    found = []
+    for _ in range(copies):
+        linear = torch.nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16, device="cuda").requires_grad_(False)
+        quantize_(linear, config)
+        found.append(linear)
+    return found
+
+
+def gemlite(rows: int, columns: int, grid: Grid, copies: int) -> list[Call]:
+    from gemlite.core import TORCH_TO_DTYPE, GemLiteLinear
+
+    kind = TORCH_TO_DTYPE[torch.bfloat16]
+    found = []
+    for _ in range(copies):
+        linear = GemLiteLinear(grid.bits, grid.group_size, columns, rows, input_dtype=kind, output_dtype=kind)
+        codes = torch.randint(0, 2**grid.bits, (rows, columns), device="cuda").to(torch.uint8)
+        scale = torch.rand(rows * grid.groups(columns), 1, device="cuda").bfloat16()
+        linear.pack(codes, scale, torch.full_like(scale, grid.middle), None)
+        found.append(linear)
+    return found
+
+
+RIVALS = {"torchao": (torchao, ("w4",)), "gemlite": (gemlite, ("w4", "w2"))}
+
+
+def measured(make: Callable[[int], list[Call]], columns: int, nbytes: float) -> dict[int, float]:
+    """Seconds per call by batch, over as many copies as four caches hold, of 200 MB or more."""
+    streamed = max(200e6, 4 * torch.cuda.get_device_properties(0).L2_cache_size)
+    calls = make(max(2, -(-int(streamed) // int(nbytes))))
+    found = {}
+    with torch.no_grad():
+        for batch in BATCHES:
+            x = torch.randn(batch, columns, dtype=torch.bfloat16, device="cuda")
+            found[batch] = seconds_per_call([lambda call=call, x=x: call(x) for call in calls])
+    return found
+
+
+def layer(rows: int, columns: int, rivals: dict) -> dict[str, dict]:
+    """Engine and grid -> bytes of the weights, seconds by batch. Drops a rival that fails from ``rivals``."""
+    found = {"bf16": {"bytes": 2 * rows * columns}}
+    found["bf16"]["seconds"] = measured(lambda copies: bf16(rows, columns, copies), columns, 2 * rows * columns)
+    for name, grid in GRIDS.items():
+        nbytes = rows * columns * grid.bits_per_weight(columns) / 8
+        make = lambda copies, grid=grid: ours(rows, columns, grid, copies)
+        found[name] = {"bytes": nbytes, "seconds": measured(make, columns, nbytes)}
+        for rival, (linears, grids) in list(rivals.items()):
+            if name not in grids:
+                continue
+            try:
+                make = lambda copies, linears=linears, grid=grid: linears(rows, columns, grid, copies)
+                found[f"{name} {rival}"] = {"bytes": nbytes, "seconds": measured(make, columns, nbytes)}
+            except ModuleNotFoundError as error:
+                print(f"{rival}: left out, {error}")
+                del rivals[rival]
+            except Exception as error:  # whatever another project's version may raise
+                print(f"{rival}: left out, {type(error).__name__}: {error}")
+                del rivals[rival]
+        torch.cuda.empty_cache()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ours", action="store_true", help="neither torchao nor gemlite")
+    rivals = {} if parser.parse_args().ours else dict(RIVALS)
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device: this benchmark needs a GPU")
+    torch.manual_seed(0)
+    start, read = time.perf_counter(), bandwidth()
+    print(f"{torch.cuda.get_device_name()}, reads {read / 1e9:.0f} GB/s")
+    print(f"{'layer':<22} {'batch':>5}  {'weights':<12} {'µs':>8} {'over bf16':>9} {'GB/s':>6} {'of read':>7}")
+    rows = []
+    for model, layers in LAYERS.items():
+        for role, shape in layers.items():
+            found = layer(*shape, rivals)
+            for batch in BATCHES:
+                plain = found["bf16"]["seconds"][batch]
+                for name, each in found.items():
+                    seconds = each["seconds"][batch]
+                    row = {"model": model, "role": role, "shape": shape, "batch": batch, "weights": name}
+                    row |= {"seconds": seconds, "ratio": plain / seconds, "bytes_per_second": each["bytes"] / seconds}
+                    rows.append(row)
+                    print(
+                        f"{model + ' ' + role:<22} {batch:>5}  {name:<12} {1e6 * seconds:>8.2f} {row['ratio']:>9.2f} "
+                        f"{row['bytes_per_second'] / 1e9:>6.0f} {row['bytes_per_second'] / read:>7.0%}",
+                        flush=True,
+                    )
+    claims = []
+    for name, target in TARGETS.items():
+        single = [row for row in rows if row["batch"] == 1 and row["weights"] == name]
+        worst = min(single, key=lambda row: row["ratio"])
+        note = f"batch 1, the least of {len(single)} layers: {worst['model']} {worst['role']}"
+        claims.append(claim(f"gpu_{name}_vs_bf16", worst["ratio"], "", "higher", target, note))
+    write_result(NAME, claims, time.perf_counter() - start, {"bandwidth": read, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Kernels for GPUs, in Triton: for CUDA and ROCm, and on the CPU (slowly, for tests) in Triton's interpreter."""
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+
+@cache
+def installed() -> bool:
+    return find_spec("triton") is not None
+
+
+def available(x: torch.Tensor) -> bool:
+    """Whether ``quant_linear`` works here on tensors like ``x``.
+
+    The interpreter of Triton 3.9 and before multiplies the bits of bfloat16 tiles, unless mended as the tests do.
+    """
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return installed() and (x.is_cuda or (interpreted and x.device.type == "cpu"))
+
+
+def quant_linear(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    bits: int,
+    group_size: int,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``linear.quant_linear``, imported at the first call: that takes Triton."""
+    from jettison.kernels.gpu import linear
+
+    return linear.quant_linear(x, packed, scale, zero_point, bits, group_size, bias)
+
+
+__all__ = ["available", "quant_linear"]

@@ -1,0 +1,232 @@
+"""The GPU kernels against a product in float64: on a GPU where there is one, else in Triton's interpreter.
+
+Triton must be told to interpret before it is imported, and by now others may have imported it: the tests then run in a
+process of their own.
+"""
+
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from jettison.errors import UsageError
+from jettison.grid import pack
+from jettison.kernels import gpu
+from jettison.kernels.gpu import linear
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+HERE = INTERPRETED or torch.cuda.is_available()
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+TOLERANCE = {F32: 1e-5, F16: 2e-3, BF16: 2e-2}  # of a result, or of their standard deviation
+
+
+@pytest.mark.skipif(HERE, reason="the tests run in this process")
+def test_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", __file__]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+
+
+if INTERPRETED:  # its product of bfloat16 multiplies their bits, as of Triton 3.9
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _convert_float
+
+    def widened(tensor):
+        if tensor.dtype.scalar != tl.bfloat16:
+            return tensor
+        return TensorHandle(_convert_float(tensor.data, tl.bfloat16, tl.float32, None).view(np.float32), tl.float32)
+
+    product = InterpreterBuilder.create_dot
+    InterpreterBuilder.create_dot = lambda self, a, b, *rest: product(self, widened(a), widened(b), *rest)
+
+
+@dataclass(frozen=True)
+class Case:
+    bits: int
+    group: int
+    rows: int
+    columns: int
+    tokens: int
+    symmetric: bool = True
+    dtype: torch.dtype = F32
+    bias: bool = False
+    scales: torch.dtype = BF16
+
+    def __str__(self) -> str:
+        sign = "sym" if self.symmetric else "asym"
+        return f"{self.bits}bit-g{self.group}-{self.rows}x{self.columns}-{self.tokens}-{sign}-{self.dtype}"[:60]
+
+
+def made(case: Case, seed: int = 0) -> tuple[tuple, torch.Tensor]:
+    """The arguments of quant_linear, and y in float64. Half of the scales are negative."""
+    random_numbers = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=random_numbers)
+    codes_of = lambda *shape: torch.randint(0, 2**case.bits, shape, generator=random_numbers).to(torch.uint8)
+    groups = 1 if case.group == -1 else case.columns // case.group
+    codes, scale = codes_of(case.rows, case.columns), normal(case.rows, groups).to(case.scales)
+    zero = None if case.symmetric else codes_of(case.rows, groups)
+    x = normal(case.tokens, case.columns).to(case.dtype)
+    bias = 3 * normal(case.rows).to(case.dtype) if case.bias else None
+    middle = 2 ** (case.bits - 1) if zero is None else zero.double().unsqueeze(-1)
+    steps = codes.double().unflatten(1, (groups, -1)) - middle
+    y = x.double() @ (steps * scale.double().unsqueeze(-1)).flatten(1).T
+    packed_zero = None if zero is None else pack(zero.T.contiguous(), case.bits).T
+    tensors = (x, pack(codes, case.bits), scale, packed_zero, bias)
+    x, packed, scale, packed_zero, bias = (None if t is None else t.to(DEVICE) for t in tensors)
+    return (x, packed, scale, packed_zero, case.bits, case.group, bias), y if bias is None else y + bias.cpu().double()
+
+
+def check(case: Case, seed: int = 0) -> None:
+    arguments, expected = made(case, seed)
+    y = gpu.quant_linear(*arguments)
+    assert y.dtype == case.dtype
+    assert y.shape == expected.shape
+    error = ((y.cpu().double() - expected).abs() / (expected.abs() + expected.std(correction=0) + 1e-9)).max()
+    assert error < TOLERANCE[case.dtype], f"{case}: {error:.2g}"
+
+
+class Count:
+    """Stands for a kernel and counts its launches."""
+
+    def __init__(self, kernel):
+        self.kernel, self.launches = kernel, 0
+
+    def __getitem__(self, grid):
+        self.launches += 1
+        return self.kernel[grid]
+
+
+CASES = [
+    Case(2, 64, 33, 320, 1),
+    Case(2, 16, 7, 48, 1, symmetric=False, dtype=BF16, bias=True),
+    Case(2, 128, 65, 2432, 1, symmetric=False, dtype=F16),
+    Case(2, -1, 31, 200, 1, symmetric=False),  # the last word is half empty
+    Case(2, 8, 17, 136, 2, symmetric=False),  # groups end within words
+    Case(2, 64, 33, 320, 5, symmetric=False, dtype=BF16),
+    Case(2, 32, 129, 96, 17, dtype=F16, bias=True, scales=F32),
+    Case(2, 24, 5, 72, 40, symmetric=False),
+    Case(3, 32, 9, 160, 1, symmetric=False, bias=True),
+    Case(3, 128, 33, 384, 1, dtype=BF16),
+    Case(3, 40, 13, 40, 2, symmetric=False, scales=F16),
+    Case(3, 16, 71, 112, 16, symmetric=False, dtype=F16),
+    Case(3, 64, 40, 192, 17, symmetric=False, dtype=BF16, bias=True),
+    Case(4, 128, 47, 640, 1, dtype=BF16, bias=True),
+    Case(4, 16, 3, 1200, 1, symmetric=False, scales=F32),
+    Case(4, 9, 11, 63, 2, symmetric=False),
+    Case(4, 32, 66, 288, 5, symmetric=False, dtype=F16),
+    Case(4, 64, 35, 192, 16, dtype=BF16),
+    Case(4, -1, 140, 100, 40, symmetric=False, dtype=BF16, bias=True),
+    Case(4, 128, 131, 256, 70, symmetric=False, dtype=F16),  # the large tiles of a long prompt
+    Case(8, 128, 5, 256, 1, symmetric=False, dtype=F16),
+    Case(8, 32, 34, 96, 2, dtype=BF16, bias=True),
+    Case(8, 64, 37, 192, 17, symmetric=False, dtype=F16),
+    Case(8, -1, 1, 50, 5, symmetric=False),  # one row
+    *(Case(bits, 32, 19, 96, tokens, symmetric=False) for bits in (5, 6, 7) for tokens in (1, 5)),
+]
+
+
+class TestKernels:
+    __test__ = HERE
+
+    def test_available(self):
+        assert gpu.available(torch.empty(1, device=DEVICE))
+        assert not gpu.available(torch.empty(1, device="meta"))
+
+    @pytest.mark.parametrize("case", CASES, ids=str)
+    def test_product(self, case):
+        check(case)
+
+    def test_any_shape(self):
+        """As the cases above, drawn at random."""
+        draw = random.Random(0)
+        for seed in range(40):
+            group = draw.choice([8, 12, 16, 32, 33, 64, 128])
+            case = Case(
+                bits=draw.choice([2, 2, 3, 4, 4, 8]),
+                group=draw.choice([group, group, -1]),
+                rows=draw.randint(1, 140),
+                columns=group * draw.randint(1, max(2, 300 // group)),
+                tokens=draw.choice([1, 1, 2, 3, 5, 16, 17, 33, 40, 65]),
+                symmetric=draw.random() < 0.5,
+                dtype=draw.choice([F32, F32, F16, BF16]),
+                bias=draw.random() < 0.3,
+                scales=draw.choice([F32, F16, BF16]),
+            )
+            check(case, seed)
+
+    @pytest.mark.parametrize(
+        ("bits", "columns", "tokens"),
+        [(2, 4160, 1), (3, 4224, 1), (4, 2112, 2), (2, 640, 5), (3, 576, 17), (4, 640, 16)],
+    )
+    def test_columns_in_parts(self, monkeypatch, bits, columns, tokens):
+        case = Case(bits, 64, 11, columns, tokens, symmetric=False, bias=True)
+        gather = Count(linear._gather)
+        monkeypatch.setattr(linear, "_gather", gather)
+        monkeypatch.setattr(linear, "TURNS", 1)
+        check(case)
+        assert gather.launches == 1
+        monkeypatch.setattr(linear, "WARPS", 1)
+        check(case)
+        assert gather.launches == 1
+
+    @pytest.mark.parametrize("tokens", [1, 5])
+    def test_sums_are_in_float32(self, tokens):
+        """The first product is large and the last one takes it back: what comes between must not be lost."""
+        codes = torch.randint(0, 16, (9, 2048), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+        x = torch.randn(tokens, 2048, generator=torch.Generator().manual_seed(1)).half()
+        codes[:, -1] = codes[:, 0]
+        x[:, 0], x[:, -1] = 1000, -1000
+        y = gpu.quant_linear(x.to(DEVICE), pack(codes, 4).to(DEVICE), torch.ones(9, 1, device=DEVICE), None, 4, -1)
+        expected = x.double() @ (codes.double() - 8).T
+        assert ((y.cpu().double() - expected).abs() < 1e-3 * expected.abs() + 0.1).all()
+
+    def test_shapes_of_x(self):
+        (x, *rest), expected = made(Case(4, 32, 21, 64, 6))
+        y = gpu.quant_linear(x.reshape(2, 3, 64), *rest)
+        assert torch.allclose(y.cpu().double(), expected.reshape(2, 3, 21), atol=1e-4)
+        assert torch.equal(gpu.quant_linear(x[0], *rest), gpu.quant_linear(x[:1], *rest)[0])
+        strided = x.T.contiguous().T
+        assert torch.equal(gpu.quant_linear(strided, *rest), y.reshape(6, 21))
+        assert gpu.quant_linear(x[:0].reshape(2, 0, 64), *rest).shape == (2, 0, 21)
+
+    def test_same_bits_every_time(self):
+        arguments, _ = made(Case(2, 64, 11, 9728, 1, dtype=BF16))
+        first = gpu.quant_linear(*arguments)
+        assert all(torch.equal(gpu.quant_linear(*arguments), first) for _ in range(3))
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({0: torch.zeros(1, 60)}, "group_size 32 does not divide a row of 60"),
+            ({0: torch.zeros(1, 32)}, r"packed has the shape \(21, 8\).*must be \(21, 4\)"),
+            ({0: torch.zeros(1, 64, dtype=torch.int32)}, "x is of torch.int32; valid: torch.float32"),
+            ({2: torch.zeros(21, 1)}, r"scale has the shape \(21, 1\).*must be \(21, 2\)"),
+            ({3: torch.zeros(21, 2)}, r"zero_point has the shape \(21, 2\).*must be \(3, 2\)"),
+            ({4: 9}, "bits = 9"),
+            ({6: torch.zeros(20)}, r"bias has the shape \(20,\).*must be \(21,\)"),
+        ],
+    )
+    def test_bad_arguments_say_what_would_be_valid(self, change, words):
+        arguments, _ = made(Case(4, 32, 21, 64, 1, symmetric=False, bias=True))
+        with pytest.raises(UsageError, match=words):
+            gpu.quant_linear(*(change.get(place, given) for place, given in enumerate(arguments)))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(6144, 2560), (2560, 4096), (19456, 2560), (2560, 9728), (28672, 4096)])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_blocks_fill_a_gpu(bits, rows, columns):
+    """Without parts, whose sum costs a launch."""
+    units = columns * bits // 32
+    blocks = linear.decode_blocks(1, rows, units)
+    assert -(-rows // blocks.rows) * blocks.warps > linear.WARPS / 2
+    assert blocks.rows * blocks.units == 512
+    wasted = -units % blocks.units / units
+    assert wasted < 0.25

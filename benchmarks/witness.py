@@ -59,13 +59,18 @@ def dirty() -> bool:
 
 
 def write_result(
-    name: str, claims: list[dict[str, Any]], seconds: float, details: dict[str, Any], seed: int = 0
+    name: str,
+    claims: list[dict[str, Any]],
+    seconds: float,
+    details: dict[str, Any],
+    seed: int = 0,
+    script: str | None = None,
 ) -> None:
     write_json(
         RESULTS / f"{name}.json",
         {
             "claims": claims,
-            "command": f"python benchmarks/{name}.py",
+            "command": f"python benchmarks/{script or name}.py",
             "machine": machine(),
             "versions": {p: version(p) for p in ("torch", "transformers", "compressed-tensors", "peft", "accelerate")},
             "commit": git("rev-parse", "HEAD"),

@@ -11,9 +11,10 @@ from functools import lru_cache
 import torch
 
 from jettison.grid import Grid, unpack
-from jettison.kernels import native
+from jettison.kernels import gpu, native
 from jettison.kernels.tiles import SCALE_TYPES, Tiling, dense, pack_zero, spread, zero_points
 
+GPU_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 SCALE_DTYPES = {number: dtype for dtype, number in SCALE_TYPES.items()}
 
 
@@ -97,6 +98,12 @@ def _quant_linear(x, packed, scale, zero_point, bias, bits, group_size):
 _tiling = lru_cache(1024)(Tiling)  # else making one takes longer than everything else here
 
 
+def _quant_linear_on_a_gpu(x, packed, scale, zero_point, bias, bits, group_size):
+    if gpu.available(x) and x.dtype in GPU_TYPES:
+        return gpu.quant_linear(x, packed, scale, zero_point, bits, group_size, bias)
+    return _quant_linear(x, packed, scale, zero_point, bias, bits, group_size)
+
+
 def _tiled_linear(x, tiles, zero, bias, rows, bits, span, middle, scale_type):
     tiling = _tiling(rows, x.shape[-1], bits, span, middle, SCALE_DTYPES[scale_type])
     if native.library() is None:
@@ -107,6 +114,7 @@ def _tiled_linear(x, tiles, zero, bias, rows, bits, span, middle, scale_type):
 
 
 _library.impl("quant_linear", _quant_linear, "CPU")
+_library.impl("quant_linear", _quant_linear_on_a_gpu, "CUDA")  # ROCm as well, by its name in PyTorch
 _library.impl("tiled_linear", _tiled_linear, "CPU")
 
 

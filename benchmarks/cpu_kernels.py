@@ -1,8 +1,8 @@
 """The CPU kernels against the read limit, against peers, and against exact arithmetic.
 
     pip install 'jettison[onnx]'       # the peer that PyTorch does not bring
-    python benchmarks/kernels.py       # about fifteen minutes on 2 cores; other programs must rest
-    python benchmarks/kernels.py --check
+    python benchmarks/cpu_kernels.py       # about fifteen minutes on 2 cores; other programs must rest
+    python benchmarks/cpu_kernels.py --check
 
 Matrices of Qwen3-4B, distinct weights streamed. ``kernel`` is the C++ function as an engine calls it: shares of the
 read limit are its. ``jettison`` is the operator as PyTorch calls it: it is what meets the peers.
@@ -26,7 +26,7 @@ from jettison.kernels import native
 from jettison.kernels.tiles import Tiling, dense
 from jettison.models import open_shape
 
-NAME = "kernels"
+NAME = "kernels"  # of the result; a script of this name would hide a package that transformers looks for
 SHAPES = linear_shapes(open_shape("qwen3-4b"))
 PRESETS = ("w8", "w4", "w3")
 WINDOWS = 40
@@ -123,6 +123,7 @@ def main() -> None:
         ],
         time.perf_counter() - start,
         {"decode": decode, "rows": several, "prefill": prefill, "errors": error, "quality": costs},
+        script="cpu_kernels",
     )  # fmt: skip
 
 

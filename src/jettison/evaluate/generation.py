@@ -23,8 +23,8 @@ def sample_prompts(model: str | Path, text: str | Path) -> list[str]:
 
 def measure_generation(model: str | Path, prompts: Iterable[str], *, adapter: bool = True) -> dict[str, Any]:
     """``samples``: each prompt with its likeliest continuation. ``speed``: tokens per second of decoding (batch 1; the
-    best of the samples) and of reading a prompt of 256 tokens (the best of three). Packed weights are unpacked at each
-    call here: an engine with kernels for them is faster.
+    best of the samples) and of reading a prompt of 256 tokens (the best of three). It is transformers that generates:
+    packed weights go through the kernels, and what is around them costs what it costs in PyTorch.
     """
     loaded, samples, decode = load(model, adapter=adapter), [], 0.0
     for prompt in prompts:

@@ -79,10 +79,10 @@ def measure_operators(
     """Time x Wᵀ for ``count`` rows of x: ``kernel`` is our C++ function, called as an engine calls it, ``jettison`` our
     operator for PyTorch, the rest peers.
 
-    Each goes through copies of its weight that no cache holds. By rounds, so that drift meets all alike: the read
-    limit (the best way to read 1 GiB: 1, 2 or 4 streams of each thread, prefetched or not), then every operator once.
-    A sample is repeated while other processes use more than a fifth of a core. Returns ``limit`` (bytes per second, the
-    median), ``rows`` (each with microseconds, bandwidth and share of the limit of its round, medians), ``missing``
+    Each goes through copies of its weight that no cache holds. By rounds, so that drift meets all alike: every operator
+    once, and before and after each the read limit, the best of nine ways to read 1 GiB: 1, 2 or 4 streams of each
+    thread, prefetched or not. A sample is repeated while other processes use more than a fifth of a core. Returns ``limit`` (bytes per second, the
+    median), ``rows`` (each with microseconds, bandwidth and share of the limit around it, medians), ``missing``
     (peers that are not installed, and why) and the ``instruction_set`` and ``threads`` used.
     """
     if unknown := set(peers) - set(PEERS):
@@ -110,8 +110,9 @@ def measure_operators(
                 limits.append(read_limit(data))
                 for row, one in zip(found, made, strict=True):
                     seconds, foreign = _sample(one.run)
+                    limits.append(read_limit(data))
                     row.seconds.append(seconds / one.copies)
-                    row.shares.append(row.nbytes / row.seconds[-1] / limits[-1])
+                    row.shares.append(row.nbytes / row.seconds[-1] / statistics.mean(limits[-2:]))
                     row.foreign.append(foreign)
                 progress.advance()
             rows += found
@@ -119,7 +120,6 @@ def measure_operators(
         say(f"note: {peer} is left out: {reason}")
     return {
         "limit": statistics.median(limits),
-        "limits": limits,
         "instruction_set": native.instruction_set(),
         "threads": native.threads(),
         "rows": [row.to_dict() for row in rows],

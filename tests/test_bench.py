@@ -10,7 +10,7 @@ from jettison.kernels import native
 from jettison.models import open_shape
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
-FAST = ["--shape", "64x128", "--shape", "96x256", "--group-size", "64", "--rounds", "1"]
+FAST = ["--matrix", "64x128", "--matrix", "96x256", "--group-size", "64", "--rounds", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -76,9 +76,9 @@ def test_shapes_of_models():
     ("arguments", "words"),
     [
         (["DIR"], "there is `jettison bench ops`"),
-        (["ops", "--shape", "64"], "such as 9728x2560"),
+        (["ops", "--matrix", "64"], "such as 9728x2560"),
         (["ops", "--peer", "mkl"], "peer 'mkl': there are onnxruntime"),
-        (["ops", "--shape", "64x100", "--group-size", "64"], "64 does not divide"),
+        (["ops", "--matrix", "64x100", "--group-size", "64"], "64 does not divide"),
         (["ops", "--bits", "9"], "bits = 9"),
         (["ops", "--rows", "0"], "rows"),
         (["ops", "--rounds", "0"], "rounds"),

@@ -10,17 +10,18 @@ from jettison.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
-    examples = ("jettison bench ops", "jettison bench ops --model llama-3.1-8b --rows 1 --rows 5 --json ops.json")
+    examples = ("jettison bench ops", "jettison bench ops --shape llama-3.1-8b --rows 1 --rows 5 --json ops.json")
     app.command("bench", epilog=common.example(*examples))(bench)
 
 
 def bench(
     what: Annotated[str, typer.Argument(help="ops: products with packed weights, next to peers and the read limit.")],
-    model: Annotated[
-        str, typer.Option("--model", help="Whose matrices: a known shape, a folder, or a hub id.")
-    ] = "qwen3-4b",
     shape: Annotated[
-        list[str], typer.Option("--shape", help="ROWSxCOLUMNS of W instead of a model's. Repeatable.")
+        str,
+        typer.Option("--shape", help="Whose matrices: a known shape such as qwen3-4b, a model folder, or a hub id."),
+    ] = "qwen3-4b",
+    matrix: Annotated[
+        list[str], typer.Option("--matrix", help="ROWSxCOLUMNS of W instead of a model's. Repeatable.")
     ] = (),
     bits: Annotated[list[int], typer.Option("--bits", help="2, 3, 4 or 8. Repeatable.")] = (4, 2),
     group_size: Annotated[int, typer.Option("--group-size", help="Weights that share a scale.")] = 128,
@@ -40,7 +41,7 @@ def bench(
     common.begin(quiet)
     if what != "ops":
         raise UsageError(f"bench {what!r}: there is `jettison bench ops`")
-    shapes = dict(map(_parse, shape)) or linear_shapes(open_shape(model))
+    shapes = dict(map(_parse, matrix)) or linear_shapes(open_shape(shape))
     result = measure_operators(
         shapes,
         bits=bits,
@@ -72,5 +73,5 @@ def bench(
 
 def _parse(text: str) -> tuple[str, tuple[int, int]]:
     if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
-        raise UsageError(f"--shape {text!r}: it must be rows and columns of W, such as 9728x2560")
+        raise UsageError(f"--matrix {text!r}: it must be rows and columns of W, such as 9728x2560")
     return text, (int(found[1]), int(found[2]))

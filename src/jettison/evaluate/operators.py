@@ -81,9 +81,10 @@ def measure_operators(
 
     Each goes through copies of its weight that no cache holds. By rounds, so that drift meets all alike: every operator
     once, and before and after each the read limit, the best of nine ways to read 1 GiB: 1, 2 or 4 streams of each
-    thread, prefetched or not. A sample is repeated while other processes use more than a fifth of a core. Returns ``limit`` (bytes per second, the
-    median), ``rows`` (each with microseconds, bandwidth and share of the limit around it, medians), ``missing``
-    (peers that are not installed, and why) and the ``instruction_set`` and ``threads`` used.
+    thread, prefetched or not. A sample is repeated while other processes use more than a fifth of a core.
+
+    Returns ``limit`` (bytes per second, the median), ``rows`` (each with microseconds, bandwidth and share of the limit
+    around it, medians), ``missing`` (peers that are not installed, and why), ``instruction_set`` and ``threads``.
     """
     if unknown := set(peers) - set(PEERS):
         raise UsageError(f"peer {unknown.pop()!r}: there are {', '.join(PEERS)}")

@@ -152,7 +152,7 @@ def largest_difference(folder: Path) -> float:
     windows = token_windows(ModelFolder("scribe").tokenizer, "books-evaluation", 256, 20)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     base(**base.dummy_inputs)  # unpacks
-    theirs, ours = PeftModel.from_pretrained(base, folder / "adapter"), load(folder, dtype=torch.float32)
+    theirs, ours = PeftModel.from_pretrained(base, folder / "adapter"), load(folder, dtype=torch.float32, exact=True)
     with torch.no_grad():
         return max(float((theirs(ids).logits - ours.logits(ids)).abs().max()) for ids in windows.split(4))
 

@@ -109,5 +109,6 @@ struct Lanes {
 };
 
 #include "kernel.h"
+#include "vector.h"
 
 }  // namespace

@@ -74,9 +74,10 @@ struct Lanes {
 };
 
 #include "kernel.h"
+#include "vector.h"
 
 }  // namespace
 
-const Isa avx512_isa = {"avx512", quantize, multiply};
+const Isa avx512_isa = {"avx512", quantize, multiply, rms_norm, gated, dense_rows, side, attend};
 
 }  // namespace jettison

@@ -1,6 +1,6 @@
 #define JETTISON_VNNI
 #include "avx2.h"
 
-const Isa avxvnni_isa = {"avxvnni", quantize, multiply};
+const Isa avxvnni_isa = {"avxvnni", quantize, multiply, rms_norm, gated, dense_rows, side, attend};
 
 }  // namespace jettison

@@ -86,9 +86,10 @@ struct Lanes {
 };
 
 #include "kernel.h"
+#include "vector.h"
 
 }  // namespace
 
-const Isa portable_isa = {"portable", quantize, multiply};
+const Isa portable_isa = {"portable", quantize, multiply, rms_norm, gated, dense_rows, side, attend};
 
 }  // namespace jettison

@@ -21,7 +21,7 @@ constexpr int kHalves = 2;
 constexpr int kTileRows = kHalves * kLanes;
 constexpr int kPrefetch = 4096;  // bytes ahead in the stream: what hides the memory behind the work on 8 rows
 
-enum Type : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum Type : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 
 constexpr int step_columns(int bits) { return bits == 2 ? 16 : bits == 3 ? 32 : bits == 4 ? 8 : 4; }
 constexpr int half_bytes(int bits) { return bits == 3 ? 192 : 64; }  // of half a step
@@ -59,12 +59,27 @@ struct Call {
   Type type;       // of x and y: float32 or bfloat16
 };
 
+// Keys or values of one head: (length, head_dim), float32, bfloat16, or int8 with a scale for each position.
+struct Cache {
+  const void* at;
+  const float* scale;
+  Type type;
+};
+
 // What one instruction set offers. All give the same bits: integer sums are exact, and floats are multiplied and added
 // one by one in the same order, never fused.
 struct Isa {
   const char* name;
   void (*quantize)(const Call&, int64_t first_row, int64_t last_row);
   void (*multiply)(const Call&, int64_t first_tile, int64_t last_tile);
+  // What stands between the products of a decoder: see vector.h.
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, int64_t count, float* y);
+  void (*gated)(const float* gate, const float* up, int gelu, int64_t count, float* y);
+  void (*dense_rows)(const void* weight, Type type, const float* x, int64_t count, int64_t rows, int64_t columns,
+                     int64_t first, int64_t last, float* y);
+  void (*side)(const float* x, const float* a, int64_t rank, int64_t columns, float* low);
+  void (*attend)(const float* q, const Cache& key, const Cache& value, int64_t group, int64_t dim, int64_t first,
+                 int64_t last, float scale, float* scores, float* out);
 };
 
 extern const Isa portable_isa;

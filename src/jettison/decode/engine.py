@@ -1,0 +1,236 @@
+"""Whole tokens without Python or PyTorch in between: the C++ decoder (``kernels/cpu/engine.cpp``) on a loaded model.
+
+It serves decoders of the llama kind: RMS norms, rotary positions, gated MLPs. What it does not know it refuses, and says
+why; such a model runs as it is, in transformers, with packed linears.
+"""
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from jettison.errors import JettisonError, UsageError
+from jettison.kernels import native
+from jettison.models.modules import Adapted, QuantLinear
+
+FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "phi3", "gemma3_text")
+ROPES = ("default", "linear", "llama3", "yarn")  # whose frequencies do not depend on the length
+CACHES = {"float32": 0, "bfloat16": 1, "int8": 3}  # see Type in cpu/tiles.h
+ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
+FULL = 6  # see Status in cpu/isa.h
+
+POINTER, INT, INT64, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+
+
+class _Linear(ctypes.Structure):  # LinearSpec in cpu/engine.h; the others likewise
+    _fields_ = (
+        [(name, POINTER) for name in ("tiles", "zero", "bias", "lora_a", "lora_b")]
+        + [(name, INT64) for name in ("tiles_bytes", "zero_bytes", "rows", "columns", "span")]
+        + [(name, INT) for name in ("bits", "middle", "scale_type", "rank")]
+        + [("scaling", FLOAT)]
+    )
+
+
+NORMS = ("attention_norm", "q_norm", "k_norm", "after_attention_norm", "mlp_norm", "after_mlp_norm")
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [(name, POINTER) for name in NORMS] + [(name, _Linear) for name in LINEARS]
+    _fields_ += [("window", INT64), ("rope", INT)]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *((name, INT64) for name in ("hidden", "heads", "kv_heads", "head_dim", "rotary", "intermediate")),
+        *((name, INT64) for name in ("vocabulary", "layers")),
+        ("embedding", POINTER), ("final_norm", POINTER), ("frequency", POINTER * 2), ("head", _Linear),
+        ("epsilon", FLOAT), ("attention_scale", FLOAT), ("embedding_scale", FLOAT), ("rope_scale", FLOAT * 2),
+        ("logit_scale", FLOAT), ("gelu", INT), ("embedding_type", INT), ("layer", ctypes.POINTER(_Layer)),
+    ]  # fmt: skip
+
+
+class Unsupported(JettisonError):
+    """The engine does not know this model; the message says what of it."""
+
+
+class Engine:
+    """A model in the engine. The model's tensors are used where they are, so it is kept alive.
+
+    Raises Unsupported for what the engine does not know.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._held: list[object] = [model]
+        config = model.config.get_text_config()
+        _require(native.library() is not None, "the CPU kernels are not there")
+        _require(config.model_type in FAMILIES, f"{config.model_type} models are not among {', '.join(FAMILIES)}")
+        core, head = model.model, model.lm_head
+        _require(next(core.parameters()).is_cpu, "it is not on the CPU")
+        layers = (_Layer * len(core.layers))()
+        for layer, block in zip(layers, core.layers, strict=True):
+            self._fill(layer, block, config)
+        spec, attention = _Model(), core.layers[0].self_attn
+        spec.hidden, spec.vocabulary, spec.layers = config.hidden_size, config.vocab_size, len(core.layers)
+        spec.heads, spec.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        spec.head_dim, spec.intermediate = attention.head_dim, config.intermediate_size
+        self._rope(spec, core.rotary_emb, config)
+        embedding = core.embed_tokens.weight
+        _require(embedding.dtype in (torch.float32, torch.bfloat16), f"its embedding is of {embedding.dtype}")
+        spec.embedding, spec.embedding_type = self._keep(embedding.detach()), int(embedding.dtype == torch.bfloat16)
+        scale = getattr(core.embed_tokens, "embed_scale", None)
+        spec.embedding_scale = 1.0 if scale is None else float(scale.to(embedding.dtype))
+        spec.final_norm, spec.head = self._norm(core.norm), self._linear(head)
+        spec.epsilon, spec.attention_scale, spec.logit_scale = config.rms_norm_eps, attention.scaling, 1.0
+        activation = getattr(config, "hidden_activation", None) or config.hidden_act
+        _require(activation in ACTIVATIONS, f"its activation {activation} is not among {', '.join(ACTIVATIONS)}")
+        spec.gelu, spec.layer = ACTIVATIONS[activation], layers
+        for name in ("final_logit_softcapping", "attn_logit_softcapping"):
+            _require(getattr(config, name, None) is None, f"it has a {name}")
+        self.vocabulary, self.limit = config.vocab_size, config.max_position_embeddings
+        self._library = _declared(native.library())
+        self.handle = self._library.jettison_engine_new(ctypes.byref(spec))
+        _require(self.handle is not None, "the sizes of its matrices do not fit its configuration")
+        weakref.finalize(self, self._library.jettison_engine_free, self.handle)
+
+    def session(self, capacity: int | None = None, cache: str = "bfloat16") -> "Session":
+        """Room for ``capacity`` tokens, by default as many as the model has positions for. cache: of what type keys and
+        values are, float32, bfloat16 or int8 (with a scale for each head and position)."""
+        return Session(self, self.limit if capacity is None else capacity, cache)
+
+    def forward(self, tokens: Sequence[int], sessions: Sequence["Session"], wanted: Sequence[bool]) -> torch.Tensor:
+        """Append token i to session i. Returns the logits, float32 (rows wanted, vocabulary).
+
+        Tokens of the same session follow each other. Nothing is appended if a session is full or a token is not in the
+        vocabulary: UsageError.
+        """
+        count = len(tokens)
+        logits = torch.empty(sum(map(bool, wanted)), self.vocabulary)
+        status = self._library.jettison_forward(
+            self.handle, count, (INT * count)(*tokens), (POINTER * count)(*(session.handle for session in sessions)),
+            bytes(map(bool, wanted)), logits.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        if status == FULL:
+            room = min(session.capacity - session.length for session in sessions)
+            raise UsageError(f"{count} more tokens: a session has room for {room}")
+        if status:
+            raise UsageError(f"the tokens {list(tokens)[:8]}...: at least one, each from 0 to {self.vocabulary - 1}")
+        return logits
+
+    def _fill(self, layer: _Layer, block: nn.Module, config) -> None:
+        attention, mlp = block.self_attn, block.mlp
+        gemma = hasattr(block, "pre_feedforward_layernorm")
+        norms = {
+            "attention_norm": block.input_layernorm,
+            "q_norm": getattr(attention, "q_norm", None),
+            "k_norm": getattr(attention, "k_norm", None),
+            "after_attention_norm": block.post_attention_layernorm if gemma else None,
+            "mlp_norm": block.pre_feedforward_layernorm if gemma else block.post_attention_layernorm,
+            "after_mlp_norm": block.post_feedforward_layernorm if gemma else None,
+        }
+        for name, norm in norms.items():
+            setattr(layer, name, None if norm is None else self._norm(norm))
+        linears = {"o": attention.o_proj, "down": mlp.down_proj}
+        if hasattr(attention, "qkv_proj"):
+            linears |= {"q": attention.qkv_proj, "gate": mlp.gate_up_proj}
+        else:
+            linears |= {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
+            linears |= {"gate": mlp.gate_proj, "up": mlp.up_proj}
+        for name, module in linears.items():
+            setattr(layer, name, self._linear(module))
+        local = getattr(attention, "is_sliding", getattr(attention, "sliding_window", None) is not None)
+        window = getattr(attention, "sliding_window", None) or getattr(config, "sliding_window", None)
+        sees_all = getattr(attention, "layer_type", None) == "full_attention" or config.model_type in ("llama", "phi3")
+        layer.window = 0 if sees_all or not local or window is None else window
+        if config.model_type in ("mistral", "phi3") and getattr(config, "sliding_window", None):
+            layer.window = config.sliding_window
+        layer.rope = int(config.model_type == "gemma3_text" and bool(layer.window))
+
+    def _rope(self, spec: _Model, rotary: nn.Module, config) -> None:
+        rules = config.rope_parameters
+        rules = [rules] if "rope_type" in rules else [rules[kind] for kind in ("full_attention", "sliding_attention")]
+        prefixes = [""] if len(rules) == 1 else ["full_attention_", "sliding_attention_"]
+        for number, (prefix, rule) in enumerate(zip(prefixes, rules, strict=True)):
+            _require(rule["rope_type"] in ROPES, f"its positions are of type {rule['rope_type']}")
+            frequency = getattr(rotary, f"{prefix}inv_freq").float().contiguous()
+            spec.frequency[number], spec.rotary = self._keep(frequency), 2 * len(frequency)
+            spec.rope_scale[number] = getattr(rotary, f"{prefix}attention_scaling", 1.0)
+
+    def _norm(self, norm: nn.Module) -> int:
+        weight = norm.weight.detach().float()
+        return self._keep(1.0 + weight if type(norm).__name__.startswith("Gemma") else weight)
+
+    def _linear(self, module: nn.Module) -> _Linear:
+        spec = _Linear()
+        if isinstance(module, Adapted):
+            a, b = module.lora_a.detach().float(), module.lora_b.detach().float().T
+            spec = self._linear(module.base)
+            spec.lora_a, spec.lora_b, spec.rank, spec.scaling = self._keep(a), self._keep(b), len(a), module.scaling
+            return spec
+        spec.rows, spec.columns = module.out_features, module.in_features
+        bias = module.bias
+        spec.bias = None if bias is None else self._keep(bias.detach().float())
+        if isinstance(module, QuantLinear):
+            module.tile()
+            _require(module.tiling is not None, f"the kernels do not serve {module.grid}")
+            tiling = module.tiling
+            spec.tiles, spec.tiles_bytes = self._keep(module.tiles), module.tiles.nbytes
+            if module.tile_zero is not None:
+                spec.zero, spec.zero_bytes = self._keep(module.tile_zero), module.tile_zero.nbytes
+            _, _, spec.span, spec.bits, spec.middle, spec.scale_type = tiling.numbers
+            return spec
+        weight = module.weight.detach()
+        _require(weight.dtype in (torch.float32, torch.bfloat16), f"a matrix is of {weight.dtype}")
+        spec.tiles, spec.tiles_bytes, spec.bits = self._keep(weight), weight.nbytes, 8 * weight.itemsize
+        return spec
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        tensor = tensor.contiguous()
+        self._held.append(tensor)
+        return tensor.data_ptr()
+
+
+class Session:
+    """Keys and values of one sequence."""
+
+    def __init__(self, engine: Engine, capacity: int, cache: str):
+        if cache not in CACHES:
+            raise UsageError(f"cache {cache!r}: it is one of {', '.join(CACHES)}")
+        if not 1 <= capacity <= engine.limit:
+            raise UsageError(f"room for {capacity} tokens: the model has positions for 1 to {engine.limit}")
+        self.engine, self.capacity, self._library = engine, capacity, engine._library
+        self.handle = self._library.jettison_session_new(engine.handle, capacity, CACHES[cache])
+        if self.handle is None:
+            raise JettisonError(f"no memory for the keys and values of {capacity} tokens as {cache}")
+        weakref.finalize(self, self._library.jettison_session_free, self.handle)
+
+    @property
+    def length(self) -> int:
+        return self._library.jettison_session_length(self.handle)
+
+    def append(self, tokens: Sequence[int], every: bool = False) -> torch.Tensor:
+        """Logits after the last token, (1, vocabulary), or after each, (n, vocabulary)."""
+        wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
+        return self.engine.forward(tokens, [self] * len(tokens), wanted)
+
+    def cut(self, length: int) -> None:
+        """Forget what follows the first ``length`` tokens."""
+        self._library.jettison_session_cut(self.handle, length)
+
+
+def _require(fine: bool, otherwise: str) -> None:
+    if not fine:
+        raise Unsupported(otherwise)
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    library.jettison_engine_new.argtypes, library.jettison_engine_new.restype = [POINTER], POINTER
+    library.jettison_engine_free.argtypes, library.jettison_engine_free.restype = [POINTER], None
+    library.jettison_session_new.argtypes, library.jettison_session_new.restype = [POINTER, INT64, INT], POINTER
+    library.jettison_session_free.argtypes, library.jettison_session_free.restype = [POINTER], None
+    library.jettison_session_length.argtypes, library.jettison_session_length.restype = [POINTER], INT64
+    library.jettison_session_cut.argtypes, library.jettison_session_cut.restype = [POINTER, INT64], None
+    library.jettison_forward.argtypes = [POINTER, INT64, POINTER, POINTER, ctypes.c_char_p, POINTER, INT]
+    return library

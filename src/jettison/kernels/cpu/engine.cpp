@@ -1,0 +1,375 @@
+// The decoder: rows of tokens in, logits out, with nothing but the kernels in between.
+//
+// A row is one token of one sequence. Rows of the same sequence follow each other: a prompt is many rows of one, a batch
+// one row of each of many, a draft to be verified a few rows of each. All rows go through a block together.
+
+#include "engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "isa.h"
+#include "linear.h"
+#include "numbers.h"
+#include "pool.h"
+
+using namespace jettison;
+
+namespace jettison {
+
+constexpr int64_t kMostAtOnce = 512;  // rows that go through the blocks together
+
+struct Engine {
+  ModelSpec model;
+  std::vector<LayerSpec> layers;
+};
+
+// Keys and values of one sequence: (layer, key-value head, capacity, head_dim), as int8 with (..., capacity) scales.
+struct Session {
+  int64_t capacity, length;
+  Type type;
+  std::vector<uint8_t> key, value;
+  std::vector<float> key_scale, value_scale;
+
+  int64_t size() const { return type == kFloat32 ? 4 : type == kBFloat16 ? 2 : 1; }
+
+  // Store `dim` numbers at row `at` of `to`.
+  void store(const float* from, int64_t dim, int64_t at, std::vector<uint8_t>& to, std::vector<float>& scale) {
+    uint8_t* place = to.data() + at * dim * size();
+    if (type == kFloat32) {
+      std::memcpy(place, from, dim * 4);
+    } else if (type == kBFloat16) {
+      for (int64_t i = 0; i < dim; i++) {
+        const uint16_t number = to_bfloat16(from[i]);
+        std::memcpy(place + 2 * i, &number, 2);
+      }
+    } else {
+      float top = 1e-30f;
+      for (int64_t i = 0; i < dim; i++) top = std::max(top, std::fabs(from[i]));
+      scale[at] = top / 127.0f;
+      for (int64_t i = 0; i < dim; i++)
+        place[i] = static_cast<uint8_t>(static_cast<int8_t>(std::nearbyintf(from[i] * (127.0f / top))));
+    }
+  }
+
+  Cache head(const std::vector<uint8_t>& of, const std::vector<float>& scale, int64_t index, int64_t dim) const {
+    const int64_t at = index * capacity;
+    return {of.data() + at * dim * size(), type == kInt8 ? scale.data() + at : nullptr, type};
+  }
+};
+
+namespace {
+
+Weight weight_of(const LinearSpec& s) {
+  return {s.tiles, s.zero, s.bias, s.rows, s.columns, s.span, s.bits, s.middle, static_cast<Type>(s.scale_type)};
+}
+
+bool sound(const LinearSpec& s, int64_t rows, int64_t columns) {
+  if (s.rows != rows || s.columns != columns || (s.rank && !(s.lora_a && s.lora_b))) return false;
+  if (s.bits > 8) return s.tiles && s.tiles_bytes == rows * columns * s.bits / 8 && (s.bits == 16 || s.bits == 32);
+  return fits(weight_of(s), s.tiles_bytes, s.zero_bytes);
+}
+
+bool sound(const ModelSpec& m) {
+  const int64_t q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
+  if (m.hidden < 1 || m.heads < 1 || m.kv_heads < 1 || m.head_dim < 1 || m.layers < 1 || m.vocabulary < 1 ||
+      m.intermediate < 1 || m.heads % m.kv_heads || m.rotary < 0 || m.rotary > m.head_dim || m.rotary % 2 ||
+      !m.embedding || !m.final_norm || !sound(m.head, m.vocabulary, m.hidden))
+    return false;
+  for (int64_t l = 0; l < m.layers; l++) {
+    const LayerSpec& layer = m.layer[l];
+    if (!layer.attention_norm || !layer.mlp_norm || layer.rope < 0 || layer.rope > 1 || !m.frequency[layer.rope] ||
+        layer.window < 0)
+      return false;
+    const bool attention = layer.k.rows == 0 ? layer.v.rows == 0 && sound(layer.q, q + 2 * kv, m.hidden)
+                                             : sound(layer.q, q, m.hidden) && sound(layer.k, kv, m.hidden) &&
+                                                   sound(layer.v, kv, m.hidden);
+    const bool mlp = layer.up.rows == 0 ? sound(layer.gate, 2 * m.intermediate, m.hidden)
+                                        : sound(layer.gate, m.intermediate, m.hidden) &&
+                                              sound(layer.up, m.intermediate, m.hidden);
+    if (!attention || !mlp || !sound(layer.o, m.hidden, q) || !sound(layer.down, m.hidden, m.intermediate)) return false;
+  }
+  return true;
+}
+
+// Everything between two blocks, for the rows at hand.
+struct Work {
+  const Engine& engine;
+  const Isa& isa;
+  int64_t count;
+  int threads;
+  Session* const* session;
+  const int64_t* position;
+  std::vector<float> x, normed, q, k, v, mixed, gate, up, low[3], cosine[2], sine[2];
+
+  void resize() {
+    const ModelSpec& m = engine.model;
+    const int64_t all = (m.heads + 2 * m.kv_heads) * m.head_dim;
+    x.resize(count * m.hidden);
+    normed.resize(count * std::max(m.hidden, m.intermediate));
+    q.resize(count * all);
+    k.resize(count * m.kv_heads * m.head_dim);
+    v.resize(count * m.kv_heads * m.head_dim);
+    mixed.resize(count * std::max(m.heads * m.head_dim, m.hidden));
+    gate.resize(count * 2 * m.intermediate);
+    up.resize(count * m.intermediate);
+  }
+
+  template <class Do>
+  void each_row(Do work) {
+    parallel(count, 4, threads, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; row++) work(row);
+    });
+  }
+
+  void norm(const float* from, const float* weight, int64_t width, float* to) {
+    each_row([&](int64_t row) {
+      isa.rms_norm(from + row * width, weight, engine.model.epsilon, width, to + row * width);
+    });
+  }
+
+  // Products of the same activations (count, columns); packed ones in one go.
+  void multiply(std::initializer_list<std::pair<const LinearSpec*, float*>> products, const float* from) {
+    std::vector<Product> packed;
+    for (const auto& [spec, to] : products) {
+      if (spec->rows == 0) continue;
+      std::vector<float>& side = low[packed.size() % 3];
+      if (spec->rank) {
+        side.resize(count * spec->rank);
+        each_row([&, s = spec](int64_t row) {
+          isa.side(from + row * s->columns, s->lora_a, s->rank, s->columns, side.data() + row * s->rank);
+        });
+      }
+      if (spec->bits > 8) {
+        dense(*spec, from, to);
+        if (spec->rank) add_side(*spec, side.data(), to);
+      } else {
+        packed.push_back({weight_of(*spec), to, spec->rank ? side.data() : nullptr, spec->lora_b, spec->rank, spec->scaling});
+      }
+    }
+    if (!packed.empty()) multiply_all(isa, packed, from, count, kFloat32, threads);
+  }
+
+  void dense(const LinearSpec& s, const float* from, float* to) {
+    parallel(s.rows, 32, threads, [&](int64_t first, int64_t last) {
+      const Type type = s.bits == 16 ? kBFloat16 : kFloat32;
+      isa.dense_rows(s.tiles, type, from, count, s.rows, s.columns, first, last, to);
+      if (s.bias)
+        for (int64_t m = 0; m < count; m++)
+          for (int64_t r = first; r < last; r++) to[m * s.rows + r] += s.bias[r];
+    });
+  }
+
+  void add_side(const LinearSpec& s, const float* side, float* to) {
+    each_row([&](int64_t row) {
+      for (int64_t k = 0; k < s.rank; k++)
+        for (int64_t r = 0; r < s.rows; r++)
+          to[row * s.rows + r] += s.scaling * side[row * s.rank + k] * s.lora_b[k * s.rows + r];
+    });
+  }
+
+  void angles() {
+    const ModelSpec& m = engine.model;
+    const int64_t half = m.rotary / 2;
+    for (int t = 0; t < 2; t++) {
+      if (!m.frequency[t]) continue;
+      cosine[t].resize(count * half);
+      sine[t].resize(count * half);
+      each_row([&](int64_t row) {
+        for (int64_t i = 0; i < half; i++) {
+          const float angle = static_cast<float>(position[row]) * m.frequency[t][i];
+          cosine[t][row * half + i] = std::cos(angle) * m.rope_scale[t];
+          sine[t][row * half + i] = std::sin(angle) * m.rope_scale[t];
+        }
+      });
+    }
+  }
+
+  void rotate(float* head, int64_t row, int table) const {
+    const int64_t half = engine.model.rotary / 2;
+    const float *c = cosine[table].data() + row * half, *s = sine[table].data() + row * half;
+    for (int64_t i = 0; i < half; i++) {
+      const float a = head[i], b = head[half + i];
+      head[i] = a * c[i] - b * s[i];
+      head[half + i] = b * c[i] + a * s[i];
+    }
+  }
+
+  void attention(int64_t index) {
+    const ModelSpec& m = engine.model;
+    const LayerSpec& layer = engine.layers[index];
+    const int64_t d = m.head_dim, wide_q = m.heads * d, wide_kv = m.kv_heads * d, group = m.heads / m.kv_heads;
+    const bool fused = layer.k.rows == 0;
+    const int64_t q_stride = fused ? wide_q + 2 * wide_kv : wide_q, kv_stride = fused ? q_stride : wide_kv;
+    float* keys = fused ? q.data() + wide_q : k.data();
+    float* values = fused ? q.data() + wide_q + wide_kv : v.data();
+    multiply({{&layer.q, q.data()}, {&layer.k, k.data()}, {&layer.v, v.data()}}, normed.data());
+
+    each_row([&](int64_t row) {
+      for (int64_t h = 0; h < m.heads; h++) {
+        float* head = q.data() + row * q_stride + h * d;
+        if (layer.q_norm) isa.rms_norm(head, layer.q_norm, m.epsilon, d, head);
+        rotate(head, row, layer.rope);
+      }
+      for (int64_t h = 0; h < m.kv_heads; h++) {
+        float *head = keys + row * kv_stride + h * d, *value = values + row * kv_stride + h * d;
+        if (layer.k_norm) isa.rms_norm(head, layer.k_norm, m.epsilon, d, head);
+        rotate(head, row, layer.rope);
+        Session& s = *session[row];
+        const int64_t at = (index * m.kv_heads + h) * s.capacity + position[row];
+        s.store(head, d, at, s.key, s.key_scale);
+        s.store(value, d, at, s.value, s.value_scale);
+      }
+    });
+    parallel(count * m.kv_heads, 1, threads, [&](int64_t first, int64_t last) {
+      thread_local std::vector<float> scores;
+      for (int64_t item = first; item < last; item++) {
+        const int64_t row = item / m.kv_heads, h = item % m.kv_heads, end = position[row] + 1;
+        const int64_t begin = layer.window ? std::max<int64_t>(0, end - layer.window) : 0;
+        const Session& s = *session[row];
+        const int64_t at = index * m.kv_heads + h;
+        if (static_cast<int64_t>(scores.size()) < group * (end - begin)) scores.resize(group * (end - begin));
+        isa.attend(q.data() + row * q_stride + h * group * d, s.head(s.key, s.key_scale, at, d),
+                   s.head(s.value, s.value_scale, at, d), group, d, begin, end, m.attention_scale, scores.data(),
+                   mixed.data() + row * wide_q + h * group * d);
+      }
+    });
+    multiply({{&layer.o, q.data()}}, mixed.data());
+    add(q, layer.after_attention_norm);
+  }
+
+  void mlp(const LayerSpec& layer) {
+    const int64_t width = engine.model.intermediate;
+    const bool fused = layer.up.rows == 0;
+    multiply({{&layer.gate, gate.data()}, {&layer.up, up.data()}}, normed.data());
+    each_row([&](int64_t row) {
+      const float* from = gate.data() + row * width * (fused ? 2 : 1);
+      isa.gated(from, fused ? from + width : up.data() + row * width, engine.model.gelu, width, normed.data() + row * width);
+    });
+    multiply({{&layer.down, q.data()}}, normed.data());
+    add(q, layer.after_mlp_norm);
+  }
+
+  // x += change, normed before where the model does so.
+  void add(std::vector<float>& change, const float* weight) {
+    const int64_t hidden = engine.model.hidden;
+    each_row([&](int64_t row) {
+      float *from = change.data() + row * hidden, *to = x.data() + row * hidden;
+      if (weight) isa.rms_norm(from, weight, engine.model.epsilon, hidden, from);
+      for (int64_t i = 0; i < hidden; i++) to[i] += from[i];
+    });
+  }
+
+  void run(const int32_t* tokens, const uint8_t* wanted, float* logits) {
+    const ModelSpec& m = engine.model;
+    resize();
+    q.resize(std::max<size_t>(q.size(), count * m.hidden));
+    each_row([&](int64_t row) {
+      const int64_t at = tokens[row] * m.hidden;
+      for (int64_t i = 0; i < m.hidden; i++) {
+        const float value = m.embedding_type == kFloat32 ? static_cast<const float*>(m.embedding)[at + i]
+                                                         : from_bfloat16(static_cast<const uint16_t*>(m.embedding)[at + i]);
+        x[row * m.hidden + i] = value * m.embedding_scale;
+      }
+    });
+    angles();
+    for (int64_t l = 0; l < m.layers; l++) {
+      const LayerSpec& layer = engine.layers[l];
+      norm(x.data(), layer.attention_norm, m.hidden, normed.data());
+      attention(l);
+      norm(x.data(), layer.mlp_norm, m.hidden, normed.data());
+      mlp(layer);
+    }
+    int64_t kept = 0;
+    for (int64_t row = 0; row < count; row++)
+      if (wanted[row]) std::memmove(x.data() + kept++ * m.hidden, x.data() + row * m.hidden, m.hidden * sizeof(float));
+    if (!kept) return;
+    count = kept;
+    norm(x.data(), m.final_norm, m.hidden, normed.data());
+    multiply({{&m.head, logits}}, normed.data());
+    if (m.logit_scale != 1.0f)
+      each_row([&](int64_t row) {
+        for (int64_t i = 0; i < m.vocabulary; i++) logits[row * m.vocabulary + i] *= m.logit_scale;
+      });
+  }
+};
+
+}  // namespace
+}  // namespace jettison
+
+// An engine for a model whose tensors stay where they are; null if sizes do not fit together.
+PUBLIC Engine* jettison_engine_new(const ModelSpec* model) {
+  if (!sound(*model)) return nullptr;
+  auto engine = std::make_unique<Engine>();
+  engine->layers.assign(model->layer, model->layer + model->layers);
+  engine->model = *model;
+  engine->model.layer = engine->layers.data();
+  return engine.release();
+}
+
+PUBLIC void jettison_engine_free(Engine* engine) { delete engine; }
+
+// type: of keys and values, float32, bfloat16 or int8.
+PUBLIC Session* jettison_session_new(const Engine* engine, int64_t capacity, int type) {
+  const ModelSpec& m = engine->model;
+  if (capacity < 1 || capacity > (int64_t{1} << 32) || (type != kFloat32 && type != kBFloat16 && type != kInt8))
+    return nullptr;
+  try {
+    auto session = std::make_unique<Session>();
+    session->capacity = capacity;
+    session->length = 0;
+    session->type = static_cast<Type>(type);
+    const int64_t places = m.layers * m.kv_heads * capacity;
+    session->key.resize(places * m.head_dim * session->size());
+    session->value.resize(session->key.size());
+    if (type == kInt8) session->key_scale.resize(places), session->value_scale.resize(places);
+    return session.release();
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+PUBLIC void jettison_session_free(Session* session) { delete session; }
+
+PUBLIC int64_t jettison_session_length(const Session* session) { return session->length; }
+
+// Forget what follows the first `length` tokens. What is past the end already stays as it is.
+PUBLIC void jettison_session_cut(Session* session, int64_t length) {
+  session->length = std::clamp<int64_t>(length, 0, session->length);
+}
+
+// Append token i to session i for `count` rows; write the logits (vocabulary) of those wanted, one after the other.
+PUBLIC int jettison_forward(const Engine* engine, int64_t count, const int32_t* tokens, Session* const* sessions,
+                            const uint8_t* wanted, float* logits, int threads) {
+  const ModelSpec& m = engine->model;
+  if (count < 1 || count > kMostCount) return kBadSize;
+  for (int64_t row = 0; row < count; row++)
+    if (tokens[row] < 0 || tokens[row] >= m.vocabulary) return kBadToken;
+  std::vector<std::pair<Session*, int64_t>> before;
+  try {
+    std::vector<int64_t> position(count);
+    for (int64_t row = 0; row < count; row++) {
+      if (row == 0 || sessions[row] != sessions[row - 1]) before.push_back({sessions[row], sessions[row]->length});
+      position[row] = sessions[row]->length++;
+    }
+    for (const auto& [session, length] : before)
+      if (session->length > session->capacity) {
+        for (auto it = before.rbegin(); it != before.rend(); ++it) it->first->length = it->second;
+        return kFull;
+      }
+    for (int64_t first = 0; first < count; first += kMostAtOnce) {
+      const int64_t now = std::min(kMostAtOnce, count - first);
+      Work work{*engine, current_isa(), now, threads > 0 ? threads : physical_cores(), sessions + first, position.data() + first};
+      work.run(tokens + first, wanted + first, logits);
+      for (int64_t row = first; row < first + now; row++) logits += wanted[row] ? m.vocabulary : 0;
+    }
+  } catch (const std::bad_alloc&) {
+    for (auto it = before.rbegin(); it != before.rend(); ++it) it->first->length = it->second;
+    return kNoMemory;
+  }
+  return kDone;
+}

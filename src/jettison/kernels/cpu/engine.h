@@ -1,0 +1,43 @@
+// A whole decoder in one call: embedding, blocks, head. See engine.cpp. Python fills these structures (decode/engine.py).
+
+#pragma once
+#include <cstdint>
+
+#include "tiles.h"
+
+namespace jettison {
+
+// A linear: packed (bits 2, 3, 4, 8) or dense (bits 16: bfloat16, 32: float32, tiles: (rows, columns)), and its side path, if any:
+// y = W x + bias + scaling · B (A x), A: (rank, columns), B: (rows, rank), float32. rows 0: there is none.
+struct LinearSpec {
+  const uint8_t* tiles;
+  const uint8_t* zero;
+  const float* bias;
+  const float *lora_a, *lora_b;
+  int64_t tiles_bytes, zero_bytes;
+  int64_t rows, columns, span;
+  int32_t bits, middle, scale_type, rank;
+  float scaling;
+};
+
+// All norms are RMS norms, float32 weights; null: there is none.
+struct LayerSpec {
+  const float *attention_norm, *q_norm, *k_norm, *after_attention_norm, *mlp_norm, *after_mlp_norm;
+  LinearSpec q, k, v, o, gate, up, down;  // k, v without rows: q holds all three; up without: gate holds both
+  int64_t window;                         // tokens that attention sees, 0: all
+  int32_t rope;                           // which of the model's two tables
+};
+
+struct ModelSpec {
+  int64_t hidden, heads, kv_heads, head_dim, rotary, intermediate, vocabulary, layers;
+  const void* embedding;  // (vocabulary, hidden), bfloat16 or float32
+  const float* final_norm;
+  const float* frequency[2];  // (rotary / 2) each: angles are position · frequency
+  LinearSpec head;
+  float epsilon, attention_scale, embedding_scale, rope_scale[2], logit_scale;
+  int32_t gelu;            // 0: silu, 1: gelu by tanh
+  int32_t embedding_type;  // a Type
+  const LayerSpec* layer;
+};
+
+}  // namespace jettison

@@ -1,0 +1,64 @@
+#include "isa.h"
+
+#include <atomic>
+#include <cstring>
+
+namespace jettison {
+namespace {
+
+const Isa* const kIsas[] = {
+#ifdef JETTISON_X86
+    &avx512_isa, &avxvnni_isa, &avx2_isa,
+#endif
+    &portable_isa,
+};
+
+bool supported(const Isa* isa) {
+#ifdef JETTISON_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  if (isa == &avx512_isa)
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
+  if (isa == &avxvnni_isa) return avx2 && __builtin_cpu_supports("avxvnni");
+  if (isa == &avx2_isa) return avx2;
+#endif
+  return isa == &portable_isa;
+}
+
+const Isa* best() {
+  for (const Isa* isa : kIsas)
+    if (supported(isa)) return isa;
+  return &portable_isa;
+}
+
+std::atomic<const Isa*> chosen{best()};
+
+}  // namespace
+
+const Isa& current_isa() { return *chosen.load(std::memory_order_relaxed); }
+
+bool fits(const Weight& w, int64_t tiles_bytes, int64_t zero_bytes) {
+  return (w.bits == 2 || w.bits == 3 || w.bits == 4 || w.bits == 8) && w.rows > 0 && w.rows <= kMostRows &&
+         w.columns > 0 && w.columns <= kMostColumns && w.span > 0 && w.span <= 256 && w.scale_type >= kFloat32 &&
+         w.scale_type <= kFloat16 && tiles_bytes == w.tile_count() * w.tile_bytes() &&
+         (!w.zero || zero_bytes == w.tile_count() * w.groups() * kTileRows);
+}
+
+}  // namespace jettison
+
+using namespace jettison;
+
+// The instruction set in use. With a name: use that one from now on; null if this processor does not have it.
+PUBLIC const char* jettison_isa(const char* name) {
+  if (name) {
+    for (const Isa* isa : kIsas)
+      if (!std::strcmp(isa->name, name) && supported(isa)) {
+        chosen.store(isa);
+        return isa->name;
+      }
+    return nullptr;
+  }
+  return chosen.load()->name;
+}

@@ -1,0 +1,25 @@
+// Products of one set of activations with one or several weights.
+
+#pragma once
+#include <cstdint>
+#include <span>
+
+#include "tiles.h"
+
+namespace jettison {
+
+constexpr int64_t kRowsAtOnce = 512;  // of x: their int8 values stay in the cache while the weights stream
+
+struct Product {
+  Weight weight;
+  void* y;                                 // (count, rows)
+  const float *low = nullptr, *up = nullptr;  // side path: y += scaling · low · up, low: (count, rank), up: (rank, rows)
+  int64_t rank = 0;
+  float scaling = 0;
+};
+
+// y = x Wᵀ + bias for each product, x: (count, columns) of all. Throws std::bad_alloc.
+void multiply_all(const Isa& isa, std::span<const Product> products, const void* x, int64_t count, Type type,
+                  int threads);
+
+}  // namespace jettison

@@ -1,6 +1,8 @@
 """The CPU kernels: tiles, products, faults, threads, and what runs where they are missing. Nothing here is timed."""
 
+import copy
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -45,6 +47,10 @@ def every_set():
     before = native.instruction_set()
     yield fuzz_kernels.available()
     native.instruction_set(before)
+
+
+def test_where_there_is_a_compiler_there_are_kernels():
+    assert native.library() is not None or not (shutil.which("c++") or os.environ.get("CXX"))
 
 
 @needs_kernels
@@ -148,6 +154,7 @@ class TestFaults:
 
     def test_grids_that_they_do_not_serve(self):
         assert Tiling.of(Grid(4, 2 * 257), 32, 4 * 257) is None  # no divisor of 514 between 32 and 256
+        assert Tiling.of(Grid(3, 16), 32, 64) is None  # a step has 32 columns: half of it would be empty
         module = QuantLinear.of(random_weight(Grid(4, 2 * 257), 32, 4 * 257))
         module.tile()
         assert module.tiling is None and module(torch.randn(1, 4 * 257)).shape == (1, 32)
@@ -175,6 +182,7 @@ class TestThreads:
 
     def test_one_thread_gives_the_same_bits(self):
         module, x = tiled(random_weight(Grid(2, 64), 512, 1024)), torch.randn(3, 1024)
+        torch.set_num_threads(2)
         two = module(x)
         try:
             torch.set_num_threads(1)
@@ -205,11 +213,34 @@ class TestModule:
         module = QuantLinear.of(weight)
         before = {name: value.clone() for name, value in module.state_dict().items()}
         module.tile()
-        assert not module.state_dict()  # nothing is held twice
+        assert {name for name, _ in module.named_buffers()} == {"tiles"} | ({"tile_zero"} if not symmetric else set())
         assert torch.equal(module.weight(), weight.dequantize())
+        self.same(module.state_dict(), before)  # what a checkpoint holds
+        self.same(copy.deepcopy(module).state_dict(), before)
+        other = tiled(random_weight(weight.grid, 40, 256, seed=1))
+        other.load_state_dict(before)
+        assert torch.equal(other.weight(), weight.dequantize())
         module.untile()
-        assert module.state_dict().keys() == before.keys()
-        assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
+        self.same(dict(module.named_buffers()), before)
+
+    def same(self, found: dict, wanted: dict) -> None:
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+    @needs_kernels
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+    def test_scales_that_were_turned_to_another_type_stay_out_of_tiles(self, dtype):
+        weight = random_weight(Grid(4, 64), 40, 256)
+        module, x = QuantLinear.of(weight).to(dtype), torch.randn(3, 256)
+        module.tile()
+        assert module.tiling is None
+        with torch.no_grad():
+            assert torch.allclose(module(x), x @ weight.dequantize().T, atol=1e-2)
+
+    @needs_kernels
+    def test_float64_comes_back_as_it_went_in(self):
+        module, x = tiled(random_weight(Grid(4, 64), 40, 256)), torch.randn(3, 256)
+        assert torch.equal(module(x.double()), module(x).double())
 
     @needs_kernels
     def test_a_gradient_is_exact(self):
@@ -218,6 +249,7 @@ class TestModule:
         module, x = tiled(weight), torch.randn(3, 256, requires_grad=True)
         module(x).sum().backward()
         assert torch.allclose(x.grad, weight.dequantize().sum(0).expand(3, -1), atol=1e-5)
+        assert module.tiling is not None
 
     def test_a_module_without_tiles_is_exact(self):
         weight = random_weight(Grid(4, 64), 40, 256)

@@ -176,8 +176,9 @@ class TestOnScribe:
         plain = load(folders[1], dtype=torch.float32, exact=True, adapter=False).logits(ids)
         assert not torch.allclose(theirs, plain, atol=0.1)
 
-    def test_weights_stay_packed_in_memory(self, folders):
-        model = load(folders[1], exact=True).model
+    @pytest.mark.parametrize("exact", [True, False])
+    def test_weights_stay_packed_in_memory(self, folders, exact):
+        model = load(folders[1], exact=exact).model
         kinds = {type(module).__name__ for module in model.modules()}
         assert {"QuantLinear", "Adapted"} <= kinds
         held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])

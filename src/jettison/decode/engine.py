@@ -1,7 +1,7 @@
 """Whole tokens without Python or PyTorch in between: the C++ decoder (``kernels/cpu/engine.cpp``) on a loaded model.
 
-It serves decoders of the llama kind: RMS norms, rotary positions, gated MLPs. What it does not know it refuses, and says
-why; such a model runs as it is, in transformers, with packed linears.
+It serves decoders of the llama kind: RMS norms, rotary positions, gated MLPs. What it does not know it refuses, and
+says why; such a model runs as it is, in transformers, with packed linears.
 """
 
 import ctypes

@@ -25,6 +25,14 @@ class Loaded:
     source: ModelFolder
     model: nn.Module
 
+    @classmethod
+    def ready(cls, source: ModelFolder, model: nn.Module, exact: bool = False) -> "Loaded":
+        """On the device where it will run; packed linears for the kernels, unless ``exact``."""
+        model = model.to(compute_device()).eval()
+        if not exact:
+            tile_linears(model)
+        return cls(source, model)
+
     @property
     def tokenizer(self):
         return self.source.tokenizer
@@ -83,14 +91,11 @@ def load(folder: str | Path, *, adapter: bool = True, dtype: torch.dtype | None 
 
     Quantized linears stay packed in memory. adapter: apply ``adapter/`` where there is one. dtype: of everything else,
     by default the type the checkpoint names. exact: multiply in floating point on the CPU as well, as most engines do,
-    where the kernels round activations to int8: slower, and the same to a few thousandths of a nat.
+    where the kernels round activations to int8: slower, and hardly different (docs/kernels.md says how much).
     """
     source = ModelFolder(folder)
     dtype = dtype or stored_dtype(source)
     model = load_packed(source, dtype) if source.quantization else load_dense(source, dtype)
     if adapter and (source.folder / ADAPTER).is_dir():
         attach_adapter(model, source.folder)
-    model = model.to(compute_device()).eval()
-    if not exact:
-        tile_linears(model)
-    return Loaded(source, model)
+    return Loaded.ready(source, model, exact)

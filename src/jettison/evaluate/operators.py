@@ -16,7 +16,7 @@ from jettison.grid import Grid
 from jettison.kernels import native, ops
 from jettison.kernels.tiles import Tiling
 from jettison.models import ModelShape
-from jettison.progress import bar, say
+from jettison.progress import bar
 
 STREAMED = 256 << 20  # bytes of distinct weights that a run goes through, so that no cache holds them
 READ_BYTES = 1 << 30
@@ -90,6 +90,8 @@ def measure_operators(
         raise UsageError(f"peer {unknown.pop()!r}: there are {', '.join(PEERS)}")
     if rounds < 1 or min(counts) < 1:
         raise UsageError(f"rounds = {rounds}, rows = {', '.join(map(str, counts))}: both are at least 1")
+    if unknown := set(bits) - {2, 3, 4, 8}:
+        raise UsageError(f"bits = {unknown.pop()}: the kernels know 2, 3, 4 and 8")
     missing: dict[str, str] = {}
     data = torch.ones(READ_BYTES // 4)
     limits: list[float] = []
@@ -102,11 +104,9 @@ def measure_operators(
                 for peer in peers:
                     try:
                         made += PEERS[peer](width, height, bits, group_size, count, STREAMED)
-                    except ImportError as error:
-                        missing[peer] = str(error)
+                    except (ImportError, RuntimeError, ValueError) as error:  # not there, or not for such a shape
+                        missing[peer] = str(error).partition("\n")[0]
             found = [Row(shape, one.name, one.bits, one.count, one.nbytes) for one in made]
-            for one in made:
-                one.run()  # whatever is made once is made now
             for _ in range(rounds):
                 limits.append(read_limit(data))
                 for row, one in zip(found, made, strict=True):
@@ -117,8 +117,6 @@ def measure_operators(
                     row.foreign.append(foreign)
                 progress.advance()
             rows += found
-    for peer, reason in missing.items():
-        say(f"note: {peer} is left out: {reason}")
     return {
         "limit": statistics.median(limits),
         "instruction_set": native.instruction_set(),

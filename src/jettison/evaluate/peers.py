@@ -17,6 +17,11 @@ class Operator:
     copies: int
     run: Callable[[], None]
 
+    def tried(self) -> "Operator":
+        """Itself, having run once: whatever it makes at first it has made, or failed at."""
+        self.run()
+        return self
+
 
 Make = Callable[[int, int, Sequence[int], int, int, int], list[Operator]]
 
@@ -66,7 +71,7 @@ def onnxruntime(
         options.intra_op_num_threads = torch.get_num_threads()
         session = engine.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         run = lambda session=session: session.run(None, {"x": x})
-        found.append(Operator("onnxruntime", each, count, nbytes, copies, run))
+        found.append(Operator("onnxruntime", each, count, nbytes, copies, run).tried())
     return found
 
 
@@ -89,7 +94,7 @@ def torch_int4pack(
             for weight, each in zip(weights, scale_zero, strict=True):
                 torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, group_size, each)
 
-    return [Operator("torch int4pack", 4, count, nbytes, copies, run)]
+    return [Operator("torch int4pack", 4, count, nbytes, copies, run).tried()]
 
 
 def torch_bfloat16(
@@ -105,7 +110,7 @@ def torch_bfloat16(
             for weight in weights:
                 torch.nn.functional.linear(x, weight)
 
-    return [Operator("torch bfloat16", 16, count, nbytes, len(weights), run)]
+    return [Operator("torch bfloat16", 16, count, nbytes, len(weights), run).tried()]
 
 
 PEERS: dict[str, Make] = {

@@ -1,4 +1,4 @@
-"""The only door to fast code. Today each operator is its PyTorch reference."""
+"""The only door to fast code: operators, each with its PyTorch reference."""
 
 from jettison.kernels.ops import quant_linear
 

@@ -15,7 +15,7 @@ import torch
 from jettison.errors import UsageError
 from jettison.kernels.tiles import Tiling
 
-NAMES = ("libjettison_kernels.so", "libjettison_kernels.dylib", "jettison_kernels.dll")
+FILE = "cpu/libjettison_kernels.so"
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of activations; see Type in cpu/tiles.h
 POINTER, INT, INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 FAULTS = {
@@ -32,12 +32,12 @@ def library() -> ctypes.CDLL | None:
     import jettison.kernels
 
     named = os.environ.get("JETTISON_KERNELS")
-    files = [Path(folder) / "cpu" / name for folder in jettison.kernels.__path__ for name in NAMES]
-    files = [Path(named)] if named else [file for file in files if file.exists()]
+    files = [file for folder in jettison.kernels.__path__ if (file := Path(folder) / FILE).exists()]
+    files = [Path(named)] if named else files
     try:
         return _declared(ctypes.CDLL(str(files[0])))
     except (IndexError, OSError) as error:
-        reason = f" ({error})" if isinstance(error, OSError) else ": install again with a C++ compiler at hand"
+        reason = f" ({error})" if isinstance(error, OSError) else ": they were not built, for want of a C++20 compiler"
         warnings.warn(f"Jettison's CPU kernels are not there, so PyTorch serves, slowly{reason}", stacklevel=2)
         return None
 
@@ -79,7 +79,7 @@ def linear(
     tiling: Tiling,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x Wᵀ + bias: (..., columns) -> (..., rows), float32 or bfloat16. See ``tiles.pack_tiles`` for the weight.
+    """x Wᵀ + bias: (..., columns) -> (..., rows), float32 or bfloat16. See ``ops.pack_tiles`` for the weight.
 
     bias: (rows,) float32. out: where the result goes, of its shape and type. Raises UsageError for what does not fit.
     """
@@ -124,11 +124,12 @@ def prepared(x: torch.Tensor, tiling: Tiling, out: torch.Tensor) -> Callable[[in
 def pack(packed: torch.Tensor, bits: int, scale: torch.Tensor, tiling: Tiling) -> torch.Tensor:
     """Tiles of a weight. packed: int32 (rows, words), codes of ``bits``. scale: (rows, groups of the tiling)."""
     packed, scale = packed.contiguous(), scale.contiguous()
-    tiles = torch.empty(tiling.tiles_shape, dtype=torch.uint8)
-    status = _required().jettison_pack(
-        packed.data_ptr(), packed.nbytes, bits, scale.data_ptr(), scale.nbytes, tiles.data_ptr(), tiles.numel(),
-        *tiling.numbers[:4], tiling.numbers[5], torch.get_num_threads(),
-    )  # fmt: skip
+    tiles, status = torch.empty(tiling.tiles_shape, dtype=torch.uint8), 1
+    if packed.dtype == torch.int32 and scale.dtype == tiling.scale_dtype and packed.is_cpu and scale.is_cpu:
+        status = _required().jettison_pack(
+            packed.data_ptr(), packed.nbytes, bits, scale.data_ptr(), scale.nbytes, tiles.data_ptr(), tiles.numel(),
+            *tiling.numbers[:4], tiling.numbers[5], torch.get_num_threads(),
+        )  # fmt: skip
     if status:
         raise UsageError(f"{FAULTS[status]}. {_described(tiling, packed=packed, scale=scale, tiles=tiles)}")
     return tiles
@@ -142,7 +143,7 @@ def read(data: torch.Tensor, streams: int, ahead: int) -> None:
 def _required() -> ctypes.CDLL:
     found = library()
     if found is None:
-        raise UsageError("the CPU kernels are not there: install again with a C++ compiler at hand")
+        raise UsageError("the CPU kernels are not there: they were not built, for want of a C++20 compiler")
     return found
 
 

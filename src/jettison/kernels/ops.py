@@ -45,7 +45,7 @@ def quant_linear(
     """x Wᵀ + bias for a packed W: (..., columns) -> (..., rows), in the type of ``x``, with gradients. See
     ``dequantize`` for the weight."""
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-        return _by_dequantizing(x, dequantize(packed, scale, zero_point, grid, x.shape[-1]), bias)
+        return dense_linear(x, dequantize(packed, scale, zero_point, grid, x.shape[-1]), bias)
     return torch.ops.jettison.quant_linear.default(x, packed, scale, zero_point, bias, grid.bits, grid.group_size)
 
 
@@ -71,7 +71,8 @@ def pack_tiles(
     return tiles, pack_zero(spread(zero_points(zero_point, grid, tiling.rows), grid, tiling), tiling)
 
 
-def _by_dequantizing(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def dense_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x Wᵀ + bias in the type of ``x``, whatever the others are of."""
     bias = None if bias is None else bias.to(x.dtype)
     rows = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), weight.to(x.dtype), bias)
     return rows.unflatten(0, x.shape[:-1])
@@ -92,7 +93,7 @@ _library.define(
 
 def _quant_linear(x, packed, scale, zero_point, bias, bits, group_size):
     grid = Grid(bits, group_size, zero_point is None, scale.dtype)
-    return _by_dequantizing(x, dequantize(packed, scale, zero_point, grid, x.shape[-1]), bias)
+    return dense_linear(x, dequantize(packed, scale, zero_point, grid, x.shape[-1]), bias)
 
 
 _tiling = lru_cache(1024)(Tiling)  # else making one takes longer than everything else here
@@ -107,13 +108,13 @@ def _quant_linear_on_a_gpu(x, packed, scale, zero_point, bias, bits, group_size)
 def _tiled_linear(x, tiles, zero, bias, rows, bits, span, middle, scale_type):
     tiling = _tiling(rows, x.shape[-1], bits, span, middle, SCALE_DTYPES[scale_type])
     if native.library() is None:
-        return _by_dequantizing(x, dense(tiles, zero, tiling), bias)
-    if x.dtype == torch.float16:  # hardly any CPU multiplies it faster
-        return native.linear(x.float(), tiles, zero, bias, tiling).half()
+        return dense_linear(x, dense(tiles, zero, tiling), bias)
+    if x.dtype not in native.TYPES:
+        return native.linear(x.float(), tiles, zero, bias, tiling).to(x.dtype)
     return native.linear(x, tiles, zero, bias, tiling)
 
 
-_library.impl("quant_linear", _quant_linear, "CPU")
+_library.impl("quant_linear", _quant_linear, "CompositeExplicitAutograd")
 _library.impl("quant_linear", _quant_linear_on_a_gpu, "CUDA")  # ROCm as well, by its name in PyTorch
 _library.impl("tiled_linear", _tiled_linear, "CPU")
 

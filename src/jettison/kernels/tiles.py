@@ -12,6 +12,7 @@ from jettison.grid import WHOLE_ROW, Grid, pack, unpack
 
 TILE_ROWS, LANES = 32, 16
 LONGEST_SPAN, WHOLE_ROW_SPAN, SHORTEST_SPAN = 256, 128, 32  # columns that share the scale of their int8 activations
+MOST_FILLED = 1.25
 STEP_COLUMNS = {2: 16, 3: 32, 4: 8, 8: 4}
 SCALE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # see Type in cpu/tiles.h
 
@@ -33,7 +34,8 @@ class Tiling:
 
     @classmethod
     def of(cls, grid: Grid, rows: int, columns: int) -> "Tiling | None":
-        """None where the kernels do not serve: scales of another type, or long groups without a divisor of use."""
+        """None where the kernels do not serve: scales of another type, long groups without a divisor of use, and groups
+        so short that filling them up to whole steps would cost more than a quarter."""
         group = columns if grid.group_size == WHOLE_ROW else grid.group_size
         if group <= LONGEST_SPAN:
             span = group
@@ -41,9 +43,11 @@ class Tiling:
             span = WHOLE_ROW_SPAN
         else:
             span = max(each for each in range(1, LONGEST_SPAN + 1) if group % each == 0)
-        if grid.scale_dtype not in SCALE_TYPES or span < min(SHORTEST_SPAN, group):
+        bits = grid.bits if grid.bits <= 4 else 8
+        filled = -(-span // STEP_COLUMNS[bits]) * STEP_COLUMNS[bits]
+        if grid.scale_dtype not in SCALE_TYPES or span < min(SHORTEST_SPAN, group) or filled > MOST_FILLED * span:
             return None
-        return cls(rows, columns, grid.bits if grid.bits <= 4 else 8, span, grid.middle, grid.scale_dtype)
+        return cls(rows, columns, bits, span, grid.middle, grid.scale_dtype)
 
     @cached_property
     def groups(self) -> int:

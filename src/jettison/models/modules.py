@@ -43,13 +43,13 @@ class QuantLinear(nn.Module):
     def tile(self) -> None:
         """Hold the weight in the order in which the CPU kernels read it: from now on it meets activations as int8.
 
-        Nothing happens where they do not serve (another device, scales in training, a grid they do not know) or are
-        missing.
+        Nothing happens where they do not serve (another device, scales in training or turned to another type, a grid
+        they do not know) or are missing.
         """
         tiling = Tiling.of(self.grid, self.out_features, self.in_features)
         if tiling is None or self.tiling is not None or self.gain is not None or not self.weight_packed.is_cpu:
             return
-        if native.library() is None:
+        if self.weight_scale.dtype != self.grid.scale_dtype or native.library() is None:
             return
         parts = (self.weight_packed, self.weight_scale, self.weight_zero_point)
         for name, value in zip(("tiles", "tile_zero"), ops.pack_tiles(*parts, self.grid, tiling), strict=True):
@@ -68,6 +68,19 @@ class QuantLinear(nn.Module):
             self._hold("tiles", None)
             self._hold("tile_zero", None)
             self.tile_bias = self.tiling = None
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        """What a checkpoint holds, tiled or not."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.tiling is not None:
+            parts = to_checkpoint(self.tiles, self.tile_zero, self.tiling, self.grid)
+            destination.update(
+                (prefix + name, part) for name, part in zip(PARTS, parts, strict=True) if part is not None
+            )
+
+    def _load_from_state_dict(self, *arguments):
+        self.untile()
+        super()._load_from_state_dict(*arguments)
 
     def _hold(self, name: str, value: torch.Tensor | None, persistent: bool = True) -> None:
         """A buffer where there is a tensor, else a plain None: torch.export miscounts buffers that are None."""
@@ -93,10 +106,11 @@ class QuantLinear(nn.Module):
         return ops.dequantize(self.weight_packed, self.scale, self.weight_zero_point, self.grid, self.in_features)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.tiling is not None:
-            if x.is_cpu and not (x.requires_grad and torch.is_grad_enabled()):
-                return ops.tiled_linear(x, self.tiles, self.tile_zero, self.tile_bias, self.tiling)
-            self.untile()
+        if self.tiling is not None and x.is_cpu:
+            if x.requires_grad and torch.is_grad_enabled():
+                return ops.dense_linear(x, self.weight(), self.bias)
+            return ops.tiled_linear(x, self.tiles, self.tile_zero, self.tile_bias, self.tiling)
+        self.untile()
         return ops.quant_linear(x, self.weight_packed, self.scale, self.weight_zero_point, self.grid, self.bias)
 
     def extra_repr(self) -> str:

@@ -153,8 +153,8 @@ def evaluation_seconds(source: ModelFolder, jobs: list[Job], quantized: bool) ->
 
     def measure(short: ModelFolder) -> float:
         dtype = stored_dtype(short)
-        reference = Loaded(short, load_dense(short, dtype).to(compute_device()).eval())
-        student = Loaded(short, _pack(short, jobs, dtype).to(compute_device()).eval()) if quantized else reference
+        reference = Loaded.ready(short, load_dense(short, dtype))
+        student = Loaded.ready(short, _pack(short, jobs, dtype)) if quantized else reference
         compare(student, reference, ids, "trial")
         with timed() as trial:
             compare(student, reference, ids, "trial")
@@ -169,7 +169,7 @@ def speech_seconds(source: ModelFolder, jobs: list[Job], quantized: bool) -> flo
     def measure(short: ModelFolder) -> float:
         dtype = stored_dtype(short)
         model = _pack(short, jobs, dtype) if quantized else load_dense(short, dtype)
-        loaded = Loaded(short, model.to(compute_device()).eval())
+        loaded = Loaded.ready(short, model)
         for _ in range(2):  # the first time warms up
             loaded.generate("The", tokens=NEW_TOKENS)
         return 1 / loaded.speed

@@ -54,7 +54,6 @@ struct Lanes {
                 _mm256_or_si256(bits(two.high, 2 * (q % 4), 3), bits(block[2].high, q - 2, 4))};
       }
     }
-    Bytes field(int) const { return block[0]; }  // never asked for
   };
 
   template <int kBits>

@@ -8,7 +8,11 @@ namespace {
 
 const Isa* const kIsas[] = {
 #ifdef JETTISON_X86
-    &avx512_isa, &avxvnni_isa, &avx2_isa,
+    &avx512_isa,
+#ifdef JETTISON_AVXVNNI
+    &avxvnni_isa,
+#endif
+    &avx2_isa,
 #endif
     &portable_isa,
 };
@@ -21,7 +25,9 @@ bool supported(const Isa* isa) {
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni");
+#ifdef JETTISON_AVXVNNI
   if (isa == &avxvnni_isa) return avx2 && __builtin_cpu_supports("avxvnni");
+#endif
   if (isa == &avx2_isa) return avx2;
 #endif
   return isa == &portable_isa;

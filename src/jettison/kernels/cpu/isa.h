@@ -5,11 +5,7 @@
 
 #include "tiles.h"
 
-#if defined(_WIN32)
-#define PUBLIC extern "C" __declspec(dllexport)
-#else
 #define PUBLIC extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace jettison {
 

@@ -34,7 +34,9 @@ void multiply_block(const Call& call, int64_t tile, int64_t row) {
       }
       UNROLL for (int q = 0; q < kQuads; q++) {
         typename Lanes::Bytes quad[kHalves];
-        UNROLL for (int h = 0; h < kHalves; h++) quad[h] = kUnshifted ? half[h].field(q) : half[h].quad(q);
+        UNROLL for (int h = 0; h < kHalves; h++)
+          if constexpr (kUnshifted) quad[h] = half[h].field(q);
+          else quad[h] = half[h].quad(q);
         UNROLL for (int m = 0; m < kRows; m++)
           UNROLL for (int h = 0; h < kHalves; h++)
             sum[q % kParts][h][m] = Lanes::template dot<kBits>(sum[q % kParts][h][m], quad[h], x + m * stride + 4 * q);

@@ -18,7 +18,7 @@ struct Scratch {
 
   Activations room(int64_t count, const Weight& w) {
     const size_t groups = count * w.groups(), values = groups * w.width();
-    if (sum.size() < groups) sum.resize(groups), scale.resize(groups);
+    if (scale.size() < groups) sum.resize(groups), scale.resize(groups);  // in this order: the second may throw
     if (value.size() < values) value.resize(values);
     return {value.data(), scale.data(), sum.data()};
   }

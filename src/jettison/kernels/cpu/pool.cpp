@@ -8,11 +8,14 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
-#if defined(__linux__)
+#ifndef _WIN32
 #include <pthread.h>
+#endif
+#ifdef __linux__
 #include <sched.h>
 #endif
 #if defined(__x86_64__) || defined(_M_X64)
@@ -42,12 +45,11 @@ struct alignas(64) Range {
 
 class Pool {
  public:
-  explicit Pool(int threads) : count_(threads), ranges_(new Range[threads]) {
-    for (int i = 1; i < threads; i++) std::thread(&Pool::serve, this, i).detach();
-  }
+  Pool() : ranges_(new Range[kMostThreads]) {}
 
   void run(int64_t count, int64_t chunk, int threads, const std::function<void(int64_t, int64_t)>& work) {
-    used_ = std::min<int64_t>({threads, count_, (count + chunk - 1) / chunk});
+    used_ = std::min<int64_t>({threads, kMostThreads, (count + chunk - 1) / chunk});
+    start(used_);
     chunk_ = chunk, work_ = &work;
     for (int64_t i = 0; i < used_; i++) {
       ranges_[i].next.store(count * i / used_, std::memory_order_relaxed);
@@ -65,6 +67,15 @@ class Pool {
 
  private:
   static constexpr uint32_t kOpen = 1u << 31;
+
+  // As many threads as were ever asked for. Where the system gives no more, those there are do the work.
+  void start(int64_t wanted) {
+    for (; started_ < wanted; started_++) try {
+        std::thread(&Pool::serve, this, started_).detach();
+      } catch (const std::system_error&) {
+        return;
+      }
+  }
 
   void take(int64_t self) {
     for (int64_t i = 0; i < used_; i++) {
@@ -106,7 +117,7 @@ class Pool {
     }
   }
 
-  const int64_t count_;
+  int started_ = 1;  // the caller is the first
   std::unique_ptr<Range[]> ranges_;
   int64_t used_ = 0, chunk_ = 1;
   const std::function<void(int64_t, int64_t)>* work_ = nullptr;
@@ -127,9 +138,9 @@ void forget() {
 Pool& the_pool() {
   Pool* found = pool.load(std::memory_order_acquire);
   if (!found) {
-    found = new Pool(physical_cores());
+    found = new Pool;
     pool.store(found, std::memory_order_release);
-#if defined(__linux__)
+#ifndef _WIN32
     static std::once_flag once;
     std::call_once(once, [] { pthread_atfork(nullptr, nullptr, forget); });
 #endif

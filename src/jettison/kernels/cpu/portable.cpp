@@ -50,7 +50,6 @@ struct Lanes {
                            : at[i] >> (kBits * q) & ((1 << kBits) - 1);
       return result;
     }
-    Bytes field(int q) const { return quad(q); }  // never asked for
   };
 
   template <int kBits>

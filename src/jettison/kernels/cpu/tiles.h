@@ -84,7 +84,7 @@ struct Isa {
 
 extern const Isa portable_isa;
 #ifdef JETTISON_X86
-extern const Isa avx2_isa, avxvnni_isa, avx512_isa;
+extern const Isa avx2_isa, avxvnni_isa, avx512_isa;  // avxvnni only where the compiler knows it
 #endif
 
 }  // namespace jettison

@@ -1,29 +1,40 @@
 """A checkpoint in memory, its weights still packed."""
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from threading import Event, Thread
 
 import torch
+from tokenizers.decoders import DecodeStream
 from torch import nn
-from transformers import TextIteratorStreamer
 
+from jettison.decode.engine import Engine, Unsupported
+from jettison.decode.sampling import Sampling
+from jettison.decode.write import EngineReader, Speed, TorchReader, write
+from jettison.errors import UsageError
 from jettison.formats.compressed_tensors import load_packed
 from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.formats.peft import attach_adapter
 from jettison.models import ModelFolder
 from jettison.models.dense import compute_device, load_dense, stored_dtype
-from jettison.models.modules import tile_linears
+from jettison.models.modules import QuantLinear, tile_linears
+from jettison.progress import say
+
+Prompt = str | Sequence[dict[str, str]]  # text, or a chat: {"role": ..., "content": ...} each
 
 
 @dataclass
 class Loaded:
-    """A model and its tokenizer. ``model`` is a transformers model: everything that works on those works on it."""
+    """A model and its tokenizer. ``model`` is a transformers model: everything that works on those works on it.
+
+    ``speed`` is of the last text written.
+    """
 
     source: ModelFolder
     model: nn.Module
+    exact: bool = False
+    speed: Speed = field(default_factory=Speed)
 
     @classmethod
     def ready(cls, source: ModelFolder, model: nn.Module, exact: bool = False) -> "Loaded":
@@ -31,59 +42,125 @@ class Loaded:
         model = model.to(compute_device()).eval()
         if not exact:
             tile_linears(model)
-        return cls(source, model)
+        return cls(source, model, exact)
 
     @property
     def tokenizer(self):
         return self.source.tokenizer
+
+    @cached_property
+    def engine(self) -> Engine | None:
+        """The C++ decoder on this model. None where nothing is packed or ``exact`` was asked for, and where it does not
+        serve, which is said once."""
+        if self.exact or not any(isinstance(module, QuantLinear) for module in self.model.modules()):
+            return None
+        try:
+            return Engine(self.model)
+        except Unsupported as reason:
+            say(f"note: {self.source.name} is decoded by PyTorch, not by the engine: {reason}")
+            return None
 
     @torch.no_grad()
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """(batch, length) token ids -> (batch, length, vocabulary)."""
         return self.model(ids.to(self.model.device), use_cache=False).logits
 
-    def generate(self, prompt: str, *, tokens: int = 128, temperature: float = 0.0, seed: int = 0) -> str:
-        """Go on from ``prompt``; returns what was added. temperature 0: always the likeliest token."""
-        return "".join(self.stream(prompt, tokens=tokens, temperature=temperature, seed=seed))
+    def generate(self, prompt: Prompt | list[str], **options) -> str | list[str]:
+        """Go on from ``prompt``; returns what was added. Options are those of ``stream``.
 
-    def stream(self, prompt: str, *, tokens: int = 128, temperature: float = 0.0, seed: int = 0) -> Iterator[str]:
-        """As ``generate``, piece by piece. ``self.speed`` holds tokens per second once it has ended."""
-        inputs = self.tokenizer(prompt, return_tensors="pt").to(self.model.device)
-        inputs.pop("token_type_ids", None)
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        sampling = (
-            {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-        )
-        written: list[torch.Tensor] = []
-        failed: list[Exception] = []
-        stopped = Event()
+        Several prompts (a list of texts) go on side by side, and give a list. A text does not depend on its neighbours.
+        """
+        several = isinstance(prompt, list) and all(isinstance(each, str) for each in prompt)
+        prompts = prompt if several else [prompt]
+        texts = [""] * len(prompts)
+        for row, piece in self._pieces(prompts, **options):
+            texts[row] += piece
+        return texts if several else texts[0]
 
-        def work() -> None:
-            torch.manual_seed(seed)
-            pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-            settings = sampling | {"max_new_tokens": tokens, "pad_token_id": pad, "use_cache": True}
-            settings["stopping_criteria"] = [
-                lambda ids, _, **__: torch.full_like(ids[:, 0], stopped.is_set(), dtype=torch.bool)
-            ]
-            try:
-                written.append(self.model.generate(**inputs, **settings, streamer=streamer))
-            except Exception as error:  # else whoever reads the stream waits forever
-                failed.append(error)
-                streamer.end()
+    def stream(self, prompt: Prompt, **options) -> Iterator[str]:
+        """As ``generate``, piece by piece.
 
-        start = time.perf_counter()
-        thread = Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            yield from streamer
-        finally:  # whoever stops reading stops the writing
-            stopped.set()
-        thread.join()
-        if failed:
-            raise failed[0]
-        self.speed = (written[0].shape[1] - inputs.input_ids.shape[1]) / (time.perf_counter() - start)
+        tokens: how many at most (128). stop: texts that end it, and are left out. cache: of what type keys and values
+        are in the engine, bfloat16, float32 or int8. The rest is ``Sampling``'s: temperature (0: always the likeliest
+        token), top_k, top_p, min_p, repetition_penalty, seed. A prompt of messages goes through the chat template.
 
-    speed: float = 0.0
+        Raises UsageError for an empty prompt, and for more tokens than the model has positions for.
+        """
+        return (piece for _, piece in self._pieces([prompt], **options))
+
+    def _pieces(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        tokens: int = 128,
+        stop: Iterable[str] = (),
+        cache: str = "bfloat16",
+        **sampling,
+    ) -> Iterator[tuple[int, str]]:
+        settings = Sampling(**sampling)
+        encoded = [self._encode(prompt) for prompt in prompts]
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        for ids in encoded:
+            if limit and len(ids) + tokens > limit:
+                raise UsageError(f"{len(ids)} tokens of prompt and {tokens} more: the model has positions for {limit}")
+        if self.engine:
+            reader = EngineReader(self.engine, [len(ids) + tokens for ids in encoded], cache)
+        else:
+            reader = TorchReader(self.model, len(encoded))
+        self.speed, texts = Speed(), [_Text(self.tokenizer, ids, stop) for ids in encoded]
+        for row, token in write(reader, encoded, settings, tokens, self._ends(), self.speed):
+            if piece := texts[row].add(token):
+                yield row, piece
+            if all(text.ended for text in texts):
+                break
+        for row, text in enumerate(texts):
+            if piece := text.rest():
+                yield row, piece
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self.tokenizer(prompt).input_ids
+        elif self.tokenizer.chat_template is None:
+            raise UsageError(f"{self.source.name} has no chat template: give the prompt as text")
+        else:
+            ids = self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False)
+        if not ids:
+            raise UsageError("the prompt is empty: it must be one token at least")
+        return list(ids)
+
+    def _ends(self) -> set[int]:
+        settings = getattr(self.model, "generation_config", None) or self.model.config
+        ends = settings.eos_token_id
+        return set() if ends is None else set(ends) if isinstance(ends, list) else {ends}
+
+
+class _Text:
+    """Tokens -> text as far as it is certain: whole characters, and nothing that may begin a stop text."""
+
+    def __init__(self, tokenizer, prompt: list[int], stop: Iterable[str]):
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._stream = DecodeStream(ids=prompt, skip_special_tokens=True)
+        self._stop, self._held, self.ended = tuple(filter(None, stop)), "", False
+
+    def add(self, token: int) -> str:
+        if self.ended:
+            return ""
+        self._held += self._stream.step(self._tokenizer, token) or ""
+        found = [place for text in self._stop if (place := self._held.find(text)) >= 0]
+        if found:
+            piece, self._held, self.ended = self._held[: min(found)], "", True
+            return piece
+        certain = len(self._held) - max((self._begun(text) for text in self._stop), default=0)
+        piece, self._held = self._held[:certain], self._held[certain:]
+        return piece
+
+    def rest(self) -> str:
+        piece, self._held = self._held, ""
+        return piece
+
+    def _begun(self, text: str) -> int:
+        """How much of ``text`` stands at the end of what is held."""
+        return next((n for n in range(min(len(text), len(self._held)), 0, -1) if self._held.endswith(text[:n])), 0)
 
 
 def load(folder: str | Path, *, adapter: bool = True, dtype: torch.dtype | None = None, exact: bool = False) -> Loaded:

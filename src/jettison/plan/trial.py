@@ -172,7 +172,7 @@ def speech_seconds(source: ModelFolder, jobs: list[Job], quantized: bool) -> flo
         loaded = Loaded.ready(short, model)
         for _ in range(2):  # the first time warms up
             loaded.generate("The", tokens=NEW_TOKENS)
-        return 1 / loaded.speed
+        return 1 / loaded.speed.decode
 
     return per_model(source, measure)
 

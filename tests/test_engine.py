@@ -1,0 +1,230 @@
+"""The C++ decoder against transformers, and what is written with it."""
+
+import ctypes
+
+import pytest
+import torch
+
+from jettison.compress import compress
+from jettison.decode import load
+from jettison.decode.engine import FAMILIES, Engine, Unsupported, _Model
+from jettison.decode.sampling import Sampling
+from jettison.errors import UsageError
+from jettison.kernels import native
+from jettison.recipe import load_recipe
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
+TESTED = sorted({*FAMILIES} - {"ministral"})  # mistral's twin
+PLAIN = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}]}
+PROMPT = "It was a dark and stormy night"
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return torch.randint(0, 4096, (1, 40), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def scribe(tmp_path_factory):
+    """scribe with 4 bits everywhere, and side paths with something in them beside gate and up."""
+    folder = tmp_path_factory.mktemp("engine") / "out"
+    steps = [{"quantize": {"method": "rtn", "bits": 4, "group_size": 64}}]
+    compress("scribe", load_recipe({"steps": steps}), folder)
+    return folder
+
+
+class TestAgainstTransformers:
+    @pytest.mark.parametrize("family", TESTED)
+    def test_the_same_logits_in_float32(self, tiny, family, ids):
+        """Dense weights and a float32 cache: nothing is rounded, so nothing may differ, in parts or token by token."""
+        model = load(tiny(family), dtype=torch.float32).model
+        session = Engine(model).session(40, cache="float32")
+        tokens = ids[0].tolist()
+        parts = [session.append(tokens[:17], every=True), session.append(tokens[17:30], every=True)]
+        found = torch.cat([*parts, *(session.append([token]) for token in tokens[30:])])
+        with torch.no_grad():
+            expected = model(ids).logits[0]
+        assert (found - expected).norm() < 2e-5 * expected.norm()
+        assert session.length == 40
+
+    @pytest.mark.parametrize("family", TESTED)
+    def test_packed_weights(self, tiny, family, ids, tmp_path):
+        """Through the same kernels: what differs is the order of sums, and that int8 may round another way by it."""
+        compress(tiny(family), load_recipe(PLAIN), tmp_path / "out")
+        loaded = load(tmp_path / "out", dtype=torch.float32)
+        found = Engine(loaded.model).session(40, cache="float32").append(ids[0].tolist(), every=True)
+        expected = loaded.logits(ids)[0]
+        assert (found - expected).norm() < 2e-2 * expected.norm()
+
+    def test_side_paths(self, tiny, ids, tmp_path):
+        """An adapter as large as the weights; a dense base, so that nothing is rounded."""
+        from jettison.models.modules import Adapted
+
+        model, chance = load(tiny("llama"), dtype=torch.float32).model, torch.Generator().manual_seed(1)
+        plain = Engine(model).session(40, cache="float32").append(ids[0].tolist())
+        for block in model.model.layers:
+            for part, name in ((block.mlp, "gate_proj"), (block.mlp, "down_proj"), (block.self_attn, "k_proj")):
+                base = getattr(part, name)
+                a = torch.randn(3, base.in_features, generator=chance) / 8
+                setattr(part, name, Adapted(base, a, torch.randn(base.out_features, 3, generator=chance) / 8, 0.5))
+        found = Engine(model).session(40, cache="float32").append(ids[0].tolist())
+        with torch.no_grad():
+            expected = model(ids).logits[0, -1:]
+        assert (found - expected).norm() < 2e-5 * expected.norm()
+        assert (found - plain).norm() > 0.05 * plain.norm()
+
+    @pytest.mark.parametrize(("cache", "limit"), [("bfloat16", 2e-2), ("int8", 6e-2)])
+    def test_shorter_caches_are_close(self, tiny, ids, cache, limit):
+        engine = Engine(load(tiny("qwen3"), dtype=torch.float32).model)
+        exact, short = (engine.session(40, each).append(ids[0].tolist(), every=True) for each in ("float32", cache))
+        assert 0 < (short - exact).norm() / exact.norm() < limit
+
+    def test_scribe(self, scribe):
+        """Greedy text is that of PyTorch on the same kernels, but where two tokens are nearly as likely."""
+        loaded = load(scribe, dtype=torch.float32)
+        text = torch.tensor([loaded.tokenizer(PROMPT + loaded.generate(PROMPT, tokens=120)).input_ids])
+        found = loaded.engine.session(200).append(text[0].tolist(), every=True).log_softmax(-1)
+        expected = loaded.logits(text)[0].float().log_softmax(-1)
+        assert (expected.exp() * (expected - found)).sum(-1).mean() < 1e-3
+        first, second = expected.topk(2).values.T
+        same = found.argmax(-1) == expected.argmax(-1)
+        assert (same | (first - second < 0.05)).all() and same.float().mean() > 0.97
+
+
+class TestSessions:
+    @pytest.fixture(scope="class")
+    def engine(self, tiny):
+        return Engine(load(tiny("qwen3"), dtype=torch.float32).model)
+
+    def test_a_batch_is_its_sequences(self, engine, ids):
+        """Of different lengths, some rows of the same sequence, in one call."""
+        tokens = ids[0].tolist()
+        alone = [engine.session(40) for _ in range(3)]
+        first = [session.append(tokens[: 5 * (i + 1)]) for i, session in enumerate(alone)]
+        together = [engine.session(40) for _ in range(3)]
+        rows = [(session, token) for i, session in enumerate(together) for token in tokens[: 5 * (i + 1)]]
+        wanted = [i in (4, 14, 29) for i in range(len(rows))]
+        found = engine.forward([token for _, token in rows], [session for session, _ in rows], wanted)
+        assert torch.allclose(found, torch.cat(first), atol=1e-5)
+        step = engine.forward([7, 8, 9], together, [True] * 3)
+        assert torch.allclose(
+            step, torch.cat([s.append([t]) for s, t in zip(alone, (7, 8, 9), strict=True)]), atol=1e-5
+        )
+
+    def test_cutting_back(self, engine, ids):
+        session, tokens = engine.session(40), ids[0].tolist()
+        right = session.append(tokens[:20])
+        session.append([1, 2, 3, 4])
+        session.cut(19)
+        assert session.length == 19
+        assert torch.equal(session.append(tokens[19:20]), right)
+
+    def test_long_prompts_go_through_in_parts(self, tiny):
+        engine = Engine(load(tiny("llama", max_position_embeddings=1200), dtype=torch.float32).model)
+        tokens = torch.randint(0, 4096, (1100,), generator=torch.Generator().manual_seed(2)).tolist()
+        whole = engine.session(cache="float32").append(tokens)
+        parts = engine.session(cache="float32")
+        for start in range(0, 1100, 100):
+            last = parts.append(tokens[start : start + 100])
+        assert torch.allclose(whole, last, atol=1e-4)
+
+    def test_faults_change_nothing(self, engine):
+        session = engine.session(4)
+        session.append([1, 2, 3])
+        with pytest.raises(UsageError, match="2 more tokens: a session has room for 1"):
+            session.append([4, 5])
+        for wrong in ([4096], [-1], []):
+            with pytest.raises(UsageError, match="each from 0 to 4095"):
+                engine.forward(wrong, [session] * len(wrong), [True] * len(wrong))
+        assert session.length == 3
+        with pytest.raises(UsageError, match="1 to 128"):
+            engine.session(129)
+        with pytest.raises(UsageError, match="bfloat16, int8"):
+            engine.session(4, cache="fp8")
+
+    def test_other_families_are_refused_with_a_reason(self, tiny):
+        with pytest.raises(Unsupported, match="gpt2 models are not among llama"):
+            Engine(load(tiny("gpt2")).model)
+
+    def test_sizes_that_do_not_fit_are_refused(self, engine):
+        assert engine._library.jettison_engine_new(ctypes.byref(_Model())) is None
+
+
+class TestWriting:
+    @pytest.fixture(scope="class")
+    def loaded(self, scribe):
+        return load(scribe)
+
+    def test_the_engine_writes(self, loaded):
+        assert loaded.engine is not None
+        text = loaded.generate(PROMPT, tokens=24)
+        assert text and loaded.speed.written == 23 and loaded.speed.decode > 0 and loaded.speed.prefill > 0
+        assert "".join(loaded.stream(PROMPT, tokens=24)) == text
+        assert load(loaded.source.folder, exact=True).engine is None
+
+    def test_sampling_is_the_same_with_the_same_seed(self, loaded):
+        settings = {"tokens": 24, "temperature": 1.0, "top_k": 50, "top_p": 0.95, "min_p": 0.01}
+        one, two, other = (loaded.generate(PROMPT, seed=seed, **settings) for seed in (1, 1, 2))
+        assert one == two != other
+
+    def test_a_batch_gives_the_texts_of_its_prompts(self, loaded):
+        prompts = [PROMPT, "Once upon a time", "The"]
+        assert loaded.generate(prompts, tokens=16) == [loaded.generate(prompt, tokens=16) for prompt in prompts]
+
+    def test_stop_texts_end_it_and_are_left_out(self, loaded):
+        whole = loaded.generate(PROMPT, tokens=40)
+        stop = whole[12:19]
+        assert loaded.generate(PROMPT, tokens=40, stop=["never there", stop]) == whole[: whole.find(stop)]
+
+    def test_what_may_begin_a_stop_text_is_held_until_it_is_certain(self, loaded):
+        whole = loaded.generate(PROMPT, tokens=16)
+        pieces = list(loaded.stream(PROMPT, tokens=16, stop=[whole[-3:] + "#"]))
+        assert "".join(pieces) == whole
+
+    def test_other_families_are_written_by_pytorch(self, tiny, tmp_path):
+        compress(tiny("opt"), load_recipe(PLAIN), tmp_path / "out")
+        loaded = load(tmp_path / "out")
+        assert loaded.engine is None
+        ids = loaded.tokenizer(PROMPT, return_tensors="pt").input_ids
+        expected = loaded.model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+        assert loaded.generate(PROMPT, tokens=8) == loaded.tokenizer.decode(expected, skip_special_tokens=True)
+
+    @pytest.mark.parametrize(
+        ("prompt", "options", "words"),
+        [
+            ("", {}, "prompt is empty"),
+            (PROMPT, {"tokens": 1020}, "1020 more: the model has positions for 1024"),
+            (PROMPT, {"top_p": 0.0}, "top_p = 0.0: it must be more than 0"),
+            (PROMPT, {"temperature": -1.0}, "temperature = -1.0"),
+            ([{"role": "user", "content": "Hello"}], {}, "no chat template"),
+        ],
+    )
+    def test_what_cannot_be_written(self, loaded, prompt, options, words):
+        with pytest.raises(UsageError, match=words):
+            loaded.generate(prompt, **options)
+
+
+class TestSampling:
+    logits = torch.tensor([2.0, 1.0, 0.5, -1.0, -1.5])
+
+    def drawn(self, before=(), **settings) -> set[int]:
+        sampling = Sampling(**{"temperature": 1.0} | settings)
+        chance = sampling.generator(0)
+        return {sampling.choose(self.logits.clone(), list(before), chance) for _ in range(400)}
+
+    def test_filters(self):
+        assert self.drawn() == {0, 1, 2, 3, 4}
+        assert self.drawn(temperature=0.0) == {0}
+        assert self.drawn(top_k=2) == {0, 1}
+        assert self.drawn(top_p=0.5) == {0}
+        assert self.drawn(top_p=0.7) == {0, 1}
+        assert self.drawn(min_p=0.2) == {0, 1, 2}  # e^-1.5 is 0.22
+        assert self.drawn(temperature=0.0, before=[0], repetition_penalty=3.0) == {1}
+        assert self.drawn(temperature=0.0, before=[0, 1, 2], repetition_penalty=100.0) == {0}  # still above -1
+
+    def test_shares_are_the_softmax(self):
+        sampling, counts = Sampling(temperature=2.0), torch.zeros(5)
+        chance = sampling.generator(0)
+        for _ in range(4000):
+            counts[sampling.choose(self.logits.clone(), [], chance)] += 1
+        assert torch.allclose(counts / 4000, (self.logits / 2).softmax(-1), atol=0.03)

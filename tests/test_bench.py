@@ -61,7 +61,7 @@ def test_a_sample_is_taken_again_while_others_work(monkeypatch):
     monkeypatch.setattr(operators, "_busy_seconds", lambda: next(others))
     monkeypatch.setattr(operators, "_own_seconds", lambda: 0.0)
     monkeypatch.setattr(operators, "CALM", 0.01)
-    seconds, foreign = operators._sample(lambda: calls.append(1))
+    seconds, foreign = operators.sample(lambda: calls.append(1))
     assert foreign == 0 and seconds > 0 and next(others, None) is None
 
 

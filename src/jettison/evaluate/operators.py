@@ -110,7 +110,7 @@ def measure_operators(
             for _ in range(rounds):
                 limits.append(read_limit(data))
                 for row, one in zip(found, made, strict=True):
-                    seconds, foreign = _sample(one.run)
+                    seconds, foreign = sample(one.run)
                     limits.append(read_limit(data))
                     row.seconds.append(seconds / one.copies)
                     row.shares.append(row.nbytes / row.seconds[-1] / statistics.mean(limits[-2:]))
@@ -173,7 +173,7 @@ def _own(columns: int, rows: int, bits: int, group_size: int, count: int) -> lis
     ]
 
 
-def _sample(run: Callable[[], None]) -> tuple[float, float]:
+def sample(run: Callable[[], None]) -> tuple[float, float]:
     """Seconds of one run, the mean over a sample, and how many cores other processes used: the calmest of TRIES."""
     found = []
     for _ in range(TRIES):

@@ -52,10 +52,14 @@ class QuantLinear(nn.Module):
         if self.weight_scale.dtype != self.grid.scale_dtype or native.library() is None:
             return
         parts = (self.weight_packed, self.weight_scale, self.weight_zero_point)
-        for name, value in zip(("tiles", "tile_zero"), ops.pack_tiles(*parts, self.grid, tiling), strict=True):
-            self._hold(name, value, persistent=False)
+        self.hold_tiles(tiling, *ops.pack_tiles(*parts, self.grid, tiling))
+
+    def hold_tiles(self, tiling: Tiling, tiles: torch.Tensor, zero: torch.Tensor | None) -> None:
+        """Take ready tiles in the place of whatever the weight was."""
         for name in PARTS:
             self._hold(name, None)
+        self._hold("tiles", tiles, persistent=False)
+        self._hold("tile_zero", zero, persistent=False)
         self.tile_bias = None if self.bias is None else self.bias.detach().float()
         self.tiling = tiling
 

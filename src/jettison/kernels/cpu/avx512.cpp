@@ -78,6 +78,6 @@ struct Lanes {
 
 }  // namespace
 
-const Isa avx512_isa = {"avx512", quantize, multiply, rms_norm, gated, dense_rows, side, attend};
+const Isa avx512_isa = {"avx512", quantize, multiply, rms_norm, gated, dense_rows, side, add_scaled_row, attend};
 
 }  // namespace jettison

@@ -167,8 +167,7 @@ struct Work {
   void add_side(const LinearSpec& s, const float* side, float* to) {
     each_row([&](int64_t row) {
       for (int64_t k = 0; k < s.rank; k++)
-        for (int64_t r = 0; r < s.rows; r++)
-          to[row * s.rows + r] += s.scaling * side[row * s.rank + k] * s.lora_b[k * s.rows + r];
+        isa.add_scaled_row(to + row * s.rows, s.lora_b + k * s.rows, s.scaling * side[row * s.rank + k], s.rows);
     });
   }
 

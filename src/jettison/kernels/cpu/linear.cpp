@@ -28,14 +28,13 @@ thread_local Scratch scratch[kMostProducts];
 
 int64_t size_of(Type type) { return type == kFloat32 ? 4 : 2; }
 
-void add_side_path(const Product& product, const Call& call, int64_t row, int64_t first, int64_t last) {
+void add_side_path(const Isa& isa, const Product& product, const Call& call, int64_t row, int64_t first, int64_t last) {
   const int64_t rows = product.weight.rows;
   float* y = static_cast<float*>(call.y);
   for (int64_t m = 0; m < call.count; m++)
     for (int64_t k = 0; k < product.rank; k++) {
       const float by = product.scaling * product.low[(row + m) * product.rank + k];
-      const float* up = product.up + k * rows;
-      for (int64_t r = first; r < last; r++) y[m * rows + r] += by * up[r];
+      isa.add_scaled_row(y + m * rows + first, product.up + k * rows + first, by, last - first);
     }
 }
 
@@ -65,7 +64,7 @@ void multiply_all(const Isa& isa, std::span<const Product> products, const void*
         const int64_t before = i ? ends[i - 1] : 0, last = std::min(to, ends[i]);
         isa.multiply(calls[i], from - before, last - before);
         if (products[i].rank)
-          add_side_path(products[i], calls[i], row, (from - before) * kTileRows,
+          add_side_path(isa, products[i], calls[i], row, (from - before) * kTileRows,
                         std::min((last - before) * kTileRows, products[i].weight.rows));
         from = last;
       }

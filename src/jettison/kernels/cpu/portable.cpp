@@ -89,6 +89,6 @@ struct Lanes {
 
 }  // namespace
 
-const Isa portable_isa = {"portable", quantize, multiply, rms_norm, gated, dense_rows, side, attend};
+const Isa portable_isa = {"portable", quantize, multiply, rms_norm, gated, dense_rows, side, add_scaled_row, attend};
 
 }  // namespace jettison

@@ -78,6 +78,7 @@ struct Isa {
   void (*dense_rows)(const void* weight, Type type, const float* x, int64_t count, int64_t rows, int64_t columns,
                      int64_t first, int64_t last, float* y);
   void (*side)(const float* x, const float* a, int64_t rank, int64_t columns, float* low);
+  void (*add_scaled_row)(float* y, const float* x, float by, int64_t count);
   void (*attend)(const float* q, const Cache& key, const Cache& value, int64_t group, int64_t dim, int64_t first,
                  int64_t last, float scale, float* scores, float* out);
 };

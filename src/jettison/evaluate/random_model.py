@@ -1,0 +1,61 @@
+"""A model of a known shape with random weights, packed as a recipe says: for measuring speed."""
+
+import torch
+from torch import nn
+
+from jettison.kernels.tiles import Tiling
+from jettison.models import ModelShape
+from jettison.models.modules import Adapted, QuantLinear
+from jettison.recipe import Recipe
+
+
+def random_model(shape: ModelShape, recipe: Recipe, *, adapter: bool = False, seed: int = 0) -> nn.Module:
+    """Linears that the recipe quantizes hold random codes with scales that keep activations in range; the rest is
+    bfloat16. adapter: with the side paths that the recipe's recovery would leave.
+    """
+    chance = torch.Generator().manual_seed(seed)
+    normal = lambda *size, by: torch.randn(*size, generator=chance).mul(by).bfloat16()
+    model = shape.new_skeleton()
+    for step in recipe.of("quantize"):
+        for linear in shape.anatomy:
+            if step.where.matches(linear.roles, linear.block) and "embed" not in linear.roles:
+                bias = None if model.get_submodule(linear.name).bias is None else torch.zeros(linear.rows)
+                packed = _packed(linear.rows, linear.columns, step.grid, bias, chance)
+                model.set_submodule(linear.name, packed)
+    for name, parameter in list(model.named_parameters()):
+        owner, _, last = name.rpartition(".")
+        size = parameter.shape
+        value = torch.ones(size).bfloat16() if len(size) == 1 else normal(*size, by=size[-1] ** -0.5)
+        setattr(model.get_submodule(owner), last, nn.Parameter(value, requires_grad=False))
+    if shape.config.get_text_config().tie_word_embeddings and isinstance(model.get_output_embeddings(), nn.Linear):
+        model.tie_weights()
+    for step in recipe.of("recover") if adapter else ():
+        rank = step.options["rank"] if "lora" in step.options["train"] else 0
+        for linear in shape.anatomy:
+            if rank and step.where.matches(linear.roles, linear.block):
+                a, b = normal(rank, linear.columns, by=linear.columns**-0.5), normal(linear.rows, rank, by=0.01)
+                model.set_submodule(linear.name, Adapted(model.get_submodule(linear.name), a, b, 1.0))
+    return model
+
+
+def _packed(rows: int, columns: int, grid, bias: torch.Tensor | None, chance: torch.Generator) -> QuantLinear:
+    """In tiles right away: to make codes, pack and tile them would take minutes for billions of weights."""
+    module, tiling = QuantLinear(rows, columns, grid, bias), Tiling.of(grid, rows, columns)
+    tiles = torch.randint(0, 256, tiling.tiles_shape, dtype=torch.uint8, generator=chance)
+    scale = torch.full((32,), 2.0 / (columns**0.5 * 2**grid.bits), dtype=grid.scale_dtype)
+    tiles[:, :, tiling.code_bytes :] = scale.view(torch.uint8)
+    zero = None if grid.symmetric else torch.full(tiling.zero_shape, grid.middle, dtype=torch.uint8)
+    module.hold_tiles(tiling, tiles, zero)
+    return module
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """What decoding a token reads of a model: all weights but the embedding, which is looked up."""
+    embedding = model.get_input_embeddings().weight
+    held = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    total = sum(tensor.nbytes for tensor in held.values() if tensor.device.type == "cpu")
+    tied = (
+        model.get_output_embeddings() is not None
+        and getattr(model.get_output_embeddings(), "weight", None) is embedding
+    )
+    return total - (0 if tied else embedding.nbytes)

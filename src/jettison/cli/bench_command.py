@@ -1,7 +1,7 @@
 """jettison bench"""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,46 +10,105 @@ from jettison.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
-    examples = ("jettison bench ops", "jettison bench ops --shape llama-3.1-8b --rows 1 --rows 5 --json ops.json")
+    examples = (
+        "jettison bench runs/mine --context 16 --context 4096",
+        "jettison bench --shape qwen3-4b --recipe gateup-w4w2",
+        "jettison bench ops --rows 1 --rows 5 --json ops.json",
+    )
     app.command("bench", epilog=common.example(*examples))(bench)
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="ops: products with packed weights, next to peers and the read limit.")],
-    shape: Annotated[
-        str,
-        typer.Option("--shape", help="Whose matrices: a known shape such as qwen3-4b, a model folder, or a hub id."),
-    ] = "qwen3-4b",
-    matrix: Annotated[
-        list[str], typer.Option("--matrix", help="ROWSxCOLUMNS of W instead of a model's. Repeatable.")
-    ] = (),
-    bits: Annotated[list[int], typer.Option("--bits", help="2, 3, 4 or 8. Repeatable.")] = (4, 2),
-    group_size: Annotated[int, typer.Option("--group-size", help="Weights that share a scale.")] = 128,
-    rows: Annotated[list[int], typer.Option("--rows", help="Rows of x, 1 for decoding. Repeatable.")] = (1,),
-    peer: Annotated[
-        list[str] | None, typer.Option("--peer", help="onnxruntime, int4pack, bfloat16. Repeatable.")
+    what: Annotated[
+        str | None,
+        typer.Argument(help="A checkpoint to decode with, or ops: products with packed weights, and peers'."),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", help="Rounds of samples; medians are printed.")] = 7,
+    shape: Annotated[
+        str | None,
+        typer.Option("--shape", help="A known shape, a folder or a hub id: with random weights; of ops, whose."),
+    ] = None,
+    recipe: Annotated[
+        list[str], typer.Option("--recipe", help="How a shape is packed (gateup-w4w2). Repeatable.")
+    ] = (),
+    changes: common.Changes = (),
+    context: Annotated[list[int], typer.Option("--context", help="Tokens that were there before. Repeatable.")] = (
+        16,
+        512,
+    ),
+    matrix: Annotated[
+        list[str], typer.Option("--matrix", help="ops: ROWSxCOLUMNS of W, not a shape's. Repeatable.")
+    ] = (),
+    bits: Annotated[list[int], typer.Option("--bits", help="ops: 2, 3, 4 or 8. Repeatable.")] = (4, 2),
+    group_size: Annotated[int, typer.Option("--group-size", help="ops: weights that share a scale.")] = 128,
+    rows: Annotated[list[int], typer.Option("--rows", help="ops: rows of x, 1 for decoding. Repeatable.")] = (1,),
+    peer: Annotated[
+        list[str] | None, typer.Option("--peer", help="ops: onnxruntime, int4pack, bfloat16. Repeatable.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", help="Rounds of samples; medians are printed.")] = 5,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Time operators on this machine: `bench ops`, about a minute for each shape and number of rows."""
+    """Time decoding, or single operators, on this machine, next to what it can read."""
+    common.begin(quiet)
+    if what == "ops":
+        result = _ops(shape or "qwen3-4b", matrix, bits, group_size, rows, peer, rounds)
+    elif (what is None) == (shape is None):
+        raise UsageError("bench a checkpoint, a --shape, or ops: one of them")
+    else:
+        result = _decoding(what, shape, recipe or ["gateup-w4w2"], changes, context, rounds)
+    said = f"reads {result['limit'] / 1e9:.1f} GB/s at most, {result['instruction_set']}, {result['threads']} threads"
+    common.out.print(f"\n{said}", style="dim", markup=False)
+    for name, reason in result.get("missing", {}).items():
+        common.out.print(f"{name} is left out: {reason}", style="dim", markup=False)
+    common.finish(result, json)
+
+
+def _decoding(
+    folder: str | None, shape: str | None, recipes: list[str], changes: list[str], contexts: list[int], rounds: int
+) -> dict[str, Any]:
+    from jettison.decode import load
+    from jettison.evaluate.decoding import measure_decoding
+    from jettison.evaluate.random_model import random_model
+    from jettison.models import open_shape
+    from jettison.recipe import load_recipe
+
+    if folder:
+        models = {folder: load(folder).model}
+    else:
+        models = {recipe: random_model(open_shape(shape), load_recipe(recipe, changes)) for recipe in recipes}
+    result = measure_decoding(models, contexts=contexts, rounds=rounds)
+    printed = [
+        [
+            row["model"],
+            str(row["context"]),
+            f"{row['prefill_tokens_per_second']:.4g}",
+            f"{row['tokens_per_second']:.4g}",
+            f"{result['bytes'][row['model']] / 1e9:.3g}",
+            f"{row['share']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    columns = ("model", "context", "read,\ntokens/s", "wrote,\ntokens/s", "weights,\nGB", "of the\nlimit")
+    common.table(*columns, rows=printed)
+    return result
+
+
+def _ops(
+    shape: str,
+    matrix: list[str],
+    bits: list[int],
+    group_size: int,
+    rows: list[int],
+    peer: list[str] | None,
+    rounds: int,
+) -> dict[str, Any]:
     from jettison.evaluate.operators import linear_shapes, measure_operators
     from jettison.evaluate.peers import PEERS
     from jettison.models import open_shape
 
-    common.begin(quiet)
-    if what != "ops":
-        raise UsageError(f"bench {what!r}: there is `jettison bench ops`")
     shapes = dict(map(_parse, matrix)) or linear_shapes(open_shape(shape))
-    result = measure_operators(
-        shapes,
-        bits=bits,
-        group_size=group_size,
-        counts=rows,
-        peers=tuple(PEERS) if peer is None else peer,
-        rounds=rounds,
-    )
+    peers = tuple(PEERS) if peer is None else peer
+    result = measure_operators(shapes, bits=bits, group_size=group_size, counts=rows, peers=peers, rounds=rounds)
     printed = [
         [
             row["shape"],
@@ -64,11 +123,7 @@ def bench(
     ]
     columns = ("matrix", "operator", "bits", "rows", "µs", "GB/s", "of the limit")
     common.table(*columns, rows=printed, text=("operator",))
-    said = f"reads {result['limit'] / 1e9:.1f} GB/s at most, {result['instruction_set']}, {result['threads']} threads"
-    common.out.print(f"\n{said}", style="dim", markup=False)
-    for name, reason in result["missing"].items():
-        common.out.print(f"{name} is left out: {reason}", style="dim", markup=False)
-    common.finish(result, json)
+    return result
 
 
 def _parse(text: str) -> tuple[str, tuple[int, int]]:

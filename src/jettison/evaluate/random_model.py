@@ -47,15 +47,3 @@ def _packed(rows: int, columns: int, grid, bias: torch.Tensor | None, chance: to
     zero = None if grid.symmetric else torch.full(tiling.zero_shape, grid.middle, dtype=torch.uint8)
     module.hold_tiles(tiling, tiles, zero)
     return module
-
-
-def packed_bytes(model: nn.Module) -> int:
-    """What decoding a token reads of a model: all weights but the embedding, which is looked up."""
-    embedding = model.get_input_embeddings().weight
-    held = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    total = sum(tensor.nbytes for tensor in held.values() if tensor.device.type == "cpu")
-    tied = (
-        model.get_output_embeddings() is not None
-        and getattr(model.get_output_embeddings(), "weight", None) is embedding
-    )
-    return total - (0 if tied else embedding.nbytes)

@@ -1,13 +1,18 @@
-"""What `jettison bench ops` measures and prints. No figure is asserted: speed belongs to benchmarks/."""
+"""What `jettison bench` measures and prints. No speed is asserted: that belongs to benchmarks/."""
 
 import json
 
 import pytest
 
-from jettison.evaluate import operators
+from jettison.compress import compress
+from jettison.decode import load
+from jettison.evaluate import decoding, operators
 from jettison.evaluate.peers import PEERS
+from jettison.evaluate.random_model import random_model
 from jettison.kernels import native
 from jettison.models import open_shape
+from jettison.models.modules import Adapted, QuantLinear
+from jettison.recipe import load_recipe
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
 FAST = ["--matrix", "64x128", "--matrix", "96x256", "--group-size", "64", "--rounds", "1"]
@@ -17,6 +22,7 @@ FAST = ["--matrix", "64x128", "--matrix", "96x256", "--group-size", "64", "--rou
 def small(monkeypatch):
     monkeypatch.setattr(operators, "STREAMED", 1 << 16)
     monkeypatch.setattr(operators, "READ_BYTES", 1 << 20)
+    monkeypatch.setattr(decoding, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(operators, "SECONDS", 0.001)
     monkeypatch.setattr(operators, "CALM", 0.0)
 
@@ -72,10 +78,57 @@ def test_shapes_of_models():
     assert operators.linear_shapes(open_shape("gpt-oss-20b"))["down"] == (2880, 2880)  # one expert
 
 
+class TestDecoding:
+    def test_a_checkpoint(self, jettison, tiny, tmp_path):
+        steps = [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}]
+        compress(tiny("qwen3"), load_recipe({"steps": steps}), tmp_path / "out")
+        arguments = ["--context", "8", "--context", "30", "--rounds", "2", "--json", tmp_path / "b.json"]
+        code, out, _ = jettison("bench", tmp_path / "out", *arguments)
+        assert code == 0 and "of the" in out
+        result = json.loads((tmp_path / "b.json").read_text())
+        assert [(row["context"], row["at_once"], len(row["samples"])) for row in result["rows"]] == [
+            (8, 1, 2),
+            (30, 1, 2),
+        ]
+        model = load(tmp_path / "out").model
+        linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
+        packed = sum(linear.tiles.nbytes for linear in linears)
+        assert packed < next(iter(result["bytes"].values())) < 1.1 * packed  # the norms, and no embedding
+
+    def test_shapes_with_random_weights(self, jettison):
+        arguments = [
+            "--shape",
+            "scribe",
+            "--recipe",
+            "w4",
+            "--recipe",
+            "gateup-w4w2",
+            "--set",
+            "quantize.group_size=64",
+        ]
+        code, out, _ = jettison("bench", *arguments, "--context", "8", "--rounds", "1")
+        assert code == 0 and out.count("gateup-w4w2") == 1
+
+    def test_random_models_are_what_the_recipe_says(self):
+        shape, recipe = open_shape("scribe"), load_recipe("gateup-w4w2")
+        plain, adapted = (random_model(shape, recipe, adapter=adapter) for adapter in (False, True))
+        grids = {name: module.grid.bits for name, module in plain.named_modules() if isinstance(module, QuantLinear)}
+        assert {bits for name, bits in grids.items() if "gate" in name or "up_proj" in name} == {2}
+        assert grids["lm_head"] == grids["model.layers.0.self_attn.q_proj"] == 4
+        sides = [module for module in adapted.modules() if isinstance(module, Adapted)]
+        assert len(sides) == 16
+        gained = decoding.read_bytes(adapted) - decoding.read_bytes(plain)
+        assert gained == 16 * 2 * 8 * (256 + 768)
+        first, second = (random_model(shape, recipe, seed=seed).lm_head.tiles for seed in (0, 0))
+        assert (first == second).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["DIR"], "there is `jettison bench ops`"),
+        ([], "a checkpoint, a --shape, or ops"),
+        (["DIR", "--shape", "qwen3-4b"], "a checkpoint, a --shape, or ops"),
+        (["scribe", "--context", "0"], "contexts = [0]"),
         (["ops", "--matrix", "64"], "such as 9728x2560"),
         (["ops", "--peer", "mkl"], "peer 'mkl': there are onnxruntime"),
         (["ops", "--matrix", "64x100", "--group-size", "64"], "64 does not divide"),

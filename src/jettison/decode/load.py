@@ -50,14 +50,15 @@ class Loaded:
 
     @cached_property
     def engine(self) -> Engine | None:
-        """The C++ decoder on this model. None where nothing is packed or ``exact`` was asked for, and where it does not
-        serve, which is said once."""
-        if self.exact or not any(isinstance(module, QuantLinear) for module in self.model.modules()):
+        """The C++ decoder on this model. None where ``exact`` was asked for, and where it does not serve, which is said
+        once if something is packed."""
+        if self.exact:
             return None
         try:
             return Engine(self.model)
         except Unsupported as reason:
-            say(f"note: {self.source.name} is decoded by PyTorch, not by the engine: {reason}")
+            if any(isinstance(module, QuantLinear) for module in self.model.modules()):
+                say(f"note: {self.source.name} is decoded by PyTorch, not by the engine: {reason}")
             return None
 
     @torch.no_grad()

@@ -83,9 +83,7 @@ def _speed(run: Run) -> list[tuple[str, Any]]:
         if rates:
             figure = charts.stage_bars(rates, [f"{rate:.4g}" for rate in rates.values()])
             machine = run.speed.get("machine") or "an unnamed machine"
-            found.append(
-                (f"{title}, tokens/s, measured in PyTorch on {machine}", charts.embed(figure, f"speed-{kind}"))
-            )
+            found.append((f"{title}, tokens/s, measured on {machine}", charts.embed(figure, f"speed-{kind}")))
     return found
 
 

@@ -67,7 +67,7 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
             found.append((f"{measured['kl']:.3f}", "nats from the original", f"KL on {text}"))
             found.append((percent(measured["agreement"]), "same likeliest token", f"on {text}"))
     for kind, rates in (
-        ("measured in PyTorch", run.measured_speed("decode")),
+        ("measured", run.measured_speed("decode")),
         ("predicted", predicted(run, "tokens_per_second")),
     ):
         if "original" in rates and run.last in rates:

@@ -173,7 +173,7 @@ int physical_cores() {
 }
 
 void parallel(int64_t count, int64_t chunk, int threads, const std::function<void(int64_t, int64_t)>& work) {
-  if (threads <= 0) threads = physical_cores();
+  threads = threads <= 0 ? physical_cores() : std::min(threads, physical_cores());
   if (threads == 1 || count <= chunk || busy.test_and_set(std::memory_order_acquire)) return work(0, count);
   the_pool().run(count, chunk, threads, work);
   busy.clear(std::memory_order_release);

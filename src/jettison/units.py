@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes and rates as people write them."""
 
 import re
 
@@ -14,6 +14,11 @@ def parse_bytes(text: str | float) -> float:
     if not found or unit not in UNITS or float(found[1]) <= 0:
         raise UsageError(f"memory = {text!r}: a positive number with B, KB, MB, GB or TB is needed, such as 3GB")
     return float(found[1]) * UNITS[unit]
+
+
+def format_rate(rate: float) -> str:
+    """Tokens per second: four digits, thousands set apart."""
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
 
 
 def format_bytes(count: float) -> str:

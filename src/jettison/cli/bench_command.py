@@ -1,6 +1,7 @@
 """jettison bench"""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -71,9 +72,10 @@ def _decoding(
     from jettison.evaluate.random_model import random_model
     from jettison.models import open_shape
     from jettison.recipe import load_recipe
+    from jettison.units import format_rate
 
     if folder:
-        models = {folder: load(folder).model}
+        models = {Path(folder).name: load(folder).model}
     else:
         models = {recipe: random_model(open_shape(shape), load_recipe(recipe, changes)) for recipe in recipes}
     result = measure_decoding(models, contexts=contexts, rounds=rounds)
@@ -81,8 +83,8 @@ def _decoding(
         [
             row["model"],
             str(row["context"]),
-            f"{row['prefill_tokens_per_second']:.4g}",
-            f"{row['tokens_per_second']:.4g}",
+            format_rate(row["prefill_tokens_per_second"]),
+            format_rate(row["tokens_per_second"]),
             f"{result['bytes'][row['model']] / 1e9:.3g}",
             f"{row['share']:.2f}",
         ]

@@ -21,7 +21,7 @@ def compare(
 ) -> None:
     """Compare runs: size, speed, and quality on the texts they have in common."""
     from jettison.report import write_comparison
-    from jettison.units import format_bytes
+    from jettison.units import format_bytes, format_rate
 
     common.begin(quiet)
     result = write_comparison(folders, out)
@@ -35,7 +35,7 @@ def compare(
                     row["recipe"],
                     format_bytes(row["bytes"]),
                     f"{row['bits_per_weight']:.2f}",
-                    f"{speed:.4g}" if speed else "",
+                    format_rate(speed) if speed else "",
                     f"{measured['perplexity']:.2f}",
                     "" if measured["kl"] is None else f"{measured['kl']:.4f}",
                     "" if measured["agreement"] is None else f"{measured['agreement']:.1%}",

@@ -56,14 +56,14 @@ def fit(
 
 
 def show_plan(planned: dict[str, Any]) -> None:
-    from jettison.units import format_bytes
+    from jettison.units import format_bytes, format_rate
 
     recipe, predicted = planned["recipe"], planned["predicted"]
     common.out.print(f"recipe [bold]{recipe['name']}[/bold]: {recipe.get('use', '')}")
     for reason in recipe.get("why", []):
         common.out.print(f"  {reason}", markup=False)
     common.out.print(
-        f"on {predicted['device']}: {predicted['tokens_per_second']:.4g} tokens/s, "
+        f"on {predicted['device']}: {format_rate(predicted['tokens_per_second'])} tokens/s, "
         f"{format_bytes(predicted['memory'])} at {predicted['context']} tokens of context"
     )
 

@@ -87,9 +87,9 @@ def show_roles(data: dict[str, Any]) -> None:
 
 def show_presets(data: dict[str, Any]) -> None:
     """The plan among the presets."""
-    from jettison.units import format_bytes
+    from jettison.units import format_bytes, format_rate
 
-    figures = lambda each: [format_bytes(each["memory"]), f"{each['tokens_per_second']:.4g}", f"{each['loss']:.4f}"]
+    figures = lambda each: [format_bytes(each["memory"]), format_rate(each["tokens_per_second"]), f"{each['loss']:.4f}"]
     rows = [["this plan", *figures(data), "chosen"]]
     for each in data["presets"]:
         known = figures(each) if each["memory"] is not None else ["", "", ""]
@@ -98,10 +98,10 @@ def show_presets(data: dict[str, Any]) -> None:
 
 
 def show_front(data: dict[str, Any]) -> None:
-    from jettison.units import format_bytes
+    from jettison.units import format_bytes, format_rate
 
     rows = [
-        [format_bytes(point["memory"]), f"{point['tokens_per_second']:.4g}", f"{point['loss']:.4f}"]
+        [format_bytes(point["memory"]), format_rate(point["tokens_per_second"]), f"{point['loss']:.4f}"]
         for point in data["front"]
     ]
     common.table("memory", "tokens/s", "loss", rows=rows)

@@ -23,8 +23,8 @@ def sample_prompts(model: str | Path, text: str | Path) -> list[str]:
 
 def measure_generation(model: str | Path, prompts: Iterable[str], *, adapter: bool = True) -> dict[str, Any]:
     """``samples``: each prompt with its likeliest continuation. ``speed``: tokens per second of decoding (batch 1; the
-    best of the samples) and of reading a prompt of 256 tokens (the best of three), in the engine where it serves, else in
-    PyTorch.
+    best of the samples) and of reading a prompt of 256 tokens (the best of three). In the engine where it serves, else
+    in PyTorch.
     """
     loaded, samples, decode = load(model, adapter=adapter), [], 0.0
     for prompt in prompts:

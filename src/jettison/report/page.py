@@ -9,6 +9,7 @@ from jettison.report.error_map import read_error_map
 from jettison.report.plan_page import plan_charts
 from jettison.report.render import render
 from jettison.report.run import STAGES, Run, read_run
+from jettison.units import format_rate
 
 NAME = "report.html"
 
@@ -75,13 +76,13 @@ def _speed(run: Run) -> list[tuple[str, Any]]:
     predicted = sections.predicted(run, "tokens_per_second")
     if predicted:
         rates = ({"asked": request["tps"]} if request.get("tps") else {}) | predicted
-        figure = charts.stage_bars(rates, [f"{rate:.4g}" for rate in rates.values()])
+        figure = charts.stage_bars(rates, [format_rate(rate) for rate in rates.values()])
         caption = f"Decoding, tokens/s, predicted for {run.device} by the roofline"
         found.append((caption, charts.embed(figure, "speed-predicted")))
     for kind, title in (("decode", "Decoding"), ("prefill", "Reading the prompt")):
         rates = run.measured_speed(kind)
         if rates:
-            figure = charts.stage_bars(rates, [f"{rate:.4g}" for rate in rates.values()])
+            figure = charts.stage_bars(rates, [format_rate(rate) for rate in rates.values()])
             machine = run.speed.get("machine") or "an unnamed machine"
             found.append((f"{title}, tokens/s, measured on {machine}", charts.embed(figure, f"speed-{kind}")))
     return found

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from jettison.files import write_text
 from jettison.report.charts import COLOURS, FEW, blank, embed, label, log_ticks, run_colour
 from jettison.report.render import render
+from jettison.units import format_rate
 
 Data = Mapping[str, Any]
 BITS = {16: "#2f4858", 8: "#33658a", 4: "#86bbd8", 3: "#f6ae2d", 2: "#f26419"}
@@ -171,7 +172,7 @@ def front(data: Data) -> go.Figure:
         "y": [max(row["loss"], floor) for row in rows],  # a loss of nothing has no place on this axis
         "hovertemplate": hover,
     }
-    rate = lambda row: f"{row['tokens_per_second']:.4g} tokens/s"
+    rate = lambda row: f"{format_rate(row['tokens_per_second'])} tokens/s"
     figure.add_scatter(
         **shown(points), mode="lines+markers", name="what nothing beats", text=list(map(rate, points)),
         line={"color": COLOURS["recovered"]},

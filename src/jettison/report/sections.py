@@ -8,7 +8,7 @@ import yaml
 
 from jettison.grid import Grid
 from jettison.report.run import Run
-from jettison.units import format_bytes, parse_bytes
+from jettison.units import format_bytes, format_rate, parse_bytes
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -72,7 +72,7 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
     ):
         if "original" in rates and run.last in rates:
             faster = f"{rates[run.last] / rates['original']:.1f}×"
-            found.append((faster, f"the speed, {kind}", f"{rates[run.last]:.4g} tokens/s decoding"))
+            found.append((faster, f"the speed, {kind}", f"{format_rate(rates[run.last])} tokens/s decoding"))
             break
     return found
 
@@ -100,7 +100,7 @@ def asked(run: Run) -> dict[str, Any] | None:
     speeds, sizes = predicted(run, "tokens_per_second"), predicted(run, "memory")
     limit = parse_bytes(memory) if memory else None
     budgets = [
-        _budget(run, "tokens per second", speeds, tps, "at least", "{:.4g}".format, lambda got: got >= tps),
+        _budget(run, "tokens per second", speeds, tps, "at least", format_rate, lambda got: got >= tps),
         _budget(run, "memory", sizes, limit, "at most", size, lambda got: got <= limit),
     ]
     return {

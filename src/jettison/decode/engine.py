@@ -140,12 +140,9 @@ class Engine:
             linears |= {"gate": mlp.gate_proj, "up": mlp.up_proj}
         for name, module in linears.items():
             setattr(layer, name, self._linear(module))
-        local = getattr(attention, "is_sliding", getattr(attention, "sliding_window", None) is not None)
-        window = getattr(attention, "sliding_window", None) or getattr(config, "sliding_window", None)
-        sees_all = getattr(attention, "layer_type", None) == "full_attention" or config.model_type in ("llama", "phi3")
-        layer.window = 0 if sees_all or not local or window is None else window
-        if config.model_type in ("mistral", "phi3") and getattr(config, "sliding_window", None):
-            layer.window = config.sliding_window
+        kinds = getattr(config, "layer_types", None)  # without, a window is every block's
+        sliding = kinds is None or kinds[attention.layer_idx] == "sliding_attention"
+        layer.window = sliding * (getattr(config, "sliding_window", None) or 0)
         layer.rope = int(config.model_type == "gemma3_text" and bool(layer.window))
 
     def _rope(self, spec: _Model, rotary: nn.Module, config) -> None:

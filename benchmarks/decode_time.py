@@ -3,8 +3,8 @@
     python benchmarks/decode_time.py               # scribe under three presets, about two minutes
     python benchmarks/decode_time.py DIR [DIR ...] # checkpoints of your own
 
-The roofline means an engine that reads packed weights at the speed of memory. Until there is one, decoding runs in
-PyTorch, which unpacks them: the ratios say how far that is from the roofline, and no claim is made of them.
+Decoding runs in the engine where it serves. No claim is made yet: scribe fits into the last cache of most machines, where
+the memory that the roofline reckons with is not what limits; larger checkpoints say more.
 """
 
 import argparse

@@ -21,19 +21,11 @@ def available(x: torch.Tensor) -> bool:
     return installed() and (x.is_cuda or (interpreted and x.device.type == "cpu"))
 
 
-def quant_linear(
-    x: torch.Tensor,
-    packed: torch.Tensor,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
-    bits: int,
-    group_size: int,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
+def quant_linear(*arguments) -> torch.Tensor:
     """``linear.quant_linear``, imported at the first call: that takes Triton."""
     from jettison.kernels.gpu import linear
 
-    return linear.quant_linear(x, packed, scale, zero_point, bits, group_size, bias)
+    return linear.quant_linear(*arguments)
 
 
 __all__ = ["available", "quant_linear"]

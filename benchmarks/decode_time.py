@@ -3,8 +3,8 @@
     python benchmarks/decode_time.py               # scribe under three presets, about two minutes
     python benchmarks/decode_time.py DIR [DIR ...] # checkpoints of your own
 
-Decoding runs in the engine where it serves. No claim is made yet: scribe fits into the last cache of most machines, where
-the memory that the roofline reckons with is not what limits; larger checkpoints say more.
+Decoding runs in the engine where it serves. No claim is made yet: scribe fits into the last cache of most machines,
+where memory, which the roofline reckons with, is not what limits; larger checkpoints say more.
 """
 
 import argparse

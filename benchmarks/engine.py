@@ -1,100 +1,258 @@
-"""Whole tokens in the shape of Qwen3-4B, random weights: against the read limit, and 2-bit gate/up against 4 bits.
+"""Whole tokens, random weights in known shapes: against the read limit, our own 4 bits, llama.cpp, and the prediction.
 
-    python benchmarks/engine.py           # about ten minutes on 2 cores, 8 GB; other programs must rest
+    python benchmarks/engine.py           # about 40 minutes on 2 cores, 20 GB of memory; other programs must rest
     python benchmarks/engine.py --check   # the shape of Qwen3-0.6B, and the agreement on scribe: a minute or two
 
-W4 and W4/W2-GateUp, groups of 128, packed head: `jettison bench --shape qwen3-4b` in more detail.
+W4 and W4/W2-GateUp, groups of 128, packed head: `jettison bench --shape qwen3-4b` in more detail. llama.cpp: its
+Python package's sources, built with -DGGML_NATIVE=ON; LLAMA_BENCH names the program, else those claims are left out.
 """
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from random_checkpoint import write_random_checkpoint
 from witness import RUNS, cell, claim, compare, write_result
 
 from jettison.calibrate import token_windows
 from jettison.compress import compress
 from jettison.decode import load
-from jettison.evaluate.decoding import measure_decoding
+from jettison.devices import find_device
+from jettison.devices.machine import measure
+from jettison.evaluate.decoding import cache_bytes, measure_decoding, measure_prefill, read_bytes
+from jettison.evaluate.llama_cpp import KINDS, LlamaCpp, llama_cpp
 from jettison.evaluate.random_model import random_model
+from jettison.kernels import native
 from jettison.models import open_shape
-from jettison.recipe import load_recipe
+from jettison.plan import Setting, predict
+from jettison.recipe import Recipe, load_recipe
 
 NAME = "engine"
 SHAPE, SMALL = "qwen3-4b", "qwen3-0.6b"
-SHORT, LONG = 16, 4096
+OURS = ("w4", "gateup-w4w2")
+PREDICTED, RECIPES = "qwen3-1.7b", ("w8", "w4", "w3", "gateup-w4w2", "w2")
+SHORT, LONG, PROMPT = 16, 4096, 512
 DRAFT = 5
+PROMPTS, WRITTEN, TOLERANCE = 20, 128, 0.02  # of logits: how near two tokens must be for either to be right
+LOAD_WITHIN = 512  # tokens of cache
+Q4_0, Q4_0_Q2_K = KINDS
 
 
-def decoding(name: str, contexts: tuple[int, ...], rounds: int) -> dict[str, Any]:
-    """W4, W4/W2-GateUp, and that with side paths of rank 8."""
+def recipe(name: str) -> Recipe:
+    return load_recipe(name, ["quantize.group_size=128"])
+
+
+def models(name: str, recipes: tuple[str, ...], adapter: bool = False) -> dict[str, torch.nn.Module]:
     shape = open_shape(name)
-    recipes = {recipe: load_recipe(recipe, ["quantize.group_size=128"]) for recipe in ("w4", "gateup-w4w2")}
-    models = {recipe: random_model(shape, changed) for recipe, changed in recipes.items()}
-    models["adapter"] = random_model(shape, recipes["gateup-w4w2"], adapter=True)
-    return measure_decoding(models, contexts=contexts, rounds=rounds, drafts=(DRAFT,))
+    found = {each: random_model(shape, recipe(each)) for each in recipes}
+    return found | ({"adapter": random_model(shape, recipe("gateup-w4w2"), adapter=True)} if adapter else {})
 
 
-def agreement(tokens: int = 20 * 256) -> dict:
-    """scribe under w4: the engine against the dequantized model in PyTorch."""
+def others(name: str) -> dict[str, LlamaCpp]:
+    return llama_cpp(open_shape(name), RUNS / NAME / "gguf", native.threads()) if os.environ.get("LLAMA_BENCH") else {}
+
+
+def agreement(tokens: int = PROMPTS * 256) -> dict[str, Any]:
+    """scribe under w4: the engine against the dequantized model in PyTorch, on text that is given and on its own."""
     compress("scribe", "w4", RUNS / NAME / "w4")
-    exact, engine = load(RUNS / NAME / "w4", dtype=torch.float32, exact=True), load(RUNS / NAME / "w4").engine
-    kl, same, count = 0.0, 0, 0
+    exact, packed = load(RUNS / NAME / "w4", dtype=torch.float32, exact=True), load(RUNS / NAME / "w4")
+    found = {"prompts": [0.0, 0], "written": [0.0, 0]}
+    count = 0
     for ids in token_windows(exact.tokenizer, "books-evaluation", 256, tokens // 256):
         expected = exact.logits(ids.unsqueeze(0))[0].log_softmax(-1)
-        found = engine.session(256).append(ids.tolist(), every=True).log_softmax(-1)
-        kl += float((expected.exp() * (expected - found)).sum())
-        same += int((expected.argmax(-1) == found.argmax(-1)).sum())
+        session = packed.engine.session(256)
+        one_by_one = torch.cat([session.append([token], fine=True) for token in ids.tolist()])
+        for way, logits in (("prompts", packed.engine.session(256).append(ids.tolist(), every=True)),
+                            ("written", one_by_one)):  # fmt: skip
+            given = logits.log_softmax(-1)
+            found[way][0] += float((expected.exp() * (expected - given)).sum())
+            found[way][1] += int((expected.argmax(-1) == given.argmax(-1)).sum())
         count += len(ids)
-    return {"kl": kl / count, "top1": same / count}
+    result = {way: {"kl": kl / count, "top1": same / count} for way, (kl, same) in found.items()}
+    return result | {"texts": [text(exact, packed, prompt) for prompt in prompts()]}
 
 
-Kind = tuple[str, int, int]  # model, context, tokens at once
+def prompts() -> list[str]:
+    """Of 24 tokens each: the beginnings of windows of the books."""
+    tokenizer = load("scribe").tokenizer
+    windows = token_windows(tokenizer, "books-evaluation", 96, PROMPTS)
+    return [tokenizer.decode(ids[:24], skip_special_tokens=True) for ids in windows]
 
 
-def ratio(rows: dict[Kind, dict], slower: Kind, faster: Kind) -> float:
+def text(exact, packed, prompt: str) -> dict[str, Any]:
+    """128 tokens, greedily: whether the reference writes the same, and by how much its choice was at most better."""
+    reader, worst = packed.tokenizer, 0.0
+    start = reader(prompt).input_ids
+    session = packed.engine.session(len(start) + WRITTEN)
+    logits, ids = session.append(start)[0], list(start)
+    for _ in range(WRITTEN):
+        ids.append(int(logits.argmax()))
+        logits = session.append(ids[-1:], fine=True)[0]
+    expected = exact.logits(torch.tensor([ids]))[0, len(start) - 1 : -1]
+    chosen = expected.gather(1, torch.tensor(ids[len(start) :]).unsqueeze(1)).squeeze(1)
+    worst = float((expected.max(-1).values - chosen).max())
+    return {"same": bool(worst == 0.0), "worst_gap": worst}
+
+
+def prediction() -> list[dict[str, Any]]:
+    """Five recipes of the 1.7B shape; the device is measured before and after each."""
+    rows = []
+    for name in RECIPES:
+        model = models(PREDICTED, (name,))
+        predicted = []
+        for _ in range(2):
+            measure(again=True)
+            shape = open_shape(PREDICTED)
+            predicted.append(predict(shape, recipe(name), find_device("this"), Setting(SHORT)).seconds)
+            if len(predicted) == 1:
+                found = measure_decoding(model, contexts=(SHORT,), rounds=5)["rows"][0]
+        seconds = 1 / found["tokens_per_second"]
+        rows.append({"recipe": name, "predicted": predicted, "measured": seconds, "share": found["share"]})
+        rows[-1]["error_pct"] = 100 * (statistics.mean(predicted) / seconds - 1)
+    return rows
+
+
+def loading() -> dict[str, Any]:
+    """A 4B checkpoint of GateUp, in processes of their own: first without, then with the file beside it."""
+    folder = RUNS / NAME / "qwen3-4b-gateup"
+    write_random_checkpoint(open_shape(SHAPE), recipe("gateup-w4w2"), folder)
+    command = [sys.executable, __file__, "--load", str(folder)]
+    runs = [json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(6)]
+    return {"first": runs[0], "warm": runs[1:]}
+
+
+def load_once(folder: Path) -> dict[str, float]:
+    """Seconds until the engine is ready, and until it has written a token; memory beyond what the imports took."""
+    before, start = resident(), time.perf_counter()
+    loaded = load(folder)
+    session = loaded.engine.session(LOAD_WITHIN)
+    ready = time.perf_counter() - start
+    session.append([1, 2, 3])
+    first = time.perf_counter() - start
+    for _ in range(LOAD_WITHIN - 3):
+        session.append([5], fine=True)
+    packed = read_bytes(loaded.model) + LOAD_WITHIN * cache_bytes(loaded.model)
+    return {"ready": ready, "first_token": first, "memory_vs_packed": (resident() - before) / packed, "packed": packed}
+
+
+def resident() -> int:
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Rss:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError("the kernel does not say how much memory this process holds")
+
+
+Kind = tuple[str, int, bool]  # model, tokens at once, fine
+
+
+def by_kind(found: dict[str, Any]) -> dict[Kind, dict]:
+    return {(row["model"], row["at_once"], row["fine"]): row for row in found["rows"]}
+
+
+def ratio(slower: list[float], faster: list[float]) -> float:
     """The median over rounds of how many times faster."""
-    pairs = zip(rows[slower]["samples"], rows[faster]["samples"], strict=True)
-    return statistics.median(a / b for a, b in pairs)
+    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    start = time.perf_counter()
-    if parser.parse_args().check:
-        recorded, now = cell(NAME, "agreement", agreement), agreement()
-        for row in decoding(SMALL, (SHORT,), 1)["rows"]:
+    parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
+    start, given = time.perf_counter(), parser.parse_args()
+    if given.load:
+        print(json.dumps(load_once(given.load)))
+        return
+    if given.check:
+        recorded, now = cell(NAME, "agreement", agreement)["written"], agreement()["written"]
+        for row in measure_decoding(models(SMALL, OURS), contexts=(SHORT,), rounds=1)["rows"]:
             print(row)
         compare({"mean_kl": (now["kl"], recorded["kl"], 1e-4), "top1": (now["top1"], recorded["top1"], 0.005)})
-    agreed, small = cell(NAME, "agreement", agreement), cell(NAME, SMALL, lambda: decoding(SMALL, (SHORT, LONG), 7))
-    found = cell(NAME, SHAPE, lambda: decoding(SHAPE, (SHORT, 512, LONG), 7))
-    rows: dict[Kind, dict] = {(row["model"], row["context"], row["at_once"]): row for row in found["rows"]}
-    own = lambda context: [rows[model, context, 1]["share"] for model in ("w4", "gateup-w4w2")]
-    speed = lambda context: ", ".join(
-        f"{model} {rows[model, context, 1]['tokens_per_second']:.1f}" for model in ("w4", "gateup-w4w2", "adapter")
-    )
-    gateup = ("gateup-w4w2", SHORT, 1)
-    write_result(
+    agreed, loaded = cell(NAME, "agreement", agreement), cell(NAME, "loading", loading)
+    short = cell(
         NAME,
-        [
-            claim("gateup_vs_own_w4", ratio(rows, ("w4", SHORT, 1), gateup), "x", "higher", 1.15,
-                  f"tokens/s after {SHORT} tokens: {speed(SHORT)}"),
-            claim("gateup_vs_own_w4_4k", ratio(rows, ("w4", LONG, 1), ("gateup-w4w2", LONG, 1)), "x", "higher", 1.10,
-                  f"tokens/s after {LONG} tokens: {speed(LONG)}"),
-            claim("bandwidth_share", min(own(SHORT)), "", "higher", 0.85, "of the read limit, in weight bytes"),
-            claim("share_4k", min(own(LONG)), "", "higher", 0.80, "of weights and cache; first attempt"),
-            claim("adapter_cost_pct", 100 * (ratio(rows, ("adapter", SHORT, 1), gateup) - 1), "%", "lower", 5.0),
-            claim("verify5_vs_decode1", ratio(rows, ("gateup-w4w2", SHORT, DRAFT), gateup), "x", "lower", 1.35),
-            claim("top1_agreement", agreed["top1"], "", "higher", 0.99,
-                  "scribe, w4, against dequantized PyTorch; first attempt, int8 activations"),
-            claim("mean_kl", agreed["kl"], "nats", "lower", 0.001, "the same"),
-        ],
-        time.perf_counter() - start,
-        {SHAPE: found, SMALL: small, "agreement": agreed},
-    )  # fmt: skip
+        f"short-{SHAPE}",
+        lambda: measure_decoding(
+            models(SHAPE, OURS, adapter=True), contexts=(SHORT,), rounds=7, drafts=(DRAFT,), others=others(SHAPE)
+        ),
+    )
+    long = cell(NAME, f"long-{SHAPE}", lambda: measure_decoding(models(SHAPE, OURS), contexts=(LONG,), rounds=7))
+    read = cell(
+        NAME,
+        f"prompt-{SHAPE}",
+        lambda: measure_prefill(models(SHAPE, OURS), tokens=PROMPT, rounds=5, others=others(SHAPE)),
+    )
+    smaller = {
+        name: cell(NAME, f"short-{name}", lambda name=name: measure_decoding(
+            models(name, OURS), contexts=(SHORT,), rounds=7, others=others(name)))
+        for name in (PREDICTED, SMALL)
+    }  # fmt: skip
+    predicted = cell(NAME, "prediction", prediction)
+    claims = claims_of(agreed, loaded, short, long, read, smaller, predicted)
+    details = {"agreement": agreed, "loading": loaded, "prediction": predicted}
+    details |= {f"short-{SHAPE}": short, f"long-{SHAPE}": long, f"prompt-{SHAPE}": read}
+    details |= {f"short-{name}": of for name, of in smaller.items()}
+    write_result(NAME, claims, time.perf_counter() - start, details)
+
+
+def claims_of(agreed, loaded, short, long, read, smaller, predicted) -> list[dict]:
+    rows, far = by_kind(short), by_kind(long)
+    samples = lambda name, count=1, fine=True: rows[name, count, fine]["samples"]
+    gateup, w4 = samples("gateup-w4w2"), samples("w4")
+    speed = lambda of: ", ".join(f"{name} {row['tokens_per_second']:.1f}" for (name, count, fine), row in of.items()
+                                 if (count, fine) == (1, True))  # fmt: skip
+    own = lambda of: min(of[name, 1, True]["share"] for name in OURS)
+    verify = lambda fine: ratio(samples("gateup-w4w2", DRAFT, fine), samples("gateup-w4w2", 1, fine))
+    warm = loaded["warm"]
+    middle = lambda key: statistics.median(run[key] for run in warm)
+    texts = agreed["texts"]
+    gap, same = max(each["worst_gap"] for each in texts), sum(each["same"] for each in texts)
+    told = f"{same} of {len(texts)} texts of {WRITTEN} tokens are the reference's; else its choice was better by this"
+    first, prompted = loaded["first"]["ready"], agreed["prompts"]
+    worst = max(predicted, key=lambda row: abs(row["error_pct"]))
+    each = ", ".join(f"{row['recipe']} {row['error_pct']:+.0f} %" for row in predicted)
+    found = [
+        claim("gateup_vs_own_w4", ratio(w4, gateup), "x", "higher", 1.15,
+              f"tokens/s after {SHORT} tokens: {speed(rows)}"),
+        claim("gateup_vs_own_w4_4k", ratio(far["w4", 1, True]["samples"], far["gateup-w4w2", 1, True]["samples"]), "x",
+              "higher", 1.10, f"tokens/s after {LONG} tokens: {speed(far)}"),
+        claim("bandwidth_share", own(rows), "", "higher", 0.85, "of the read limit, in weight bytes"),
+        claim("share_4k", own(far), "", "higher", 0.80, "of weights and cache"),
+        claim("adapter_cost_pct", 100 * (ratio(samples("adapter"), gateup) - 1), "%", "lower", 5.0),
+        claim("verify5_vs_decode1", verify(False), "x", "lower", 1.35,
+              f"activations of 8 bits in both; of 15 bits, as text is written: {verify(True):.2f}"),
+        claim("memory_vs_packed", middle("memory_vs_packed"), "x", "lower", 1.10,
+              f"resident, beyond imports; packed weights and {LOAD_WITHIN} tokens of cache"),
+        claim("load_4b_seconds", middle("ready"), "s", "lower", 2.0,
+              f"warm; first token after {middle('first_token'):.2f} s; the first time {first:.0f} s"),
+        claim("top1_agreement", agreed["written"]["top1"], "", "higher", 0.99,
+              f"scribe, w4, token by token, against dequantized PyTorch; as a prompt {prompted['top1']:.4f}"),
+        claim("mean_kl", agreed["written"]["kl"], "nats", "lower", 0.001, f"same; as a prompt {prompted['kl']:.1e}"),
+        claim("text_gap", gap, "logits", "lower", TOLERANCE, told),
+        claim("predicted_vs_measured_worst_pct", abs(worst["error_pct"]), "%", "lower", 15.0, f"{PREDICTED}: {each}"),
+    ]  # fmt: skip
+    if Q4_0 in {name for name, _, _ in rows}:
+        peers = lambda of, ours, theirs: ratio(of[theirs, 1, True]["samples"], of[ours, 1, True]["samples"])
+        prompt = {row["model"]: row for row in read}
+        small = {name: by_kind(of) for name, of in smaller.items()}
+        found += [
+            claim("gateup_vs_llamacpp_q4_0", peers(rows, "gateup-w4w2", Q4_0), "x", "higher", 1.30),
+            claim("gateup_vs_llamacpp_q4_0_q2_k", peers(rows, "gateup-w4w2", Q4_0_Q2_K), "x", "higher", 1.20),
+            claim("w4_vs_llamacpp_q4_0", peers(rows, "w4", Q4_0), "x", "higher", 1.10),
+            claim("prefill_vs_llamacpp", ratio(prompt[Q4_0]["samples"], prompt["gateup-w4w2"]["samples"]), "x",
+                  "higher", 1.0, f"{PROMPT} tokens, tokens/s: "
+                  + ", ".join(f"{name} {row['tokens_per_second']:.0f}" for name, row in prompt.items())),
+            *(claim(f"{name.removeprefix('qwen3-').replace('.', '_')}_vs_llamacpp_q4_0",
+                    peers(of, "gateup-w4w2", Q4_0), "x", "higher", 1.2,
+                    f"tokens/s: {speed(of)}") for name, of in small.items()),
+        ]  # fmt: skip
+    return found
 
 
 if __name__ == "__main__":

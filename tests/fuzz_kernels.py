@@ -78,7 +78,21 @@ def check(chance: random.Random, names: list[str]) -> None:
             assert ((found[0] - exact).abs() / size).max() < 1e-5, f"{tiling}: off by {(found[0] - exact).abs().max()}"
         for name, other in zip(names, found, strict=True):
             assert torch.equal(other, found[0]), f"{name} differs: {tiling}, {count} rows"
+    check_fine(torch.randn_like(x) * x.abs().max(), weight, tiles, zero, tiling, names)
     spoil(chance, x, tiles, zero, bias, tiling)
+
+
+def check_fine(x, weight: QuantizedWeight, tiles, zero, tiling: Tiling, names: list[str]) -> None:
+    """Any activations, to 15 bits."""
+    exact = x.double() @ weight.dequantize(torch.float64).T
+    size = x.double().abs().amax(1, keepdim=True) * weight.dequantize(torch.float64).abs().sum(1) + 1e-30
+    found = []
+    for name in names:
+        native.instruction_set(name)
+        found.append(native.linear(x, tiles, zero, None, tiling, fine=True))
+    assert ((found[0] - exact).abs() / size).max() < 3.5e-5, f"{tiling}: fine"
+    for name, other in zip(names, found, strict=True):
+        assert torch.equal(other, found[0]), f"{name} differs: {tiling}, fine, {len(x)} rows"
 
 
 def spoil(chance: random.Random, x, tiles, zero, bias, tiling: Tiling) -> None:

@@ -13,7 +13,7 @@ from jettison.errors import UsageError
 def register(app: typer.Typer) -> None:
     examples = (
         "jettison bench runs/mine --context 16 --context 4096",
-        "jettison bench --shape qwen3-4b --recipe gateup-w4w2",
+        "jettison bench --shape qwen3-4b --recipe gateup-w4w2 --against llama.cpp",
         "jettison bench ops --rows 1 --rows 5 --json ops.json",
     )
     app.command("bench", epilog=common.example(*examples))(bench)
@@ -45,6 +45,9 @@ def bench(
     peer: Annotated[
         list[str] | None, typer.Option("--peer", help="ops: onnxruntime, int4pack, bfloat16. Repeatable.")
     ] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="llama.cpp: also its own benchmark, with random weights.")
+    ] = None,
     rounds: Annotated[int, typer.Option("--rounds", help="Rounds of samples; medians are printed.")] = 5,
     json: common.Json = None,
     quiet: common.Quiet = False,
@@ -56,7 +59,7 @@ def bench(
     elif (what is None) == (shape is None):
         raise UsageError("bench a checkpoint, a --shape, or ops: one of them")
     else:
-        result = _decoding(what, shape, recipe or ["gateup-w4w2"], changes, context, rounds)
+        result = _decoding(what, shape, recipe or ["gateup-w4w2"], changes, context, against, rounds)
     said = f"reads {result['limit'] / 1e9:.1f} GB/s at most, {result['instruction_set']}, {result['threads']} threads"
     common.out.print(f"\n{said}", style="dim", markup=False)
     for name, reason in result.get("missing", {}).items():
@@ -65,32 +68,49 @@ def bench(
 
 
 def _decoding(
-    folder: str | None, shape: str | None, recipes: list[str], changes: list[str], contexts: list[int], rounds: int
+    folder: str | None,
+    shape: str | None,
+    recipes: list[str],
+    changes: list[str],
+    contexts: list[int],
+    against: str | None,
+    rounds: int,
 ) -> dict[str, Any]:
     from jettison.decode import load
-    from jettison.evaluate.decoding import measure_decoding
+    from jettison.evaluate.decoding import PROMPT, measure_decoding, measure_prefill
+    from jettison.evaluate.llama_cpp import llama_cpp
     from jettison.evaluate.random_model import random_model
+    from jettison.files import cache_folder
+    from jettison.kernels import native
     from jettison.models import open_shape
     from jettison.recipe import load_recipe
     from jettison.units import format_rate
 
+    if against not in (None, "llama.cpp"):
+        raise UsageError(f"--against {against!r}: it can be llama.cpp")
+    source = open_shape(folder or shape)
+    others = llama_cpp(source, cache_folder() / "gguf", native.threads()) if against else {}
     if folder:
         models = {Path(folder).name: load(folder).model}
     else:
-        models = {recipe: random_model(open_shape(shape), load_recipe(recipe, changes)) for recipe in recipes}
-    result = measure_decoding(models, contexts=contexts, rounds=rounds)
+        models = {recipe: random_model(source, load_recipe(recipe, changes)) for recipe in recipes}
+    prompt = min(PROMPT, source.config.get_text_config().max_position_embeddings)
+    prompts = measure_prefill(models, tokens=prompt, rounds=min(3, rounds), others=others)
+    result = measure_decoding(models, contexts=contexts, rounds=rounds, others=others) | {"prompts": prompts}
+    read = {row["model"]: format_rate(row["tokens_per_second"]) for row in prompts}
     printed = [
         [
             row["model"],
+            read[row["model"]],
             str(row["context"]),
-            format_rate(row["prefill_tokens_per_second"]),
             format_rate(row["tokens_per_second"]),
             f"{result['bytes'][row['model']] / 1e9:.3g}",
             f"{row['share']:.2f}",
         ]
         for row in result["rows"]
     ]
-    columns = ("model", "context", "read,\ntokens/s", "wrote,\ntokens/s", "weights,\nGB", "of the\nlimit")
+    read_column = f"read {prompt},\ntokens/s"
+    columns = ("model", read_column, "after", "wrote,\ntokens/s", "weights,\nGB", "of the\nlimit")
     common.table(*columns, rows=printed)
     return result
 

@@ -1,10 +1,12 @@
 """jettison generate"""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from jettison.cli import common
+
+IN_CACHE = 1 << 26  # bytes of weights that a processor may not have to read from memory
 
 
 def register(app: typer.Typer) -> None:
@@ -46,9 +48,34 @@ def generate(
         common.out.print(piece, end="", markup=False, soft_wrap=True)
         text += piece
     common.out.print()
+    result = {"prompt": prompt, "text": text} | _speed(loaded)
     if not quiet:
-        by = "the engine" if loaded.engine else "PyTorch"
-        said = f"read {loaded.speed.prefill:.1f} tokens/s, wrote {loaded.speed.decode:.1f} tokens/s, by {by}"
-        common.out.print(f"[dim]{said}[/dim]")
-    speed = {"tokens_per_second": loaded.speed.decode, "prefill_tokens_per_second": loaded.speed.prefill}
-    common.finish({"prompt": prompt, "text": text} | speed, json)
+        common.out.print(f"[dim]{_said(result)}[/dim]")
+    common.finish(result, json)
+
+
+def _speed(loaded) -> dict[str, Any]:
+    from jettison.evaluate.decoding import cache_bytes, measured_limit, read_bytes
+
+    speed, weights = loaded.speed, read_bytes(loaded.model)
+    found = {"tokens_per_second": speed.decode, "prefill_tokens_per_second": speed.prefill}
+    found |= {"engine": loaded.engine is not None, "weight_bytes": weights}
+    if loaded.engine:
+        positions = speed.read + speed.written
+        found["cache_bytes"] = cache_bytes(loaded.model) * positions
+        read = weights + cache_bytes(loaded.model) * (speed.read + speed.written / 2)
+        if weights > IN_CACHE:
+            found["share_of_read_limit"] = speed.decode * read / measured_limit()
+    return found
+
+
+def _said(result: dict[str, Any]) -> str:
+    from jettison.units import format_bytes
+
+    said = f"read {result['prefill_tokens_per_second']:.1f} tokens/s, wrote {result['tokens_per_second']:.1f} tokens/s"
+    if not result["engine"]:
+        return f"{said}, by PyTorch; {format_bytes(result['weight_bytes'])} of weights"
+    if "share_of_read_limit" in result:
+        said += f" ({100 * result['share_of_read_limit']:.0f} % of what memory allows)"
+    memory = f"{format_bytes(result['weight_bytes'])} of weights, {format_bytes(result['cache_bytes'])} of cache"
+    return f"{said}, by the engine; {memory}"

@@ -48,7 +48,7 @@ class _Model(ctypes.Structure):
         *((name, INT64) for name in ("vocabulary", "layers")),
         ("embedding", POINTER), ("final_norm", POINTER), ("frequency", POINTER * 2), ("head", _Linear),
         ("epsilon", FLOAT), ("attention_scale", FLOAT), ("embedding_scale", FLOAT), ("rope_scale", FLOAT * 2),
-        ("logit_scale", FLOAT), ("gelu", INT), ("embedding_type", INT), ("layer", ctypes.POINTER(_Layer)),
+        ("gelu", INT), ("embedding_type", INT), ("layer", ctypes.POINTER(_Layer)),
     ]  # fmt: skip
 
 
@@ -83,7 +83,7 @@ class Engine:
         scale = getattr(core.embed_tokens, "embed_scale", None)
         spec.embedding_scale = 1.0 if scale is None else float(scale.to(embedding.dtype))
         spec.final_norm, spec.head = self._norm(core.norm), self._linear(head)
-        spec.epsilon, spec.attention_scale, spec.logit_scale = config.rms_norm_eps, attention.scaling, 1.0
+        spec.epsilon, spec.attention_scale = config.rms_norm_eps, attention.scaling
         activation = getattr(config, "hidden_activation", None) or config.hidden_act
         _require(activation in ACTIVATIONS, f"its activation {activation} is not among {', '.join(ACTIVATIONS)}")
         spec.gelu, spec.layer = ACTIVATIONS[activation], layers
@@ -100,17 +100,20 @@ class Engine:
         values are, float32, bfloat16 or int8 (with a scale for each head and position)."""
         return Session(self, self.limit if capacity is None else capacity, cache)
 
-    def forward(self, tokens: Sequence[int], sessions: Sequence["Session"], wanted: Sequence[bool]) -> torch.Tensor:
+    def forward(
+        self, tokens: Sequence[int], sessions: Sequence["Session"], wanted: Sequence[bool], fine: bool = False
+    ) -> torch.Tensor:
         """Append token i to session i. Returns the logits, float32 (rows wanted, vocabulary).
 
-        Tokens of the same session follow each other. Nothing is appended if a session is full or a token is not in the
-        vocabulary: UsageError.
+        Tokens of the same session follow each other. fine: activations keep 15 bits where they meet packed weights, not
+        8: two int8 numbers each, which costs a few rows nothing, for weights are what is waited for, and many rows
+        twice the time. Nothing is appended if a session is full or a token is not in the vocabulary: UsageError.
         """
         count = len(tokens)
         logits = torch.empty(sum(map(bool, wanted)), self.vocabulary)
         status = self._library.jettison_forward(
             self.handle, count, (INT * count)(*tokens), (POINTER * count)(*(session.handle for session in sessions)),
-            bytes(map(bool, wanted)), logits.data_ptr(), torch.get_num_threads(),
+            bytes(map(bool, wanted)), fine, logits.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         if status == FULL:
             room = min(session.capacity - session.length for session in sessions)
@@ -207,10 +210,10 @@ class Session:
     def length(self) -> int:
         return self._library.jettison_session_length(self.handle)
 
-    def append(self, tokens: Sequence[int], every: bool = False) -> torch.Tensor:
-        """Logits after the last token, (1, vocabulary), or after each, (n, vocabulary)."""
+    def append(self, tokens: Sequence[int], every: bool = False, fine: bool = False) -> torch.Tensor:
+        """Logits after the last token, (1, vocabulary), or after each, (n, vocabulary). See ``Engine.forward``."""
         wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
-        return self.engine.forward(tokens, [self] * len(tokens), wanted)
+        return self.engine.forward(tokens, [self] * len(tokens), wanted, fine)
 
     def cut(self, length: int) -> None:
         """Forget what follows the first ``length`` tokens."""
@@ -229,5 +232,5 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.jettison_session_free.argtypes, library.jettison_session_free.restype = [POINTER], None
     library.jettison_session_length.argtypes, library.jettison_session_length.restype = [POINTER], INT64
     library.jettison_session_cut.argtypes, library.jettison_session_cut.restype = [POINTER, INT64], None
-    library.jettison_forward.argtypes = [POINTER, INT64, POINTER, POINTER, ctypes.c_char_p, POINTER, INT]
+    library.jettison_forward.argtypes = [POINTER, INT64, POINTER, POINTER, ctypes.c_char_p, INT, POINTER, INT]
     return library

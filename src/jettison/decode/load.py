@@ -16,6 +16,8 @@ from jettison.errors import UsageError
 from jettison.formats.compressed_tensors import load_packed
 from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.formats.peft import attach_adapter
+from jettison.formats.tiled import load_tiled
+from jettison.kernels import native
 from jettison.models import ModelFolder
 from jettison.models.dense import compute_device, load_dense, stored_dtype
 from jettison.models.modules import QuantLinear, tile_linears
@@ -82,8 +84,10 @@ class Loaded:
         """As ``generate``, piece by piece.
 
         tokens: how many at most (128). stop: texts that end it, and are left out. cache: of what type keys and values
-        are in the engine, bfloat16, float32 or int8. The rest is ``Sampling``'s: temperature (0: always the likeliest
-        token), top_k, top_p, min_p, repetition_penalty, seed. A prompt of messages goes through the chat template.
+        are in the engine, bfloat16, float32 or int8. activations: what the engine rounds them to while it writes, int16
+        or int8 (prompts are read with int8, in half the time). The rest is ``Sampling``'s: temperature (0: always the
+        likeliest token), top_k, top_p, min_p, repetition_penalty, seed. A prompt of messages goes through the chat
+        template.
 
         Raises UsageError for an empty prompt, and for more tokens than the model has positions for.
         """
@@ -96,16 +100,19 @@ class Loaded:
         tokens: int = 128,
         stop: Iterable[str] = (),
         cache: str = "bfloat16",
+        activations: str = "int16",
         **sampling,
     ) -> Iterator[tuple[int, str]]:
         settings = Sampling(**sampling)
+        if activations not in ("int16", "int8"):
+            raise UsageError(f"activations {activations!r}: it is int16 or int8")
         encoded = [self._encode(prompt) for prompt in prompts]
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         for ids in encoded:
             if limit and len(ids) + tokens > limit:
                 raise UsageError(f"{len(ids)} tokens of prompt and {tokens} more: the model has positions for {limit}")
         if self.engine:
-            reader = EngineReader(self.engine, [len(ids) + tokens for ids in encoded], cache)
+            reader = EngineReader(self.engine, [len(ids) + tokens for ids in encoded], cache, activations == "int16")
         else:
             reader = TorchReader(self.model, len(encoded))
         self.speed, texts = Speed(), [_Text(self.tokenizer, ids, stop) for ids in encoded]
@@ -164,16 +171,30 @@ class _Text:
         return next((n for n in range(min(len(text), len(self._held)), 0, -1) if self._held.endswith(text[:n])), 0)
 
 
-def load(folder: str | Path, *, adapter: bool = True, dtype: torch.dtype | None = None, exact: bool = False) -> Loaded:
+def load(
+    folder: str | Path,
+    *,
+    adapter: bool = True,
+    dtype: torch.dtype | None = None,
+    exact: bool = False,
+    cache: bool = True,
+) -> Loaded:
     """Load a checkpoint of Jettison (or any pack-quantized one), or a plain model, for running.
 
     Quantized linears stay packed in memory. adapter: apply ``adapter/`` where there is one. dtype: of everything else,
     by default the type the checkpoint names. exact: multiply in floating point on the CPU as well, as most engines do,
-    where the kernels round activations to int8: slower, and hardly different (docs/kernels.md says how much).
+    where the kernels round activations to int8: slower, and hardly different (docs/kernels.md says how much). cache:
+    keep the packed weights in ``.tiles`` beside the checkpoint as the kernels read them, so that the next time they
+    are there at once, and in memory only once for all who load them.
     """
     source = ModelFolder(folder)
     dtype = dtype or stored_dtype(source)
-    model = load_packed(source, dtype) if source.quantization else load_dense(source, dtype)
+    if not source.quantization:
+        model = load_dense(source, dtype)
+    elif cache and not exact and compute_device().type == "cpu" and native.library() is not None:
+        model = load_tiled(source, dtype)
+    else:
+        model = load_packed(source, dtype)
     if adapter and (source.folder / ADAPTER).is_dir():
         attach_adapter(model, source.folder)
     return Loaded.ready(source, model, exact)

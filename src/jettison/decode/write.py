@@ -23,14 +23,17 @@ class Reader(Protocol):
 
 
 class EngineReader:
-    def __init__(self, engine: Engine, capacities: Sequence[int], cache: str):
+    """fine: of the tokens that are written one by one; see ``Engine.forward``."""
+
+    def __init__(self, engine: Engine, capacities: Sequence[int], cache: str, fine: bool):
         self.engine, self.sessions = engine, [engine.session(capacity, cache) for capacity in capacities]
+        self.fine = fine
 
     def read(self, row: int, tokens: Sequence[int]) -> torch.Tensor:
         return self.sessions[row].append(tokens)[0]
 
     def step(self, rows: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        return self.engine.forward(tokens, [self.sessions[row] for row in rows], [True] * len(rows))
+        return self.engine.forward(tokens, [self.sessions[row] for row in rows], [True] * len(rows), self.fine)
 
 
 class TorchReader:

@@ -48,7 +48,8 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.jettison_linear.argtypes = [
         POINTER, POINTER, INT64, INT,  # x, y, rows of x, type of both
         POINTER, INT64, POINTER, INT64, POINTER,  # tiles and zero with their bytes, bias
-        INT64, INT64, INT64, INT, INT, INT, INT,  # rows, columns, span, bits, middle, type of scales, threads
+        INT64, INT64, INT64, INT, INT, INT,  # rows, columns, span, bits, middle, type of scales
+        INT, INT,  # fine, threads
     ]  # fmt: skip
     found.jettison_pack.argtypes = [
         POINTER, INT64, INT, POINTER, INT64, POINTER, INT64,  # words, stored bits, scale, tiles
@@ -78,10 +79,12 @@ def linear(
     bias: torch.Tensor | None,
     tiling: Tiling,
     out: torch.Tensor | None = None,
+    fine: bool = False,
 ) -> torch.Tensor:
     """x Wᵀ + bias: (..., columns) -> (..., rows), float32 or bfloat16. See ``ops.pack_tiles`` for the weight.
 
-    bias: (rows,) float32. out: where the result goes, of its shape and type. Raises UsageError for what does not fit.
+    bias: (rows,) float32. out: where the result goes, of its shape and type. fine:
+    activations keep 15 bits, not 8. Raises UsageError for what does not fit.
     """
     kind = TYPES.get(x.dtype)
     fits = kind is not None and x.shape[-1] == tiling.columns and x.is_cpu
@@ -104,7 +107,7 @@ def linear(
             x.data_ptr(), out.data_ptr(), x.numel() // tiling.columns, kind,
             tiles.data_ptr(), tiles.numel(),
             None if zero is None else zero.data_ptr(), 0 if zero is None else zero.numel(),
-            None if bias is None else bias.data_ptr(), *tiling.numbers, torch.get_num_threads(),
+            None if bias is None else bias.data_ptr(), *tiling.numbers, fine, torch.get_num_threads(),
         )  # fmt: skip
     if status:
         raise UsageError(f"{FAULTS[status]}. {_described(tiling, x=x, out=out, tiles=tiles, zero=zero, bias=bias)}")
@@ -116,7 +119,7 @@ def prepared(x: torch.Tensor, tiling: Tiling, out: torch.Tensor) -> Callable[[in
     multiply, count, kind = _required().jettison_linear, x.numel() // tiling.columns, TYPES[x.dtype]
     before, after = (
         (x.data_ptr(), out.data_ptr(), count, kind),
-        (None, 0, None, *tiling.numbers, torch.get_num_threads()),
+        (None, 0, None, *tiling.numbers, False, torch.get_num_threads()),
     )
     return lambda tiles, nbytes, _held=(x, out): multiply(*before, tiles, nbytes, *after)
 

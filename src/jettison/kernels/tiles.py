@@ -10,6 +10,7 @@ import torch
 
 from jettison.grid import WHOLE_ROW, Grid, pack, unpack
 
+LAYOUT = 1  # of tiles, in files that hold them: another number whenever the bytes are others
 TILE_ROWS, LANES = 32, 16
 LONGEST_SPAN, WHOLE_ROW_SPAN, SHORTEST_SPAN = 256, 128, 32  # columns that share the scale of their int8 activations
 MOST_FILLED = 1.25

@@ -27,10 +27,10 @@ int64_t size_of(int type) { return type == kFloat32 ? 4 : 2; }
 
 PUBLIC int jettison_cores() { return physical_cores(); }
 
-// y = x Wᵀ + bias for `count` rows of x. threads 0: all physical cores.
+// y = x Wᵀ + bias for `count` rows of x, whose int8 values are fine or not. threads 0: all physical cores.
 PUBLIC int jettison_linear(const void* x, void* y, int64_t count, int type, const uint8_t* tiles, int64_t tiles_bytes,
                            const uint8_t* zero, int64_t zero_bytes, const float* bias, int64_t rows, int64_t columns,
-                           int64_t span, int bits, int middle, int scale_type, int threads) {
+                           int64_t span, int bits, int middle, int scale_type, int fine, int threads) {
   const Weight w{tiles, zero, bias, rows, columns, span, bits, middle, static_cast<Type>(scale_type)};
   if (!fits(w, tiles_bytes, zero_bytes) || count < 0 || count > kMostCount || (type != kFloat32 && type != kBFloat16))
     return kBadSize;
@@ -43,7 +43,7 @@ PUBLIC int jettison_linear(const void* x, void* y, int64_t count, int type, cons
 
   try {
     const Product product{w, y};
-    multiply_all(current_isa(), {&product, 1}, x, count, static_cast<Type>(type), threads);
+    multiply_all(current_isa(), {&product, 1}, x, count, static_cast<Type>(type), fine != 0, threads);
   } catch (const std::bad_alloc&) {
     return kNoMemory;
   }

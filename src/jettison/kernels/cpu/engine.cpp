@@ -22,6 +22,7 @@ using namespace jettison;
 namespace jettison {
 
 constexpr int64_t kMostAtOnce = 512;  // rows that go through the blocks together
+constexpr int64_t kRowsTogether = 8;  // rows of a sequence that share a pass over its keys and values
 
 struct Engine {
   ModelSpec model;
@@ -101,10 +102,12 @@ struct Work {
   const Engine& engine;
   const Isa& isa;
   int64_t count;
+  bool fine;
   int threads;
   Session* const* session;
   const int64_t* position;
   std::vector<float> x, normed, q, k, v, mixed, gate, up, low[3], cosine[2], sine[2];
+  std::vector<std::pair<int64_t, int64_t>> together;  // first row and number of rows
 
   void resize() {
     const ModelSpec& m = engine.model;
@@ -151,7 +154,7 @@ struct Work {
         packed.push_back({weight_of(*spec), to, spec->rank ? side.data() : nullptr, spec->lora_b, spec->rank, spec->scaling});
       }
     }
-    if (!packed.empty()) multiply_all(isa, packed, from, count, kFloat32, threads);
+    if (!packed.empty()) multiply_all(isa, packed, from, count, kFloat32, fine, threads);
   }
 
   void dense(const LinearSpec& s, const float* from, float* to) {
@@ -224,17 +227,25 @@ struct Work {
         s.store(value, d, at, s.value, s.value_scale);
       }
     });
-    parallel(count * m.kv_heads, 1, threads, [&](int64_t first, int64_t last) {
+    parallel(together.size() * m.kv_heads, 1, threads, [&](int64_t first, int64_t last) {
+      thread_local std::vector<Query> queries;
       thread_local std::vector<float> scores;
       for (int64_t item = first; item < last; item++) {
-        const int64_t row = item / m.kv_heads, h = item % m.kv_heads, end = position[row] + 1;
-        const int64_t begin = layer.window ? std::max<int64_t>(0, end - layer.window) : 0;
-        const Session& s = *session[row];
-        const int64_t at = index * m.kv_heads + h;
-        if (static_cast<int64_t>(scores.size()) < group * (end - begin)) scores.resize(group * (end - begin));
-        isa.attend(q.data() + row * q_stride + h * group * d, s.head(s.key, s.key_scale, at, d),
-                   s.head(s.value, s.value_scale, at, d), group, d, begin, end, m.attention_scale, scores.data(),
-                   mixed.data() + row * wide_q + h * group * d);
+        const auto [from, rows] = together[item / m.kv_heads];
+        const int64_t h = item % m.kv_heads, at = index * m.kv_heads + h;
+        int64_t room = 0;
+        queries.clear();
+        for (int64_t row = from; row < from + rows; row++) {
+          const int64_t end = position[row] + 1, begin = layer.window ? std::max<int64_t>(0, end - layer.window) : 0;
+          for (int64_t i = h * group; i < (h + 1) * group; i++, room += end - begin)
+            queries.push_back({q.data() + row * q_stride + i * d, mixed.data() + row * wide_q + i * d, nullptr, begin, end});
+        }
+        if (static_cast<int64_t>(scores.size()) < room) scores.resize(room);
+        float* place = scores.data();
+        for (Query& query : queries) query.scores = place, place += query.last - query.first;
+        const Session& s = *session[from];
+        isa.attend(queries.data(), queries.size(), s.head(s.key, s.key_scale, at, d),
+                   s.head(s.value, s.value_scale, at, d), d, m.attention_scale);
       }
     });
     multiply({{&layer.o, q.data()}}, mixed.data());
@@ -276,6 +287,9 @@ struct Work {
       }
     });
     angles();
+    for (int64_t row = 0; row < count; row++)
+      if (row && session[row] == session[row - 1] && together.back().second < kRowsTogether) together.back().second++;
+      else together.push_back({row, 1});
     for (int64_t l = 0; l < m.layers; l++) {
       const LayerSpec& layer = engine.layers[l];
       norm(x.data(), layer.attention_norm, m.hidden, normed.data());
@@ -290,10 +304,6 @@ struct Work {
     count = kept;
     norm(x.data(), m.final_norm, m.hidden, normed.data());
     multiply({{&m.head, logits}}, normed.data());
-    if (m.logit_scale != 1.0f)
-      each_row([&](int64_t row) {
-        for (int64_t i = 0; i < m.vocabulary; i++) logits[row * m.vocabulary + i] *= m.logit_scale;
-      });
   }
 };
 
@@ -342,8 +352,9 @@ PUBLIC void jettison_session_cut(Session* session, int64_t length) {
 }
 
 // Append token i to session i for `count` rows; write the logits (vocabulary) of those wanted, one after the other.
+// fine: activations keep 15 bits where they meet packed weights, not 8.
 PUBLIC int jettison_forward(const Engine* engine, int64_t count, const int32_t* tokens, Session* const* sessions,
-                            const uint8_t* wanted, float* logits, int threads) {
+                            const uint8_t* wanted, int fine, float* logits, int threads) {
   const ModelSpec& m = engine->model;
   if (count < 1 || count > kMostCount) return kBadSize;
   for (int64_t row = 0; row < count; row++)
@@ -362,7 +373,8 @@ PUBLIC int jettison_forward(const Engine* engine, int64_t count, const int32_t* 
       }
     for (int64_t first = 0; first < count; first += kMostAtOnce) {
       const int64_t now = std::min(kMostAtOnce, count - first);
-      Work work{*engine, current_isa(), now, threads > 0 ? threads : physical_cores(), sessions + first, position.data() + first};
+      Work work{*engine, current_isa(), now, fine != 0, threads > 0 ? threads : physical_cores(), sessions + first,
+                position.data() + first};
       work.run(tokens + first, wanted + first, logits);
       for (int64_t row = first; row < first + now; row++) logits += wanted[row] ? m.vocabulary : 0;
     }

@@ -34,7 +34,7 @@ struct ModelSpec {
   const float* final_norm;
   const float* frequency[2];  // (rotary / 2) each: angles are position · frequency
   LinearSpec head;
-  float epsilon, attention_scale, embedding_scale, rope_scale[2], logit_scale;
+  float epsilon, attention_scale, embedding_scale, rope_scale[2];
   int32_t gelu;            // 0: silu, 1: gelu by tanh
   int32_t embedding_type;  // a Type
   const LayerSpec* layer;

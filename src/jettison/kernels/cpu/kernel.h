@@ -4,6 +4,7 @@
 // Loops over parts, halves, quads and rows must vanish, or their arrays would live in memory.
 #define UNROLL _Pragma("GCC unroll 16")
 
+// Rows here are rows of values; two of them add up to a row of y where activations are fine.
 template <int kBits, int kRows>
 void multiply_block(const Call& call, int64_t tile, int64_t row) {
   using Ints = typename Lanes::Ints;
@@ -51,7 +52,7 @@ void multiply_block(const Call& call, int64_t tile, int64_t row) {
         UNROLL for (int p = 1; p < kParts; p++)
           total = Lanes::add(total, kUnshifted ? Lanes::shift_right(sum[p][h][m], kBits * p) : sum[p][h][m]);
         total = Lanes::subtract_product(total, zero, call.act.sum[of]);
-        Lanes::add_scaled(out[m] + h * kLanes, total, call.act.scale[of], scale);
+        Lanes::add_scaled(out[m >> call.fine] + h * kLanes, total, call.act.scale[of], scale);
       }
     }
     at += w.scale_bytes();
@@ -59,11 +60,11 @@ void multiply_block(const Call& call, int64_t tile, int64_t row) {
   }
 
   const int64_t first = tile * kTileRows, count = std::min<int64_t>(kTileRows, w.rows - first);
-  for (int m = 0; m < kRows; m++) {
+  for (int m = 0; m < kRows >> call.fine; m++) {
     float* values = out[m];
     if (w.bias)
       for (int64_t r = 0; r < count; r++) values[r] += w.bias[first + r];
-    const int64_t to = (row + m) * w.rows + first;
+    const int64_t to = ((row >> call.fine) + m) * w.rows + first;
     if (call.type == kFloat32)
       std::memcpy(static_cast<float*>(call.y) + to, values, count * sizeof(float));
     else
@@ -81,8 +82,8 @@ void multiply_rows(const Call& call, int64_t tile, int64_t row, int64_t count) {
 template <int kBits>
 void multiply_tiles(const Call& call, int64_t first, int64_t last) {
   for (int64_t tile = first; tile < last; tile++)
-    for (int64_t row = 0; row < call.count; row += Lanes::kMaxRows)
-      multiply_rows<kBits>(call, tile, row, call.count - row);
+    for (int64_t row = 0, count = call.count << call.fine; row < count; row += Lanes::kMaxRows)
+      multiply_rows<kBits>(call, tile, row, count - row);
 }
 
 void multiply(const Call& call, int64_t first, int64_t last) {
@@ -121,18 +122,22 @@ void quantize_group(Load load, int64_t count, int64_t width, int8_t* value, floa
 
 void quantize(const Call& call, int64_t first, int64_t last) {
   const Weight& w = call.weight;
+  const Activations& act = call.act;
   const int64_t groups = w.groups(), width = w.width();
   for (int64_t row = first; row < last; row++)
     for (int64_t g = 0; g < groups; g++) {
-      const int64_t start = g * w.span, count = std::min(w.span, w.columns - start), of = row * groups + g;
-      int8_t* value = call.act.value + of * width;
-      if (call.type == kFloat32) {
-        const float* x = static_cast<const float*>(call.x) + row * w.columns + start;
-        quantize_group([x](int64_t c) { return x[c]; }, count, width, value, call.act.scale + of, call.act.sum + of);
-      } else {
-        const uint16_t* x = static_cast<const uint16_t*>(call.x) + row * w.columns + start;
-        quantize_group([x](int64_t c) { return from_bfloat16(x[c]); }, count, width, value, call.act.scale + of,
-                       call.act.sum + of);
-      }
+      const int64_t start = g * w.span, count = std::min(w.span, w.columns - start);
+      const int64_t of = (row << call.fine) * groups + g, rest = of + groups;
+      const auto both = [&](auto load) {
+        int8_t* value = act.value + of * width;
+        quantize_group(load, count, width, value, act.scale + of, act.sum + of);
+        if (!call.fine) return;
+        const auto left = [&, by = act.scale[of]](int64_t c) { return load(c) - by * static_cast<float>(value[c]); };
+        quantize_group(left, count, width, act.value + rest * width, act.scale + rest, act.sum + rest);
+      };
+      if (call.type == kFloat32)
+        both([x = static_cast<const float*>(call.x) + row * w.columns + start](int64_t c) { return x[c]; });
+      else
+        both([x = static_cast<const uint16_t*>(call.x) + row * w.columns + start](int64_t c) { return from_bfloat16(x[c]); });
     }
 }

@@ -40,7 +40,7 @@ void add_side_path(const Isa& isa, const Product& product, const Call& call, int
 
 }  // namespace
 
-void multiply_all(const Isa& isa, std::span<const Product> products, const void* x, int64_t count, Type type,
+void multiply_all(const Isa& isa, std::span<const Product> products, const void* x, int64_t count, Type type, bool fine,
                   int threads) {
   if (threads <= 0) threads = physical_cores();
   for (int64_t row = 0; row < count; row += kRowsAtOnce) {
@@ -50,9 +50,9 @@ void multiply_all(const Isa& isa, std::span<const Product> products, const void*
     for (size_t i = 0; i < products.size(); i++) {
       const Weight& w = products[i].weight;
       const bool same = i > 0 && w.span == products[i - 1].weight.span && w.width() == products[i - 1].weight.width();
-      calls[i] = {w, same ? calls[i - 1].act : scratch[i].room(now, w),
+      calls[i] = {w, same ? calls[i - 1].act : scratch[i].room(now << fine, w),
                   static_cast<const uint8_t*>(x) + row * w.columns * size_of(type),
-                  static_cast<uint8_t*>(products[i].y) + row * w.rows * size_of(type), now, type};
+                  static_cast<uint8_t*>(products[i].y) + row * w.rows * size_of(type), now, type, fine};
       if (!same) parallel(now, 16, threads, [&](int64_t from, int64_t to) { isa.quantize(calls[i], from, to); });
       ends[i] = tiles += w.tile_count();
       bytes += w.tile_count() * w.tile_bytes();

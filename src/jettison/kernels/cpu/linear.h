@@ -18,8 +18,8 @@ struct Product {
   float scaling = 0;
 };
 
-// y = x Wᵀ + bias for each product, x: (count, columns) of all. Throws std::bad_alloc.
-void multiply_all(const Isa& isa, std::span<const Product> products, const void* x, int64_t count, Type type,
+// y = x Wᵀ + bias for each product, x: (count, columns) of all; fine: activations keep 15 bits. Throws std::bad_alloc.
+void multiply_all(const Isa& isa, std::span<const Product> products, const void* x, int64_t count, Type type, bool fine,
                   int threads);
 
 }  // namespace jettison

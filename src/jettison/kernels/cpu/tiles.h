@@ -44,6 +44,7 @@ struct Weight {
 };
 
 // Activations as int8: x ≈ scale · value, by the weight's groups. Groups are `width` apart and filled up with zeros.
+// Fine activations are two rows of values each: x as above, and what that leaves of it, with scales of its own.
 struct Activations {
   int8_t* value;   // (count, groups, width)
   float* scale;    // (count, groups); NaN where an activation is not finite
@@ -57,6 +58,7 @@ struct Call {
   void* y;         // (count, rows), contiguous
   int64_t count;
   Type type;       // of x and y: float32 or bfloat16
+  int fine;        // 1: activations are fine, two rows of values for each of x; else 0
 };
 
 // Keys or values of one head: (length, head_dim), float32, bfloat16, or int8 with a scale for each position.
@@ -64,6 +66,14 @@ struct Cache {
   const void* at;
   const float* scale;
   Type type;
+};
+
+// One query head of one row: (dim), the positions that it looks at, first to last, and where what it finds goes, (dim).
+// scores: room for last - first.
+struct Query {
+  const float* q;
+  float *out, *scores;
+  int64_t first, last;
 };
 
 // What one instruction set offers. All give the same bits: integer sums are exact, and floats are multiplied and added
@@ -79,8 +89,7 @@ struct Isa {
                      int64_t first, int64_t last, float* y);
   void (*side)(const float* x, const float* a, int64_t rank, int64_t columns, float* low);
   void (*add_scaled_row)(float* y, const float* x, float by, int64_t count);
-  void (*attend)(const float* q, const Cache& key, const Cache& value, int64_t group, int64_t dim, int64_t first,
-                 int64_t last, float scale, float* scores, float* out);
+  void (*attend)(const Query* queries, int64_t count, const Cache& key, const Cache& value, int64_t dim, float scale);
 };
 
 extern const Isa portable_isa;

@@ -10,7 +10,7 @@ typedef uint32_t U16 __attribute__((vector_size(64)));
 typedef uint16_t H16 __attribute__((vector_size(32)));
 typedef int8_t B16 __attribute__((vector_size(16)));
 
-constexpr int kHeadsAtOnce = 4;  // query heads that share a pass over keys or values
+constexpr int kQueriesAtOnce = 4;  // that share a pass over keys or values
 constexpr int kStretch = 64;     // positions
 
 inline F16 load16(const float* from) {
@@ -19,7 +19,18 @@ inline F16 load16(const float* from) {
   return x;
 }
 
+#ifdef __AVX512F__  // what compilers make of the conversions below is slow
 inline F16 load16(const uint16_t* from) {  // bfloat16
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return reinterpret_cast<F16>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+inline F16 load16(const int8_t* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+#else
+inline F16 load16(const uint16_t* from) {
   H16 half;
   std::memcpy(&half, from, sizeof half);
   return reinterpret_cast<F16>(__builtin_convertvector(half, U16) << 16);
@@ -30,6 +41,7 @@ inline F16 load16(const int8_t* from) {
   std::memcpy(&bytes, from, sizeof bytes);
   return __builtin_convertvector(bytes, F16);
 }
+#endif
 
 inline void store16(float* to, F16 x) { std::memcpy(to, &x, sizeof x); }
 
@@ -133,61 +145,100 @@ void add_scaled_row(float* y, const float* x, float by, int64_t count) {
   });
 }
 
-// Scores of kHeads query heads: q (kHeads, dim), key (length, dim).
-template <int kHeads, class Stored>
-void score(const float* q, const Stored* key, const float* key_scale, int64_t length, int64_t dim, float scale,
-           float* scores) {
-  for (int64_t p = 0; p < length; p++, key += dim) {
-    F16 sums[kHeads] = {};
-    int64_t i = 0;
-    for (; i + 16 <= dim; i += 16) {
-      __builtin_prefetch(key + i + kStretch / 4 * dim);
-      const F16 k = load16(key + i);
-      UNROLL for (int h = 0; h < kHeads; h++) sums[h] += k * load16(q + h * dim + i);
+// sum_lanes of each of four, in one go.
+inline F4 sum_lanes(F16 a, F16 b, F16 c, F16 d) {
+  const auto halves = [](F16 x, F16 y) {
+    return __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           __builtin_shufflevector(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  };
+  const F16 ab = halves(a, b), cd = halves(c, d);
+  const F16 fours = __builtin_shufflevector(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+                    __builtin_shufflevector(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  const F16 pairs =
+      fours + __builtin_shufflevector(fours, fours, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  const F16 ones = pairs + __builtin_shufflevector(pairs, pairs, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  return __builtin_shufflevector(ones, ones, 0, 4, 8, 12);
+}
+
+// Scores of kQueries queries with keys first to first + kAt.
+template <int kQueries, int kAt, class Stored>
+void score_keys(const Query* queries, const Cache& key, int64_t first, int64_t dim, float scale) {
+  const Stored* keys = static_cast<const Stored*>(key.at) + first * dim;
+  F16 sums[kQueries][kAt] = {};
+  int64_t i = 0;
+  for (; i + 16 <= dim; i += 16) {
+    F16 k[kAt];
+    UNROLL for (int p = 0; p < kAt; p++) {
+      __builtin_prefetch(keys + p * dim + i + kStretch / 4 * dim);
+      k[p] = load16(keys + p * dim + i);
     }
-    const float by = key_scale ? scale * key_scale[p] : scale;
-    for (int h = 0; h < kHeads; h++) {
+    UNROLL for (int h = 0; h < kQueries; h++) {
+      const F16 each = load16(queries[h].q + i);
+      UNROLL for (int p = 0; p < kAt; p++) sums[h][p] += k[p] * each;
+    }
+  }
+  UNROLL for (int h = 0; h < kQueries; h++) {
+    float found[kAt];
+    if constexpr (kAt == 4) {
+      const F4 four = sum_lanes(sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
+      std::memcpy(found, &four, sizeof found);
+    } else {
+      UNROLL for (int p = 0; p < kAt; p++) found[p] = sum_lanes(sums[h][p]);
+    }
+    float* scores = queries[h].scores + (first - queries[h].first);
+    UNROLL for (int p = 0; p < kAt; p++) {
       float rest = 0.0f;
-      for (int64_t j = i; j < dim; j++) rest += q[h * dim + j] * one(key + j);
-      scores[h * length + p] = by * (sum_lanes(sums[h]) + rest);
+      for (int64_t j = i; j < dim; j++) rest += queries[h].q[j] * one(keys + p * dim + j);
+      scores[p] = (key.scale ? scale * key.scale[first + p] : scale) * (found[p] + rest);
     }
   }
 }
 
-// out (kHeads, dim) = shares (kHeads, length) · value (length, dim). A stretch of positions at a time, which the nearest
-// cache holds while pieces of its rows are taken; the next stretch is on its way meanwhile.
-template <int kHeads, class Stored>
-void mix(const float* shares, const Stored* value, int64_t length, int64_t dim, float* out) {
-  for (int64_t i = 0; i < kHeads * dim; i++) out[i] = 0.0f;
-  for (int64_t first = 0; first < length; first += kStretch) {
-    const int64_t last = std::min(length, first + kStretch);
-    int64_t i = 0;
-    for (; i + 32 <= dim; i += 32) {
-      F16 sums[kHeads][2];
-      UNROLL for (int h = 0; h < kHeads; h++)
-        sums[h][0] = load16(out + h * dim + i), sums[h][1] = load16(out + h * dim + i + 16);
-      const Stored* v = value + first * dim + i;
-      for (int64_t p = first; p < last; p++, v += dim) {
-        __builtin_prefetch(v + kStretch * dim);
-        const F16 low = load16(v), high = load16(v + 16);
-        UNROLL for (int h = 0; h < kHeads; h++) {
-          const float by = shares[h * length + p];
-          sums[h][0] += by * low;
-          sums[h][1] += by * high;
-        }
+template <int kQueries, class Stored>
+void score(const Query* queries, const Cache& key, int64_t first, int64_t last, int64_t dim, float scale) {
+  if constexpr (Lanes::kManyRegisters)
+    for (; first + 4 <= last; first += 4) score_keys<kQueries, 4, Stored>(queries, key, first, dim, scale);
+  for (; first < last; first++) score_keys<kQueries, 1, Stored>(queries, key, first, dim, scale);
+}
+
+// Add to each query's result what it takes of values first to last.
+template <int kQueries, class Stored>
+void mix(const Query* queries, const Cache& value, int64_t first, int64_t last, int64_t dim) {
+  const Stored* values = static_cast<const Stored*>(value.at);
+  const float* shares[kQueries];
+  UNROLL for (int h = 0; h < kQueries; h++) shares[h] = queries[h].scores - queries[h].first;
+  int64_t i = 0;
+  for (; i + 32 <= dim; i += 32) {
+    F16 sums[kQueries][2];
+    UNROLL for (int h = 0; h < kQueries; h++)
+      sums[h][0] = load16(queries[h].out + i), sums[h][1] = load16(queries[h].out + i + 16);
+    const Stored* v = values + first * dim + i;
+    for (int64_t p = first; p < last; p++, v += dim) {
+      __builtin_prefetch(v + kStretch * dim);
+      const F16 low = load16(v), high = load16(v + 16);
+      UNROLL for (int h = 0; h < kQueries; h++) {
+        const float by = shares[h][p];
+        sums[h][0] += by * low;
+        sums[h][1] += by * high;
       }
-      UNROLL for (int h = 0; h < kHeads; h++)
-        store16(out + h * dim + i, sums[h][0]), store16(out + h * dim + i + 16, sums[h][1]);
     }
-    for (; i < dim; i++)
-      for (int h = 0; h < kHeads; h++)
-        for (int64_t p = first; p < last; p++) out[h * dim + i] += shares[h * length + p] * one(value + p * dim + i);
+    UNROLL for (int h = 0; h < kQueries; h++)
+      store16(queries[h].out + i, sums[h][0]), store16(queries[h].out + i + 16, sums[h][1]);
   }
+  for (; i < dim; i++)
+    for (int h = 0; h < kQueries; h++)
+      for (int64_t p = first; p < last; p++) queries[h].out[i] += shares[h][p] * one(values + p * dim + i);
 }
 
 void to_shares(float* scores, const float* value_scale, int64_t length) {
-  float top = scores[0];
-  for (int64_t p = 1; p < length; p++) top = std::max(top, scores[p]);
+  F16 tops = F16{} + scores[0];
+  by_sixteen(length, [&](int64_t p, int size) {
+    F16 each = tops;
+    std::memcpy(&each, scores + p, size * sizeof(float));
+    tops = each > tops ? each : tops;
+  });
+  float top = tops[0];
+  for (int i = 1; i < 16; i++) top = std::max(top, tops[i]);
   F16 sums = {};
   by_sixteen(length, [&](int64_t p, int size) {
     F16 e = exp_below(load_some(scores + p, size) - top);
@@ -199,31 +250,44 @@ void to_shares(float* scores, const float* value_scale, int64_t length) {
   for (int64_t p = 0; p < length; p++) scores[p] *= value_scale ? inverse * value_scale[p] : inverse;
 }
 
-template <int kHeads, class Stored>
-void attend_heads(const float* q, const Cache& key, const Cache& value, int64_t dim, int64_t first, int64_t length,
-                  float scale, float* scores, float* out) {
-  score<kHeads>(q, static_cast<const Stored*>(key.at) + first * dim, key.scale ? key.scale + first : nullptr, length, dim,
-                scale, scores);
-  for (int h = 0; h < kHeads; h++) to_shares(scores + h * length, value.scale ? value.scale + first : nullptr, length);
-  mix<kHeads>(scores, static_cast<const Stored*>(value.at) + first * dim, length, dim, out);
+// Call work(queries, how many as a constant, first, last) for all that they look at: a stretch of positions at a time,
+// which the nearest cache holds meanwhile, and together those that see the same of it.
+template <class Do>
+void by_stretches(const Query* queries, int64_t count, Do work) {
+  int64_t begin = queries[0].first, end = queries[0].last;
+  for (int64_t i = 1; i < count; i++) begin = std::min(begin, queries[i].first), end = std::max(end, queries[i].last);
+  for (int64_t at = begin; at < end; at += kStretch) {
+    const auto first = [&](int64_t i) { return std::max(at, queries[i].first); };
+    const auto last = [&](int64_t i) { return std::min(at + kStretch, queries[i].last); };
+    for (int64_t i = 0, n; i < count; i += n) {
+      n = 1;
+      while (n < kQueriesAtOnce && i + n < count && first(i + n) == first(i) && last(i + n) == last(i)) n++;
+      if (n == 3) n = 2;
+      if (first(i) >= last(i)) continue;
+      if (n == 4) work(queries + i, std::integral_constant<int, 4>(), first(i), last(i));
+      else if (n == 2) work(queries + i, std::integral_constant<int, 2>(), first(i), last(i));
+      else work(queries + i, std::integral_constant<int, 1>(), first(i), last(i));
+    }
+  }
 }
 
 template <class Stored>
-void attend_as(const float* q, const Cache& key, const Cache& value, int64_t group, int64_t dim, int64_t first,
-               int64_t length, float scale, float* scores, float* out) {
-  int64_t h = 0;
-  for (; h + kHeadsAtOnce <= group; h += kHeadsAtOnce)
-    attend_heads<kHeadsAtOnce, Stored>(q + h * dim, key, value, dim, first, length, scale, scores, out + h * dim);
-  for (; h + 2 <= group; h += 2)
-    attend_heads<2, Stored>(q + h * dim, key, value, dim, first, length, scale, scores, out + h * dim);
-  for (; h < group; h++)
-    attend_heads<1, Stored>(q + h * dim, key, value, dim, first, length, scale, scores, out + h * dim);
+void attend_as(const Query* queries, int64_t count, const Cache& key, const Cache& value, int64_t dim, float scale) {
+  by_stretches(queries, count, [&](const Query* some, auto size, int64_t first, int64_t last) {
+    score<size.value, Stored>(some, key, first, last, dim, scale);
+  });
+  for (int64_t i = 0; i < count; i++) {
+    const Query& query = queries[i];
+    to_shares(query.scores, value.scale ? value.scale + query.first : nullptr, query.last - query.first);
+    std::memset(query.out, 0, dim * sizeof(float));
+  }
+  by_stretches(queries, count, [&](const Query* some, auto size, int64_t first, int64_t last) {
+    mix<size.value, Stored>(some, value, first, last, dim);
+  });
 }
 
-// One key-value head and the `group` query heads that share it: q, out (group, dim), of positions first..last.
-// scores: room for (kHeadsAtOnce, last - first).
-void attend(const float* q, const Cache& key, const Cache& value, int64_t group, int64_t dim, int64_t first,
-            int64_t last, float scale, float* scores, float* out) {
+// Queries of rows of one sequence, to the key-value head they share. What one finds does not depend on those beside it.
+void attend(const Query* queries, int64_t count, const Cache& key, const Cache& value, int64_t dim, float scale) {
   const auto of = key.type == kFloat32 ? attend_as<float> : key.type == kBFloat16 ? attend_as<uint16_t> : attend_as<int8_t>;
-  of(q, key, value, group, dim, first, last - first, scale, scores, out);
+  of(queries, count, key, value, dim, scale);
 }

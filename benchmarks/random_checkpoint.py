@@ -1,0 +1,66 @@
+"""A checkpoint of a known shape with random weights, packed as a recipe says: what loading is measured on."""
+
+from pathlib import Path
+
+import torch
+
+from jettison.files import write_json, write_tensors
+from jettison.formats.compressed_tensors import config_section
+from jettison.models import ModelShape
+from jettison.models.checkpoint import INDEX
+from jettison.models.modules import PARTS, QuantLinear
+from jettison.recipe import Recipe
+
+
+def write_random_checkpoint(shape: ModelShape, recipe: Recipe, out: Path, seed: int = 0) -> None:
+    """Codes are any bits, scales keep activations in range; the rest is bfloat16. One shard for each block, one for the
+    rest. No tokenizer. Nothing is done where there is one already."""
+    if (out / "config.json").exists():
+        return
+    chance, model = torch.Generator().manual_seed(seed), shape.new_skeleton()
+    modules = dict(model.named_modules())
+    grids = {
+        linear.name: step.grid
+        for step in recipe.of("quantize")
+        for linear in shape.anatomy
+        if step.where.matches(linear.roles, linear.block) and "embed" not in linear.roles
+    }
+    home: dict[str, str] = {}
+    for block in (*range(shape.config.get_text_config().num_hidden_layers), None):
+        prefix = f"{shape.anatomy.family.blocks}."
+        inside = lambda name, block=block, prefix=prefix: (
+            name.startswith(f"{prefix}{block}.") if block is not None else not name.startswith(prefix)
+        )
+        tensors = {}
+        for name, grid in grids.items():
+            if inside(name):
+                tensors |= _packed(name, modules[name], grid, chance)
+        for name, parameter in model.named_parameters():
+            if inside(name) and name.rpartition(".")[0] not in grids:
+                size = parameter.shape
+                random = torch.randn(size, generator=chance) * size[-1] ** -0.5 if len(size) > 1 else torch.ones(size)
+                tensors[name] = random.bfloat16()
+        shard = f"model-{'rest' if block is None else f'{block:03}'}.safetensors"
+        write_tensors(out / shard, tensors)
+        home |= dict.fromkeys(tensors, shard)
+    write_json(out / INDEX, {"weight_map": home})
+    section = config_section(shape.anatomy, grids)
+    write_json(
+        out / "config.json",
+        shape.raw_config | {"quantization_config": section, "tie_word_embeddings": False, "dtype": "bfloat16"},
+    )
+
+
+def _packed(name: str, module: torch.nn.Module, grid, chance: torch.Generator) -> dict[str, torch.Tensor]:
+    rows, columns = module.weight.shape
+    packed = QuantLinear(rows, columns, grid)
+    tensors = {f"{name}.weight_shape": torch.tensor([rows, columns])}
+    for part in PARTS:
+        if (empty := getattr(packed, part)) is None:
+            continue
+        if part == "weight_scale":
+            value = torch.full(empty.shape, 2.0 / (columns**0.5 * 2**grid.bits), dtype=empty.dtype)
+        else:
+            value = torch.randint(-(2**31), 2**31, empty.shape, generator=chance).int()
+        tensors[f"{name}.{part}"] = value
+    return tensors

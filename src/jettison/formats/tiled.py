@@ -1,0 +1,126 @@
+"""Weights in the order in which the CPU kernels read them, kept beside a checkpoint: loading is then to map one file.
+
+``DIR/.tiles/model.safetensors`` holds what a loaded model holds once its packed linears are tiled. It may be deleted at
+any time, and is made again when the checkpoint, the type of what is not packed, or the layout is another. Tensors start
+at multiples of 64 bytes, for the sake of the kernels' loads.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from jettison.errors import JettisonError
+from jettison.files import digest, write_atomic
+from jettison.formats.compressed_tensors import load_packed, read_grids
+from jettison.kernels.tiles import LAYOUT, Tiling
+from jettison.models import ModelFolder
+from jettison.models.checkpoint import Checkpoint
+from jettison.models.dense import with_defaults
+from jettison.models.modules import PARTS, QuantLinear, tile_linears
+from jettison.progress import say
+
+FILE = Path(".tiles") / "model.safetensors"
+ALIGNED = 64
+NAMES = {
+    torch.uint8: "U8", torch.int32: "I32", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
+}  # fmt: skip
+
+
+def load_tiled(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
+    """As ``load_packed``, with linears tiled for the CPU kernels, from the file beside the checkpoint.
+
+    The file is made where it is missing, damaged, or of something else; where it cannot be written, that is said.
+    """
+    path, key = source.folder / FILE, _key(source, dtype)
+    if path.exists():
+        try:
+            stored = Checkpoint(path.parent, [path])
+            if stored.metadata.get("key") == key:
+                return _read(source, dtype, stored)
+        except JettisonError as error:
+            say(f"note: {path} is damaged, so it is made again ({error})")
+    model = load_packed(source, dtype)
+    tile_linears(model)
+    try:
+        write_tiled(model, path, key)
+    except JettisonError as error:
+        say(f"note: without packed weights beside the checkpoint, loading takes longer: {error}")
+        return model
+    del model  # the mapped file takes its place
+    return _read(source, dtype, Checkpoint(path.parent, [path]))
+
+
+def write_tiled(model: nn.Module, path: Path, key: str) -> None:
+    """Raises JettisonError if the file cannot be written."""
+    tensors, shared, seen = {}, {}, {}
+    for name, tensor in _tensors(model):
+        first = seen.setdefault(id(tensor), name)
+        if first == name:
+            tensors[name] = tensor.detach().contiguous()
+        else:
+            shared[name] = first
+    write_atomic(path, lambda file: _write(file, tensors, {"key": key, "shared": json.dumps(shared)}))
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Everything that has a value of its own: parameters, and what packed linears hold."""
+    for path, module in model.named_modules():
+        held = dict(module._parameters)
+        if isinstance(module, QuantLinear):
+            held |= {name: getattr(module, name) for name in (*PARTS, "tiles", "tile_zero", "bias")}
+        for name, tensor in held.items():
+            if tensor is not None:
+                yield f"{path}.{name}", tensor
+
+
+def _write(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    ordered = sorted(tensors, key=lambda name: tensors[name].nbytes % ALIGNED != 0)  # else they would shift the others
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name in ordered:
+        tensor, start = tensors[name], end
+        end += tensor.nbytes
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNED)
+    with open(file, "wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for name in ordered:
+            handle.write(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()))
+
+
+def _read(source: ModelFolder, dtype: torch.dtype, stored: Checkpoint) -> nn.Module:
+    model = source.new_skeleton()
+    shared = json.loads(stored.metadata["shared"])
+    value = lambda name: stored.read(shared.get(name, name)) if shared.get(name, name) in stored else None
+    embedding = model.get_input_embeddings()
+    for name, grid in read_grids(source).items():
+        module = model.get_submodule(name)
+        if module is embedding:
+            continue
+        parts = {part: value(f"{name}.{part}") for part in (*PARTS, "tiles", "tile_zero", "bias")}
+        rows, columns = source.read(f"{name}.weight_shape").tolist()
+        packed = QuantLinear(rows, columns, grid, parts["bias"])
+        if parts["tiles"] is not None:
+            packed.hold_tiles(Tiling.of(grid, rows, columns), parts["tiles"], parts["tile_zero"])
+        else:
+            for part in PARTS:
+                packed._hold(part, parts[part])
+        model.set_submodule(name, packed)
+    seen: dict[str, nn.Parameter] = {}
+    for path, owner in model.named_modules():
+        for name, parameter in list(owner._parameters.items()):
+            if parameter is not None and parameter.device.type == "meta":
+                first = shared.get(f"{path}.{name}", f"{path}.{name}")
+                if first not in seen:
+                    seen[first] = nn.Parameter(stored.read(first))
+                owner._parameters[name] = seen[first]
+    return with_defaults(model, source, dtype)
+
+
+def _key(source: ModelFolder, dtype: torch.dtype) -> str:
+    changed = [file.stat().st_mtime_ns for file in source.checkpoint.files]
+    return digest(source.fingerprint(), changed, str(dtype), LAYOUT)

@@ -13,7 +13,7 @@ import torch
 from jettison.errors import UsageError
 from jettison.grid import Grid, QuantizedWeight
 from jettison.kernels import native, ops
-from jettison.kernels.tiles import Tiling, dense, pack_codes, spread, to_checkpoint
+from jettison.kernels.tiles import Tiling, dense, pack_codes, spread, to_checkpoint, two_of_four
 from jettison.models.modules import packed_parts
 
 INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "portable")
@@ -38,6 +38,9 @@ def random_weight(chance: random.Random) -> QuantizedWeight:
     grid = Grid(bits, group, symmetric, dtype)
     shape = (rows, grid.groups(columns))
     codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
+    if symmetric and bits in (4, 8) and columns % 4 == 0 and chance.random() < 0.5:
+        least = torch.rand(rows, columns // 4, 4).argsort(-1).flatten(1) < 2  # two of each four
+        codes[least] = grid.middle
     zero = None if symmetric else torch.randint(0, 2**bits, shape, dtype=torch.uint8)
     return QuantizedWeight(codes, torch.randn(shape).mul(0.1).to(dtype), zero, grid)
 
@@ -53,7 +56,8 @@ def representable(count: int, tiling: Tiling) -> torch.Tensor:
 def check(chance: random.Random, names: list[str]) -> None:
     weight = random_weight(chance)
     rows, columns = weight.codes.shape
-    grid, tiling = weight.grid, Tiling.of(weight.grid, rows, columns)
+    grid, sparse = weight.grid, two_of_four(weight.codes, weight.grid)
+    tiling = Tiling.of(grid, rows, columns, sparse)
     if tiling is None:
         return
     parts = packed_parts(weight)

@@ -1,12 +1,16 @@
 """What `jettison bench` measures and prints. No speed is asserted: that belongs to benchmarks/."""
 
 import json
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jettison.compress import compress
 from jettison.decode import load
-from jettison.evaluate import decoding, operators
+from jettison.errors import JettisonError, UsageError
+from jettison.evaluate import decoding, llama_cpp, operators
 from jettison.evaluate.peers import PEERS
 from jettison.evaluate.random_model import random_model
 from jettison.kernels import native
@@ -140,3 +144,60 @@ class TestDecoding:
 def test_bad_usage(jettison, arguments, words):
     code, _, err = jettison("bench", *arguments)
     assert code == 2 and words in err
+
+
+class TestLlamaCpp:
+    """Its program is played by a script: what it is asked, and what becomes of its answers."""
+
+    @pytest.fixture
+    def program(self, tmp_path, monkeypatch):
+        def make(answer: str) -> Path:
+            file = tmp_path / "llama-bench"
+            note = f"print(*sys.argv[1:], file=open({str(tmp_path / 'asked')!r}, 'a'))"
+            file.write_text(f"#!{sys.executable}\nimport sys\n{note}\n{answer}\n")
+            file.chmod(0o755)
+            monkeypatch.setenv("LLAMA_BENCH", str(file))
+            return file
+
+        return make
+
+    def test_files_of_a_shape(self, tmp_path):
+        gguf = pytest.importorskip("gguf")
+        llama_cpp.write_gguf(open_shape("scribe"), {"gate": "Q2_K", "up": "Q2_K"}, "Q4_0", tmp_path / "scribe.gguf")
+        reader = gguf.GGUFReader(tmp_path / "scribe.gguf")
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        config = open_shape("scribe").config
+        assert len(tensors) == 2 + 11 * config.num_hidden_layers
+        gate = tensors["blk.0.ffn_gate.weight"]
+        assert gate.tensor_type.name == "Q2_K" and gate.shape.tolist() == [config.hidden_size, config.intermediate_size]
+        assert tensors["token_embd.weight"].tensor_type.name == "Q4_0"
+        scales = tensors["blk.0.attn_q.weight"].data.reshape(-1, 18)[:, :2].copy().view(np.float16)
+        assert np.isfinite(scales).all() and (scales > 0).all()
+
+    def test_what_it_is_asked_and_says(self, program, tmp_path, jettison, monkeypatch):
+        pytest.importorskip("gguf")
+        monkeypatch.setenv("JETTISON_CACHE", str(tmp_path / "cache"))
+        program("import json; print(json.dumps([{'avg_ts': 50.0}]))")
+        command = (
+            "bench --shape scribe --recipe w4 --set quantize.group_size=64 --against llama.cpp --context 3 --rounds 1"
+        )
+        code, out, err = jettison(*command.split(), "--json", tmp_path / "out.json")
+        assert code == 0 and "llama.cpp Q4_0" in out, err
+        rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+        assert {row["model"]: row["tokens_per_second"] for row in rows if "llama" in row["model"]} == dict.fromkeys(
+            llama_cpp.KINDS, 50.0
+        )
+        asked = (tmp_path / "asked").read_text()
+        assert "-p 0 -n 32 -d 3" in asked and "-p 512 -n 0" in asked
+
+    def test_faults(self, program, tmp_path, monkeypatch):
+        pytest.importorskip("gguf")
+        program("sys.exit('no such model')")
+        one = next(iter(llama_cpp.llama_cpp(open_shape("scribe"), tmp_path, 1).values()))
+        with pytest.raises(JettisonError, match="no such model"):
+            one.decode(0)
+        with pytest.raises(UsageError, match="opt: only of llama"):
+            llama_cpp.llama_cpp(open_shape("opt-125m"), tmp_path, 1)
+        monkeypatch.setenv("LLAMA_BENCH", str(tmp_path / "missing"))
+        with pytest.raises(UsageError, match="no llama-bench on the PATH"):
+            llama_cpp.llama_cpp(open_shape("scribe"), tmp_path, 1)

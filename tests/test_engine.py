@@ -2,6 +2,7 @@
 
 import ctypes
 
+import fuzz_engine
 import pytest
 import torch
 
@@ -89,6 +90,11 @@ class TestAgainstTransformers:
         first, second = expected.topk(2).values.T
         same = found.argmax(-1) == expected.argmax(-1)
         assert (same | (first - second < 0.05)).all() and same.float().mean() > 0.97
+
+
+def test_random_configurations():
+    """Of heads, groups, vocabularies, windows; batches of several sequences, cut back now and then."""
+    fuzz_engine.main(6.0, seed=1000)
 
 
 class TestSessions:

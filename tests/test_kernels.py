@@ -345,10 +345,11 @@ def test_sanitizers_find_nothing(tmp_path):
         "ASAN_OPTIONS": "detect_leaks=0",  # Python leaves much behind
         "JETTISON_KERNELS": str(next(tmp_path.glob("*jettison_kernels.*"))),
     }
-    command = [sys.executable, str(HERE / "fuzz_kernels.py"), "60"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "runtime error" not in done.stderr, done.stderr[-3000:]
-    assert "cases passed" in done.stdout
+    for script in ("fuzz_kernels.py", "fuzz_engine.py"):
+        command = [sys.executable, str(HERE / script), "60"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "runtime error" not in done.stderr, done.stderr[-3000:]
+        assert "cases passed" in done.stdout
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from jettison.errors import JettisonError, UsageError
 from jettison.kernels import native
 from jettison.models.modules import Adapted, QuantLinear
 
-FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "phi3", "gemma3_text")
+FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma3_text")
 ROPES = ("default", "linear", "llama3", "yarn")  # whose frequencies do not depend on the length
 CACHES = {"float32": 0, "bfloat16": 1, "int8": 3}  # see Type in cpu/tiles.h
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
@@ -35,11 +35,17 @@ class _Linear(ctypes.Structure):  # LinearSpec in cpu/engine.h; the others likew
 
 NORMS = ("attention_norm", "q_norm", "k_norm", "after_attention_norm", "mlp_norm", "after_mlp_norm")
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+EXPERT = ("gate", "up", "down")
+
+
+class _Expert(ctypes.Structure):
+    _fields_ = [(name, _Linear) for name in EXPERT]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [(name, POINTER) for name in NORMS] + [(name, _Linear) for name in LINEARS]
-    _fields_ += [("window", INT64), ("rope", INT)]
+    _fields_ += [("window", INT64), ("rope", INT), ("router", _Linear), ("experts", ctypes.POINTER(_Expert))]
+    _fields_ += [("expert_count", INT64), ("chosen", INT), ("normalized", INT)]
 
 
 class _Model(ctypes.Structure):
@@ -135,12 +141,15 @@ class Engine:
         }
         for name, norm in norms.items():
             setattr(layer, name, None if norm is None else self._norm(norm))
-        linears = {"o": attention.o_proj, "down": mlp.down_proj}
+        linears = {"o": attention.o_proj}
         if hasattr(attention, "qkv_proj"):
-            linears |= {"q": attention.qkv_proj, "gate": mlp.gate_up_proj}
+            linears |= {"q": attention.qkv_proj, "gate": mlp.gate_up_proj, "down": mlp.down_proj}
         else:
             linears |= {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
-            linears |= {"gate": mlp.gate_proj, "up": mlp.up_proj}
+            if hasattr(mlp, "experts"):
+                self._mixture(layer, mlp, config)
+            else:
+                linears |= {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
         for name, module in linears.items():
             setattr(layer, name, self._linear(module))
         kinds = getattr(config, "layer_types", None)  # without, a window is every block's
@@ -148,13 +157,25 @@ class Engine:
         layer.window = sliding * (getattr(config, "sliding_window", None) or 0)
         layer.rope = int(config.model_type == "gemma3_text" and bool(layer.window))
 
+    def _mixture(self, layer: _Layer, mlp: nn.Module, config) -> None:
+        experts = (_Expert * len(mlp.experts))()
+        for spec, expert in zip(experts, mlp.experts, strict=True):
+            for name in EXPERT:
+                setattr(spec, name, self._linear(getattr(expert, f"{name}_proj")))
+        self._held.append(experts)
+        layer.router, layer.experts, layer.expert_count = self._dense(mlp.gate.weight), experts, len(experts)
+        layer.chosen, layer.normalized = config.num_experts_per_tok, bool(config.norm_topk_prob)
+
     def _rope(self, spec: _Model, rotary: nn.Module, config) -> None:
         rules = config.rope_parameters
         rules = [rules] if "rope_type" in rules else [rules[kind] for kind in ("full_attention", "sliding_attention")]
         prefixes = [""] if len(rules) == 1 else ["full_attention_", "sliding_attention_"]
         for number, (prefix, rule) in enumerate(zip(prefixes, rules, strict=True)):
             _require(rule["rope_type"] in ROPES, f"its positions are of type {rule['rope_type']}")
-            frequency = getattr(rotary, f"{prefix}inv_freq").float().contiguous()
+            frequency = getattr(rotary, f"{prefix}inv_freq", None)
+            if frequency is None:  # no block is of this kind
+                continue
+            frequency = frequency.float().contiguous()
             spec.frequency[number], spec.rotary = self._keep(frequency), 2 * len(frequency)
             spec.rope_scale[number] = getattr(rotary, f"{prefix}attention_scaling", 1.0)
 
@@ -181,8 +202,14 @@ class Engine:
                 spec.zero, spec.zero_bytes = self._keep(module.tile_zero), module.tile_zero.nbytes
             _, _, spec.span, spec.bits, spec.middle, spec.scale_type = tiling.numbers
             return spec
-        weight = module.weight.detach()
+        dense = self._dense(module.weight)
+        dense.bias = spec.bias
+        return dense
+
+    def _dense(self, weight: torch.Tensor) -> _Linear:
+        spec, weight = _Linear(), weight.detach()
         _require(weight.dtype in (torch.float32, torch.bfloat16), f"a matrix is of {weight.dtype}")
+        spec.rows, spec.columns = weight.shape
         spec.tiles, spec.tiles_bytes, spec.bits = self._keep(weight), weight.nbytes, 8 * weight.itemsize
         return spec
 

@@ -12,8 +12,9 @@ from torch import nn
 from jettison.decode.engine import Engine, Session
 from jettison.decode.sampling import Sampling
 from jettison.errors import UsageError
-from jettison.evaluate.operators import READ_BYTES, read_limit, sample
+from jettison.evaluate.operators import READ_BYTES, calmest, read_limit, sample
 from jettison.kernels import native
+from jettison.models.skeleton import Experts
 from jettison.progress import bar
 
 PROMPT = 512  # tokens of a prompt that go through at once
@@ -70,7 +71,7 @@ def measure_decoding(
                         runs[name, count, fine] = _read_at_once(session, context, prompt[:count], fine)
                 if drafts and context == contexts[0]:
                     runs[name, 1, False] = _read_at_once(session, context, prompt[:1], False)
-            runs |= {(name, 1, True): partial(other.decode, context) for name, other in others.items()}
+            runs |= {(name, 1, True): _calm(other.decode, context) for name, other in others.items()}
             samples, shares = {kind: [] for kind in runs}, {kind: [] for kind in runs}
             limits.append(read_limit(data))
             for _ in range(rounds):
@@ -108,11 +109,9 @@ def measure_prefill(
         for _ in range(rounds):
             for name, engine in engines.items():
                 session = engine.session(tokens)
-                start = time.perf_counter()
-                _fill(session, prompt)
-                samples[name].append(time.perf_counter() - start)
+                samples[name].append(_calm(_seconds_of_prompt, session, prompt)())
             for name, other in others.items():
-                samples[name].append(other.prefill(tokens))
+                samples[name].append(_calm(other.prefill, tokens)())
             progress.advance()
     rate = lambda name: tokens / statistics.median(samples[name])
     return [
@@ -128,6 +127,17 @@ def measured_limit() -> float:
 def random_prompt(engines: Mapping[str, Engine], tokens: int) -> list[int]:
     vocabulary = min(engine.vocabulary for engine in engines.values())
     return torch.randint(0, vocabulary, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def _calm(measure: Callable[..., float], *given) -> Callable[[], float]:
+    return lambda: calmest(partial(measure, *given))[0]
+
+
+def _seconds_of_prompt(session: Session, prompt: list[int]) -> float:
+    session.cut(0)
+    start = time.perf_counter()
+    _fill(session, prompt)
+    return time.perf_counter() - start
 
 
 def _fill(session: Session, prompt: list[int]) -> None:
@@ -158,10 +168,13 @@ def _read_at_once(session: Session, context: int, tokens: list[int], fine: bool)
 
 
 def read_bytes(model: nn.Module) -> int:
-    """What a step reads of a model: all weights but an embedding that is only looked up."""
+    """What a step reads of a model: all weights but an embedding that is only looked up, and experts not chosen."""
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     held = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     total = sum(tensor.nbytes for tensor in held.values() if tensor.device.type == "cpu")
+    for experts in (module for module in model.modules() if isinstance(module, Experts)):
+        stored = sum(tensor.nbytes for tensor in [*experts.parameters(), *experts.buffers()])
+        total -= stored - stored * model.config.get_text_config().num_experts_per_tok // len(experts)
     return total if getattr(head, "weight", None) is embedding else total - embedding.nbytes
 
 

@@ -1,6 +1,7 @@
 """How fast the operators are: packed linears against peers, in one interleaved run, next to the read limit."""
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -143,7 +144,7 @@ def random_tiles(tiling: Tiling, copies: int, seed: int = 0) -> list[torch.Tenso
     found = []
     for _ in range(copies):
         tiles = torch.randint(0, 256, tiling.tiles_shape, dtype=torch.uint8)
-        tiles[:, :, tiling.code_bytes :] = scale
+        tiles[:, :, tiling.code_bytes :][:, :, : tiling.scale_bytes] = scale
         found.append(tiles)
     return found
 
@@ -175,24 +176,36 @@ def _own(columns: int, rows: int, bits: int, group_size: int, count: int) -> lis
 
 def sample(run: Callable[[], None]) -> tuple[float, float]:
     """Seconds of one run, the mean over a sample, and how many cores other processes used: the calmest of TRIES."""
-    found = []
-    for _ in range(TRIES):
-        time.sleep(CALM)  # threads that spin go to sleep
-        own, others, start, runs = _own_seconds(), _busy_seconds(), time.perf_counter(), 0
+
+    def mean() -> float:
+        start, runs = time.perf_counter(), 0
         while time.perf_counter() - start < SECONDS:
             run()
             runs += 1
+        return (time.perf_counter() - start) / runs
+
+    return calmest(mean)
+
+
+def calmest(measure: Callable[[], float]) -> tuple[float, float]:
+    """What ``measure`` finds, and how many cores other processes used meanwhile: the calmest of TRIES."""
+    found = []
+    for _ in range(TRIES):
+        time.sleep(CALM)  # threads that spin go to sleep
+        own, others, start = _own_seconds(), _busy_seconds(), time.perf_counter()
+        value = measure()
         wall = time.perf_counter() - start
         foreign = max(0.0, (_busy_seconds() - others - (_own_seconds() - own)) / wall)
-        found.append((foreign, wall / runs))
+        found.append((foreign, value))
         if foreign <= FOREIGN:
             break
-    foreign, seconds = min(found)
-    return seconds, foreign
+    foreign, value = min(found)
+    return value, foreign
 
 
 def _own_seconds() -> float:
-    return time.process_time()
+    """Of processors, with those that this process has started and waited for."""
+    return sum(os.times()[:4])
 
 
 def _busy_seconds() -> float:

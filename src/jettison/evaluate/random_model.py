@@ -43,7 +43,7 @@ def _packed(rows: int, columns: int, grid, bias: torch.Tensor | None, chance: to
     module, tiling = QuantLinear(rows, columns, grid, bias), Tiling.of(grid, rows, columns)
     tiles = torch.randint(0, 256, tiling.tiles_shape, dtype=torch.uint8, generator=chance)
     scale = torch.full((32,), 2.0 / (columns**0.5 * 2**grid.bits), dtype=grid.scale_dtype)
-    tiles[:, :, tiling.code_bytes :] = scale.view(torch.uint8)
+    tiles[:, :, tiling.code_bytes :][:, :, : tiling.scale_bytes] = scale.view(torch.uint8)
     zero = None if grid.symmetric else torch.full(tiling.zero_shape, grid.middle, dtype=torch.uint8)
     module.hold_tiles(tiling, tiles, zero)
     return module

@@ -50,6 +50,7 @@ def load_tiled(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
         say(f"note: without packed weights beside the checkpoint, loading takes longer: {error}")
         return model
     del model  # the mapped file takes its place
+    source.checkpoint.release()
     return _read(source, dtype, Checkpoint(path.parent, [path]))
 
 
@@ -105,7 +106,9 @@ def _read(source: ModelFolder, dtype: torch.dtype, stored: Checkpoint) -> nn.Mod
         rows, columns = source.read(f"{name}.weight_shape").tolist()
         packed = QuantLinear(rows, columns, grid, parts["bias"])
         if parts["tiles"] is not None:
-            packed.hold_tiles(Tiling.of(grid, rows, columns), parts["tiles"], parts["tile_zero"])
+            kinds = (Tiling.of(grid, rows, columns, sparse) for sparse in (False, True))
+            tiling = next(kind for kind in kinds if kind and kind.tiles_shape == tuple(parts["tiles"].shape))
+            packed.hold_tiles(tiling, parts["tiles"], parts["tile_zero"])
         else:
             for part in PARTS:
                 packed._hold(part, parts[part])

@@ -12,7 +12,7 @@ import torch
 
 from jettison.grid import Grid, unpack
 from jettison.kernels import gpu, native
-from jettison.kernels.tiles import SCALE_TYPES, Tiling, dense, pack_zero, spread, zero_points
+from jettison.kernels.tiles import SCALE_TYPES, SPARSE, Tiling, dense, pack_codes, pack_zero, spread, zero_points
 
 GPU_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 SCALE_DTYPES = {number: dtype for dtype, number in SCALE_TYPES.items()}
@@ -57,7 +57,7 @@ def tiled_linear(
     By the C++ kernels activations are rounded to int8, by spans of the weight: x ≈ s·q with s = max|x| / 127.
     """
     return torch.ops.jettison.tiled_linear.default(
-        x, tiles, zero, bias, tiling.rows, tiling.bits, tiling.span, tiling.middle, SCALE_TYPES[tiling.scale_dtype]
+        x, tiles, zero, bias, tiling.rows, tiling.packing, tiling.span, tiling.middle, SCALE_TYPES[tiling.scale_dtype]
     )
 
 
@@ -65,6 +65,8 @@ def pack_tiles(
     packed: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, grid: Grid, tiling: Tiling
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Tiles and zero points of a weight in the layout of checkpoints (see ``dequantize``), on the CPU."""
+    if tiling.sparse:
+        return pack_codes(unpack(packed, grid.bits, tiling.columns), spread(scale, grid, tiling), tiling), None
     tiles = native.pack(packed, grid.bits, spread(scale, grid, tiling), tiling)
     if zero_point is None:
         return tiles, None
@@ -106,7 +108,7 @@ def _quant_linear_on_a_gpu(x, packed, scale, zero_point, bias, bits, group_size)
 
 
 def _tiled_linear(x, tiles, zero, bias, rows, bits, span, middle, scale_type):
-    tiling = _tiling(rows, x.shape[-1], bits, span, middle, SCALE_DTYPES[scale_type])
+    tiling = _tiling(rows, x.shape[-1], bits % SPARSE, span, middle, SCALE_DTYPES[scale_type], bits > SPARSE)
     if native.library() is None:
         return dense_linear(x, dense(tiles, zero, tiling), bias)
     if x.dtype not in native.TYPES:

@@ -14,7 +14,9 @@ LAYOUT = 1  # of tiles, in files that hold them: another number whenever the byt
 TILE_ROWS, LANES = 32, 16
 LONGEST_SPAN, WHOLE_ROW_SPAN, SHORTEST_SPAN = 256, 128, 32  # columns that share the scale of their int8 activations
 MOST_FILLED = 1.25
-STEP_COLUMNS = {2: 16, 3: 32, 4: 8, 8: 4}
+SPARSE = 20  # plus bits: of each four columns, two are held
+STEP_COLUMNS = {2: 16, 3: 32, 4: 8, 8: 4, SPARSE + 4: 32, SPARSE + 8: 32}
+HALF_BYTES = {2: 64, 3: 192, 4: 64, 8: 64, SPARSE + 4: 192, SPARSE + 8: 320}  # of half a step
 SCALE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # see Type in cpu/tiles.h
 
 
@@ -23,7 +25,8 @@ class Tiling:
     """How a weight of (rows, columns) lies in tiles. ``span`` columns share a scale; the last span may be shorter.
 
     A group longer than 256 columns is stored as several spans with the same scale, so that activations are quantized
-    in short pieces. Codes of 5 to 7 bits are stored in 8. ``middle`` is the zero point of symmetric grids.
+    in short pieces. Codes of 5 to 7 bits are stored in 8. ``middle`` is the zero point of symmetric grids. sparse: at
+    least two of each four columns are zero, and are left out.
     """
 
     rows: int
@@ -32,11 +35,13 @@ class Tiling:
     span: int
     middle: int
     scale_dtype: torch.dtype
+    sparse: bool = False
 
     @classmethod
-    def of(cls, grid: Grid, rows: int, columns: int) -> "Tiling | None":
-        """None where the kernels do not serve: scales of another type, long groups without a divisor of use, and groups
-        so short that filling them up to whole steps would cost more than a quarter."""
+    def of(cls, grid: Grid, rows: int, columns: int, sparse: bool = False) -> "Tiling | None":
+        """None where the kernels do not serve: scales of another type, long groups without a divisor of use, groups so
+        short that filling them up to whole steps would cost more than a quarter, and two of four in other than 4 or 8
+        bits or with zero points."""
         group = columns if grid.group_size == WHOLE_ROW else grid.group_size
         if group <= LONGEST_SPAN:
             span = group
@@ -45,38 +50,58 @@ class Tiling:
         else:
             span = max(each for each in range(1, LONGEST_SPAN + 1) if group % each == 0)
         bits = grid.bits if grid.bits <= 4 else 8
-        filled = -(-span // STEP_COLUMNS[bits]) * STEP_COLUMNS[bits]
+        step = STEP_COLUMNS.get(bits + SPARSE * sparse)
+        if step is None or (sparse and not grid.symmetric):
+            return None
+        filled = -(-span // step) * step
         if grid.scale_dtype not in SCALE_TYPES or span < min(SHORTEST_SPAN, group) or filled > MOST_FILLED * span:
             return None
-        return cls(rows, columns, bits, span, grid.middle, grid.scale_dtype)
+        return cls(rows, columns, bits, span, grid.middle, grid.scale_dtype, sparse)
 
     @cached_property
     def groups(self) -> int:
         return -(-self.columns // self.span)
 
     @cached_property
+    def packing(self) -> int:
+        """What the C++ side calls bits."""
+        return self.bits + SPARSE * self.sparse
+
+    @cached_property
     def steps(self) -> int:
         """Of a group: columns that are unpacked at once."""
-        return -(-self.span // STEP_COLUMNS[self.bits])
+        return -(-self.span // STEP_COLUMNS[self.packing])
 
     @cached_property
     def code_bytes(self) -> int:
         """Of a group of a tile."""
-        return self.steps * TILE_ROWS * STEP_COLUMNS[self.bits] * self.bits // 8
+        return self.steps * 2 * HALF_BYTES[self.packing]
+
+    @cached_property
+    def scale_bytes(self) -> int:
+        return TILE_ROWS * self.scale_dtype.itemsize
 
     @cached_property
     def tiles_shape(self) -> tuple[int, int, int]:
-        """(tiles, groups, bytes of codes and scales)."""
-        return -(-self.rows // TILE_ROWS), self.groups, self.code_bytes + TILE_ROWS * self.scale_dtype.itemsize
+        """(tiles, groups, bytes of codes, scales, and of two of four the sums of values)."""
+        sums = 2 * TILE_ROWS * self.sparse
+        return -(-self.rows // TILE_ROWS), self.groups, self.code_bytes + self.scale_bytes + sums
 
     @cached_property
     def numbers(self) -> tuple[int, int, int, int, int, int]:
         """What the C functions take."""
-        return self.rows, self.columns, self.span, self.bits, self.middle, SCALE_TYPES[self.scale_dtype]
+        return self.rows, self.columns, self.span, self.packing, self.middle, SCALE_TYPES[self.scale_dtype]
 
     @cached_property
     def zero_shape(self) -> tuple[int, int, int]:
         return -(-self.rows // TILE_ROWS), self.groups, TILE_ROWS
+
+
+def two_of_four(codes: torch.Tensor, grid: Grid) -> bool:
+    """Whether at least two of each four neighbouring codes (rows, columns) stand for zero."""
+    if not grid.symmetric or codes.shape[1] % 4:
+        return False
+    return int((codes.unflatten(1, (-1, 4)) != grid.middle).sum(-1).max()) <= 2
 
 
 def spread(values: torch.Tensor, grid: Grid, tiling: Tiling) -> torch.Tensor:
@@ -89,9 +114,14 @@ def spread(values: torch.Tensor, grid: Grid, tiling: Tiling) -> torch.Tensor:
 def pack_codes(codes: torch.Tensor, scale: torch.Tensor, tiling: Tiling) -> torch.Tensor:
     """codes: uint8 (rows, columns). scale: (rows, groups). Returns uint8 ``tiling.tiles_shape``."""
     bits, (tiles, groups, _) = tiling.bits, tiling.tiles_shape
-    pad = torch.nn.functional.pad
-    codes = pad(codes, (0, groups * tiling.span - tiling.columns, 0, tiles * TILE_ROWS - tiling.rows))
-    codes = pad(codes.unflatten(1, (groups, -1)), (0, tiling.steps * STEP_COLUMNS[bits] - tiling.span))
+    pad, filling = torch.nn.functional.pad, tiling.middle * tiling.sparse
+    codes = pad(codes, (0, groups * tiling.span - tiling.columns, 0, tiles * TILE_ROWS - tiling.rows), value=filling)
+    codes = codes.unflatten(1, (groups, -1))
+    codes = pad(codes, (0, tiling.steps * STEP_COLUMNS[tiling.packing] - tiling.span), value=filling)
+    scale = pad(scale, (0, 0, 0, tiles * TILE_ROWS - tiling.rows)).view(tiles, TILE_ROWS, groups).transpose(1, 2)
+    scale = scale.contiguous().view(torch.uint8)
+    if tiling.sparse:
+        return torch.cat([*_pack_two_of_four(codes, tiling, scale)], 2)
     codes = codes.view(tiles, 2, LANES, groups, tiling.steps, -1, 4)  # (tile, half, lane, group, step, quad, 4)
     codes = codes.permute(0, 3, 4, 1, 2, 6, 5)  # (tile, group, step, half, lane, 4, quad)
     if bits == 3:
@@ -99,21 +129,57 @@ def pack_codes(codes: torch.Tensor, scale: torch.Tensor, tiling: Tiling) -> torc
         blocks = torch.cat([low, _bytes(codes >> 2, 1).unsqueeze(4)], 4)
     else:
         blocks = _bytes(codes, bits)
-    scale = pad(scale, (0, 0, 0, tiles * TILE_ROWS - tiling.rows)).view(tiles, TILE_ROWS, groups).transpose(1, 2)
-    return torch.cat([blocks.reshape(tiles, groups, -1), scale.contiguous().view(torch.uint8)], 2)
+    return torch.cat([blocks.reshape(tiles, groups, -1), scale], 2)
+
+
+def _pack_two_of_four(codes: torch.Tensor, tiling: Tiling, scale: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """codes: uint8 (rows, groups, width). Returns uint8 (tiles, groups, bytes): indices and values, scales, sums."""
+    tiles, groups, _ = tiling.tiles_shape
+    value = codes.view(tiles, 2, LANES, groups, tiling.steps, 4, 2, 4).short() - tiling.middle  # (..., pair, quad, 4)
+    value = value.permute(0, 3, 4, 1, 2, 5, 6, 7)  # (tile, group, step, half, lane, pair, quad, 4)
+    kept = torch.arange(4, dtype=torch.int16).add(4 * (value == 0)).sort(-1).values[..., :2] % 4  # what is not 0 first
+    kept = kept.sort(-1).values
+    value = value.gather(-1, kept.long()).flatten(-2)  # (..., pair, 4 bytes)
+    index = _bytes(kept.flatten(-2).transpose(-1, -2).to(torch.uint8), 2).unsqueeze(4)  # (..., 1, lane, 4)
+    value = value.permute(0, 1, 2, 3, 5, 4, 6)  # (tile, group, step, half, pair, lane, 4)
+    sums = value.sum((2, 4, 6), dtype=torch.int16).contiguous()  # (tile, group, half, lane)
+    if tiling.bits == 4:
+        value = (value[:, :, :, :, 0::2] & 15) | (value[:, :, :, :, 1::2] & 15) << 4
+    blocks = torch.cat([index.flatten(4).view(*index.shape), (value & 255).to(torch.uint8)], 4)
+    return blocks.reshape(tiles, groups, -1), scale, sums.view(tiles, groups, -1).view(torch.uint8)
+
+
+def _unpack_two_of_four(blocks: torch.Tensor, tiling: Tiling) -> torch.Tensor:
+    """The inverse: uint8 codes (tile, group, step, half, lane, columns of a step)."""
+    tiles, groups, _ = tiling.tiles_shape
+    blocks = blocks.reshape(tiles, groups, tiling.steps, 2, -1, LANES, 4)
+    index = _fields(blocks[:, :, :, :, 0], 2, 4).transpose(-1, -2)  # (..., lane, pair, 4)
+    value = blocks[:, :, :, :, 1:].permute(0, 1, 2, 3, 5, 4, 6)  # (..., lane, block, 4)
+    if tiling.bits == 4:
+        value = torch.stack([value << 4, value & 240], 6).flatten(5, 6)
+        value = value.view(torch.int8) >> 4
+    value = value.contiguous().view(torch.int8).short() + tiling.middle
+    codes = torch.full((*value.shape[:-1], 2, 4), tiling.middle, dtype=torch.int16)
+    return (
+        codes.scatter_(-1, index.unflatten(-1, (2, 2)).long(), value.unflatten(-1, (2, 2))).flatten(5).to(torch.uint8)
+    )
 
 
 def unpack_codes(tiles: torch.Tensor, tiling: Tiling) -> tuple[torch.Tensor, torch.Tensor]:
     """The inverse of ``pack_codes``: uint8 codes (rows, columns), scale (rows, groups)."""
     bits, (count, groups, _) = tiling.bits, tiling.tiles_shape
-    blocks, scale = tiles.split([tiling.code_bytes, tiles.shape[2] - tiling.code_bytes], 2)
-    if bits == 3:
+    blocks, scale = tiles[:, :, : tiling.code_bytes], tiles[:, :, tiling.code_bytes :][:, :, : tiling.scale_bytes]
+    if tiling.sparse:
+        codes = _unpack_two_of_four(blocks, tiling)
+    elif bits == 3:
         blocks = blocks.reshape(count, groups, tiling.steps, 2, 3, LANES, 4)
         low = _fields(blocks[:, :, :, :, :2], 2, 4).permute(0, 1, 2, 3, 5, 6, 4, 7).flatten(-2)
         codes = low | _fields(blocks[:, :, :, :, 2], 1, 8) << 2
     else:
         codes = _fields(blocks.reshape(count, groups, tiling.steps, 2, LANES, 4), bits, 8 // bits)
-    codes = codes.permute(0, 3, 4, 1, 2, 6, 5).reshape(count * TILE_ROWS, groups, -1)[..., : tiling.span]
+    if not tiling.sparse:
+        codes = codes.transpose(-1, -2).flatten(5)
+    codes = codes.permute(0, 3, 4, 1, 2, 5).reshape(count * TILE_ROWS, groups, -1)[..., : tiling.span]
     codes = codes.flatten(1)[: tiling.rows, : tiling.columns]
     scale = scale.contiguous().view(tiling.scale_dtype).transpose(1, 2).reshape(-1, groups)[: tiling.rows]
     return codes.contiguous(), scale.contiguous()

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from jettison.grid import Grid, QuantizedWeight, pack
+from jettison.grid import Grid, QuantizedWeight, pack, unpack
 from jettison.kernels import native, ops
-from jettison.kernels.tiles import Tiling, dense, to_checkpoint
+from jettison.kernels.tiles import Tiling, dense, to_checkpoint, two_of_four
 from jettison.models.anatomy import Linear
 
 PARTS = ("weight_packed", "weight_scale", "weight_zero_point")
@@ -46,13 +46,24 @@ class QuantLinear(nn.Module):
         Nothing happens where they do not serve (another device, scales in training or turned to another type, a grid
         they do not know) or are missing.
         """
-        tiling = Tiling.of(self.grid, self.out_features, self.in_features)
+        tiling = Tiling.of(self.grid, self.out_features, self.in_features, self._two_of_four())
         if tiling is None or self.tiling is not None or self.gain is not None or not self.weight_packed.is_cpu:
             return
         if self.weight_scale.dtype != self.grid.scale_dtype or native.library() is None:
             return
         parts = (self.weight_packed, self.weight_scale, self.weight_zero_point)
         self.hold_tiles(tiling, *ops.pack_tiles(*parts, self.grid, tiling))
+
+    def _two_of_four(self) -> bool:
+        """Whether two of each four columns are zero, and left out of tiles. Most weights show in few rows that not."""
+        if (
+            self.tiling is not None
+            or not self.weight_packed.is_cpu
+            or Tiling.of(self.grid, 1, self.in_features, True) is None
+        ):
+            return False
+        codes = lambda packed: unpack(packed, self.grid.bits, self.in_features)
+        return all(two_of_four(codes(part), self.grid) for part in (self.weight_packed[:8], self.weight_packed))
 
     def hold_tiles(self, tiling: Tiling, tiles: torch.Tensor, zero: torch.Tensor | None) -> None:
         """Take ready tiles in the place of whatever the weight was."""

@@ -80,6 +80,42 @@ struct Lanes {
     return {dot<kBits>(sum.low, quad.low, by), dot<kBits>(sum.high, quad.high, by)};
   }
 
+  // For two of four: see avx512.cpp.
+  static Bytes positive(const int8_t* x) {
+    const __m128i some = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), _mm_set1_epi8(-128));
+    return {_mm256_broadcastsi128_si256(some), _mm256_broadcastsi128_si256(some)};
+  }
+  static Bytes bytes(const uint8_t* at) { return {load(at), load(at + 32)}; }
+  static Bytes index(const uint8_t* at, int p) {
+    const __m256i first = _mm256_set1_epi32(p % 2 ? 0x0c0c0808 : 0x04040000);
+    return {_mm256_or_si256(bits(load(at), 2 * p, 3), first), _mm256_or_si256(bits(load(at + 32), 2 * p, 3), first)};
+  }
+  static Bytes upper(const uint8_t* at, int second) {
+    const int shift = second ? 0 : -4;
+    return {bits(load(at), shift, 0xf0), bits(load(at + 32), shift, 0xf0)};
+  }
+  static Bytes pick(Bytes x, Bytes index) {
+    return {_mm256_shuffle_epi8(x.low, index.low), _mm256_shuffle_epi8(x.high, index.high)};
+  }
+  static __m256i dot_signed(__m256i sum, __m256i x, __m256i value) {
+#ifdef JETTISON_VNNI
+    return dot<8>(sum, x, value);
+#else
+    // Pairs in 16 bits would saturate, so even and odd bytes are multiplied as 16 bits.
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(255)),
+                                           _mm256_srai_epi16(_mm256_slli_epi16(value, 8), 8));
+    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(x, 8), _mm256_srai_epi16(value, 8));
+    return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
+#endif
+  }
+  static Ints dot_signed(Ints sum, Bytes x, Bytes value) {
+    return {dot_signed(sum.low, x.low, value.low), dot_signed(sum.high, x.high, value.high)};
+  }
+  static Ints load_shorts(const uint8_t* at) {
+    const auto some = reinterpret_cast<const __m128i*>(at);
+    return {_mm256_cvtepi16_epi32(_mm_loadu_si128(some)), _mm256_cvtepi16_epi32(_mm_loadu_si128(some + 1))};
+  }
+
   static Ints load_bytes(const uint8_t* at) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
     return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};

@@ -56,6 +56,29 @@ struct Lanes {
     return sum;
   }
 
+  // For two of four: 16 activations as x + 128, in every quarter; the positions that field p names; signed values, those
+  // of 4 bits times 16; and what is at those positions.
+  static Bytes positive(const int8_t* x) {
+    const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+    return _mm512_broadcast_i32x4(_mm_xor_si128(some, _mm_set1_epi8(-128)));
+  }
+  static Bytes bytes(const uint8_t* at) { return _mm512_loadu_si512(at); }
+  static Bytes index(const uint8_t* at, int p) {
+    const __m512i first = _mm512_set1_epi32(p % 2 ? 0x0c0c0808 : 0x04040000);
+    return _mm512_ternarylogic_epi32(_mm512_srli_epi32(bytes(at), 2 * p), _mm512_set1_epi8(3), first, 0xea);  // a & b | c
+  }
+  static Bytes upper(const uint8_t* at, int second) {
+    return _mm512_and_si512(_mm512_slli_epi32(bytes(at), second ? 0 : 4), _mm512_set1_epi8(-16));
+  }
+  static Bytes pick(Bytes x, Bytes index) { return _mm512_shuffle_epi8(x, index); }
+  static Ints dot_signed(Ints sum, Bytes x, Bytes value) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(value));
+    return sum;
+  }
+  static Ints load_shorts(const uint8_t* at) {
+    return _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  }
+
   static Ints load_bytes(const uint8_t* at) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
   }

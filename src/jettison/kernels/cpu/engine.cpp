@@ -69,10 +69,26 @@ Weight weight_of(const LinearSpec& s) {
   return {s.tiles, s.zero, s.bias, s.rows, s.columns, s.span, s.bits, s.middle, static_cast<Type>(s.scale_type)};
 }
 
+bool is_dense(const LinearSpec& s) { return s.bits == 16 || s.bits == 32; }
+
 bool sound(const LinearSpec& s, int64_t rows, int64_t columns) {
   if (s.rows != rows || s.columns != columns || (s.rank && !(s.lora_a && s.lora_b))) return false;
-  if (s.bits > 8) return s.tiles && s.tiles_bytes == rows * columns * s.bits / 8 && (s.bits == 16 || s.bits == 32);
+  if (is_dense(s)) return s.tiles && s.tiles_bytes == rows * columns * s.bits / 8;
   return fits(weight_of(s), s.tiles_bytes, s.zero_bytes);
+}
+
+bool sound_mixture(const LayerSpec& layer, int64_t hidden) {
+  if (layer.expert_count < 1 || !layer.experts || layer.chosen < 1 || layer.chosen > layer.expert_count ||
+      !sound(layer.router, layer.expert_count, hidden))
+    return false;
+  for (int64_t e = 0; e < layer.expert_count; e++) {
+    const ExpertSpec& expert = layer.experts[e];
+    const int64_t width = expert.down.columns;
+    if (width < 1 || !sound(expert.gate, width, hidden) || !sound(expert.up, width, hidden) ||
+        !sound(expert.down, hidden, width))
+      return false;
+  }
+  return true;
 }
 
 bool sound(const ModelSpec& m) {
@@ -89,10 +105,13 @@ bool sound(const ModelSpec& m) {
     const bool attention = layer.k.rows == 0 ? layer.v.rows == 0 && sound(layer.q, q + 2 * kv, m.hidden)
                                              : sound(layer.q, q, m.hidden) && sound(layer.k, kv, m.hidden) &&
                                                    sound(layer.v, kv, m.hidden);
-    const bool mlp = layer.up.rows == 0 ? sound(layer.gate, 2 * m.intermediate, m.hidden)
+    const bool mlp = layer.expert_count   ? sound_mixture(layer, m.hidden)
+                     : layer.up.rows == 0 ? sound(layer.gate, 2 * m.intermediate, m.hidden)
                                         : sound(layer.gate, m.intermediate, m.hidden) &&
                                               sound(layer.up, m.intermediate, m.hidden);
-    if (!attention || !mlp || !sound(layer.o, m.hidden, q) || !sound(layer.down, m.hidden, m.intermediate)) return false;
+    if (!attention || !mlp || !sound(layer.o, m.hidden, q) ||
+        !(layer.expert_count || sound(layer.down, m.hidden, m.intermediate)))
+      return false;
   }
   return true;
 }
@@ -108,6 +127,9 @@ struct Work {
   const int64_t* position;
   std::vector<float> x, normed, q, k, v, mixed, gate, up, low[3], cosine[2], sine[2];
   std::vector<std::pair<int64_t, int64_t>> together;  // first row and number of rows
+  std::vector<float> shares, picked;                   // of a mixture
+  std::vector<int64_t> order;
+  std::vector<std::vector<std::pair<int64_t, float>>> chosen;  // of each expert: a row, and its share
 
   void resize() {
     const ModelSpec& m = engine.model;
@@ -147,7 +169,7 @@ struct Work {
           isa.side(from + row * s->columns, s->lora_a, s->rank, s->columns, side.data() + row * s->rank);
         });
       }
-      if (spec->bits > 8) {
+      if (is_dense(*spec)) {
         dense(*spec, from, to);
         if (spec->rank) add_side(*spec, side.data(), to);
       } else {
@@ -264,6 +286,45 @@ struct Work {
     add(q, layer.after_mlp_norm);
   }
 
+  // Rows that chose the same expert go through it together.
+  void mixture(const LayerSpec& layer) {
+    const int64_t hidden = engine.model.hidden, experts = layer.expert_count, rows = count;
+    shares.resize(rows * experts);
+    multiply({{&layer.router, shares.data()}}, normed.data());
+    chosen.assign(experts, {});
+    for (int64_t row = 0; row < rows; row++) {
+      const float* of = shares.data() + row * experts;
+      order.resize(experts);
+      for (int64_t e = 0; e < experts; e++) order[e] = e;
+      std::partial_sort(order.begin(), order.begin() + layer.chosen, order.end(),
+                        [of](int64_t a, int64_t b) { return of[a] > of[b] || (of[a] == of[b] && a < b); });
+      float all = 0.0f, best = 0.0f;
+      for (int64_t e = 0; e < experts; e++) all += std::exp(of[e] - of[order[0]]);
+      for (int i = 0; i < layer.chosen; i++) best += std::exp(of[order[i]] - of[order[0]]);
+      for (int i = 0; i < layer.chosen; i++)
+        chosen[order[i]].push_back({row, std::exp(of[order[i]] - of[order[0]]) / (layer.normalized ? best : all)});
+    }
+    for (int64_t e = 0; e < experts; e++) {
+      if (chosen[e].empty()) continue;
+      const ExpertSpec& expert = layer.experts[e];
+      const int64_t width = expert.down.columns;
+      count = static_cast<int64_t>(chosen[e].size());
+      picked.resize(count * std::max(hidden, width));
+      gate.resize(std::max<size_t>(gate.size(), count * std::max(hidden, width)));
+      up.resize(std::max<size_t>(up.size(), count * width));
+      for (int64_t i = 0; i < count; i++)
+        std::memcpy(picked.data() + i * hidden, normed.data() + chosen[e][i].first * hidden, hidden * sizeof(float));
+      multiply({{&expert.gate, gate.data()}, {&expert.up, up.data()}}, picked.data());
+      each_row([&](int64_t i) {
+        isa.gated(gate.data() + i * width, up.data() + i * width, engine.model.gelu, width, picked.data() + i * width);
+      });
+      multiply({{&expert.down, gate.data()}}, picked.data());
+      for (int64_t i = 0; i < count; i++)
+        isa.add_scaled_row(x.data() + chosen[e][i].first * hidden, gate.data() + i * hidden, chosen[e][i].second, hidden);
+      count = rows;
+    }
+  }
+
   // x += change, normed before where the model does so.
   void add(std::vector<float>& change, const float* weight) {
     const int64_t hidden = engine.model.hidden;
@@ -295,7 +356,7 @@ struct Work {
       norm(x.data(), layer.attention_norm, m.hidden, normed.data());
       attention(l);
       norm(x.data(), layer.mlp_norm, m.hidden, normed.data());
-      mlp(layer);
+      layer.expert_count ? mixture(layer) : mlp(layer);
     }
     int64_t kept = 0;
     for (int64_t row = 0; row < count; row++)

@@ -7,7 +7,7 @@
 
 namespace jettison {
 
-// A linear: packed (bits 2, 3, 4, 8) or dense (bits 16: bfloat16, 32: float32, tiles: (rows, columns)), and its side path, if any:
+// A linear: packed (bits 2, 3, 4, 8, or two of four) or dense (bits 16: bfloat16, 32: float32, tiles: (rows, columns)), and its side path, if any:
 // y = W x + bias + scaling · B (A x), A: (rank, columns), B: (rows, rank), float32. rows 0: there is none.
 struct LinearSpec {
   const uint8_t* tiles;
@@ -20,12 +20,23 @@ struct LinearSpec {
   float scaling;
 };
 
+// One expert of a mixture.
+struct ExpertSpec {
+  LinearSpec gate, up, down;
+};
+
 // All norms are RMS norms, float32 weights; null: there is none.
 struct LayerSpec {
   const float *attention_norm, *q_norm, *k_norm, *after_attention_norm, *mlp_norm, *after_mlp_norm;
   LinearSpec q, k, v, o, gate, up, down;  // k, v without rows: q holds all three; up without: gate holds both
   int64_t window;                         // tokens that attention sees, 0: all
   int32_t rope;                           // which of the model's two tables
+  // A mixture in the place of gate, up and down, where there are experts: the `chosen` likeliest by the softmax of what
+  // the router gives, weighted by it, normalized to sum to 1 where `normalized`.
+  LinearSpec router;
+  const ExpertSpec* experts;
+  int64_t expert_count;
+  int32_t chosen, normalized;
 };
 
 struct ModelSpec {

@@ -46,7 +46,8 @@ std::atomic<const Isa*> chosen{best()};
 const Isa& current_isa() { return *chosen.load(std::memory_order_relaxed); }
 
 bool fits(const Weight& w, int64_t tiles_bytes, int64_t zero_bytes) {
-  return (w.bits == 2 || w.bits == 3 || w.bits == 4 || w.bits == 8) && w.rows > 0 && w.rows <= kMostRows &&
+  return (w.bits == 2 || w.bits == 3 || w.bits == 4 || w.bits == 8 || is_sparse(w.bits)) && (!is_sparse(w.bits) || !w.zero) &&
+         w.rows > 0 && w.rows <= kMostRows &&
          w.columns > 0 && w.columns <= kMostColumns && w.span > 0 && w.span <= 256 && w.scale_type >= kFloat32 &&
          w.scale_type <= kFloat16 && tiles_bytes == w.tile_count() * w.tile_bytes() &&
          (!w.zero || zero_bytes == w.tile_count() * w.groups() * kTileRows);

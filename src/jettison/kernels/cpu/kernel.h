@@ -4,6 +4,22 @@
 // Loops over parts, halves, quads and rows must vanish, or their arrays would live in memory.
 #define UNROLL _Pragma("GCC unroll 16")
 
+template <int kRows>
+void write_rows(const Call& call, int64_t tile, int64_t row, float (&out)[kRows][kTileRows]) {
+  const Weight& w = call.weight;
+  const int64_t first = tile * kTileRows, count = std::min<int64_t>(kTileRows, w.rows - first);
+  for (int m = 0; m < kRows >> call.fine; m++) {
+    float* values = out[m];
+    if (w.bias)
+      for (int64_t r = 0; r < count; r++) values[r] += w.bias[first + r];
+    const int64_t to = ((row >> call.fine) + m) * w.rows + first;
+    if (call.type == kFloat32)
+      std::memcpy(static_cast<float*>(call.y) + to, values, count * sizeof(float));
+    else
+      for (int64_t r = 0; r < count; r++) static_cast<uint16_t*>(call.y)[to + r] = to_bfloat16(values[r]);
+  }
+}
+
 // Rows here are rows of values; two of them add up to a row of y where activations are fine.
 template <int kBits, int kRows>
 void multiply_block(const Call& call, int64_t tile, int64_t row) {
@@ -58,31 +74,73 @@ void multiply_block(const Call& call, int64_t tile, int64_t row) {
     at += w.scale_bytes();
     if (zeros) zeros += kTileRows;
   }
-
-  const int64_t first = tile * kTileRows, count = std::min<int64_t>(kTileRows, w.rows - first);
-  for (int m = 0; m < kRows >> call.fine; m++) {
-    float* values = out[m];
-    if (w.bias)
-      for (int64_t r = 0; r < count; r++) values[r] += w.bias[first + r];
-    const int64_t to = ((row >> call.fine) + m) * w.rows + first;
-    if (call.type == kFloat32)
-      std::memcpy(static_cast<float*>(call.y) + to, values, count * sizeof(float));
-    else
-      for (int64_t r = 0; r < count; r++) static_cast<uint16_t*>(call.y)[to + r] = to_bfloat16(values[r]);
-  }
+  write_rows<kRows>(call, tile, row, out);
 }
 
-template <int kBits, int kRows = Lanes::kMaxRows>
+// The same for weights that have two of each four columns: of each lane's columns, those that its indices name.
+template <int kBits, int kRows>
+void multiply_sparse_block(const Call& call, int64_t tile, int64_t row) {
+  using Ints = typename Lanes::Ints;
+  constexpr int kParts = Lanes::kManyRegisters && kRows <= 2 ? 2 : 1, kPairs = 4;
+  const Weight& w = call.weight;
+  const int64_t groups = w.groups(), width = w.width(), steps = width / step_columns(kBits), stride = groups * width;
+  const uint8_t* at = w.tiles + tile * w.tile_bytes();
+  alignas(64) float out[kRows][kTileRows] = {};
+
+  for (int64_t g = 0; g < groups; g++) {
+    const int8_t* x = call.act.value + row * stride + g * width;
+    Ints sum[kParts][kHalves][kRows];
+    UNROLL for (int p = 0; p < kParts; p++)
+      UNROLL for (int h = 0; h < kHalves; h++)
+        UNROLL for (int m = 0; m < kRows; m++) sum[p][h][m] = Lanes::broadcast(0);
+    for (int64_t s = 0; s < steps; s++, x += step_columns(kBits)) {
+      typename Lanes::Bytes positive[kRows][kPairs / 2];
+      UNROLL for (int m = 0; m < kRows; m++)
+        UNROLL for (int i = 0; i < kPairs / 2; i++) positive[m][i] = Lanes::positive(x + m * stride + 16 * i);
+      UNROLL for (int h = 0; h < kHalves; h++, at += half_bytes(kBits)) {
+        UNROLL for (int i = 0; i < half_bytes(kBits); i += 64) Lanes::prefetch(at + i + kPrefetch);
+        UNROLL for (int p = 0; p < kPairs; p++) {
+          const auto index = Lanes::index(at, p);
+          const auto value = kBits == kSparse4 ? Lanes::upper(at + 64 * (1 + p / 2), p % 2) : Lanes::bytes(at + 64 * (1 + p));
+          UNROLL for (int m = 0; m < kRows; m++)
+            sum[p % kParts][h][m] = Lanes::dot_signed(sum[p % kParts][h][m], Lanes::pick(positive[m][p / 2], index), value);
+        }
+      }
+    }
+    const uint8_t* sums = at + w.scale_bytes();
+    UNROLL for (int h = 0; h < kHalves; h++) {
+      const auto scale = Lanes::load_scale(at, h * kLanes, w.scale_type);
+      const Ints of_values = Lanes::load_shorts(sums + 2 * h * kLanes);
+      UNROLL for (int m = 0; m < kRows; m++) {
+        Ints total = sum[0][h][m];
+        UNROLL for (int p = 1; p < kParts; p++) total = Lanes::add(total, sum[p][h][m]);
+        if constexpr (kBits == kSparse4) total = Lanes::shift_right(total, 4);  // values stood in the upper halves
+        total = Lanes::subtract_product(total, of_values, 128);
+        Lanes::add_scaled(out[m >> call.fine] + h * kLanes, total, call.act.scale[(row + m) * groups + g], scale);
+      }
+    }
+    at = sums + w.sum_bytes();
+  }
+  write_rows<kRows>(call, tile, row, out);
+}
+
+template <int kBits>
+constexpr int most_rows() {
+  return is_sparse(kBits) ? std::min(4, Lanes::kMaxRows) : Lanes::kMaxRows;
+}
+
+template <int kBits, int kRows = most_rows<kBits>()>
 void multiply_rows(const Call& call, int64_t tile, int64_t row, int64_t count) {
   if constexpr (kRows > 1)
     if (count < kRows) return multiply_rows<kBits, kRows - 1>(call, tile, row, count);
-  multiply_block<kBits, kRows>(call, tile, row);
+  if constexpr (is_sparse(kBits)) multiply_sparse_block<kBits, kRows>(call, tile, row);
+  else multiply_block<kBits, kRows>(call, tile, row);
 }
 
 template <int kBits>
 void multiply_tiles(const Call& call, int64_t first, int64_t last) {
   for (int64_t tile = first; tile < last; tile++)
-    for (int64_t row = 0, count = call.count << call.fine; row < count; row += Lanes::kMaxRows)
+    for (int64_t row = 0, count = call.count << call.fine; row < count; row += most_rows<kBits>())
       multiply_rows<kBits>(call, tile, row, count - row);
 }
 
@@ -91,6 +149,8 @@ void multiply(const Call& call, int64_t first, int64_t last) {
     case 2: return multiply_tiles<2>(call, first, last);
     case 3: return multiply_tiles<3>(call, first, last);
     case 4: return multiply_tiles<4>(call, first, last);
+    case kSparse4: return multiply_tiles<kSparse4>(call, first, last);
+    case kSparse8: return multiply_tiles<kSparse8>(call, first, last);
     default: return multiply_tiles<8>(call, first, last);
   }
 }

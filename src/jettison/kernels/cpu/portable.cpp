@@ -60,6 +60,46 @@ struct Lanes {
     return sum;
   }
 
+  // For two of four: see avx512.cpp.
+  static Bytes positive(const int8_t* x) {
+    Bytes result;
+    for (int i = 0; i < 4 * kLanes; i++) result.of[i] = static_cast<uint8_t>(x[i % 16]) ^ 128;
+    return result;
+  }
+  static Bytes bytes(const uint8_t* at) {
+    Bytes result;
+    std::memcpy(result.of, at, sizeof result.of);
+    return result;
+  }
+  static Bytes index(const uint8_t* at, int p) {
+    Bytes result;
+    for (int i = 0; i < 4 * kLanes; i++)
+      result.of[i] = static_cast<uint8_t>((at[i] >> (2 * p) & 3) | (i % 4 / 2 * 4) | (p % 2 * 8));
+    return result;
+  }
+  static Bytes upper(const uint8_t* at, int second) {
+    Bytes result;
+    for (int i = 0; i < 4 * kLanes; i++) result.of[i] = static_cast<uint8_t>((second ? at[i] : at[i] << 4) & 0xf0);
+    return result;
+  }
+  static Bytes pick(const Bytes& x, const Bytes& index) {
+    Bytes result;
+    for (int i = 0; i < 4 * kLanes; i++) result.of[i] = x.of[i / 16 * 16 + index.of[i]];
+    return result;
+  }
+  static Ints dot_signed(Ints sum, const Bytes& x, const Bytes& value) {
+    for (int r = 0; r < kLanes; r++)
+      for (int j = 0; j < 4; j++) sum.of[r] += x.of[4 * r + j] * static_cast<int8_t>(value.of[4 * r + j]);
+    return sum;
+  }
+  static Ints load_shorts(const uint8_t* at) {
+    Ints result;
+    int16_t some[kLanes];
+    std::memcpy(some, at, sizeof some);
+    for (int r = 0; r < kLanes; r++) result.of[r] = some[r];
+    return result;
+  }
+
   static Ints load_bytes(const uint8_t* at) {
     Ints result;
     for (int r = 0; r < kLanes; r++) result.of[r] = at[r];

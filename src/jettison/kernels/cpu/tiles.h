@@ -9,6 +9,11 @@
 //   2 bits: half a step is one block, 16 columns.    4 bits: one block, 8 columns.    8 bits: one block, 4 columns.
 //   3 bits: half a step is 32 columns: two blocks of the low two bits, then one of the high bits, one bit a quad.
 //
+// Weights that have two of each four columns (2:4) take 32 columns in half a step: a block of indices, then the values. Byte
+// j of a lane, in field p, is about the kept columns of 8·p + 4·(j / 2) and on: which, in the index's 2 bits, and its
+// signed value. 4 bits: two blocks, a byte of each has pair 2·b of fields in its lower half. 8 bits: four blocks, one for each p.
+// After the scales stand 32 sums of the group's values, int16: activations are then shifted to be positive.
+//
 // scale: bfloat16, float16 or float32. zero: [tile][group][32] bytes apart from the stream, or none: then one number for all.
 
 #pragma once
@@ -23,8 +28,16 @@ constexpr int kPrefetch = 4096;  // bytes ahead in the stream: what hides the me
 
 enum Type : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 
-constexpr int step_columns(int bits) { return bits == 2 ? 16 : bits == 3 ? 32 : bits == 4 ? 8 : 4; }
-constexpr int half_bytes(int bits) { return bits == 3 ? 192 : 64; }  // of half a step
+// How numbers are packed: dense ones by their bits, and two of four.
+constexpr int kSparse4 = 24, kSparse8 = 28;
+constexpr bool is_sparse(int bits) { return bits == kSparse4 || bits == kSparse8; }
+
+constexpr int step_columns(int bits) {
+  return bits == 2 ? 16 : bits == 3 || is_sparse(bits) ? 32 : bits == 4 ? 8 : 4;
+}
+constexpr int half_bytes(int bits) {  // of half a step
+  return bits == 3 || bits == kSparse4 ? 192 : bits == kSparse8 ? 320 : 64;
+}
 
 struct Weight {
   const uint8_t* tiles;
@@ -40,7 +53,8 @@ struct Weight {
   int64_t tile_count() const { return (rows + kTileRows - 1) / kTileRows; }
   int64_t code_bytes() const { return width() / step_columns(bits) * kHalves * half_bytes(bits); }  // of a group
   int64_t scale_bytes() const { return kTileRows * (scale_type == kFloat32 ? 4 : 2); }
-  int64_t tile_bytes() const { return groups() * (code_bytes() + scale_bytes()); }
+  int64_t sum_bytes() const { return is_sparse(bits) ? kTileRows * 2 : 0; }
+  int64_t tile_bytes() const { return groups() * (code_bytes() + scale_bytes() + sum_bytes()); }
 };
 
 // Activations as int8: x ≈ scale · value, by the weight's groups. Groups are `width` apart and filled up with zeros.

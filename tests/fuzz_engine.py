@@ -1,0 +1,152 @@
+"""Random configurations, batches and faults against the C++ decoder: ``python tests/fuzz_engine.py SECONDS [SEED]``.
+
+Run under sanitizers by tests/test_kernels.py. Prints how many cases passed; any disagreement is an error.
+"""
+
+import itertools
+import random
+import sys
+import time
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from jettison.decode.engine import CACHES, Engine
+from jettison.errors import UsageError
+from jettison.grid import Grid, QuantizedWeight
+from jettison.kernels.tiles import Tiling
+from jettison.models.modules import Adapted, QuantLinear
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text")
+
+
+def random_model(chance: random.Random) -> tuple[nn.Module, bool]:
+    """A tiny model, dense or in part packed, and whether something is packed."""
+    kind, kv_heads, head_dim = (
+        chance.choice(FAMILIES),
+        chance.choice([1, 2, 3]),
+        2 * chance.choice([1, 3, 8, 10, 17, 40]),
+    )
+    heads = kv_heads * chance.randint(1, 6)
+    hidden = heads * (head_dim if kind == "phi3" else chance.randint(1, 12))
+    layers = chance.randint(1, 3)
+    config = AutoConfig.for_model(
+        kind, hidden_size=hidden, num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
+        intermediate_size=chance.randint(1, 90), vocab_size=chance.randint(4, 300), num_hidden_layers=layers,
+        max_position_embeddings=chance.choice([1, 2, 17, 70, 140]), pad_token_id=0,
+        tie_word_embeddings=chance.random() < 0.5, eos_token_id=None, bos_token_id=None,
+    )  # fmt: skip
+    if kind in ("mistral", "phi3", "gemma3_text"):
+        config.sliding_window = chance.choice([1, 3, 20, 1000])
+    torch.manual_seed(chance.randint(0, 1 << 30))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    packed = chance.random() < 0.6
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and packed and chance.random() < 0.8:
+            model.set_submodule(name, pack(chance, module))
+        if isinstance(module, nn.Linear) and name != "lm_head" and chance.random() < 0.2:
+            a, b = torch.randn(3, module.in_features) / 8, torch.randn(module.out_features, 3) / 8
+            model.set_submodule(name, Adapted(model.get_submodule(name), a, b, 0.5))
+    return model, any(isinstance(module, QuantLinear) for module in model.modules())
+
+
+def pack(chance: random.Random, linear: nn.Linear) -> nn.Module:
+    rows, columns = linear.weight.shape
+    group = chance.choice([each for each in (-1, 8, 16, 32, 64) if each == -1 or columns % each == 0])
+    grid = Grid(chance.choice([2, 3, 4, 8]), group, chance.random() < 0.5)
+    if Tiling.of(grid, rows, columns) is None:
+        return linear
+    codes = torch.randint(0, 2**grid.bits, (rows, columns), dtype=torch.uint8)
+    shape = (rows, grid.groups(columns))
+    scale = (torch.rand(shape) / (columns**0.5 * 2**grid.bits)).to(grid.scale_dtype)
+    zero = None if grid.symmetric else torch.randint(0, 2**grid.bits, shape, dtype=torch.uint8)
+    bias = None if linear.bias is None else linear.bias.detach()
+    module = QuantLinear.of(QuantizedWeight(codes, scale, zero, grid), bias)
+    module.tile()
+    return module
+
+
+def check(chance: random.Random) -> None:
+    model, packed = random_model(chance)
+    engine, vocabulary = Engine(model), model.config.vocab_size
+    texts = [
+        torch.randint(0, vocabulary, (chance.randint(1, engine.limit),)).tolist() for _ in range(chance.randint(1, 4))
+    ]
+    cache, fine = chance.choice(sorted(CACHES)), chance.random() < 0.5
+    sessions = [engine.session(chance.randint(len(text), engine.limit), cache) for text in texts]
+    torch.set_num_threads(chance.choice([1, 2]))  # main puts it back
+    last: dict[int, torch.Tensor] = {}
+    while any(session.length < len(text) for session, text in zip(sessions, texts, strict=True)):
+        rows, tokens, places = [], [], []
+        for number, (session, text) in enumerate(zip(sessions, texts, strict=True)):
+            if session.length and chance.random() < 0.1:
+                session.cut(chance.randint(0, session.length))
+            count = min(len(text) - session.length, chance.choice([0, 1, 1, 2, 9, 40]))
+            rows += [session] * count
+            tokens += text[session.length : session.length + count]
+            places += [number] * count
+        if not tokens:
+            continue
+        ends = [i + 1 == len(places) or places[i + 1] != place for i, place in enumerate(places)]
+        found = engine.forward(tokens, rows, ends, fine)
+        last |= {
+            place: row
+            for place, row in zip([p for p, end in zip(places, ends, strict=True) if end], found, strict=True)
+        }
+    if fine or not packed:  # else int8 activations of so few columns say little
+        for number, text in enumerate(texts):
+            with torch.no_grad():
+                expected = reference(model, text)
+            off = float((last[number] - expected).norm() / (expected.norm() + 1e-6))
+            limit = {"float32": 2e-3 if packed else 1e-4, "bfloat16": 5e-2, "int8": 0.2}[cache]
+            assert off < limit, f"{model.config.model_type}, {cache}, {len(text)} tokens: off by {off:.2g}"
+    spoil(chance, engine, vocabulary)
+
+
+def reference(model: nn.Module, text: list[int]) -> torch.Tensor:
+    """Logits after the last token by PyTorch, packed weights dequantized."""
+    held = {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+    for name, module in held.items():
+        dense = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+        dense.weight = nn.Parameter(module.weight(), requires_grad=False)
+        dense.bias = None if module.bias is None else nn.Parameter(module.bias, requires_grad=False)
+        model.set_submodule(name, dense)
+    logits = model(torch.tensor([text])).logits[0, -1]
+    for name, module in held.items():
+        model.set_submodule(name, module)
+    return logits
+
+
+def spoil(chance: random.Random, engine: Engine, vocabulary: int) -> None:
+    """A token too many, or one that is none: an error, and the session as it was."""
+    capacity = chance.randint(1, engine.limit)
+    session = engine.session(capacity)
+    session.append([0] * (capacity - 1) or [0])
+    length = session.length
+    for tokens in ([0] * (capacity - length + 1), [vocabulary], [-1], []):
+        try:
+            engine.forward(tokens, [session] * len(tokens), [True] * len(tokens))
+        except UsageError:
+            assert session.length == length, "a failed call changed the session"
+        else:
+            raise AssertionError(f"{tokens[:3]}...: no error")
+
+
+def main(seconds: float, seed: int) -> None:
+    end, threads = time.monotonic() + seconds, torch.get_num_threads()
+    for number in itertools.count():
+        if time.monotonic() > end:
+            break
+        try:
+            check(random.Random(seed + number))
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed + number}: {error}") from error
+    torch.set_num_threads(threads)
+    print(f"{number} cases passed")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)

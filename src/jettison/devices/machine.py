@@ -1,5 +1,6 @@
 """This machine's figures: reads by threads and streams, matrix products, launches. Measured once, kept in the cache."""
 
+import math
 import platform
 import statistics
 import time
@@ -15,25 +16,30 @@ import torch
 
 from jettison.errors import JettisonError
 from jettison.files import cache_folder, read_json, write_json
+from jettison.grid import Grid
+from jettison.kernels import native
+from jettison.kernels.tiles import Tiling
 from jettison.progress import say
 
 READ_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 20
 STREAMS = (1, 2, 4)
 MATRIX = 8192  # the widest product tried
+PACKED = 4096  # rows and columns of packed weights
 LONG = 0.02  # seconds: a product that takes longer is wide enough
 REPEATS, ENOUGH = 5, 0.2  # of each product at least so many, and seconds, for other work takes its slices of time
 TYPES = {"fp32": (torch.float32,), "fp16": (torch.float16, torch.bfloat16), "int8": (torch.int8,)}
 CACHES = Path("/sys/devices/system/cpu")
-LAYOUT = 2  # of the kept file; one of another layout is measured anew
+LAYOUT = 3  # of the kept file; one of another layout is measured anew
 
 
 def measure(again: bool = False) -> dict[str, Any]:
     """A row of devices.yaml for this machine: from the cache unless ``again``. Takes seconds.
 
     bandwidth is the best of ``measured``, a table of {threads, streams, bandwidth} (empty on a GPU): each thread reads
-    a part of 1 GiB, as one or several streams by turns. flops: the best square products in float32, in float16 or
-    bfloat16, and in int8 where torch has it. overhead: of adding two numbers, the median.
+    a part of 1 GiB, as one or several streams by turns. share: of it, what products with packed weights read. flops:
+    the best square products in float32, in float16 or bfloat16, and in int8 where torch has it. overhead: of adding two
+    numbers, the median.
     """
     file, device = cache_folder() / "device.json", torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
@@ -41,7 +47,7 @@ def measure(again: bool = False) -> dict[str, Any]:
     if not again and (row := _kept(file, key)):
         return row
     say("measuring this machine (once) ...")
-    row = {"title": f"This machine: {name}", "share": 1.0} | _figures(device)
+    row = {"title": f"This machine: {name}"} | _figures(device)
     write_json(file, row | key)
     return row
 
@@ -63,14 +69,17 @@ def _figures(device: torch.device) -> dict[str, Any]:
         data = torch.ones(min(READ_BYTES, free // 4) // 4, device=device)
         measured, bandwidth = [], data.nbytes / _best(data.sum, device)
         cache, way = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0), "one sum"
+        share = 1.0
     else:
         memory, measured = psutil.virtual_memory().total, _read_table(threads)
         best = max(measured, key=lambda row: row["bandwidth"])
         bandwidth, cache = best["bandwidth"], _last_cache(CACHES)
+        share = min(1.0, _packed_bandwidth() / bandwidth) if native.library() else 1.0
         way = f"threads: {best['threads']}, streams of each: {best['streams']}"
     peaks = {kind: max(_product_peak(dtype, device) for dtype in dtypes) for kind, dtypes in TYPES.items()}
     return {
         "bandwidth": bandwidth,
+        "share": share,
         "memory": float(memory),
         "flops": {kind: peak for kind, peak in peaks.items() if peak},
         "cache": float(cache),
@@ -105,6 +114,20 @@ def _read(data: torch.Tensor, threads: int, streams: int, pool: ThreadPoolExecut
     start = time.perf_counter()
     list(pool.map(lambda chunks: [chunk.sum() for chunk in chunks], turns))
     return parts.nbytes / (time.perf_counter() - start)
+
+
+def _packed_bandwidth() -> float:
+    """Bytes per second that the kernels read of weights of 4 bits for one row of activations."""
+    tiling = Tiling.of(Grid(4, 128), PACKED, PACKED)
+    nbytes = math.prod(tiling.tiles_shape)
+    tiles = torch.ones(max(1, READ_BYTES // 4 // nbytes), nbytes, dtype=torch.uint8)
+    multiply = native.prepared(torch.ones(1, PACKED), tiling, torch.empty(1, PACKED))
+
+    def all_of_them() -> None:
+        for each in tiles:
+            multiply(each.data_ptr(), nbytes)
+
+    return tiles.nbytes / _best(all_of_them, torch.device("cpu"))
 
 
 @contextmanager

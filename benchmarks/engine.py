@@ -238,7 +238,8 @@ def claims_of(agreed, loaded, short, sides, long, read, smaller, predicted) -> l
               f"scribe, w4, token by token, against dequantized PyTorch; as a prompt {prompted['top1']:.4f}"),
         claim("mean_kl", agreed["written"]["kl"], "nats", "lower", 0.001, f"same; as a prompt {prompted['kl']:.1e}"),
         claim("text_gap", gap, "logits", "lower", TOLERANCE, told),
-        claim("predicted_vs_measured_worst_pct", abs(worst["error_pct"]), "%", "lower", 15.0, f"{PREDICTED}: {each}; third attempt"),
+        claim("predicted_vs_measured_worst_pct", abs(worst["error_pct"]), "%", "lower", 15.0,
+              f"{PREDICTED}: {each}; fourth attempt"),
     ]  # fmt: skip
     if Q4_0 in {name for name, _, _ in rows}:
         peers = lambda of, ours, theirs: ratio(of[theirs, 1, True]["samples"], of[ours, 1, True]["samples"])

@@ -25,7 +25,8 @@ READ_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 20
 STREAMS = (1, 2, 4)
 MATRIX = 8192  # the widest product tried
-PACKED = 4096  # rows and columns of packed weights
+PACKED, SHARE_ROUNDS = 4096, 15  # rows and columns of packed weights; how often their share is measured
+AHEAD = (0, 2048, 4096)  # bytes of prefetch
 LONG = 0.02  # seconds: a product that takes longer is wide enough
 REPEATS, ENOUGH = 5, 0.2  # of each product at least so many, and seconds, for other work takes its slices of time
 TYPES = {"fp32": (torch.float32,), "fp16": (torch.float16, torch.bfloat16), "int8": (torch.int8,)}
@@ -74,7 +75,7 @@ def _figures(device: torch.device) -> dict[str, Any]:
         memory, measured = psutil.virtual_memory().total, _read_table(threads)
         best = max(measured, key=lambda row: row["bandwidth"])
         bandwidth, cache = best["bandwidth"], _last_cache(CACHES)
-        share = min(1.0, _packed_bandwidth() / bandwidth) if native.library() else 1.0
+        share = _packed_share() if native.library() else 1.0
         way = f"threads: {best['threads']}, streams of each: {best['streams']}"
     peaks = {kind: max(_product_peak(dtype, device) for dtype in dtypes) for kind, dtypes in TYPES.items()}
     return {
@@ -116,8 +117,9 @@ def _read(data: torch.Tensor, threads: int, streams: int, pool: ThreadPoolExecut
     return parts.nbytes / (time.perf_counter() - start)
 
 
-def _packed_bandwidth() -> float:
-    """Bytes per second that the kernels read of weights of 4 bits for one row of activations."""
+def _packed_share() -> float:
+    """Of what the kernels read of memory at most, what they read of weights of 4 bits for one row of activations: the
+    median over rounds, for both drift alike."""
     tiling = Tiling.of(Grid(4, 128), PACKED, PACKED)
     nbytes = math.prod(tiling.tiles_shape)
     tiles = torch.ones(max(1, READ_BYTES // 4 // nbytes), nbytes, dtype=torch.uint8)
@@ -127,7 +129,14 @@ def _packed_bandwidth() -> float:
         for each in tiles:
             multiply(each.data_ptr(), nbytes)
 
-    return tiles.nbytes / _best(all_of_them, torch.device("cpu"))
+    def seconds(work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    reads = [partial(native.read, tiles, streams, ahead) for streams in STREAMS for ahead in AHEAD]
+    rounds = [min(map(seconds, reads)) / min(seconds(all_of_them) for _ in range(3)) for _ in range(SHARE_ROUNDS)]
+    return min(1.0, statistics.median(rounds))
 
 
 @contextmanager

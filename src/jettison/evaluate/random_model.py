@@ -3,15 +3,19 @@
 import torch
 from torch import nn
 
+from jettison.grid import Grid
 from jettison.kernels.tiles import Tiling
-from jettison.models import ModelShape
+from jettison.models import Linear, ModelShape
 from jettison.models.modules import Adapted, QuantLinear
 from jettison.recipe import Recipe
 
 
-def random_model(shape: ModelShape, recipe: Recipe, *, adapter: bool = False, seed: int = 0) -> nn.Module:
+def random_model(
+    shape: ModelShape, recipe: Recipe, *, adapter: bool = False, sparse: bool = False, seed: int = 0
+) -> nn.Module:
     """Linears that the recipe quantizes hold random codes with scales that keep activations in range; the rest is
-    bfloat16. adapter: with the side paths that the recipe's recovery would leave.
+    bfloat16. adapter: with the side paths that the recipe's recovery would leave. sparse: two of each four columns of
+    what lies in blocks.
     """
     chance = torch.Generator().manual_seed(seed)
     normal = lambda *size, by: torch.randn(*size, generator=chance).mul(by).bfloat16()
@@ -20,7 +24,7 @@ def random_model(shape: ModelShape, recipe: Recipe, *, adapter: bool = False, se
         for linear in shape.anatomy:
             if step.where.matches(linear.roles, linear.block) and "embed" not in linear.roles:
                 bias = None if model.get_submodule(linear.name).bias is None else torch.zeros(linear.rows)
-                packed = _packed(linear.rows, linear.columns, step.grid, bias, chance)
+                packed = _packed(linear, step.grid, bias, sparse and linear.block is not None, chance)
                 model.set_submodule(linear.name, packed)
     for name, parameter in list(model.named_parameters()):
         owner, _, last = name.rpartition(".")
@@ -38,9 +42,12 @@ def random_model(shape: ModelShape, recipe: Recipe, *, adapter: bool = False, se
     return model
 
 
-def _packed(rows: int, columns: int, grid, bias: torch.Tensor | None, chance: torch.Generator) -> QuantLinear:
+def _packed(
+    linear: Linear, grid: Grid, bias: torch.Tensor | None, sparse: bool, chance: torch.Generator
+) -> QuantLinear:
     """In tiles right away: to make codes, pack and tile them would take minutes for billions of weights."""
-    module, tiling = QuantLinear(rows, columns, grid, bias), Tiling.of(grid, rows, columns)
+    rows, columns = linear.rows, linear.columns
+    module, tiling = QuantLinear(rows, columns, grid, bias), Tiling.of(grid, rows, columns, sparse)
     tiles = torch.randint(0, 256, tiling.tiles_shape, dtype=torch.uint8, generator=chance)
     scale = torch.full((32,), 2.0 / (columns**0.5 * 2**grid.bits), dtype=grid.scale_dtype)
     tiles[:, :, tiling.code_bytes :][:, :, : tiling.scale_bytes] = scale.view(torch.uint8)

@@ -204,7 +204,7 @@ def main() -> None:
 
 def claims_of(agreed, loaded, short, sides, long, read, smaller, predicted) -> list[dict]:
     rows, far = by_kind(short), by_kind(long)
-    beside = by_kind(sides)
+    beside, allowed = by_kind(sides), short["bytes"]["w4"] / short["bytes"]["gateup-w4w2"]
     samples = lambda name, count=1, fine=True: beside[name, count, fine]["samples"]
     gateup, w4 = rows["gateup-w4w2", 1, True]["samples"], rows["w4", 1, True]["samples"]
     speed = lambda of: ", ".join(f"{name} {row['tokens_per_second']:.1f}" for (name, count, fine), row in of.items()
@@ -221,7 +221,7 @@ def claims_of(agreed, loaded, short, sides, long, read, smaller, predicted) -> l
     each = ", ".join(f"{row['recipe']} {row['error_pct']:+.0f} %" for row in predicted["rows"])
     found = [
         claim("gateup_vs_own_w4", ratio(w4, gateup), "x", "higher", 1.15,
-              f"the bytes allow {short['bytes']['w4'] / short['bytes']['gateup-w4w2']:.2f}; tokens/s after {SHORT} tokens: {speed(rows)}"),
+              f"the bytes allow {allowed:.2f}; tokens/s after {SHORT} tokens: {speed(rows)}"),
         claim("gateup_vs_own_w4_4k", ratio(far["w4", 1, True]["samples"], far["gateup-w4w2", 1, True]["samples"]), "x",
               "higher", 1.10, f"tokens/s after {LONG} tokens: {speed(far)}"),
         claim("bandwidth_share", own(rows), "", "higher", 0.85, "of the read limit, in weight bytes"),
@@ -239,7 +239,7 @@ def claims_of(agreed, loaded, short, sides, long, read, smaller, predicted) -> l
         claim("mean_kl", agreed["written"]["kl"], "nats", "lower", 0.001, f"same; as a prompt {prompted['kl']:.1e}"),
         claim("text_gap", gap, "logits", "lower", TOLERANCE, told),
         claim("predicted_vs_measured_worst_pct", abs(worst["error_pct"]), "%", "lower", 15.0,
-              f"{PREDICTED}: {each}; the machine measured before and after: 22 %, and with what packed products read of "
+              f"{PREDICTED}: {each}; the machine measured before and after: 22 %, with what packed products read of "
               "its bandwidth: 21 %; this is with the read limit around each sample"),
     ]  # fmt: skip
     if Q4_0 in {name for name, _, _ in rows}:

@@ -17,7 +17,7 @@ FLOORS = [
     {"quantize", "recover", "decode"},
     {"formats", "calibrate"},
     {"models", "devices", "recipe", "journal"},
-    {"kernels", "registry"},
+    {"kernels", "registry", "parallel"},
     {"grid", "files", "progress", "units"},
     {"errors"},
 ]

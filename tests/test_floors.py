@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "jettison"
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"fit"},
+    {"fit", "xr"},
     {"plan"},
     {"compress", "evaluate", "report"},
     {"quantize", "recover", "decode"},

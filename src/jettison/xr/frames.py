@@ -18,8 +18,8 @@ class Frame:
 
     deadline: when the next frame of the task arrives. asked: what its coin says. parents: the frames whose outputs it
     needs. status: ``waiting``, ``running``, ``done``; ``dropped``: not begun by its deadline, or its parent was
-    dropped; ``skipped``: not asked for; ``unlogged``: begun or queued when the official program stopped. pieces: (unit, start,
-    end) of what ran before a preemption. left: the share of the work still to do.
+    dropped; ``skipped``: not asked for; ``unlogged``: begun or queued when the official program stopped. pieces: (unit,
+    start, end) of what ran before a preemption. left: the share of the work still to do.
     """
 
     task: str

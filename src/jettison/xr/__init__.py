@@ -13,9 +13,10 @@ from jettison.xr.definitions import (
     model_names,
     scenario_names,
 )
+from jettison.xr.dispatch import SCHEDULERS
 from jettison.xr.frames import Frame, Timeline
 from jettison.xr.scores import ScenarioScore, benchmark_score, expected_score, score, summary
-from jettison.xr.simulator import SCHEDULERS, simulate
+from jettison.xr.simulator import simulate
 
 __all__ = [
     "SCHEDULERS",

@@ -38,7 +38,8 @@ MULTIPLE = {"DE": 32, "SS": 32, "PD": 32, "HT": 64, "AS": 4}  # that sides must 
 
 def native_model(name: str, size: str = "full", seed: int = 0, weights: str | Path | None = None) -> nn.Module:
     """The module, in float32, for inference. weights: a safetensors file with its state dict; else random ones by
-    ``seed``. Raises UsageError for unknown names and sizes, JettisonError for weights that do not fit."""
+    ``seed``, with normalizations that suit them. Raises UsageError for unknown names and sizes, JettisonError for
+    weights that do not fit."""
     if name not in NATIVE:
         raise unknown("model", name, NATIVE, ", which is native")
     if size not in SIZES:
@@ -46,7 +47,10 @@ def native_model(name: str, size: str = "full", seed: int = 0, weights: str | Pa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = NATIVE[name](SIZES[size][0])
-    if weights is not None:
+    model.requires_grad_(False)
+    if weights is None:
+        _settle(model, native_input(name, size, seed, frames=4))
+    else:
         from safetensors.torch import load_file
 
         try:
@@ -54,14 +58,25 @@ def native_model(name: str, size: str = "full", seed: int = 0, weights: str | Pa
         except (OSError, RuntimeError) as error:
             message = str(error).partition("\n")[0]
             raise JettisonError(f"weights {weights} do not fit model {name!r} of size {size!r}: {message}") from error
-    return model.eval().requires_grad_(False)
+    return model.eval()
 
 
-def native_input(name: str, size: str = "full", seed: int = 0) -> torch.Tensor:
-    """A random frame (1, ...): normal, of the model's shape at this size."""
+@torch.no_grad()
+def _settle(model: nn.Module, frames: torch.Tensor) -> None:
+    """Give the normalizations the statistics of noise: with the ones they start from, signals die out on their way
+    through random weights, and all that comes out is biases."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    if norms:
+        model.train()(frames)
+
+
+def native_input(name: str, size: str = "full", seed: int = 0, frames: int = 1) -> torch.Tensor:
+    """Random frames (frames, ...): normal, of the model's shape at this size."""
     if size not in SIZES:
         raise unknown("size", size, SIZES, f" of model {name!r}")
     channels, *sides = find_model(name).input
     scale, multiple = SIZES[size][1], MULTIPLE.get(name, 1)
     sides = [max(multiple, round(side * scale / multiple) * multiple) for side in sides]
-    return torch.randn(1, channels, *sides, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(frames, channels, *sides, generator=torch.Generator().manual_seed(seed))

@@ -24,7 +24,7 @@ FBNET_V3_HEAD = (
 def best_regions(scores: torch.Tensor, shifts: torch.Tensor, count: int) -> torch.Tensor:
     """The regions with the highest scores. scores: (batch, anchors, height, width); shifts: (batch, 4·anchors, height,
     width), of x, y, width and height. Returns (batch, count, 4): left, top, right, bottom, as parts of the picture."""
-    batch, anchors, height, width = scores.shape
+    _, anchors, height, width = scores.shape
     ys = (torch.arange(height, device=scores.device) + 0.5) / height
     xs = (torch.arange(width, device=scores.device) + 0.5) / width
     sizes = 2.0 ** -torch.linspace(0.5, 4, anchors, device=scores.device)
@@ -44,13 +44,13 @@ def crop(features: torch.Tensor, boxes: torch.Tensor, side: int) -> torch.Tensor
     y = boxes[..., None, 1] + (boxes[..., None, 3] - boxes[..., None, 1]) * steps
     count = boxes.shape[1]
     grid = torch.stack([x.unsqueeze(2).expand(-1, -1, side, -1), y.unsqueeze(3).expand(-1, -1, -1, side)], -1)
-    found = nn.functional.grid_sample(features, (2 * grid - 1).flatten(1, 2), align_corners=False)
+    found = nn.functional.grid_sample(features, (2 * grid - 1).flatten(1, 2).to(features.dtype), align_corners=False)
     return found.unflatten(2, (count, side)).transpose(1, 2).flatten(0, 1)
 
 
 class FasterRCNN(nn.Module):
-    """(batch, 3, height, width) -> boxes (batch, regions, 4), scores (batch, regions, 81), the boxes' corrections by class
-    (batch, regions, 320)."""
+    """(batch, 3, height, width) -> boxes (batch, regions, 4), scores (batch, regions, 81), corrections of the boxes by
+    class (batch, regions, 320)."""
 
     def __init__(self, width: float = 1.0, regions: int = 10, anchors: int = 15):
         super().__init__()

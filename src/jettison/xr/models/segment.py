@@ -4,6 +4,8 @@ A reconstruction by the paper and the official table: channels, windows, expansi
 are those of b1; the head is that of SegFormer, as in the paper, where the table has one for classification.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -99,7 +101,7 @@ class HRViT(nn.Module):
         super().__init__()
         channels = [width_of(width)(each) for each in CHANNELS]
         self.stem = nn.Sequential(conv(3, channels[0], 3, 2), conv(channels[0], channels[0], 3, 2))
-        self.grow = nn.ModuleList([conv(a, b, 3, 2) for a, b in zip(channels, channels[1:], strict=False)])
+        self.grow = nn.ModuleList([conv(a, b, 3, 2) for a, b in pairwise(channels)])
         self.stages = nn.ModuleList()
         for stage, modules in enumerate(MODULES):
             self.stages.append(nn.ModuleList([self._module(channels[: stage + 1], stage) for _ in range(modules)]))

@@ -178,7 +178,7 @@ def find_scenario(source: str | Path) -> Scenario:
     wanted = wanted or next(iter(found))
     if wanted not in found:
         raise unknown("scenario", wanted, found, f" of {path}")
-    return _scenario(wanted, found[wanted])
+    return replace(_scenario(wanted, found[wanted]), name=f"{path}:{wanted}")
 
 
 def _scenario(name: str, row: Any) -> Scenario:

@@ -292,3 +292,22 @@ def test_classes():
     }
     speech = find_scenario("outdoor-activity-a")
     assert replace(speech, tasks=speech.tasks[:2]).kind == "cascaded"
+
+
+def test_a_dispatcher_that_takes_its_time_sees_what_comes_meanwhile():
+    """late (8 ms) comes a moment before quick (1 ms): at once it would go first; half a ms later quick does."""
+    tasks = (plain("late", 10), plain("quick", 10))
+    rows = one(0, late=8.0, quick=1.0)
+    frames = {}
+    for reaction in (0.0, 0.5):
+        run = simulate(Scenario("s", "S", tasks), replace(rows, reaction_ms=reaction), horizon_ms=90, jitter=False)
+        frames[reaction] = {frame.task: frame for frame in run.frames}
+    assert frames[0.5]["quick"].start == 0.5 and frames[0.5]["late"].start == pytest.approx(2.0)
+    assert all(frame.status == "done" for frame in frames[0.5].values())
+
+
+def test_measured_latencies_are_drawn_from():
+    costs = Costs(("unit",), ({"m": Cost(2.0, 0.0, samples=(1.0, 2.0, 6.0))},))
+    told = lambda seed: [round(f.end - f.start, 9) for f in simulate(alone(100), costs, seed=seed).frames]
+    assert set(told(0)) == {1.0, 2.0, 6.0} and told(0) == told(0) != told(1)
+    assert 2.5 < sum(told(0)) / len(told(0)) < 3.5

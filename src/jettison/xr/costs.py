@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
 from typing import Any
@@ -16,11 +16,13 @@ CYCLES_PER_MS = 1e6  # 1 GHz
 @dataclass(frozen=True)
 class Cost:
     """latency_ms and energy_mj of one inference. layers: the share of the latency that is over where each layer
-    ends, the last one 1.0: there it can be preempted."""
+    ends, the last one 1.0: there it can be preempted. samples: latencies that were measured, which a simulated run
+    draws from; none: every inference takes ``latency_ms``."""
 
     latency_ms: float
     energy_mj: float
     layers: tuple[float, ...] = (1.0,)
+    samples: tuple[float, ...] = ()
 
     def __post_init__(self):
         for figure in ("latency_ms", "energy_mj"):
@@ -28,15 +30,19 @@ class Cost:
                 raise UsageError(f"{figure} = {getattr(self, figure)!r}: a number that is not negative is needed")
 
     def scaled(self, latency: float = 1.0, energy: float = 1.0) -> "Cost":
-        return Cost(self.latency_ms * latency, self.energy_mj * energy, self.layers)
+        samples = tuple(latency * each for each in self.samples)
+        return Cost(self.latency_ms * latency, self.energy_mj * energy, self.layers, samples)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """units: their names. rows: for each unit, model -> Cost. A model may be missing on a unit: it cannot run there."""
+    """units: their names. rows: for each unit, model -> Cost. A model may be missing on a unit: it cannot run there.
+    reaction_ms: from an event to the dispatch that answers it; a dispatcher that takes its time sees what comes
+    meanwhile."""
 
     units: tuple[str, ...]
     rows: tuple[Mapping[str, Cost], ...]
+    reaction_ms: float = 0.0
 
     def __post_init__(self):
         if not self.units or len(self.units) != len(self.rows):
@@ -53,7 +59,7 @@ class Costs:
     def changed(self, model: str, cost: Cost) -> "Costs":
         """With another cost of one model, on every unit that runs it."""
         rows = tuple({**row, model: cost} if model in row else row for row in self.rows)
-        return Costs(self.units, rows)
+        return replace(self, rows=rows)
 
     def to_dict(self) -> dict[str, Any]:
         """As a file of costs has it: unit -> model -> latency_ms, energy_mj. Units of one name are numbered."""

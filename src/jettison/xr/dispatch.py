@@ -33,7 +33,9 @@ class Dispatcher:
         if scheduler not in SCHEDULERS:
             raise unknown("scheduler", scheduler, SCHEDULERS)
         costs.check(task.name for task in scenario.tasks)
-        self.rows = [{name: (c.latency_ms, c.energy_mj, c.layers) for name, c in row.items()} for row in costs.rows]
+        self.rows = [
+            {name: (c.latency_ms, c.energy_mj, c.layers, c.samples) for name, c in row.items()} for row in costs.rows
+        ]
         self.through = {task.name: task.through for task in scenario.tasks}
         self.value = SCHEDULERS[scheduler]
         self.waiting: dict[str, Frame | None] = dict.fromkeys(self.through)

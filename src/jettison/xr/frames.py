@@ -16,7 +16,8 @@ LONGEST_MS = 3_600_000.0
 class Frame:
     """One inference that is asked of a task. Times in ms from the start of the run, energy in mJ.
 
-    deadline: when the next frame of the task arrives. asked: what its coin says. parents: the frames whose outputs it
+    deadline: when the next frame of the task arrives. asked: what its coin says. luck: 0 to 1, which
+    of the measured latencies it gets. parents: the frames whose outputs it
     needs. status: ``waiting``, ``running``, ``done``; ``dropped``: not begun by its deadline, or its parent was
     dropped; ``skipped``: not asked for; ``unlogged``: begun or queued when the official program stopped. pieces: (unit,
     start, end) of what ran before a preemption. left: the share of the work still to do.
@@ -28,6 +29,7 @@ class Frame:
     deadline: float
     order: int = 0
     asked: bool = True
+    luck: float = 0.0
     status: str = "waiting"
     start: float | None = None
     end: float | None = None
@@ -97,14 +99,12 @@ def make_frames(scenario: Scenario, horizon_ms: float, seed: int, jitter: bool =
     for order, task in enumerate(scenario.tasks):
         count = ceil(horizon_ms / task.period_ms - 1e-9)
         times = np.arange(count + 1) * task.period_ms
-        coins = np.ones(count, dtype=bool)
-        if jitter or task.probability < 1:
-            random = np.random.default_rng((seed, order))
-            shifts = random.uniform(-task.model.jitter_ms, task.model.jitter_ms, count + 1)
-            coins = random.random(count) < task.probability
-            times = np.maximum(times + shifts, 0.0) if jitter else times
-        due, asked = times.tolist(), coins.tolist()
-        made[task.name] = [Frame(task.name, n, due[n], due[n + 1], order, asked[n]) for n in range(count)]
+        random = np.random.default_rng((seed, order))
+        shifts = random.uniform(-task.model.jitter_ms, task.model.jitter_ms, count + 1)
+        due = (np.maximum(times + shifts, 0.0) if jitter else times).tolist()
+        asked = (random.random(count) < task.probability).tolist()
+        luck = random.random(count).tolist()
+        made[task.name] = [Frame(task.name, n, due[n], due[n + 1], order, asked[n], luck[n]) for n in range(count)]
     for task in scenario.tasks:
         for name in task.after:
             rate, above = scenario.task(name).fps / task.fps, made[name]

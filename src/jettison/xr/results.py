@@ -13,7 +13,8 @@ from jettison.xr.trace import read_timeline, to_dict
 
 def result(timeline: Timeline, scored: ScenarioScore) -> dict[str, Any]:
     """What ``--json`` holds: the score, the drop rate, busy shares of the units, and every frame."""
-    busy = [each / timeline.horizon_ms for each in timeline.busy_ms]
+    length = max([timeline.horizon_ms, *(end for frame in timeline.frames for _, _, end in frame.spans)])
+    busy = [each / length for each in timeline.busy_ms]
     return {"score": scored.to_dict(), "drop_rate": timeline.drop_rate, "busy": busy, "run": to_dict(timeline)}
 
 

@@ -15,7 +15,7 @@ from jettison.xr.frames import Frame, Timeline, make_frames
 from jettison.xr.official import simulate_official
 
 COMPAT = ("v0.1",)
-FINISH, BOUNDARY, EXPIRE = 0, 1, 2  # in this order, at one moment
+FINISH, BOUNDARY, EXPIRE, DISPATCH = 0, 1, 2, 3  # in this order, at one moment
 
 
 def simulate(
@@ -54,8 +54,9 @@ class _Run(Dispatcher):
 
     def __init__(self, scenario: Scenario, costs: Costs, frames: tuple[Frame, ...], scheduler: str, preempt: bool):
         super().__init__(scenario, costs, scheduler)
-        self.frames, self.preempt = frames, preempt
-        self.events: list[tuple[float, int, int, Frame]] = []  # time, kind, unit or order, frame
+        self.frames, self.preempt, self.reaction = frames, preempt, costs.reaction_ms
+        self.due: float | None = None  # when the next dispatch is
+        self.events: list[tuple[float, int, int, Frame | None]] = []  # time, kind, unit or order, frame
         for frame in last_frames(frames):  # nothing takes the place of the last one, but its time comes all the same
             heappush(self.events, (frame.deadline, EXPIRE, frame.order, frame))
 
@@ -71,21 +72,35 @@ class _Run(Dispatcher):
                         self.finish(unit)
                 elif kind == BOUNDARY:
                     self.yield_unit(unit, frame, now)
-                else:
+                elif kind == EXPIRE:
                     self.expire(frame)
             while coming and coming.arrival <= now:
                 self.arrive(coming)
                 coming = next(arriving, None)
+            if self.due is not None and now >= self.due and not (self.ready and self.idle):
+                self.due = None
             if self.ready:
                 if self.idle:
-                    self.dispatch(now)
+                    self.dispatch_soon(now)
                 if self.preempt and self.ready:
                     self.ask_to_yield(now)
 
+    def dispatch_soon(self, now: float) -> None:
+        """At once, or when the dispatcher has reacted."""
+        if not self.reaction or (self.due is not None and now >= self.due):
+            self.due = None
+            self.dispatch(now)
+        elif self.due is None:
+            self.due = now + self.reaction
+            heappush(self.events, (self.due, DISPATCH, 0, None))
+
+    def latency(self, frame: Frame, unit: int) -> float:
+        latency, _, _, samples = self.rows[unit][frame.task]
+        return samples[int(frame.luck * len(samples))] if samples else latency
+
     def begin(self, frame: Frame, unit: int, now: float) -> None:
-        latency, energy, _ = self.rows[unit][frame.task]
-        frame.end = now + latency * frame.left
-        frame.energy += energy * frame.left
+        frame.end = now + self.latency(frame, unit) * frame.left
+        frame.energy += self.rows[unit][frame.task][1] * frame.left
         heappush(self.events, (frame.end, FINISH, unit, frame))
 
     def ask_to_yield(self, now: float) -> None:
@@ -97,14 +112,14 @@ class _Run(Dispatcher):
                     heappush(self.events, (boundary[0], BOUNDARY, unit, frame))
 
     def outranked(self, unit: int, frame: Frame, now: float) -> bool:
-        latency, energy, _ = self.rows[unit][frame.task]
+        latency, energy = self.latency(frame, unit), self.rows[unit][frame.task][1]
         left = (frame.end - now) / latency if latency else 0.0
         own = self.value(frame, latency * left, energy * left)
         return any((worth := self.worth(other, unit)) is not None and worth[0] < own for other in self.ready)
 
     def boundary(self, unit: int, frame: Frame, now: float) -> tuple[float, float] | None:
         """When the layer that runs now ends, and the share of the work that is left then; None of the last layer."""
-        latency, _, layers = self.rows[unit][frame.task]
+        latency, layers = self.latency(frame, unit), self.rows[unit][frame.task][2]
         for end in layers[:-1]:
             left = 1.0 - end
             if left < frame.left and (at := frame.end - latency * left) >= now:
@@ -114,7 +129,7 @@ class _Run(Dispatcher):
     def yield_unit(self, unit: int, frame: Frame, now: float) -> None:
         if self.running[unit] is not frame or not self.outranked(unit, frame, now):
             return
-        latency, energy, _ = self.rows[unit][frame.task]
+        latency, energy = self.latency(frame, unit), self.rows[unit][frame.task][1]
         found = self.boundary(unit, frame, now - 1e-9 * latency)
         if found is None or abs(found[0] - now) > 1e-6 * latency:  # it was preempted and has come back meanwhile
             return

@@ -6,7 +6,7 @@ accuracy is what ``quality`` says was measured on data, else the agreement with 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -148,7 +148,7 @@ def _key(model: str, recipe: str) -> str:
 
 def _costs(costs: Costs, choice: Choice) -> Costs:
     rows = tuple({model: row[_key(model, recipe)] for model, recipe in choice.items()} for row in costs.rows)
-    return Costs(costs.units, rows)
+    return replace(costs, rows=rows)
 
 
 def _variants(

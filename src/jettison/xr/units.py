@@ -106,12 +106,22 @@ class Units:
                     samples[unit][name].append(1e3 * (end - start))
                     progress.advance()
         rows = tuple({name: self._cost(name, found[name]) for name in names} for found in samples)
-        return Costs(tuple(f"{self.threads} core{'s' * (self.threads > 1)}" for _ in samples), rows)
+        names = tuple(f"{self.threads} core{'s' * (self.threads > 1)}" for _ in samples)
+        return Costs(names, rows, self._reaction())
+
+    def _reaction(self) -> float:
+        """ms that this process wakes too late, the median."""
+        late = []
+        for _ in range(50):
+            due = time.perf_counter() + 0.002
+            self.wait(0.002)
+            late.append(1e3 * (time.perf_counter() - due))
+        return max(0.0, statistics.median(late))
 
     def _cost(self, name: str, samples: list[float]) -> Cost:
         latency, fact = statistics.median(samples), self.facts[name]
         energy = latency * BUSY_WATTS if fact["energy_mj"] is None else fact["energy_mj"]
-        return Cost(latency, energy, tuple(fact["layers"]))
+        return Cost(latency, energy, tuple(fact["layers"]), tuple(sorted(samples)))
 
 
 def _serve(pipe: connection.Connection, variants: Mapping[str, Variant], threads: int, cores: list[int]) -> None:

@@ -5,9 +5,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from jettison.compress import compress
 from jettison.devices import find_device
 from jettison.errors import JettisonError, UsageError
 from jettison.models.modules import QuantLinear
+from jettison.recipe import load_recipe
 from jettison.xr import find_scenario, model_names, simulate
 from jettison.xr.costs import layer_table
 from jettison.xr.models import NATIVE, native_input, native_model
@@ -114,6 +116,13 @@ class TestRecipes:
         assert run().shape == (1, 8) and isinstance(run.module[0], QuantLinear)
         assert isinstance(module[0], nn.Linear), "the original is left alone"
         assert sum(each.macs for each in count_operators(run)) == 64 * 32 + 32 * 8
+
+    def test_a_checkpoint(self, tiny, tmp_path):
+        """A language model from its packed weights: one inference reads a segment of tokens."""
+        compress(tiny("llama"), load_recipe("w8", ["quantize.group_size=32"]), tmp_path / "w8")
+        run = open_variant(Variant("mine", str(tmp_path / "w8")))
+        found = count_operators(run)
+        assert run().shape[:2] == (1, 32) and energy_of(found) > 0 and any(each.macs for each in found)
 
     def test_onnx(self, tmp_path):
         onnx = pytest.importorskip("onnx")

@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jettison.errors import UsageError
-from jettison.xr import SCHEDULERS, Cost, Costs, find_accelerator, find_scenario, score, simulate, summary, table_costs
+from jettison.xr import (
+    SCHEDULERS,
+    Cost,
+    Costs,
+    find_accelerator,
+    find_scenario,
+    inference_score,
+    score,
+    simulate,
+    summary,
+    table_costs,
+)
 from jettison.xr.definitions import Scenario, Task, UnitModel, scenario_names
 from jettison.xr.frames import make_frames
 from jettison.xr.scores import energy_score, real_time_score
@@ -205,6 +216,7 @@ def test_scores_by_hand():
     assert real_time_score(0) == 0.5 and real_time_score(-1) > 0.9999 and real_time_score(1e9) < 1e-300
     assert energy_score(150) == 0.9 and energy_score(3000) == 0 and energy_score(3000, clamp=False) == -1
     run = simulate(alone(10), one(1.0, 300.0), horizon_ms=1000)
+    assert inference_score(run.frames[0], 0.5) == pytest.approx(0.4)
     assert score(run).overall == pytest.approx(80) and score(run, accuracy={"m": 0.5}).overall == pytest.approx(40)
     model = find_scenario("vr-gaming").task("GE").model
     assert model.accuracy_score(3.39) == 1 and model.accuracy_score(6.78) == 0.5  # lower is better

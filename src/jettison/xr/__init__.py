@@ -1,5 +1,8 @@
 """XRBench: real-time perception on a headset, several models at once. Simulated, live, tuned.
 
+Here are the parts that need costs only; ``sources``, ``live``, ``sweep``, ``tune``, ``trace`` and ``results`` are
+modules of their own.
+
 Source: XRBench (arXiv:2211.08675) and its official program, whose published scores ``compat="v0.1"`` gives again.
 """
 
@@ -15,7 +18,7 @@ from jettison.xr.definitions import (
 )
 from jettison.xr.dispatch import SCHEDULERS
 from jettison.xr.frames import Frame, Timeline
-from jettison.xr.scores import ScenarioScore, benchmark_score, expected_score, score, summary
+from jettison.xr.scores import ScenarioScore, benchmark_score, expected_score, inference_score, score, summary
 from jettison.xr.simulator import simulate
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "find_accelerator",
     "find_model",
     "find_scenario",
+    "inference_score",
     "model_names",
     "scenario_names",
     "score",

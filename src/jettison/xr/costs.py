@@ -1,6 +1,7 @@
 """What one inference of a model takes on one unit: from the official table, or from anything that can say so."""
 
 import csv
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -84,7 +85,7 @@ class Costs:
                         f"cost of {model!r} on {unit!r}: latency_ms and energy_mj are needed, not {cost!r}"
                     )
             rows.append({model: Cost(**cost) for model, cost in row.items()})
-        return cls(tuple(str(unit).partition(": ")[2] or str(unit) for unit in data), tuple(rows))
+        return cls(tuple(re.sub(r"^\d+: ", "", str(unit)) for unit in data), tuple(rows))
 
 
 @cache

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from jettison.errors import UsageError, unknown
 from jettison.xr.costs import Costs
 from jettison.xr.definitions import Scenario
-from jettison.xr.frames import Timeline
+from jettison.xr.frames import Frame, Timeline
 from jettison.xr.official import patterns, simulate_official
 
 STEEPNESS = 15.0  # per ms
@@ -31,6 +31,11 @@ def energy_score(energy_mj: float, clamp: bool = True) -> float:
     """1 - energy / 1500 mJ. clamp: not below 0, as in the paper; the official program lets it."""
     score = 1.0 - energy_mj / ENERGY_MAX_MJ
     return max(score, 0.0) if clamp else score
+
+
+def inference_score(frame: Frame, accuracy: float = 1.0, clamp: bool = True) -> float:
+    """Real-time times energy times accuracy, 0 to 1, of a frame that ran."""
+    return real_time_score(frame.lateness) * energy_score(frame.energy, clamp) * accuracy
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,12 @@ def _model(frames: list, accuracy: float, clamp: bool, double: bool) -> ModelSco
     rt = en = earned = 0.0
     for frame in frames:
         if frame.status == "done":
-            in_time, saved = real_time_score(frame.lateness), energy_score(frame.energy, clamp)
-            executed, rt, en, earned = executed + 1, rt + in_time, en + saved, earned + in_time * saved * accuracy
+            executed, rt, en = (
+                executed + 1,
+                rt + real_time_score(frame.lateness),
+                en + energy_score(frame.energy, clamp),
+            )
+            earned += inference_score(frame, accuracy, clamp)
         elif frame.status == "dropped":
             dropped += 1
         elif frame.status == "skipped":

@@ -76,14 +76,14 @@ class TestRecipes:
 
     def test_a_recipe_of_jettison(self):
         """w8 by rounding, w4 by GPTAQ on the statistics of random frames: every linear is packed."""
-        for recipe, low in (("w8", 0.999), ("w4", 0.9), ("w2", 0.1)):
-            variant = Variant("SR", size="tiny", recipe=recipe)
-            linears = [
-                each for each in open_variant(variant).module.modules() if isinstance(each, nn.Linear | QuantLinear)
-            ]
-            assert linears and all(isinstance(each, QuantLinear) for each in linears)
-            assert agreement(variant) > low
-        assert agreement(variant) < agreement(Variant("SR", size="tiny", recipe="w8"))
+        alike = {}
+        for recipe in ("w8", "w4"):
+            variant = Variant("GE", size="tiny", recipe=recipe)
+            modules = open_variant(variant).module.modules()
+            linears = [each for each in modules if isinstance(each, nn.Linear | QuantLinear)]
+            assert len(linears) == 2 and all(isinstance(each, QuantLinear) for each in linears)
+            alike[recipe] = agreement(variant)
+        assert 0.9 < alike["w4"] < alike["w8"] and alike["w8"] > 0.999
 
     def test_half_and_bfloat16(self):
         half = count_operators(open_variant(Variant("DE", size="small", recipe="half")))

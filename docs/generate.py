@@ -63,6 +63,35 @@ def engines() -> str:
     return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
 
 
+def xr() -> str:
+    """docs/xr.md, its tables made anew from what benchmarks/xrbench.py measured."""
+    details = json.loads((ROOT / "benchmarks" / "results" / "xrbench.json").read_text(encoding="utf-8"))["details"]
+    scores = next(iter(details["tables"].values()))
+    live = [["scenario", "scheduler", "score live", "simulated", "dropped live", "simulated"]]
+    for scenario, runs in details["live"].items():
+        for scheduler, run in runs.items():
+            figures = [f"{run['live']:.1f}", f"{run['simulated']:.1f}"]
+            figures += [f"{run['live_drops']:.1f} %", f"{run['simulated_drops']:.1f} %"]
+            live.append([scenario, scheduler, *figures])
+    tuned = details["tuned"]
+    options = {(option["model"], option["recipe"]): option for option in tuned["options"]}
+    rows = [["model", "recipe found", "ms before", "ms after", "agreement", "score live before", "after"]]
+    for model, recipe in tuned["choice"].items():
+        before, after = options[model, "original"], options[model, recipe]
+        times = [f"{min(each['latency_ms']):.1f}" for each in (before, after)]
+        scores_of = [f"{tuned['runs'][run]['models'][model][3]:.1f}" for run in ("live before", "live after")]
+        rows.append([model, recipe, *times, f"{after['accuracy']:.3f}", *scores_of])
+    whole = [f"**{tuned['runs'][run]['score']:.1f}**" for run in ("live before", "live after")]
+    rows.append(["all", "", "", "", "", *whole])
+    text = (DOCS / "xr.md").read_text(encoding="utf-8")
+    for name, table in (("scores", [scores["columns"], *scores["rows"]]), ("live", live), ("tuned", rows)):
+        head = f"<!-- made by generate.py: {name} -->"
+        lines = [f"| {' | '.join(row)} |" for row in (table[0], ["---"] * len(table[0]), *table[1:])]
+        made = "\n".join([head, *lines, "<!-- end -->"])
+        text = re.sub(f"{head}.*?<!-- end -->", lambda _, made=made: made, text, flags=re.DOTALL)
+    return text
+
+
 SHARED = {"fused": "a projection of a block's experts", "block": "a block's experts", "model": "all experts"}
 
 
@@ -165,6 +194,6 @@ def plot(rows: list[tuple[str, float, float]]) -> str:
 
 
 if __name__ == "__main__":
-    pages = {"index": start(), "recipes": recipes(), "results": results(), "engines": engines()}
+    pages = {"index": start(), "recipes": recipes(), "results": results(), "engines": engines(), "xr": xr()}
     for name, page in pages.items():
         (DOCS / f"{name}.md").write_text(page, encoding="utf-8")

@@ -11,13 +11,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "jettison"
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"fit"},
+    {"fit", "xr"},
     {"plan"},
     {"compress", "evaluate", "report"},
     {"quantize", "recover", "decode"},
     {"formats", "calibrate"},
     {"models", "devices", "recipe", "journal"},
-    {"kernels", "registry"},
+    {"kernels", "registry", "parallel"},
     {"grid", "files", "progress", "units"},
     {"errors"},
 ]

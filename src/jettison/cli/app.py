@@ -23,6 +23,7 @@ COMMANDS = (
     "bench",
     "devices",
     "recipes",
+    "xr",
 )
 FAILED, BAD_USAGE = 1, 2
 

@@ -3,5 +3,6 @@
 from jettison.report.compare import write_comparison
 from jettison.report.page import write_report
 from jettison.report.plan_page import write_plan
+from jettison.report.xr_page import write_xr
 
-__all__ = ["write_comparison", "write_plan", "write_report"]
+__all__ = ["write_comparison", "write_plan", "write_report", "write_xr"]

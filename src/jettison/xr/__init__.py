@@ -1,0 +1,45 @@
+"""XRBench: real-time perception on a headset, several models at once. Simulated, live, tuned.
+
+Here are the parts that need costs only; ``sources``, ``live``, ``sweep``, ``tune``, ``trace`` and ``results`` are
+modules of their own.
+
+Source: XRBench (arXiv:2211.08675) and its official program, whose published scores ``compat="v0.1"`` gives again.
+"""
+
+from jettison.xr.costs import Cost, Costs, table_costs
+from jettison.xr.definitions import (
+    Scenario,
+    accelerator_names,
+    find_accelerator,
+    find_model,
+    find_scenario,
+    model_names,
+    scenario_names,
+)
+from jettison.xr.dispatch import SCHEDULERS
+from jettison.xr.frames import Frame, Timeline
+from jettison.xr.scores import ScenarioScore, benchmark_score, expected_score, inference_score, score, summary
+from jettison.xr.simulator import simulate
+
+__all__ = [
+    "SCHEDULERS",
+    "Cost",
+    "Costs",
+    "Frame",
+    "Scenario",
+    "ScenarioScore",
+    "Timeline",
+    "accelerator_names",
+    "benchmark_score",
+    "expected_score",
+    "find_accelerator",
+    "find_model",
+    "find_scenario",
+    "inference_score",
+    "model_names",
+    "scenario_names",
+    "score",
+    "simulate",
+    "summary",
+    "table_costs",
+]

@@ -1,0 +1,82 @@
+"""A run with its score, as a file and as a page, and several beside each other."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jettison.errors import UsageError
+from jettison.report import write_xr
+from jettison.xr.frames import Timeline
+from jettison.xr.scores import ScenarioScore, score
+from jettison.xr.trace import read_timeline, to_dict
+
+
+def result(timeline: Timeline, scored: ScenarioScore) -> dict[str, Any]:
+    """What ``--json`` holds: the score, the drop rate, busy shares of the units, and every frame."""
+    length = max([timeline.horizon_ms, *(end for frame in timeline.frames for _, _, end in frame.spans)])
+    busy = [each / length for each in timeline.busy_ms]
+    return {"score": scored.to_dict(), "drop_rate": timeline.drop_rate, "busy": busy, "run": to_dict(timeline)}
+
+
+def page_data(timeline: Timeline, scored: ScenarioScore, name: str) -> dict[str, Any]:
+    """A run as ``report.write_xr`` wants it."""
+    frames = [
+        {"task": f.task, "number": f.number, "arrival": f.arrival, "deadline": f.deadline, "status": f.status,
+         "spans": f.spans}
+        for f in timeline.frames
+    ]  # fmt: skip
+    facts = [
+        ("scenario", timeline.scenario.title),
+        ("run", "live" if timeline.live else f"simulated{', ' + timeline.compat if timeline.compat else ''}"),
+        ("units", ", ".join(timeline.units)),
+        ("scheduler", timeline.scheduler),
+        ("length", f"{timeline.horizon_ms / 1e3:g} s"),
+        ("dropped", f"{timeline.drop_rate:.1%}"),
+    ]
+    tasks = [task.name for task in timeline.scenario.tasks]
+    return {"name": name, "facts": facts, "score": scored.to_dict(), "tasks": tasks, "units": timeline.units,
+            "frames": frames}  # fmt: skip
+
+
+def write_page(
+    path: str | Path,
+    title: str,
+    runs: Mapping[str, tuple[Timeline, ScenarioScore]],
+    lead: str = "",
+    tables: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    shown = [page_data(timeline, scored, name) for name, (timeline, scored) in runs.items()]
+    return write_xr(path, title, lead=lead, runs=shown, tables=tables)
+
+
+def compare(files: Sequence[str | Path], out: str | Path | None = None, drop_penalty: str = "code") -> dict[str, Any]:
+    """Runs that ``--json`` kept, scored alike. Writes the page ``out`` if there is one.
+
+    Returns ``rows``: name, scenario, live, overall, rt, en, qoe, drop_rate, and the score of each model. Raises
+    UsageError for fewer than two files. Accuracies given to the runs are not in their files: all count as 1.
+    """
+    if len(files) < 2:
+        raise UsageError(f"a comparison needs two runs at least; {len(files)} given")
+    names = [Path(file).stem for file in files]
+    names = names if len(set(names)) == len(names) else [str(file) for file in files]
+    runs = {}
+    for name, file in zip(names, files, strict=True):
+        timeline = read_timeline(file)
+        runs[name] = (timeline, score(timeline, drop_penalty=drop_penalty))
+    rows = [
+        {
+            "name": name,
+            "scenario": timeline.scenario.name,
+            "live": timeline.live,
+            "overall": scored.overall,
+            "rt": scored.rt,
+            "en": scored.en,
+            "qoe": scored.qoe,
+            "drop_rate": timeline.drop_rate,
+            "models": {model: found.score for model, found in scored.models.items()},
+        }
+        for name, (timeline, scored) in runs.items()
+    ]
+    if out is not None:
+        write_page(out, f"{len(runs)} runs compared", runs)
+    return {"rows": rows}

@@ -1,0 +1,60 @@
+"""Where costs come from: the official table, a roofline, a file, or this machine."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from jettison.devices import find_device
+from jettison.errors import UsageError, unknown
+from jettison.progress import bar
+from jettison.xr.costs import Costs, table_costs
+from jettison.xr.definitions import Scenario, find_accelerator
+from jettison.xr.live import scenario_variants
+from jettison.xr.operators import count_operators, roofline_costs, table_operators
+from jettison.xr.variants import open_variant
+
+WORKLOADS = ("native", "xrbench-v0.1")
+
+
+def find_costs(
+    scenario: Scenario,
+    *,
+    accelerator: str | None = None,
+    devices: Sequence[str] = (),
+    file: str | Path | None = None,
+    workload: str = "native",
+    size: str = "full",
+    recipes: Mapping[str, str] | None = None,
+) -> Costs:
+    """Of one of these; without any, accelerator A at 4K.
+
+    accelerator: ``A`` to ``M``, ``A/8K``: the official table. devices: names of ``jettison devices``, each one a unit,
+    by the roofline over ``workload``: ``native``, the modules of ``size`` after ``recipes``; ``xrbench-v0.1``, the
+    frozen layer tables. file: YAML or JSON, unit -> model -> latency_ms, energy_mj. Raises UsageError.
+    """
+    if sum(map(bool, (accelerator, devices, file))) > 1:
+        raise UsageError("costs of an accelerator, of devices, or of a file: one of them")
+    if file:
+        return read_costs(file)
+    if not devices:
+        return table_costs(find_accelerator(accelerator or "A"))
+    if workload not in WORKLOADS:
+        raise unknown("workload", workload, WORKLOADS)
+    found = [find_device(name) for name in devices]
+    if workload != "native":
+        return roofline_costs(found, {task.name: table_operators(task.name) for task in scenario.tasks})
+    operators = {}
+    with bar("count", len(scenario.tasks)) as progress:
+        for name, variant in scenario_variants(scenario, size, recipes).items():
+            operators[name] = count_operators(open_variant(variant))
+            progress.advance()
+    return roofline_costs(found, operators)
+
+
+def read_costs(path: str | Path) -> Costs:
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read costs {path}: {' '.join(str(error).split())}") from error
+    return Costs.from_dict(data)

@@ -1,0 +1,103 @@
+"""A run as a file: for Perfetto and chrome://tracing, and as JSON that can be read back."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jettison.errors import UsageError
+from jettison.files import read_json, write_text
+from jettison.xr.definitions import find_scenario
+from jettison.xr.frames import Frame, Timeline
+
+UNITS, TASKS = 1, 2  # the two processes of a trace
+COLUMNS = ("task", "number", "arrival", "deadline", "status", "energy", "spans")
+
+
+def write_trace(timeline: Timeline, path: str | Path) -> Path:
+    """Chrome's trace event format, which ui.perfetto.dev opens: a track for each unit with what ran there, one for each
+    task with its frames from arrival to deadline and its drops, and arrows from outputs to what waited for them."""
+    data = {"displayTimeUnit": "ms", "traceEvents": list(_events(timeline))}
+    write_text(Path(path), json.dumps(data))
+    return Path(path)
+
+
+def _events(timeline: Timeline) -> Iterator[dict[str, Any]]:
+    rows = {task.name: place for place, task in enumerate(timeline.scenario.tasks)}
+    named = lambda kind, name, pid, tid=0: {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
+    yield named("process_name", f"{timeline.scenario.title}: units", UNITS)
+    yield named("process_name", f"{timeline.scenario.title}: tasks", TASKS)
+    for unit, name in enumerate(timeline.units):
+        yield named("thread_name", f"{unit}: {name}", UNITS, unit)
+    for name, row in rows.items():
+        yield named("thread_name", f"{name} {timeline.scenario.task(name).model.title}", TASKS, row)
+    for identity, frame in enumerate(timeline.frames):
+        label, row = f"{frame.task} {frame.number}", rows[frame.task]
+        if frame.status == "skipped":
+            continue
+        figures = {"arrival_ms": frame.arrival, "deadline_ms": frame.deadline, "status": frame.status}
+        if frame.status == "done":
+            figures |= {"late_ms": frame.lateness, "energy_mj": frame.energy}
+        for unit, start, end in frame.spans:
+            late = "late" if frame.lateness > 0 else "in time"
+            yield {"ph": "X", "name": label, "cat": late, "pid": UNITS, "tid": unit, "ts": 1e3 * start,
+                   "dur": 1e3 * (end - start), "args": figures}  # fmt: skip
+        window = {"cat": frame.status, "pid": TASKS, "tid": row, "id": identity, "name": frame.task, "args": figures}
+        yield {"ph": "b", "ts": 1e3 * frame.arrival, **window}
+        yield {"ph": "e", "ts": 1e3 * frame.deadline, **window}
+        if frame.status == "dropped":
+            yield {
+                "ph": "i",
+                "s": "t",
+                "name": f"{label} dropped",
+                "pid": TASKS,
+                "tid": row,
+                "ts": 1e3 * frame.deadline,
+            }
+        for number, parent in enumerate(frame.parents):
+            if parent.status == frame.status == "done":
+                flow = {"cat": "output", "name": "output", "id": 8 * identity + number, "pid": UNITS}
+                yield {"ph": "s", "tid": parent.unit, "ts": 1e3 * parent.end, **flow}
+                yield {"ph": "f", "bp": "e", "tid": frame.unit, "ts": 1e3 * frame.start, **flow}
+
+
+def to_dict(timeline: Timeline) -> dict[str, Any]:
+    """Everything of a run but what hung on what."""
+    frames = [
+        [frame.task, frame.number, frame.arrival, frame.deadline, frame.status, frame.energy, frame.spans]
+        for frame in timeline.frames
+    ]
+    return {
+        "scenario": timeline.scenario.name,
+        "units": list(timeline.units),
+        "horizon_ms": timeline.horizon_ms,
+        "scheduler": timeline.scheduler,
+        "seed": timeline.seed,
+        "compat": timeline.compat,
+        "live": timeline.live,
+        "columns": list(COLUMNS),
+        "frames": frames,
+    }
+
+
+def from_dict(data: dict[str, Any], source: str = "a run") -> Timeline:
+    """The inverse of ``to_dict``. Raises UsageError for what is no run."""
+    try:
+        scenario, frames = find_scenario(data["scenario"]), []
+        if tuple(data["columns"]) != COLUMNS:
+            raise ValueError(f"columns {data['columns']}")
+        for task, number, arrival, deadline, status, energy, spans in data["frames"]:
+            frame = Frame(scenario.task(task).name, number, arrival, deadline, status=status, energy=energy)
+            if spans:
+                *pieces, (frame.unit, frame.start, frame.end) = map(tuple, spans)
+                frame.pieces = pieces
+            frames.append(frame)
+        own = {name: data[name] for name in ("horizon_ms", "scheduler", "seed", "compat", "live")}
+        return Timeline(scenario, tuple(data["units"]), frames=tuple(frames), **own)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{source} is no run of `jettison xr`: {type(error).__name__} {error}") from error
+
+
+def read_timeline(path: str | Path) -> Timeline:
+    """Of a file that ``jettison xr run`` or ``live`` wrote with ``--json``."""
+    return from_dict(read_json(Path(path)).get("run") or {}, str(path))

@@ -1,0 +1,96 @@
+"""The one map: order, errors that name the item, processes, and Ray where an address is given."""
+
+import os
+import sys
+import time
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from jettison import parallel
+from jettison.errors import JettisonError, UsageError
+
+
+def slow_square(number: int) -> tuple[int, int]:
+    time.sleep(0.2 if number == 0 else 0.0)  # the first ends last
+    return number * number, os.getpid()
+
+
+def picky(number: int) -> int:
+    if number == 2:
+        raise ValueError("two is not liked")
+    if number == 3:
+        raise UsageError("three = 3: valid are others")
+    return number
+
+
+def die(number: int) -> int:
+    os._exit(1)
+
+
+def test_here():
+    assert parallel.map(picky, range(2)) == [0, 1]
+    assert parallel.map(picky, []) == []
+
+
+def test_processes_keep_the_order():
+    found = parallel.map(slow_square, range(5), workers=2)
+    assert [square for square, _ in found] == [0, 1, 4, 9, 16]
+    assert os.getpid() not in {process for _, process in found}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_name_the_item(workers):
+    with pytest.raises(JettisonError, match="^2 failed: ValueError: two is not liked"):
+        parallel.map(picky, [1, 2], workers=workers)
+    with pytest.raises(UsageError, match="three = 3"):
+        parallel.map(picky, [1, 3], workers=workers)
+
+
+def test_a_dead_worker_is_told():
+    with pytest.raises(JettisonError, match="workers died"):
+        parallel.map(die, range(3), workers=2)
+
+
+def test_workers():
+    with pytest.raises(UsageError, match="workers = 0"):
+        parallel.map(picky, [1], workers=0)
+
+
+def test_ray_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"jettison\[ray\]"):
+        parallel.map(picky, [1], address="auto")
+
+
+def test_ray_by_its_interface(monkeypatch):
+    """A stand-in with the five calls that are used; it finishes the last task first."""
+
+    class RayTaskError(Exception):
+        def __init__(self, cause):
+            self.cause = cause
+
+    class Reference:
+        def __init__(self, call):
+            self.call = call
+
+    def get(reference):
+        try:
+            return reference.call()
+        except Exception as error:
+            raise RayTaskError(error) from error
+
+    calls, fake = [], ModuleType("ray")
+    fake.is_initialized = lambda: False
+    fake.init = lambda address, log_to_driver: calls.append(address)
+    fake.shutdown = lambda: calls.append("down")
+    fake.remote = lambda function: SimpleNamespace(remote=lambda *given: Reference(lambda: function(*given)))
+    fake.wait = lambda waiting, num_returns: (waiting[-1:], waiting[:-1])
+    fake.get, fake.exceptions = get, SimpleNamespace(RayTaskError=RayTaskError)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    assert parallel.map(picky, [0, 1, 5], address="ray://host:10001") == [0, 1, 5]
+    assert calls == ["ray://host:10001", "down"]
+    with pytest.raises(UsageError, match="three = 3"):
+        parallel.map(picky, [3], address="auto")
+    with pytest.raises(JettisonError, match="2 failed: ValueError"):
+        parallel.map(picky, [2], address="auto")

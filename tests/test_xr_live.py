@@ -1,0 +1,228 @@
+"""Runs on real units, what is written of runs, sweeps, tuning, and the commands."""
+
+import json
+from itertools import pairwise
+
+import pytest
+
+from jettison.errors import UsageError
+from jettison.xr import find_accelerator, find_scenario, score, simulate, table_costs
+from jettison.xr.live import run_live, scenario_variants
+from jettison.xr.results import compare, write_page
+from jettison.xr.sweep import sweep, table
+from jettison.xr.trace import from_dict, to_dict, write_trace
+from jettison.xr.tune import check_runs, tune
+from jettison.xr.units import Units
+
+
+@pytest.fixture(scope="module")
+def slow_hands(tmp_path_factory):
+    """A scenario that any machine holds: two eye tasks and a keyword a few times a second."""
+    path = tmp_path_factory.mktemp("xr") / "calm.yaml"
+    path.write_text(
+        "calm: {title: Calm, tasks: [{model: ES, fps: 8}, {model: GE, fps: 8, after: [ES]}, {model: KD, fps: 3}]}"
+    )
+    return find_scenario(path)
+
+
+@pytest.fixture(scope="module")
+def lived(slow_hands):
+    with Units(scenario_variants(slow_hands, "tiny", {"*": "folded"} | {"KD": "original"}), 2, 1) as units:
+        costs = units.measure(3)
+        return run_live(slow_hands, units, costs, horizon_ms=1000), costs
+
+
+class TestLive:
+    def test_frames_run_by_the_clock(self, lived, slow_hands):
+        run, costs = lived
+        assert run.live and len(run.frames) == 8 + 8 + 3 and len(costs.units) == 2
+        assert [f.status for f in run.frames].count("done") >= 15
+        for frame in run.frames:
+            if frame.status == "done":
+                assert frame.arrival <= frame.start < frame.end and frame.energy > 0
+                assert all(parent.end <= frame.start for parent in frame.parents)
+        spans = [sorted(s[1:] for f in run.frames for s in f.spans if s[0] == unit) for unit in range(2)]
+        assert all(a[1] <= b[0] for unit in spans for a, b in pairwise(unit))
+
+    def test_the_same_frames_as_simulated(self, lived, slow_hands):
+        run, costs = lived
+        simulated = simulate(slow_hands, costs, horizon_ms=1000)
+        asked = lambda timeline: [(f.task, f.number, f.arrival, f.deadline) for f in timeline.frames]
+        assert asked(run) == asked(simulated)
+        assert abs(score(run).overall - score(simulated).overall) < 35  # other work may be going on here
+
+    def test_what_goes_wrong_in_a_unit_is_told(self, slow_hands):
+        with pytest.raises(UsageError, match="unknown size 'none'"), Units(scenario_variants(slow_hands, "none")):
+            pass
+        with pytest.raises(UsageError, match="units = 0"):
+            Units({}, 0)
+        with pytest.raises(UsageError, match="unknown model 'HT'"):
+            scenario_variants(slow_hands, "tiny", {"HT": "folded"})
+
+
+class TestWritten:
+    def run(self):
+        return simulate(
+            find_scenario("ar-assistant"), table_costs(find_accelerator("J")), preempt=True, scheduler="edf"
+        )
+
+    def test_round_trip(self):
+        run = self.run()
+        again = from_dict(json.loads(json.dumps(to_dict(run))))
+        assert score(again) == score(run) and again.busy_ms == pytest.approx(run.busy_ms)
+        assert any(frame.pieces for frame in again.frames)
+        with pytest.raises(UsageError, match=r"mine.json is no run"):
+            from_dict({"scenario": "vr-gaming"}, "mine.json")
+
+    def test_trace(self, tmp_path):
+        run = self.run()
+        events = json.loads(write_trace(run, tmp_path / "trace.json").read_text())["traceEvents"]
+        spans = [event for event in events if event["ph"] == "X"]
+        assert len(spans) == sum(len(frame.spans) for frame in run.frames)
+        assert sum(event["dur"] for event in spans) == pytest.approx(1e3 * sum(run.busy_ms))
+        drops = [event for event in events if event["ph"] == "i"]
+        assert len(drops) == sum(frame.status == "dropped" for frame in run.frames)
+        assert {event["args"]["name"] for event in events if event["name"] == "thread_name"} >= {
+            "0: WS 2048",
+            "1: OS 2048",
+        }
+        flows = {kind: [e["id"] for e in events if e["ph"] == kind] for kind in "sf"}
+        assert flows["s"] == flows["f"]
+
+    def test_page(self, tmp_path):
+        run = self.run()
+        page = write_page(tmp_path / "page.html", "A <title>", {"one": (run, score(run)), "two": (run, score(run))})
+        text = page.read_text()
+        assert "A &lt;title&gt;" in text and "timeline-1" in text and f"{score(run).overall:.2f}" in text
+        again = write_page(tmp_path / "again.html", "A <title>", {"one": (run, score(run)), "two": (run, score(run))})
+        assert again.read_text() == text
+
+
+class TestSweep:
+    scenarios = ("ar-gaming", "outdoor-activity-b")
+
+    def columns(self, *names):
+        return {name: {s: table_costs(find_accelerator(name)) for s in self.scenarios} for name in names}
+
+    def test_workers_do_not_matter(self):
+        found = [find_scenario(name) for name in self.scenarios]
+        one, two = (sweep(found, self.columns("A", "J"), seeds=60, workers=workers) for workers in (1, 2))
+        assert one == two and len(one) == 4 and all(len(cell.scores) == 60 for cell in one)
+        direct = score(simulate(found[1], table_costs(find_accelerator("J")), seed=59)).overall
+        assert one[3].scores[59] == direct and one[3].summary.low < one[3].mean < one[3].summary.high
+
+    def test_exact(self):
+        found = [find_scenario(name) for name in self.scenarios]
+        rows, columns, means = table(sweep(found, self.columns("A", "J"), exact=True, compat="v0.1"))
+        assert (rows, columns) == ([*self.scenarios, "mean"], ["A", "J"])
+        assert means[1] == [pytest.approx(59.8535, abs=1e-3), pytest.approx(71.9867, abs=1e-3)]
+        assert means[2][0] == pytest.approx((means[0][0] + means[1][0]) / 2)
+        with pytest.raises(UsageError, match="exact"):
+            sweep(found, self.columns("A"), exact=True)
+        with pytest.raises(UsageError, match="seeds = 0"):
+            sweep(found, self.columns("A"), seeds=0)
+
+
+class TestTune:
+    def test_by_a_roofline(self, tmp_path):
+        """ES and GE on a slow device: the search only ever raises the score, and says what each change alone does."""
+        path = tmp_path / "fast.yaml"
+        path.write_text("fast: {tasks: [{model: DE, fps: 120}, {model: KD, fps: 30}]}")
+        (tmp_path / "slow.yaml").write_text("{bandwidth: 2.0e+8, memory: 1.0e+9, flops: {fp32: 1.0e+9, fp16: 4.0e+9}}")
+        scenario = find_scenario(path)
+        found = tune(
+            scenario, device=str(tmp_path / "slow.yaml"), size="tiny", recipes=("bfloat16", "w8", "half"), floor=0
+        )
+        values = [found.before, *(value for *_, value in found.steps)]
+        assert values == sorted(values) and values[-1] == found.after > found.before
+        assert found.choice["DE"] != "original" and set(found.choice) == {"DE", "KD"}
+        assert "DE w8" in found.left_out and "no linear layers" in found.left_out["DE w8"]
+        assert found.singles[0][2] == max(value for *_, value in found.singles)
+        runs = check_runs(scenario, found, page=tmp_path / "page.html")
+        assert runs["before"]["score"]["overall"] < runs["after"]["score"]["overall"]
+        assert "What was changed" in (tmp_path / "page.html").read_text()
+
+    def test_the_floor_and_what_was_measured(self, tmp_path):
+        scenario = find_scenario("ar-gaming").changed("HT", fps=1)
+        options = {"device": "raspberry-pi-5", "size": "tiny", "recipes": ("half",), "floor": 0.95}
+        found = tune(scenario, **options, quality={"DE": {"half": 22.9}, "PD": {"half": 0.2}})
+        kinds = {(o.model, o.recipe): (o.accuracy, o.kind) for o in found.options}
+        assert kinds["DE", "half"] == (1.0, "quality")
+        assert "quality 0.541 is below 0.95" in found.left_out["PD half"]
+        with pytest.raises(UsageError, match="floor = 2"):
+            tune(scenario, **options | {"floor": 2})
+        with pytest.raises(UsageError, match="unknown part 'w9'"):
+            tune(scenario, **options | {"recipes": ("w9",)})
+
+
+class TestCommands:
+    def test_run_and_compare(self, jettison, tmp_path):
+        a, b = tmp_path / "a.json", tmp_path / "b.json"
+        code, out, _ = jettison(
+            "xr", "run", "vr-gaming", "-a", "A", "--compat", "v0.1", "--json", a, "--csv", tmp_path / "s.csv"
+        )
+        assert code == 0 and "86.466" in out and (tmp_path / "s.csv").read_text().count("\n") == 116
+        files = ("--page", tmp_path / "p.html", "--trace", tmp_path / "t.json")
+        code, out, _ = jettison("xr", "run", "vr-gaming", "-a", "J", "--seeds", 3, "--preempt", "--json", b, *files)
+        assert (
+            code == 0 and "95 % interval" in out and (tmp_path / "p.html").exists() and (tmp_path / "t.json").exists()
+        )
+        code, out, _ = jettison("xr", "compare", a, b, "--page", tmp_path / "c.html", "--json", tmp_path / "c.json")
+        assert code == 0 and "86.47" in out
+        rows = json.loads((tmp_path / "c.json").read_text())["rows"]
+        assert [row["name"] for row in rows] == ["a", "b"] and len(compare([a, b])["rows"]) == 2
+
+    def test_sweep(self, jettison, tmp_path):
+        code, out, _ = jettison("xr", "sweep", "--compat", "v0.1", "--exact", "--page", tmp_path / "s.html")
+        assert code == 0 and "mean" in out and "map-0" in (tmp_path / "s.html").read_text()
+
+    def test_costs_of_ones_own(self, jettison, tmp_path):
+        (tmp_path / "costs.yaml").write_text("cpu: {HT: {latency_ms: 5, energy_mj: 3}}")
+        (tmp_path / "mine.yaml").write_text("mine: {tasks: [{model: HT, fps: 30}]}")
+        code, out, _ = jettison("xr", "run", tmp_path / "mine.yaml", "--costs", tmp_path / "costs.yaml")
+        assert code == 0 and "99.80" in out
+        code, _, err = jettison("xr", "run", "vr-gaming", "--costs", tmp_path / "costs.yaml")
+        assert code == 2 and "no cost of model 'ES' on any of cpu" in err
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("run", "vr-gaming", "-a", "Q"), "unknown accelerator 'Q'"),
+            (("run", "vr-gaming", "--seconds", "0"), "horizon = 0.0 ms"),
+            (("run", "nowhere"), "unknown scenario 'nowhere'"),
+            (("compare", "one.json"), "two runs at least"),
+            (("sweep", "--exact"), "exact = True"),
+            (("live", "vr-gaming", "--model", "ES"), "MODEL=VALUE is needed"),
+            (("tune", "vr-gaming", "--recipe", "tiny"), "unknown part 'tiny'"),
+        ],
+    )
+    def test_bad_usage(self, jettison, arguments, message):
+        code, _, err = jettison("xr", *arguments)
+        assert code == 2 and message in err
+
+    @pytest.mark.slow
+    def test_live_and_tune(self, jettison, tmp_path):
+        code, out, _ = jettison(
+            "xr", "live", "vr-gaming", "--size", "tiny", "--seconds", 2, "--units", 2, "--page", tmp_path / "l.html"
+        )
+        assert code == 0 and "simulated" in out and (tmp_path / "l.html").exists()
+        arguments = (
+            "--size",
+            "tiny",
+            "--recipe",
+            "folded",
+            "--live",
+            1,
+            "--page",
+            tmp_path / "t.html",
+            "--json",
+            tmp_path / "t.json",
+        )
+        code, out, _ = jettison("xr", "tune", "vr-gaming", *arguments)
+        assert code == 0 and "before" in out
+        assert set(json.loads((tmp_path / "t.json").read_text())["runs"]) == {
+            "before",
+            "after",
+            "live before",
+            "live after",
+        }

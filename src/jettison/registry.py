@@ -19,7 +19,7 @@ from jettison.errors import UsageError, unknown
 class Method:
     """A named way to carry out a step of a recipe.
 
-    verb: the step it serves (``quantize``, ``recover``). needs: the statistics it wants (``hessian``).
+    verb: the step it serves (``prune``, ``quantize``, ``recover``). needs: the statistics it wants (``hessian``).
     """
 
     verb: str
@@ -71,6 +71,7 @@ def method(verb: str, name: str, *, paper: str = "", needs: tuple[str, ...] = ()
     return register
 
 
+pruner = partial(method, "prune")
 quantizer = partial(method, "quantize")
 recoverer = partial(method, "recover")
 

@@ -8,14 +8,13 @@ from typing import Any
 import psutil
 import torch
 
-from jettison import registry
 from jettison.calibrate import token_windows
-from jettison.compress import Job, assign
 from jettison.devices import find_device
 from jettison.evaluate.generation import PROMPTS, TOKENS
 from jettison.evaluate.quality import WINDOW
 from jettison.formats.manifest import read_manifest
 from jettison.grid import AT_ONCE
+from jettison.jobs import Job, assign
 from jettison.models import ModelFolder, Walk
 from jettison.plan import trial
 from jettison.plan.cost import Setting, predict
@@ -73,7 +72,7 @@ def forecast_recovery(
 
 
 def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[str, Any]:
-    needs = frozenset().union(*(registry.find("quantize", job.step.method).needs for job in jobs))
+    needs = frozenset().union(*(job.needs for job in jobs))
     samples, length = recipe.calibration["samples"], recipe.calibration["length"]
     seconds, walk = 0.0, None
     if needs:
@@ -110,7 +109,7 @@ def _kinds(source: ModelFolder, jobs: list[Job]) -> list[list[int]]:
     """Blocks to which the same is done."""
     kinds: dict[tuple, list[int]] = {}
     for block in range(source.anatomy.blocks):
-        here = [(job.linear.role, str(job.step), job.linear.weights) for job in jobs if job.linear.block == block]
+        here = [(job.linear.role, str(job.steps), job.linear.weights) for job in jobs if job.linear.block == block]
         kinds.setdefault(tuple(here), []).append(block)
     return list(kinds.values())
 

@@ -1,0 +1,112 @@
+"""One ``map`` for independent work: here, in a pool of processes, or on a Ray cluster where an address is given."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from jettison.errors import JettisonError, UsageError
+from jettison.progress import bar
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int = 1,
+    address: str | None = None,
+    what: str = "work",
+) -> list[Result]:
+    """``[function(item) for item in items]``, in that order whatever finishes first, with a progress bar.
+
+    workers: processes on this machine, each with its part of the cores; 1 stays in this process. address: of a Ray
+    cluster (``auto``, ``ray://HOST:10001``, or ``local`` to start one here), which then schedules instead. With more
+    than one worker ``function`` and the items are pickled: a function of a module, no lambda. ``what`` names the bar.
+
+    Raises UsageError for fewer workers than one and where Ray is missing; what ``function`` raises of JettisonError as
+    it is, anything else as a JettisonError that names the item. Work that has not begun is given up then.
+    """
+    items = list(items)
+    if workers < 1:
+        raise UsageError(f"workers = {workers}: at least 1 is needed")
+    if address is not None:
+        finished = _on_ray(function, items, address)
+    elif workers == 1 or len(items) < 2:
+        finished = ((place, _call(function, item)) for place, item in enumerate(items))
+    else:
+        finished = _in_processes(function, items, min(workers, len(items)))
+    results: list[Any] = [None] * len(items)
+    with bar(what, len(items)) as progress, closing(finished):
+        for place, result in finished:
+            results[place] = result
+            progress.advance()
+    return results
+
+
+def _call(function: Callable[[Item], Result], item: Item) -> Result:
+    try:
+        return function(item)
+    except JettisonError:
+        raise
+    except Exception as error:
+        raise JettisonError(f"{item!r} failed: {type(error).__name__}: {error}") from error
+
+
+def _in_processes(function: Callable, items: list, workers: int) -> Iterator[tuple[int, Any]]:
+    """Spawned, not forked: torch's threads do not survive a fork."""
+    threads = max(1, len(_cores()) // workers)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(threads,))
+    try:
+        places = {pool.submit(_call, function, item): place for place, item in enumerate(items)}
+        for future in as_completed(places):
+            yield places[future], future.result()
+    except BrokenProcessPool as error:
+        raise JettisonError(
+            f"one of {workers} workers died, as happens where memory runs out; fewer workers may do"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(threads: int) -> None:
+    """Ctrl-C is for the process that waits; a worker takes its part of the cores, whenever it imports torch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def _cores() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _on_ray(function: Callable, items: list, address: str) -> Iterator[tuple[int, Any]]:
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError(f"address = {address!r}: Ray is not installed; pip install 'jettison[ray]'") from error
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except Exception as error:  # Ray has many of its own
+            raise JettisonError(f"no Ray cluster answers at {address!r}: {error}") from error
+    try:
+        remote = ray.remote(_call)
+        places = {remote.remote(function, item): place for place, item in enumerate(items)}
+        waiting = list(places)
+        while waiting:
+            (done, *_), waiting = ray.wait(waiting, num_returns=1)
+            try:
+                yield places[done], ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, JettisonError) else JettisonError(str(error)) from error
+    finally:
+        if ours:
+            ray.shutdown()

@@ -40,7 +40,9 @@ class Job:
     @property
     def needs(self) -> frozenset[str]:
         """The statistics that its methods want."""
-        return frozenset().union(*(registry.find(step.verb, step.method).needs for step in self.steps))
+        return frozenset().union(
+            *(registry.find(step.verb, step.method).needs_with(step.options) for step in self.steps)
+        )
 
 
 def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> list[Job]:
@@ -86,11 +88,14 @@ def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> li
     return [jobs[linear] for linear in source.anatomy if linear in jobs]
 
 
-def _claimed(source: ModelFolder, step: Step) -> list[Linear]:
+def claims(step: Step, linear: Linear) -> bool:
     """Without a role a prune step is for the blocks alone: nobody prunes a head without saying so."""
-    claimed = [linear for linear in source.anatomy if step.where.matches(linear.roles, linear.block)]
-    if step.verb == "prune" and not step.where.role:
-        claimed = [linear for linear in claimed if linear.block is not None]
+    outside = step.verb == "prune" and not step.where.role and linear.block is None
+    return not outside and step.where.matches(linear.roles, linear.block)
+
+
+def _claimed(source: ModelFolder, step: Step) -> list[Linear]:
+    claimed = [linear for linear in source.anatomy if claims(step, linear)]
     if not claimed:
         present = sorted({role for linear in source.anatomy for role in linear.roles})
         raise UsageError(f"«{step}» fits nothing in {source.name}, whose roles are {', '.join(present)}")

@@ -78,22 +78,10 @@ def test_quantization_keeps_zeros_zero(tiny, tmp_path, method, symmetric):
     assert all(float(zero.float().mean()) >= 0.6 for zero in both.values())
 
 
-@pytest.mark.parametrize("pattern", [{"pattern": "2:4"}, {"sparsity": 0.5}])
-def test_joint_quantization_loses_less_than_one_after_the_other(tmp_path, pattern):
-    errors = {}
-    for joint in (False, True):
-        prune = {"method": "sparsegpt", "joint": joint} | pattern
-        steps = recipe(prune, quantize(bits=3, clip=True), samples=16, length=128)
-        manifest = compress("scribe", steps, tmp_path / str(joint))
-        errors[joint] = [r["error"] for block in manifest["blocks"][:2] for r in block["linears"].values()]
-        assert all(float(zero.float().mean()) >= 0.5 for zero in zeros_of(tmp_path / str(joint)).values())
-    assert sum(errors[True]) < sum(errors[False])
-
-
 @pytest.mark.parametrize("kind", ["owl", "sensitivity"])
 def test_adaptive_sparsity_keeps_the_mean(tmp_path, kind):
     prune = {"method": "magnitude", "sparsity": 0.7, "allocation": kind, "spread": 0.1}
-    manifest = compress("scribe", recipe(prune, samples=16, length=128), tmp_path / "out")
+    manifest = compress("scribe", recipe(prune, samples=4, length=64), tmp_path / "out")
     records = [record for block in manifest["blocks"] for record in block["linears"].values()]
     shares = {record["zeros"] for record in records}
     assert len(shares) > 4 and min(shares) > 0.5 and max(shares) < 0.9
@@ -103,7 +91,7 @@ def test_adaptive_sparsity_keeps_the_mean(tmp_path, kind):
     assert zero / total == pytest.approx(0.7, abs=1e-3)
 
 
-STEPS = recipe({"method": "sds", "base": "wanda", "sparsity": 0.5, "allocation": "owl"} | FAST, quantize("gptaq"))
+STEPS = recipe({"method": "sds", "base": "wanda", "sparsity": 0.5, "allocation": "owl"} | FAST, quantize("gptq"))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +223,10 @@ REFUSED = [
     ({"method": "magnitude", "sparsity": "half"}, "sparsity = 'half': a number"),
     ({"method": "magnitude", "pattern": "4:2"}, "N:M with 0 < N < M"),
     ({"method": "wandaa", "sparsity": 0.5}, "unknown prune method 'wandaa' .did you mean 'wanda'"),
-    ({"method": "magnitude", "pattern": "2:4", "allocation": "owl"}, "'2:4' is the same everywhere; give a sparsity"),
+    (
+        {"method": "magnitude", "pattern": "2:4", "allocation": "owl"},
+        "'owl': '2:4' is the same everywhere; give a sparsity",
+    ),
     ({"method": "magnitude", "sparsity": 0.5, "allocation": "owls"}, "unknown allocation 'owls'"),
     ({"method": "magnitude", "sparsity": 0.5, "spread": 2}, "spread = 2"),
     ({"method": "magnitude", "pattern": "2:4", "scope": "row"}, "2:4 already says"),
@@ -268,7 +259,7 @@ def test_other_things_that_are_refused(tiny, tmp_path):
 def test_too_little_calibration_text_is_said(tiny, tmp_path, capfd):
     """Fewer tokens than inputs: the Hessians are singular, which is noted, and what comes out is finite and counted."""
     manifest = compress(tiny("llama"), recipe({"method": "sds", "pattern": "2:4"} | FAST, samples=1), tmp_path / "out")
-    assert "32 tokens" in manifest["check"]["notes"][0]
+    assert "14 matrices saw fewer tokens than they have inputs, such as" in manifest["check"]["notes"][0]
     assert all(torch.isfinite(weight).all() for _, weight in dense_weights(tmp_path / "out"))
 
 

@@ -65,7 +65,7 @@ def compress(
     adaptive = any(job.prune and job.prune.allocation.kind != "uniform" for job in jobs)
     needs = frozenset().union(*(job.needs for job in jobs))
     if not (out / MANIFEST).exists():
-        _check_disk(source, out)
+        _check_disk(source, out, dense=any(not job.grid for job in jobs))
     journal = Journal(
         out / JOURNAL,
         {
@@ -256,15 +256,22 @@ def _check(source: ModelFolder, jobs: list[Job], out: Path, entries: list[dict])
         if odd:
             worst = max(odd, key=odd.get)
             notes.append(f"{kind} groups ({meaning}): {sum(odd.values())} in {len(odd)} linears, most in {worst}")
-            say(f"note: {notes[-1]}")
+    tokens = {name: record.get("tokens") for entry in entries for name, record in entry["linears"].items()}
+    few = [job.linear for job in jobs if job.prune and 0 < (tokens[job.linear.name] or 0) < job.linear.columns]
+    if few:
+        first = f"{few[0].name} ({tokens[few[0].name]} for {few[0].columns})"
+        notes.append(f"{len(few)} matrices saw fewer tokens than they have inputs, such as {first}: calibrate on more")
+    for note in notes:
+        say(f"note: {note}")
     block = check.check_block(source, out, [job.linear for job in jobs])
     return {"linears": len(jobs), "block": block, "notes": notes}
 
 
-def _check_disk(source: ModelFolder, out: Path) -> None:
+def _check_disk(source: ModelFolder, out: Path, dense: bool) -> None:
+    """dense: some of it is as large as before."""
     folder = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
     written = sum(file.stat().st_size for file in out.glob("model-*.safetensors"))
-    free, needed = shutil.disk_usage(folder).free, source.checkpoint.file_bytes // 2 - written
+    free, needed = shutil.disk_usage(folder).free, source.checkpoint.file_bytes // (1 if dense else 2) - written
     if free < needed:
         raise JettisonError(
             f"{folder} has {free / 1e9:.3f} GB free; {source.name} has {source.checkpoint.file_bytes / 1e9:.3f} GB and "

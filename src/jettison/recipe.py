@@ -233,7 +233,7 @@ def _parse_pattern(options: dict[str, Any], changed: dict[str, Any], data: Any) 
         return Pattern(float(options["sparsity"]), scope=scope), allocation
     if allocation.kind != "uniform":
         raise UsageError(
-            f"allocation = {allocation.kind!r}: {options['pattern']} is the same everywhere; give a sparsity"
+            f"allocation = {allocation.kind!r}: {options['pattern']!r} is the same everywhere; give a sparsity"
         )
     return replace(Pattern.parse(options["pattern"]), scope=scope), allocation
 

@@ -11,13 +11,13 @@ from jettison.pattern import Pattern
 from jettison.prune.masks import smallest
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-DAMP = 1e-4  # of the mean diagonal: what gives inputs that were never active a norm
+LEAST_DAMP = 1e-4  # what gives inputs that were never active a norm
 
 
 @dataclass(frozen=True)
 class Gram:
     """Find W with the least mean ‖W₀ x₀ − W x‖² = tr(W H Wᵀ) − 2 tr(T Wᵀ) + ‖W₀ x₀‖², by H = E[x xᵀ] and
-    T = W₀ E[x₀ xᵀ].
+    T = W₀ E[x₀ xᵀ]; both with a ridge, which draws W to W₀ where the text says little.
 
     All in units in which every input has norm 1 and the weights of W₀ have mean square 1: hessian (in, in), target
     (out, in), unit (in,): a weight in these units times ``unit`` is one of the layer.
@@ -28,14 +28,17 @@ class Gram:
     unit: torch.Tensor
 
     @classmethod
-    def of(cls, weight: torch.Tensor, stats: Stats, dense: bool = False, share: float = 1.0) -> "Gram":
+    def of(
+        cls, weight: torch.Tensor, stats: Stats, dense: bool = False, share: float = 1.0, damp: float = 0.0
+    ) -> "Gram":
         """weight: (out, in), the original's. dense: x is what the original has, else what the sparse model has. share:
-        of the way from W₀ x to W₀ x₀ that is aimed at."""
+        of the way from W₀ x to W₀ x₀ that is aimed at. damp: the ridge, as a share of H's mean diagonal."""
         dense = dense and stats.cross is not None  # experts: tokens do not correspond
         hessian = stats.dense if dense else stats.hessian
         cross = hessian if dense or stats.cross is None else torch.lerp(hessian, stats.cross, share)
-        diagonal = hessian.diagonal()
-        norm = (diagonal + DAMP * diagonal.mean().clamp(min=1e-30)).sqrt()
+        ridge = max(damp, LEAST_DAMP) * hessian.diagonal().mean().clamp(min=1e-30) * torch.eye(len(hessian))
+        hessian, cross = hessian + ridge, cross + ridge
+        norm = hessian.diagonal().sqrt()
         size = (weight * norm).square().mean().sqrt().clamp(min=1e-30)
         target = (weight @ cross) / norm / size
         return cls(hessian / norm / norm.unsqueeze(1), target, size / norm)

@@ -185,7 +185,7 @@ def _store(
 
 def _dense_names(source: ModelFolder, linears: list[Linear], grids: dict[str, Grid]) -> list[str]:
     """Those whose weights lie in a tensor of their own: neither packed, nor one expert of many, nor a tied head."""
-    own = lambda linear: source.locate(f"{linear.name}.weight")[1] is None and linear.name not in grids
+    own = lambda linear: linear.name not in grids and source.locate(f"{linear.name}.weight")[1] is None
     tied = lambda linear: source.anatomy.tied and "head" in linear.roles
     return [linear.name for linear in linears if own(linear) and not tied(linear)]
 

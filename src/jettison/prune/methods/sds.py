@@ -35,6 +35,7 @@ def sds(
     l1: Annotated[float, Field(ge=0)] = 0.01,
     l2: Annotated[float, Field(ge=0)] = 0.01,
     share: Annotated[float, Field(ge=0, le=1)] = 1.0,
+    damp: Annotated[float, Field(ge=0)] = 0.01,
     rechoose: bool = True,
     early_exit: bool = False,
 ) -> torch.Tensor:
@@ -48,8 +49,9 @@ def sds(
     pruning: second_steps then adjust the first one, which is the control of equal budget. second_steps: of the
     adjustment, in which the mask is chosen anew at every step by magnitude (``rechoose``) or held. early_exit: no
     adjustment where the second pruning alone is better than the first. lr: Adam's, on the whole batch; for inputs of
-    norm 1 and weights of mean square 1, as l1 and l2 are. What is worse than the first pruning on the calibration text
-    is not taken.
+    norm 1 and weights of mean square 1, as l1 and l2 are. damp: a ridge that draws weights to the original's, as a
+    share of the Hessian's mean diagonal; without it they fit the calibration text too closely. What is worse than the
+    first pruning on the calibration text is not taken.
 
     The paper leaves the optimizer open and gives lr 0.1 and both λ 0.1 for weights as they are; Adam in these units,
     the defaults, and the target for SD data are our reconstruction. Raises UsageError for a base that is no pruner.
@@ -57,7 +59,7 @@ def sds(
     if base not in registry.methods("prune") or base == "sds":
         raise unknown("base", base, set(registry.methods("prune")) - {"sds"}, " of sds")
     prune = lambda matrix: registry.find("prune", base).function(matrix, pattern, stats) / gram.unit
-    gram = Gram.of(weight, stats, data == "dd", share)
+    gram = Gram.of(weight, stats, data == "dd", share, damp)
     first = prune(weight)
     if not dense_steps:
         shadow = weight / gram.unit * SHADOW if rechoose else None

@@ -18,18 +18,23 @@ import argparse
 import json
 import math
 import re
+import resource
 import shutil
 import statistics
+import time
 from pathlib import Path
 
+import torch
 from witness import RESULTS, RUNS, cell, claim, compare, write_result
 
-from jettison.calibrate import token_windows
+from jettison import registry
+from jettison.calibrate import Stats, token_windows
 from jettison.compress import compress
 from jettison.decode import load
 from jettison.evaluate.quality import TEXTS, TOKENS, WINDOW
 from jettison.evaluate.quality import compare as measure_text
 from jettison.evaluate.tasks import evaluate_tasks
+from jettison.pattern import Pattern
 from jettison.progress import set_quiet
 
 NAME = "sds"
@@ -39,6 +44,8 @@ ITEMS = 40  # of each task
 BASES = ("magnitude", "wanda", "sparsegpt", "alps")
 PATTERNS = {"50 %": {"sparsity": 0.5}, "70 %": {"sparsity": 0.7}, "2:4": {"pattern": "2:4"}, "4:8": {"pattern": "4:8"}}
 STEPS = 200  # of each stage
+BLOCK = {(2048, 2048): 2, (1024, 2048): 2, (6144, 2048): 2, (2048, 6144): 1}  # of Qwen3-1.7B: shape -> how many
+BLOCK_BASES, SDS_BASE = ("magnitude", "wanda", "sparsegpt"), "sparsegpt"
 VARIANTS = {
     "plain": None,
     "sds": {"dense_steps": STEPS, "second_steps": STEPS},
@@ -237,6 +244,51 @@ def claims(have: dict[str, dict]) -> tuple[list[dict], dict]:
     return found, wins
 
 
+def block_cost() -> dict:
+    """Seconds and memory to prune one block in the shape of Qwen3-1.7B, random weights and activations, one matrix at a
+    time. Those of SDS from runs of 2 and of 4 steps a stage: all steps take the same."""
+    return {base: cell(NAME, f"block-{base}", lambda base=base: one_block(base)) for base in BLOCK_BASES}
+
+
+def one_block(base: str) -> dict:
+    seconds = {"plain": 0.0, "step": 0.0}
+    for (rows, columns), count in BLOCK.items():
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(rows, columns, generator=generator)
+        mix = torch.randn(columns, columns, generator=generator) / columns**0.5
+        inputs = torch.randn(2 * columns, columns, generator=generator) @ mix
+        stats = Stats.of(inputs, inputs)
+        took = [timed(weight, stats, {"method": base})]
+        if base == SDS_BASE:
+            options = {"method": "sds", "base": base}
+            took += [timed(weight, stats, options | {"dense_steps": n, "second_steps": n}) for n in (2, 4)]
+            seconds["step"] += count * (took[2] - took[1]) / 4
+        seconds["plain"] += count * took[0]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"plain": seconds["plain"], "step": seconds["step"], "memory": memory}
+
+
+def timed(weight: torch.Tensor, stats: Stats, options: dict) -> float:
+    options = dict(options)
+    method = registry.find("prune", options.pop("method"))
+    start = time.perf_counter()
+    method.function(weight, Pattern.parse("2:4"), stats, **(method.check(options)))
+    return time.perf_counter() - start
+
+
+def block_table(blocks: dict[str, dict]) -> dict:
+    rows = [[base, f"{of['plain']:.1f} s", f"{of['memory'] / 1e9:.2f} GB"] for base, of in blocks.items()]
+    if SDS_BASE in blocks:
+        of = blocks[SDS_BASE]
+        rows.append([
+            f"sds on {SDS_BASE}, {STEPS} + {STEPS} steps",
+            f"{2 * of['plain'] + 2 * STEPS * of['step']:.0f} s ({of['step']:.2f} s a step of all seven matrices)",
+            f"{of['memory'] / 1e9:.2f} GB",
+        ])  # fmt: skip
+    title = "A block of Qwen3-1.7B's shape at 2:4, without the activations' passage (time; peak memory of the process)"
+    return {title: {"columns": ["", "time", "memory"], "rows": rows}} if rows else {}
+
+
 def check() -> None:
     """Recompute three cells in scratch folders, on books, and compare with what is recorded."""
     recorded = json.loads((RESULTS / f"{NAME}.json").read_text())["details"]["cells"]
@@ -256,6 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, help="compute so many more, then write what there is")
     parser.add_argument("--summary", action="store_true", help="only write the result file, from the cells there are")
+    parser.add_argument("--block", action="store_true", help="measure what a block of a 1.7B model takes")
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     set_quiet(True)
@@ -265,6 +318,8 @@ def main() -> None:
     missing = [key for key in missing if CELLS[key][0] == "scribe" or (OPT / "config.json").exists()]
     for key in missing[: 0 if arguments.summary else arguments.cells]:
         run(key)
+    if arguments.block or not (arguments.summary or arguments.cells):
+        block_cost()
     write_summary()
 
 
@@ -278,10 +333,13 @@ def _brief(result: dict) -> dict:
 def write_summary() -> None:
     files = {key: FOLDER / f"{slug(key)}.json" for key in CELLS}
     have = {key: json.loads(file.read_text()) for key, file in files.items() if file.exists()}
+    blocks = {base: FOLDER / f"block-{base}.json" for base in BLOCK_BASES}
+    blocks = {base: json.loads(file.read_text()) for base, file in blocks.items() if file.exists()}
     found, wins = claims(have)
     brief = {key: _brief(result) for key, result in have.items()}
     details = {
-        "tables": tables(have),
+        "tables": tables(have) | block_table(blocks),
+        "block": blocks,
         "wins": wins,
         "cells": brief,
         "missing": [key for key in CELLS if key not in have],

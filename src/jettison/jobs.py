@@ -164,7 +164,7 @@ def apply_methods(
 def _prune(
     source: ModelFolder, jobs: list[Job], known: Mapping[Linear, Stats | None], pool: Callable
 ) -> dict[Linear, Stored]:
-    read = lambda linear: source.read_weight(linear.name, linear.layout)
+    read = lambda linear: source.read_weight(linear.name, linear.layout)[: linear.rows]
     tasks = [
         Task(
             job.linear.name,

@@ -36,6 +36,10 @@ class Stats:
         stats.add(inputs, originals)
         return stats
 
+    def to(self, device: torch.device) -> "Stats":
+        move = lambda matrix: None if matrix is None else matrix.to(device)
+        return Stats(move(self.hessian), self.tokens, move(self.cross), move(self.dense))
+
     def add(self, inputs: torch.Tensor, originals: torch.Tensor | None = None) -> None:
         """inputs, originals: (..., in)."""
         flat = lambda states: states.reshape(-1, states.shape[-1]).float().to(self.hessian.device)

@@ -93,7 +93,7 @@ def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[s
         seconds, memory = seconds + tried.seconds, max(memory, tried.memory)
     else:
         seconds += sum(trial.try_rows(source, job, FEW) for job in outside)
-        packed = sum(job.linear.weights * job.grid.bits / 8 for job in outside)
+        packed = sum(job.linear.weights * (job.grid.bits if job.grid else 16) / 8 for job in outside)
         unquantized = sum(source.checkpoint.bytes_of(tensor) for tensor in source.tensors_of(None))
         seconds += (packed + unquantized) * trial.try_writing()
         codes = sum(job.linear.weights for job in outside)
@@ -131,7 +131,11 @@ def _recovery(source: ModelFolder, jobs: list[Job], step) -> dict[str, Any]:
         ):
             trained += options["rank"] * (linear.rows + linear.columns)
     if "scales" in options["train"]:
-        trained += sum(job.linear.rows * job.grid.groups(job.linear.columns) for job in jobs)
+        trained += sum(job.linear.rows * job.grid.groups(job.linear.columns) for job in jobs if job.grid)
+    if "weights" in options["train"]:
+        here = [linear for linear in anatomy if step.where.matches(linear.roles, linear.block)]
+        packed = {job.linear for job in jobs if job.grid}
+        trained += sum(linear.weights for linear in here if linear not in packed and "embed" not in linear.roles)
     width = source.skeleton.get_input_embeddings().embedding_dim
     activations = 4 * options["batch"] * options["length"] * width * anatomy.blocks * 16
     weights = anatomy.parameters * (training_dtype().itemsize + 4)

@@ -136,6 +136,7 @@ def training_seconds(source: ModelFolder, jobs: list[Job], step: Step) -> tuple[
                 teacher=load_dense(short, training_dtype()),
                 linears=[linear for linear in adapted if "embed" not in linear.roles],
                 quantized=packed,
+                dense=[linear for linear in adapted if linear not in packed and linear.block is not None],
                 windows=torch.randint(vocabulary, (3 * batch, options["length"])),
                 state=Path(scratch) / "state.safetensors",
                 save_every=1e9,

@@ -36,7 +36,7 @@ class Gram:
         dense = dense and stats.cross is not None  # experts: tokens do not correspond
         hessian = stats.dense if dense else stats.hessian
         cross = hessian if dense or stats.cross is None else torch.lerp(hessian, stats.cross, share)
-        ridge = max(damp, LEAST_DAMP) * hessian.diagonal().mean().clamp(min=1e-30) * torch.eye(len(hessian))
+        ridge = max(damp, LEAST_DAMP) * hessian.diagonal().mean().clamp(min=1e-30) * torch.eye(len(hessian)).to(hessian)
         hessian, cross = hessian + ridge, cross + ridge
         norm = hessian.diagonal().sqrt()
         size = (weight * norm).square().mean().sqrt().clamp(min=1e-30)

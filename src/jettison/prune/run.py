@@ -9,6 +9,7 @@ from jettison import registry
 from jettison.calibrate import Stats
 from jettison.errors import JettisonError
 from jettison.grid import Grid, QuantizedWeight
+from jettison.models.dense import compute_device
 from jettison.pattern import Pattern
 
 
@@ -29,12 +30,16 @@ class Task:
 
 
 def run_task(task: Task) -> torch.Tensor | QuantizedWeight:
-    """The pruned weight, its zeros counted. Raises JettisonError, with the matrix's name, if they are too few or what
+    """The pruned weight, its zeros counted; made on a GPU where there is one, unless it is quantized too. Raises
+    JettisonError, with the matrix's name, if they are too few or what
     is left is not finite."""
     method = registry.find("prune", task.method).function
+    device = compute_device() if task.grid is None else torch.device("cpu")
+    stats = task.stats and task.stats.to(device)
     grid = () if task.grid is None else (task.grid,)
     try:
-        pruned = method(task.weight, task.pattern, task.stats, *grid, **task.options)
+        pruned = method(task.weight.to(device), task.pattern, stats, *grid, **task.options)
+        pruned = pruned if isinstance(pruned, QuantizedWeight) else pruned.cpu()
         dense = pruned.dequantize() if isinstance(pruned, QuantizedWeight) else pruned
         if not torch.isfinite(dense).all():
             raise JettisonError(f"{task.method} left weights that are not finite: calibrate on more text")

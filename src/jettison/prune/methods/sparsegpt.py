@@ -39,7 +39,7 @@ def sparsegpt(
     hessian = stats.hessian.float()
     dead = hessian.diagonal() == 0
     if dead.all():  # no input ever: nothing to choose by but the weights
-        hessian, dead = torch.eye(columns), torch.zeros_like(dead)
+        hessian, dead = torch.eye(columns).to(weight), torch.zeros_like(dead)
     weight, importance = weight.masked_fill(dead, 0.0), hessian.diagonal()
     factor = inverse_factor(hessian, damp)
     spread = factor.diagonal()

@@ -75,7 +75,7 @@ def test_quantization_keeps_zeros_zero(tiny, tmp_path, method, symmetric):
     sparse, both = zeros_of(tmp_path / "sparse"), zeros_of(tmp_path / "both")
     first = [name for name in sparse if ".0." in name]  # of later blocks the inputs, and so the masks, differ
     assert first and all((both[name] | ~sparse[name]).all() for name in first)
-    assert all(float(zero.float().mean()) >= 0.6 for zero in both.values())
+    assert all(float(zero.float().mean()) > 0.59 for zero in both.values())  # 38 of every row of 64
 
 
 @pytest.mark.parametrize("kind", ["owl", "sensitivity"])

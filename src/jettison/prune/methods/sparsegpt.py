@@ -47,8 +47,10 @@ def sparsegpt(
     gone = torch.zeros_like(weight, dtype=torch.bool)
     width = columns // grid.groups(columns) if grid else columns
     step = max(block_size // pattern.of, 1) * pattern.of if pattern.grouped else block_size
+    fits = not pattern.grouped or width % pattern.of == 0
+    likely = lambda part, start: part.masked_fill(smallest(score(part, start), pattern, "row"), 0.0) if fits else part
     if grid:
-        scale, zero = find_range(grid.grouped(weight), grid, clip, importance.view(-1, width))
+        scale, zero = find_range(grid.grouped(likely(weight, 0)), grid, clip, importance.view(-1, width))
         codes = torch.empty_like(weight)
 
     def choose(start: int, block: torch.Tensor) -> torch.Tensor:
@@ -69,11 +71,9 @@ def sparsegpt(
             return rest[:, 0].masked_fill(gone[:, at], 0.0)
         group = at // width
         if at % width == 0 and width < columns:
-            # From ``weight``: errors of the blocks before have reached it. What will go need not be in the range.
-            here = weight[:, at : at + width]
-            if not pattern.grouped or width % pattern.of == 0:
-                here = here.masked_fill(smallest(score(here, at), pattern, "row"), 0.0)
-            scale[:, group], zero[:, group] = find_range(here, grid, clip, importance[at : at + width])
+            # With all errors so far, where the group lies in one block. What is likely to go need not be in the range.
+            here = rest[:, :width] if rest.shape[1] >= width else weight[:, at : at + width]
+            scale[:, group], zero[:, group] = find_range(likely(here, at), grid, clip, importance[at : at + width])
         code = grid.encode(rest[:, 0], scale[:, group], zero[:, group])
         codes[:, at] = torch.where(gone[:, at] | dead[at], zero[:, group], code)
         return (codes[:, at] - zero[:, group]) * scale[:, group]

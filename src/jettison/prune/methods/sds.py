@@ -35,7 +35,7 @@ def sds(
     l1: Annotated[float, Field(ge=0)] = 0.01,
     l2: Annotated[float, Field(ge=0)] = 0.01,
     share: Annotated[float, Field(ge=0, le=1)] = 1.0,
-    damp: Annotated[float, Field(ge=0)] = 0.01,
+    damp: Annotated[float, Field(ge=0)] = 0.05,
     rechoose: bool = True,
     early_exit: bool = False,
 ) -> torch.Tensor:

@@ -50,7 +50,7 @@ def sparsegpt(
     fits = not pattern.grouped or width % pattern.of == 0
     likely = lambda part, start: part.masked_fill(smallest(score(part, start), pattern, "row"), 0.0) if fits else part
     if grid:
-        scale, zero = find_range(grid.grouped(likely(weight, 0)), grid, clip, importance.view(-1, width))
+        scale, zero = find_range(grid.grouped(weight), grid, clip, importance.view(-1, width))
         codes = torch.empty_like(weight)
 
     def choose(start: int, block: torch.Tensor) -> torch.Tensor:

@@ -107,7 +107,7 @@ def test_each_method_pays(layer, pattern):
 @pytest.mark.parametrize("group_size", [16, -1])
 def test_joint_quantization_beats_rounding_what_pruning_left(layer, pattern, group_size):
     weight, inputs = layer
-    stats, grid = Stats.of(inputs), Grid(3, group_size)
+    stats, grid = Stats.of(inputs), Grid(2, group_size)
     joint = sparsegpt(weight, pattern, stats, grid).dequantize()
     rounded = rtn(sparsegpt(weight, pattern, stats), grid).dequantize()
     for quantized in (joint, rounded):
@@ -124,9 +124,8 @@ def test_sds_is_better_than_its_base_and_than_as_many_steps_without_the_dense_st
     control = sds(weight, pattern, stats, base=base, dense_steps=0, second_steps=200, rechoose=False)
     full = sds(weight, pattern, stats, base=base, dense_steps=100, second_steps=100)
     errors = [output_error(weight, each, inputs) for each in (plain, control, full)]
-    if base == "alps":  # has searched its mask, and solved for what stays, already
-        assert max(errors) < 1.02 * min(errors)
-    else:
+    assert errors[2] < errors[0]
+    if base != "alps":  # which has searched its mask already
         assert errors[2] < errors[1] < errors[0]
     assert torch.equal(control == 0, plain == 0)
 

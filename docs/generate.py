@@ -121,6 +121,32 @@ def _loads(format: Format, sort: str) -> str:
     return ", ".join(said) + doubt
 
 
+def pruning() -> str:
+    """docs/pruning.md, its tables made anew from what benchmarks/sds.py found."""
+    text, file = (DOCS / "pruning.md").read_text(encoding="utf-8"), ROOT / "benchmarks" / "results" / "sds.json"
+    lines = ["<!-- made by generate.py -->", "<!-- end -->"]
+    if file.exists():
+        result = json.loads(file.read_text(encoding="utf-8"))
+        rates = [
+            (key.removeprefix("scribe: "), cell["texts"]["books-evaluation"]["log_perplexity"], 0.0)
+            for key, cell in result["details"]["cells"].items()
+            if key.startswith("scribe: ") and re.search(r" (50 %|70 %|2:4|4:8), (plain|sds|control)$", key)
+        ]
+        dense = result["details"]["cells"]["scribe: dense"]["texts"]["books-evaluation"]["log_perplexity"]
+        lost = [(name, value - dense, error) for name, value, error in rates]
+        found = [f"`{result['command']}`; claims and targets are on the [results page](results.md#sds).", ""]
+        for title, table in result["details"]["tables"].items():
+            found += [f"### {title}", "", *_lines(table), ""]
+        found += ["### Nats per token lost on books, the least first", "", plot(sorted(lost, key=lambda row: row[1]))]
+        lines[1:1] = found
+    return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
+
+
+def _lines(table: dict) -> list[str]:
+    rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
+    return ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+
+
 def results() -> str:
     lines = [
         "# Results",
@@ -195,5 +221,6 @@ def plot(rows: list[tuple[str, float, float]]) -> str:
 
 if __name__ == "__main__":
     pages = {"index": start(), "recipes": recipes(), "results": results(), "engines": engines(), "xr": xr()}
+    pages |= {"pruning": pruning()}
     for name, page in pages.items():
         (DOCS / f"{name}.md").write_text(page, encoding="utf-8")

@@ -10,6 +10,7 @@ from killing import files_of
 from safetensors.torch import load_file, save_file
 
 from jettison import compress as compress_model
+from jettison.calibrate import find_range
 from jettison.compress import compress
 from jettison.errors import JettisonError
 from jettison.files import write_tensors
@@ -19,7 +20,6 @@ from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.grid import Grid, QuantizedWeight
 from jettison.models import ModelFolder
 from jettison.quantize import rtn
-from jettison.quantize.clip import find_range
 
 GRID = Grid(2, 4)
 RTN = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32, "clip": False}}]}
@@ -156,7 +156,7 @@ class TestLargeModels:
     @pytest.mark.parametrize("family", ["qwen3", "gpt_oss", "gpt2"])
     def test_parts_of_rows_give_the_same_bytes(self, tiny, tmp_path, monkeypatch, family):
         compress(tiny(family), RTN, tmp_path / "whole")
-        monkeypatch.setattr(sys.modules["jettison.compress"], "AT_ONCE", 640)
+        monkeypatch.setattr(sys.modules["jettison.jobs"], "AT_ONCE", 640)
         seen = []
         monkeypatch.setattr(
             sys.modules["jettison.quantize.methods.rtn"],

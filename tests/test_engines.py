@@ -11,12 +11,13 @@ import yaml
 from tiny import CONFIGS
 from transformers import AutoModelForCausalLM
 
-from jettison.compress import assign, compress
+from jettison.compress import compress
 from jettison.decode import load
 from jettison.errors import UsageError
 from jettison.formats import compressed_tensors
 from jettison.formats.engines import engine_names, find_engine, illegal
 from jettison.grid import Grid
+from jettison.jobs import assign
 from jettison.models import Anatomy, Linear, ModelFolder, families
 from jettison.recipe import load_recipe
 

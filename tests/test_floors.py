@@ -14,10 +14,11 @@ FLOORS = [
     {"fit", "xr"},
     {"plan"},
     {"compress", "evaluate", "report"},
-    {"quantize", "recover", "decode"},
+    {"jobs"},
+    {"prune", "quantize", "recover", "decode"},
     {"formats", "calibrate"},
     {"models", "devices", "recipe", "journal"},
-    {"kernels", "registry", "parallel"},
+    {"kernels", "registry", "parallel", "pattern"},
     {"grid", "files", "progress", "units"},
     {"errors"},
 ]

@@ -12,9 +12,12 @@ import yaml
 from jettison import registry
 from jettison.errors import UsageError, unknown
 from jettison.grid import Grid
+from jettison.pattern import Allocation, Pattern
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down", "expert", "router", "head", "embed", "linear")
 GRID_OPTIONS = ("bits", "group_size", "symmetric")
+PATTERN_OPTIONS = ("sparsity", "pattern", "scope", "allocation", "spread")
+OWN_OPTIONS = {"quantize": GRID_OPTIONS, "prune": PATTERN_OPTIONS}  # of a verb, whatever the method
 DEFAULT_METHOD = {"recover": "distill"}
 CALIBRATION = {"text": "books", "samples": 128, "length": 256}
 PRESETS = files("jettison") / "recipes"
@@ -53,17 +56,29 @@ class Where:
 
 @dataclass(frozen=True)
 class Step:
-    """One action: a verb (``quantize``), a method, its complete options, and where it applies."""
+    """One action: a verb (``quantize``), a method, its complete options, and where it applies.
+
+    grid: of a quantize step. pattern, allocation: of a prune step.
+    """
 
     verb: str
     method: str
     options: dict[str, Any]
     where: Where = Where()
     grid: Grid | None = None
+    pattern: Pattern | None = None
+    allocation: Allocation | None = None
 
     def __str__(self) -> str:
-        what = f"{self.method} to {self.grid}" if self.grid else self.method
+        what = f"{self.method} to {self.grid or self.pattern}" if self.grid or self.pattern else self.method
         return f"{self.verb} {what}: {self.where}"
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """Those of the verb, as in a recipe."""
+        if self.pattern:
+            return self.pattern.options() | (self.allocation.options() if self.allocation else {})
+        return {name: getattr(self.grid, name) for name in GRID_OPTIONS} if self.grid else {}
 
 
 @dataclass(frozen=True)
@@ -84,10 +99,7 @@ class Recipe:
         """As in the file: only what differs from a default is left out, so that a file records what was run."""
         steps = []
         for step in self.steps:
-            options = {"method": step.method}
-            if step.grid:
-                options |= {name: getattr(step.grid, name) for name in GRID_OPTIONS}
-            entry: dict[str, Any] = {step.verb: options | step.options}
+            entry: dict[str, Any] = {step.verb: {"method": step.method} | step.own_options | step.options}
             if step.where != Where():
                 entry["where"] = step.where.to_dict()
             steps.append(entry)
@@ -171,7 +183,7 @@ def _parse(data: Any, changes: list[tuple[str, str, Any]]) -> Recipe:
 def _changeable(steps: Iterable[Step]) -> set[str]:
     found = {f"calibration.{name}" for name in CALIBRATION}
     for step in steps:
-        names = list(step.options) + list(GRID_OPTIONS if step.grid else ())
+        names = [*step.options, *OWN_OPTIONS.get(step.verb, ())]
         found |= {f"{step.verb}.{name}" for name in names}
     return found
 
@@ -189,17 +201,41 @@ def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[
     mine = [(option, value) for of, option, value in changes if of == verb]
     name = dict(mine).get("method", options.pop("method", DEFAULT_METHOD.get(verb, "")))
     method = registry.find(verb, name)
-    known = set(method.defaults) | set(GRID_OPTIONS if verb == "quantize" else ())
+    known = {*method.defaults, *OWN_OPTIONS.get(verb, ())}
     if "method" in dict(mine):  # another method need not know the options of the first
         options = {option: value for option, value in options.items() if option in known}
     options |= {option: value for option, value in mine if option in known}
     used |= {(verb, option) for option, _ in mine if option in known | {"method"}}
-    grid = None
+    own = {name: options.pop(name) for name in OWN_OPTIONS.get(verb, ()) if name in options}
+    what: dict[str, Any] = {}
     if verb == "quantize":
-        if "bits" not in options:
+        if "bits" not in own:
             raise UsageError(f"a quantize step needs 'bits' (2 to 8); this is {data!r}")
-        grid = _parse_grid({name: options.pop(name) for name in GRID_OPTIONS if name in options})
-    return Step(verb, method.name, method.check(options), _parse_where(data.get("where")), grid)
+        what["grid"] = _parse_grid(own)
+    if verb == "prune":
+        what["pattern"], what["allocation"] = _parse_pattern(own, dict(mine), data)
+    return Step(verb, method.name, method.check(options), _parse_where(data.get("where")), **what)
+
+
+def _parse_pattern(options: dict[str, Any], changed: dict[str, Any], data: Any) -> tuple[Pattern, Allocation]:
+    for name, other in (("sparsity", "pattern"), ("pattern", "sparsity")):
+        if name in changed and other not in changed:  # a change to one does away with the other
+            options.pop(other, None)
+    if ("sparsity" in options) == ("pattern" in options):
+        raise UsageError(f"a prune step needs 'sparsity' (0 to 1) or 'pattern' (such as \"2:4\"); this is {data!r}")
+    for name in ("sparsity", "spread"):
+        if name in options and (isinstance(options[name], bool) or not isinstance(options[name], int | float)):
+            raise UsageError(f"prune option {name} = {options[name]!r}: a number is needed")
+    named = {"allocation": "kind", "spread": "spread"}
+    allocation = Allocation(**{field: options[name] for name, field in named.items() if name in options})
+    scope = options.get("scope") or ""
+    if "sparsity" in options:
+        return Pattern(float(options["sparsity"]), scope=scope), allocation
+    if allocation.kind != "uniform":
+        raise UsageError(
+            f"allocation = {allocation.kind!r}: {options['pattern']!r} is the same everywhere; give a sparsity"
+        )
+    return replace(Pattern.parse(options["pattern"]), scope=scope), allocation
 
 
 def _parse_grid(options: dict[str, Any]) -> Grid:

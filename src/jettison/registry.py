@@ -19,7 +19,8 @@ from jettison.errors import UsageError, unknown
 class Method:
     """A named way to carry out a step of a recipe.
 
-    verb: the step it serves (``quantize``, ``recover``). needs: the statistics it wants (``hessian``).
+    verb: the step it serves (``prune``, ``quantize``, ``recover``). needs: the statistics it wants (``hessian``).
+    choose: which of them with given options, where that depends on these.
     """
 
     verb: str
@@ -27,6 +28,10 @@ class Method:
     function: Callable[..., Any]
     paper: str
     needs: frozenset[str]
+    choose: Callable[[Mapping[str, Any]], set[str]] | None = None
+
+    def needs_with(self, options: Mapping[str, Any]) -> frozenset[str]:
+        return self.needs if self.choose is None else frozenset(self.choose(options))
 
     @property
     def summary(self) -> str:
@@ -61,16 +66,24 @@ class Method:
 _METHODS: dict[tuple[str, str], Method] = {}
 
 
-def method(verb: str, name: str, *, paper: str = "", needs: tuple[str, ...] = ()) -> Callable:
+def method(
+    verb: str,
+    name: str,
+    *,
+    paper: str = "",
+    needs: tuple[str, ...] = (),
+    choose: Callable[[Mapping[str, Any]], set[str]] | None = None,
+) -> Callable:
     """Register the decorated function as method ``name`` of ``verb``; the function itself is returned unchanged."""
 
     def register(function: Callable) -> Callable:
-        _METHODS[verb, name] = Method(verb, name, function, paper, frozenset(needs))
+        _METHODS[verb, name] = Method(verb, name, function, paper, frozenset(needs), choose)
         return function
 
     return register
 
 
+pruner = partial(method, "prune")
 quantizer = partial(method, "quantize")
 recoverer = partial(method, "recover")
 

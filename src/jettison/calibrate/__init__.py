@@ -1,7 +1,18 @@
-"""Text in, statistics out; and the best that a low rank can do by them."""
+"""Text in, statistics out; and what methods make of statistics: ranges, columns that make up for others, low ranks."""
 
+from jettison.calibrate.columns import inverse_factor, spread_errors
 from jettison.calibrate.low_rank import best_correction
+from jettison.calibrate.ranges import find_range
 from jettison.calibrate.stats import Stats, watch
 from jettison.calibrate.text import BUNDLED, token_windows
 
-__all__ = ["BUNDLED", "Stats", "best_correction", "token_windows", "watch"]
+__all__ = [
+    "BUNDLED",
+    "Stats",
+    "best_correction",
+    "find_range",
+    "inverse_factor",
+    "spread_errors",
+    "token_windows",
+    "watch",
+]

@@ -18,17 +18,19 @@ from jettison.calibrate.stats import Stats, watch
 from jettison.calibrate.text import token_windows
 from jettison.errors import UsageError
 from jettison.files import cache_folder, digest
-from jettison.grid import Grid, QuantizedWeight
+from jettison.grid import Grid
 from jettison.journal import Journal
 from jettison.models import Linear, ModelFolder
 from jettison.models.dense import compute_device, load_dense
 from jettison.models.modules import dense_weight
+from jettison.pattern import Pattern
 from jettison.progress import bar
 
 BATCH, SAMPLES, LENGTH = 4, 16, 256
 KINDS = ("gradients", "measured")
 Parts = Mapping[str, Sequence[Linear]]  # name of a unit -> its linears
-Grids = Mapping[str, Sequence[Grid]]  # the same -> what is tried
+Tried = Grid | Pattern
+Grids = Mapping[str, Sequence[Tried]]  # the same -> what is tried
 
 
 def sensitivity(
@@ -42,12 +44,14 @@ def sensitivity(
     samples: int = SAMPLES,
     length: int = LENGTH,
     seed: int = 0,
-) -> dict[str, dict[Grid, float]]:
-    """The loss, in nats per token, of each part on each of its grids, everything else being left as it is.
+) -> dict[str, dict[Tried, float]]:
+    """The loss, in nats per token, of each part on each of its grids, or pruned to each of its patterns, everything
+    else being left as it is.
 
     parts: name -> linears that share their grid. grids: name -> grids to try. kind: ``gradients``, one backward pass
-    for all of them, or ``measured``, a forward pass for each. method: the quantizer that chooses the codes; its
-    statistics are of the same text. text, samples, length: of calibration. The result is kept in the cache folder.
+    for all of them, or ``measured``, a forward pass for each. method: the quantizer that chooses the codes, or the
+    pruner; its statistics are of the same text. text, samples, length: of calibration. The result is kept in the cache
+    folder.
 
     ``gradients`` is the second order of KL, ½ E[(gᵀ E x)²] with E a matrix's change, x its input and g the gradient
     of the log-likelihood of a label drawn from the model itself, per token: the Fisher information along the change
@@ -106,7 +110,7 @@ def _known(journal: Journal) -> dict[tuple[str, str], float]:
     return {(entry["part"], entry["grid"]): entry["loss"] for entry in journal.entries}
 
 
-Losses = Iterator[tuple[str, Grid, float]]
+Losses = Iterator[tuple[str, Tried, float]]
 
 
 def _by_gradients(
@@ -128,7 +132,7 @@ def _by_gradients(
     for linear in linears:
         together.setdefault(linear.inputs, []).append(linear)
     gradients: dict[str, torch.Tensor] = {}
-    moved: dict[tuple[str, Grid], torch.Tensor] = {}  # the change of the log-likelihood at each token
+    moved: dict[tuple[str, Tried], torch.Tensor] = {}  # the change of the log-likelihood at each token
 
     def record(linear: Linear, inputs: torch.Tensor, output: torch.Tensor) -> None:
         inputs, mates, name = inputs.detach(), together[linear.inputs], part_of[linear.inputs]
@@ -142,7 +146,7 @@ def _by_gradients(
             weight = torch.cat([dense_weight(model.get_submodule(mate.name), mate) for mate in mates])
             stats = Stats.of(x)
             for grid in grids[name]:
-                error = _choose_codes(weight, grid, method, stats).dequantize() - weight
+                error = _changed(weight, grid, method, stats) - weight
                 change = ((x @ error.T) * g).sum(-1)
                 if "expert" in linear.roles:  # each expert sees its own tokens
                     change = change.square().sum().reshape(1)
@@ -195,8 +199,8 @@ class Bench:
         self.model = load_dense(source, torch.float32).to(compute_device()).eval()
         self.method, self.windows = method, windows
         self._stats: dict[str, Stats] = {}
-        self._codes: dict[tuple[str, Grid], QuantizedWeight] = {}
-        if registry.find("quantize", method).needs:
+        self._weights: dict[tuple[str, Tried], torch.Tensor] = {}
+        if _find(method).needs:
             linears = [linear for linear in source.anatomy if "embed" not in linear.roles]
             with torch.no_grad(), watch(self.model, "", linears) as found:
                 for ids in (windows if statistics is None else statistics).split(BATCH):
@@ -208,16 +212,16 @@ class Bench:
     def _logits(self, ids: torch.Tensor) -> torch.Tensor:
         return self.model(ids.to(self.model.device), use_cache=False).logits.float()
 
-    def quantized(self, linear: Linear, grid: Grid) -> torch.Tensor:
-        """(out, in) float32. Codes are found once."""
+    def quantized(self, linear: Linear, grid: Tried) -> torch.Tensor:
+        """(out, in) float32. Found once."""
         key = (linear.name, grid)
-        if key not in self._codes:
+        if key not in self._weights:
             weight = dense_weight(self.model.get_submodule(linear.name), linear)
-            self._codes[key] = _choose_codes(weight, grid, self.method, self._stats.get(linear.inputs))
-        return self._codes[key].dequantize()
+            self._weights[key] = _changed(weight, grid, self.method, self._stats.get(linear.inputs))
+        return self._weights[key]
 
     @contextmanager
-    def changed(self, grids: Iterable[tuple[Linear, Grid | None]]) -> Iterator[None]:
+    def changed(self, grids: Iterable[tuple[Linear, Tried | None]]) -> Iterator[None]:
         """Linears on their grids; None leaves one as it is. A tied head is untied for the while."""
         before: list[tuple[nn.Module, nn.Parameter]] = []
         try:
@@ -244,6 +248,12 @@ class Bench:
         return total / self.windows.numel()
 
 
-def _choose_codes(weight: torch.Tensor, grid: Grid, method: str, stats: Stats | None) -> QuantizedWeight:
-    chosen: Callable[..., QuantizedWeight] = registry.find("quantize", method).function
-    return chosen(weight, grid, stats)
+def _find(method: str) -> registry.Method:
+    """A quantizer, else a pruner."""
+    return registry.find("quantize" if method in registry.methods("quantize") else "prune", method)
+
+
+def _changed(weight: torch.Tensor, grid: Tried, method: str, stats: Stats | None) -> torch.Tensor:
+    """What a method makes of a weight (out, in)."""
+    changed = _find(method).function(weight, grid, stats)
+    return changed if isinstance(grid, Pattern) else changed.dequantize()

@@ -15,19 +15,30 @@ class Stats:
     """hessian: (in, in) float32, the mean of x xᵀ over the tokens seen. tokens: how many those were.
 
     cross: (in, in), the mean of x₀ xᵀ, where x₀ is what the original model has in place of x; None if it was not asked
-    for, or if tokens do not correspond (experts: each model routes in its own way).
+    for, or if tokens do not correspond (experts: each model routes in its own way). dense: the mean of x₀ x₀ᵀ, where
+    cross is there and it was asked for.
     """
 
     hessian: torch.Tensor
     tokens: int = 0
     cross: torch.Tensor | None = None
+    dense: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, inputs: torch.Tensor, originals: torch.Tensor | None = None) -> "Stats":
-        """inputs, originals: (..., in)."""
-        stats = cls(torch.zeros(inputs.shape[-1], inputs.shape[-1]))
+    def empty(cls, columns: int, dense: bool = False) -> "Stats":
+        zeros = lambda: torch.zeros(columns, columns)
+        return cls(zeros(), dense=zeros() if dense else None)
+
+    @classmethod
+    def of(cls, inputs: torch.Tensor, originals: torch.Tensor | None = None, dense: bool = False) -> "Stats":
+        """inputs, originals: (..., in). dense: those of the originals too."""
+        stats = cls.empty(inputs.shape[-1], dense)
         stats.add(inputs, originals)
         return stats
+
+    def to(self, device: torch.device) -> "Stats":
+        move = lambda matrix: None if matrix is None else matrix.to(device)
+        return Stats(move(self.hessian), self.tokens, move(self.cross), move(self.dense))
 
     def add(self, inputs: torch.Tensor, originals: torch.Tensor | None = None) -> None:
         """inputs, originals: (..., in)."""
@@ -40,7 +51,10 @@ class Stats:
         if originals is not None:
             if self.cross is None:
                 self.cross = torch.zeros_like(self.hessian)
-            self.cross.mul_(self.tokens / total).addmm_(flat(originals).T, rows, alpha=1.0 / total)
+            before = flat(originals)
+            self.cross.mul_(self.tokens / total).addmm_(before.T, rows, alpha=1.0 / total)
+            if self.dense is not None:
+                self.dense.mul_(self.tokens / total).addmm_(before.T, before, alpha=1.0 / total)
         self.tokens = total
 
 
@@ -61,13 +75,14 @@ class Watch:
 
 
 @contextmanager
-def watch(module: nn.Module, prefix: str, linears: Iterable[Linear]) -> Iterator[Watch]:
-    """Collect statistics while ``module`` runs. Linears that share their input are counted once."""
+def watch(module: nn.Module, prefix: str, linears: Iterable[Linear], dense: bool = False) -> Iterator[Watch]:
+    """Collect statistics while ``module`` runs, of the originals' inputs too if ``dense``. Linears that share their
+    input are counted once."""
     found, hooks = Watch(), []
     for linear in linears:
         if linear.inputs in found.stats:
             continue
-        found.stats[linear.inputs] = Stats(torch.zeros(linear.columns, linear.columns))
+        found.stats[linear.inputs] = Stats.empty(linear.columns, dense)
         inner = module.get_submodule(linear.name.removeprefix(prefix + "."))
         hooks.append(inner.register_forward_pre_hook(lambda _, args, linear=linear: found.see(linear, args[0])))
     try:

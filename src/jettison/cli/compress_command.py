@@ -24,11 +24,13 @@ def compress(
         bool, typer.Option("--spill", help="Keep calibration activations on disk, not in memory.")
     ] = False,
     engine: common.EngineName = None,
+    workers: Annotated[int, typer.Option("--workers", help="Processes that prune a block's matrices.")] = 1,
+    address: Annotated[str | None, typer.Option("--address", help="Of a Ray cluster that does so.")] = None,
     dry_run: common.DryRun = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Apply the quantize steps of a recipe, block by block. A killed run continues when it is called again."""
+    """Apply the prune and quantize steps of a recipe, block by block. A killed run continues when called again."""
     from jettison.compress import compress as run
     from jettison.evaluate import measure_size
     from jettison.plan import forecast
@@ -42,7 +44,8 @@ def compress(
         result = forecast(model, load_recipe(recipe, changes), engine=engine)
         show_forecast(result)
     else:
-        result = run(model, recipe, out, changes=changes, seed=seed, spill=spill, engine=engine)
+        spread = {"workers": workers, "address": address}
+        result = run(model, recipe, out, changes=changes, seed=seed, spill=spill, engine=engine, **spread)
         size = measure_size(out)
         common.out.print(
             f"{out}: {format_bytes(size['bytes'])}, {size['bits_per_weight']:.2f} bits per weight", soft_wrap=True

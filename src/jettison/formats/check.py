@@ -31,8 +31,8 @@ def inspect(name: str, weight: QuantizedWeight) -> dict[str, int]:
     return {kind: count for kind, count in found.items() if count}
 
 
-def check_shard(source: ModelFolder, file: Path, weights: Mapping[Linear, QuantizedWeight]) -> None:
-    """Read quantized linears back from a shard and compare every code, scale and zero point.
+def check_shard(source: ModelFolder, file: Path, weights: Mapping[Linear, writer.Stored]) -> None:
+    """Read compressed linears back from a shard and compare every weight, or code, scale and zero point.
 
     Raises JettisonError if one differs.
     """
@@ -42,9 +42,9 @@ def check_shard(source: ModelFolder, file: Path, weights: Mapping[Linear, Quanti
             raise JettisonError(f"{file}: {linear.name} reads back differently from what was written: try another disk")
 
 
-def _reads_back(source: ModelFolder, shard: Checkpoint, linear: Linear, meant: QuantizedWeight) -> bool:
-    if not compressed_tensors.storable(linear):
-        return torch.equal(writer.read_back(source, shard, linear, meant.grid), writer.as_stored(source, linear, meant))
+def _reads_back(source: ModelFolder, shard: Checkpoint, linear: Linear, meant: writer.Stored) -> bool:
+    if not writer.packed(linear, meant):
+        return torch.equal(writer.read_back(source, shard, linear, None), writer.as_stored(source, linear, meant))
     name, height = writer.stored_name(source, linear), max(1, AT_ONCE // linear.columns)
     for first in range(0, linear.rows, height):
         rows = slice(first, first + height)

@@ -13,20 +13,22 @@ from jettison.grid import Grid, QuantizedWeight
 from jettison.models import Linear, ModelFolder
 from jettison.models.checkpoint import INDEX, Checkpoint
 
+Stored = QuantizedWeight | torch.Tensor  # packed; or dense, (out, in) float32, in the original's type once it is stored
 NOT_COPIED = re.compile(r"config\.json|.*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx)|.*\.index\.json|README.*|\..*")
 
 
 def stored_name(source: ModelFolder, linear: Linear) -> str:
-    """What a quantized linear is called in the shards: as the original calls it, if it has a name of its own there."""
+    """What a compressed linear is called in the shards: as the original calls it, if it has a name of its own there."""
     tensor, expert, _ = source.locate(f"{linear.name}.weight")
     shared = expert is not None or ("head" in linear.roles and source.anatomy.tied)
     return linear.name if shared else tensor.removesuffix(".weight")
 
 
 def shard_tensors(
-    source: ModelFolder, block: int | None, weights: Mapping[Linear, QuantizedWeight], untie: bool
+    source: ModelFolder, block: int | None, weights: Mapping[Linear, Stored], untie: bool
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a block, or with None of what lies outside: quantized linears packed, the rest as they were.
+    """All tensors of a block, or with None of what lies outside: quantized linears packed, pruned ones dense with their
+    zeros, the rest as they were.
 
     untie: head and embedding part ways, so each needs tensors of its own.
     """
@@ -35,8 +37,8 @@ def shard_tensors(
     for linear, weight in weights.items():
         name = stored_name(source, linear)
         tensor, expert, _ = source.locate(f"{linear.name}.weight")
-        if not compressed_tensors.storable(linear):
-            tensors[tensor] = weight.dequantize(source.checkpoint.read(tensor).dtype).T
+        if not packed(linear, weight):
+            tensors[f"{name}.weight"] = _in_module(source, linear, weight)
             continue
         tensors |= compressed_tensors.tensors(name, weight)
         if f"{name}.weight" == tensor or expert is not None:
@@ -53,19 +55,30 @@ def shard_tensors(
     return tensors
 
 
-def as_stored(source: ModelFolder, linear: Linear, weight: QuantizedWeight) -> torch.Tensor:
+def packed(linear: Linear, weight: Stored) -> bool:
+    """Whether a weight is stored packed; dense otherwise."""
+    return isinstance(weight, QuantizedWeight) and compressed_tensors.storable(linear)
+
+
+def _in_module(source: ModelFolder, linear: Linear, weight: Stored) -> torch.Tensor:
+    """A weight that is stored dense, in the type and layout of the original's tensor."""
+    dtype = source.checkpoint.read(source.locate(f"{linear.name}.weight")[0]).dtype
+    dense = weight.dequantize(dtype) if isinstance(weight, QuantizedWeight) else weight.to(dtype)
+    return dense.T.contiguous() if linear.layout == "conv1d" else dense
+
+
+def as_stored(source: ModelFolder, linear: Linear, weight: Stored) -> torch.Tensor:
     """What ``read_back`` will read of this weight."""
-    if compressed_tensors.storable(linear):
-        return weight.dequantize()
-    stored = source.checkpoint.read(source.locate(f"{linear.name}.weight")[0]).dtype
-    return weight.dequantize(stored).T.contiguous().float()
+    return weight.dequantize() if packed(linear, weight) else _in_module(source, linear, weight).float()
 
 
-def read_back(source: ModelFolder, shard: Checkpoint, linear: Linear, grid: Grid) -> torch.Tensor:
-    """The weight of a quantized linear in a finished shard, dense, in the layout of its module, float32."""
-    if not compressed_tensors.storable(linear):
-        return shard.read(source.locate(f"{linear.name}.weight")[0]).float()
-    return compressed_tensors.read_weight(shard.read, stored_name(source, linear), grid).dequantize()
+def read_back(source: ModelFolder, shard: Checkpoint, linear: Linear, grid: Grid | None) -> torch.Tensor:
+    """The weight of a compressed linear in a finished shard, dense, in the layout of its module, float32. grid: None
+    for one that is not quantized."""
+    name = stored_name(source, linear)
+    if grid is None or not compressed_tensors.storable(linear):
+        return shard.read(f"{name}.weight").float()
+    return compressed_tensors.read_weight(shard.read, name, grid).dequantize()
 
 
 def finish(source: ModelFolder, out: Path, shards: Iterable[str], grids: Mapping[str, Grid], untie: bool) -> None:

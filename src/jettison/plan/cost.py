@@ -2,7 +2,8 @@
 
 The roofline of Recover-LoRA's planning (arXiv:2606.04238); what it counts, and how, is our reconstruction. Weights with
 their scales and zero points, side paths, activations, the cache of keys and values with its own bits and windows,
-experts (by those a token uses for arithmetic, by the distinct ones a batch is expected to use for bytes).
+experts (by those a token uses for arithmetic, by the distinct ones a batch is expected to use for bytes), and what 2:4
+leaves out where something runs it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,8 @@ from dataclasses import dataclass, replace
 from jettison.devices import Cost, Device, Operator, step_cost
 from jettison.errors import UsageError
 from jettison.formats.engines import Engine
+from jettison.grid import Grid
+from jettison.jobs import claims
 from jettison.models import Linear, ModelShape
 from jettison.plan.units import Choice, Unit, find_units
 from jettison.recipe import Recipe
@@ -28,6 +31,7 @@ class Setting:
     context: tokens in the cache of each sequence. batch: sequences. rows: tokens of each sequence that go through at
     once, 1 in decoding. cache_bits: of keys and values (below 16, a 16-bit scale per head and token comes on top).
     dropped: blocks that are left out. engine: in whose format weights are stored; None: as codes and scales are.
+    semi_structured: 2:4 in 16 bits runs as PyTorch's semi-structured tensors, as on NVIDIA GPUs from Ampere on.
     """
 
     context: int = CONTEXT
@@ -36,6 +40,7 @@ class Setting:
     cache_bits: int = 16
     dropped: frozenset[int] = frozenset()
     engine: Engine | None = None
+    semi_structured: bool = False
 
     def __post_init__(self):
         for name, least in (("context", 0), ("batch", 1), ("rows", 1)):
@@ -76,14 +81,26 @@ def predict_drafted(
     return Cost(draft * small.seconds + check.seconds, draft * small.moved + check.moved, check.memory, expected)
 
 
-def planned(unit: Unit, recipe: Recipe, engine: Engine | None = None) -> Choice:
-    """What a recipe makes of a unit. One that has a side path in part counts as one that has it."""
+def planned(unit: Unit, recipe: Recipe, engine: Engine | None = None, semi_structured: bool = False) -> Choice:
+    """What a recipe makes of a unit. One that has a side path in part counts as one that has it, one that is pruned in
+    part as one that is not."""
     linear, rank = unit.linears[0], max(side_path_rank(linear, recipe) for linear in unit.linears)
     for step in recipe.of("quantize"):
         if step.where.matches(linear.roles, linear.block):
             stored = engine.bits_per_weight(linear, step.grid) if engine else 0.0
+            if engine is None or engine.name == "jettison":
+                stored = _sparse_bits(unit, recipe, step.grid) or stored
             return Choice(step.grid.bits, step.grid.group_size, rank, step.grid.symmetric, stored)
-    return Choice(16, rank=rank)
+    return Choice(16, rank=rank, stored=(_sparse_bits(unit, recipe, None) if semi_structured else None) or 0.0)
+
+
+def _sparse_bits(unit: Unit, recipe: Recipe, grid: Grid | None) -> float | None:
+    """Bits per weight as they run, if all of the unit is pruned to a pattern that something runs."""
+    found: set[float | None] = set()
+    for linear in unit.linears:
+        steps = [step for step in recipe.of("prune") if claims(step, linear)]
+        found.add(steps[0].pattern.packed_bits(grid) if steps else None)
+    return found.pop() if len(found) == 1 else None
 
 
 def side_path_rank(linear: Linear, recipe: Recipe) -> int:
@@ -105,7 +122,9 @@ def operators(shape: ModelShape, recipe: Recipe, setting: Setting) -> list[Opera
     for unit in units:
         if unit.block not in setting.dropped:
             ranks = [side_path_rank(linear, recipe) for linear in unit.linears]
-            found += unit_operators(shape, unit, planned(unit, recipe, setting.engine), setting, ranks)
+            found += unit_operators(
+                shape, unit, planned(unit, recipe, setting.engine, setting.semi_structured), setting, ranks
+            )
     return found + fixed_operators(shape, units, setting)
 
 

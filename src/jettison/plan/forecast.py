@@ -8,14 +8,13 @@ from typing import Any
 import psutil
 import torch
 
-from jettison import registry
 from jettison.calibrate import token_windows
-from jettison.compress import Job, assign
 from jettison.devices import find_device
 from jettison.evaluate.generation import PROMPTS, TOKENS
 from jettison.evaluate.quality import WINDOW
 from jettison.formats.manifest import read_manifest
 from jettison.grid import AT_ONCE
+from jettison.jobs import Job, assign
 from jettison.models import ModelFolder, Walk
 from jettison.plan import trial
 from jettison.plan.cost import Setting, predict
@@ -73,7 +72,7 @@ def forecast_recovery(
 
 
 def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[str, Any]:
-    needs = frozenset().union(*(registry.find("quantize", job.step.method).needs for job in jobs))
+    needs = frozenset().union(*(job.needs for job in jobs))
     samples, length = recipe.calibration["samples"], recipe.calibration["length"]
     seconds, walk = 0.0, None
     if needs:
@@ -94,7 +93,7 @@ def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[s
         seconds, memory = seconds + tried.seconds, max(memory, tried.memory)
     else:
         seconds += sum(trial.try_rows(source, job, FEW) for job in outside)
-        packed = sum(job.linear.weights * job.grid.bits / 8 for job in outside)
+        packed = sum(job.linear.weights * (job.grid.bits if job.grid else 16) / 8 for job in outside)
         unquantized = sum(source.checkpoint.bytes_of(tensor) for tensor in source.tensors_of(None))
         seconds += (packed + unquantized) * trial.try_writing()
         codes = sum(job.linear.weights for job in outside)
@@ -110,7 +109,7 @@ def _kinds(source: ModelFolder, jobs: list[Job]) -> list[list[int]]:
     """Blocks to which the same is done."""
     kinds: dict[tuple, list[int]] = {}
     for block in range(source.anatomy.blocks):
-        here = [(job.linear.role, str(job.step), job.linear.weights) for job in jobs if job.linear.block == block]
+        here = [(job.linear.role, str(job.steps), job.linear.weights) for job in jobs if job.linear.block == block]
         kinds.setdefault(tuple(here), []).append(block)
     return list(kinds.values())
 
@@ -132,7 +131,11 @@ def _recovery(source: ModelFolder, jobs: list[Job], step) -> dict[str, Any]:
         ):
             trained += options["rank"] * (linear.rows + linear.columns)
     if "scales" in options["train"]:
-        trained += sum(job.linear.rows * job.grid.groups(job.linear.columns) for job in jobs)
+        trained += sum(job.linear.rows * job.grid.groups(job.linear.columns) for job in jobs if job.grid)
+    if "weights" in options["train"]:
+        here = [linear for linear in anatomy if step.where.matches(linear.roles, linear.block)]
+        packed = {job.linear for job in jobs if job.grid}
+        trained += sum(linear.weights for linear in here if linear not in packed and "embed" not in linear.roles)
     width = source.skeleton.get_input_embeddings().embedding_dim
     activations = 4 * options["batch"] * options["length"] * width * anatomy.blocks * 16
     weights = anatomy.parameters * (training_dtype().itemsize + 4)

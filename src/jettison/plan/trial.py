@@ -18,12 +18,12 @@ import psutil
 import torch
 from torch import nn
 
-from jettison import registry
 from jettison.calibrate import Stats
-from jettison.compress import Job, compress_unit, quantize_linears
+from jettison.compress import compress_unit
 from jettison.decode.load import Loaded
 from jettison.evaluate.quality import BATCH, WINDOW, compare
 from jettison.files import write_tensors
+from jettison.jobs import Job, apply_methods
 from jettison.models import ModelFolder, Walk
 from jettison.models.dense import compute_device, load_dense, stored_dtype
 from jettison.models.modules import QuantLinear
@@ -74,14 +74,14 @@ def try_block(source: ModelFolder, jobs: list[Job], block: int | None, walk: Wal
 
 
 def try_rows(source: ModelFolder, job: Job, weights: int) -> float:
-    """Seconds to quantize one large linear, from some of its rows that hold about so many ``weights``."""
+    """Seconds to compress one large linear, from some of its rows that hold about so many ``weights``."""
     linear = job.linear
     rows = max(1, min(linear.rows, weights // linear.columns))
     tokens = torch.randn(2 * linear.columns, linear.columns)
     stats = {linear.inputs: Stats.of(tokens, tokens)}
     part = replace(job, linear=replace(linear, rows=rows))
     with timed() as trial:
-        quantize_linears(source, [part], stats if registry.find("quantize", job.step.method).needs else {})
+        apply_methods(source, [part], stats if job.needs else {})
     return trial.seconds * linear.rows / rows
 
 
@@ -123,7 +123,11 @@ def training_seconds(source: ModelFolder, jobs: list[Job], step: Step) -> tuple[
 
     def measure(short: ModelFolder) -> float:
         vocabulary = short.config.get_text_config().vocab_size
-        packed = [job.linear for job in jobs if job.linear.name in _names(short) and "embed" not in job.linear.roles]
+        packed = [
+            job.linear
+            for job in jobs
+            if job.grid and job.linear.name in _names(short) and "embed" not in job.linear.roles
+        ]
         adapted = [linear for linear in short.anatomy if where.matches(linear.roles, linear.block)]
         moments = [time.perf_counter()]
         with TemporaryDirectory() as scratch:
@@ -132,6 +136,7 @@ def training_seconds(source: ModelFolder, jobs: list[Job], step: Step) -> tuple[
                 teacher=load_dense(short, training_dtype()),
                 linears=[linear for linear in adapted if "embed" not in linear.roles],
                 quantized=packed,
+                dense=[linear for linear in adapted if linear not in packed and linear.block is not None],
                 windows=torch.randint(vocabulary, (3 * batch, options["length"])),
                 state=Path(scratch) / "state.safetensors",
                 save_every=1e9,
@@ -191,7 +196,7 @@ def _pack(source: ModelFolder, jobs: list[Job], dtype: torch.dtype) -> nn.Module
     """The model with plainly rounded weights on the grids of ``jobs``: as fast as the real result, and quickly made."""
     model = load_dense(source, dtype)
     for job in jobs:
-        if job.linear.name in _names(source) and job.linear.layout == "linear":
+        if job.grid and job.linear.name in _names(source) and job.linear.layout == "linear":
             inner = model.get_submodule(job.linear.name)
             weight = rtn(inner.weight.detach().float(), job.grid, clip=False)
             model.set_submodule(job.linear.name, QuantLinear.of(weight, inner.bias))

@@ -1,4 +1,4 @@
-"""Weight quantization. One file per method in ``methods/``; ``clip`` finds ranges for all of them."""
+"""Weight quantization. One file per method in ``methods/``. Weights that are zero stay zero."""
 
 from jettison.quantize.methods import caldera, gptaq, gptq, hqq, rtn
 

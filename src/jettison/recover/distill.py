@@ -1,9 +1,9 @@
-"""Recover-LoRA: a quantized student learns its teacher's logits, on text that the teacher wrote."""
+"""Recover-LoRA: a compressed student learns its teacher's logits, on text that the teacher wrote."""
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,8 +21,8 @@ from jettison.models import Linear
 from jettison.models.checkpoint import Checkpoint
 from jettison.models.dense import compute_device
 from jettison.progress import bar
-from jettison.recover.loss import chunked_kl, head_of, kl
-from jettison.recover.trainables import add_lora, train_scales
+from jettison.recover.loss import chunked_kl, head_of, kl, square_head
+from jettison.recover.trainables import add_lora, train_scales, train_weights
 from jettison.registry import recoverer
 
 STATS_WINDOWS = 64
@@ -31,7 +31,8 @@ WEIGHT_DECAY, BETAS, CLIP = 0.0, (0.9, 0.95), 1.0
 
 @dataclass
 class Pupil:
-    """What a recovery works on. ``linears``: where it may act; ``quantized``: all linears whose scales can be trained.
+    """What a recovery works on. ``linears``: where it may act; ``quantized``: all linears whose scales can be trained;
+    ``dense``: those whose weights can.
 
     state: the file that holds the training so far. save_every: seconds between saves.
     """
@@ -44,13 +45,14 @@ class Pupil:
     state: Path
     save_every: float
     record: Callable[[int, float], None]
+    dense: list[Linear] = field(default_factory=list)
 
 
 @recoverer("distill", paper="arXiv:2606.04238; arXiv:2510.08600")
 def distill(
     pupil: Pupil,
     *,
-    train: Annotated[list[Literal["lora", "scales"]], Field(min_length=1)] = ["lora"],  # noqa: B006 (a schema, never changed)
+    train: Annotated[list[Literal["lora", "scales", "weights"]], Field(min_length=1)] = ["lora"],  # noqa: B006 (a schema, never changed)
     rank: Annotated[int, Field(ge=1)] = 8,
     alpha: Annotated[float, Field(gt=0)] | None = None,
     init: Literal["default", "olora", "svd"] = "default",
@@ -62,6 +64,9 @@ def distill(
     batch: Annotated[int, Field(ge=1)] = 16,
     lr: Annotated[float, Field(gt=0)] = 1e-3,
     scale_lr: Annotated[float, Field(gt=0)] = 1e-3,
+    weight_lr: Annotated[float, Field(gt=0)] = 1e-4,
+    masked: bool = True,
+    features: Annotated[float, Field(ge=0)] = 0.0,
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03,
     temperature: Annotated[float, Field(gt=0)] = 1.0,
     gradient_checkpointing: bool = False,
@@ -70,11 +75,13 @@ def distill(
     """Minimize KL(teacher ‖ student) over all tokens and the full vocabulary; returns what was trained, by name.
 
     train: ``lora`` (side paths on the linears of the step's ``where``; rank, alpha (default 2·rank), init as in
-    ``add_lora``), ``scales`` (of every quantized linear, wherever: they cost nothing when run), or both.
+    ``add_lora``), ``scales`` (of every quantized linear, wherever: they cost nothing when run), ``weights`` (of the
+    step's linears that are not packed; what pruning made zero stays zero if ``masked``), or several of them.
     data: ``synthetic`` (see ``synthesize``; its batches are sampled at ``text_temperatures`` in turn), a bundled text,
     a file, or a mix such as ``synthetic+books`` in equal parts. ``samples`` windows of ``length`` tokens are gone
     through ``epochs`` times, ``batch`` windows a step, over all processes. AdamW with cosine decay after a warm-up of
-    that share of the steps; lr is for side paths, scale_lr for the logarithm of scales.
+    that share of the steps; lr is for side paths, scale_lr for the logarithm of scales, weight_lr for weights.
+    features: how much of SquareHead's loss on the blocks' outputs is added.
 
     The published setting leaves rank, learning rate, schedule and temperature open: these are our reconstruction.
     """
@@ -89,7 +96,8 @@ def distill(
         stats = _input_stats(teacher, pupil) if init == "svd" else {}
         lora = add_lora(student, teacher, pupil.linears, rank, alpha, init, seed, stats)
     gains = train_scales(student, pupil.quantized) if "scales" in train else {}
-    trained = lora | gains
+    weights = train_weights(student, pupil.dense, masked) if "weights" in train else {}
+    trained = lora | gains | weights
     if gradient_checkpointing:
         enable = getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
@@ -100,14 +108,14 @@ def distill(
     optimizer = torch.optim.AdamW(
         [
             {"params": list(group.values()), "lr": rate, "peak": rate}
-            for group, rate in ((lora, lr), (gains, scale_lr))
+            for group, rate in ((lora, lr), (gains, scale_lr), (weights, weight_lr))
             if group
         ],
         betas=BETAS,
         weight_decay=WEIGHT_DECAY,
     )
     teacher.to(accelerator.device)
-    lesson, optimizer = accelerator.prepare(_Lesson(student, teacher, trained, temperature), optimizer)
+    lesson, optimizer = accelerator.prepare(_Lesson(student, teacher, trained, temperature, features), optimizer)
     steps = max(1, math.ceil(len(pupil.windows) * epochs / batch))
     done = _load_state(pupil.state, trained, optimizer)
     saved = time.monotonic()
@@ -124,7 +132,9 @@ def distill(
             optimizer.zero_grad()
             value = float(accelerator.reduce(loss.detach(), "mean"))
             if not math.isfinite(value):
-                raise JettisonError(f"the loss is {value} at step {step}: lower lr ({lr}) or scale_lr ({scale_lr})")
+                raise JettisonError(
+                    f"the loss is {value} at step {step}: lower {_rates(train, lr, scale_lr, weight_lr)}"
+                )
             if accelerator.is_main_process:
                 pupil.record(step, value)
                 if time.monotonic() - saved >= pupil.save_every or step + 1 == steps:
@@ -138,9 +148,16 @@ def distill(
 class _Lesson(nn.Module):
     """One batch to its loss. Only the student is a submodule, so that nobody trains or synchronizes the teacher."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, trained: dict[str, nn.Parameter], temperature: float):
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        trained: dict[str, nn.Parameter],
+        temperature: float,
+        features: float,
+    ):
         super().__init__()
-        self.student, self._teacher, self._temperature = student, [teacher], temperature
+        self.student, self._teacher, self._temperature, self._features = student, [teacher], temperature, features
         head = {id(parameter) for parameter in student.get_output_embeddings().parameters()}
         self._trained = list(trained.values())
         self._of_head = [parameter for parameter in trained.values() if id(parameter) in head]
@@ -148,15 +165,24 @@ class _Lesson(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids: (windows, length) -> mean KL per token."""
         teacher, fast = self._teacher[0], has_fast_bfloat16(ids.device)
+        asked = {"use_cache": False, "output_hidden_states": bool(self._features)}
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=fast):
             with torch.no_grad():
-                target = teacher.base_model(ids, use_cache=False).last_hidden_state.flatten(0, 1)
-            guess = self.student.base_model(ids, use_cache=False).last_hidden_state.flatten(0, 1)
+                taught = teacher.base_model(ids, **asked)
+            found = self.student.base_model(ids, **asked)
+            target, guess = (each.last_hidden_state.flatten(0, 1) for each in (taught, found))
             heads = head_of(self.student), head_of(teacher)
             vocabulary = teacher.config.get_text_config().vocab_size
             loss = chunked_kl(guess, target, *heads, self._of_head, vocabulary, self._temperature)
+            if self._features:
+                loss = loss + self._features * square_head(found.hidden_states[1:], taught.hidden_states[1:])
         # Zero, not none, is the gradient of an expert that no token reached: optimizer and processes stay in step.
         return loss + 0.0 * sum(parameter.sum() for parameter in self._trained)
+
+
+def _rates(train: list[str], lr: float, scale_lr: float, weight_lr: float) -> str:
+    rates = {"lora": f"lr ({lr})", "scales": f"scale_lr ({scale_lr})", "weights": f"weight_lr ({weight_lr})"}
+    return " or ".join(rates[each] for each in train)
 
 
 def training_dtype() -> torch.dtype:

@@ -1,6 +1,6 @@
-"""Distillation of logits, without ever holding the logits of a whole batch."""
+"""Distillation of logits, without ever holding the logits of a whole batch; and of features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -45,6 +45,16 @@ def kl(teacher_logits: torch.Tensor, student_logits: torch.Tensor, temperature: 
     target = (teacher_logits.float() / temperature).log_softmax(-1)
     guess = (student_logits.float() / temperature).log_softmax(-1)
     return (target.exp() * (target - guess)).sum() * temperature**2
+
+
+def square_head(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean over blocks of ‖s − t‖² / ‖t‖², s and t being (windows, length, hidden) states: SquareHead
+    (arXiv:2310.06927, section 2), which weighs every block alike however large its states are."""
+    parts = [
+        (s.float() - t.float()).square().mean() / t.float().square().mean().clamp(min=1e-12)
+        for s, t in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(parts).mean()
 
 
 class _ChunkedKL(torch.autograd.Function):

@@ -18,7 +18,7 @@ from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.formats.peft import write_adapter
 from jettison.grid import Grid
 from jettison.journal import Journal
-from jettison.models import ModelFolder
+from jettison.models import Linear, ModelFolder
 from jettison.models.checkpoint import Checkpoint
 from jettison.models.dense import load_dense, require_memory
 from jettison.progress import say
@@ -27,7 +27,7 @@ from jettison.recover.distill import Pupil, distill, training_dtype
 from jettison.recover.synthesize import synthesize
 
 WORK = "recover"
-ORIGINAL_SCALES, STATE, JOURNAL = "original-scales.safetensors", "state.safetensors", "journal.jsonl"
+ORIGINALS, STATE, JOURNAL = "originals.safetensors", "state.safetensors", "journal.jsonl"
 SAVE_EVERY = 60.0
 
 
@@ -39,11 +39,12 @@ def recover(
     restart: bool = False,
     save_every: float = SAVE_EVERY,
 ) -> dict[str, Any]:
-    """Train what the folder's recipe says (side paths, scales) until the checkpoint speaks like its teacher again.
+    """Train what the folder's recipe says (side paths, scales, weights) until it speaks like its teacher again.
 
-    Writes ``adapter/`` (PEFT) or new scales, and returns jettison.json with its section ``recovery``. changes:
-    ``recover.option=value`` strings. teacher: where the original lies now, if not where it was. A run that was killed
-    continues when it is called again; ``restart`` drops an earlier recovery and puts the first scales back.
+    Writes ``adapter/`` (PEFT), new scales or new weights, and returns jettison.json with its section ``recovery``.
+    changes: ``recover.option=value`` strings. teacher: where the original lies now, if not where it was. A run that was
+    killed continues when it is called again; ``restart`` drops an earlier recovery and puts the first scales and
+    weights back.
     ``accelerate launch -m jettison recover DIR`` spreads it over processes.
 
     Raises UsageError for a folder that Jettison did not compress or that holds another recovery, JettisonError if
@@ -64,8 +65,10 @@ def recover(
     linears = [linear for linear in source.anatomy if step.where.matches(linear.roles, linear.block)]
     linears = [linear for linear in linears if "embed" not in linear.roles]
     quantized = [linear for linear in source.anatomy if linear.name in grids and "embed" not in linear.roles]
-    if not linears or ("scales" in options["train"] and not quantized):
-        raise UsageError(f"«{step}» fits no linear of {folder}")
+    dense = _dense_names(source, linears, grids) if "weights" in options["train"] else []
+    empty = {"scales": not quantized, "weights": not dense}
+    if not linears or any(empty.get(each) for each in options["train"]):
+        raise UsageError(f"«{step}» fits no linear of {folder} for {', '.join(options['train'])}")
     first = (manifest.get("recovery") or manifest)["hashes"]  # of the shards as they were before any recovery
     journal, failure = None, [None]
     if state.is_main_process:
@@ -79,9 +82,10 @@ def recover(
     finished = [journal is not None and journal.last(finished=True) is not None]
     if broadcast_object_list(finished)[0]:
         return manifest
-    if journal and "scales" in options["train"] and not (work / ORIGINAL_SCALES).exists():
-        names = [f"{linear.name}.weight_scale" for linear in quantized]
-        write_tensors(work / ORIGINAL_SCALES, {name: source.read(name) for name in names})
+    if journal and {"scales", "weights"} & set(options["train"]) and not (work / ORIGINALS).exists():
+        names = [f"{linear.name}.weight_scale" for linear in quantized if "scales" in options["train"]]
+        names += [f"{name}.weight" for name in dense]
+        write_tensors(work / ORIGINALS, {name: source.read(name) for name in names})
     windows = training_windows(original, options, (state.process_index, state.num_processes), state.wait_for_everyone)
     fast = training_dtype()
     require_memory(original.anatomy.parameters * (fast.itemsize + 4), f"recovering {original.name}")
@@ -90,6 +94,7 @@ def recover(
         teacher=load_dense(original, fast),
         linears=linears,
         quantized=quantized,
+        dense=[linear for linear in linears if linear.name in dense],
         windows=windows,
         state=work / STATE,
         save_every=save_every,
@@ -154,18 +159,35 @@ def _store(
     folder: Path, source: ModelFolder, trained: dict[str, torch.Tensor], options: dict[str, Any], grids: dict[str, Grid]
 ) -> None:
     """Write what was trained. Can be repeated: new scales are computed from the first ones."""
-    lora = {name: value for name, value in trained.items() if not name.endswith(".gain")}
+    lora = {name: value for name, value in trained.items() if name.endswith((".lora_a", ".lora_b"))}
+    weights = {name: value for name, value in trained.items() if name.endswith(".weight")}
     gains = {name.removesuffix(".gain"): value for name, value in trained.items() if name.endswith(".gain")}
     if lora:
         alpha = options["alpha"] or 2.0 * options["rank"]
         write_adapter(folder, lora, options["rank"], alpha, [linear.name for linear in source.anatomy])
     if gains:
-        first = Checkpoint(folder / WORK, [folder / WORK / ORIGINAL_SCALES])
+        first = Checkpoint(folder / WORK, [folder / WORK / ORIGINALS])
         scales = {}
         for name, gain in gains.items():
             scale = first.read(f"{name}.weight_scale")
             scales[f"{name}.weight_scale"] = (scale.float() * gain.exp()).to(grids[name].scale_dtype)
         _replace(source, scales)
+    if weights:
+        first = Checkpoint(folder / WORK, [folder / WORK / ORIGINALS])
+        for name, value in weights.items():
+            before = first.read(name)
+            weights[name] = value.to(before.dtype)
+            filled = int(((before == 0) & (weights[name] != 0)).sum())
+            if filled and options["masked"]:
+                raise JettisonError(f"{name}: {filled} of the zeros that pruning left were trained away")
+        _replace(source, weights)
+
+
+def _dense_names(source: ModelFolder, linears: list[Linear], grids: dict[str, Grid]) -> list[str]:
+    """Those whose weights lie in a tensor of their own: neither packed, nor one expert of many, nor a tied head."""
+    own = lambda linear: linear.name not in grids and source.locate(f"{linear.name}.weight")[1] is None
+    tied = lambda linear: source.anatomy.tied and "head" in linear.roles
+    return [linear.name for linear in linears if own(linear) and not tied(linear)]
 
 
 def _replace(source: ModelFolder, tensors: dict[str, torch.Tensor]) -> None:
@@ -178,8 +200,8 @@ def _replace(source: ModelFolder, tensors: dict[str, torch.Tensor]) -> None:
 
 def _undo(folder: Path) -> None:
     work, source = folder / WORK, ModelFolder(folder)
-    if (work / ORIGINAL_SCALES).exists():
-        first = Checkpoint(work, [work / ORIGINAL_SCALES])
+    if (work / ORIGINALS).exists():
+        first = Checkpoint(work, [work / ORIGINALS])
         _replace(source, {name: first.read(name) for name in first})
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / ADAPTER, ignore_errors=True)

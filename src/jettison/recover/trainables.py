@@ -1,4 +1,4 @@
-"""What recovery may train: low-rank side paths, and the scales of the grids themselves."""
+"""What recovery may train: low-rank side paths, the scales of the grids themselves, and weights that are not packed."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -52,4 +52,19 @@ def train_scales(student: nn.Module, linears: Iterable[Linear]) -> dict[str, nn.
         if isinstance(module, QuantLinear):
             module.gain = nn.Parameter(torch.zeros(module.weight_scale.shape, device=module.weight_scale.device))
             parameters[f"{linear.name}.gain"] = module.gain
+    return parameters
+
+
+def train_weights(student: nn.Module, linears: Iterable[Linear], masked: bool) -> dict[str, nn.Parameter]:
+    """The weights of linears that are not packed, by name. masked: what is zero stays zero."""
+    parameters = {}
+    for linear in linears:
+        module = student.get_submodule(linear.name)
+        module = module.base if isinstance(module, Adapted) else module
+        if not isinstance(module, QuantLinear):
+            weight = module.weight.requires_grad_()
+            if masked:
+                kept = weight.detach() != 0
+                weight.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient.device))
+            parameters[f"{linear.name}.weight"] = weight
     return parameters

@@ -44,11 +44,11 @@ def read_error_map(run: Run) -> ErrorMap | None:
     if not roles:
         return None
     errors = [[_mean(linear["error"] for linear in cell.get(role, ())) for cell in cells] for role in roles]
-    grids = [[_join(linear["grid"] for linear in cell.get(role, ())) for cell in cells] for role in roles]
+    grids = [[_join(_made_of(linear) for linear in cell.get(role, ())) for cell in cells] for role in roles]
     outputs = [block.get("error") for block in blocks]
     if any(error is not None for error in outputs):
         roles, errors, grids = [*roles, WHOLE], [*errors, outputs], [*grids, [None] * len(blocks)]
-    outside = [(name, linear["grid"], linear["error"]) for name, linear in rest["linears"].items()]
+    outside = [(name, _made_of(linear), linear["error"]) for name, linear in rest["linears"].items()]
     return ErrorMap(roles, errors, grids, outside)
 
 
@@ -63,6 +63,11 @@ def _roles(run: Run) -> dict[str, str]:
 def _mean(values: Iterable[float]) -> float | None:
     found = list(values)
     return sum(found) / len(found) if found else None
+
+
+def _made_of(linear: dict) -> str:
+    """Grid and pattern, as far as there are such."""
+    return " ".join(linear[name] for name in ("grid", "pattern") if name in linear)
 
 
 def _join(grids: Iterable[str]) -> str | None:

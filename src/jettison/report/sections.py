@@ -205,7 +205,9 @@ def check(run: Run) -> dict[str, Any] | None:
     found = run.manifest.get("check")
     if not found:
         return None
-    line = f"After the write, all {found['linears']} quantized linears were read back and compared with what was meant."
+    line = (
+        f"After the write, all {found['linears']} compressed linears were read back and compared with what was meant."
+    )
     if found.get("block"):
         index, difference = found["block"]["index"], found["block"]["difference"]
         line += f" Block {index}, run from its packed weights, differs by {difference:.1e} from the same weights dense."

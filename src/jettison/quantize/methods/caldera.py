@@ -33,5 +33,5 @@ def caldera(
     quantized = gptq(weight, grid, stats, damp=damp, act_order=act_order, clip=clip)
     for _ in range(iterations):
         a, b = best_correction(weight - quantized.dequantize(), stats.hessian, min(rank, *weight.shape))
-        quantized = gptq(weight - b @ a, grid, stats, damp=damp, act_order=act_order, clip=clip)
+        quantized = gptq(weight - b @ a, grid, stats, weight == 0, damp=damp, act_order=act_order, clip=clip)
     return quantized

@@ -34,4 +34,4 @@ def gptaq(
     ridge = damp * stats.hessian.diagonal().mean() * torch.eye(len(stats.hessian), dtype=torch.float64)
     hessian, cross = stats.hessian.double() + ridge, stats.cross.double() + ridge
     target = torch.linalg.solve(hessian, (weight.double() @ cross), left=False).float()
-    return gptq(torch.lerp(weight, target, share), grid, stats, damp=damp, act_order=act_order, clip=clip)
+    return gptq(torch.lerp(weight, target, share), grid, stats, weight == 0, damp=damp, act_order=act_order, clip=clip)

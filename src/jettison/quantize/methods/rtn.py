@@ -2,8 +2,8 @@
 
 import torch
 
+from jettison.calibrate import find_range
 from jettison.grid import Grid, QuantizedWeight
-from jettison.quantize.clip import find_range
 from jettison.registry import quantizer
 
 

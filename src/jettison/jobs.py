@@ -1,0 +1,227 @@
+"""Which linear gets which steps of a recipe, and what they make of it."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from jettison import registry
+from jettison.calibrate import Stats
+from jettison.errors import JettisonError, UsageError
+from jettison.formats import check
+from jettison.formats.engines import Engine, find_engine, illegal
+from jettison.formats.writer import Stored
+from jettison.grid import AT_ONCE, Grid, QuantizedWeight
+from jettison.models import Linear, ModelFolder
+from jettison.pattern import Pattern
+from jettison.prune import Task, run_task
+from jettison.recipe import Recipe, Step
+
+
+@dataclass(frozen=True)
+class Job:
+    """One linear and what is done to it, first ``prune``, then ``step``, which quantizes: None where it is not done.
+
+    grid: with the type in which its scales are stored. pattern: of the pruning, once sparsity has been allocated.
+    """
+
+    linear: Linear
+    step: Step | None = None
+    grid: Grid | None = None
+    prune: Step | None = None
+    pattern: Pattern | None = None
+
+    @property
+    def steps(self) -> list[Step]:
+        return [step for step in (self.prune, self.step) if step]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics that its methods want."""
+        return frozenset().union(
+            *(registry.find(step.verb, step.method).needs_with(step.options) for step in self.steps)
+        )
+
+
+def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> list[Job]:
+    """The linears that the prune and quantize steps claim.
+
+    Raises UsageError if two steps of a verb claim one linear, a step claims nothing, a group size or an N:M does not
+    divide, parts of what engines fuse get different grids, or the engine named would not load the result.
+    """
+    jobs: dict[Linear, Job] = {}
+    for step in recipe.of("prune"):
+        for linear in _claimed(source, step):
+            if linear in jobs:
+                raise UsageError(f"two steps claim {linear.name}: «{jobs[linear].prune}» and «{step}»")
+            _check_pruning(source, linear, step)
+            jobs[linear] = Job(linear, prune=step, pattern=step.pattern)
+    for step in recipe.of("quantize"):
+        for linear in _claimed(source, step):
+            job = jobs.get(linear, Job(linear))
+            if job.step:
+                raise UsageError(f"two steps claim {linear.name}: «{job.step}» and «{step}»")
+            if "embed" in linear.roles and registry.find("quantize", step.method).needs:
+                raise UsageError(
+                    f"{linear.name} is looked up, not multiplied: rtn and hqq fit it, {step.method} does not"
+                )
+            try:
+                step.grid.groups(linear.columns)
+            except UsageError as error:
+                raise UsageError(f"{linear.name}: {error}") from None
+            jobs[linear] = replace(job, step=step, grid=_stored_grid(source, linear, step.grid))
+    for job in jobs.values():
+        _check_together(source, job)
+    parts: dict[str, Linear] = {}
+    for linear in source.anatomy:
+        other = parts.setdefault(linear.fused, linear)
+        grids = [str(jobs[part].grid) if part in jobs else "None" for part in (other, linear)]
+        if grids[0] != grids[1]:
+            raise UsageError(
+                f"engines run {linear.fused} as one matrix, so its parts share a grid; this recipe gives "
+                f"{other.name} {grids[0].lower()} and {linear.name} {grids[1].lower()}"
+            )
+    if engine is not None:
+        _check_engine(find_engine(engine), source, jobs)
+    return [jobs[linear] for linear in source.anatomy if linear in jobs]
+
+
+def claims(step: Step, linear: Linear) -> bool:
+    """Without a role a prune step is for the blocks alone: nobody prunes a head without saying so."""
+    outside = step.verb == "prune" and not step.where.role and linear.block is None
+    return not outside and step.where.matches(linear.roles, linear.block)
+
+
+def _claimed(source: ModelFolder, step: Step) -> list[Linear]:
+    claimed = [linear for linear in source.anatomy if claims(step, linear)]
+    if not claimed:
+        present = sorted({role for linear in source.anatomy for role in linear.roles})
+        raise UsageError(f"«{step}» fits nothing in {source.name}, whose roles are {', '.join(present)}")
+    return claimed
+
+
+def _check_pruning(source: ModelFolder, linear: Linear, step: Step) -> None:
+    if "embed" in linear.roles:
+        raise UsageError(f"{linear.name} is looked up, not multiplied: it is not pruned")
+    try:
+        step.pattern.check_columns(linear.columns)
+    except UsageError as error:
+        raise UsageError(f"{linear.name}: {error}") from None
+
+
+def _check_together(source: ModelFolder, job: Job) -> None:
+    """Raises UsageError where what is done first and what is done then do not go together."""
+    if job.prune and job.prune.options.get("joint") and (not job.step or job.step.method != "gptq"):
+        given = f"is «{job.step}»" if job.step else "is missing"
+        raise UsageError(f"{job.linear.name}: joint: true needs a quantize step with gptq for the same; that {given}")
+    stacked = source.locate(f"{job.linear.name}.weight")[1] is not None
+    if stacked and not job.step:
+        raise UsageError(
+            f"{job.linear.name} lies in one tensor with other experts, of which none can be stored alone: "
+            "quantize it too, or leave experts out of the prune step"
+        )
+
+
+def _check_engine(engine: Engine, source: ModelFolder, jobs: Mapping[Linear, Job]) -> None:
+    grids = {linear.name: job.grid for linear, job in jobs.items() if job.grid}
+    reasons = illegal(engine, source.anatomy, grids)
+    if engine.no_writer or reasons:
+        raise UsageError("; ".join([engine.no_writer or f"{engine.title} would not load this", *reasons]))
+
+
+def _stored_grid(source: ModelFolder, linear: Linear, grid: Grid) -> Grid:
+    """Scales are stored in the model's own 16-bit type; bfloat16 for a float32 model."""
+    tensor, _, _ = source.locate(f"{linear.name}.weight")
+    return replace(grid, scale_dtype=torch.float16 if source.checkpoint.dtype(tensor) == "F16" else torch.bfloat16)
+
+
+def one_by_one(function: Callable, items: Iterable) -> list:
+    return [function(item) for item in items]
+
+
+def apply_methods(
+    source: ModelFolder, jobs: list[Job], stats: Mapping[str, Stats], pool: Callable = one_by_one
+) -> tuple[dict[Linear, Stored], dict[str, dict]]:
+    """New weights, and a record of each linear's error, zeros and odd groups. stats: by what the linears share."""
+    # An expert that no calibration token reached counts every input alike; the record shows 0 tokens.
+    known: dict[Linear, Stats | None] = {}
+    for job in jobs:
+        seen = stats.get(job.linear.inputs)
+        known[job.linear] = seen if seen and seen.tokens else None
+        if job.needs and known[job.linear] is None:
+            known[job.linear] = Stats(torch.eye(job.linear.columns))
+    pruned = _prune(source, [job for job in jobs if job.prune], known, pool)
+    weights, records = {}, {}
+    for job in jobs:
+        linear, seen = job.linear, stats.get(job.linear.inputs)
+        weights[linear], record = _finish_linear(source, job, pruned.get(linear), known[linear])
+        records[linear.name] = record | ({"tokens": seen.tokens} if seen else {})
+    return weights, records
+
+
+def _prune(
+    source: ModelFolder, jobs: list[Job], known: Mapping[Linear, Stats | None], pool: Callable
+) -> dict[Linear, Stored]:
+    read = lambda linear: source.read_weight(linear.name, linear.layout)[: linear.rows]
+    tasks = [
+        Task(
+            job.linear.name,
+            job.prune.method,
+            job.prune.options,
+            read(job.linear),
+            job.pattern,
+            known[job.linear],
+            job.grid if job.prune.options.get("joint") else None,
+        )
+        for job in jobs
+    ]
+    return dict(zip([job.linear for job in jobs], pool(run_task, tasks), strict=True))
+
+
+def _finish_linear(
+    source: ModelFolder, job: Job, pruned: Stored | None, known: Stats | None
+) -> tuple[Stored, dict[str, Any]]:
+    """Quantize what is to be, and say how far the result is from the original: error, zeros, odd groups."""
+    linear, record = job.linear, {}
+    joint = isinstance(pruned, QuantizedWeight)
+    # Without statistics rows are independent: the head of a large model is read and quantized in parts.
+    height = linear.rows if job.needs or pruned is not None else max(1, AT_ONCE // linear.columns)
+    parts, off, size, odd = [], 0.0, 0.0, Counter()
+    for first in range(0, linear.rows, height):
+        original = source.read_weight(linear.name, linear.layout, slice(first, first + height))
+        weight = original if pruned is None else pruned
+        if job.grid and not joint:
+            weight = _quantize(job, weight, known)
+        dense = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
+        off += _energy(original - dense, known)
+        size += _energy(original, known)
+        if isinstance(weight, QuantizedWeight):
+            odd.update(check.inspect(linear.name, weight))
+        if pruned is not None:
+            job.pattern.check(dense)
+            record |= {"pattern": str(job.pattern), "zeros": round(float((dense == 0).float().mean()), 6)}
+        parts.append(weight)
+    weight = QuantizedWeight.stack(parts) if job.grid else parts[0]
+    record = ({"grid": str(job.grid)} if job.grid else {}) | {"error": round(off / max(size, 1e-30), 8)} | record
+    return weight, record | dict(odd)
+
+
+def _quantize(job: Job, weight: torch.Tensor, known: Stats | None) -> QuantizedWeight:
+    """Zeros stay zero. Raises JettisonError if they do not, UsageError for what no checkpoint can store."""
+    linear, method = job.linear, registry.find("quantize", job.step.method)
+    try:
+        quantized = method.function(weight, job.grid, known, **job.step.options)
+    except JettisonError as error:
+        raise type(error)(f"{linear.name}: {error}") from error
+    if quantized.zero is not None and quantized.zero.is_floating_point():
+        raise UsageError(f"{linear.name}: {method.name} gave fractional zero points, which no checkpoint can store")
+    if job.prune and (filled := int((quantized.dequantize()[weight == 0] != 0).sum())):
+        raise JettisonError(f"{linear.name}: {method.name} made {filled} of the zeros that pruning left nonzero")
+    return quantized
+
+
+def _energy(matrix: torch.Tensor, stats: Stats | None) -> float:
+    """The mean of ‖matrix x‖² over the calibration inputs x; ‖matrix‖² where there are none."""
+    return float((matrix * (matrix @ stats.hessian if stats else matrix)).sum(dtype=torch.float64))

@@ -1,0 +1,114 @@
+"""What becomes of pruned weights where they run: the cost model, semi-structured tensors, compressed-tensors."""
+
+import pytest
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from torch import nn
+
+from jettison.devices import find_device
+from jettison.errors import UsageError
+from jettison.formats.engines import find_engine
+from jettison.grid import Grid
+from jettison.models import open_shape, semi_structured
+from jettison.models.semi_structured import use_semi_structured
+from jettison.pattern import Pattern
+from jettison.plan.cost import Setting, planned, predict, stored_bits
+from jettison.plan.units import find_units
+from jettison.recipe import load_recipe
+
+TWO_OF_FOUR = Pattern.parse("2:4")
+BLOCKS = ["q", "k", "v", "o", "gate", "up", "down"]
+
+
+def recipe(*steps, pattern="2:4"):
+    return load_recipe({"steps": [{"prune": {"method": "wanda", "pattern": pattern}}, *steps]})
+
+
+def quantize(bits, **options):
+    return {"quantize": {"method": "gptq", "bits": bits} | options, "where": {"role": BLOCKS}}
+
+
+def test_bits_per_weight():
+    assert TWO_OF_FOUR.packed_bits(Grid(4, 128)) == 3.25
+    assert TWO_OF_FOUR.packed_bits(Grid(8, 128)) == 5.25
+    assert TWO_OF_FOUR.packed_bits(None) == 9.0
+    for pattern, grid in ((Pattern(0.5), Grid(4)), (Pattern.parse("4:8"), Grid(4)), (TWO_OF_FOUR, Grid(2))):
+        assert pattern.packed_bits(grid) is None
+    assert TWO_OF_FOUR.packed_bits(Grid(4, 128, symmetric=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "setting", "bits"),
+    [
+        ([quantize(4)], Setting(), 3.25),
+        ([quantize(8)], Setting(), 5.25),
+        ([quantize(4)], Setting(engine=find_engine("jettison")), 3.25),
+        ([quantize(4)], Setting(engine=find_engine("vllm")), 4.125),
+        ([quantize(3)], Setting(), 3.125),
+        ([], Setting(), 16.0),
+        ([], Setting(semi_structured=True), 9.0),
+    ],
+    ids=str,
+)
+def test_the_cost_model_counts_what_runs(steps, setting, bits):
+    shape = open_shape("qwen3-1.7b")
+    for unit in find_units(shape.anatomy):
+        if unit.block == 0:
+            assert stored_bits(unit, planned(unit, recipe(*steps), setting.engine, setting.semi_structured)) == bits
+        elif unit.role == "head":  # nobody asked for it
+            assert planned(unit, recipe(*steps), setting.engine, setting.semi_structured).bits == 16
+
+
+def test_a_sparse_model_decodes_faster_and_takes_less_memory():
+    shape, device = open_shape("qwen3-1.7b"), find_device("strix-halo")
+    sparse = predict(shape, recipe(quantize(4)), device)
+    dense = predict(shape, load_recipe({"steps": [quantize(4)]}), device)
+    assert sparse.memory < dense.memory and sparse.seconds < dense.seconds
+    assert sparse.memory == predict(shape, recipe(quantize(4)), device, Setting()).memory
+    unstructured = load_recipe({"steps": [{"prune": {"method": "wanda", "sparsity": 0.5}}, quantize(4)]})
+    assert predict(shape, unstructured, device).memory == dense.memory
+
+
+def test_compressed_tensors_names_sparse_formats_and_reads_none():
+    """Why pruned weights are stored packed with zeros, or dense: the day one of these loads, there is a choice."""
+    for name in ("sparse-24-bitmask", "marlin-24", "sparse-bitmask"):
+        with pytest.raises((KeyError, ValueError)):
+            BaseCompressor.get_value_from_registry(name)
+    assert BaseCompressor.get_value_from_registry("pack-quantized")
+
+
+class TestSemiStructured:
+    @pytest.fixture
+    def model(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(128, 64), nn.Linear(64, 64), nn.Linear(64, 48)).bfloat16()
+        sparse = model[0].weight.detach().unflatten(1, (-1, 4))
+        sparse[..., :2] = 0
+        return model
+
+    def test_without_a_gpu_it_stays_dense_or_refuses(self, model, monkeypatch):
+        said = []
+        monkeypatch.setattr(semi_structured, "say", said.append)
+        before = model[0].weight
+        assert set(use_semi_structured(model)) == {"0", "1", "2"}
+        assert model[0].weight is before
+        assert "an NVIDIA GPU is needed" in said[0]
+        with pytest.raises(UsageError, match="the model is on cpu; an NVIDIA GPU is needed"):
+            use_semi_structured(model, fallback=False)
+
+    def test_only_what_fits_is_turned(self, model, monkeypatch):
+        monkeypatch.setattr(semi_structured, "_unable", lambda model: "")
+        turned = []
+        monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda w: turned.append(w.shape) or w)
+        left = use_semi_structured(model)
+        assert turned == [torch.Size([64, 128])]
+        assert left == {"1": "it is not 2:4", "2": "it is 48 x 64; multiples of 32 x 64 are needed"}
+        assert set(use_semi_structured(model.float()).values()) == {"it is float32; float16 or bfloat16 is needed"}
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+    def test_on_a_gpu_it_computes_the_same(self, model):
+        model = model.cuda()
+        x = torch.randn(8, 128, device="cuda", dtype=torch.bfloat16)
+        wanted = model[0](x)
+        assert set(use_semi_structured(model, fallback=False)) == {"1", "2"}
+        assert torch.allclose(model[0](x), wanted, atol=2e-2)

@@ -117,7 +117,7 @@ def test_workers_change_nothing(tiny, tmp_path):
     assert errors(two) == pytest.approx(errors(one), rel=1e-3)  # other numbers of threads, other orders of sums
 
 
-QUICK = {"samples": 32, "length": 32, "batch": 4, "epochs": 2, "weight_lr": 1e-3, "lr": 5e-3}
+QUICK = {"samples": 32, "length": 32, "batch": 4, "epochs": 4, "weight_lr": 2e-3, "lr": 5e-3}
 
 
 class TestRecovery:
@@ -132,7 +132,7 @@ class TestRecovery:
         shutil.copytree(pruned, tmp_path / "out")
         changes = [f"recover.{name}={value}" for name, value in QUICK.items()]
         loss = recover(tmp_path / "out", changes=[*changes, f"recover.train={train}"])["recovery"]["loss"]
-        assert sum(loss[-3:]) < 0.95 * sum(loss[:3])
+        assert sum(loss[-8:]) < 0.95 * sum(loss[:8])  # an epoch each
         before, after = dict(dense_weights(pruned)), dict(dense_weights(tmp_path / "out"))
         for (_, old), (_, new) in zip(before.items(), after.items(), strict=True):
             assert torch.equal(old == 0, new == 0)
@@ -150,7 +150,7 @@ class TestRecovery:
             )
         first, second = (losses[features]["recovery"]["loss"] for features in (0.0, 1.0))
         assert second[0] > first[0] + 0.01
-        assert second[-1] < second[0]
+        assert sum(second[-8:]) < sum(second[:8])
 
     def test_without_the_mask_the_model_grows_dense_again_and_restart_puts_the_zeros_back(self, pruned, tmp_path):
         shutil.copytree(pruned, tmp_path / "out")

@@ -69,7 +69,7 @@ def xr() -> str:
     scores = next(iter(details["tables"].values()))
     live = [["scenario", "scheduler", "score live", "simulated", "dropped live", "simulated"]]
     for scenario, runs in details["live"].items():
-        for scheduler, run in runs.items():
+        for scheduler, run in ((name, run) for name, run in runs.items() if isinstance(run, dict)):
             figures = [f"{run['live']:.1f}", f"{run['simulated']:.1f}"]
             figures += [f"{run['live_drops']:.1f} %", f"{run['simulated_drops']:.1f} %"]
             live.append([scenario, scheduler, *figures])

@@ -45,7 +45,8 @@ def alps(
     start = weight * norm
     values, vectors = torch.linalg.eigh(hessian.double())
     inverse = lambda: (vectors / (values + rho) @ vectors.T).float()
-    wanted, solve = start @ hessian, inverse()
+    # Rounding here, which no later step makes up for, would lead the search to another mask on another processor.
+    wanted, solve = (start.double() @ hessian.double()).float(), inverse()
     keep = lambda matrix: matrix.masked_fill(smallest(matrix.square(), pattern), 0.0)
     sparse = first = keep(start)
     seen, kept = sparse == 0, int((sparse != 0).sum())

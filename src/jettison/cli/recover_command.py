@@ -43,9 +43,10 @@ def recover(
         common.finish(result, json)
         return
     result = run(folder, changes=changes, teacher=teacher, restart=restart, save_every=save_every)
-    losses = result["recovery"]["loss"]
+    losses, features = result["recovery"]["loss"], result["recovery"].get("features")
+    what = f"KL per token + {features:g} x feature loss" if features else "KL per token"
     common.out.print(
-        f"{folder}: KL per token {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last of {len(losses)}",
+        f"{folder}: {what} {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last of {len(losses)}",
         soft_wrap=True,
     )
     common.finish(result, json)

@@ -140,7 +140,7 @@ def distill(
                 if time.monotonic() - saved >= pupil.save_every or step + 1 == steps:
                     _save_state(pupil.state, trained, optimizer, step + 1)
                     saved = time.monotonic()
-            progress.advance(note=f"KL {value:.4f}")
+            progress.advance(note=f"{'loss' if features else 'KL'} {value:.4f}")
     accelerator.wait_for_everyone()
     return {name: parameter.detach().cpu() for name, parameter in trained.items()}
 

@@ -56,6 +56,7 @@ def _charts(run: Run) -> dict[str, Any]:
         "errors": found,
         "bits_in_cells": bool(found) and found.blocks <= charts.FEW,
         "error_chart": charts.embed(charts.error_map(found), "errors-chart") if found else None,
+        "recovery_loss": run.loss_name,
         "recovery_chart": charts.embed(charts.curve(run.losses), "recovery-chart") if run.losses else None,
     }
 

@@ -46,8 +46,14 @@ class Run:
 
     @property
     def losses(self) -> list[float]:
-        """KL in nats of every step of the recovery."""
+        """What every step of the recovery had to lower."""
         return (self.manifest.get("recovery") or {}).get("loss") or []
+
+    @property
+    def loss_name(self) -> str:
+        features = (self.manifest.get("recovery") or {}).get("features")
+        added = f" + {features:g} times the relative squared error of the blocks' outputs" if features else ""
+        return f"KL from the original in nats{added}"
 
     @cached_property
     def texts(self) -> list[str]:

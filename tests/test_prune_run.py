@@ -1,5 +1,6 @@
 """Pruning in the block loop: recipes, counts, masks through quantization and recovery, kills, and what is refused."""
 
+import json
 import shutil
 
 import pytest
@@ -7,11 +8,16 @@ import torch
 from killing import count_writes, files_of, killed_at
 from transformers import AutoModelForCausalLM
 
+from jettison.calibrate import token_windows
 from jettison.compress import compress
 from jettison.decode import load
 from jettison.errors import UsageError
+from jettison.evaluate import evaluate
 from jettison.formats import compressed_tensors
+from jettison.formats.manifest import read_manifest
 from jettison.models import ModelFolder
+from jettison.pattern import Allocation, Pattern
+from jettison.prune import allocate
 from jettison.recipe import load_recipe
 from jettison.recover import recover
 
@@ -40,6 +46,12 @@ def dense_weights(folder):
             yield linear, compressed_tensors.read_weight(source.read, linear.name, grids[linear.name]).dequantize()
         else:
             yield linear, source.read_weight(linear.name, linear.layout)
+
+
+def read_entries(cache) -> dict[tuple[str, str], float]:
+    """What sensitivity has kept: part and pattern -> loss."""
+    lines = [json.loads(line) for file in cache.rglob("losses.jsonl") for line in file.read_text().splitlines()]
+    return {(line["part"], line["grid"]): line["loss"] for line in lines if "part" in line}
 
 
 def zeros_of(folder) -> dict[str, torch.Tensor]:
@@ -89,6 +101,38 @@ def test_adaptive_sparsity_keeps_the_mean(tmp_path, kind):
     for each in zeros_of(tmp_path / "out").values():
         zero, total = zero + int(each.sum()), total + each.numel()
     assert zero / total == pytest.approx(0.7, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["owl", "sensitivity"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.03, 0.97, 0.995])
+def test_adaptive_sparsity_keeps_the_mean_at_its_limits(tiny, kind, sparsity):
+    """Where a spread around the mean would go below nothing or above nearly all."""
+    source = ModelFolder(tiny("llama"))
+    patterns = {linear: Pattern(sparsity) for linear in source.anatomy if linear.block is not None}
+    tokens = token_windows(source.tokenizer, "books", 32, 4)
+    found = allocate(source, patterns, Allocation(kind, 0.1), tokens, "books")
+    assert set(found) == {linear.name for linear in patterns}
+    assert all(0 <= share <= max(0.99, sparsity) for share in found.values())
+    total = sum(linear.weights for linear in patterns)
+    mean = sum(found[linear.name] * linear.weights for linear in patterns) / total
+    assert mean == pytest.approx(sparsity, abs=2e-6)
+
+
+def test_sensitivity_of_a_part_that_lacks_some_of_it_is_not_taken_for_that_of_all(tiny, tmp_path, monkeypatch):
+    """Losses are kept by the names of parts: pruning q alone must not say what q, k and v lose together."""
+    source = ModelFolder(tiny("llama"))
+    inside = [linear for linear in source.anatomy if linear.block is not None]
+    tokens = token_windows(source.tokenizer, "books", 32, 4)
+    find = lambda linears: allocate(
+        source, {linear: Pattern(0.6) for linear in linears}, Allocation("sensitivity"), tokens, "books"
+    )
+    monkeypatch.setenv("JETTISON_CACHE", str(tmp_path / "fresh"))
+    fresh = find(inside)
+    monkeypatch.setenv("JETTISON_CACHE", str(tmp_path / "used"))
+    find([linear for linear in inside if linear.role in ("q", "up")])
+    assert find(inside) == fresh
+    used = read_entries(tmp_path / "used")
+    assert used == used | read_entries(tmp_path / "fresh")
 
 
 STEPS = recipe({"method": "sds", "base": "wanda", "sparsity": 0.5, "allocation": "owl"} | FAST, quantize("gptq"))
@@ -162,6 +206,22 @@ class TestRecovery:
             torch.equal(a, b)
             for a, b in zip(zeros_of(tmp_path / "out").values(), zeros_of(pruned).values(), strict=True)
         )
+
+    def test_the_dense_stage_may_distil_logits(self, tiny, pruned, tmp_path):
+        """Pruned, grown dense again by the original's logits, pruned again: nearer to the original than pruned once.
+        All that comes of it still has the first model as its teacher."""
+        shutil.copytree(pruned, tmp_path / "dense")
+        changes = [f"recover.{name}={value}" for name, value in QUICK.items()]
+        recover(tmp_path / "dense", changes=[*changes, "recover.train=[weights]", "recover.masked=false"])
+        steps = recipe({"method": "wanda", "sparsity": 0.7})
+        manifest = compress(tmp_path / "dense", steps, tmp_path / "out")
+        assert manifest["teacher"] == read_manifest(pruned)["teacher"]
+        assert all(float(zero.float().mean()) > 0.69 for zero in zeros_of(tmp_path / "out").values())
+        once, twice = (
+            evaluate(folder, texts=["books-evaluation"], tokens=2048, window=64)["texts"]["books-evaluation"]["kl"]
+            for folder in (pruned, tmp_path / "out")
+        )
+        assert twice < once
 
     def test_packed_and_pruned_weights_keep_their_zeros(self, tiny, tmp_path):
         steps = recipe({"method": "sparsegpt", "pattern": "2:4", "joint": True}, quantize())
@@ -241,6 +301,7 @@ REFUSED = [
 def test_recipes_that_do_not_fit_are_refused(tiny, tmp_path, prune, words):
     with pytest.raises(UsageError, match=words):
         compress(tiny("llama"), recipe(prune), tmp_path / "out")
+    assert not (tmp_path / "out").exists()  # the folder is free for the recipe that was meant
 
 
 def test_other_things_that_are_refused(tiny, tmp_path):

@@ -234,7 +234,7 @@ def _finish(source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, jou
     update_manifest(
         out,
         jettison=version("jettison"),
-        teacher={"name": source.name, "folder": str(source.folder), "fingerprint": source.fingerprint()},
+        teacher=_teacher(source),
         license=source.license,
         recipe=recipe.to_dict(),
         seed=seed,
@@ -246,6 +246,14 @@ def _finish(source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, jou
         check=_check(source, jobs, out, entries),
         blocks=[{"error": entry["error"], "linears": entry["linears"]} for entry in entries],
     )
+
+
+def _teacher(source: ModelFolder) -> dict[str, str]:
+    """What the result should speak like: the model, or where an earlier run wrote that (pruned, or grown dense again),
+    what it was made from."""
+    if (source.folder / MANIFEST).exists():
+        return read_manifest(source.folder)["teacher"]
+    return {"name": source.name, "folder": str(source.folder), "fingerprint": source.fingerprint()}
 
 
 def _check(source: ModelFolder, jobs: list[Job], out: Path, entries: list[dict]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """How much of its weights each layer loses, for a given mean."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -13,7 +14,8 @@ from jettison.progress import bar
 from jettison.prune.masks import column_norms
 
 OUTLIER = 5.0  # times the mean: what counts as an outlier
-LARGEST = 0.99
+LARGEST = 0.99  # sparsity that a layer may get, where not more was asked for
+HALVINGS = 50  # of an interval of some 2
 LEVELS = 2  # steps up and down that are tried
 
 
@@ -67,34 +69,51 @@ def by_sensitivity(source: ModelFolder, given: Mapping[Linear, float], spread: f
     """Sparsity where it costs least: of what engines fuse, each part is tried (by Wanda) at sparsities up to ``spread``
     below and above its own, and all of them together lose the least that ``sensitivity`` expects. Greedy, step by step
     from the least sparsity on."""
-    parts: dict[str, list[Linear]] = {}
-    for linear in given:
-        parts.setdefault(linear.fused, []).append(linear)
+    parts = _parts(source, given)
     steps = [step * spread / LEVELS for step in range(-LEVELS, LEVELS + 1)]
-    limit = lambda sparsity: min(max(sparsity, 0.0), LARGEST)
-    tried = {name: [Pattern(limit(given[of[0]] + step)) for step in steps] for name, of in parts.items()}
+    weights = {name: sum(linear.weights for linear in of) for name, of in parts.items()}
+    own = {name: sum(given[linear] * linear.weights for linear in of) / weights[name] for name, of in parts.items()}
+    tried = {name: [Pattern(_limited(own[name], step)) for step in steps] for name in parts}
     text = "books" if text == "synthetic" else text
     found = sensitivity(source, parts, tried, method="wanda", text=text)
     losses = {name: [found[name][pattern] for pattern in tried[name]] for name in parts}
-    weights = {name: sum(linear.weights for linear in of) for name, of in parts.items()}
     level = dict.fromkeys(parts, 0)
-    asked = sum(given[linear] * linear.weights for linear in given)
+    asked = sum(own[name] * weights[name] for name in parts)
     sparsity = {name: tried[name][0].sparsity for name in parts}
     missing = lambda: asked - sum(sparsity[name] * weights[name] for name in parts)
-    while missing() > 1e-6 * asked:
+    chosen = next(iter(parts))
+    while missing() > 1e-6 * asked:  # which ends: with all at their highest step, none is missing
         able = [name for name in parts if level[name] < len(steps) - 1]
-        if not able:
-            break
         price = lambda name: (losses[name][level[name] + 1] - losses[name][level[name]]) / weights[name]
         chosen = min(able, key=price)
         level[chosen] += 1
         sparsity[chosen] = tried[chosen][level[chosen]].sparsity
-    last = missing() / weights[chosen] if any(level.values()) else 0.0
-    sparsity[chosen] += last  # the step that went too far is taken in part
-    return {linear: limit(sparsity[name]) for name, of in parts.items() for linear in of}
+    sparsity[chosen] += min(missing(), 0.0) / weights[chosen]  # the step that went too far is taken in part
+    return {linear: max(sparsity[name], 0.0) for name, of in parts.items() for linear in of}
+
+
+def _parts(source: ModelFolder, linears: Iterable[Linear]) -> dict[str, list[Linear]]:
+    """By what engines fuse. A part that lacks some of it has a name of its own: losses are kept by names."""
+    found: dict[str, list[Linear]] = {}
+    for linear in linears:
+        found.setdefault(linear.fused, []).append(linear)
+    whole = Counter(linear.fused for linear in source.anatomy)
+    return {
+        fused if len(of) == whole[fused] else ", ".join(linear.name for linear in of): of for fused, of in found.items()
+    }
 
 
 def _around(given: Mapping[Linear, float], shifts: Mapping[Linear, float]) -> dict[Linear, float]:
-    """``given`` moved by ``shifts``, whose mean over all weights is taken off."""
-    mean = sum(shifts[linear] * linear.weights for linear in given) / sum(linear.weights for linear in given)
-    return {linear: min(max(given[linear] + shifts[linear] - mean, 0.0), LARGEST) for linear in given}
+    """``given`` moved by ``shifts`` and by what all of them have in common, so that the mean over all weights stays
+    where it was although none may leave its limits."""
+    total = lambda of: sum(of[linear] * linear.weights for linear in given)
+    moved = lambda offset: {linear: _limited(given[linear], shifts[linear] + offset) for linear in given}
+    low, high = -1.0 - max(shifts.values()), 1.0 - min(shifts.values())  # all at their least, all at their most
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if total(moved(middle)) < total(given) else (low, middle)
+    return moved(high)
+
+
+def _limited(given: float, shift: float) -> float:
+    return min(max(given + shift, 0.0), max(LARGEST, given))

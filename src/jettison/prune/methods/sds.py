@@ -11,14 +11,21 @@ from jettison.calibrate import Stats
 from jettison.errors import unknown
 from jettison.pattern import Pattern
 from jettison.prune.gram import Gram, adjust, redense
-from jettison.registry import pruner
+from jettison.registry import Method, pruner
+
+SHADOW = 0.9  # of its re-densed value: what a pruned weight counts as when the mask is chosen anew
+
+
+def _base(name: str) -> Method:
+    """Raises UsageError for a base that is no pruner."""
+    if name not in registry.methods("prune") or name == "sds":
+        raise unknown("base", name, set(registry.methods("prune")) - {"sds"}, " of sds")
+    return registry.find("prune", name)
 
 
 def _needs(options: Mapping[str, Any]) -> set[str]:
-    return {"hessian", "cross"} | ({"dense"} if options["data"] == "dd" else set())
-
-
-SHADOW = 0.9  # of its re-densed value: what a pruned weight counts as when the mask is chosen anew
+    """Asked before anything is written, so that a base that is none leaves no folder behind."""
+    return {"hessian", "cross"} | ({"dense"} if options["data"] == "dd" else set()) | _base(options["base"]).needs
 
 
 @pruner("sds", paper="arXiv:2408.10473, section 3", needs=("hessian", "cross", "dense"), choose=_needs)
@@ -56,9 +63,8 @@ def sds(
     The paper leaves the optimizer open and gives lr 0.1 and both λ 0.1 for weights as they are; Adam in these units,
     the defaults, and the target for SD data are our reconstruction. Raises UsageError for a base that is no pruner.
     """
-    if base not in registry.methods("prune") or base == "sds":
-        raise unknown("base", base, set(registry.methods("prune")) - {"sds"}, " of sds")
-    prune = lambda matrix: registry.find("prune", base).function(matrix, pattern, stats) / gram.unit
+    method = _base(base).function
+    prune = lambda matrix: method(matrix, pattern, stats) / gram.unit
     gram = Gram.of(weight, stats, data == "dd", share, damp)
     first = prune(weight)
     if not dense_steps:

@@ -103,7 +103,44 @@ def check(chance: random.Random) -> None:
             off = float((last[number] - expected).norm() / (expected.norm() + 1e-6))
             limit = {"float32": 2e-3 if packed else 1e-4, "bfloat16": 5e-2, "int8": 0.2}[cache]
             assert off < limit, f"{model.config.model_type}, {cache}, {len(text)} tokens: off by {off:.2g}"
+    branch(chance, engine, texts[0], cache, fine)
     spoil(chance, engine, vocabulary)
+
+
+def branch(chance: random.Random, engine: Engine, text: list[int], cache: str, fine: bool) -> None:
+    """Rows that branch give the bits of each branch read alone, and so does what is kept of them; and without a half of
+    a block, drafts leave no trace once they are cut off."""
+    if engine.limit < 12:
+        return
+    start, free = text[: chance.randint(0, min(len(text), engine.limit - 10))], range(engine.vocabulary)
+    session, parents, tokens = engine.session(engine.limit, cache), [], []
+    if start:
+        session.append(start, fine=fine)
+    halves = bytes(chance.choice([0, 1, 2, 3]) for _ in range(engine.layers))
+    session.append([chance.choice(free) for _ in range(3)], fine=fine, halves=halves)
+    session.cut(len(start))
+    for row in range(chance.randint(1, 8)):
+        parents.append(chance.randint(-1, row - 1))
+        tokens.append(chance.choice(free))
+    found = session.append(tokens, every=True, fine=fine, parents=parents)
+    row, path = chance.randrange(len(tokens)), []
+    while row >= 0:
+        path.insert(0, row)
+        row = parents[row]
+    alone = engine.session(engine.limit, cache)
+    if start:
+        alone.append(start, fine=fine)
+    expected = torch.cat([alone.append([tokens[row]], fine=fine) for row in path])
+    assert torch.equal(found[path], expected), f"branches {parents} after {len(start)} tokens, {cache}: other bits"
+    session.keep(len(start), [len(start) + row for row in path])
+    last = chance.choice(free)
+    assert torch.equal(session.append([last], fine=fine), alone.append([last], fine=fine)), "kept rows give other bits"
+    for slots in ([len(start)] * 2, [session.length], [-1]):
+        try:
+            session.keep(len(start), slots)
+        except UsageError:
+            continue
+        raise AssertionError(f"slots {slots}: no error")
 
 
 def reference(model: nn.Module, text: list[int]) -> torch.Tensor:

@@ -6,7 +6,7 @@ says why; such a model runs as it is, in transformers, with packed linears.
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -58,6 +58,12 @@ class _Model(ctypes.Structure):
     ]  # fmt: skip
 
 
+class _Rows(ctypes.Structure):  # RowsSpec
+    _fields_ = [("count", INT64)]
+    _fields_ += [(name, POINTER) for name in ("token", "session", "wanted", "parent", "halves")]
+    _fields_ += [("fine", INT), ("threads", INT)]
+
+
 class Unsupported(JettisonError):
     """The engine does not know this model; the message says what of it."""
 
@@ -68,8 +74,13 @@ class Engine:
     Raises Unsupported for what the engine does not know.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, stand_ins: Mapping[str, nn.Module] | None = None):
+        """stand_ins: linears in the place of others, by the path of these (side paths stay): a view of the model in
+        fewer bits, which may read and write the sessions of the model itself."""
         self._held: list[object] = [model]
+        places = {path: model.get_submodule(path) for path in stand_ins or {}}
+        places = {path: place.base if isinstance(place, Adapted) else place for path, place in places.items()}
+        self._stand_ins = {id(place): stand_ins[path] for path, place in places.items()}
         config = model.config.get_text_config()
         _require(native.library() is not None, "the CPU kernels are not there")
         _require(config.model_type in FAMILIES, f"{config.model_type} models are not among {', '.join(FAMILIES)}")
@@ -96,6 +107,7 @@ class Engine:
         for name in ("final_logit_softcapping", "attn_logit_softcapping"):
             _require(getattr(config, name, None) is None, f"it has a {name}")
         self.vocabulary, self.limit = config.vocab_size, config.max_position_embeddings
+        self.layers = len(core.layers)
         self._library = _declared(native.library())
         self.handle = self._library.jettison_engine_new(ctypes.byref(spec))
         _require(self.handle is not None, "the sizes of its matrices do not fit its configuration")
@@ -107,25 +119,43 @@ class Engine:
         return Session(self, self.limit if capacity is None else capacity, cache)
 
     def forward(
-        self, tokens: Sequence[int], sessions: Sequence["Session"], wanted: Sequence[bool], fine: bool = False
+        self,
+        tokens: Sequence[int],
+        sessions: Sequence["Session"],
+        wanted: Sequence[bool],
+        fine: bool = False,
+        *,
+        parents: Sequence[int] | None = None,
+        halves: bytes | None = None,
     ) -> torch.Tensor:
         """Append token i to session i. Returns the logits, float32 (rows wanted, vocabulary).
 
         Tokens of the same session follow each other. fine: activations keep 15 bits where they meet packed weights, not
         8: two int8 numbers each, which costs a few rows nothing, for weights are what is waited for, and many rows
-        twice the time. Nothing is appended if a session is full or a token is not in the vocabulary: UsageError.
+        twice the time. parents: of each row the number of the row that it follows, or -1 for what the session held,
+        where drafts branch; see ``Session.keep``. halves: of each block whether attention (1) and MLP (2) run; the
+        model without the rest writes no keys and values there. Nothing is appended if a session is full or a token is
+        not in the vocabulary: UsageError.
         """
         count = len(tokens)
         logits = torch.empty(sum(map(bool, wanted)), self.vocabulary)
-        status = self._library.jettison_forward(
-            self.handle, count, (INT * count)(*tokens), (POINTER * count)(*(session.handle for session in sessions)),
-            bytes(map(bool, wanted)), fine, logits.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
+        if halves is not None and len(halves) != self.layers:
+            raise UsageError(f"halves for {len(halves)} blocks: the model has {self.layers}")
+        arrays = [(INT * count)(*tokens), (POINTER * count)(*(session.handle for session in sessions))]
+        arrays += [ctypes.create_string_buffer(bytes(map(bool, wanted)), count)]
+        arrays += [None if parents is None else (INT64 * count)(*parents)]
+        arrays += [None if halves is None else ctypes.create_string_buffer(halves, self.layers)]
+        pointers = [None if array is None else ctypes.addressof(array) for array in arrays]
+        rows = _Rows(count, *pointers, fine, torch.get_num_threads())
+        status = self._library.jettison_forward(self.handle, ctypes.byref(rows), logits.data_ptr())
         if status == FULL:
             room = min(session.capacity - session.length for session in sessions)
             raise UsageError(f"{count} more tokens: a session has room for {room}")
         if status:
-            raise UsageError(f"the tokens {list(tokens)[:8]}...: at least one, each from 0 to {self.vocabulary - 1}")
+            raise UsageError(
+                f"the tokens {list(tokens)[:8]}...: at least one, each from 0 to {self.vocabulary - 1}"
+                + ("" if parents is None else f", after parents that came before: {list(parents)[:8]}...")
+            )
         return logits
 
     def _fill(self, layer: _Layer, block: nn.Module, config) -> None:
@@ -184,7 +214,7 @@ class Engine:
         return self._keep(1.0 + weight if type(norm).__name__.startswith("Gemma") else weight)
 
     def _linear(self, module: nn.Module) -> _Linear:
-        spec = _Linear()
+        spec, module = _Linear(), self._stand_ins.get(id(module), module)
         if isinstance(module, Adapted):
             a, b = module.lora_a.detach().float(), module.lora_b.detach().float().T
             spec = self._linear(module.base)
@@ -237,14 +267,24 @@ class Session:
     def length(self) -> int:
         return self._library.jettison_session_length(self.handle)
 
-    def append(self, tokens: Sequence[int], every: bool = False, fine: bool = False) -> torch.Tensor:
+    def append(self, tokens: Sequence[int], every: bool = False, fine: bool = False, **branches) -> torch.Tensor:
         """Logits after the last token, (1, vocabulary), or after each, (n, vocabulary). See ``Engine.forward``."""
         wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
-        return self.engine.forward(tokens, [self] * len(tokens), wanted, fine)
+        return self.engine.forward(tokens, [self] * len(tokens), wanted, fine, **branches)
 
     def cut(self, length: int) -> None:
         """Forget what follows the first ``length`` tokens."""
         self._library.jettison_session_cut(self.handle, length)
+
+    def keep(self, length: int, slots: Sequence[int]) -> None:
+        """Of what follows the first ``length`` tokens, keep those at ``slots``, rising, and forget the rest."""
+        status = self._library.jettison_session_keep(
+            self.engine.handle, self.handle, length, (INT64 * len(slots))(*slots), len(slots)
+        )
+        if status:
+            raise UsageError(
+                f"slots {list(slots)[:8]} after {length} tokens: rising, from {length} to {self.length - 1}"
+            )
 
 
 def _require(fine: bool, otherwise: str) -> None:
@@ -259,5 +299,6 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.jettison_session_free.argtypes, library.jettison_session_free.restype = [POINTER], None
     library.jettison_session_length.argtypes, library.jettison_session_length.restype = [POINTER], INT64
     library.jettison_session_cut.argtypes, library.jettison_session_cut.restype = [POINTER, INT64], None
-    library.jettison_forward.argtypes = [POINTER, INT64, POINTER, POINTER, ctypes.c_char_p, INT, POINTER, INT]
+    library.jettison_session_keep.argtypes = [POINTER, POINTER, INT64, POINTER, INT64]
+    library.jettison_forward.argtypes = [POINTER, POINTER, POINTER]
     return library

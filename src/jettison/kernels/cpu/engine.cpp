@@ -61,6 +61,16 @@ struct Session {
     const int64_t at = index * capacity;
     return {of.data() + at * dim * size(), type == kInt8 ? scale.data() + at : nullptr, type};
   }
+
+  // Move position `from` of every head to position `to`.
+  void move(int64_t from, int64_t to, int64_t heads, int64_t dim) {
+    for (auto* numbers : {&key, &value})
+      for (int64_t h = 0; h < heads; h++)
+        std::memcpy(numbers->data() + (h * capacity + to) * dim * size(),
+                    numbers->data() + (h * capacity + from) * dim * size(), dim * size());
+    for (auto* scales : {&key_scale, &value_scale})
+      for (int64_t h = 0; h < heads && !scales->empty(); h++) (*scales)[h * capacity + to] = (*scales)[h * capacity + from];
+  }
 };
 
 namespace {
@@ -116,6 +126,13 @@ bool sound(const ModelSpec& m) {
   return true;
 }
 
+// Where a row lies in its session, and what it follows.
+struct Place {
+  int64_t slot, position;      // in memory, and in the text
+  int64_t before;              // how much the session held
+  std::vector<int64_t> path;   // slots of the call's own rows that it follows, itself at last; empty: all from `before` on
+};
+
 // Everything between two blocks, for the rows at hand.
 struct Work {
   const Engine& engine;
@@ -123,8 +140,9 @@ struct Work {
   int64_t count;
   bool fine;
   int threads;
+  const uint8_t* halves;
   Session* const* session;
-  const int64_t* position;
+  const Place* place;
   std::vector<float> x, normed, q, k, v, mixed, gate, up, low[3], cosine[2], sine[2];
   std::vector<std::pair<int64_t, int64_t>> together;  // first row and number of rows
   std::vector<float> shares, picked;                   // of a mixture
@@ -205,7 +223,7 @@ struct Work {
       sine[t].resize(count * half);
       each_row([&](int64_t row) {
         for (int64_t i = 0; i < half; i++) {
-          const float angle = static_cast<float>(position[row]) * m.frequency[t][i];
+          const float angle = static_cast<float>(place[row].position) * m.frequency[t][i];
           cosine[t][row * half + i] = std::cos(angle) * m.rope_scale[t];
           sine[t][row * half + i] = std::sin(angle) * m.rope_scale[t];
         }
@@ -244,7 +262,7 @@ struct Work {
         if (layer.k_norm) isa.rms_norm(head, layer.k_norm, m.epsilon, d, head);
         rotate(head, row, layer.rope);
         Session& s = *session[row];
-        const int64_t at = (index * m.kv_heads + h) * s.capacity + position[row];
+        const int64_t at = (index * m.kv_heads + h) * s.capacity + place[row].slot;
         s.store(head, d, at, s.key, s.key_scale);
         s.store(value, d, at, s.value, s.value_scale);
       }
@@ -258,13 +276,17 @@ struct Work {
         int64_t room = 0;
         queries.clear();
         for (int64_t row = from; row < from + rows; row++) {
-          const int64_t end = position[row] + 1, begin = layer.window ? std::max<int64_t>(0, end - layer.window) : 0;
+          const Place& p = place[row];
+          const int64_t end = p.position + 1, begin = layer.window ? std::max<int64_t>(0, end - layer.window) : 0;
+          const int64_t own = p.path.size(), skipped = std::min(own, std::max<int64_t>(0, begin - p.before));
+          const int64_t last = own ? p.before : end, first = std::min(begin, last);
           for (int64_t i = h * group; i < (h + 1) * group; i++, room += end - begin)
-            queries.push_back({q.data() + row * q_stride + i * d, mixed.data() + row * wide_q + i * d, nullptr, begin, end});
+            queries.push_back({q.data() + row * q_stride + i * d, mixed.data() + row * wide_q + i * d, nullptr, first, last,
+                               p.path.data() + skipped, own - skipped});
         }
         if (static_cast<int64_t>(scores.size()) < room) scores.resize(room);
-        float* place = scores.data();
-        for (Query& query : queries) query.scores = place, place += query.last - query.first;
+        float* free = scores.data();
+        for (Query& query : queries) query.scores = free, free += query.last - query.first + query.tail_count;
         const Session& s = *session[from];
         isa.attend(queries.data(), queries.size(), s.head(s.key, s.key_scale, at, d),
                    s.head(s.value, s.value_scale, at, d), d, m.attention_scale);
@@ -353,10 +375,15 @@ struct Work {
       else together.push_back({row, 1});
     for (int64_t l = 0; l < m.layers; l++) {
       const LayerSpec& layer = engine.layers[l];
-      norm(x.data(), layer.attention_norm, m.hidden, normed.data());
-      attention(l);
-      norm(x.data(), layer.mlp_norm, m.hidden, normed.data());
-      layer.expert_count ? mixture(layer) : mlp(layer);
+      const uint8_t run = halves ? halves[l] : kAttention | kMlp;
+      if (run & kAttention) {
+        norm(x.data(), layer.attention_norm, m.hidden, normed.data());
+        attention(l);
+      }
+      if (run & kMlp) {
+        norm(x.data(), layer.mlp_norm, m.hidden, normed.data());
+        layer.expert_count ? mixture(layer) : mlp(layer);
+      }
     }
     int64_t kept = 0;
     for (int64_t row = 0; row < count; row++)
@@ -412,20 +439,46 @@ PUBLIC void jettison_session_cut(Session* session, int64_t length) {
   session->length = std::clamp<int64_t>(length, 0, session->length);
 }
 
-// Append token i to session i for `count` rows; write the logits (vocabulary) of those wanted, one after the other.
-// fine: activations keep 15 bits where they meet packed weights, not 8.
-PUBLIC int jettison_forward(const Engine* engine, int64_t count, const int32_t* tokens, Session* const* sessions,
-                            const uint8_t* wanted, int fine, float* logits, int threads) {
+// Of what follows the first `length` tokens, keep those at `slots`, one after the other, and forget the rest. slots:
+// rising, from `length` on. What a draft that branched has right is made a text by it.
+PUBLIC int jettison_session_keep(const Engine* engine, Session* session, int64_t length, const int64_t* slots, int64_t count) {
+  if (length < 0 || count < 0) return kBadSize;
+  for (int64_t i = 0; i < count; i++)
+    if (slots[i] < (i ? slots[i - 1] + 1 : length) || slots[i] >= session->length) return kBadSize;
   const ModelSpec& m = engine->model;
-  if (count < 1 || count > kMostCount) return kBadSize;
-  for (int64_t row = 0; row < count; row++)
-    if (tokens[row] < 0 || tokens[row] >= m.vocabulary) return kBadToken;
+  for (int64_t i = 0; i < count; i++)
+    if (slots[i] != length + i) session->move(slots[i], length + i, m.layers * m.kv_heads, m.head_dim);
+  session->length = length + count;
+  return kDone;
+}
+
+// Append rows of tokens; write the logits (vocabulary) of those wanted, one after the other.
+PUBLIC int jettison_forward(const Engine* engine, const RowsSpec* rows, float* logits) {
+  const ModelSpec& m = engine->model;
+  const int64_t count = rows->count;
+  if (count < 1 || count > kMostCount || (rows->parent && count > kMostAtOnce)) return kBadSize;
+  for (int64_t row = 0; row < count; row++) {
+    if (rows->token[row] < 0 || rows->token[row] >= m.vocabulary) return kBadToken;
+    if (!rows->parent) continue;
+    const int64_t parent = rows->parent[row];
+    if (parent < -1 || parent >= row || (parent >= 0 && rows->session[parent] != rows->session[row])) return kBadSize;
+  }
   std::vector<std::pair<Session*, int64_t>> before;
   try {
-    std::vector<int64_t> position(count);
+    std::vector<Place> place(count);
     for (int64_t row = 0; row < count; row++) {
-      if (row == 0 || sessions[row] != sessions[row - 1]) before.push_back({sessions[row], sessions[row]->length});
-      position[row] = sessions[row]->length++;
+      Session* session = rows->session[row];
+      const bool first = row == 0 || session != rows->session[row - 1];
+      if (first) before.push_back({session, session->length});
+      Place& p = place[row];
+      p.before = first ? session->length : place[row - 1].before;
+      p.slot = p.position = session->length++;
+      if (rows->parent) {
+        const int64_t parent = rows->parent[row];
+        p.position = parent < 0 ? p.before : place[parent].position + 1;
+        if (parent >= 0) p.path = place[parent].path;
+        p.path.push_back(p.slot);
+      }
     }
     for (const auto& [session, length] : before)
       if (session->length > session->capacity) {
@@ -434,10 +487,10 @@ PUBLIC int jettison_forward(const Engine* engine, int64_t count, const int32_t* 
       }
     for (int64_t first = 0; first < count; first += kMostAtOnce) {
       const int64_t now = std::min(kMostAtOnce, count - first);
-      Work work{*engine, current_isa(), now, fine != 0, threads > 0 ? threads : physical_cores(), sessions + first,
-                position.data() + first};
-      work.run(tokens + first, wanted + first, logits);
-      for (int64_t row = first; row < first + now; row++) logits += wanted[row] ? m.vocabulary : 0;
+      Work work{*engine, current_isa(), now, rows->fine != 0, rows->threads > 0 ? rows->threads : physical_cores(),
+                rows->halves, rows->session + first, place.data() + first};
+      work.run(rows->token + first, rows->wanted + first, logits);
+      for (int64_t row = first; row < first + now; row++) logits += rows->wanted[row] ? m.vocabulary : 0;
     }
   } catch (const std::bad_alloc&) {
     for (auto it = before.rbegin(); it != before.rend(); ++it) it->first->length = it->second;

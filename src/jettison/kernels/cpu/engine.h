@@ -51,4 +51,22 @@ struct ModelSpec {
   const LayerSpec* layer;
 };
 
+struct Session;
+
+// Rows of tokens: row i is appended to session i. Rows of one session follow each other.
+struct RowsSpec {
+  int64_t count;
+  const int32_t* token;
+  Session* const* session;
+  const uint8_t* wanted;  // of which rows logits are written
+  // Null: each row follows the one before. Else the number of the row that a row follows, of the same session and before
+  // it, or -1: what the session held. So drafts may branch; what is right of them is kept with jettison_session_keep.
+  const int64_t* parent;
+  // Null: all. Else of each block which halves run, kAttention and kMlp; what does not run passes the hidden states on.
+  const uint8_t* halves;
+  int32_t fine;  // 1: activations keep 15 bits where they meet packed weights, not 8
+  int32_t threads;
+};
+enum Half : uint8_t { kAttention = 1, kMlp = 2 };
+
 }  // namespace jettison

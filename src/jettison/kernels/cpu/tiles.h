@@ -82,12 +82,14 @@ struct Cache {
   Type type;
 };
 
-// One query head of one row: (dim), the positions that it looks at, first to last, and where what it finds goes, (dim).
-// scores: room for last - first.
+// One query head of one row: (dim), the positions that it looks at, first to last and after these, in this order, those
+// of `tail`, and where what it finds goes, (dim). scores: room for all of them.
 struct Query {
   const float* q;
   float *out, *scores;
   int64_t first, last;
+  const int64_t* tail;
+  int64_t tail_count;
 };
 
 // What one instruction set offers. All give the same bits: integer sums are exact, and floats are multiplied and added

@@ -230,7 +230,8 @@ void mix(const Query* queries, const Cache& value, int64_t first, int64_t last, 
       for (int64_t p = first; p < last; p++) queries[h].out[i] += shares[h][p] * one(values + p * dim + i);
 }
 
-void to_shares(float* scores, const float* value_scale, int64_t length) {
+// Scores -> shares that sum to 1. What one gets does not depend on where the scores are from.
+void to_shares(float* scores, int64_t length) {
   F16 tops = F16{} + scores[0];
   by_sixteen(length, [&](int64_t p, int size) {
     F16 each = tops;
@@ -247,7 +248,13 @@ void to_shares(float* scores, const float* value_scale, int64_t length) {
     sums += e;
   });
   const float inverse = 1.0f / sum_lanes(sums);
-  for (int64_t p = 0; p < length; p++) scores[p] *= value_scale ? inverse * value_scale[p] : inverse;
+  for (int64_t p = 0; p < length; p++) scores[p] *= inverse;
+}
+
+// What a query's place in the tail looks like as a query of its own, of one position.
+inline Query at_tail(const Query& query, int64_t place) {
+  const int64_t at = query.tail[place];
+  return {query.q, query.out, query.scores + (query.last - query.first) + place, at, at + 1, nullptr, 0};
 }
 
 // Call work(queries, how many as a constant, first, last) for all that they look at: a stretch of positions at a time,
@@ -278,12 +285,26 @@ void attend_as(const Query* queries, int64_t count, const Cache& key, const Cach
   });
   for (int64_t i = 0; i < count; i++) {
     const Query& query = queries[i];
-    to_shares(query.scores, value.scale ? value.scale + query.first : nullptr, query.last - query.first);
+    const int64_t before = query.last - query.first;
+    for (int64_t t = 0; t < query.tail_count; t++) {
+      const Query alone = at_tail(query, t);
+      score_keys<1, 1, Stored>(&alone, key, alone.first, dim, scale);
+    }
+    to_shares(query.scores, before + query.tail_count);
+    if (value.scale) {
+      for (int64_t p = 0; p < before; p++) query.scores[p] *= value.scale[query.first + p];
+      for (int64_t t = 0; t < query.tail_count; t++) query.scores[before + t] *= value.scale[query.tail[t]];
+    }
     std::memset(query.out, 0, dim * sizeof(float));
   }
   by_stretches(queries, count, [&](const Query* some, auto size, int64_t first, int64_t last) {
     mix<size.value, Stored>(some, value, first, last, dim);
   });
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t t = 0; t < queries[i].tail_count; t++) {
+      const Query alone = at_tail(queries[i], t);
+      mix<1, Stored>(&alone, value, alone.first, alone.last, dim);
+    }
 }
 
 // Queries of rows of one sequence, to the key-value head they share. What one finds does not depend on those beside it.

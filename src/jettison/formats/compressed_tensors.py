@@ -6,6 +6,7 @@ Written with the library's own schema; read back into modules that keep the weig
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import compressed_tensors
@@ -156,6 +157,24 @@ def load_packed(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
         model.set_submodule(name, packed_linear(source, name, grid, bias))
     source.fill(model, dtype=dtype)
     return with_defaults(model, source, dtype)
+
+
+class UnpackedFolder(ModelFolder):
+    """A folder whose packed linears read as dense float32 weights: for what walks a model block by block."""
+
+    def __init__(self, name: str | Path):
+        super().__init__(name)
+        self._grids = read_grids(self)
+
+    def locate(self, parameter: str) -> tuple[str, int | None, str]:
+        base = parameter.removesuffix(".weight")
+        return super().locate(f"{base}.weight_packed" if base in self._grids and base != parameter else parameter)
+
+    def read(self, parameter: str) -> torch.Tensor:
+        base = parameter.removesuffix(".weight")
+        if base in self._grids and base != parameter:
+            return read_weight(super().read, base, self._grids[base]).dequantize()
+        return super().read(parameter)
 
 
 def problems(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:

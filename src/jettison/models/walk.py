@@ -24,10 +24,17 @@ class Walk:
     model. The model's own forward pass prepares masks, positions and embeddings; each block is
     then called with just what the model would have called it with. ``hidden`` are the states, batch by batch; whoever
     walks moves them on with ``advance``. With ``twice``, ``original`` is a second stream, for the model as it was.
-    spill: a folder to keep the states in, in place of memory.
+    spill: a folder to keep the states in, in place of memory. batch: windows of a batch, at most.
     """
 
-    def __init__(self, source: ModelFolder, tokens: torch.Tensor, twice: bool = False, spill: Path | None = None):
+    def __init__(
+        self,
+        source: ModelFolder,
+        tokens: torch.Tensor,
+        twice: bool = False,
+        spill: Path | None = None,
+        batch: int = BATCH,
+    ):
         self.source, self._spill = source, spill
         self.model = source.new_skeleton()
         self.blocks = self.model.get_submodule(source.anatomy.family.blocks)
@@ -36,7 +43,7 @@ class Walk:
         if tokens.is_floating_point():
             unused += [self.model.get_input_embeddings(), self.head]
         source.fill(self.model, dtype=torch.float32, skip=unused)
-        size = next(size for size in range(BATCH, 0, -1) if len(tokens) % size == 0)
+        size = next(size for size in range(batch, 0, -1) if len(tokens) % size == 0)
         self.batches = tokens.split(size)
         self._calls: list[tuple[tuple, dict]] = []
         self.hidden = self.new_stream("hidden")
@@ -54,8 +61,8 @@ class Walk:
     def _untied_head(self) -> list[nn.Module]:
         return [] if self.source.anatomy.tied else [self.head]
 
-    def _run(self, batch: torch.Tensor) -> None:
-        self.model(**{"inputs_embeds" if batch.is_floating_point() else "input_ids": batch}, use_cache=False)
+    def _run(self, batch: torch.Tensor):
+        return self.model(**{"inputs_embeds" if batch.is_floating_point() else "input_ids": batch}, use_cache=False)
 
     @torch.no_grad()
     def _enter(self, batch: torch.Tensor) -> torch.Tensor:
@@ -106,6 +113,10 @@ class Walk:
 
     @torch.no_grad()
     def batch_through(self, index: int, part: torch.Tensor) -> torch.Tensor:
+        return self.through(index, part)
+
+    def through(self, index: int, part: torch.Tensor) -> torch.Tensor:
+        """As ``batch_through``, with gradients where they are enabled."""
         args, kwargs = self._calls[index]
         output = self.blocks[index](part, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
@@ -125,3 +136,21 @@ class Walk:
                 self._run(batch)
             hook.remove()
             yield seen.pop()
+
+    @contextmanager
+    def whole_head(self) -> Iterator[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+        """A function from what leaves the last block for a batch, and the batch, to logits (batch, length, vocabulary).
+        The head's weights are in memory meanwhile; gradients pass."""
+
+        def logits(states: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+            with self._replaced(lambda hidden_states, *args, **kwargs: states):
+                return self._run(batch).logits
+
+        untied = self._untied_head()
+        for head in untied:
+            self.source.fill(head, self.source.anatomy.head.name, torch.float32)
+        try:
+            yield logits
+        finally:
+            for head in untied:
+                empty(head)

@@ -1,0 +1,218 @@
+"""How much each block, or half of one, matters to the output: what drafts and depth pruning drop first.
+
+Everything is found block by block, so that a model larger than memory can be ranked: once forward for the states, once
+backward for the gradients, one block in memory at a time. Kept in a journal; a killed run continues at its block.
+"""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from jettison.calibrate.text import token_windows
+from jettison.errors import UsageError, unknown
+from jettison.files import cache_folder, digest, write_tensors
+from jettison.journal import Journal
+from jettison.models import Activations, ModelFolder, Walk
+from jettison.models.halves import HALVES, half_of, unit_names, without
+from jettison.progress import bar
+
+SAMPLES, LENGTH = 32, 256
+METHODS = ("fisher", "cosine", "magnitude", "random", "stride", "last")
+PERTURBATIONS = ("removal", "variance", "elementwise")
+Measured = Mapping[str, Mapping[str, float]]  # unit -> what was found of it
+
+
+def measure_units(
+    model: str | Path | ModelFolder,
+    *,
+    text: str | Path = "books",
+    samples: int = SAMPLES,
+    length: int = LENGTH,
+    spill: Path | None = None,
+) -> dict[str, dict[str, float]]:
+    """Of every half of every block: ``trace``, the trace of the empirical Fisher information (Σ g² over its weights, g
+    the gradient of a window's mean cross-entropy; mean over windows); ``taylor``, Σ g² θ²; ``squares``, ``sum`` and
+    ``count`` of its weights; and of halves and blocks ``influence``, 1 − cos between the block's output with it and
+    without.
+
+    text, samples, length: windows of calibration text, each with a gradient of its own. spill: a folder for the states,
+    in place of memory. Raises UsageError for windows of fewer than 2 tokens.
+    """
+    if length < 2:
+        raise UsageError(f"length = {length}: every token but the first is predicted, so at least 2 are needed")
+    source = model if isinstance(model, ModelFolder) else ModelFolder(model)
+    run = {"model": source.fingerprint(), "text": str(text), "samples": samples, "length": length}
+    folder = cache_folder() / "importance" / digest(*map(str, run.values()))
+    journal = Journal(folder / "units.jsonl", run)
+    blocks = source.anatomy.blocks
+    done = {entry["block"] for entry in journal.entries}
+    if len(done) < blocks:
+        windows = token_windows(source.tokenizer, text, length, samples)
+        _measure(source, windows, journal, folder / ".gradient.safetensors", spill)
+    return {unit: found for entry in journal.entries for unit, found in sorted(entry["units"].items())}
+
+
+def rank(
+    measured: Measured, method: str = "fisher", *, perturbation: str = "removal", halves: bool = False, seed: int = 0
+) -> dict[str, float]:
+    """Unit -> score; the lowest matter least.
+
+    ``fisher``: the trace of the Fisher information times the expected squared perturbation of the weights (SDFP,
+    arXiv:2602.05499, by FIT, arXiv:2210.08502). The source leaves the perturbation open; all readings are here:
+    ``removal``, the mean of θ²; ``variance``, the variance of θ; ``elementwise``, Σ g² θ², weight by weight.
+    Baselines: ``cosine``, block influence (ShortGPT, arXiv:2403.03853); ``magnitude``, Σ θ²; ``random``; ``last``: the
+    later, the less; ``stride`` has no scores, see ``choose``.
+
+    Raises UsageError for an unknown method or perturbation.
+    """
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if perturbation not in PERTURBATIONS:
+        raise unknown("perturbation", perturbation, PERTURBATIONS)
+    units = unit_names(sum("." not in unit for unit in measured), halves)
+    if method == "random":
+        order = random.Random(seed).sample(units, len(units))
+        return {unit: float(order.index(unit)) for unit in units}
+    if method in ("last", "stride"):
+        return {unit: -float(number) for number, unit in enumerate(units)}
+    return {unit: _score(measured, unit, method, perturbation) for unit in units}
+
+
+def choose(
+    measured: Measured,
+    ratio: float,
+    method: str = "fisher",
+    *,
+    perturbation: str = "removal",
+    halves: bool = False,
+    seed: int = 0,
+) -> tuple[str, ...]:
+    """The units to drop, in the model's order: the lowest scores, ``ratio`` of all units. The first block and the last
+    stay. ``stride`` takes every so many.
+
+    Raises UsageError for a ratio that drops nothing, or more than may go.
+    """
+    scores = rank(measured, method, perturbation=perturbation, halves=halves, seed=seed)
+    units = list(scores)
+    ends = {units[0].partition(".")[0], units[-1].partition(".")[0]}
+    free = [unit for unit in units if unit.partition(".")[0] not in ends]
+    count = round(ratio * len(units)) if 0 < ratio < 1 else 0
+    if not 1 <= count <= len(free):
+        most = len(free) / len(units)
+        raise UsageError(
+            f"ratio = {ratio:g} of {len(units)} units: it must drop at least one, and the first block and the last "
+            f"stay, so it is {1 / len(units):.3g} to {most:.3g} here"
+        )
+    if method == "stride":
+        return tuple(free[(2 * number + 1) * len(free) // (2 * count)] for number in range(count))
+    chosen = set(sorted(free, key=scores.__getitem__)[:count])
+    return tuple(unit for unit in units if unit in chosen)
+
+
+def _score(measured: Measured, unit: str, method: str, perturbation: str) -> float:
+    if method == "cosine":
+        return measured[unit]["influence"]
+    parts = [measured[unit]] if "." in unit else [measured[f"{unit}.{half}"] for half in HALVES]
+    total = lambda name: sum(part[name] for part in parts)
+    if method == "magnitude":
+        return total("squares")
+    if perturbation == "elementwise":
+        return total("taylor")
+    mean = total("sum") / total("count")
+    moved = total("squares") / total("count") - (mean**2 if perturbation == "variance" else 0.0)
+    return total("trace") * moved
+
+
+def _measure(source: ModelFolder, windows: torch.Tensor, journal: Journal, kept: Path, spill: Path | None) -> None:
+    blocks, done = source.anatomy.blocks, len(journal.entries)  # from the last block down
+    walk = Walk(source, windows, spill=spill, batch=1)
+    entering: list[Activations] = []  # of each block
+    with bar("importance", 2 * blocks, 2 * done) as progress:
+        for block in range(blocks - done):
+            states = walk.new_stream(f"block-{block}")
+            for part in walk.hidden:
+                states.append(part)
+            entering.append(states)
+            with walk.block(block):
+                walk.advance(block, walk.hidden)
+            progress.advance(note=f"forward {block}")
+        if done:
+            gradients = load_file(kept)
+            gradients = [gradients[str(number)] for number in range(len(windows))]
+        else:
+            gradients = _at_the_end(walk)
+        for block in reversed(range(blocks - done)):
+            with walk.block(block) as module:
+                units = _backward(walk, source, block, module, entering.pop(), gradients)
+            write_tensors(kept, {str(number): each for number, each in enumerate(gradients)})
+            journal.add(block=block, units=units)
+            progress.advance(note=f"backward {block}")
+    kept.unlink(missing_ok=True)
+
+
+def _at_the_end(walk: Walk) -> list[torch.Tensor]:
+    """The gradient of each window's mean cross-entropy by what leaves the last block."""
+    found = []
+    with walk.whole_head() as head, torch.enable_grad():
+        for part, ids in zip(walk.hidden, walk.batches, strict=True):
+            states = part.detach().requires_grad_()
+            logits = head(states, ids)[0].float()  # (length, vocabulary)
+            loss = nn.functional.cross_entropy(logits[:-1], ids[0, 1:])
+            found.append(torch.autograd.grad(loss, states)[0])
+    return found
+
+
+def _backward(
+    walk: Walk,
+    source: ModelFolder,
+    block: int,
+    module: nn.Module,
+    entering: Activations,
+    gradients: list[torch.Tensor],
+) -> dict[str, dict[str, float]]:
+    """What is found of a block; ``gradients`` are moved to its inputs, in place."""
+    prefix = walk.prefix(block) + "."
+    weights: dict[str, list[nn.Parameter]] = {half: [] for half in HALVES}
+    for linear in source.anatomy.of_block(block):
+        weights[half_of(linear)].append(module.get_submodule(linear.name.removeprefix(prefix)).weight)
+    every = [weight for half in HALVES for weight in weights[half]]
+    names = (str(block), *(f"{block}.{half}" for half in HALVES))
+    trace, taylor = dict.fromkeys(HALVES, 0.0), dict.fromkeys(HALVES, 0.0)
+    influence = dict.fromkeys(names, 0.0)
+    for number, part in enumerate(entering):
+        states = part.detach().requires_grad_()
+        with torch.enable_grad():
+            output = walk.through(block, states)
+            slopes = torch.autograd.grad(output, [states, *every], gradients[number], allow_unused=True)
+        gradients[number] = slopes[0]
+        squares = {id(w): g.float().square() for w, g in zip(every, slopes[1:], strict=True) if g is not None}
+        for half in HALVES:
+            reached = [weight for weight in weights[half] if id(weight) in squares]  # experts may see no token
+            trace[half] += sum(float(squares[id(weight)].sum()) for weight in reached) / len(entering)
+            taylor[half] += sum(
+                float((squares[id(weight)] * weight.detach().square()).sum()) for weight in reached
+            ) / len(entering)  # fmt: skip
+        for name in names:
+            less = part
+            if half := name.partition(".")[2]:
+                with without(module, source.anatomy.family, [half]):
+                    less = walk.batch_through(block, part)
+            cosine = nn.functional.cosine_similarity(less.float(), output.detach().float(), dim=-1)
+            influence[name] += float(1 - cosine.mean()) / len(entering)
+    found: dict[str, dict[str, Any]] = {names[0]: {"influence": influence[names[0]]}}
+    for half in HALVES:
+        values = [weight.detach() for weight in weights[half]]
+        found[f"{block}.{half}"] = {
+            "trace": trace[half],
+            "taylor": taylor[half],
+            "squares": sum(float(value.square().sum(dtype=torch.float64)) for value in values),
+            "sum": sum(float(value.sum(dtype=torch.float64)) for value in values),
+            "count": sum(value.numel() for value in values),
+            "influence": influence[f"{block}.{half}"],
+        }
+    return found

@@ -9,10 +9,16 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import nn
 
+from jettison.decode.draft import Draft, View, read_corpus, read_draft
 from jettison.decode.engine import Engine, Unsupported
+from jettison.decode.lookup import Corpus, Lookup
+from jettison.decode.propose import Proposer, Tally
 from jettison.decode.sampling import Sampling
+from jettison.decode.speculate import Speculation, speculate
+from jettison.decode.targets import EngineTarget, Target, TorchTarget
+from jettison.decode.view import view_linears
 from jettison.decode.write import EngineReader, Speed, TorchReader, write
-from jettison.errors import UsageError
+from jettison.errors import UsageError, unknown
 from jettison.formats.compressed_tensors import load_packed
 from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.formats.peft import attach_adapter
@@ -23,6 +29,7 @@ from jettison.models.dense import compute_device, load_dense, stored_dtype
 from jettison.models.modules import QuantLinear, tile_linears
 from jettison.progress import say
 
+LOOKUP = 4  # tokens of a match at most, where nothing else is said
 Prompt = str | Sequence[dict[str, str]]  # text, or a chat: {"role": ..., "content": ...} each
 
 
@@ -30,13 +37,17 @@ Prompt = str | Sequence[dict[str, str]]  # text, or a chat: {"role": ..., "conte
 class Loaded:
     """A model and its tokenizer. ``model`` is a transformers model: everything that works on those works on it.
 
-    ``speed`` is of the last text written.
+    ``speed`` and ``speculation`` are of the last text written.
     """
 
     source: ModelFolder
     model: nn.Module
     exact: bool = False
     speed: Speed = field(default_factory=Speed)
+    speculation: Speculation = field(default_factory=Speculation)
+    _views: dict[View, Engine] = field(default_factory=dict, repr=False)
+    _corpora: dict[int, Corpus] = field(default_factory=dict, repr=False)
+    _tallies: dict[Draft, Tally] = field(default_factory=dict, repr=False)
 
     @classmethod
     def ready(cls, source: ModelFolder, model: nn.Module, exact: bool = False) -> "Loaded":
@@ -89,6 +100,10 @@ class Loaded:
         likeliest token), top_k, top_p, min_p, repetition_penalty, seed. A prompt of messages goes through the chat
         template.
 
+        draft: write by speculative decoding: a ``Draft``, ``lookup`` (from the text at hand), or ``auto``, the one that
+        ``jettison draft`` recorded beside the checkpoint. The text is that of plain decoding for temperature 0, else of
+        the same distribution. ``speculation`` then has what became of the drafts. One prompt only.
+
         Raises UsageError for an empty prompt, and for more tokens than the model has positions for.
         """
         return (piece for _, piece in self._pieces([prompt], **options))
@@ -101,9 +116,10 @@ class Loaded:
         stop: Iterable[str] = (),
         cache: str = "bfloat16",
         activations: str = "int16",
+        draft: Draft | str | None = None,
         **sampling,
     ) -> Iterator[tuple[int, str]]:
-        settings = Sampling(**sampling)
+        settings, draft = Sampling(**sampling), self.find_draft(draft)
         if activations not in ("int16", "int8"):
             raise UsageError(f"activations {activations!r}: it is int16 or int8")
         encoded = [self._encode(prompt) for prompt in prompts]
@@ -111,12 +127,23 @@ class Loaded:
         for ids in encoded:
             if limit and len(ids) + tokens > limit:
                 raise UsageError(f"{len(ids)} tokens of prompt and {tokens} more: the model has positions for {limit}")
-        if self.engine:
-            reader = EngineReader(self.engine, [len(ids) + tokens for ids in encoded], cache, activations == "int16")
+        if draft and len(encoded) > 1:
+            raise UsageError(f"{len(encoded)} prompts with a draft: drafts are for one prompt at a time")
+        self.speed, self.speculation = Speed(), Speculation()
+        texts = [_Text(self.tokenizer, ids, stop) for ids in encoded]
+        fine = activations == "int16"
+        if draft:
+            target = self.target(draft, len(encoded[0]) + tokens, cache, fine)
+            proposer, record = self.proposer(draft), self.speculation
+            found = speculate(target, proposer, encoded[0], settings, tokens, self._ends(), self.speed, record)
+            pairs = ((0, token) for token in found)
         else:
-            reader = TorchReader(self.model, len(encoded))
-        self.speed, texts = Speed(), [_Text(self.tokenizer, ids, stop) for ids in encoded]
-        for row, token in write(reader, encoded, settings, tokens, self._ends(), self.speed):
+            if self.engine:
+                reader = EngineReader(self.engine, [len(ids) + tokens for ids in encoded], cache, fine)
+            else:
+                reader = TorchReader(self.model, len(encoded))
+            pairs = write(reader, encoded, settings, tokens, self._ends(), self.speed)
+        for row, token in pairs:
             if piece := texts[row].add(token):
                 yield row, piece
             if all(text.ended for text in texts):
@@ -124,6 +151,46 @@ class Loaded:
         for row, text in enumerate(texts):
             if piece := text.rest():
                 yield row, piece
+
+    def find_draft(self, draft: Draft | str | None) -> Draft | None:
+        """What ``stream`` takes as ``draft``. Raises UsageError for another word."""
+        if not isinstance(draft, str):
+            return draft
+        if draft == "lookup":
+            return Draft(lookup=LOOKUP, length=8)
+        if draft != "auto":
+            raise unknown("draft", draft, ("auto", "lookup"))
+        chosen, reason = read_draft(self.source)
+        if chosen is None:
+            say(f"note: no draft pays for {self.source.name} here: {reason}")
+        return chosen
+
+    def target(self, draft: Draft, capacity: int, cache: str = "bfloat16", fine: bool = True) -> Target:
+        """An empty sequence to draft for and verify, with room for ``capacity`` tokens."""
+        if self.engine:
+            room = capacity + draft.length * draft.branches  # branches take places of their own
+            drafter = self._view(draft.view) if draft.view else None
+            return EngineTarget(self.engine, room, cache, fine, skip=draft.skip, drafter=drafter)
+        if draft.view:
+            raise UsageError(
+                f"a draft with {draft.view}: views need the engine, which does not serve {self.source.name}"
+            )
+        return TorchTarget(self.model, self.source.anatomy.family, capacity, draft.skip)
+
+    def proposer(self, draft: Draft) -> Proposer:
+        """What is learned of when to draft is kept from text to text; looked-up text is not, but for a corpus."""
+        corpus = None
+        if draft.corpus:
+            if draft.lookup not in self._corpora:
+                self._corpora[draft.lookup] = Corpus(read_corpus(self.source), draft.lookup)
+            corpus = self._corpora[draft.lookup]
+        lookup = Lookup(draft.lookup, corpus) if draft.lookup else None
+        return Proposer(draft, lookup, self._tallies.setdefault(draft, Tally()))
+
+    def _view(self, view: View) -> Engine:
+        if view not in self._views:
+            self._views[view] = Engine(self.model, view_linears(self.source, self.model, view))
+        return self._views[view]
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

@@ -42,12 +42,18 @@ class Sampling:
 
     def choose(self, logits: torch.Tensor, before: Sequence[int], chance: torch.Generator) -> int:
         """logits: float32 (vocabulary), changed in place. before: the tokens so far, prompt included."""
-        if self.repetition_penalty != 1.0 and before:
-            seen = torch.tensor(sorted(set(before)))
-            penalty = self.repetition_penalty
-            logits[seen] = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
         if self.temperature == 0:
-            return int(logits.argmax())
+            return self.likeliest(logits, before)
+        return int(torch.multinomial(self.chances(logits, before), 1, generator=chance))
+
+    def likeliest(self, logits: torch.Tensor, before: Sequence[int]) -> int:
+        self._penalize(logits, before)
+        return int(logits.argmax())
+
+    def chances(self, logits: torch.Tensor, before: Sequence[int]) -> torch.Tensor:
+        """(vocabulary), not normalized where filters took something: what ``choose`` draws from, if temperature > 0.
+        logits: changed in place."""
+        self._penalize(logits, before)
         if self.top_k and self.top_k < len(logits):
             logits[logits < logits.topk(self.top_k).values[-1]] = float("-inf")
         chances = (logits / self.temperature).softmax(-1)
@@ -56,4 +62,10 @@ class Sampling:
             chances[places[ordered.cumsum(-1) - ordered >= self.top_p]] = 0.0  # the first to pass p stays
         if self.min_p:
             chances[chances < self.min_p * chances.max()] = 0.0
-        return int(torch.multinomial(chances, 1, generator=chance))
+        return chances
+
+    def _penalize(self, logits: torch.Tensor, before: Sequence[int]) -> None:
+        if self.repetition_penalty != 1.0 and before:
+            seen = torch.tensor(sorted(set(before)))
+            penalty = self.repetition_penalty
+            logits[seen] = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)

@@ -6,7 +6,7 @@ at multiples of 64 bytes, for the sake of the kernels' loads.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from jettison.errors import JettisonError
 from jettison.files import digest, write_atomic
 from jettison.formats.compressed_tensors import load_packed, read_grids
+from jettison.grid import Grid
 from jettison.kernels.tiles import LAYOUT, Tiling
 from jettison.models import ModelFolder
 from jettison.models.checkpoint import Checkpoint
@@ -102,17 +103,8 @@ def _read(source: ModelFolder, dtype: torch.dtype, stored: Checkpoint) -> nn.Mod
         module = model.get_submodule(name)
         if module is embedding:
             continue
-        parts = {part: value(f"{name}.{part}") for part in (*PARTS, "tiles", "tile_zero", "bias")}
         rows, columns = source.read(f"{name}.weight_shape").tolist()
-        packed = QuantLinear(rows, columns, grid, parts["bias"])
-        if parts["tiles"] is not None:
-            kinds = (Tiling.of(grid, rows, columns, sparse) for sparse in (False, True))
-            tiling = next(kind for kind in kinds if kind and kind.tiles_shape == tuple(parts["tiles"].shape))
-            packed.hold_tiles(tiling, parts["tiles"], parts["tile_zero"])
-        else:
-            for part in PARTS:
-                packed._hold(part, parts[part])
-        model.set_submodule(name, packed)
+        model.set_submodule(name, _packed(value, name, rows, columns, grid))
     seen: dict[str, nn.Parameter] = {}
     for path, owner in model.named_modules():
         for name, parameter in list(owner._parameters.items()):
@@ -122,6 +114,36 @@ def _read(source: ModelFolder, dtype: torch.dtype, stored: Checkpoint) -> nn.Mod
                     seen[first] = nn.Parameter(stored.read(first))
                 owner._parameters[name] = seen[first]
     return with_defaults(model, source, dtype)
+
+
+def _packed(value: Callable[[str], torch.Tensor | None], name: str, rows: int, columns: int, grid: Grid) -> QuantLinear:
+    """A linear from what ``value`` finds under its name: tiles, or the parts of a checkpoint."""
+    parts = {part: value(f"{name}.{part}") for part in (*PARTS, "tiles", "tile_zero", "bias")}
+    packed = QuantLinear(rows, columns, grid, parts["bias"])
+    if parts["tiles"] is not None:
+        kinds = (Tiling.of(grid, rows, columns, sparse) for sparse in (False, True))
+        tiling = next(kind for kind in kinds if kind and kind.tiles_shape == tuple(parts["tiles"].shape))
+        packed.hold_tiles(tiling, parts["tiles"], parts["tile_zero"])
+    else:
+        for part in PARTS:
+            packed._hold(part, parts[part])
+    return packed
+
+
+def read_linears(path: Path, key: str, linears: Mapping[str, tuple[int, int, Grid]]) -> dict[str, QuantLinear] | None:
+    """Of a file that ``write_tiled`` wrote: the linears of these names, rows, columns and grids. None where the file is
+    missing, damaged, or of something else."""
+    if not path.exists():
+        return None
+    try:
+        stored = Checkpoint(path.parent, [path])
+        if stored.metadata.get("key") != key:
+            return None
+        value = lambda name: stored.read(name) if name in stored else None
+        return {name: _packed(value, name, *linears[name]) for name in linears}
+    except (JettisonError, KeyError, StopIteration) as error:
+        say(f"note: {path} is damaged, so it is made again ({error})")
+        return None
 
 
 def _key(source: ModelFolder, dtype: torch.dtype) -> str:

@@ -1,0 +1,80 @@
+"""A model's linears in fewer bits, for its own draft: made once from the weights at hand, kept in the cache folder."""
+
+import torch
+from torch import nn
+
+from jettison.calibrate import find_range
+from jettison.decode.draft import View
+from jettison.errors import JettisonError, UsageError
+from jettison.files import cache_folder, digest
+from jettison.formats.tiled import read_linears, write_tiled
+from jettison.grid import WHOLE_ROW, Grid, QuantizedWeight
+from jettison.kernels.tiles import LAYOUT
+from jettison.models import Linear, ModelFolder
+from jettison.models.modules import Adapted, QuantLinear, dense_weight
+from jettison.progress import bar, say
+
+
+def view_linears(source: ModelFolder, model: nn.Module, view: View) -> dict[str, nn.Module]:
+    """Path of a linear -> what stands in for it, tiled for the kernels. Rounded to nearest, the range of each group
+    searched; what has no more bits than the view stays.
+
+    Raises UsageError where nothing has more bits.
+    """
+    linears = [
+        linear for linear in source.anatomy if set(linear.roles) & set(view.roles) and _more(model, linear, view)
+    ]
+    if not linears:
+        raise UsageError(f"a draft with {view}: no linear of {source.name} has more bits")
+    key = digest(source.fingerprint(), str(view), view.group_size, LAYOUT)
+    path = cache_folder() / "views" / f"{key}.safetensors"
+    sizes = {linear.name: (linear.rows, linear.columns, _grid(linear, view)) for linear in linears}
+    if (found := read_linears(path, key, sizes)) is not None:
+        return found
+    stand_ins = {}
+    with bar("draft", len(linears)) as progress:
+        for linear in linears:
+            base = _base(model, linear)
+            stand_ins[linear.name] = _rounded(dense_weight(base, linear), _grid(linear, view), base.bias)
+            progress.advance(note=linear.name)
+    try:
+        write_tiled(_together(stand_ins), path, key)
+    except JettisonError as error:
+        say(f"note: the draft's weights are made again each time: {error}")
+    return stand_ins
+
+
+def _base(model: nn.Module, linear: Linear) -> nn.Module:
+    module = model.get_submodule(linear.name)
+    return module.base if isinstance(module, Adapted) else module
+
+
+def _more(model: nn.Module, linear: Linear, view: View) -> bool:
+    module = _base(model, linear)
+    return not isinstance(module, nn.Embedding) and (
+        not isinstance(module, QuantLinear) or module.grid.bits > view.bits
+    )
+
+
+def _grid(linear: Linear, view: View) -> Grid:
+    return Grid(view.bits, view.group_size if linear.columns % view.group_size == 0 else WHOLE_ROW)
+
+
+def _rounded(weight: torch.Tensor, grid: Grid, bias: torch.Tensor | None) -> QuantLinear:
+    scale, zero = find_range(grid.grouped(weight), grid, clip=True)
+    module = QuantLinear.of(QuantizedWeight.nearest(weight, scale, zero, grid), bias)
+    module.tile()
+    return module
+
+
+def _together(linears: dict[str, nn.Module]) -> nn.Module:
+    """One module that has each linear at its path."""
+    whole = nn.Module()
+    for path, linear in linears.items():
+        at = whole
+        for name in path.split(".")[:-1]:
+            if not hasattr(at, name):
+                at.add_module(name, nn.Module())
+            at = getattr(at, name)
+        at.add_module(path.rpartition(".")[2], linear)
+    return whole

@@ -3,6 +3,7 @@
     python benchmarks/fixtures/opt.py --books train.parquet    # the OPT-architecture model, ten minutes, once
     python benchmarks/sds.py                                   # about an hour on two cores; continues cell by cell
     python benchmarks/sds.py --cells 1                         # one more cell
+    python benchmarks/sds.py --summary --block                 # what a block of a 1.7B model takes, one thread
     python benchmarks/sds.py --check                           # recomputes some cells, about four minutes
 
 On scribe: four methods, each plain, with SDS, and with the control of equal budget (the method, then as many steps on
@@ -18,34 +19,28 @@ import argparse
 import json
 import math
 import re
-import resource
 import shutil
 import statistics
-import time
 from pathlib import Path
 
-import torch
-from witness import RESULTS, RUNS, cell, claim, compare, write_result
+import sparse_kernels
+from sds_block import BASES, STEPS, block_cost, block_table, known_blocks
+from witness import RESULTS, RUNS, cell, claim, compare, origin, write_result
 
-from jettison import registry
-from jettison.calibrate import Stats, token_windows
+from jettison.calibrate import token_windows
 from jettison.compress import compress
 from jettison.decode import load
 from jettison.evaluate.quality import TEXTS, TOKENS, WINDOW
 from jettison.evaluate.quality import compare as measure_text
 from jettison.evaluate.tasks import evaluate_tasks
-from jettison.pattern import Pattern
 from jettison.progress import set_quiet
 
 NAME = "sds"
 FOLDER = RUNS / NAME
 OPT = RUNS / "fixtures" / "opt"
 ITEMS = 40  # of each task
-BASES = ("magnitude", "wanda", "sparsegpt", "alps")
 PATTERNS = {"50 %": {"sparsity": 0.5}, "70 %": {"sparsity": 0.7}, "2:4": {"pattern": "2:4"}, "4:8": {"pattern": "4:8"}}
-STEPS = 200  # of each stage
-BLOCK = {(2048, 2048): 2, (1024, 2048): 2, (6144, 2048): 2, (2048, 6144): 1}  # of Qwen3-1.7B: shape -> how many
-BLOCK_BASES, SDS_BASE = ("magnitude", "wanda", "sparsegpt"), "sparsegpt"
+NAMES = {"scribe": "scribe", "opt": "The OPT-architecture fixture"}
 VARIANTS = {
     "plain": None,
     "sds": {"dense_steps": STEPS, "second_steps": STEPS},
@@ -178,10 +173,10 @@ def tables(have: dict[str, dict]) -> dict:
                 lines.append(
                     [f"{base} {pattern}", *gains, "{:+.2f} ± {:.2f}".format(*points(three[other], three["sds"]))]
                 )
-        found[f"{model}: perplexity and mean accuracy"] = {"columns": columns, "rows": rows}
+        found[f"{NAMES[model]}: perplexity and mean accuracy"] = {"columns": columns, "rows": rows}
         gained = ["", "books, nats", "WikiText-2, nats", "tasks, points"]
-        found[f"{model}: what SDS gains over its base"] = {"columns": gained, "rows": against["plain"]}
-        found[f"{model}: what SDS gains over the control of equal budget"] = {
+        found[f"{NAMES[model]}: what SDS gains over its base"] = {"columns": gained, "rows": against["plain"]}
+        found[f"{NAMES[model]}: what SDS gains over the control of equal budget"] = {
             "columns": gained,
             "rows": against["control"],
         }
@@ -244,49 +239,16 @@ def claims(have: dict[str, dict]) -> tuple[list[dict], dict]:
     return found, wins
 
 
-def block_cost() -> dict:
-    """Seconds and memory to prune one block in the shape of Qwen3-1.7B, random weights and activations, one matrix at a
-    time. Those of SDS from runs of 2 and of 4 steps a stage: all steps take the same."""
-    return {base: cell(NAME, f"block-{base}", lambda base=base: one_block(base)) for base in BLOCK_BASES}
-
-
-def one_block(base: str) -> dict:
-    seconds = {"plain": 0.0, "step": 0.0}
-    for (rows, columns), count in BLOCK.items():
-        generator = torch.Generator().manual_seed(0)
-        weight = torch.randn(rows, columns, generator=generator)
-        mix = torch.randn(columns, columns, generator=generator) / columns**0.5
-        inputs = torch.randn(2 * columns, columns, generator=generator) @ mix
-        stats = Stats.of(inputs, inputs)
-        took = [timed(weight, stats, {"method": base})]
-        if base == SDS_BASE:
-            options = {"method": "sds", "base": base}
-            took += [timed(weight, stats, options | {"dense_steps": n, "second_steps": n}) for n in (2, 4)]
-            seconds["step"] += count * (took[2] - took[1]) / 4
-        seconds["plain"] += count * took[0]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"plain": seconds["plain"], "step": seconds["step"], "memory": memory}
-
-
-def timed(weight: torch.Tensor, stats: Stats, options: dict) -> float:
-    options = dict(options)
-    method = registry.find("prune", options.pop("method"))
-    start = time.perf_counter()
-    method.function(weight, Pattern.parse("2:4"), stats, **(method.check(options)))
-    return time.perf_counter() - start
-
-
-def block_table(blocks: dict[str, dict]) -> dict:
-    rows = [[base, f"{of['plain']:.1f} s", f"{of['memory'] / 1e9:.2f} GB"] for base, of in blocks.items()]
-    if SDS_BASE in blocks:
-        of = blocks[SDS_BASE]
-        rows.append([
-            f"sds on {SDS_BASE}, {STEPS} + {STEPS} steps",
-            f"{2 * of['plain'] + 2 * STEPS * of['step']:.0f} s ({of['step']:.2f} s a step of all seven matrices)",
-            f"{of['memory'] / 1e9:.2f} GB",
-        ])  # fmt: skip
-    title = "A block of Qwen3-1.7B's shape at 2:4, without the activations' passage (time; peak memory of the process)"
-    return {title: {"columns": ["", "time", "memory"], "rows": rows}} if rows else {}
+def speed_claims() -> list[dict]:
+    """What benchmarks/sparse_kernels.py measured of 2:4 with 4 bits, once it has been run."""
+    files = [RUNS / sparse_kernels.NAME / f"{key}.json" for key in ("products", "tokens")]
+    if not all(file.exists() for file in files):
+        return []
+    measured = [json.loads(file.read_text()) for file in files]
+    found = [each for each in sparse_kernels.claims(*measured) if each["id"].startswith("sparse24_w4")]
+    for each, result in zip(found, measured, strict=True):  # per linear, end to end
+        each["note"] = "; ".join(filter(None, [f"by benchmarks/sparse_kernels.py: {each['note']}", origin(result)]))
+    return found
 
 
 def check() -> None:
@@ -323,9 +285,12 @@ def main() -> None:
     write_summary()
 
 
-def _brief(result: dict) -> dict:
-    """Without windows and items."""
+def _brief(result: dict, dense: dict | None) -> dict:
+    """Without windows and items; with what is lost against the model as it was, in nats per token."""
     texts = {text: {k: v for k, v in of.items() if k != "windows"} for text, of in result["texts"].items()}
+    for text in texts if dense else ():
+        mean, error = gain(result, dense, text)
+        texts[text] |= {"lost": round(mean, 6), "lost_error": round(error, 6)}
     rest = {name: result[name] for name in ("zeros", "seconds")}
     return {"texts": texts, "tasks": round(accuracy(result), 3)} | rest
 
@@ -333,10 +298,10 @@ def _brief(result: dict) -> dict:
 def write_summary() -> None:
     files = {key: FOLDER / f"{slug(key)}.json" for key in CELLS}
     have = {key: json.loads(file.read_text()) for key, file in files.items() if file.exists()}
-    blocks = {base: FOLDER / f"block-{base}.json" for base in BLOCK_BASES}
-    blocks = {base: json.loads(file.read_text()) for base, file in blocks.items() if file.exists()}
+    blocks = known_blocks()
     found, wins = claims(have)
-    brief = {key: _brief(result) for key, result in have.items()}
+    found += speed_claims()
+    brief = {key: _brief(result, have.get(f"{key.partition(':')[0]}: dense")) for key, result in have.items()}
     details = {
         "tables": tables(have) | block_table(blocks),
         "block": blocks,

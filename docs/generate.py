@@ -127,13 +127,14 @@ def pruning() -> str:
     lines = ["<!-- made by generate.py -->", "<!-- end -->"]
     if file.exists():
         result = json.loads(file.read_text(encoding="utf-8"))
-        rates = [
-            (key.removeprefix("scribe: "), cell["texts"]["books-evaluation"]["log_perplexity"], 0.0)
+        lost = [
+            (
+                key.removeprefix("scribe: "),
+                *(cell["texts"]["books-evaluation"][each] for each in ("lost", "lost_error")),
+            )
             for key, cell in result["details"]["cells"].items()
             if key.startswith("scribe: ") and re.search(r" (50 %|70 %|2:4|4:8), (plain|sds|control)$", key)
         ]
-        dense = result["details"]["cells"]["scribe: dense"]["texts"]["books-evaluation"]["log_perplexity"]
-        lost = [(name, value - dense, error) for name, value, error in rates]
         found = [f"`{result['command']}`; claims and targets are on the [results page](results.md#sds).", ""]
         for title, table in result["details"]["tables"].items():
             found += [f"### {title}", "", *_lines(table), ""]
@@ -199,11 +200,12 @@ def plot(rows: list[tuple[str, float, float]]) -> str:
     most = max(value + error for _, value, error in rows)
     at = lambda value: left + width * value / most
     parts = []
-    for tick in range(0, int(most / 0.05) + 1):
-        x = at(tick * 0.05)
+    step = next(step for step in (0.05, 0.1, 0.2, 0.5, 1.0, most) if most <= 8 * step)
+    for tick in range(0, int(most / step) + 1):
+        x = at(tick * step)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{len(rows) * height}" opacity="0.15"/>')
         parts.append(
-            f'<text x="{x:.1f}" y="{(len(rows) + 0.8) * height:.0f}" text-anchor="middle">{tick * 0.05:.2f}</text>'
+            f'<text x="{x:.1f}" y="{(len(rows) + 0.8) * height:.0f}" text-anchor="middle">{tick * step:.2f}</text>'
         )
     for number, (name, value, error) in enumerate(rows):
         y = (number + 0.5) * height

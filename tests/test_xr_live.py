@@ -9,7 +9,7 @@ from jettison.errors import UsageError
 from jettison.xr import find_accelerator, find_scenario, score, simulate, table_costs
 from jettison.xr.live import run_live, scenario_variants
 from jettison.xr.results import compare, write_page
-from jettison.xr.sweep import sweep, table
+from jettison.xr.sweep import sweep, table, vary
 from jettison.xr.trace import from_dict, to_dict, write_trace
 from jettison.xr.tune import check_runs, tune
 from jettison.xr.units import Units
@@ -56,6 +56,8 @@ class TestLive:
             pass
         with pytest.raises(UsageError, match="units = 0"):
             Units({}, 0)
+        with pytest.raises(UsageError, match="rounds = 0"):
+            Units({}).measure(0)
         with pytest.raises(UsageError, match="unknown model 'HT'"):
             scenario_variants(slow_hands, "tiny", {"HT": "folded"})
 
@@ -111,6 +113,24 @@ class TestSweep:
         direct = score(simulate(found[1], table_costs(find_accelerator("J")), seed=59)).overall
         assert one[3].scores[59] == direct and one[3].summary.low < one[3].mean < one[3].summary.high
 
+    def test_probabilities(self):
+        """Every combination is a row of its own, with the costs and coins of that probability."""
+        scenario, other = find_scenario("ar-assistant"), find_scenario("ar-gaming")
+        rows = vary([scenario, other], {"SR": [0, 1], "PD": [0.5]})
+        names = ["ar-assistant, SR 0, PD 0.5", "ar-assistant, SR 1, PD 0.5", "ar-gaming, PD 0.5"]
+        assert [row.name for row in rows] == names
+        assert [row.task("PD").probability for row in rows] == [0.5] * 3 and rows[1].task("SR").probability == 1
+        costs = table_costs(find_accelerator("J"))
+        cells = sweep(rows, {"J": dict.fromkeys(names, costs)}, seeds=2, horizon_ms=2000)
+        direct = simulate(scenario.changed("SR", probability=1).changed("PD", probability=0.5), costs, horizon_ms=2000)
+        assert cells[1].scores[0] == score(direct).overall != cells[0].scores[0]
+        assert table(cells)[0] == [*names, "mean"] and table(cells, mean=False)[0] == names
+        assert vary([scenario], {}) == [scenario]
+        with pytest.raises(UsageError, match="unknown model 'HT' of ar-assistant"):
+            vary([scenario], {"HT": [0.5]})
+        with pytest.raises(UsageError, match="SR probability = 2"):
+            vary([scenario], {"SR": [2]})
+
     def test_exact(self):
         found = [find_scenario(name) for name in self.scenarios]
         rows, columns, means = table(sweep(found, self.columns("A", "J"), exact=True, compat="v0.1"))
@@ -153,6 +173,15 @@ class TestTune:
             tune(scenario, **options | {"floor": 2})
         with pytest.raises(UsageError, match="unknown part 'w9'"):
             tune(scenario, **options | {"recipes": ("w9",)})
+        for quality, message in (
+            ([], "quality is a mapping"),
+            ({"DE": 3}, "quality is a mapping"),
+            ({"DE": {"half": "good"}}, "quality of model 'DE' = 'good'"),
+            ({"DE": {"halve": 22.9}}, "unknown part 'halve'"),
+            ({"ES": {"half": 90.0}}, "unknown model 'ES'"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                tune(scenario, **options, quality=quality)
 
 
 class TestCommands:
@@ -175,6 +204,10 @@ class TestCommands:
     def test_sweep(self, jettison, tmp_path):
         code, out, _ = jettison("xr", "sweep", "--compat", "v0.1", "--exact", "--page", tmp_path / "s.html")
         assert code == 0 and "mean" in out and "map-0" in (tmp_path / "s.html").read_text()
+        rates = ("--probability", "GE=0.25", "--probability", "GE=1")
+        code, _, _ = jettison("xr", "sweep", "vr-gaming", "vr-gaming", "-a", "J", *rates, "--json", tmp_path / "s.json")
+        rows = json.loads((tmp_path / "s.json").read_text())["rows"]
+        assert code == 0 and rows == ["vr-gaming, GE 0.25", "vr-gaming, GE 1"], "no mean of one scenario, none twice"
 
     def test_costs_of_ones_own(self, jettison, tmp_path):
         (tmp_path / "costs.yaml").write_text("cpu: {HT: {latency_ms: 5, energy_mj: 3}}")
@@ -192,7 +225,18 @@ class TestCommands:
             (("run", "nowhere"), "unknown scenario 'nowhere'"),
             (("compare", "one.json"), "two runs at least"),
             (("sweep", "--exact"), "exact = True"),
+            (("run", "vr-gaming", "--recipe", "folded"), "recipe = folded: only native models"),
+            (("run", "vr-gaming", "--drop-penalty", "none"), "unknown drop penalty"),
+            (("compare", "one.json", "./one.json"), "the same file twice"),
+            (("sweep", "-a", "A", "--device", "raspberry-pi-5"), "one of them"),
+            (("sweep", "-a", "A", "--recipe", "folded"), "knows no recipes"),
+            (("sweep", "vr-gaming", "--probability", "GE"), "MODEL=P is needed"),
+            (("sweep", "vr-gaming", "--probability", "SR=0.5"), "unknown model 'SR' of vr-gaming"),
             (("live", "vr-gaming", "--model", "ES"), "MODEL=VALUE is needed"),
+            (("live", "vr-gaming", "--scheduler", "lifo"), "unknown scheduler 'lifo'"),
+            (("live", "vr-gaming", "--rounds", "0"), "rounds = 0"),
+            (("tune", "vr-gaming", "--device", "nowhere"), "unknown device 'nowhere'"),
+            (("tune", "vr-gaming", "--device", "raspberry-pi-5", "--live", "1"), "only this machine can run live"),
             (("tune", "vr-gaming", "--recipe", "tiny"), "unknown part 'tiny'"),
         ],
     )

@@ -250,11 +250,33 @@ class TestBadInput:
             ("{model: ES, fps: 60, rate: 3}", "unknown field 'rate' of a task"),
             ("{model: ES, fps: 60}, {model: ES, fps: 30}", "ES stands there twice"),
             ("{model: ES}", "a task is a mapping with model and fps"),
+            ("{model: ES, fps: 5, after: 3}", "after of ES in scenario 'mine' = 3: a name or a list"),
+            ("{model: ES, fps: 5, after: [[ES]]}", "a name or a list of names is needed"),
+            ("{model: ES, fps: 5, network: 3}", "network of ES in scenario 'mine' = 3: a text"),
         ],
     )
     def test_scenarios(self, tmp_path, tasks, message):
         with pytest.raises(UsageError, match=message):
             find_scenario(self.file(tmp_path, tasks))
+
+    @pytest.mark.parametrize(
+        ("models", "message"),
+        [
+            ("[det]", "models are a mapping"),
+            ("{det: }", "model 'det': a mapping of fields is needed"),
+            ("{det: {input: 5}}", "input = 5; a list of whole numbers"),
+            ("{det: {input: [3, 0]}}", "input = \\[3, 0\\]"),
+            ("{det: {target: high}}", "target = 'high'"),
+            ("{det: {better: larger}}", "unknown value of better 'larger'"),
+            ("{det: {sensor: radar}}", "unknown sensor 'radar' of model 'det'"),
+            ("{det: {file: 3}}", "file of model 'det' = 3: a text"),
+            ("{det: {jitter: 3}}", "unknown field 'jitter' of model 'det'"),
+        ],
+    )
+    def test_models_of_ones_own(self, tmp_path, models, message):
+        (tmp_path / "mine.yaml").write_text(f"mine: {{tasks: [{{model: det, fps: 5}}], models: {models}}}")
+        with pytest.raises(UsageError, match=message):
+            find_scenario(tmp_path / "mine.yaml")
 
     def test_files(self, tmp_path):
         assert find_scenario(self.file(tmp_path, "{model: ES, fps: 5}")).kind == "concurrent"
@@ -273,13 +295,15 @@ class TestBadInput:
         for compat in (None, "v0.1"):
             with pytest.raises(UsageError, match="no cost of model 'GE' on any of WS 4096"):
                 simulate(scenario, without, compat=compat)
-        for bad in (-1.0, float("nan"), float("inf")):
+        for bad in (-1.0, float("nan"), float("inf"), "fast", True, None):
             with pytest.raises(UsageError, match="latency_ms"):
                 Cost(bad, 1.0)
         with pytest.raises(UsageError, match="unit -> model"):
             Costs.from_dict([1])
         with pytest.raises(UsageError, match="latency_ms and energy_mj are needed"):
             Costs.from_dict({"cpu": {"ES": 3}})
+        with pytest.raises(UsageError, match="cost of 'ES' on 'cpu': latency_ms = 'fast'"):
+            Costs.from_dict({"cpu": {"ES": {"latency_ms": "fast", "energy_mj": 1}}})
         assert Costs.from_dict(full.to_dict()).rows[0]["ES"].latency_ms == full.rows[0]["ES"].latency_ms
 
     def test_options(self):

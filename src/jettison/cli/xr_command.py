@@ -20,7 +20,8 @@ def register(app: typer.Typer) -> None:
         (run, "jettison xr run vr-gaming --accelerator A --compat v0.1",
          "jettison xr run ar-assistant --device strix-halo --recipe folded+bfloat16 --page run.html"),
         (sweep, "jettison xr sweep --compat v0.1 --exact --page sweep.html",
-         "jettison xr sweep ar-assistant -a A -a J --scheduler edf --seeds 1000 --workers 2"),
+         "jettison xr sweep ar-assistant -a A -a J --scheduler edf --seeds 1000 --workers 2",
+         "jettison xr sweep vr-gaming -a B -a J --probability GE=0.25 --probability GE=1 --seeds 100"),
         (live, "jettison xr live social-interaction-a --units 2 --seconds 10 --trace live.json"),
         (compare, "jettison xr compare simulated.json live.json --page compare.html"),
         (tune, "jettison xr tune vr-gaming --units 2 --live 5 --page tuned.html"),
@@ -99,6 +100,8 @@ def sweep(
     exact: Annotated[bool, typer.Option("--exact", help="With --compat v0.1: all outcomes, no seeds.")] = False,
     compat: xr.Compat = None,
     preempt: xr.Preempt = False,
+    probability: xr.Probabilities = (),
+    jitter: xr.Jitter = True,
     drop_penalty: xr.Penalty = "code",
     workers: Annotated[int, typer.Option("--workers", help="Processes.")] = 1,
     address: Annotated[str | None, typer.Option("--address", help="Of a Ray cluster, to run there.")] = None,
@@ -106,15 +109,20 @@ def sweep(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Scores of scenarios by accelerators, devices, recipes, schedulers, over seeds."""
+    """Scores of scenarios by accelerators, devices, recipes, schedulers, probabilities, over seeds."""
     from jettison.report import write_xr
     from jettison.xr import accelerator_names, find_scenario, scenario_names
     from jettison.xr.sources import find_costs
     from jettison.xr.sweep import sweep as make_sweep
-    from jettison.xr.sweep import table
+    from jettison.xr.sweep import table, vary
 
     common.begin(quiet)
-    scenarios = [find_scenario(name) for name in scenario or scenario_names()]
+    chances = xr.probabilities(probability)
+    if accelerator and device:
+        raise UsageError("a sweep over accelerators or over devices: one of them")
+    if tuple(recipe) != ("original",) and not device:
+        raise UsageError(f"recipe = {', '.join(recipe)}: the table of accelerators knows no recipes; say --device")
+    scenarios = vary([find_scenario(name) for name in dict.fromkeys(scenario or scenario_names())], chances)
     if device:
         columns = {
             f"{name}, {each}" if len(recipe) > 1 else name: {
@@ -129,12 +137,12 @@ def sweep(
             name: {found.name: find_costs(found, accelerator=name) for found in scenarios}
             for name in accelerator or accelerator_names()
         }
-    options: dict[str, Any] = {"compat": compat, "preempt": preempt, "horizon_ms": 1e3 * seconds}
+    options: dict[str, Any] = {"compat": compat, "preempt": preempt, "jitter": jitter, "horizon_ms": 1e3 * seconds}
     cells = make_sweep(
         scenarios, columns, schedulers=scheduler, seeds=seeds, exact=exact, drop_penalty=drop_penalty,
         workers=workers, address=address, **options,
     )  # fmt: skip
-    rows, names, means = table(cells)
+    rows, names, means = table(cells, mean=all(len(each) == 1 for each in chances.values()))
     lines = [[row, *(f"{each:.1f}" for each in line)] for row, line in zip(rows, means, strict=True)]
     common.table("scenario", *names, rows=lines)
     for cell in cells if len(cells) <= 12 else ():
@@ -169,8 +177,11 @@ def live(
 ) -> None:
     """Run a scenario on this machine by the clock: frames arrive, models run, deadlines pass. And simulate the same."""
     from jettison.xr import find_scenario, score, simulate
+    from jettison.xr.dispatch import check_scheduler
+    from jettison.xr.frames import check_run
     from jettison.xr.live import run_live, scenario_variants
     from jettison.xr.results import result, write_page
+    from jettison.xr.scores import check_penalty
     from jettison.xr.trace import write_trace
     from jettison.xr.units import Units as Running
 
@@ -178,6 +189,11 @@ def live(
     found = find_scenario(scenario)
     variants = scenario_variants(found, size, xr.recipes(recipe), xr.pairs("--model", file))
     options: dict[str, Any] = {"scheduler": scheduler, "horizon_ms": 1e3 * seconds, "seed": seed, "jitter": jitter}
+    check_scheduler(scheduler)  # before models are loaded and timed
+    check_run(1e3 * seconds, seed)
+    check_penalty(drop_penalty)
+    if rounds < 1:
+        raise UsageError(f"rounds = {rounds}: at least 1 is needed")
     with Running(variants, units, threads) as running:
         known = running.measure(rounds)
         lived = run_live(found, running, known, **options)
@@ -255,15 +271,19 @@ def tune(
     import yaml
 
     from jettison.xr import find_scenario
+    from jettison.xr.frames import check_run
     from jettison.xr.tune import RECIPES, check_runs
     from jettison.xr.tune import tune as find_best
 
     common.begin(quiet)
+    if live and device != "this":
+        raise UsageError(f"live = {live:g}, device = {device!r}: only this machine can run live")
+    check_run(1e3 * (live or seconds), seed)
     found, measured = find_scenario(scenario), None
     if quality is not None:
         try:
             measured = yaml.safe_load(quality.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UsageError(f"cannot read {quality}: {' '.join(str(error).split())}") from error
     tuned = find_best(
         found, device=device, recipes=recipe or RECIPES, size=size, units=units, threads=threads, floor=floor,

@@ -24,6 +24,10 @@ Horizon = Annotated[float, typer.Option("--seconds", help="How long frames arriv
 Compat = Annotated[str | None, typer.Option("--compat", help="v0.1: the official runtime, 700 ms, with its accidents.")]
 Preempt = Annotated[bool, typer.Option("--preempt", help="Running frames yield at the ends of their layers.")]
 Jitter = Annotated[bool, typer.Option("--jitter/--no-jitter", help="Whether sensors deliver a little off time.")]
+Probabilities = Annotated[
+    list[str],
+    typer.Option("--probability", help="MODEL=P, that a frame of it is asked for; a row for each. Repeatable."),
+]
 Penalty = Annotated[str, typer.Option("--drop-penalty", help="code: drops count twice, as published; paper: once.")]
 Units = Annotated[int, typer.Option("--units", help="Processes that run models beside each other.")]
 Threads = Annotated[int, typer.Option("--threads", help="Threads of each of them.")]
@@ -63,3 +67,15 @@ def pairs(option: str, given: list[str]) -> dict[str, str]:
         if "=" not in each:
             raise UsageError(f"{option} {each!r}: MODEL=VALUE is needed")
     return dict(each.split("=", 1) for each in given)
+
+
+def probabilities(given: list[str]) -> dict[str, list[float]]:
+    """``MODEL=P``, several of a model too."""
+    found: dict[str, list[float]] = {}
+    for each in given:
+        model, _, chance = each.partition("=")
+        try:
+            found.setdefault(model, []).append(float(chance))
+        except ValueError as error:
+            raise UsageError(f"--probability {each!r}: MODEL=P is needed, P from 0 to 1") from error
+    return found

@@ -8,14 +8,15 @@ import plotly.graph_objects as go
 
 from jettison.report.charts import COLOURS, blank, label, run_colour
 
-LATE, DROPPED = "#d1242f", "#d1242f"
+LATE, DROPPED, DEADLINE = "#d1242f", "#d1242f", COLOURS["original"]
 BAR, WINDOW = 0.62, 0.3  # heights, of a row
 FEW = 16  # columns, up to which a cell has room for its number
 
 
 def gantt(run: Mapping[str, Any], start_ms: float, span_ms: float) -> go.Figure:
     """Units on top, in the colours of the tasks that ran there; below a row for each task: its frames from arrival to
-    deadline (thin), when they ran (thick, outlined red if late), and what was dropped (crosses at the deadline).
+    deadline (thin, a stroke at the deadline), when they ran (thick, outlined red if late), and what was dropped
+    (crosses at the deadline).
 
     run: units, tasks (names), frames: task, number, arrival, deadline, status, spans [unit, start, end].
     """
@@ -33,6 +34,13 @@ def gantt(run: Mapping[str, Any], start_ms: float, span_ms: float) -> go.Figure:
                 (f"unit {u}" if on_units else task, a, b, f, b > f["deadline"]) for f in mine for u, a, b in f["spans"]
             ]
             figure.add_bar(**_bars(spans, BAR, colour, 1.0))
+        figure.add_scatter(
+            x=[frame["deadline"] for frame in mine],
+            y=[task] * len(mine),
+            mode="markers",
+            marker={"symbol": "line-ns", "size": 17, "line": {"color": DEADLINE, "width": 1}},
+            hoverinfo="skip",
+        )
         drops = [frame for frame in mine if frame["status"] == "dropped"]
         figure.add_scatter(
             x=[frame["deadline"] for frame in drops],

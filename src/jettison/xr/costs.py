@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
+from numbers import Real
 from typing import Any
 
 from jettison.errors import UsageError, unknown
@@ -27,8 +28,9 @@ class Cost:
 
     def __post_init__(self):
         for figure in ("latency_ms", "energy_mj"):
-            if not 0 <= getattr(self, figure) < float("inf"):
-                raise UsageError(f"{figure} = {getattr(self, figure)!r}: a number that is not negative is needed")
+            value = getattr(self, figure)
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < float("inf"):
+                raise UsageError(f"{figure} = {value!r}: a number that is not negative is needed")
 
     def scaled(self, latency: float = 1.0, energy: float = 1.0) -> "Cost":
         samples = tuple(latency * each for each in self.samples)
@@ -79,12 +81,17 @@ class Costs:
             raise UsageError("costs are a mapping unit -> model -> {latency_ms: ..., energy_mj: ...}")
         rows = []
         for unit, row in data.items():
+            found: dict[str, Cost] = {}
             for model, cost in row.items():
                 if not isinstance(cost, Mapping) or set(cost) != {"latency_ms", "energy_mj"}:
                     raise UsageError(
                         f"cost of {model!r} on {unit!r}: latency_ms and energy_mj are needed, not {cost!r}"
                     )
-            rows.append({model: Cost(**cost) for model, cost in row.items()})
+                try:
+                    found[str(model)] = Cost(**cost)
+                except UsageError as error:
+                    raise UsageError(f"cost of {model!r} on {unit!r}: {error}") from error
+            rows.append(found)
         return cls(tuple(re.sub(r"^\d+: ", "", str(unit)) for unit in data), tuple(rows))
 
 

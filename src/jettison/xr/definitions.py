@@ -19,6 +19,7 @@ THROUGH = ("data", "control")
 MODEL_FIELDS = ("title", "network", "sensor", "input", "dataset", "metric", "target", "better", "file")
 TASK_FIELDS = ("model", "fps", "after", "through", "probability", "network")
 SCENARIO_FIELDS = ("title", "official", "tasks", "models")
+BETTER = ("higher", "lower")
 SLOWEST, FASTEST = 0.001, 10_000  # frames per second
 
 
@@ -43,6 +44,8 @@ class UnitModel:
         """min(1, measured / target), of a metric that shall be low min(1, target / measured) (section 4.2)."""
         if not self.target:
             raise UsageError(f"model {self.name!r} has no quality target")
+        if not _is_number(measured) or not 0 <= measured < float("inf"):
+            raise UsageError(f"quality of model {self.name!r} = {measured!r}: a number that is not negative is needed")
         ratio = measured / self.target if self.better == "higher" else self.target / max(measured, 1e-12)
         return min(1.0, max(0.0, ratio))
 
@@ -135,17 +138,45 @@ def find_model(name: str) -> UnitModel:
     return _model(name, _read("models.yaml")[name])
 
 
-def _model(name: str, row: Mapping[str, Any]) -> UnitModel:
-    _check_fields("field", row, MODEL_FIELDS, f"model {name!r}")
-    sensors = _read("sensors.yaml")
-    for sensor in row.get("sensor", ()):
-        if sensor not in sensors:
-            raise unknown("sensor", sensor, sensors, f" of model {name!r}")
-    given = {field: row[field] for field in MODEL_FIELDS if field in row and field not in ("sensor", "input")}
-    jitter = max((sensors[sensor]["jitter_ms"] for sensor in row.get("sensor", ())), default=0.0)
-    return UnitModel(
-        name, **{"title": name, "network": name} | given, input=tuple(row.get("input", ())), jitter_ms=jitter
-    )
+def _model(name: str, row: Any) -> UnitModel:
+    owner = f"model {name!r}"
+    if not isinstance(row, Mapping):
+        raise UsageError(f"{owner}: a mapping of fields is needed ({', '.join(MODEL_FIELDS)}); this is {row!r}")
+    _check_fields("field", row, MODEL_FIELDS, owner)
+    sides, target = row.get("input", ()), row.get("target", 0.0)
+    if not isinstance(sides, list | tuple) or not all(type(side) is int and side > 0 for side in sides):
+        raise UsageError(f"{owner}: input = {sides!r}; a list of whole numbers above 0 is needed")
+    if not _is_number(target) or not 0 <= target < float("inf"):
+        raise UsageError(f"{owner}: target = {target!r}; a number that is not negative is needed")
+    if (better := row.get("better", "higher")) not in BETTER:
+        raise unknown("value of better", better, BETTER, f" of {owner}")
+    known = _read("sensors.yaml")
+    sensors = _names(row.get("sensor"), f"sensor of {owner}")
+    for sensor in sensors:
+        if sensor not in known:
+            raise unknown("sensor", sensor, known, f" of {owner}")
+    texts = {
+        field: _text(row[field], f"{field} of {owner}")
+        for field in ("title", "network", "dataset", "metric", "file")
+        if field in row
+    }
+    jitter = max((known[sensor]["jitter_ms"] for sensor in sensors), default=0.0)
+    texts = {"title": name, "network": name} | texts
+    return UnitModel(name, **texts, input=tuple(sides), target=target, better=better, jitter_ms=jitter)
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{what} = {value!r}: a text is needed")
+    return value
+
+
+def _names(value: Any, what: str) -> tuple[str, ...]:
+    """Of one name, a list of them, or nothing."""
+    listed = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(listed, list | tuple) or not all(isinstance(each, str) for each in listed):
+        raise UsageError(f"{what} = {value!r}: a name or a list of names is needed")
+    return tuple(listed)
 
 
 def scenario_names() -> list[str]:
@@ -185,7 +216,10 @@ def _scenario(name: str, row: Any) -> Scenario:
     if not isinstance(row, Mapping) or not isinstance(row.get("tasks"), list) or not row["tasks"]:
         raise UsageError(f"scenario {name!r}: a mapping with a list of tasks is needed; this is {row!r}")
     _check_fields("field", row, SCENARIO_FIELDS, f"scenario {name!r}")
-    own = {key: _model(key, found) for key, found in (row.get("models") or {}).items()}
+    models = row.get("models") or {}
+    if not isinstance(models, Mapping):
+        raise UsageError(f"scenario {name!r}: models are a mapping from names to fields; this is {models!r}")
+    own = {str(key): _model(str(key), found) for key, found in models.items()}
     tasks = tuple(_task(name, task, own) for task in row["tasks"])
     return _checked(Scenario(name, str(row.get("title", name)), tasks, row.get("official", "")))
 
@@ -198,10 +232,11 @@ def _task(scenario: str, row: Any, own: Mapping[str, UnitModel]) -> Task:
     if name not in own and name not in model_names():
         raise unknown("model", name, [*own, *model_names()], f" of scenario {scenario!r}")
     model = own.get(name) or find_model(name)
-    after = row.get("after") or []
+    where = f"{name} in scenario {scenario!r}"
+    after = _names(row.get("after"), f"after of {where}")
     given = {field: row[field] for field in ("through", "probability") if field in row}
-    after = (after,) if isinstance(after, str) else tuple(after)
-    return Task(model, row["fps"], after, **given, network=row.get("network", model.network))
+    network = _text(row.get("network", model.network), f"network of {where}")
+    return Task(model, row["fps"], after, **given, network=network)
 
 
 def _checked(scenario: Scenario) -> Scenario:

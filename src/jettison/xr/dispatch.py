@@ -17,6 +17,12 @@ SCHEDULERS: dict[str, Callable[[Frame, float, float], float]] = {
 }
 
 
+def check_scheduler(name: str) -> None:
+    """Raises UsageError that lists what there is."""
+    if name not in SCHEDULERS:
+        raise unknown("scheduler", name, SCHEDULERS)
+
+
 def last_frames(frames: Iterable[Frame]) -> list[Frame]:
     """Of every task."""
     return list({frame.task: frame for frame in frames}.values())
@@ -30,8 +36,7 @@ class Dispatcher:
     """
 
     def __init__(self, scenario: Scenario, costs: Costs, scheduler: str):
-        if scheduler not in SCHEDULERS:
-            raise unknown("scheduler", scheduler, SCHEDULERS)
+        check_scheduler(scheduler)
         costs.check(task.name for task in scenario.tasks)
         self.rows = [
             {name: (c.latency_ms, c.energy_mj, c.layers, c.samples) for name, c in row.items()} for row in costs.rows

@@ -83,18 +83,23 @@ class Timeline:
         return statuses.count("dropped") / max(1, len(statuses))
 
 
+def check_run(horizon_ms: float, seed: int) -> None:
+    """Raises UsageError for a horizon or a seed that is none."""
+    if not 0 < horizon_ms <= LONGEST_MS:
+        raise UsageError(f"horizon = {horizon_ms!r} ms: more than 0 and at most {LONGEST_MS:.0f} is needed")
+    if seed < 0:
+        raise UsageError(f"seed = {seed}: a whole number that is not negative is needed")
+
+
 def make_frames(scenario: Scenario, horizon_ms: float, seed: int, jitter: bool = True) -> tuple[Frame, ...]:
     """Every frame that is due to arrive before ``horizon_ms``, by arrival.
 
     Frame n of a task comes at n / fps, give or take the jitter of its sensor (uniform); its deadline is when frame
     n + 1 comes. It hangs on the frame of each task in ``after`` that was due last before it. Every task has random
-    numbers of its own, so that a change of one leaves the others' coins as they are. Raises UsageError for a horizon
-    that is none.
+    numbers of its own, so that a change of one leaves the others' coins as they are. Raises UsageError for a horizon or
+    a seed that is none.
     """
-    if not 0 < horizon_ms <= LONGEST_MS:
-        raise UsageError(f"horizon = {horizon_ms!r} ms: more than 0 and at most {LONGEST_MS:.0f} is needed")
-    if seed < 0:
-        raise UsageError(f"seed = {seed}: a whole number that is not negative is needed")
+    check_run(horizon_ms, seed)
     made: dict[str, list[Frame]] = {}
     for order, task in enumerate(scenario.tasks):
         count = ceil(horizon_ms / task.period_ms - 1e-9)

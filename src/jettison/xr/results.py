@@ -53,10 +53,13 @@ def compare(files: Sequence[str | Path], out: str | Path | None = None, drop_pen
     """Runs that ``--json`` kept, scored alike. Writes the page ``out`` if there is one.
 
     Returns ``rows``: name, scenario, live, overall, rt, en, qoe, drop_rate, and the score of each model. Raises
-    UsageError for fewer than two files. Accuracies given to the runs are not in their files: all count as 1.
+    UsageError for fewer than two files, and for one that is named twice. Accuracies given to the runs are not in their
+    files: all count as 1.
     """
     if len(files) < 2:
         raise UsageError(f"a comparison needs two runs at least; {len(files)} given")
+    if len({Path(file).resolve() for file in files}) < len(files):
+        raise UsageError(f"{', '.join(map(str, files))}: the same file twice")
     names = [Path(file).stem for file in files]
     names = names if len(set(names)) == len(names) else [str(file) for file in files]
     runs = {}

@@ -9,7 +9,7 @@ from math import exp, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from jettison.errors import UsageError, unknown
 from jettison.xr.costs import Costs
@@ -31,6 +31,12 @@ def energy_score(energy_mj: float, clamp: bool = True) -> float:
     """1 - energy / 1500 mJ. clamp: not below 0, as in the paper; the official program lets it."""
     score = 1.0 - energy_mj / ENERGY_MAX_MJ
     return max(score, 0.0) if clamp else score
+
+
+def check_penalty(name: str) -> None:
+    """Raises UsageError that lists what there is."""
+    if name not in DROP_PENALTIES:
+        raise unknown("drop penalty", name, DROP_PENALTIES)
 
 
 def inference_score(frame: Frame, accuracy: float = 1.0, clamp: bool = True) -> float:
@@ -82,8 +88,7 @@ def score(
     by QoE as well, as the official program does; ``paper`` divides by those that ran. accuracy: by model, 0 to 1
     (``UnitModel.accuracy_score``); 1 if not given, as in the official program. Raises UsageError.
     """
-    if drop_penalty not in DROP_PENALTIES:
-        raise unknown("drop penalty", drop_penalty, DROP_PENALTIES)
+    check_penalty(drop_penalty)
     accuracy = accuracy or {}
     names = [task.name for task in timeline.scenario.tasks]
     for name, value in accuracy.items():
@@ -143,7 +148,7 @@ def summary(values: Sequence[float]) -> Summary:
     if count == 1:
         return Summary(mean, 0.0, mean, mean, 1)
     spread = stdev(values)
-    half = float(student.ppf(0.975, count - 1)) * spread / sqrt(count)
+    half = float(stdtrit(count - 1, 0.975)) * spread / sqrt(count)
     return Summary(mean, spread, mean - half, mean + half, count)
 
 

@@ -31,10 +31,14 @@ def find_costs(
 
     accelerator: ``A`` to ``M``, ``A/8K``: the official table. devices: names of ``jettison devices``, each one a unit,
     by the roofline over ``workload``: ``native``, the modules of ``size`` after ``recipes``; ``xrbench-v0.1``, the
-    frozen layer tables. file: YAML or JSON, unit -> model -> latency_ms, energy_mj. Raises UsageError.
+    frozen layer tables, which no recipe changes. file: YAML or JSON, unit -> model -> latency_ms, energy_mj. Raises
+    UsageError.
     """
     if sum(map(bool, (accelerator, devices, file))) > 1:
         raise UsageError("costs of an accelerator, of devices, or of a file: one of them")
+    if recipes and (not devices or workload != WORKLOADS[0]):
+        given = ", ".join(recipe if model == "*" else f"{model}={recipe}" for model, recipe in recipes.items())
+        raise UsageError(f"recipe = {given}: only native models on devices are changed by one; these costs are fixed")
     if file:
         return read_costs(file)
     if not devices:

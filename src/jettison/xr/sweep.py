@@ -1,12 +1,12 @@
 """Many runs: scenarios by accelerators by schedulers, each over seeds, through the one ``map``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
 from jettison import parallel
-from jettison.errors import UsageError
+from jettison.errors import UsageError, unknown
 from jettison.xr.costs import Costs
 from jettison.xr.definitions import Scenario
 from jettison.xr.scores import Summary, benchmark_score, expected_score, score, summary
@@ -45,6 +45,28 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def vary(scenarios: Sequence[Scenario], probabilities: Mapping[str, Sequence[float]]) -> list[Scenario]:
+    """Each scenario with every combination of probabilities. probabilities: model -> some, each a chance that a frame
+    of it is asked for, as in figure 7 of the paper. A scenario is named after what was changed in it (``vr-gaming, GE
+    0.25``); one without these models stays as it is. Raises UsageError for a model that none of them has, and for what
+    is no probability.
+    """
+    there = list(dict.fromkeys(task.name for scenario in scenarios for task in scenario.tasks))
+    for model in probabilities:
+        if model not in there:
+            raise unknown("model", model, there, f" of {', '.join(scenario.name for scenario in scenarios)}")
+    found = []
+    for scenario in scenarios:
+        names = [task.name for task in scenario.tasks if task.name in probabilities]
+        for chances in product(*(dict.fromkeys(probabilities[name]) for name in names)):
+            changed = scenario
+            for name, chance in zip(names, chances, strict=True):
+                changed = changed.changed(name, probability=chance)
+            said = [f"{name} {chance:g}" for name, chance in zip(names, chances, strict=True)]
+            found.append(replace(changed, name=", ".join([scenario.name, *said])))
+    return found
 
 
 def run_job(job: Job) -> list[tuple[float, float]]:
@@ -103,15 +125,15 @@ def sweep(
     return cells
 
 
-def table(cells: Sequence[Cell]) -> tuple[list[str], list[str], list[list[float]]]:
+def table(cells: Sequence[Cell], mean: bool = True) -> tuple[list[str], list[str], list[list[float]]]:
     """(row names, column names, means): scenarios by columns (and schedulers, if several), and the benchmark's mean
-    last."""
+    last; not without ``mean``, as where some rows are of one scenario."""
     several = len({cell.scheduler for cell in cells}) > 1
     name = lambda cell: f"{cell.column}, {cell.scheduler}" if several else cell.column
     rows, columns = list(dict.fromkeys(c.scenario for c in cells)), list(dict.fromkeys(map(name, cells)))
     means = {(cell.scenario, name(cell)): cell.mean for cell in cells}
     found = [[means[row, column] for column in columns] for row in rows]
-    if len(rows) > 1:
+    if mean and len(rows) > 1:
         found.append([benchmark_score(row[place] for row in found) for place in range(len(columns))])
         rows = [*rows, "mean"]
     return rows, columns, found

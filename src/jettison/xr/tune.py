@@ -16,11 +16,12 @@ from jettison.errors import UsageError
 from jettison.progress import bar
 from jettison.xr.costs import Costs
 from jettison.xr.definitions import Scenario
-from jettison.xr.frames import Timeline
+from jettison.xr.dispatch import check_scheduler
+from jettison.xr.frames import Timeline, check_run
 from jettison.xr.live import run_live, scenario_variants
 from jettison.xr.operators import count_operators, roofline_costs
 from jettison.xr.results import result, write_page
-from jettison.xr.scores import ScenarioScore, score
+from jettison.xr.scores import ScenarioScore, check_penalty, score
 from jettison.xr.simulator import simulate
 from jettison.xr.units import Units
 from jettison.xr.variants import NATIVE_SOURCE, ORIGINAL, Variant, agreement, check_recipe, open_variant
@@ -94,16 +95,20 @@ def tune(
         raise UsageError(f"floor = {floor}: an accuracy score from 0 to 1 is needed")
     if seeds < 1 or rounds < 1:
         raise UsageError(f"seeds = {seeds}, rounds = {rounds}: both are at least 1")
+    check_run(horizon_ms, 0)
+    check_scheduler(scheduler)
+    check_penalty(drop_penalty)
     for recipe in recipes:
         check_recipe(recipe)
-    found, left_out = _variants(scenario, recipes, size, floor, quality or {})
+    elsewhere = None if device == "this" else find_device(device)
+    found, left_out = _variants(scenario, recipes, size, floor, {} if quality is None else quality)
     variants = {_key(model, recipe): variant for model, recipe, variant, *_ in found}
-    if device == "this":
+    if elsewhere is None:
         with Units(variants, units, threads) as running:
             costs = running.measure(rounds)
     else:
         costs = roofline_costs(
-            [find_device(device)], {key: count_operators(open_variant(each)) for key, each in variants.items()}
+            [elsewhere], {key: count_operators(open_variant(each)) for key, each in variants.items()}
         )
     options = tuple(
         Option(model, recipe, tuple(row[_key(model, recipe)].latency_ms for row in costs.rows),
@@ -155,8 +160,13 @@ def _variants(
     scenario: Scenario, recipes: Sequence[str], size: str, floor: float, quality: Mapping[str, Mapping[str, float]]
 ) -> tuple[list[tuple[str, str, Variant, float, str]], dict[str, str]]:
     """(model, recipe, variant, accuracy score, its kind), the originals among them; and what is left out, and why."""
-    for model in quality:
-        scenario.task(model)
+    if not isinstance(quality, Mapping) or not all(isinstance(row, Mapping) for row in quality.values()):
+        raise UsageError("quality is a mapping model -> recipe -> what was measured")
+    for model, row in quality.items():
+        model = scenario.task(model).model
+        for recipe, measured in row.items():
+            check_recipe(recipe)
+            model.accuracy_score(measured)
     found, left_out = [], {}
     with bar("agreement", len(scenario.tasks) * (len(recipes) + 1)) as progress:
         for task in scenario.tasks:

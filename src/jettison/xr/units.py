@@ -87,7 +87,10 @@ class Units:
 
     def measure(self, rounds: int = 15, models: Sequence[str] | None = None) -> Costs:
         """Latency from dispatch to end, the median of each model on each unit, while all units work: each goes through
-        the models, one place further than its neighbour. Energy by the model of ``operators``."""
+        the models, one place further than its neighbour. Energy by the model of ``operators``. Raises UsageError for
+        fewer rounds than one."""
+        if rounds < 1:
+            raise UsageError(f"rounds = {rounds}: at least 1 is needed")
         names = list(models or self.variants)
         samples: list[dict[str, list[float]]] = [{name: [] for name in names} for _ in range(self.count)]
         turns = [names[unit % len(names) :] + names[: unit % len(names)] for unit in range(self.count)]

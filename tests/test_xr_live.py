@@ -2,6 +2,8 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -88,8 +90,16 @@ class TestWritten:
             "0: WS 2048",
             "1: OS 2048",
         }
+
+    def test_arrows_of_a_trace(self, tmp_path):
+        """From each frame of ES to the one of GE that waited for it; Perfetto wants both ends within a bar."""
+        run = simulate(find_scenario("vr-gaming"), table_costs(find_accelerator("D")))
+        events = json.loads(write_trace(run, tmp_path / "trace.json").read_text())["traceEvents"]
         flows = {kind: [e["id"] for e in events if e["ph"] == kind] for kind in "sf"}
-        assert flows["s"] == flows["f"]
+        assert flows["s"] == flows["f"] and len(flows["s"]) == sum(f.status == "done" for f in run.of("GE")) > 50
+        spans = [event for event in events if event["ph"] == "X"]
+        within = lambda e, s: s["tid"] == e["tid"] and s["ts"] <= e["ts"] < s["ts"] + s["dur"]
+        assert all(any(within(event, span) for span in spans) for event in events if event["ph"] in "sf")
 
     def test_page(self, tmp_path):
         run = self.run()
@@ -182,6 +192,38 @@ class TestTune:
         ):
             with pytest.raises(UsageError, match=message):
                 tune(scenario, **options, quality=quality)
+
+
+class TestDocs:
+    @pytest.fixture(autouse=True)
+    def docs(self, monkeypatch):
+        folder = Path(__file__).parents[1] / "docs"
+        monkeypatch.syspath_prepend(str(folder))
+        return folder
+
+    def test_the_page_shows_the_results(self, docs):
+        import generate
+
+        assert generate.xr() == (docs / "xr.md").read_text(encoding="utf-8"), "run docs/generate.py"
+        assert generate.xr_timelines() == (docs / "xr-tuned.svg").read_text(encoding="utf-8"), "run docs/generate.py"
+
+    def test_timelines(self):
+        """One frame in time, one late, one dropped, on two units: a bar for each where it ran and in its task's row."""
+        from pictures import timelines
+
+        frames = [
+            ["HT", 0, 100, "done", [[0, 10, 50]]],
+            ["HT", 100, 200, "done", [[1, 150, 250]]],
+            ["<b>", 0, 150, "dropped", []],
+        ]
+        drawn = timelines({"a < b": frames}, ["HT", "<b>"], 2, 300)
+        root = ElementTree.fromstring(drawn)  # texts are escaped
+        kinds = [each.tag.rpartition("}")[2] for each in root.iter()]
+        assert kinds.count("rect") == 1 + 3 + 2 * 2 and drawn.count('stroke-width="1.5"') == 2
+        crosses = [each for each in root.iter() if "l6 6" in each.get("d", "")]
+        assert len(crosses) == 1 and kinds.count("path") == 3
+        bars = [each for each in root.iter() if each.get("height") == "14"]
+        assert {float(each.get("width")) for each in bars} == {104.0, 260.0}, "40 and 100 of 300 ms on 780"
 
 
 class TestCommands:

@@ -57,7 +57,8 @@ def _events(timeline: Timeline) -> Iterator[dict[str, Any]]:
         for number, parent in enumerate(frame.parents):
             if parent.status == frame.status == "done":
                 flow = {"cat": "output", "name": "output", "id": 8 * identity + number, "pid": UNITS}
-                yield {"ph": "s", "tid": parent.unit, "ts": 1e3 * parent.end, **flow}
+                inside = max(1e3 * parent.start, 1e3 * parent.end - 1)  # an arrow begins within a bar, not at its end
+                yield {"ph": "s", "tid": parent.unit, "ts": inside, **flow}
                 yield {"ph": "f", "bp": "e", "tid": frame.unit, "ts": 1e3 * frame.start, **flow}
 
 

@@ -12,7 +12,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"fit", "xr"},
-    {"plan"},
+    {"draft", "plan"},
     {"compress", "evaluate", "report"},
     {"jobs"},
     {"prune", "quantize", "recover", "decode"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jettison.compress import compress
     from jettison.decode import load
+    from jettison.draft import draft
     from jettison.errors import JettisonError, UsageError
     from jettison.evaluate import evaluate
     from jettison.fit import fit
@@ -23,6 +24,7 @@ _HOMES = {
     "Recipe": "recipe",
     "UsageError": "errors",
     "compress": "compress",
+    "draft": "draft",
     "evaluate": "evaluate",
     "fit": "fit",
     "load": "decode",
@@ -36,6 +38,7 @@ __all__ = [
     "Recipe",
     "UsageError",
     "compress",
+    "draft",
     "evaluate",
     "fit",
     "load",

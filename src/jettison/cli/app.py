@@ -20,6 +20,7 @@ COMMANDS = (
     "report",
     "compare",
     "generate",
+    "draft",
     "bench",
     "devices",
     "recipes",

@@ -30,6 +30,9 @@ def generate(
     ] = 1.0,
     stop: Annotated[list[str], typer.Option("--stop", help="A text that ends it. Repeatable.")] = (),
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a message of a chat.")] = False,
+    draft: Annotated[
+        str, typer.Option("--draft", help="Write faster with drafts: auto (of `jettison draft`), lookup, or none.")
+    ] = "none",
     adapter: Annotated[bool, typer.Option(help="Apply the adapter, if there is one.")] = True,
     seed: common.Seed = 0,
     json: common.Json = None,
@@ -40,10 +43,12 @@ def generate(
 
     common.begin(quiet)
     loaded = load(model, adapter=adapter)
+    drafted = None if draft == "none" else loaded.find_draft(draft)
     if not chat:
         common.out.print(prompt, end="", markup=False)
     text, options = "", {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     options |= {"repetition_penalty": repetition_penalty, "tokens": tokens, "stop": stop}
+    options["draft"] = drafted
     for piece in loaded.stream([{"role": "user", "content": prompt}] if chat else prompt, **options):
         common.out.print(piece, end="", markup=False, soft_wrap=True)
         text += piece
@@ -60,11 +65,14 @@ def _speed(loaded) -> dict[str, Any]:
     speed, weights = loaded.speed, read_bytes(loaded.model)
     found = {"tokens_per_second": speed.decode, "prefill_tokens_per_second": speed.prefill}
     found |= {"engine": loaded.engine is not None, "weight_bytes": weights}
+    if loaded.speculation.rounds:
+        found |= {"acceptance_rate": loaded.speculation.acceptance}
+        found |= {"tokens_per_step": loaded.speculation.tokens_per_step}
     if loaded.engine:
         positions = speed.read + speed.written
         found["cache_bytes"] = cache_bytes(loaded.model) * positions
         read = weights + cache_bytes(loaded.model) * (speed.read + speed.written / 2)
-        if weights > IN_CACHE:
+        if weights > IN_CACHE and not loaded.speculation.rounds:  # else a token is less than one reading
             found["share_of_read_limit"] = speed.decode * read / measured_limit()
     return found
 
@@ -73,6 +81,9 @@ def _said(result: dict[str, Any]) -> str:
     from jettison.units import format_bytes
 
     said = f"read {result['prefill_tokens_per_second']:.1f} tokens/s, wrote {result['tokens_per_second']:.1f} tokens/s"
+    if "tokens_per_step" in result:
+        taken = f"{100 * result['acceptance_rate']:.0f} % of what drafts proposed taken"
+        said += f" ({taken}, {result['tokens_per_step']:.2f} tokens per step)"
     if not result["engine"]:
         return f"{said}, by PyTorch; {format_bytes(result['weight_bytes'])} of weights"
     if "share_of_read_limit" in result:

@@ -127,22 +127,8 @@ class Loaded:
         for ids in encoded:
             if limit and len(ids) + tokens > limit:
                 raise UsageError(f"{len(ids)} tokens of prompt and {tokens} more: the model has positions for {limit}")
-        if draft and len(encoded) > 1:
-            raise UsageError(f"{len(encoded)} prompts with a draft: drafts are for one prompt at a time")
-        self.speed, self.speculation = Speed(), Speculation()
         texts = [_Text(self.tokenizer, ids, stop) for ids in encoded]
-        fine = activations == "int16"
-        if draft:
-            target = self.target(draft, len(encoded[0]) + tokens, cache, fine)
-            proposer, record = self.proposer(draft), self.speculation
-            found = speculate(target, proposer, encoded[0], settings, tokens, self._ends(), self.speed, record)
-            pairs = ((0, token) for token in found)
-        else:
-            if self.engine:
-                reader = EngineReader(self.engine, [len(ids) + tokens for ids in encoded], cache, fine)
-            else:
-                reader = TorchReader(self.model, len(encoded))
-            pairs = write(reader, encoded, settings, tokens, self._ends(), self.speed)
+        pairs = self.write(encoded, tokens, settings, self._ends(), cache, activations == "int16", draft)
         for row, token in pairs:
             if piece := texts[row].add(token):
                 yield row, piece
@@ -151,6 +137,30 @@ class Loaded:
         for row, text in enumerate(texts):
             if piece := text.rest():
                 yield row, piece
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        sampling: Sampling,
+        ends: set[int] = frozenset(),
+        cache: str = "bfloat16",
+        fine: bool = True,
+        draft: Draft | None = None,
+    ) -> Iterator[tuple[int, int]]:
+        """(row, token) as they come, from prompts as ids; see ``stream``. A row ends before a token of ``ends``."""
+        self.speed, self.speculation = Speed(), Speculation()
+        if draft and len(prompts) > 1:
+            raise UsageError(f"{len(prompts)} prompts with a draft: drafts are for one prompt at a time")
+        if draft:
+            target, proposer = self.target(draft, len(prompts[0]) + tokens, cache, fine), self.proposer(draft)
+            found = speculate(target, proposer, prompts[0], sampling, tokens, ends, self.speed, self.speculation)
+            return ((0, token) for token in found)
+        if self.engine:
+            reader = EngineReader(self.engine, [len(ids) + tokens for ids in prompts], cache, fine)
+        else:
+            reader = TorchReader(self.model, len(prompts))
+        return write(reader, prompts, sampling, tokens, ends, self.speed)
 
     def find_draft(self, draft: Draft | str | None) -> Draft | None:
         """What ``stream`` takes as ``draft``. Raises UsageError for another word."""

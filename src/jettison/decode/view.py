@@ -28,14 +28,16 @@ def view_linears(source: ModelFolder, model: nn.Module, view: View) -> dict[str,
         raise UsageError(f"a draft with {view}: no linear of {source.name} has more bits")
     key = digest(source.fingerprint(), str(view), view.group_size, LAYOUT)
     path = cache_folder() / "views" / f"{key}.safetensors"
-    sizes = {linear.name: (linear.rows, linear.columns, _grid(linear, view)) for linear in linears}
+    sizes = {linear.name: (linear.rows, linear.columns, view_grid(linear, view)) for linear in linears}
     if (found := read_linears(path, key, sizes)) is not None:
         return found
     stand_ins = {}
     with bar("draft", len(linears)) as progress:
         for linear in linears:
             base = _base(model, linear)
-            stand_ins[linear.name] = _rounded(dense_weight(base, linear), _grid(linear, view), base.bias)
+            module = QuantLinear.of(rounded(dense_weight(base, linear), view_grid(linear, view)), base.bias)
+            module.tile()
+            stand_ins[linear.name] = module
             progress.advance(note=linear.name)
     try:
         write_tiled(_together(stand_ins), path, key)
@@ -56,15 +58,13 @@ def _more(model: nn.Module, linear: Linear, view: View) -> bool:
     )
 
 
-def _grid(linear: Linear, view: View) -> Grid:
+def view_grid(linear: Linear, view: View) -> Grid:
     return Grid(view.bits, view.group_size if linear.columns % view.group_size == 0 else WHOLE_ROW)
 
 
-def _rounded(weight: torch.Tensor, grid: Grid, bias: torch.Tensor | None) -> QuantLinear:
+def rounded(weight: torch.Tensor, grid: Grid) -> QuantizedWeight:
     scale, zero = find_range(grid.grouped(weight), grid, clip=True)
-    module = QuantLinear.of(QuantizedWeight.nearest(weight, scale, zero, grid), bias)
-    module.tile()
-    return module
+    return QuantizedWeight.nearest(weight, scale, zero, grid)
 
 
 def _together(linears: dict[str, nn.Module]) -> nn.Module:

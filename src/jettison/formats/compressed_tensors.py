@@ -164,7 +164,7 @@ class UnpackedFolder(ModelFolder):
 
     def __init__(self, name: str | Path):
         super().__init__(name)
-        self._grids = read_grids(self)
+        self._grids = read_grids(ModelFolder(name))
 
     def locate(self, parameter: str) -> tuple[str, int | None, str]:
         base = parameter.removesuffix(".weight")

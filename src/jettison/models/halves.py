@@ -51,16 +51,23 @@ def run_bits(units: Iterable[str], blocks: int) -> bytes:
 @contextmanager
 def without(block: nn.Module, family: Family, halves: Iterable[str]) -> Iterator[None]:
     """The block runs without these halves inside: what they would add to the states is zero, and is not computed."""
-    silenced = []
+    paths = {half: _path(block, family, half) for half in halves}
+    modules = {half: block.get_submodule(path) for half, path in paths.items()}
+    for half, module in modules.items():
+        module.forward = _nothing(module, half)
     try:
-        for half in halves:
-            module = block.get_submodule(_path(block, family, half))
-            module.forward = _nothing(module, half)
-            silenced.append(module)
         yield
     finally:
-        for module in silenced:
+        for module in modules.values():
             del module.forward
+
+
+def silence(block: nn.Module, family: Family, half: str) -> None:
+    """As ``without``, for good; the half's own module stays as it is, for whoever else has it."""
+    path = _path(block, family, half)
+    silent = nn.Module()
+    silent.forward = _nothing(block.get_submodule(path), half)
+    block._modules[path] = silent
 
 
 def _path(block: nn.Module, family: Family, half: str) -> str:

@@ -1,0 +1,83 @@
+"""A draft model as a folder of its own, for engines that take one (vLLM's draft_model, transformers' assistant_model).
+"""
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from jettison.errors import UsageError
+from jettison.files import write_atomic, write_json, write_tensors
+from jettison.formats import compressed_tensors
+from jettison.formats.compressed_tensors import UnpackedFolder, read_grids
+from jettison.formats.writer import NOT_COPIED
+from jettison.grid import Grid, QuantizedWeight
+from jettison.models import Linear, open_shape
+from jettison.models.checkpoint import INDEX, Checkpoint
+
+LISTED = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of config.json, one entry a block
+
+
+def write_draft_model(
+    source: UnpackedFolder, skip: tuple[str, ...], out: Path, view: Mapping[str, QuantizedWeight] | None = None
+) -> None:
+    """The checkpoint without the blocks ``skip``, the rest renumbered; linears of blocks in fewer bits (``view``: name
+    in ``source`` -> weight). A shard at a time; the index is written last.
+
+    Raises UsageError where a half of a block is skipped, which no other engine can, and for a folder that holds a
+    model.
+    """
+    if halves := [unit for unit in skip if "." in unit]:
+        raise UsageError(f"a draft without {', '.join(halves)}: only whole blocks can be left out of a checkpoint")
+    if (out / "config.json").exists():
+        raise UsageError(f"{out} holds a model already: choose another folder")
+    if "text_config" in source.raw_config:
+        raise UsageError(f"a draft model of {source.name}: only models of text alone can be cut out")
+    stay = [block for block in range(source.anatomy.blocks) if str(block) not in skip]
+    config = dict(source.raw_config) | {"num_hidden_layers": len(stay)}
+    for name in LISTED:
+        if isinstance(config.get(name), list):
+            config[name] = [config[name][block] for block in stay]
+    config.pop("quantization_config", None)
+    write_json(out / "config.json", config)
+    list_name = source.anatomy.family.blocks.rpartition(".")[2]
+    weight_map, view = {}, dict(view or {})
+    grids: dict[str, Grid] = {}
+    for old, new in [(None, None), *((block, number) for number, block in enumerate(stay))]:
+        rename = lambda name, old=old, new=new: (
+            name if old is None else re.sub(rf"\b{list_name}\.{old}\.", f"{list_name}.{new}.", name, count=1)
+        )
+        tensors = {name: source.checkpoint.read(name) for name in source.tensors_of(old)}
+        for linear in source.anatomy.of_block(old):
+            if linear.name in view:
+                _replace(source, linear, view[linear.name], tensors)
+        shard = f"model-{'rest' if new is None else f'{new:05d}'}.safetensors"
+        renamed = {rename(name): tensor for name, tensor in tensors.items()}
+        write_tensors(out / shard, renamed)
+        weight_map |= dict.fromkeys(renamed, shard)
+        found = read_grids(source) | {name: weight.grid for name, weight in view.items()}
+        grids |= {
+            rename(linear.name): found[linear.name] for linear in source.anatomy.of_block(old) if linear.name in found
+        }
+    size = Checkpoint(out, [out / shard for shard in sorted(set(weight_map.values()))]).tensor_bytes
+    if grids:
+        config["quantization_config"] = compressed_tensors.config_section(
+            open_shape(out / "config.json").anatomy, grids
+        )
+    for path in sorted(source.folder.iterdir()):
+        if path.is_file() and not NOT_COPIED.fullmatch(path.name) and path.name not in ("jettison.json", "draft.json"):
+            write_atomic(out / path.name, lambda temporary, path=path: shutil.copyfile(path, temporary))
+    write_json(out / "config.json", config)
+    write_json(out / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def _replace(source: UnpackedFolder, linear: Linear, weight: QuantizedWeight, tensors: dict[str, torch.Tensor]) -> None:
+    tensor, expert, _ = source.locate(f"{linear.name}.weight")
+    if expert is not None:
+        raise UsageError(f"a draft with {linear.name} in fewer bits: {source.name} stores its experts as one tensor")
+    name = re.sub(r"\.weight(_packed)?$", "", tensor)
+    for part in ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"):
+        tensors.pop(f"{name}.{part}", None)
+    tensors |= compressed_tensors.tensors(name, weight)

@@ -1,5 +1,6 @@
 """The one map: order, errors that name the item, processes, and Ray where an address is given."""
 
+import math
 import os
 import sys
 import time
@@ -94,3 +95,11 @@ def test_ray_by_its_interface(monkeypatch):
         parallel.map(picky, [3], address="auto")
     with pytest.raises(JettisonError, match="2 failed: ValueError"):
         parallel.map(picky, [2], address="auto")
+
+
+@pytest.mark.slow
+def test_on_ray_itself():
+    pytest.importorskip("ray")
+    assert parallel.map(math.sqrt, [4.0, 9.0, 1.0], address="local") == [2.0, 3.0, 1.0]
+    with pytest.raises(JettisonError, match=r"-1\.0 failed: ValueError"):
+        parallel.map(math.sqrt, [-1.0], address="local")

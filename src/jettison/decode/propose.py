@@ -18,7 +18,8 @@ from jettison.decode.sampling import Sampling
 from jettison.decode.targets import Target
 
 BINS = 10  # of the draft model's confidence
-BELIEF, MEMORY = 6.0, 200.0  # of what a prior counts for, and of what is remembered
+BELIEF, MEMORY = 8.0, 200.0  # what a prior counts for, and what is remembered
+PATIENCE = 16  # rounds after which the draft model is asked again, however little it was taken before
 FEW = 2  # tokens of a match that a draft of fixed length prefers to the draft model
 
 
@@ -69,6 +70,7 @@ class Proposer:
     def __init__(self, draft: Draft, lookup: Lookup | None = None, tally: Tally | None = None):
         self.draft, self.tally = draft, tally or Tally()
         self.lookup = lookup if lookup or not draft.lookup else Lookup(draft.lookup)
+        self._since = 0  # rounds since the draft model was asked
 
     def learn(self, tokens: Sequence[int]) -> None:
         if self.lookup:
@@ -98,8 +100,10 @@ class Proposer:
         if not self.draft.adaptive:
             matched = looked.tokens and looked.keys[0][1] >= FEW
             return looked if matched else self._ask(target, text, room, sampling, chance)
-        if gain >= self._expected(room):
+        if gain >= self._expected(room) and self._since < PATIENCE:
+            self._since += 1
             return looked if gain > 0 else Proposal()
+        self._since = 0
         return self._ask(target, text, room, sampling, chance)
 
     def _expected(self, room: int) -> float:

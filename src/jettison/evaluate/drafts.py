@@ -1,5 +1,4 @@
-"""What drafts bring on this machine: how much is taken of them, what steps cost, how fast texts are written with them.
-"""
+"""What drafts bring on this machine: how much is taken of them, what steps cost, how fast texts are written with them."""
 
 import dataclasses
 import statistics
@@ -19,13 +18,15 @@ ROUNDS = 3  # of samples of steps
 def record_rounds(
     loaded: Loaded, draft: Draft, starts: Sequence[Sequence[int]], tokens: int, sampling: Sampling, fine: bool = True
 ) -> list[Round]:
-    """What is taken of drafts that do not adapt, while the model goes on from ``starts`` (ids) for so many tokens each.
-    """
-    rounds, steady = [], dataclasses.replace(draft, adaptive=False)
+    """What is taken of drafts that do not adapt, while the model goes on from ``starts`` (ids) for so many tokens each;
+    but not once it loops, unless all do at once."""
+    straight, every, steady = [], [], dataclasses.replace(draft, adaptive=False)
     for number, start in enumerate(starts):
-        write_ids(loaded, start, tokens, dataclasses.replace(sampling, seed=sampling.seed + number), fine, steady)
-        rounds += loaded.speculation.rounds
-    return rounds
+        each = dataclasses.replace(sampling, seed=sampling.seed + number)
+        written = write_ids(loaded, start, tokens, each, fine, steady)
+        straight += before_loop(loaded.speculation.rounds, written)
+        every += loaded.speculation.rounds
+    return straight or every
 
 
 def write_ids(

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from jettison.errors import UsageError
+from jettison.report.xr_charts import heat_map, score_bars
 from jettison.xr import find_accelerator, find_scenario, score, simulate, table_costs
 from jettison.xr.live import run_live, scenario_variants
 from jettison.xr.results import compare, write_page
@@ -108,6 +109,15 @@ class TestWritten:
         assert "A &lt;title&gt;" in text and "timeline-1" in text and f"{score(run).overall:.2f}" in text
         again = write_page(tmp_path / "again.html", "A <title>", {"one": (run, score(run)), "two": (run, score(run))})
         assert again.read_text() == text
+
+
+def test_long_names_stay_apart():
+    names = ["a-run-with-a-very-long-name-1", "a-run-with-a-very-long-name-2"]
+    assert list(score_bars(names, [1.0, 2.0]).data[0].y) == names
+    rows = ["social-interaction-a, GE 0.25", "social-interaction-a, GE 0.5"]
+    figure = heat_map(rows, ["A"], [[1.0], [2.0]])
+    assert list(figure.data[0].y) == list(figure.layout.yaxis.tickvals) == rows
+    assert list(figure.layout.yaxis.ticktext) == ["social-interaction-a<br>GE 0.25", "social-interaction-a<br>GE 0.5"]
 
 
 class TestSweep:

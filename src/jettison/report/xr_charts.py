@@ -81,12 +81,15 @@ def _bars(spans: Sequence[tuple], height: float, colour: str, opacity: float) ->
 
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> go.Figure:
-    """Scores from 0 to 100, the darker the better; the number stands in cells with room."""
+    """Scores from 0 to 100, the darker the better; the number stands in cells with room. A row's name has a line for
+    each of its parts (``social-interaction-a, GE 0.25``): cut off as a whole, rows would look alike."""
     few = len(columns) <= FEW
+    parts = [row.split(", ") for row in rows]
+    tall = max(34, 17 * max(map(len, parts), default=1) + 6)
     heat = go.Heatmap(
         z=[list(row) for row in values],
         x=[escape(column) for column in columns],
-        y=[label(row) for row in rows],
+        y=[escape(row) for row in rows],
         zmin=0,
         zmax=100,
         colorscale="Blues",
@@ -97,9 +100,12 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seque
         hovertemplate="%{y}, %{x}: %{z:.2f}<extra></extra>",
         showscale=not few,
     )
-    figure = blank(heat, height=34 * len(rows) + 70)
+    figure = blank(heat, height=tall * len(rows) + 70)
     figure.update_xaxes(type="category", showgrid=False, side="top")
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticklabelstandoff=4)
+    figure.update_yaxes(
+        type="category", autorange="reversed", showgrid=False, ticklabelstandoff=4, tickvals=[*map(escape, rows)],
+        ticktext=["<br>".join(map(label, names)) for names in parts],
+    )  # fmt: skip
     return figure
 
 
@@ -108,7 +114,7 @@ def score_bars(names: Sequence[str], scores: Sequence[float]) -> go.Figure:
     figure = blank(height=34 * len(names) + 16)
     figure.add_bar(
         x=list(scores),
-        y=[label(name) for name in names],
+        y=[escape(name) for name in names],
         orientation="h",
         marker_color=[run_colour(place + 1) for place in range(len(names))],
         text=[f"{score:.1f}" for score in scores],
@@ -117,5 +123,8 @@ def score_bars(names: Sequence[str], scores: Sequence[float]) -> go.Figure:
         hoverinfo="skip",
     )
     figure.update_xaxes(visible=False, range=[0, 115])
-    figure.update_yaxes(autorange="reversed", type="category", ticklabelstandoff=6, color=COLOURS["original"])
+    figure.update_yaxes(
+        autorange="reversed", type="category", ticklabelstandoff=6, color=COLOURS["original"],
+        tickvals=[*map(escape, names)], ticktext=[*map(label, names)],  # cut off, two names may be alike
+    )  # fmt: skip
     return figure

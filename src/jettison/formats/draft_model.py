@@ -1,5 +1,4 @@
-"""A draft model as a folder of its own, for engines that take one (vLLM's draft_model, transformers' assistant_model).
-"""
+"""A draft model as a folder of its own, for engines that take one: vLLM's draft_model, transformers' assistant_model."""
 
 import re
 import shutil
@@ -42,30 +41,27 @@ def write_draft_model(
             config[name] = [config[name][block] for block in stay]
     config.pop("quantization_config", None)
     write_json(out / "config.json", config)
-    list_name = source.anatomy.family.blocks.rpartition(".")[2]
-    weight_map, view = {}, dict(view or {})
-    grids: dict[str, Grid] = {}
+    blocks = re.compile(rf"(^|\.){source.anatomy.family.blocks.rpartition('.')[2]}\.(\d+)\.")
+    place = lambda tensor: (found := blocks.search(tensor)) and int(found[2])  # None outside blocks
+    grids = read_grids(source) | {name: weight.grid for name, weight in (view or {}).items()}
+    moved: dict[str, Grid] = {}
+    weight_map: dict[str, str] = {}
     for old, new in [(None, None), *((block, number) for number, block in enumerate(stay))]:
-        rename = lambda name, old=old, new=new: (
-            name if old is None else re.sub(rf"\b{list_name}\.{old}\.", f"{list_name}.{new}.", name, count=1)
-        )
-        tensors = {name: source.checkpoint.read(name) for name in source.tensors_of(old)}
+        rename = lambda name, new=new: blocks.sub(lambda found: found[0].replace(found[2], str(new)), name, count=1)
+        tensors = {name: source.checkpoint.read(name) for name in source.checkpoint if place(name) == old}
         for linear in source.anatomy.of_block(old):
-            if linear.name in view:
+            if view and linear.name in view:
                 _replace(source, linear, view[linear.name], tensors)
+            if linear.name in grids:
+                moved[rename(linear.name)] = grids[linear.name]
         shard = f"model-{'rest' if new is None else f'{new:05d}'}.safetensors"
         renamed = {rename(name): tensor for name, tensor in tensors.items()}
         write_tensors(out / shard, renamed)
         weight_map |= dict.fromkeys(renamed, shard)
-        found = read_grids(source) | {name: weight.grid for name, weight in view.items()}
-        grids |= {
-            rename(linear.name): found[linear.name] for linear in source.anatomy.of_block(old) if linear.name in found
-        }
     size = Checkpoint(out, [out / shard for shard in sorted(set(weight_map.values()))]).tensor_bytes
-    if grids:
-        config["quantization_config"] = compressed_tensors.config_section(
-            open_shape(out / "config.json").anatomy, grids
-        )
+    if moved:
+        anatomy = open_shape(out / "config.json").anatomy
+        config["quantization_config"] = compressed_tensors.config_section(anatomy, moved)
     for path in sorted(source.folder.iterdir()):
         if path.is_file() and not NOT_COPIED.fullmatch(path.name) and path.name not in ("jettison.json", "draft.json"):
             write_atomic(out / path.name, lambda temporary, path=path: shutil.copyfile(path, temporary))

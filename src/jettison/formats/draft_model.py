@@ -1,4 +1,4 @@
-"""A draft model as a folder of its own, for engines that take one: vLLM's draft_model, transformers' assistant_model."""
+"""A draft model as a folder of its own, for engines that take one (vLLM, assisted generation of transformers)."""
 
 import re
 import shutil

@@ -222,7 +222,7 @@ def summarize() -> None:
         note = f"times three (Bonferroni), over {drawn['draws']:,} draws: {told}"
         claims.append(claim("sampling_chi2_p", round(drawn["p_corrected"], 4), "p", "higher", 0.01, note))
     every = {key.removeprefix("acceptance-"): each for key, each in have.items() if key.startswith("acceptance")}
-    notes = []
+    notes, worsts = [], []
     for kind, said in (("", "blocks"), (HALVES, "halves of blocks")):
         found = {key.removesuffix(HALVES): each for key, each in every.items() if key.endswith(HALVES) == bool(kind)}
         if not found:
@@ -232,9 +232,9 @@ def summarize() -> None:
         first = sum(row[-1] == "1" for row in table["rows"])
         note = f"{said}: first, or within two errors of first, in {first} of {len(table['rows'])} settings"
         notes.append(note + (f"; the worst rank {worst} at {'; '.join(where)}" if where else ""))
-        worst_of_blocks = worst if not kind else worst_of_blocks
+        worsts.append(worst)
     if notes:
-        claims.append(claim("sdfp_rank_worst", worst_of_blocks, "rank", "lower", 1, ". ".join(notes)))
+        claims.append(claim("sdfp_rank_worst", worsts[0], "rank", "lower", 1, ". ".join(notes)))
     more, more_tables = replay.summary(have)
     seconds = sum(each["seconds"] for each in have.values())
     commits = sorted({each["commit"] for each in have.values()})

@@ -197,6 +197,16 @@ class TestPage:
         assert len(found.scripts) == len(harmless.scripts) - 1  # one text less
         assert found.text.count(EVIL) >= 6
 
+    def test_drafts_are_told_whether_they_pay_or_not(self, made):
+        folder, row = made(), {"draft": EVIL, "acceptance": 0.83, "step": 0.4, "expected": 1.21}
+        found = {"rows": [row], "tried": [row | {"measured": 1.17}]}
+        recorded = {"draft": {"lookup": 3}, "reason": "1.17 times as fast", "measured": found}
+        for changed, said in ((recorded, "1.17 times as fast. What"), (recorded | {"draft": None}, "No draft pays: ")):
+            (folder / "draft.json").write_text(json.dumps(changed))
+            page = write_report(folder).read_text()
+            assert 'id="drafts"' in page and said in page and "83" in page and "1.21" in page
+            assert EVIL not in page
+
     def test_headline_says_what_was_gained_and_kept(self, made):
         text = page(made()).text.replace("\N{NO-BREAK SPACE}", " ")
         assert "small: 14 MB → 5.6 MB, perplexity on books-evaluation 37.50 → 39.50" in text

@@ -124,13 +124,13 @@ def draft(
     if not singles + looked:
         raise UsageError("no draft to choose from: give ratios, views or lookup")
     sampling, fine = Sampling(temperature=temperature, seed=seed), activations == "int16"
-    starts = token_windows(loaded.tokenizer, text, 4 * PROMPT, prompts)[:, :PROMPT].tolist()
+    beginnings = starts(loaded, text, prompts)
     found: list[Candidate] = []
     with bar("drafts", len(singles + looked) + bool(singles and looked)) as progress:
 
         def measure(each: Draft) -> None:
-            rounds = record_rounds(loaded, each, starts, tokens, sampling, fine)
-            found.append(Candidate(each, tuple(rounds), *step_costs(loaded, each, starts[0], fine)))
+            rounds = record_rounds(loaded, each, beginnings, tokens, sampling, fine)
+            found.append(Candidate(each, tuple(rounds), *step_costs(loaded, each, beginnings[0], fine)))
             progress.advance(note=str(each))
 
         for each in singles:
@@ -142,7 +142,7 @@ def draft(
             measure(each)
     found.sort(key=lambda candidate: -candidate.best[1])
     settings = [each for candidate in found[:TRIED] for each in (candidate.steady(), candidate.adaptive())]
-    speeds = compare_speed(loaded, settings, starts, tokens, sampling, fine)
+    speeds = compare_speed(loaded, settings, beginnings, tokens, sampling, fine)
     expected = [candidate.best[1] for candidate in found[:TRIED] for _ in range(2)]
     tried = [
         {"draft": str(each), "expected": round(guess, 4), "measured": round(speed, 4)}
@@ -156,6 +156,11 @@ def draft(
     result["tried"] = tried
     write_draft(source, chosen, reason, result)
     return {"draft": None if chosen is None else str(chosen), "reason": reason} | result
+
+
+def starts(loaded: Loaded, text: str | Path, count: int = PROMPTS) -> list[list[int]]:
+    """The first tokens of windows of a text: what is gone on from while measuring."""
+    return token_windows(loaded.tokenizer, text, 4 * PROMPT, count)[:, :PROMPT].tolist()
 
 
 def export_draft(model: str | Path, chosen: Draft, out: str | Path) -> None:

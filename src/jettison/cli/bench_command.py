@@ -9,6 +9,8 @@ import typer
 from jettison.cli import common
 from jettison.errors import UsageError
 
+DRAFTED = 96  # tokens of each text
+
 
 def register(app: typer.Typer) -> None:
     examples = (
@@ -48,6 +50,10 @@ def bench(
     against: Annotated[
         str | None, typer.Option("--against", help="llama.cpp: also its own benchmark, with random weights.")
     ] = None,
+    draft: Annotated[
+        str,
+        typer.Option("--draft", help="A checkpoint's texts with drafts: auto (of `jettison draft`), lookup, or none."),
+    ] = "none",
     rounds: Annotated[int, typer.Option("--rounds", help="Rounds of samples; medians are printed.")] = 5,
     json: common.Json = None,
     quiet: common.Quiet = False,
@@ -58,8 +64,12 @@ def bench(
         result = _ops(shape or "qwen3-4b", matrix, bits, group_size, rows, peer, rounds)
     elif (what is None) == (shape is None):
         raise UsageError("bench a checkpoint, a --shape, or ops: one of them")
+    elif shape and draft != "none":
+        raise UsageError(f"--draft {draft} of a --shape: random weights write nothing that can be drafted")
     else:
         result = _decoding(what, shape, recipe or ["gateup-w4w2"], changes, context, against, rounds)
+        if draft != "none":
+            result["draft"] = _drafted(what, draft)
     said = f"reads {result['limit'] / 1e9:.1f} GB/s at most, {result['instruction_set']}, {result['threads']} threads"
     common.out.print(f"\n{said}", style="dim", markup=False)
     for name, reason in result.get("missing", {}).items():
@@ -113,6 +123,24 @@ def _decoding(
     columns = ("model", read_column, "after", "wrote,\ntokens/s", "weights,\nGB", "of the\nlimit")
     common.table(*columns, rows=printed)
     return result
+
+
+def _drafted(folder: str, name: str) -> dict[str, Any]:
+    """How many times as fast texts are written with a draft, after beginnings of books."""
+    from jettison.decode import load
+    from jettison.decode.sampling import Sampling
+    from jettison.draft import starts
+    from jettison.evaluate.drafts import compare_speed
+
+    loaded = load(folder)
+    draft = loaded.find_draft(name)
+    if draft is None:
+        return {"draft": None}
+    speedup = compare_speed(loaded, [draft], starts(loaded, "books"), DRAFTED, Sampling())[0]
+    taken, per_step = loaded.speculation.acceptance, loaded.speculation.tokens_per_step
+    said = f"{speedup:.2f} times as fast; of the last text {100 * taken:.0f} % taken, {per_step:.2f} tokens per step"
+    common.out.print(f"\n{draft}: {said}", markup=False)
+    return {"draft": str(draft), "times_as_fast": speedup, "acceptance_rate": taken, "tokens_per_step": per_step}
 
 
 def _ops(

@@ -36,6 +36,7 @@ def _sections(run: Run) -> dict[str, Any]:
         "quality": sections.quality(run),
         "tasks": sections.tasks(run),
         "samples": sections.samples(run),
+        "drafts": sections.drafts(run),
         "check": sections.check(run),
         "reproduce": sections.reproduce(run),
         "plan": run.manifest.get("plan"),

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jettison.decode.draft import NAME as DRAFT
 from jettison.files import read_json
 from jettison.formats.card import STAGES
 from jettison.formats.manifest import read_manifest
@@ -16,11 +17,13 @@ WORTH_RECOVERING = 0.005
 
 @dataclass(frozen=True)
 class Run:
-    """manifest: jettison.json. speed: speed.json, None if speed was not measured."""
+    """manifest: jettison.json. speed: speed.json, None if speed was not measured. draft: draft.json, None if none was
+    looked for."""
 
     folder: Path
     manifest: dict[str, Any]
     speed: dict[str, Any] | None
+    draft: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -84,4 +87,5 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     manifest = read_manifest(folder)
     speed = read_json(folder / SPEED) if (folder / SPEED).exists() else None
-    return Run(folder, manifest, speed)
+    draft = read_json(folder / DRAFT) if (folder / DRAFT).exists() else None
+    return Run(folder, manifest, speed, draft)

@@ -84,6 +84,22 @@ def predicted(run: Run, what: str) -> dict[str, float]:
     return {stage: figures[what] for stage, figures in stages.items() if figures and figures.get(what)}
 
 
+def drafts(run: Run) -> dict[str, Any] | None:
+    """What `jettison draft` found: its verdict, candidates, and what was written with some of them."""
+    if not run.draft:
+        return None
+    measured = run.draft.get("measured") or {}
+    rows = [
+        [row["draft"], percent(row["acceptance"], 0), f"{row['step']:.2f}", f"{row['expected']:.2f}×"]
+        for row in measured.get("rows") or []
+    ]
+    tried = [
+        [row["draft"], f"{row['expected']:.2f}×", f"{row['measured']:.2f}×"] for row in measured.get("tried") or []
+    ]
+    pays = run.draft.get("draft") is not None
+    return {"verdict": ("" if pays else "No draft pays: ") + run.draft.get("reason", ""), "rows": rows, "tried": tried}
+
+
 def asked(run: Run) -> dict[str, Any] | None:
     """wishes: label and value. budgets: what, asked, original, result, whether the result is predicted to meet it."""
     request = run.manifest.get("request")

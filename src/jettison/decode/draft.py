@@ -86,7 +86,8 @@ class Draft:
         parts = [f"without {', '.join(self.skip)}"] if self.skip else []
         parts += [str(self.view)] if self.view else []
         parts += ["lookup" + (" and corpus" if self.corpus else "")] if self.lookup else []
-        return "; ".join(parts) + f"; {self.length} tokens" + (" at most" if self.adaptive else "")
+        many = "token" if self.length == 1 else "tokens"
+        return "; ".join(parts) + f"; {self.length} {many}" + (" at most" if self.adaptive else "")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Draft":

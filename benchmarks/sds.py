@@ -23,6 +23,7 @@ import shutil
 import statistics
 from pathlib import Path
 
+import sds_distance
 import sparse_kernels
 from sds_block import BASES, STEPS, block_cost, block_table, known_blocks
 from witness import RESULTS, RUNS, cell, claim, compare, origin, write_result
@@ -108,6 +109,20 @@ def measure(model: str, prune: dict | None, folder: Path) -> dict:
     return {"texts": texts, "scores": scores, "zeros": None if prune is None else statistics.mean(zeros)}
 
 
+def distant() -> dict[str, tuple[str, str]]:
+    """Setting -> the cells whose distances from scribe are measured, as in CELLS: the base's and that of SDS."""
+    key = lambda setting, variant: f"scribe: {setting}, {variant}"
+    settings = [f"{base} {pattern}" for pattern in PATTERNS for base in sds_distance.BASES]
+    return {setting: (key(setting, "plain"), key(setting, "sds")) for setting in settings}
+
+
+def measure_distances() -> None:
+    sds_distance.confidence()
+    for pair in distant().values():
+        for key in pair:
+            sds_distance.distance(slug(key), CELLS[key][1])
+
+
 def gain(before: dict, after: dict, text: str) -> tuple[float, float]:
     """Log-perplexity that ``after`` is lower, in nats per token, and its standard error over windows."""
     pairs = zip(before["texts"][text]["windows"], after["texts"][text]["windows"], strict=True)
@@ -191,6 +206,10 @@ def tables(have: dict[str, dict]) -> dict:
             head = [*columns, "books, nats gained", "WikiText-2, nats gained"]
             found[f"Ablations at {base} {pattern}"] = {"columns": head, "rows": rows}
     return found
+
+
+def distance_tables() -> dict:
+    return sds_distance.tables({setting: tuple(map(slug, pair)) for setting, pair in distant().items()})
 
 
 def claims(have: dict[str, dict]) -> tuple[list[dict], dict]:
@@ -280,6 +299,8 @@ def main() -> None:
     missing = [key for key in missing if CELLS[key][0] == "scribe" or (OPT / "config.json").exists()]
     for key in missing[: 0 if arguments.summary else arguments.cells]:
         run(key)
+    if not (arguments.summary or arguments.cells):
+        measure_distances()
     if arguments.block or not (arguments.summary or arguments.cells):
         block_cost()
     write_summary()
@@ -303,7 +324,7 @@ def write_summary() -> None:
     found += speed_claims()
     brief = {key: _brief(result, have.get(f"{key.partition(':')[0]}: dense")) for key, result in have.items()}
     details = {
-        "tables": tables(have) | block_table(blocks),
+        "tables": tables(have) | distance_tables() | block_table(blocks),
         "block": blocks,
         "wins": wins,
         "cells": brief,

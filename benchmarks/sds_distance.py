@@ -58,30 +58,53 @@ def _confidence() -> dict:
     return found
 
 
+def gains(pair: tuple[str, str]) -> dict[str, tuple[float, float, float, float]] | None:
+    """By text: KL of the base, KL of SDS, the mean difference and its standard error over windows; None without cells.
+
+    pair: the names of the two cells.
+    """
+    files = [FOLDER / f"distance-{name}.json" for name in pair]
+    if not all(file.exists() for file in files):
+        return None
+    base, sds = (json.loads(file.read_text()) for file in files)
+    found = {}
+    for text in TEXTS:
+        each = [before - after for before, after in zip(base[text], sds[text], strict=True)]
+        error = statistics.stdev(each) / len(each) ** 0.5
+        found[text] = (statistics.mean(base[text]), statistics.mean(sds[text]), statistics.mean(each), error)
+    return found
+
+
 def tables(slugs: dict[str, tuple[str, str]]) -> dict:
     """Of the cells that there are. slugs: of each setting, the cells of the base and of SDS."""
-    read = lambda name: json.loads((FOLDER / f"{name}.json").read_text())
-    there = lambda *names: all((FOLDER / f"{name}.json").exists() for name in names)
     found, rows = {}, []
-    for setting, pair in slugs.items():
-        if not there(*(f"distance-{name}" for name in pair)):
-            continue
-        base, sds = (read(f"distance-{name}") for name in pair)
-        row = [setting]
-        for text in TEXTS:
-            gains = [before - after for before, after in zip(base[text], sds[text], strict=True)]
-            error = statistics.stdev(gains) / len(gains) ** 0.5
-            means = (statistics.mean(each[text]) for each in (base, sds))
-            row += [*(f"{mean:.4f}" for mean in means), f"{statistics.mean(gains):+.4f} ± {error:.4f}"]
-        rows.append(row)
+    for setting, measured in ((setting, gains(pair)) for setting, pair in slugs.items()):
+        if measured:
+            cells = [
+                part
+                for base, sds, nearer, error in measured.values()
+                for part in (f"{base:.4f}", f"{sds:.4f}", f"{nearer:+.4f} ± {error:.4f}")
+            ]
+            rows.append([setting, *cells])
     if rows:
         columns = ["", "books: base", "SDS", "nearer by", "WikiText-2: base", "SDS", "nearer by"]
         found["scribe: KL from the original, nats per token"] = {"columns": columns, "rows": rows}
-    if there("confidence"):
-        measured = read("confidence")
+    if (file := FOLDER / "confidence.json").exists():
+        measured = json.loads(file.read_text())
         rows = [[text, *(f"{value:.4f}" for value in measured[text].values())] for text in TEXTS]
         found["scribe itself: log-perplexity with logits divided by a temperature"] = {
             "columns": ["", *map(str, TEMPERATURES)],
             "rows": rows,
         }
     return found
+
+
+def told(slugs: dict[str, tuple[str, str]]) -> str:
+    """For a claim's note: in how many of these settings SDS is nearer by more than two standard errors."""
+    every = [measured for measured in map(gains, slugs.values()) if measured]
+    if not every:
+        return ""
+    nearer = {text: sum(of[text][2] > 2 * of[text][3] for of in every) for text in TEXTS}
+    counts = " and ".join(f"{count} on {text}" for text, count in nearer.items())
+    bases = " and ".join(BASES)
+    return f"By KL from the original, SDS is nearer than its base in {counts} of {len(every)} settings of {bases}"

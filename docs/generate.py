@@ -177,6 +177,21 @@ def pruning() -> str:
     return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
 
 
+def drafting() -> str:
+    """docs/drafting.md, its tables made anew from what benchmarks/self_draft.py found."""
+    text, file = (DOCS / "drafting.md").read_text(encoding="utf-8"), ROOT / "benchmarks" / "results" / "self_draft.json"
+    lines = ["<!-- made by generate.py -->", "<!-- end -->"]
+    if file.exists():
+        result = json.loads(file.read_text(encoding="utf-8"))
+        lines[1:1] = [
+            f"`{result['command']}`; claims and targets are on the [results page](results.md#self_draft).",
+            "",
+        ]
+        for title, table in result["details"]["tables"].items():
+            lines[-1:-1] = [f"### {title}", "", *_lines(table), ""]
+    return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
+
+
 def _lines(table: dict) -> list[str]:
     rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
     return ["| " + " | ".join(map(str, row)) + " |" for row in rows]
@@ -257,7 +272,7 @@ def plot(rows: list[tuple[str, float, float]]) -> str:
 
 if __name__ == "__main__":
     pages = {"index": start(), "recipes": recipes(), "results": results(), "engines": engines(), "xr": xr()}
-    pages |= {"pruning": pruning()}
+    pages |= {"pruning": pruning(), "drafting": drafting()}
     for name, page in pages.items():
         (DOCS / f"{name}.md").write_text(page, encoding="utf-8")
     (DOCS / "xr-tuned.svg").write_text(xr_timelines(), encoding="utf-8")

@@ -274,6 +274,8 @@ class TestCommand:
         ):
             code, _, error = jettison("draft", packed, *arguments, "--quiet")
             assert code == 2 and said in error, (arguments, error)
+        code, _, error = jettison("draft", "scribe", "--quiet")
+        assert code == 2 and "part of the package" in error
 
     def test_nothing_to_export(self, packed, jettison, tmp_path):
         write_draft(ModelFolder(packed), None, "slow", {})

@@ -27,6 +27,8 @@ from jettison.errors import UsageError, unknown
 from jettison.evaluate.drafts import compare_speed, record_rounds, step_costs
 from jettison.formats.compressed_tensors import UnpackedFolder
 from jettison.formats.draft_model import write_draft_model
+from jettison.models import ModelFolder
+from jettison.models.folder import BUNDLED
 from jettison.models.modules import QuantLinear
 from jettison.progress import bar
 
@@ -107,10 +109,15 @@ def draft(
     temperature, text, prompts, tokens, seed: what is written while measuring. Texts that loop are left out, unless all
     do.
 
-    Raises UsageError for a ratio that leaves no block, unknown views, nothing to choose from, and texts too short.
+    Raises UsageError for a bundled model, a ratio that leaves no block, unknown views, nothing to choose from, and
+    texts too short.
     """
-    loaded = load(model, adapter=adapter)
-    source = loaded.source
+    source = ModelFolder(model)
+    if source.folder in BUNDLED.values():
+        raise UsageError(
+            f"{model} is a part of the package: compress it into a folder, whose draft can be recorded there"
+        )
+    loaded = load(source.folder, adapter=adapter)
     named = _views(loaded, views)
     ratios = tuple(ratios)
     measured = measure_units(UnpackedFolder(source.folder), text=text) if ratios else {}

@@ -41,7 +41,7 @@ def packed(deep, tmp_path_factory):
 class TestImportance:
     @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "qwen3_moe", "gemma3_text"])
     def test_block_by_block_as_in_one_piece(self, tiny, family):
-        """The trace of the Fisher information and the influence of a block, from one backward pass of the whole model."""
+        """The trace of the Fisher information and a block's influence, from one backward pass of the whole model."""
         source = ModelFolder(tiny(family))
         found = measure_units(source, samples=2, length=16)
         windows = importance.token_windows(source.tokenizer, "books", 16, 2)

@@ -1,4 +1,4 @@
-"""What drafts bring on this machine: how much is taken of them, what steps cost, how fast texts are written with them."""
+"""What drafts bring on this machine: how much is taken of them, what steps cost, how fast texts are written."""
 
 import dataclasses
 import statistics

@@ -135,12 +135,14 @@ def branch(chance: random.Random, engine: Engine, text: list[int], cache: str, f
     session.keep(len(start), [len(start) + row for row in path])
     last = chance.choice(free)
     assert torch.equal(session.append([last], fine=fine), alone.append([last], fine=fine)), "kept rows give other bits"
-    for slots in ([len(start)] * 2, [session.length], [-1]):
+    length = session.length
+    for before, slots in ((0, [0, 0]), (0, [length]), (0, [-1]), (length + 1, []), (-1, [])):
         try:
-            session.keep(len(start), slots)
+            session.keep(before, slots)
         except UsageError:
             continue
-        raise AssertionError(f"slots {slots}: no error")
+        raise AssertionError(f"slots {slots} after {before}: no error")
+    assert session.length == length
 
 
 def reference(model: nn.Module, text: list[int]) -> torch.Tensor:

@@ -74,6 +74,11 @@ class EngineTarget:
     def undraft(self) -> None:
         self.session.cut(self._before)
 
+    def cut(self, length: int) -> None:
+        """Forget what follows the first ``length`` tokens."""
+        self.session.cut(length)
+        self._before = self.session.length
+
     def verify(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
         chain = all(parent == row - 1 for row, parent in enumerate(parents))
         return self.session.append(tokens, every=True, fine=self.fine, parents=None if chain else parents)

@@ -442,7 +442,7 @@ PUBLIC void jettison_session_cut(Session* session, int64_t length) {
 // Of what follows the first `length` tokens, keep those at `slots`, one after the other, and forget the rest. slots:
 // rising, from `length` on. What a draft that branched has right is made a text by it.
 PUBLIC int jettison_session_keep(const Engine* engine, Session* session, int64_t length, const int64_t* slots, int64_t count) {
-  if (length < 0 || count < 0) return kBadSize;
+  if (length < 0 || length > session->length || count < 0) return kBadSize;
   for (int64_t i = 0; i < count; i++)
     if (slots[i] < (i ? slots[i - 1] + 1 : length) || slots[i] >= session->length) return kBadSize;
   const ModelSpec& m = engine->model;

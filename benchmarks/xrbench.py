@@ -60,6 +60,7 @@ LIVE = ("social-interaction-a", "outdoor-activity-a", "ar-assistant")  # four mo
 SECONDS = 10
 TUNED = ("vr-gaming", "social-interaction-a")  # the claims are of the first; the other asks more of the cores
 WHERE = {"live": LIVE, "tuned": TUNED}
+SIZES, MISSED = ("small", "half", "full"), 80.0  # of models; the score below which a scenario's deadlines are missed
 DRAWN_MS = 300  # of a timeline, in the docs
 
 
@@ -212,13 +213,28 @@ def pooled(before: Costs, after: Costs) -> Costs:
     return replace(before, rows=tuple(rows))
 
 
+def too_large(name: str) -> str:
+    """The smallest size of models at which this machine misses a scenario's deadlines; the largest if it never does."""
+    scenario = find_scenario(name)
+    for size in SIZES:
+        with Units(scenario_variants(scenario, size, {}), 2, 1) as units:
+            live = run_live(scenario, units, units.measure(8), horizon_ms=4_000)
+        if score(live).overall < MISSED:
+            break
+    return size
+
+
 def tuned(name: str) -> dict[str, Any]:
-    """A scenario as it is, then with the recipes that were found, both live."""
-    scenario, page = find_scenario(name), FOLDER / f"tuned-{name}.html"
+    """A scenario that misses its deadlines as it is, then with the recipes that were found, both live."""
+    scenario, page, size = find_scenario(name), FOLDER / f"tuned-{name}.html", too_large(name)
     # What it holds this process up with is its own work: agreements are computed here.
-    found, disturbed = calm(lambda: tune(scenario, units=2, threads=1, rounds=15, seeds=3), stall=float("inf"))
+    found, disturbed = calm(
+        lambda: tune(scenario, size=size, units=2, threads=1, rounds=15, seeds=3), stall=float("inf")
+    )
     runs, again = calm(
-        lambda: check_runs(scenario, found, live_seconds=SECONDS, units=2, horizon_ms=1e3 * SECONDS, page=page)
+        lambda: check_runs(
+            scenario, found, live_seconds=SECONDS, size=size, units=2, horizon_ms=1e3 * SECONDS, page=page
+        )
     )
     short = {
         name: {"score": run["score"]["overall"], "drops": 100 * run["drop_rate"],
@@ -226,7 +242,7 @@ def tuned(name: str) -> dict[str, Any]:
                "frames": beginning(run)}
         for name, run in runs.items()
     }  # fmt: skip
-    return found.to_dict() | {"runs": short, "disturbed": [disturbed, again]}
+    return found.to_dict() | {"size": size, "runs": short, "disturbed": [disturbed, again]}
 
 
 def beginning(run: dict[str, Any]) -> list[list[Any]]:
@@ -301,8 +317,9 @@ def claims(exact: dict, fast: dict, live: dict, better: dict) -> list[dict[str, 
         claim("scenario_seconds_per_second", fast["median"], "", "higher", 200,
               f"one core, the median; worst {fast['worst']:.0f}; `xr sweep` of 1,000 seeds of {SECONDS} s took "
               + " and ".join(f"{s:.1f} s by {w}" for w, s in fast["sweep_seconds"].items())),
-        claim("tuned_score_before", before["score"], "points", "lower", 80.0,
-              f"{name}, live, small models, 2 units; drops {before['drops']:.1f} %{also('live before')}"),
+        claim("tuned_score_before", before["score"], "points", "lower", MISSED,
+              f"{name}, live, {better[name]['size']} models (the smallest that miss), 2 units; drops "
+              f"{before['drops']:.1f} %{also('live before')}"),
         claim("tuned_score_after", after["score"], "points", "higher", 90.0,
               f"the same, live; drops {after['drops']:.1f} %; {recipes}{also('live after')}. Earlier attempts, on "
               "social-interaction-a alone: 83.4, and 95.4 before runs were repeated while disturbed"),

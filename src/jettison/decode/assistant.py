@@ -1,4 +1,4 @@
-"""The draft model as a module of transformers that shares the target's weights: for ``generate(assistant_model=...)``."""
+"""The draft model as a module of transformers that shares the target's weights: an ``assistant_model`` of ``generate``."""
 
 import copy
 from collections.abc import Iterable

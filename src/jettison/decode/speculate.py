@@ -19,7 +19,7 @@ from jettison.decode.write import Speed
 
 @dataclass(frozen=True)
 class Round:
-    """kind: ``model``, ``lookup`` or ``none``. steps: of the draft model. proposed: tokens verified. taken: of these."""
+    """kind: ``model``, ``lookup`` or ``none``. steps: of the draft model. proposed: tokens verified. taken: of those."""
 
     kind: str
     steps: int

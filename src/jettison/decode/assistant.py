@@ -1,4 +1,4 @@
-"""The draft model as a module of transformers that shares the target's weights: an ``assistant_model`` of ``generate``."""
+"""The draft model as a module of transformers that shares the weights of the target: for assisted generation."""
 
 import copy
 from collections.abc import Iterable

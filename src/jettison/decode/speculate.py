@@ -19,7 +19,7 @@ from jettison.decode.write import Speed
 
 @dataclass(frozen=True)
 class Round:
-    """kind: ``model``, ``lookup`` or ``none``. steps: of the draft model. proposed: tokens verified. taken: of those."""
+    """kind: model, lookup or none. steps: of the draft model. proposed: tokens verified. taken: how many of those."""
 
     kind: str
     steps: int

@@ -171,7 +171,7 @@ def starts(loaded: Loaded, text: str | Path, count: int = PROMPTS) -> list[list[
 
 
 def export_draft(model: str | Path, chosen: Draft, out: str | Path) -> None:
-    """The draft model as a folder of its own, for engines that take one. Raises UsageError for drafts that have none."""
+    """The draft model as a folder of its own, for engines that take one. Raises UsageError for a draft without one."""
     source = UnpackedFolder(model)
     if not chosen.model:
         raise UsageError(f"the draft of {source.name} ({chosen}) has no model that could be exported")

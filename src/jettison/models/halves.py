@@ -28,7 +28,7 @@ def unit_names(blocks: int, halves: bool = False) -> list[str]:
 
 
 def skipped_halves(units: Iterable[str], blocks: int) -> list[set[str]]:
-    """Of each block, what is left out. Raises UsageError for a name that is no unit, and where nothing would be left."""
+    """Of each block, what is left out. Raises UsageError for a name that is no unit, and where nothing would stay."""
     found: list[set[str]] = [set() for _ in range(blocks)]
     valid = {*unit_names(blocks), *unit_names(blocks, halves=True)}
     for unit in units:

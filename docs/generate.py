@@ -81,6 +81,7 @@ def xr() -> str:
     rows = [["scenario", "model", "recipe found", "ms before", "ms after", "agreement", "score live before", "after"]]
     for scenario, tuned in _tuned(details).items():
         options = {(option["model"], option["recipe"]): option for option in tuned["options"]}
+        named = f"{scenario}, {tuned.get('size', 'small')}"
         cores = [0.0, 0.0]
         for model, recipe in tuned["choice"].items():
             before, after = options[model, "original"], options[model, recipe]
@@ -89,11 +90,11 @@ def xr() -> str:
             fps = find_scenario(scenario).task(model).fps
             cores = [sum_ + fps * each / 1e3 for sum_, each in zip(cores, fastest, strict=True)]
             scores_of = [f"{tuned['runs'][run]['models'][model][3]:.1f}" for run in when]
-            rows.append([scenario, model, recipe, *times, f"{after['accuracy']:.3f}", *scores_of])
+            rows.append([named, model, recipe, *times, f"{after['accuracy']:.3f}", *scores_of])
         whole = [f"**{tuned['runs'][run]['score']:.1f}**" for run in when]
         drops = [f"drops {tuned['runs'][run]['drops']:.1f} %" for run in when]
         needed = [f"{each:.1f} cores" for each in cores]
-        rows.append([scenario, "all", "", *needed, "", *(", ".join(pair) for pair in zip(whole, drops, strict=True))])
+        rows.append([named, "all", "", *needed, "", *(", ".join(pair) for pair in zip(whole, drops, strict=True))])
     text = (DOCS / "xr.md").read_text(encoding="utf-8")
     for name, table in (("scores", [scores["columns"], *scores["rows"]]), ("live", live), ("tuned", rows)):
         head = f"<!-- made by generate.py: {name} -->"

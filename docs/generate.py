@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from pictures import timelines
 from jettison import registry
 from jettison.formats.engines import Format, engine_names, find_engine
 from jettison.recipe import load_recipe, preset_names
-from jettison.xr import Costs, find_scenario, simulate
+from jettison.xr import find_scenario
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -79,9 +78,9 @@ def xr() -> str:
             live.append([scenario, scheduler, *figures])
     when = ("live before", "live after")
     rows = [["scenario", "model", "recipe found", "ms before", "ms after", "agreement", "score live before", "after"]]
-    for scenario, tuned in _tuned(details).items():
+    for scenario, tuned in details["tuned"].items():
         options = {(option["model"], option["recipe"]): option for option in tuned["options"]}
-        named = f"{scenario}, {tuned.get('size', 'small')}"
+        named = f"{scenario}, {tuned['size']}"
         cores = [0.0, 0.0]
         for model, recipe in tuned["choice"].items():
             before, after = options[model, "original"], options[model, recipe]
@@ -104,27 +103,15 @@ def xr() -> str:
     return text
 
 
-def _tuned(details: dict) -> dict[str, dict]:
-    """By scenario; results from before there were several had one."""
-    tuned = details["tuned"]
-    return {"social-interaction-a": tuned} if "runs" in tuned else tuned
-
-
 def xr_timelines() -> str:
-    """docs/xr-tuned.svg: the live runs before and after tuning; where the result has no frames of them, what is
-    simulated with the median latencies and the reaction that were measured."""
+    """docs/xr-tuned.svg: the live runs of the first scenario before and after tuning."""
     details = json.loads((ROOT / "benchmarks" / "results" / "xrbench.json").read_text(encoding="utf-8"))["details"]
-    scenario, tuned = next(iter(_tuned(details).items()))
+    scenario, tuned = next(iter(details["tuned"].items()))
     runs, found = {}, find_scenario(scenario)
     for when in ("before", "after"):
-        costs, live = tuned[f"costs_{when}"], tuned["runs"][f"live {when}"]
-        frames, how = live.get("frames"), f"live, {live['score']:.1f} points"
-        if frames is None:
-            reaction = details["live"][scenario]["latency-greedy"]["reaction_ms"]
-            run = simulate(found, replace(Costs.from_dict(costs), reaction_ms=reaction))
-            frames, how = [[f.task, f.arrival, f.deadline, f.status, f.spans] for f in run.frames], "simulated"
-        runs[f"{found.title}, {when} tuning ({how})"] = frames
-    return timelines(runs, [task.name for task in found.tasks], len(costs), span_ms=300)
+        live = tuned["runs"][f"live {when}"]
+        runs[f"{found.title}, {when} tuning (live, {live['score']:.1f} points)"] = live["frames"]
+    return timelines(runs, [task.name for task in found.tasks], len(tuned["costs_before"]), span_ms=300)
 
 
 SHARED = {"fused": "a projection of a block's experts", "block": "a block's experts", "model": "all experts"}

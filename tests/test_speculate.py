@@ -104,7 +104,7 @@ class TestInPyTorch:
 
 @pytest.fixture(scope="module")
 def small():
-    """A model of 7 tokens in the engine, and the exact distribution of 3 tokens after its prompt."""
+    """A model of 7 tokens in the engine."""
     torch.manual_seed(3)
     config = Qwen3Config(
         vocab_size=7, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2,

@@ -164,18 +164,20 @@ class TestKernels:
 
     @pytest.mark.parametrize(
         ("bits", "columns", "tokens"),
-        [(2, 4160, 1), (3, 4224, 1), (4, 2112, 2), (2, 640, 5), (3, 576, 17), (4, 640, 16)],
+        [(2, 4160, 1), (3, 4224, 1), (4, 2112, 9), (8, 640, 5), (2, 640, 17), (4, 640, 64)],
     )
-    def test_columns_in_parts(self, monkeypatch, bits, columns, tokens):
-        case = Case(bits, 64, 11, columns, tokens, symmetric=False, bias=True)
-        gather = Count(linear._gather)
-        monkeypatch.setattr(linear, "_gather", gather)
-        monkeypatch.setattr(linear, "TURNS", 1)
-        check(case)
-        assert gather.launches == 1
-        monkeypatch.setattr(linear, "WARPS", 1)
-        check(case)
-        assert gather.launches == 1
+    def test_columns_shared_by_warps(self, monkeypatch, bits, columns, tokens):
+        """Few rows and many columns: more warps to a program, the last of which may have nothing to do."""
+        multiply = Count(linear._multiply)
+        monkeypatch.setattr(linear, "_multiply", multiply)
+        check(Case(bits, 64, 11, columns, tokens, symmetric=False, dtype=BF16, bias=True))
+        assert multiply.launches == 1
+
+    @pytest.mark.parametrize("few", [0, linear.FEW])
+    def test_many_rows_of_weights_are_written_down_in_parts(self, monkeypatch, few):
+        monkeypatch.setattr(linear, "FEW", few)
+        monkeypatch.setattr(linear, "DENSE_BYTES", 0)
+        check(Case(4, 32, 300, 64, 3, symmetric=False, dtype=BF16, bias=True))
 
     @pytest.mark.parametrize("tokens", [1, 5])
     def test_sums_are_in_float32(self, tokens):
@@ -223,10 +225,7 @@ class TestKernels:
 @pytest.mark.parametrize(("rows", "columns"), [(6144, 2560), (2560, 4096), (19456, 2560), (2560, 9728), (28672, 4096)])
 @pytest.mark.parametrize("bits", [2, 4])
 def test_blocks_fill_a_gpu(bits, rows, columns):
-    """Without parts, whose sum costs a launch."""
-    units = columns * bits // 32
-    blocks = linear.decode_blocks(1, rows, units)
-    assert -(-rows // blocks.rows) * blocks.warps > linear.WARPS / 2
-    assert blocks.rows * blocks.units == 512
-    wasted = -units % blocks.units / units
-    assert wasted < 0.25
+    high, split, _ = linear.blocks(1, rows, columns, 32 // bits)
+    assert -(-rows // (8 * high)) * split > linear.WARPS / 2
+    turns = columns / (split * 16 * 32 // bits)
+    assert turns >= 1

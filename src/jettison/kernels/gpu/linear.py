@@ -1,21 +1,19 @@
 """y = x Wᵀ + b on packed weights, in Triton.
 
-Weights are read as the checkpoint stores them. A *unit* is the fewest whole words that hold whole codes: one word of
-16, 8 or 4 codes for 2, 4 and 8 bits, three words of 32 codes for 3 bits. A word is loaded once, and all its codes are
-taken out of it in registers.
+Weights are read as the checkpoint stores them. Few rows of x, in 16 bits: ``_multiply`` reads each word once, turns its
+codes into x's type in registers, and multiplies on matrix units; what it takes is the reading. Many, or float32:
+``_dense`` writes the weights in x's type, some rows at a time so that they stay in the cache, and PyTorch multiplies.
 
-``_decode`` is for one or two rows of x: sums of products in float32. ``_multiply`` is for more: tiles of weights in x's
-type, on matrix units. Either may split the columns among programs, where a matrix has too few rows to keep a GPU busy;
-``_gather`` then adds up the parts, always in the same order.
+Shapes in ``_multiply`` are such that no value ever changes threads: where a load puts a word is where a matrix unit
+wants the codes of it (as of Triton 3.6 to 3.9 on Hopper; elsewhere the results are the same, and the compiler may move
+values through shared memory). Which columns a matrix unit takes together is free, as long as x comes in the same order.
 
-Columns are constants to the compiler, since addresses would else cost as many instructions as weights do: a model has
-three or four such numbers, and each is compiled once. Block sizes follow from the shapes alone, so that the same input
-gives the same bits. They are reasoned out for an H100 from bytes and from the instructions of compiled kernels; none
-has been timed yet.
+Columns are constants to the compiler: a model has three or four such numbers, and each is compiled once. Blocks follow
+from the shapes alone, so that the same input gives the same bits.
 """
 
 import math
-from typing import NamedTuple
+from functools import cache
 
 import torch
 import triton
@@ -24,23 +22,11 @@ import triton.language as tl
 from jettison.errors import UsageError
 from jettison.grid import Grid
 
-ONE = 0x3F800000  # the bits of 1.0
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Rows of x for ``_decode``: at 2 bits it compiles to 5 instructions a weight for one row, 7 for two, 11 for four, where
-# a tile for 16 rows takes 7.
-DECODE_ROWS = 2
-WARPS = 16 * 132  # fill an H100: 132 multiprocessors, and 16 warps of each have enough loads under way
-TURNS = 4  # of a loop, that a part of the columns must at least have: to add up parts costs a launch
-
-
-class Blocks(NamedTuple):
-    """What a program works on: ``rows`` of weights, ``tokens`` (rows of x), ``units`` in each turn of its loop."""
-
-    rows: int
-    tokens: int
-    units: int
-    warps: int
-    stages: int = 1
+BITS = (2, 3, 4, 8)  # that ``_multiply`` takes
+FEW = 64  # rows of x: with more, writing the weights down first is faster
+WARPS = 16 * 132  # fill an H100
+DENSE_BYTES = 32 << 20  # of weights written down at a time: less than the cache of an H100
 
 
 def quant_linear(
@@ -73,98 +59,69 @@ def quant_linear(
                 f"{name} has the shape {tuple(given.shape)}; for x with {columns} columns, {rows} rows of weights, "
                 f"{bits} bits and group_size {group_size} it must be {shape}"
             )
-    flat = x.reshape(-1, columns)
+    flat = x.reshape(-1, columns).contiguous()
     out = x.new_empty(len(flat), rows)
     if out.numel():
-        tensors = (None if t is None else t.contiguous() for t in (flat, packed, scale, zero_point, bias))
+        weights = [None if t is None else t.contiguous() for t in (packed, scale, zero_point)]
+        group = columns // groups
+        codes = 32 // math.gcd(bits, 32)
+        few = len(flat) <= FEW and x.dtype != torch.float32
         with torch.cuda.device_of(x):
-            _launch(out, *tensors, bits, columns // groups)
+            if few and bits in BITS and (groups == 1 or group % codes == 0):
+                _few(out, flat, *weights, bias, bits, codes, group)
+            else:
+                _many(out, flat, *weights, bias, bits, group)
     return out.reshape(*x.shape[:-1], rows)
 
 
-def _launch(
-    out: torch.Tensor,
-    x: torch.Tensor,
-    packed: torch.Tensor,
-    scale: torch.Tensor,
-    zero: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    bits: int,
-    group: int,
-) -> None:
-    """Fills ``out`` (tokens, rows) from x (tokens, columns)."""
-    (tokens, columns), rows = x.shape, out.shape[1]
-    codes = 32 // math.gcd(bits, 32)
-    units = -(-columns // codes)
-    if tokens <= DECODE_ROWS:
-        kernel, blocks = _decode, decode_blocks(tokens, rows, units)
-    else:
-        kernel, blocks = _multiply, multiply_blocks(tokens, x.dtype, codes)
-    high, wide, turns = -(-rows // blocks.rows), -(-tokens // blocks.tokens), -(-units // blocks.units)
-    parts = max(1, min(WARPS // (high * wide * blocks.warps), turns // TURNS))
-    turns = -(-turns // parts)
-    parts = -(-units // (turns * blocks.units))
-    sums = out if parts == 1 else out.new_empty(parts, tokens, rows, dtype=torch.float32)
-    kernel[high, parts, wide](
-        x, packed, scale, zero, bias if parts == 1 else None, sums, tokens, rows, turns, ONE,
+def _few(out, x, packed, scale, zero, bias, bits, codes, group) -> None:
+    tokens, columns = x.shape
+    high, split, wide = blocks(tokens, out.shape[1], columns, codes)
+    _multiply[-(-out.shape[1] // (8 * high)), -(-tokens // wide)](
+        x, packed, scale, zero, bias, out, tokens, out.shape[1],
         BITS=bits, CODES=codes, GROUP=group, COLUMNS=columns,
-        ROWS=blocks.rows, TOKENS=blocks.tokens, UNITS=blocks.units,
-        num_warps=blocks.warps, num_stages=blocks.stages, enable_fp_fusion=True,
+        HIGH=high, TOKENS=wide, SPLIT=split, MAGIC=magic(x.dtype, bits) if x.is_cuda and not torch.version.hip else None,
+        num_warps=split, num_stages=1,
     )  # fmt: skip
-    if parts > 1:
-        _gather[-(-out.numel() // 512),](sums, bias, out, out.numel(), rows, PARTS=parts, WIDTH=512)
 
 
-def decode_blocks(tokens: int, rows: int, units: int) -> Blocks:
-    """Four warps. A thread has one unit of 4 rows, which share what is done to x, and asks for the next 4 before it
-    works: 20 warps on a multiprocessor then have 20 kB under way, about bandwidth times latency.
-
-    Blocks are as narrow as leaves enough of them: a narrow one wastes least where the columns end, and takes more turns
-    between its start and its end, which cost about half a turn.
-    """
-    width = 32
-    while width < min(units, 128) and rows // 4 * width // 32 < WARPS:
-        width *= 2
-    height = min(4 * 4 * 32 // width, 1 << rows.bit_length() - 1)
-    return Blocks(height, triton.next_power_of_2(tokens), width, warps=4)
+def blocks(tokens: int, rows: int, columns: int, codes: int) -> tuple[int, int, int]:
+    """(blocks of 8 rows, warps that share the columns, rows of x) of a program of ``_multiply``."""
+    high = 2
+    split = 4
+    while split < 16 and rows // (8 * high) * split < WARPS and columns > 2 * split * 16 * codes:
+        split *= 2
+    return high, split, 8 if tokens <= 8 and not torch.version.hip else 16
 
 
-def multiply_blocks(tokens: int, dtype: torch.dtype, codes: int) -> Blocks:
-    """64 rows are what one instruction of Hopper's matrix units takes, 16 rows of x the fewest that suit all types.
+def _many(out, x, packed, scale, zero, bias, bits, group) -> None:
+    columns = x.shape[1]
+    count = max(128, DENSE_BYTES // (columns * x.element_size()) // 128 * 128)
+    for start in range(0, out.shape[1], count):
+        stop = min(start + count, out.shape[1])
+        weight = x.new_empty(stop - start, columns)
+        _dense[stop - start, -(-columns // 1024)](
+            packed, scale, zero, weight, start, BITS=bits, GROUP=group, COLUMNS=columns, WIDTH=1024
+        )
+        part = torch.nn.functional.linear(x, weight, None if bias is None else bias[start:stop].to(x.dtype))
+        out[:, start:stop] = part
 
-    Few rows of x: wide turns, three of which are being loaded while one is worked on. Many: larger tiles, since each
-    weight is unpacked again for every block of x. Float32 has no matrix units: what fits into registers.
-    """
-    if dtype == torch.float32:
-        return Blocks(32, 16, max(1, 32 // codes), warps=4, stages=2)
-    if tokens <= 64:
-        return Blocks(64, max(16, triton.next_power_of_2(tokens)), 128 // codes, warps=4, stages=4)
-    return Blocks(128, 128, 64 // codes, warps=8, stages=3)
 
-
-@triton.jit
-def _scales(
-    scale, zero, row, unit,
-    BITS: tl.constexpr, CODES: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
-    """Scales and zero points, float32 (codes, rows, units); codes is 1 where no group ends within a unit."""
-    if GROUP % CODES == 0:
-        column = unit[None, None, :] * CODES
-    else:
-        column = unit[None, None, :] * CODES + tl.arange(0, CODES)[:, None, None]
-    group = tl.minimum(column // GROUP, GROUPS - 1)  # units past the end read something, and meet zeros of x
-    row = row[None, :, None]
-    factor = tl.load(scale + row * GROUPS + group).to(tl.float32)
-    if zero is None:
-        middle = tl.full((1, 1, 1), 2.0 ** (BITS - 1), tl.float32)
-    else:  # packed along the rows
-        bit = row * BITS
-        code = tl.load(zero + bit // 32 * GROUPS + group).to(tl.uint32, bitcast=True) >> (bit % 32).to(tl.uint32)
-        if 32 % BITS != 0:
-            above = tl.load(zero + (bit + BITS - 1) // 32 * GROUPS + group).to(tl.uint32, bitcast=True)
-            code = tl.where(bit % 32 + BITS > 32, code | _lifted(above, bit), code)
-        middle = (code & (2**BITS - 1)).to(tl.float32)
-    return factor, middle
+@cache
+def magic(dtype: torch.dtype, bits: int) -> tuple[str, str, int, int] | None:
+    """How ``_weights`` makes numbers of 16 bits from codes, two at a time: instructions without and with a scale, how
+    many codes fit into the mantissa, the number whose last bits they become. None where a code does not fit."""
+    name, mantissa = {torch.bfloat16: ("bf16", 7), torch.float16: ("f16", 10)}[dtype]
+    if bits > mantissa or 32 % bits:
+        return None
+    base = {7: 0x4300, 10: 0x6400}[mantissa] * 0x10001
+    start = (
+        "{ .reg .b32 t, z; prmt.b32 t, $1, $2, $3; shr.u32 t, t, $5; "
+        f"lop3.b32 t, t, $7, {base}, 0xEA; fma.rn.{name}x2 "
+    )
+    plain = start + "$0, t, $9, $10; }"
+    scaled = start + f"t, t, $9, $10; mov.b32 z, {0x80008000}; fma.rn.{name}x2 $0, t, $11, z; }}"
+    return plain, scaled, mantissa // bits, 1 << mantissa
 
 
 @triton.jit
@@ -174,140 +131,219 @@ def _lifted(above, bit):
 
 
 @triton.jit
-def _steps(word, at, left, middle, one, BITS: tl.constexpr, CODES: tl.constexpr, FIXED: tl.constexpr):
-    """code − zero, float32 (codes, rows, units), from the first words of units, which are ``at``: (rows, units).
+def _codes(word, above, bit, BITS: tl.constexpr):
+    """The codes that start at ``bit`` of a word, float32. Or-ed into a mantissa: converting integers is slow."""
+    code = word.to(tl.uint32, bitcast=True) >> bit.to(tl.uint32)
+    if 32 % BITS != 0:
+        code = tl.where(bit + BITS > 32, code | _lifted(above.to(tl.uint32, bitcast=True), bit), code)
+    return ((code & (2**BITS - 1)) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
 
-    left: how many words of the row there are from there on, (1, units).
 
-    Codes are or-ed into the mantissa of 1.0, and the one is taken off: converting integers is slow. ``one`` is passed,
-    not written here, so that the compiler keeps it in a register. FIXED: every thread holds all codes of its units, so
-    that shifts are constants; one then serves all the codes that fit into 8 bits of mantissa.
+@triton.jit
+def _spread(each, ROWS: tl.constexpr, UNITS: tl.constexpr, PER: tl.constexpr):
+    """(rows, parts) -> (1, rows, units)."""
+    if each.shape[1] == 1:
+        found = each.reshape(1, each.shape[0], 1)
+    else:
+        found = each[:, :, None].broadcast_to(ROWS, UNITS // PER, PER).reshape(1, ROWS, UNITS)
+    return found
+
+
+@triton.jit
+def _weights(
+    x, word, at, left, middle, factor,
+    PER: tl.constexpr, BITS: tl.constexpr, CODES: tl.constexpr, MAGIC: tl.constexpr,
+):  # fmt: skip
+    """(code − middle) · factor in x's type, (codes, rows, units), from the first words of units, which are ``at``.
+
+    left: how many words of the row there are from there on. middle: float32, factor: the same or None; both as units.
+
+    With ``magic``, codes are or-ed into the mantissas of two numbers at once: those at the same place of neighbouring
+    words. A multiplication by a power of two takes each to where it belongs, and the base is subtracted: exact.
     """
     place = tl.arange(0, CODES)[:, None, None]
-    bit = place * BITS
-    word = word[None].to(tl.uint32, bitcast=True)
-    top = 0  # where in the mantissa the code comes to lie
-    if 32 % BITS != 0:
+    ROWS: tl.constexpr = word.shape[0]
+    UNITS: tl.constexpr = word.shape[1]
+    word = word.reshape(1, ROWS, UNITS)
+    middle = _spread(middle, ROWS, UNITS, PER)
+    if factor is not None:
+        factor = _spread(factor, ROWS, UNITS, PER)
+    if MAGIC is None:
+        bit = place * BITS
         low, above = word, word
         for number in tl.static_range(1, CODES * BITS // 32):
-            other = tl.load(at + number, mask=left > number, other=0)[None].to(tl.uint32, bitcast=True)
+            other = tl.load(at + number, mask=left > number, other=0).reshape(word.shape)
             low = tl.where(bit // 32 == number, other, low)
             above = tl.where((bit + BITS - 1) // 32 == number, other, above)
-        word = low >> (bit % 32).to(tl.uint32)
-        word = tl.where(bit % 32 + BITS > 32, word | _lifted(above, bit), word)
-    elif FIXED:
-        FIELDS: tl.constexpr = 8 // BITS
-        top = 23 - BITS * (FIELDS - place % FIELDS)
-        right = bit - top
-        word = (word >> tl.maximum(right, 0).to(tl.uint32)) << tl.maximum(-right, 0).to(tl.uint32)
+        found = _codes(low, above, bit % 32, BITS) - middle
+        if factor is not None:
+            found = found * factor
+        found = found.to(x.dtype.element_ty)
     else:
-        word = word >> bit.to(tl.uint32)
-    mask = tl.cast((2**BITS - 1) << top, tl.uint32)
-    value = ((word & mask) | one.to(tl.uint32)).to(tl.float32, bitcast=True)
-    power = (1 << (23 - top)) * 1.0
-    return value * power - (power + middle)  # exact
-
-
-# Were the words known to be aligned, a thread would load four of one row, and no x would serve it twice.
-@triton.jit(do_not_specialize=["tokens", "rows", "turns"], do_not_specialize_on_alignment=["packed"])
-def _decode(
-    x, packed, scale, zero, bias, out, tokens, rows, turns, one,
-    BITS: tl.constexpr, CODES: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr, UNITS: tl.constexpr,
-):  # fmt: skip
-    """Program (block of rows, part of the columns): all rows of x (``tokens``), in ``turns`` of UNITS.
-
-    Codes lead in every shape, so that a thread holds whole words, and a warp reads 32 words of a row at once.
-    """
-    WORDS: tl.constexpr = (COLUMNS * BITS + 31) // 32
-    WIDE: tl.constexpr = CODES * BITS // 32
-    GROUPS: tl.constexpr = COLUMNS // GROUP
-    # The last block ends with the last row, if need be by doing some rows of the block before again.
-    row = (tl.minimum(tl.program_id(0) * ROWS, rows - ROWS) + tl.arange(0, ROWS)).to(tl.int64)
-    token = tl.arange(0, TOKENS)
-    first = tl.program_id(1) * turns * UNITS
-    stop = tl.minimum(first + turns * UNITS, (COLUMNS + CODES - 1) // CODES)
-    unit = first + tl.arange(0, UNITS)
-    at = packed + row[:, None] * WORDS + unit[None, :] * WIDE
-    left = tl.where(unit < stop, WORDS - unit * WIDE, 0)[None, :]
-    word = tl.load(at, mask=left > 0, other=0)
-    factor, middle = _scales(scale, zero, row, unit, BITS, CODES, GROUP, GROUPS)
-    total = tl.zeros((TOKENS, ROWS, UNITS), tl.float32)
-    for _ in range(first, stop, UNITS):
-        column = unit[None, :] * CODES + tl.arange(0, CODES)[:, None]
-        # What the next turn needs is asked for before this one waits for x.
-        unit += UNITS
-        next_at = at + UNITS * WIDE
-        next_left = tl.where(unit < stop, WORDS - unit * WIDE, 0)[None, :]
-        next_word = tl.load(next_at, mask=next_left > 0, other=0)
-        next_factor, next_middle = _scales(scale, zero, row, unit, BITS, CODES, GROUP, GROUPS)
-        values = tl.load(
-            x + token[:, None, None] * COLUMNS + column[None, :, :],
-            mask=(token < tokens)[:, None, None] & (column < COLUMNS)[None, :, :], other=0,
-        ).to(tl.float32)  # fmt: skip
-        steps = _steps(word, at, left, middle, one, BITS, CODES, True)
-        if GROUP % CODES == 0:
-            total += tl.sum(steps[None] * values[:, :, None], 1) * factor
+        HALF: tl.constexpr = CODES // 2
+        lift = place % HALF % MAGIC[2] * BITS
+        select = tl.where(place < HALF, 0x5410, 0x7632)
+        shift = place % HALF * BITS - lift
+        mask = ((2**BITS - 1) * 0x10001) << lift
+        power = ((127 - lift) << 23).to(tl.float32, bitcast=True)
+        offset = (-MAGIC[3] * power - middle).to(x.dtype.element_ty)
+        power = power.to(x.dtype.element_ty)
+        if factor is None:
+            found = tl.inline_asm_elementwise(
+                MAGIC[0], "=r,r,r,r,r,r,r,r,r,r,r", [word, select, shift, mask, power, offset],
+                dtype=x.dtype.element_ty, is_pure=True, pack=2,
+            )  # fmt: skip
         else:
-            total += tl.sum((steps * factor)[None] * values[:, :, None], 1)
-        at, left, word, factor, middle = next_at, next_left, next_word, next_factor, next_middle
-    y = tl.sum(total, 2)
-    if bias is not None:
-        y += tl.load(bias + row).to(tl.float32)[None, :]
-    at = out + (tl.program_id(1) * tokens + token)[:, None] * rows.to(tl.int64) + row[None, :]
-    tl.store(at, y.to(out.dtype.element_ty), mask=(token < tokens)[:, None])
+            found = tl.inline_asm_elementwise(
+                MAGIC[1], "=r,r,r,r,r,r,r,r,r,r,r,r",
+                [word, select, shift, mask, power, offset, factor.to(x.dtype.element_ty)],
+                dtype=x.dtype.element_ty, is_pure=True, pack=2,
+            )  # fmt: skip
+    return found
 
 
-@triton.jit(do_not_specialize=["tokens", "rows", "turns"])
+# Scales and zero points are declared not aligned, so that a thread takes one at a time, in the places of its words.
+@triton.jit(do_not_specialize=["tokens", "rows"], do_not_specialize_on_alignment=["scale", "zero"])
 def _multiply(
-    x, packed, scale, zero, bias, out, tokens, rows, turns, one,
+    x, packed, scale, zero, bias, out, tokens, rows,
     BITS: tl.constexpr, CODES: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr, UNITS: tl.constexpr,
+    HIGH: tl.constexpr, TOKENS: tl.constexpr, SPLIT: tl.constexpr, MAGIC: tl.constexpr,
 ):  # fmt: skip
-    """Program (block of rows, part of the columns, block of rows of x).
+    """Program (block of rows, block of rows of x): its warps share the columns, SPAN of them at a time, and add up.
 
-    Weights are the left factor: on Hopper it may stay in registers, and few rows of x waste little of a tile.
+    A *unit* is the fewest whole words that hold whole codes: one word of 16, 8 or 4 codes for 2, 4 and 8 bits, three
+    words of 32 codes for 3 bits. Of a span, a quad of threads takes 4 x EACH units of a row, each thread EACH
+    neighbours.
     """
-    WORDS: tl.constexpr = (COLUMNS * BITS + 31) // 32
     WIDE: tl.constexpr = CODES * BITS // 32
+    WORDS: tl.constexpr = (COLUMNS * BITS + 31) // 32
+    UNITS: tl.constexpr = (COLUMNS + CODES - 1) // CODES
+    EACH: tl.constexpr = 4 if WIDE == 1 else 1
+    SPAN: tl.constexpr = 4 * EACH * CODES
+    ROWS: tl.constexpr = 8 * HIGH
     GROUPS: tl.constexpr = COLUMNS // GROUP
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    held = tl.minimum(row, rows - 1)
-    token = (tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
-    first = tl.program_id(1) * turns * UNITS
-    stop = tl.minimum(first + turns * UNITS, (COLUMNS + CODES - 1) // CODES)
-    factor, middle = _scales(scale, zero, held, first + tl.arange(0, UNITS), BITS, CODES, GROUP, GROUPS)
-    total = tl.zeros((ROWS, TOKENS), tl.float32)
-    for start in range(first, stop, UNITS):
-        column = start * CODES + tl.arange(0, UNITS * CODES)
-        values = tl.load(
-            x + token[None, :] * COLUMNS + column[:, None],
-            mask=(token < tokens)[None, :] & (column < COLUMNS)[:, None], other=0,
-        )  # fmt: skip
-        unit = start + tl.arange(0, UNITS)
-        at = packed + held[:, None] * WORDS + unit[None, :] * WIDE
-        left = (WORDS - unit * WIDE)[None, :]
-        word = tl.load(at, mask=left > 0, other=0)
-        # Too small for the compiler's own pipeline: the scales of the next turn.
-        next_factor, next_middle = _scales(scale, zero, held, unit + UNITS, BITS, CODES, GROUP, GROUPS)
-        weight = _steps(word, at, left, middle, one, BITS, CODES, False) * factor
-        weight = tl.permute(weight.to(x.dtype.element_ty), (1, 2, 0)).reshape(ROWS, UNITS * CODES)
-        total = tl.dot(weight, values, total, input_precision="ieee")
-        factor, middle = next_factor, next_middle
-    y = tl.trans(total)
+    WHOLE: tl.constexpr = GROUPS == 1 or GROUP % SPAN == 0  # a span lies in one group: scale the sums
+    SHARE: tl.constexpr = 4 if GROUP % (4 * CODES) == 0 else 2 if GROUP % (2 * CODES) == 0 else 1
+    PER: tl.constexpr = 4 * EACH if WHOLE else min(SHARE, EACH)  # units that a scale is loaded for
+    EVERY: tl.constexpr = max(1, GROUP // (PER * CODES))
+    EIGHTS: tl.constexpr = EACH * CODES // 8
+
+    # Rows of the tile of words: (HIGH, SPLIT, 8), so that each warp has 8 and what is above is in its registers.
+    place = tl.arange(0, ROWS * SPLIT)
+    row = tl.program_id(0) * ROWS + place // (8 * SPLIT) * 8 + place % 8
+    row = tl.minimum(row, rows - 1).to(tl.int64)[:, None]
+    warp = (place // 8 % SPLIT)[:, None]
+    unit = warp * (4 * EACH) + tl.arange(0, 4 * EACH)[None, :]
+    at = packed + row * WORDS + unit * WIDE
+    # Of x: (EIGHTS, TOKENS / 8, SPLIT, 8), each 8 columns of each thread of a quad.
+    place = tl.arange(0, EIGHTS * TOKENS * SPLIT)
+    token = tl.program_id(1) * TOKENS + place // (8 * SPLIT) % (TOKENS // 8) * 8 + place % 8
+    column = place // 8 % SPLIT * SPAN + place // (TOKENS * SPLIT) * 8
+    quad = tl.arange(0, 32)
+    column = column[:, None] + (quad // 8 * (EACH * CODES) + quad % 8)[None, :]
+    at_x = x + token.to(tl.int64)[:, None] * COLUMNS + column
+    held = (token < tokens)[:, None]
+
+    # What the next turn needs is asked for before this one works.
+    word = tl.load(at, mask=unit < UNITS, other=0)
+    part = warp * (4 * EACH // PER) + tl.arange(0, 4 * EACH // PER)[None, :]
+    middle = _middle(zero, row, part, BITS, GROUPS, EVERY)
+    if WHOLE:
+        span = tl.arange(0, SPLIT)[:, None]
+        high = tl.minimum(tl.program_id(0) * ROWS + tl.arange(0, ROWS), rows - 1).to(tl.int64)[None, :]
+        factor = _scale(scale, high, span, GROUPS, EVERY)
+    else:
+        factor = _scale(scale, row, part, GROUPS, EVERY)
+    total = tl.zeros((SPLIT, ROWS, TOKENS), tl.float32)
+    for _ in range(0, UNITS, 4 * EACH * SPLIT):
+        if COLUMNS % (SPAN * SPLIT) == 0:
+            values = tl.load(at_x, mask=held, other=0)
+        else:
+            values = tl.load(at_x, mask=held & (column < COLUMNS), other=0)
+        next_at = at + 4 * EACH * SPLIT * WIDE
+        next_unit = unit + 4 * EACH * SPLIT
+        next_word = tl.load(next_at, mask=next_unit < UNITS, other=0)
+        part += SPLIT * (4 * EACH // PER)
+        next_middle = middle if zero is None else _middle(zero, row, part, BITS, GROUPS, EVERY)
+        if WHOLE:
+            span += SPLIT
+            next_factor = _scale(scale, high, span, GROUPS, EVERY)
+            weight = _weights(x, word, at, WORDS - unit * WIDE, middle, None, PER, BITS, CODES, MAGIC)
+        else:
+            next_factor = _scale(scale, row, part, GROUPS, EVERY)
+            weight = _weights(x, word, at, WORDS - unit * WIDE, middle, factor, PER, BITS, CODES, MAGIC)
+        # A unit of a matrix takes in, from each thread of a quad, two pairs of neighbours.
+        values = tl.permute(values.reshape(EIGHTS, TOKENS // 8, SPLIT, 8, 4, 8), (2, 1, 3, 4, 0, 5))
+        if EACH == 4:  # pairs of words, at the same code
+            weight = tl.permute(weight.reshape(CODES, HIGH, SPLIT, 8, 4, 2, 2), (2, 1, 3, 0, 5, 4, 6))
+            values = tl.permute(values.reshape(SPLIT, TOKENS, 4, 2, 2, CODES), (0, 5, 3, 2, 4, 1))
+        else:  # pairs of codes
+            weight = tl.permute(weight.reshape(CODES // 2, 2, HIGH, SPLIT, 8, 4), (3, 2, 4, 0, 5, 1))
+            values = tl.permute(values.reshape(SPLIT, TOKENS, 4, CODES // 2, 2), (0, 3, 2, 4, 1))
+        weight, values = weight.reshape(SPLIT, ROWS, SPAN), values.reshape(SPLIT, SPAN, TOKENS)
+        if WHOLE:
+            total += tl.dot(weight, values) * factor[:, :, None]
+        else:
+            total = tl.dot(weight, values, total)
+        at, unit, word, middle, factor = next_at, next_unit, next_word, next_middle, next_factor
+        at_x += SPAN * SPLIT
+        column += SPAN * SPLIT
+    y = tl.sum(total, 0)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)[None, :]
     if bias is not None:
-        y += tl.load(bias + held).to(tl.float32)[None, :]
-    at = out + (tl.program_id(1) * tokens + token)[:, None] * rows.to(tl.int64) + row[None, :]
-    tl.store(at, y.to(out.dtype.element_ty), mask=(token < tokens)[:, None] & (row < rows)[None, :])
+        y += tl.load(bias + tl.minimum(row, rows - 1)).to(tl.float32)
+    tl.store(
+        out + token.to(tl.int64) * rows + row, y.to(out.dtype.element_ty), mask=(token < tokens) & (row < rows)
+    )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["count", "rows"])
-def _gather(sums, bias, out, count, rows, PARTS: tl.constexpr, WIDTH: tl.constexpr):
-    """out (count) = the sum of ``sums``, float32 (PARTS, count), + bias."""
-    place = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
-    total = tl.zeros((WIDTH,), tl.float32)
-    for part in range(PARTS):
-        total += tl.load(sums + part * count.to(tl.int64) + place, mask=place < count, other=0)
-    if bias is not None:
-        total += tl.load(bias + place % rows).to(tl.float32)
-    tl.store(out + place, total.to(out.dtype.element_ty), mask=place < count)
+@triton.jit
+def _scale(scale, row, part, GROUPS: tl.constexpr, EVERY: tl.constexpr):
+    """The scales of parts of rows, float32; EVERY parts are a group."""
+    if GROUPS == 1:
+        found = tl.load(scale + row + part * 0)
+    else:
+        found = tl.load(scale + row * GROUPS + part // EVERY, mask=part < GROUPS * EVERY, other=0)
+    return found.to(tl.float32)
+
+
+@triton.jit
+def _middle(zero, row, part, BITS: tl.constexpr, GROUPS: tl.constexpr, EVERY: tl.constexpr):
+    """Zero points of parts of rows, float32; they are packed along the rows."""
+    if zero is None:
+        found = tl.full((1, 1), 2 ** (BITS - 1), tl.float32)
+    else:
+        group = part * 0 if GROUPS == 1 else part // EVERY
+        mask = part < GROUPS * EVERY if GROUPS > 1 else part == part
+        bit = row * BITS
+        word = tl.load(zero + bit // 32 * GROUPS + group, mask=mask, other=0)
+        above = word
+        if 32 % BITS != 0:
+            above = tl.load(zero + (bit + BITS - 1) // 32 * GROUPS + group, mask=mask, other=0)
+        found = _codes(word, above, bit % 32, BITS)
+    return found
+
+
+@triton.jit
+def _dense(
+    packed, scale, zero, out, start,
+    BITS: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Program (row of ``out``, block of columns): the weights of row ``start`` + its number, in the type of ``out``."""
+    WORDS: tl.constexpr = (COLUMNS * BITS + 31) // 32
+    GROUPS: tl.constexpr = COLUMNS // GROUP
+    row = (start + tl.program_id(0)).to(tl.int64)
+    column = (tl.program_id(1) * WIDTH + tl.arange(0, WIDTH))[None, :]
+    mask = column < COLUMNS
+    bit = column * BITS
+    at = packed + row * WORDS + bit // 32
+    word = tl.load(at, mask=mask, other=0)
+    above = word
+    if 32 % BITS != 0:
+        above = tl.load(at + (bit + BITS - 1) // 32 - bit // 32, mask=mask, other=0)
+    group = tl.minimum(column // GROUP, GROUPS - 1)
+    weight = (_codes(word, above, bit % 32, BITS) - _middle(zero, row, group, BITS, GROUPS, 1)) * _scale(
+        scale, row, group, GROUPS, 1
+    )
+    tl.store(out + tl.program_id(0).to(tl.int64) * COLUMNS + column, weight.to(out.dtype.element_ty), mask=mask)

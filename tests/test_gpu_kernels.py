@@ -225,7 +225,6 @@ class TestKernels:
 @pytest.mark.parametrize(("rows", "columns"), [(6144, 2560), (2560, 4096), (19456, 2560), (2560, 9728), (28672, 4096)])
 @pytest.mark.parametrize("bits", [2, 4])
 def test_blocks_fill_a_gpu(bits, rows, columns):
-    high, split, _ = linear.blocks(1, rows, columns, 32 // bits)
-    assert -(-rows // (8 * high)) * split > linear.WARPS / 2
-    turns = columns / (split * 16 * 32 // bits)
-    assert turns >= 1
+    made = linear.blocks(1, rows, columns, bits)
+    assert -(-rows // (8 * made.high)) * made.warps > linear.WARPS / 2
+    assert made.spans * linear.span_of(bits) <= columns

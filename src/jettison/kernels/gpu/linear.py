@@ -5,8 +5,9 @@ codes into x's type in registers, and multiplies on matrix units; what it takes 
 ``_dense`` writes the weights in x's type, some rows at a time so that they stay in the cache, and PyTorch multiplies.
 
 Shapes in ``_multiply`` are such that no value ever changes threads: where a load puts a word is where a matrix unit
-wants the codes of it (as of Triton 3.6 to 3.9 on Hopper; elsewhere the results are the same, and the compiler may move
-values through shared memory). Which columns a matrix unit takes together is free, as long as x comes in the same order.
+wants the codes of it (seen in the compiled code of Triton 3.6 and 3.9 for Hopper; elsewhere the results are the same,
+and the compiler may move values through shared memory). Which columns a matrix unit takes together is free, as long as
+x comes in the same order.
 
 Columns are constants to the compiler: a model has three or four such numbers, and each is compiled once. Blocks follow
 from the shapes alone, so that the same input gives the same bits.
@@ -14,6 +15,7 @@ from the shapes alone, so that the same input gives the same bits.
 
 import math
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -27,6 +29,16 @@ BITS = (2, 3, 4, 8)  # that ``_multiply`` takes
 FEW = 64  # rows of x: with more, writing the weights down first is faster
 WARPS = 16 * 132  # fill an H100
 DENSE_BYTES = 32 << 20  # of weights written down at a time: less than the cache of an H100
+
+
+class Blocks(NamedTuple):
+    """What a program of ``_multiply`` works on: 8 x ``high`` rows of weights, ``width`` rows of x, at each turn
+    ``spans`` pieces of the columns, shared by ``warps``."""
+
+    high: int
+    width: int
+    spans: int
+    warps: int
 
 
 def quant_linear(
@@ -62,36 +74,53 @@ def quant_linear(
     flat = x.reshape(-1, columns).contiguous()
     out = x.new_empty(len(flat), rows)
     if out.numel():
-        weights = [None if t is None else t.contiguous() for t in (packed, scale, zero_point)]
-        group = columns // groups
-        codes = 32 // math.gcd(bits, 32)
-        few = len(flat) <= FEW and x.dtype != torch.float32
+        packed, scale, zero_point = (None if t is None else t.contiguous() for t in (packed, scale, zero_point))
+        product = _many
+        if len(flat) <= FEW and x.dtype != torch.float32 and bits in BITS:
+            product = _few if groups == 1 or columns // groups % codes_of(bits) == 0 else _many
         with torch.cuda.device_of(x):
-            if few and bits in BITS and (groups == 1 or group % codes == 0):
-                _few(out, flat, *weights, bias, bits, codes, group)
-            else:
-                _many(out, flat, *weights, bias, bits, group)
+            product(out, flat, packed, scale, zero_point, bias, bits, columns // groups)
     return out.reshape(*x.shape[:-1], rows)
 
 
-def _few(out, x, packed, scale, zero, bias, bits, codes, group) -> None:
-    tokens, columns = x.shape
-    high, split, wide = blocks(tokens, out.shape[1], columns, codes)
-    _multiply[-(-out.shape[1] // (8 * high)), -(-tokens // wide)](
-        x, packed, scale, zero, bias, out, tokens, out.shape[1],
-        BITS=bits, CODES=codes, GROUP=group, COLUMNS=columns,
-        HIGH=high, TOKENS=wide, SPLIT=split, MAGIC=magic(x.dtype, bits) if x.is_cuda and not torch.version.hip else None,
-        num_warps=split, num_stages=1,
+def codes_of(bits: int) -> int:
+    """In the fewest whole words that hold whole codes."""
+    return 32 // math.gcd(bits, 32)
+
+
+def _few(out, x, packed, scale, zero, bias, bits, group) -> None:
+    (tokens, columns), rows = x.shape, out.shape[1]
+    apart = parts_apart(tokens, columns, bits, group)
+    high, width, spans, warps = blocks(tokens * max(apart, 1), rows, columns, bits)
+    _multiply[-(-rows // (8 * high)), -(-tokens // (width // max(apart, 1)))](
+        x, packed, scale, zero, bias, out, tokens, rows,
+        BITS=bits, CODES=codes_of(bits), GROUP=group, COLUMNS=columns, APART=apart,
+        HIGH=high, WIDTH=width, SPANS=spans, MAGIC=magic(x.dtype, bits) if x.is_cuda and not torch.version.hip else None,
+        num_warps=warps, num_stages=1,
     )  # fmt: skip
 
 
-def blocks(tokens: int, rows: int, columns: int, codes: int) -> tuple[int, int, int]:
-    """(blocks of 8 rows, warps that share the columns, rows of x) of a program of ``_multiply``."""
-    high = 2
-    split = 4
-    while split < 16 and rows // (8 * high) * split < WARPS and columns > 2 * split * 16 * codes:
-        split *= 2
-    return high, split, 8 if tokens <= 8 and not torch.version.hip else 16
+def span_of(bits: int) -> int:
+    """The columns that a warp works on at a time: what four threads hold, four words each, or three words of 3 bits."""
+    return 128 if bits == 3 else 512 // bits
+
+
+def parts_apart(tokens: int, columns: int, bits: int, group: int) -> int:
+    """How many groups are in a span, if their sums are to be kept apart and scaled then; 0 if weights are to be scaled
+    before: that takes more instructions, but rows of x take the places of sums."""
+    span = span_of(bits)
+    if group == columns or group % span == 0:
+        return 1
+    apart = span // group
+    return apart if group * apart == span and apart in (2, 4) and apart * tokens <= 8 else 0
+
+
+def blocks(sums: int, rows: int, columns: int, bits: int) -> Blocks:
+    """For ``sums`` kept apart for a row of weights: of so many rows of x, or of groups in a span."""
+    warps = 4
+    while warps < 16 and rows // 16 * warps < WARPS and columns > 2 * warps * span_of(bits):
+        warps *= 2
+    return Blocks(2, 8 if sums <= 8 and not torch.version.hip else 16, warps, warps)
 
 
 def _many(out, x, packed, scale, zero, bias, bits, group) -> None:
@@ -103,25 +132,41 @@ def _many(out, x, packed, scale, zero, bias, bits, group) -> None:
         _dense[stop - start, -(-columns // 1024)](
             packed, scale, zero, weight, start, BITS=bits, GROUP=group, COLUMNS=columns, WIDTH=1024
         )
-        part = torch.nn.functional.linear(x, weight, None if bias is None else bias[start:stop].to(x.dtype))
-        out[:, start:stop] = part
+        part = None if bias is None else bias[start:stop].to(x.dtype)
+        out[:, start:stop] = torch.nn.functional.linear(x, weight, part)
+
+
+class Magic(NamedTuple):
+    """How codes become numbers of 16 bits, two at a time: the codes at the same place of neighbouring words.
+
+    numbers: instructions for (base + code) · unit, by or-ing codes into mantissas. weights: for (code − zero) · scale.
+    There, ``fields`` codes find place in a mantissa without a shift; a multiplication by a power of two takes each to
+    where it belongs, and ``offset``, the number whose last bits the first of them becomes, is subtracted: exact.
+    """
+
+    numbers: tl.constexpr
+    weights: tl.constexpr
+    base: tl.constexpr
+    unit: tl.constexpr
+    fields: tl.constexpr
+    offset: tl.constexpr
 
 
 @cache
-def magic(dtype: torch.dtype, bits: int) -> tuple[str, str, int, int] | None:
-    """How ``_weights`` makes numbers of 16 bits from codes, two at a time: instructions without and with a scale, how
-    many codes fit into the mantissa, the number whose last bits they become. None where a code does not fit."""
-    name, mantissa = {torch.bfloat16: ("bf16", 7), torch.float16: ("f16", 10)}[dtype]
+def magic(dtype: torch.dtype, bits: int) -> Magic | None:
+    """None where a code does not fit into a mantissa, or not whole ones into a word."""
+    # In float16, codes are numbers as they are, if very small ones. In bfloat16 such would be lost in float32 sums.
+    name, mantissa, one, base, unit = {
+        torch.bfloat16: ("bf16", 7, 0x4300, 128, 1.0),
+        torch.float16: ("f16", 10, 0x6400, 0, 2.0**-24),
+    }[dtype]
     if bits > mantissa or 32 % bits:
         return None
-    base = {7: 0x4300, 10: 0x6400}[mantissa] * 0x10001
-    start = (
-        "{ .reg .b32 t, z; prmt.b32 t, $1, $2, $3; shr.u32 t, t, $5; "
-        f"lop3.b32 t, t, $7, {base}, 0xEA; fma.rn.{name}x2 "
-    )
-    plain = start + "$0, t, $9, $10; }"
-    scaled = start + f"t, t, $9, $10; mov.b32 z, {0x80008000}; fma.rn.{name}x2 $0, t, $11, z; }}"
-    return plain, scaled, mantissa // bits, 1 << mantissa
+    code = "{{ .reg .b32 t, z; prmt.b32 t, $1, $2, $3; shr.u32 t, t, $5; lop3.b32 {}, t, $7, {}, 0xEA; "
+    numbers = code.format("$0", one * 0x10001 if base else 0) + "}"
+    weights = code.format("t", one * 0x10001) + f"fma.rn.{name}x2 t, t, $9, $10; "
+    weights += f"mov.b32 z, {0x80008000}; fma.rn.{name}x2 $0, t, $11, z; }}"
+    return Magic(numbers, weights, base, unit, mantissa // bits, 1 << mantissa)
 
 
 @triton.jit
@@ -140,165 +185,6 @@ def _codes(word, above, bit, BITS: tl.constexpr):
 
 
 @triton.jit
-def _spread(each, ROWS: tl.constexpr, UNITS: tl.constexpr, PER: tl.constexpr):
-    """(rows, parts) -> (1, rows, units)."""
-    if each.shape[1] == 1:
-        found = each.reshape(1, each.shape[0], 1)
-    else:
-        found = each[:, :, None].broadcast_to(ROWS, UNITS // PER, PER).reshape(1, ROWS, UNITS)
-    return found
-
-
-@triton.jit
-def _weights(
-    x, word, at, left, middle, factor,
-    PER: tl.constexpr, BITS: tl.constexpr, CODES: tl.constexpr, MAGIC: tl.constexpr,
-):  # fmt: skip
-    """(code − middle) · factor in x's type, (codes, rows, units), from the first words of units, which are ``at``.
-
-    left: how many words of the row there are from there on. middle: float32, factor: the same or None; both as units.
-
-    With ``magic``, codes are or-ed into the mantissas of two numbers at once: those at the same place of neighbouring
-    words. A multiplication by a power of two takes each to where it belongs, and the base is subtracted: exact.
-    """
-    place = tl.arange(0, CODES)[:, None, None]
-    ROWS: tl.constexpr = word.shape[0]
-    UNITS: tl.constexpr = word.shape[1]
-    word = word.reshape(1, ROWS, UNITS)
-    middle = _spread(middle, ROWS, UNITS, PER)
-    if factor is not None:
-        factor = _spread(factor, ROWS, UNITS, PER)
-    if MAGIC is None:
-        bit = place * BITS
-        low, above = word, word
-        for number in tl.static_range(1, CODES * BITS // 32):
-            other = tl.load(at + number, mask=left > number, other=0).reshape(word.shape)
-            low = tl.where(bit // 32 == number, other, low)
-            above = tl.where((bit + BITS - 1) // 32 == number, other, above)
-        found = _codes(low, above, bit % 32, BITS) - middle
-        if factor is not None:
-            found = found * factor
-        found = found.to(x.dtype.element_ty)
-    else:
-        HALF: tl.constexpr = CODES // 2
-        lift = place % HALF % MAGIC[2] * BITS
-        select = tl.where(place < HALF, 0x5410, 0x7632)
-        shift = place % HALF * BITS - lift
-        mask = ((2**BITS - 1) * 0x10001) << lift
-        power = ((127 - lift) << 23).to(tl.float32, bitcast=True)
-        offset = (-MAGIC[3] * power - middle).to(x.dtype.element_ty)
-        power = power.to(x.dtype.element_ty)
-        if factor is None:
-            found = tl.inline_asm_elementwise(
-                MAGIC[0], "=r,r,r,r,r,r,r,r,r,r,r", [word, select, shift, mask, power, offset],
-                dtype=x.dtype.element_ty, is_pure=True, pack=2,
-            )  # fmt: skip
-        else:
-            found = tl.inline_asm_elementwise(
-                MAGIC[1], "=r,r,r,r,r,r,r,r,r,r,r,r",
-                [word, select, shift, mask, power, offset, factor.to(x.dtype.element_ty)],
-                dtype=x.dtype.element_ty, is_pure=True, pack=2,
-            )  # fmt: skip
-    return found
-
-
-# Scales and zero points are declared not aligned, so that a thread takes one at a time, in the places of its words.
-@triton.jit(do_not_specialize=["tokens", "rows"], do_not_specialize_on_alignment=["scale", "zero"])
-def _multiply(
-    x, packed, scale, zero, bias, out, tokens, rows,
-    BITS: tl.constexpr, CODES: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr,
-    HIGH: tl.constexpr, TOKENS: tl.constexpr, SPLIT: tl.constexpr, MAGIC: tl.constexpr,
-):  # fmt: skip
-    """Program (block of rows, block of rows of x): its warps share the columns, SPAN of them at a time, and add up.
-
-    A *unit* is the fewest whole words that hold whole codes: one word of 16, 8 or 4 codes for 2, 4 and 8 bits, three
-    words of 32 codes for 3 bits. Of a span, a quad of threads takes 4 x EACH units of a row, each thread EACH
-    neighbours.
-    """
-    WIDE: tl.constexpr = CODES * BITS // 32
-    WORDS: tl.constexpr = (COLUMNS * BITS + 31) // 32
-    UNITS: tl.constexpr = (COLUMNS + CODES - 1) // CODES
-    EACH: tl.constexpr = 4 if WIDE == 1 else 1
-    SPAN: tl.constexpr = 4 * EACH * CODES
-    ROWS: tl.constexpr = 8 * HIGH
-    GROUPS: tl.constexpr = COLUMNS // GROUP
-    WHOLE: tl.constexpr = GROUPS == 1 or GROUP % SPAN == 0  # a span lies in one group: scale the sums
-    SHARE: tl.constexpr = 4 if GROUP % (4 * CODES) == 0 else 2 if GROUP % (2 * CODES) == 0 else 1
-    PER: tl.constexpr = 4 * EACH if WHOLE else min(SHARE, EACH)  # units that a scale is loaded for
-    EVERY: tl.constexpr = max(1, GROUP // (PER * CODES))
-    EIGHTS: tl.constexpr = EACH * CODES // 8
-
-    # Rows of the tile of words: (HIGH, SPLIT, 8), so that each warp has 8 and what is above is in its registers.
-    place = tl.arange(0, ROWS * SPLIT)
-    row = tl.program_id(0) * ROWS + place // (8 * SPLIT) * 8 + place % 8
-    row = tl.minimum(row, rows - 1).to(tl.int64)[:, None]
-    warp = (place // 8 % SPLIT)[:, None]
-    unit = warp * (4 * EACH) + tl.arange(0, 4 * EACH)[None, :]
-    at = packed + row * WORDS + unit * WIDE
-    # Of x: (EIGHTS, TOKENS / 8, SPLIT, 8), each 8 columns of each thread of a quad.
-    place = tl.arange(0, EIGHTS * TOKENS * SPLIT)
-    token = tl.program_id(1) * TOKENS + place // (8 * SPLIT) % (TOKENS // 8) * 8 + place % 8
-    column = place // 8 % SPLIT * SPAN + place // (TOKENS * SPLIT) * 8
-    quad = tl.arange(0, 32)
-    column = column[:, None] + (quad // 8 * (EACH * CODES) + quad % 8)[None, :]
-    at_x = x + token.to(tl.int64)[:, None] * COLUMNS + column
-    held = (token < tokens)[:, None]
-
-    # What the next turn needs is asked for before this one works.
-    word = tl.load(at, mask=unit < UNITS, other=0)
-    part = warp * (4 * EACH // PER) + tl.arange(0, 4 * EACH // PER)[None, :]
-    middle = _middle(zero, row, part, BITS, GROUPS, EVERY)
-    if WHOLE:
-        span = tl.arange(0, SPLIT)[:, None]
-        high = tl.minimum(tl.program_id(0) * ROWS + tl.arange(0, ROWS), rows - 1).to(tl.int64)[None, :]
-        factor = _scale(scale, high, span, GROUPS, EVERY)
-    else:
-        factor = _scale(scale, row, part, GROUPS, EVERY)
-    total = tl.zeros((SPLIT, ROWS, TOKENS), tl.float32)
-    for _ in range(0, UNITS, 4 * EACH * SPLIT):
-        if COLUMNS % (SPAN * SPLIT) == 0:
-            values = tl.load(at_x, mask=held, other=0)
-        else:
-            values = tl.load(at_x, mask=held & (column < COLUMNS), other=0)
-        next_at = at + 4 * EACH * SPLIT * WIDE
-        next_unit = unit + 4 * EACH * SPLIT
-        next_word = tl.load(next_at, mask=next_unit < UNITS, other=0)
-        part += SPLIT * (4 * EACH // PER)
-        next_middle = middle if zero is None else _middle(zero, row, part, BITS, GROUPS, EVERY)
-        if WHOLE:
-            span += SPLIT
-            next_factor = _scale(scale, high, span, GROUPS, EVERY)
-            weight = _weights(x, word, at, WORDS - unit * WIDE, middle, None, PER, BITS, CODES, MAGIC)
-        else:
-            next_factor = _scale(scale, row, part, GROUPS, EVERY)
-            weight = _weights(x, word, at, WORDS - unit * WIDE, middle, factor, PER, BITS, CODES, MAGIC)
-        # A unit of a matrix takes in, from each thread of a quad, two pairs of neighbours.
-        values = tl.permute(values.reshape(EIGHTS, TOKENS // 8, SPLIT, 8, 4, 8), (2, 1, 3, 4, 0, 5))
-        if EACH == 4:  # pairs of words, at the same code
-            weight = tl.permute(weight.reshape(CODES, HIGH, SPLIT, 8, 4, 2, 2), (2, 1, 3, 0, 5, 4, 6))
-            values = tl.permute(values.reshape(SPLIT, TOKENS, 4, 2, 2, CODES), (0, 5, 3, 2, 4, 1))
-        else:  # pairs of codes
-            weight = tl.permute(weight.reshape(CODES // 2, 2, HIGH, SPLIT, 8, 4), (3, 2, 4, 0, 5, 1))
-            values = tl.permute(values.reshape(SPLIT, TOKENS, 4, CODES // 2, 2), (0, 3, 2, 4, 1))
-        weight, values = weight.reshape(SPLIT, ROWS, SPAN), values.reshape(SPLIT, SPAN, TOKENS)
-        if WHOLE:
-            total += tl.dot(weight, values) * factor[:, :, None]
-        else:
-            total = tl.dot(weight, values, total)
-        at, unit, word, middle, factor = next_at, next_unit, next_word, next_middle, next_factor
-        at_x += SPAN * SPLIT
-        column += SPAN * SPLIT
-    y = tl.sum(total, 0)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)[None, :]
-    if bias is not None:
-        y += tl.load(bias + tl.minimum(row, rows - 1)).to(tl.float32)
-    tl.store(
-        out + token.to(tl.int64) * rows + row, y.to(out.dtype.element_ty), mask=(token < tokens) & (row < rows)
-    )  # fmt: skip
-
-
-@triton.jit
 def _scale(scale, row, part, GROUPS: tl.constexpr, EVERY: tl.constexpr):
     """The scales of parts of rows, float32; EVERY parts are a group."""
     if GROUPS == 1:
@@ -314,13 +200,13 @@ def _middle(zero, row, part, BITS: tl.constexpr, GROUPS: tl.constexpr, EVERY: tl
     if zero is None:
         found = tl.full((1, 1), 2 ** (BITS - 1), tl.float32)
     else:
-        group = part * 0 if GROUPS == 1 else part // EVERY
-        mask = part < GROUPS * EVERY if GROUPS > 1 else part == part
         bit = row * BITS
-        word = tl.load(zero + bit // 32 * GROUPS + group, mask=mask, other=0)
+        at = zero + (part * 0 if GROUPS == 1 else part // EVERY)
+        mask = part == part if GROUPS == 1 else part < GROUPS * EVERY
+        word = tl.load(at + bit // 32 * GROUPS, mask=mask, other=0)
         above = word
         if 32 % BITS != 0:
-            above = tl.load(zero + (bit + BITS - 1) // 32 * GROUPS + group, mask=mask, other=0)
+            above = tl.load(at + (bit + BITS - 1) // 32 * GROUPS, mask=mask, other=0)
         found = _codes(word, above, bit % 32, BITS)
     return found
 
@@ -343,7 +229,178 @@ def _dense(
     if 32 % BITS != 0:
         above = tl.load(at + (bit + BITS - 1) // 32 - bit // 32, mask=mask, other=0)
     group = tl.minimum(column // GROUP, GROUPS - 1)
-    weight = (_codes(word, above, bit % 32, BITS) - _middle(zero, row, group, BITS, GROUPS, 1)) * _scale(
-        scale, row, group, GROUPS, 1
-    )
+    steps = _codes(word, above, bit % 32, BITS) - _middle(zero, row, group, BITS, GROUPS, 1)
+    weight = steps * _scale(scale, row, group, GROUPS, 1)
     tl.store(out + tl.program_id(0).to(tl.int64) * COLUMNS + column, weight.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _spread(each, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """(parts, rows) -> (1, rows, units), or (1, 1) -> (1, 1, 1)."""
+    PARTS: tl.constexpr = each.shape[0]
+    if PARTS == 1:
+        found = each.reshape(1, 1, 1)
+    else:
+        found = tl.trans(each).reshape(ROWS, PARTS, 1).broadcast_to(ROWS, PARTS, UNITS // PARTS)
+        found = found.reshape(1, ROWS, UNITS)
+    return found
+
+
+@triton.jit
+def _over_sums(each, HIGH: tl.constexpr, SPANS: tl.constexpr, WIDTH: tl.constexpr):
+    """(4, rows) -> (spans, rows, sums), or (1, 1) -> (1, 1, 1). A thread has one of the four, and two sums of 8."""
+    if each.shape[0] == 1:
+        found = each.reshape(1, 1, 1)
+    else:
+        found = tl.permute(tl.trans(each).reshape(HIGH, SPANS, 8, 4), (1, 0, 2, 3)).reshape(SPANS, 8 * HIGH, 1, 4, 1)
+        found = found.broadcast_to(SPANS, 8 * HIGH, WIDTH // 8, 4, 2).reshape(SPANS, 8 * HIGH, WIDTH)
+    return found
+
+
+@triton.jit
+def _numbers(x, word, at, left, middle, factor, BITS: tl.constexpr, CODES: tl.constexpr, MAGIC: tl.constexpr):
+    """What codes stand for, in x's type: (codes, rows, units), from the first words of units, which are ``at``.
+
+    (base + code) · unit where factor is None, with 0 and 1 in place of them without ``magic``; else
+    (code − middle) · factor. left: how many words of the row there are from there on. middle, factor: (parts, rows).
+    """
+    ROWS: tl.constexpr = word.shape[0]
+    UNITS: tl.constexpr = word.shape[1]
+    place = tl.arange(0, CODES)[:, None, None]
+    word = word.reshape(1, ROWS, UNITS)
+    if factor is not None:
+        middle = _spread(middle, ROWS, UNITS)
+        factor = _spread(factor, ROWS, UNITS)
+    if MAGIC is None:
+        bit = place * BITS
+        low, above = word, word
+        for number in tl.static_range(1, CODES * BITS // 32):
+            other = tl.load(at + number, mask=left > number, other=0).reshape(1, ROWS, UNITS)
+            low = tl.where(bit // 32 == number, other, low)
+            above = tl.where((bit + BITS - 1) // 32 == number, other, above)
+        found = _codes(low, above, bit % 32, BITS)
+        if factor is not None:
+            found = (found - middle) * factor
+        found = found.to(x.dtype.element_ty)
+    else:
+        HALF: tl.constexpr = CODES // 2
+        select = tl.where(place < HALF, 0x5410, 0x7632)
+        if factor is None:
+            shift = place % HALF * BITS
+            found = tl.inline_asm_elementwise(
+                MAGIC.numbers, "=r,r,r,r,r,r,r,r,r", [word, select, shift, (2**BITS - 1) * 0x10001],
+                dtype=x.dtype.element_ty, is_pure=True, pack=2,
+            )  # fmt: skip
+        else:
+            lift = place % HALF % MAGIC.fields * BITS
+            shift = place % HALF * BITS - lift
+            mask = ((2**BITS - 1) * 0x10001) << lift
+            power = ((127 - lift) << 23).to(tl.float32, bitcast=True)
+            offset = (-MAGIC.offset * power - middle).to(x.dtype.element_ty)
+            found = tl.inline_asm_elementwise(
+                MAGIC.weights, "=r,r,r,r,r,r,r,r,r,r,r,r",
+                [word, select, shift, mask, power.to(x.dtype.element_ty), offset, factor.to(x.dtype.element_ty)],
+                dtype=x.dtype.element_ty, is_pure=True, pack=2,
+            )  # fmt: skip
+    return found
+
+
+# Scales and zero points are declared not aligned, so that a thread takes one at a time, in the places of its words.
+@triton.jit(do_not_specialize=["tokens", "rows"], do_not_specialize_on_alignment=["scale", "zero"])
+def _multiply(
+    x, packed, scale, zero, bias, out, tokens, rows,
+    BITS: tl.constexpr, CODES: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr, APART: tl.constexpr,
+    HIGH: tl.constexpr, WIDTH: tl.constexpr, SPANS: tl.constexpr, MAGIC: tl.constexpr,
+):  # fmt: skip
+    """Program (block of rows, block of rows of x): its warps share the columns, a *span* each at a time, and add up.
+
+    A *unit* is the fewest whole words that hold whole codes: one word of 16, 8 or 4 codes for 2, 4 and 8 bits, three
+    words of 32 codes for 3 bits. Of a span, a quad of threads holds 4 x EACH units of a row, each thread EACH
+    neighbours.
+    """
+    WIDE: tl.constexpr = CODES * BITS // 32
+    WORDS: tl.constexpr = (COLUMNS * BITS + 31) // 32
+    UNITS: tl.constexpr = (COLUMNS + CODES - 1) // CODES
+    EACH: tl.constexpr = 4 if WIDE == 1 else 1
+    SPAN: tl.constexpr = 4 * EACH * CODES
+    ROWS: tl.constexpr = 8 * HIGH
+    GROUPS: tl.constexpr = COLUMNS // GROUP
+    # Parts of a span that have scales: what a thread holds, or less where groups are smaller.
+    SHARE: tl.constexpr = 4 if GROUP % (4 * CODES) == 0 else 2 if GROUP % (2 * CODES) == 0 else 1
+    PARTS: tl.constexpr = 4 if GROUPS == 1 or EACH == 1 else 16 // SHARE
+    EVERY: tl.constexpr = max(1, GROUP * PARTS // SPAN)
+    TOKENS: tl.constexpr = WIDTH // max(APART, 1)
+    EIGHTS: tl.constexpr = EACH * CODES // 8
+
+    # Rows of the tile of words: (HIGH, SPANS, 8), so that a warp has 8, and what is above is in its registers.
+    place = tl.arange(0, ROWS * SPANS)
+    row = tl.program_id(0) * ROWS + place // (8 * SPANS) * 8 + place % 8
+    row = tl.minimum(row, rows - 1).to(tl.int64)
+    span = place // 8 % SPANS
+    unit = span[:, None] * (4 * EACH) + tl.arange(0, 4 * EACH)[None, :]
+    at = packed + row[:, None] * WORDS + unit * WIDE
+    # Of x: (EIGHTS, WIDTH / 8, SPANS, 8), each 8 columns of each thread of a quad.
+    place = tl.arange(0, EIGHTS * WIDTH * SPANS)
+    number = place // (8 * SPANS) % (WIDTH // 8) * 8 + place % 8
+    token = tl.minimum(tl.program_id(1) * TOKENS + number % TOKENS, tokens - 1)
+    quad = tl.arange(0, 32)
+    column = place // 8 % SPANS * SPAN + place // (WIDTH * SPANS) * 8
+    column = column[:, None] + (quad // 8 * (EACH * CODES) + quad % 8)[None, :]
+    at_x = x + token.to(tl.int64)[:, None] * COLUMNS + column
+
+    # What the next turn needs is asked for before this one works. Words past the end meet zeros of x.
+    word = tl.load(at, mask=unit < UNITS)
+    row = row[None, :]
+    part = span[None, :] * PARTS + tl.arange(0, PARTS)[:, None]
+    factor = _scale(scale, row, part, GROUPS, EVERY)
+    middle = _middle(zero, row, part, BITS, GROUPS, EVERY)
+    total = tl.zeros((SPANS, ROWS, WIDTH), tl.float32)
+    for _ in range(0, UNITS, 4 * EACH * SPANS):
+        if APART > 1:  # a sum takes only what is in its group
+            mask = (quad // (32 // APART))[None, :] == (number // TOKENS)[:, None]
+            values = tl.load(at_x, mask=mask & (column < COLUMNS), other=0)
+        elif COLUMNS % (SPAN * SPANS) == 0:
+            values = tl.load(at_x)
+        else:
+            values = tl.load(at_x, mask=column < COLUMNS, other=0)
+        next_at = at + 4 * EACH * SPANS * WIDE
+        next_unit = unit + 4 * EACH * SPANS
+        next_word = tl.load(next_at, mask=next_unit < UNITS)
+        part += SPANS * PARTS
+        next_factor = _scale(scale, row, part, GROUPS, EVERY)
+        next_middle = middle if zero is None else _middle(zero, row, part, BITS, GROUPS, EVERY)
+        if APART:
+            weight = _numbers(x, word, at, WORDS - unit * WIDE, None, None, BITS, CODES, MAGIC)
+        else:
+            weight = _numbers(x, word, at, WORDS - unit * WIDE, middle, factor, BITS, CODES, MAGIC)
+        # A matrix unit takes in, from each thread of a quad, two pairs of neighbours.
+        values = tl.permute(values.reshape(EIGHTS, WIDTH // 8, SPANS, 8, 4, 8), (2, 1, 3, 4, 0, 5))
+        if EACH == 4:  # pairs of words, at the same code
+            weight = tl.permute(weight.reshape(CODES, HIGH, SPANS, 8, 4, 2, 2), (2, 1, 3, 0, 5, 4, 6))
+            values = tl.permute(values.reshape(SPANS, WIDTH, 4, 2, 2, CODES), (0, 5, 3, 2, 4, 1))
+        else:  # pairs of codes
+            weight = tl.permute(weight.reshape(CODES // 2, 2, HIGH, SPANS, 8, 4), (3, 2, 4, 0, 5, 1))
+            values = tl.permute(values.reshape(SPANS, WIDTH, 4, CODES // 2, 2), (0, 3, 2, 4, 1))
+        weight, values = weight.reshape(SPANS, ROWS, SPAN), values.reshape(SPANS, SPAN, WIDTH)
+        if APART:
+            sums = tl.dot(weight, values)
+            of_x = tl.dot(tl.full((SPANS, 16, SPAN), 1, x.dtype.element_ty), values)
+            of_x = of_x.reshape(SPANS, 1, 16, WIDTH).broadcast_to(SPANS, ROWS // 16, 16, WIDTH)
+            lower = _over_sums(middle, HIGH, SPANS, WIDTH)
+            if MAGIC is not None:
+                sums *= 1 / MAGIC.unit
+                lower += MAGIC.base
+            sums -= lower * of_x.reshape(SPANS, ROWS, WIDTH)
+            total += sums * _over_sums(factor, HIGH, SPANS, WIDTH)
+        else:
+            total = tl.dot(weight, values, total)
+        at, unit, word, middle, factor = next_at, next_unit, next_word, next_middle, next_factor
+        at_x += SPAN * SPANS
+        column += SPAN * SPANS
+    y = tl.sum(tl.sum(total, 0).reshape(ROWS, WIDTH // TOKENS, TOKENS), 1)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)[None, :]
+    if bias is not None:
+        y += tl.load(bias + tl.minimum(row, rows - 1)).to(tl.float32)
+    at = out + token.to(tl.int64) * rows + row
+    tl.store(at, y.to(out.dtype.element_ty), mask=(token < tokens) & (row < rows))

@@ -90,12 +90,11 @@ def codes_of(bits: int) -> int:
 
 def _few(out, x, packed, scale, zero, bias, bits, group) -> None:
     (tokens, columns), rows = x.shape, out.shape[1]
-    apart = parts_apart(tokens, columns, bits, group)
-    high, width, spans, warps = blocks(tokens * max(apart, 1), rows, columns, bits)
-    _multiply[-(-rows // (8 * high)), -(-tokens // (width // max(apart, 1)))](
+    high, width, spans, warps = blocks(tokens, rows, columns, bits)
+    _multiply[-(-rows // (8 * high)), -(-tokens // width)](
         x, packed, scale, zero, bias, out, tokens, rows,
-        BITS=bits, CODES=codes_of(bits), GROUP=group, COLUMNS=columns, APART=apart,
-        HIGH=high, WIDTH=width, SPANS=spans, MAGIC=magic(x.dtype, bits) if x.is_cuda and not torch.version.hip else None,
+        BITS=bits, CODES=codes_of(bits), GROUP=group, COLUMNS=columns,
+        HIGH=high, TOKENS=width, SPANS=spans, MAGIC=magic(x.dtype, bits) if x.is_cuda and not torch.version.hip else None,
         num_warps=warps, num_stages=1,
     )  # fmt: skip
 
@@ -105,22 +104,11 @@ def span_of(bits: int) -> int:
     return 128 if bits == 3 else 512 // bits
 
 
-def parts_apart(tokens: int, columns: int, bits: int, group: int) -> int:
-    """How many groups are in a span, if their sums are to be kept apart and scaled then; 0 if weights are to be scaled
-    before: that takes more instructions, but rows of x take the places of sums."""
-    span = span_of(bits)
-    if group == columns or group % span == 0:
-        return 1
-    apart = span // group
-    return apart if group * apart == span and apart in (2, 4) and apart * tokens <= 8 else 0
-
-
-def blocks(sums: int, rows: int, columns: int, bits: int) -> Blocks:
-    """For ``sums`` kept apart for a row of weights: of so many rows of x, or of groups in a span."""
+def blocks(tokens: int, rows: int, columns: int, bits: int) -> Blocks:
     warps = 4
     while warps < 16 and rows // 16 * warps < WARPS and columns > 2 * warps * span_of(bits):
         warps *= 2
-    return Blocks(2, 8 if sums <= 8 and not torch.version.hip else 16, warps, warps)
+    return Blocks(2, 8 if tokens <= 8 and not torch.version.hip else 16, warps, warps)
 
 
 def _many(out, x, packed, scale, zero, bias, bits, group) -> None:
@@ -139,34 +127,29 @@ def _many(out, x, packed, scale, zero, bias, bits, group) -> None:
 class Magic(NamedTuple):
     """How codes become numbers of 16 bits, two at a time: the codes at the same place of neighbouring words.
 
-    numbers: instructions for (base + code) · unit, by or-ing codes into mantissas. weights: for (code − zero) · scale.
-    There, ``fields`` codes find place in a mantissa without a shift; a multiplication by a power of two takes each to
-    where it belongs, and ``offset``, the number whose last bits the first of them becomes, is subtracted: exact.
+    They are or-ed into mantissas, where ``fields`` of them find place without a shift. A multiplication by a power of
+    two takes each to where it belongs, and ``base``, the number whose last bits the first of them becomes, is
+    subtracted together with the zero point: exact. ``steps``: instructions for that; ``weights``: and for the scale.
     """
 
-    numbers: tl.constexpr
+    steps: tl.constexpr
     weights: tl.constexpr
-    base: tl.constexpr
-    unit: tl.constexpr
     fields: tl.constexpr
-    offset: tl.constexpr
+    base: tl.constexpr
 
 
 @cache
 def magic(dtype: torch.dtype, bits: int) -> Magic | None:
     """None where a code does not fit into a mantissa, or not whole ones into a word."""
-    # In float16, codes are numbers as they are, if very small ones. In bfloat16 such would be lost in float32 sums.
-    name, mantissa, one, base, unit = {
-        torch.bfloat16: ("bf16", 7, 0x4300, 128, 1.0),
-        torch.float16: ("f16", 10, 0x6400, 0, 2.0**-24),
-    }[dtype]
+    name, mantissa, one = {torch.bfloat16: ("bf16", 7, 0x4300), torch.float16: ("f16", 10, 0x6400)}[dtype]
     if bits > mantissa or 32 % bits:
         return None
-    code = "{{ .reg .b32 t, z; prmt.b32 t, $1, $2, $3; shr.u32 t, t, $5; lop3.b32 {}, t, $7, {}, 0xEA; "
-    numbers = code.format("$0", one * 0x10001 if base else 0) + "}"
-    weights = code.format("t", one * 0x10001) + f"fma.rn.{name}x2 t, t, $9, $10; "
-    weights += f"mov.b32 z, {0x80008000}; fma.rn.{name}x2 $0, t, $11, z; }}"
-    return Magic(numbers, weights, base, unit, mantissa // bits, 1 << mantissa)
+    step = (
+        "{ .reg .b32 t, z; prmt.b32 t, $1, $2, $3; shr.u32 t, t, $5; "
+        f"lop3.b32 t, t, $7, {one * 0x10001}, 0xEA; fma.rn.{name}x2 t, t, $9, $10; "
+    )
+    scaled = f"mov.b32 z, {0x80008000}; fma.rn.{name}x2 $0, t, $11, z; }}"
+    return Magic(step + "mov.b32 $0, t; }", step + scaled, mantissa // bits, 1 << mantissa)
 
 
 @triton.jit
@@ -185,13 +168,23 @@ def _codes(word, above, bit, BITS: tl.constexpr):
 
 
 @triton.jit
-def _scale(scale, row, part, GROUPS: tl.constexpr, EVERY: tl.constexpr):
-    """The scales of parts of rows, float32; EVERY parts are a group."""
+def _group(part, GROUPS: tl.constexpr, EVERY: tl.constexpr):
+    """The group of a part of a row, EVERY parts being one, and whether there is such a part."""
     if GROUPS == 1:
-        found = tl.load(scale + row + part * 0)
+        found = part * 0
+        exists = part == part
     else:
-        found = tl.load(scale + row * GROUPS + part // EVERY, mask=part < GROUPS * EVERY, other=0)
-    return found.to(tl.float32)
+        found = part // EVERY
+        exists = part < GROUPS * EVERY
+    # Not so, but only the order in which threads take parts follows: unaligned loads are never joined.
+    return tl.max_contiguous(found, (4, 1)), exists
+
+
+@triton.jit
+def _scale(scale, row, part, GROUPS: tl.constexpr, EVERY: tl.constexpr):
+    """The scales of parts of rows, float32."""
+    group, exists = _group(part, GROUPS, EVERY)
+    return tl.load(scale + row * GROUPS + group, mask=exists, other=0).to(tl.float32)
 
 
 @triton.jit
@@ -200,13 +193,12 @@ def _middle(zero, row, part, BITS: tl.constexpr, GROUPS: tl.constexpr, EVERY: tl
     if zero is None:
         found = tl.full((1, 1), 2 ** (BITS - 1), tl.float32)
     else:
+        group, exists = _group(part, GROUPS, EVERY)
         bit = row * BITS
-        at = zero + (part * 0 if GROUPS == 1 else part // EVERY)
-        mask = part == part if GROUPS == 1 else part < GROUPS * EVERY
-        word = tl.load(at + bit // 32 * GROUPS, mask=mask, other=0)
+        word = tl.load(zero + bit // 32 * GROUPS + group, mask=exists, other=0)
         above = word
         if 32 % BITS != 0:
-            above = tl.load(at + (bit + BITS - 1) // 32 * GROUPS, mask=mask, other=0)
+            above = tl.load(zero + (bit + BITS - 1) // 32 * GROUPS + group, mask=exists, other=0)
         found = _codes(word, above, bit % 32, BITS)
     return found
 
@@ -228,9 +220,8 @@ def _dense(
     above = word
     if 32 % BITS != 0:
         above = tl.load(at + (bit + BITS - 1) // 32 - bit // 32, mask=mask, other=0)
-    group = tl.minimum(column // GROUP, GROUPS - 1)
-    steps = _codes(word, above, bit % 32, BITS) - _middle(zero, row, group, BITS, GROUPS, 1)
-    weight = steps * _scale(scale, row, group, GROUPS, 1)
+    steps = _codes(word, above, bit % 32, BITS) - _middle(zero, row, column, BITS, GROUPS, GROUP)
+    weight = steps * _scale(scale, row, column, GROUPS, GROUP)
     tl.store(out + tl.program_id(0).to(tl.int64) * COLUMNS + column, weight.to(out.dtype.element_ty), mask=mask)
 
 
@@ -247,29 +238,24 @@ def _spread(each, ROWS: tl.constexpr, UNITS: tl.constexpr):
 
 
 @triton.jit
-def _over_sums(each, HIGH: tl.constexpr, SPANS: tl.constexpr, WIDTH: tl.constexpr):
-    """(4, rows) -> (spans, rows, sums), or (1, 1) -> (1, 1, 1). A thread has one of the four, and two sums of 8."""
-    if each.shape[0] == 1:
-        found = each.reshape(1, 1, 1)
-    else:
-        found = tl.permute(tl.trans(each).reshape(HIGH, SPANS, 8, 4), (1, 0, 2, 3)).reshape(SPANS, 8 * HIGH, 1, 4, 1)
-        found = found.broadcast_to(SPANS, 8 * HIGH, WIDTH // 8, 4, 2).reshape(SPANS, 8 * HIGH, WIDTH)
-    return found
+def _over_sums(each, HIGH: tl.constexpr, SPANS: tl.constexpr, TOKENS: tl.constexpr):
+    """(4, rows) -> (spans, rows, tokens): a thread has one of the four, and two sums of 8; all four are the same."""
+    found = tl.permute(tl.trans(each).reshape(HIGH, SPANS, 8, 4), (1, 0, 2, 3)).reshape(SPANS, 8 * HIGH, 1, 4, 1)
+    return found.broadcast_to(SPANS, 8 * HIGH, TOKENS // 8, 4, 2).reshape(SPANS, 8 * HIGH, TOKENS)
 
 
 @triton.jit
 def _numbers(x, word, at, left, middle, factor, BITS: tl.constexpr, CODES: tl.constexpr, MAGIC: tl.constexpr):
-    """What codes stand for, in x's type: (codes, rows, units), from the first words of units, which are ``at``.
+    """(code − middle) · factor in x's type, (codes, rows, units), from the first words of units, which are ``at``.
 
-    (base + code) · unit where factor is None, with 0 and 1 in place of them without ``magic``; else
-    (code − middle) · factor. left: how many words of the row there are from there on. middle, factor: (parts, rows).
+    left: how many words of the row there are from there on. middle, factor: (parts, rows); factor may be None.
     """
     ROWS: tl.constexpr = word.shape[0]
     UNITS: tl.constexpr = word.shape[1]
     place = tl.arange(0, CODES)[:, None, None]
     word = word.reshape(1, ROWS, UNITS)
+    middle = _spread(middle, ROWS, UNITS)
     if factor is not None:
-        middle = _spread(middle, ROWS, UNITS)
         factor = _spread(factor, ROWS, UNITS)
     if MAGIC is None:
         bit = place * BITS
@@ -278,28 +264,28 @@ def _numbers(x, word, at, left, middle, factor, BITS: tl.constexpr, CODES: tl.co
             other = tl.load(at + number, mask=left > number, other=0).reshape(1, ROWS, UNITS)
             low = tl.where(bit // 32 == number, other, low)
             above = tl.where((bit + BITS - 1) // 32 == number, other, above)
-        found = _codes(low, above, bit % 32, BITS)
+        found = _codes(low, above, bit % 32, BITS) - middle
         if factor is not None:
-            found = (found - middle) * factor
+            found = found * factor
         found = found.to(x.dtype.element_ty)
     else:
         HALF: tl.constexpr = CODES // 2
+        lift = place % HALF % MAGIC.fields * BITS
         select = tl.where(place < HALF, 0x5410, 0x7632)
+        shift = place % HALF * BITS - lift
+        mask = ((2**BITS - 1) * 0x10001) << lift
+        power = ((127 - lift) << 23).to(tl.float32, bitcast=True)
+        offset = (-MAGIC.base * power - middle).to(x.dtype.element_ty)
+        power = power.to(x.dtype.element_ty)
         if factor is None:
-            shift = place % HALF * BITS
             found = tl.inline_asm_elementwise(
-                MAGIC.numbers, "=r,r,r,r,r,r,r,r,r", [word, select, shift, (2**BITS - 1) * 0x10001],
+                MAGIC.steps, "=r,r,r,r,r,r,r,r,r,r,r", [word, select, shift, mask, power, offset],
                 dtype=x.dtype.element_ty, is_pure=True, pack=2,
             )  # fmt: skip
         else:
-            lift = place % HALF % MAGIC.fields * BITS
-            shift = place % HALF * BITS - lift
-            mask = ((2**BITS - 1) * 0x10001) << lift
-            power = ((127 - lift) << 23).to(tl.float32, bitcast=True)
-            offset = (-MAGIC.offset * power - middle).to(x.dtype.element_ty)
             found = tl.inline_asm_elementwise(
                 MAGIC.weights, "=r,r,r,r,r,r,r,r,r,r,r,r",
-                [word, select, shift, mask, power.to(x.dtype.element_ty), offset, factor.to(x.dtype.element_ty)],
+                [word, select, shift, mask, power, offset, factor.to(x.dtype.element_ty)],
                 dtype=x.dtype.element_ty, is_pure=True, pack=2,
             )  # fmt: skip
     return found
@@ -309,14 +295,14 @@ def _numbers(x, word, at, left, middle, factor, BITS: tl.constexpr, CODES: tl.co
 @triton.jit(do_not_specialize=["tokens", "rows"], do_not_specialize_on_alignment=["scale", "zero"])
 def _multiply(
     x, packed, scale, zero, bias, out, tokens, rows,
-    BITS: tl.constexpr, CODES: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr, APART: tl.constexpr,
-    HIGH: tl.constexpr, WIDTH: tl.constexpr, SPANS: tl.constexpr, MAGIC: tl.constexpr,
+    BITS: tl.constexpr, CODES: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr,
+    HIGH: tl.constexpr, TOKENS: tl.constexpr, SPANS: tl.constexpr, MAGIC: tl.constexpr,
 ):  # fmt: skip
     """Program (block of rows, block of rows of x): its warps share the columns, a *span* each at a time, and add up.
 
     A *unit* is the fewest whole words that hold whole codes: one word of 16, 8 or 4 codes for 2, 4 and 8 bits, three
     words of 32 codes for 3 bits. Of a span, a quad of threads holds 4 x EACH units of a row, each thread EACH
-    neighbours.
+    neighbours. Where a span lies in one group, its sums are scaled, else the weights.
     """
     WIDE: tl.constexpr = CODES * BITS // 32
     WORDS: tl.constexpr = (COLUMNS * BITS + 31) // 32
@@ -325,11 +311,11 @@ def _multiply(
     SPAN: tl.constexpr = 4 * EACH * CODES
     ROWS: tl.constexpr = 8 * HIGH
     GROUPS: tl.constexpr = COLUMNS // GROUP
+    WHOLE: tl.constexpr = GROUPS == 1 or GROUP % SPAN == 0
     # Parts of a span that have scales: what a thread holds, or less where groups are smaller.
     SHARE: tl.constexpr = 4 if GROUP % (4 * CODES) == 0 else 2 if GROUP % (2 * CODES) == 0 else 1
     PARTS: tl.constexpr = 4 if GROUPS == 1 or EACH == 1 else 16 // SHARE
     EVERY: tl.constexpr = max(1, GROUP * PARTS // SPAN)
-    TOKENS: tl.constexpr = WIDTH // max(APART, 1)
     EIGHTS: tl.constexpr = EACH * CODES // 8
 
     # Rows of the tile of words: (HIGH, SPANS, 8), so that a warp has 8, and what is above is in its registers.
@@ -339,65 +325,55 @@ def _multiply(
     span = place // 8 % SPANS
     unit = span[:, None] * (4 * EACH) + tl.arange(0, 4 * EACH)[None, :]
     at = packed + row[:, None] * WORDS + unit * WIDE
-    # Of x: (EIGHTS, WIDTH / 8, SPANS, 8), each 8 columns of each thread of a quad.
-    place = tl.arange(0, EIGHTS * WIDTH * SPANS)
-    number = place // (8 * SPANS) % (WIDTH // 8) * 8 + place % 8
-    token = tl.minimum(tl.program_id(1) * TOKENS + number % TOKENS, tokens - 1)
+    # Of x: (EIGHTS, TOKENS / 8, SPANS, 8), each 8 columns of each thread of a quad.
+    place = tl.arange(0, EIGHTS * TOKENS * SPANS)
+    token = tl.program_id(1) * TOKENS + place // (8 * SPANS) % (TOKENS // 8) * 8 + place % 8
+    held = (token < tokens)[:, None]
     quad = tl.arange(0, 32)
-    column = place // 8 % SPANS * SPAN + place // (WIDTH * SPANS) * 8
+    column = place // 8 % SPANS * SPAN + place // (TOKENS * SPANS) * 8
     column = column[:, None] + (quad // 8 * (EACH * CODES) + quad % 8)[None, :]
     at_x = x + token.to(tl.int64)[:, None] * COLUMNS + column
 
-    # What the next turn needs is asked for before this one works. Words past the end meet zeros of x.
-    word = tl.load(at, mask=unit < UNITS)
+    # What is needed two turns from now is asked for before this one works. Words past the end meet zeros of x.
     row = row[None, :]
     part = span[None, :] * PARTS + tl.arange(0, PARTS)[:, None]
+    word = tl.load(at, mask=unit < UNITS)
     factor = _scale(scale, row, part, GROUPS, EVERY)
     middle = _middle(zero, row, part, BITS, GROUPS, EVERY)
-    total = tl.zeros((SPANS, ROWS, WIDTH), tl.float32)
+    next_word = tl.load(at + 4 * EACH * SPANS * WIDE, mask=unit + 4 * EACH * SPANS < UNITS)
+    next_factor = _scale(scale, row, part + SPANS * PARTS, GROUPS, EVERY)
+    next_middle = middle if zero is None else _middle(zero, row, part + SPANS * PARTS, BITS, GROUPS, EVERY)
+    total = tl.zeros((SPANS, ROWS, TOKENS), tl.float32)
     for _ in range(0, UNITS, 4 * EACH * SPANS):
-        if APART > 1:  # a sum takes only what is in its group
-            mask = (quad // (32 // APART))[None, :] == (number // TOKENS)[:, None]
-            values = tl.load(at_x, mask=mask & (column < COLUMNS), other=0)
-        elif COLUMNS % (SPAN * SPANS) == 0:
-            values = tl.load(at_x)
+        if COLUMNS % (SPAN * SPANS) == 0:
+            values = tl.load(at_x, mask=held, other=0)
         else:
-            values = tl.load(at_x, mask=column < COLUMNS, other=0)
-        next_at = at + 4 * EACH * SPANS * WIDE
-        next_unit = unit + 4 * EACH * SPANS
-        next_word = tl.load(next_at, mask=next_unit < UNITS)
-        part += SPANS * PARTS
-        next_factor = _scale(scale, row, part, GROUPS, EVERY)
-        next_middle = middle if zero is None else _middle(zero, row, part, BITS, GROUPS, EVERY)
-        if APART:
-            weight = _numbers(x, word, at, WORDS - unit * WIDE, None, None, BITS, CODES, MAGIC)
-        else:
-            weight = _numbers(x, word, at, WORDS - unit * WIDE, middle, factor, BITS, CODES, MAGIC)
+            values = tl.load(at_x, mask=held & (column < COLUMNS), other=0)
+        last_word = tl.load(at + 8 * EACH * SPANS * WIDE, mask=unit + 8 * EACH * SPANS < UNITS)
+        last_factor = _scale(scale, row, part + 2 * SPANS * PARTS, GROUPS, EVERY)
+        last_middle = middle if zero is None else _middle(zero, row, part + 2 * SPANS * PARTS, BITS, GROUPS, EVERY)
+        weight = _numbers(x, word, at, WORDS - unit * WIDE, middle, None if WHOLE else factor, BITS, CODES, MAGIC)
         # A matrix unit takes in, from each thread of a quad, two pairs of neighbours.
-        values = tl.permute(values.reshape(EIGHTS, WIDTH // 8, SPANS, 8, 4, 8), (2, 1, 3, 4, 0, 5))
+        values = tl.permute(values.reshape(EIGHTS, TOKENS // 8, SPANS, 8, 4, 8), (2, 1, 3, 4, 0, 5))
         if EACH == 4:  # pairs of words, at the same code
             weight = tl.permute(weight.reshape(CODES, HIGH, SPANS, 8, 4, 2, 2), (2, 1, 3, 0, 5, 4, 6))
-            values = tl.permute(values.reshape(SPANS, WIDTH, 4, 2, 2, CODES), (0, 5, 3, 2, 4, 1))
+            values = tl.permute(values.reshape(SPANS, TOKENS, 4, 2, 2, CODES), (0, 5, 3, 2, 4, 1))
         else:  # pairs of codes
             weight = tl.permute(weight.reshape(CODES // 2, 2, HIGH, SPANS, 8, 4), (3, 2, 4, 0, 5, 1))
-            values = tl.permute(values.reshape(SPANS, WIDTH, 4, CODES // 2, 2), (0, 3, 2, 4, 1))
-        weight, values = weight.reshape(SPANS, ROWS, SPAN), values.reshape(SPANS, SPAN, WIDTH)
-        if APART:
-            sums = tl.dot(weight, values)
-            of_x = tl.dot(tl.full((SPANS, 16, SPAN), 1, x.dtype.element_ty), values)
-            of_x = of_x.reshape(SPANS, 1, 16, WIDTH).broadcast_to(SPANS, ROWS // 16, 16, WIDTH)
-            lower = _over_sums(middle, HIGH, SPANS, WIDTH)
-            if MAGIC is not None:
-                sums *= 1 / MAGIC.unit
-                lower += MAGIC.base
-            sums -= lower * of_x.reshape(SPANS, ROWS, WIDTH)
-            total += sums * _over_sums(factor, HIGH, SPANS, WIDTH)
+            values = tl.permute(values.reshape(SPANS, TOKENS, 4, CODES // 2, 2), (0, 3, 2, 4, 1))
+        weight, values = weight.reshape(SPANS, ROWS, SPAN), values.reshape(SPANS, SPAN, TOKENS)
+        if WHOLE:
+            total += tl.dot(weight, values) * _over_sums(factor, HIGH, SPANS, TOKENS)
         else:
             total = tl.dot(weight, values, total)
-        at, unit, word, middle, factor = next_at, next_unit, next_word, next_middle, next_factor
+        word, middle, factor = next_word, next_middle, next_factor
+        next_word, next_middle, next_factor = last_word, last_middle, last_factor
+        at += 4 * EACH * SPANS * WIDE
+        unit += 4 * EACH * SPANS
+        part += SPANS * PARTS
         at_x += SPAN * SPANS
         column += SPAN * SPANS
-    y = tl.sum(tl.sum(total, 0).reshape(ROWS, WIDTH // TOKENS, TOKENS), 1)
+    y = tl.sum(total, 0)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)[None, :]
     if bias is not None:

@@ -27,8 +27,9 @@ from jettison.grid import Grid
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 BITS = (2, 3, 4, 8)  # that ``_multiply`` takes
 FEW = 64  # rows of x: with more, writing the weights down first is faster
-WARPS = 16 * 132  # fill an H100
+WARPS = 1280  # fill an H100: some 10 on each multiprocessor
 DENSE_BYTES = 32 << 20  # of weights written down at a time: less than the cache of an H100
+DENSE_ROWS, DENSE_UNITS = 8, 64  # of a program that writes
 
 
 class Blocks(NamedTuple):
@@ -91,11 +92,11 @@ def codes_of(bits: int) -> int:
 def _few(out, x, packed, scale, zero, bias, bits, group) -> None:
     (tokens, columns), rows = x.shape, out.shape[1]
     high, width, spans, warps = blocks(tokens, rows, columns, bits)
+    how = magic(x.dtype, bits) if x.is_cuda and not torch.version.hip else None
     _multiply[-(-rows // (8 * high)), -(-tokens // width)](
         x, packed, scale, zero, bias, out, tokens, rows,
         BITS=bits, CODES=codes_of(bits), GROUP=group, COLUMNS=columns,
-        HIGH=high, TOKENS=width, SPANS=spans, MAGIC=magic(x.dtype, bits) if x.is_cuda and not torch.version.hip else None,
-        num_warps=warps, num_stages=1,
+        HIGH=high, TOKENS=width, SPANS=spans, MAGIC=how, num_warps=warps, num_stages=1,
     )  # fmt: skip
 
 
@@ -105,21 +106,25 @@ def span_of(bits: int) -> int:
 
 
 def blocks(tokens: int, rows: int, columns: int, bits: int) -> Blocks:
-    warps = 4
-    while warps < 16 and rows // 16 * warps < WARPS and columns > 2 * warps * span_of(bits):
+    """As many warps for a block of rows as fill a GPU, while each has at least two spans: fewer, and a program's start
+    and end take longer than its work."""
+    warps = 2
+    while warps < 8 and rows // 16 * warps < WARPS and columns >= 4 * warps * span_of(bits):
         warps *= 2
-    return Blocks(2, 8 if tokens <= 8 and not torch.version.hip else 16, warps, warps)
+    few = tokens <= 8 and not torch.version.hip
+    return Blocks(2 if few else 4, 8 if few else 16, warps, warps)
 
 
 def _many(out, x, packed, scale, zero, bias, bits, group) -> None:
-    columns = x.shape[1]
+    columns, codes = x.shape[1], codes_of(bits)
     count = max(128, DENSE_BYTES // (columns * x.element_size()) // 128 * 128)
     for start in range(0, out.shape[1], count):
         stop = min(start + count, out.shape[1])
         weight = x.new_empty(stop - start, columns)
-        _dense[stop - start, -(-columns // 1024)](
-            packed, scale, zero, weight, start, BITS=bits, GROUP=group, COLUMNS=columns, WIDTH=1024
-        )
+        _dense[-(-(stop - start) // DENSE_ROWS), -(-columns // (DENSE_UNITS * codes))](
+            packed, scale, zero, weight, start, stop,
+            BITS=bits, CODES=codes, GROUP=group, COLUMNS=columns, ROWS=DENSE_ROWS, UNITS=DENSE_UNITS,
+        )  # fmt: skip
         part = None if bias is None else bias[start:stop].to(x.dtype)
         out[:, start:stop] = torch.nn.functional.linear(x, weight, part)
 
@@ -159,12 +164,28 @@ def _lifted(above, bit):
 
 
 @triton.jit
-def _codes(word, above, bit, BITS: tl.constexpr):
-    """The codes that start at ``bit`` of a word, float32. Or-ed into a mantissa: converting integers is slow."""
+def _code(word, above, bit, BITS: tl.constexpr):
+    """The code that starts at ``bit`` of a word, float32. Or-ed into a mantissa: converting integers is slow."""
     code = word.to(tl.uint32, bitcast=True) >> bit.to(tl.uint32)
     if 32 % BITS != 0:
         code = tl.where(bit + BITS > 32, code | _lifted(above.to(tl.uint32, bitcast=True), bit), code)
     return ((code & (2**BITS - 1)) | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+
+
+@triton.jit
+def _codes(word, at, left, BITS: tl.constexpr, CODES: tl.constexpr):
+    """The codes of units, float32 (codes, rows, units), from their first words, which are ``at``: (rows, units).
+
+    left: how many words of the row there are from there on.
+    """
+    word = word.reshape(1, word.shape[0], word.shape[1])
+    bit = tl.arange(0, CODES)[:, None, None] * BITS
+    low, above = word, word
+    for number in tl.static_range(1, CODES * BITS // 32):
+        other = tl.load(at + number, mask=left > number, other=0).reshape(word.shape)
+        low = tl.where(bit // 32 == number, other, low)
+        above = tl.where((bit + BITS - 1) // 32 == number, other, above)
+    return _code(low, above, bit % 32, BITS)
 
 
 @triton.jit
@@ -176,8 +197,10 @@ def _group(part, GROUPS: tl.constexpr, EVERY: tl.constexpr):
     else:
         found = part // EVERY
         exists = part < GROUPS * EVERY
-    # Not so, but only the order in which threads take parts follows: unaligned loads are never joined.
-    return tl.max_contiguous(found, (4, 1)), exists
+    if len(part.shape) == 2:
+        # Not so, but only the order in which threads take parts follows: unaligned loads are never joined.
+        found = tl.max_contiguous(found, (4, 1))
+    return found, exists
 
 
 @triton.jit
@@ -191,7 +214,7 @@ def _scale(scale, row, part, GROUPS: tl.constexpr, EVERY: tl.constexpr):
 def _middle(zero, row, part, BITS: tl.constexpr, GROUPS: tl.constexpr, EVERY: tl.constexpr):
     """Zero points of parts of rows, float32; they are packed along the rows."""
     if zero is None:
-        found = tl.full((1, 1), 2 ** (BITS - 1), tl.float32)
+        found = tl.full(part.shape, 2 ** (BITS - 1), tl.float32)
     else:
         group, exists = _group(part, GROUPS, EVERY)
         bit = row * BITS
@@ -199,42 +222,44 @@ def _middle(zero, row, part, BITS: tl.constexpr, GROUPS: tl.constexpr, EVERY: tl
         above = word
         if 32 % BITS != 0:
             above = tl.load(zero + (bit + BITS - 1) // 32 * GROUPS + group, mask=exists, other=0)
-        found = _codes(word, above, bit % 32, BITS)
+        found = _code(word, above, bit % 32, BITS)
     return found
 
 
 @triton.jit
 def _dense(
-    packed, scale, zero, out, start,
-    BITS: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
+    packed, scale, zero, out, start, stop,
+    BITS: tl.constexpr, CODES: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """Program (row of ``out``, block of columns): the weights of row ``start`` + its number, in the type of ``out``."""
+    """Program (block of rows, block of columns): the weights of rows ``start`` to ``stop``, in the type of ``out``."""
     WORDS: tl.constexpr = (COLUMNS * BITS + 31) // 32
     GROUPS: tl.constexpr = COLUMNS // GROUP
-    row = (start + tl.program_id(0)).to(tl.int64)
-    column = (tl.program_id(1) * WIDTH + tl.arange(0, WIDTH))[None, :]
-    mask = column < COLUMNS
-    bit = column * BITS
-    at = packed + row * WORDS + bit // 32
-    word = tl.load(at, mask=mask, other=0)
-    above = word
-    if 32 % BITS != 0:
-        above = tl.load(at + (bit + BITS - 1) // 32 - bit // 32, mask=mask, other=0)
-    steps = _codes(word, above, bit % 32, BITS) - _middle(zero, row, column, BITS, GROUPS, GROUP)
-    weight = steps * _scale(scale, row, column, GROUPS, GROUP)
-    tl.store(out + tl.program_id(0).to(tl.int64) * COLUMNS + column, weight.to(out.dtype.element_ty), mask=mask)
+    number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.minimum(start + number, stop - 1).to(tl.int64)
+    unit = tl.program_id(1) * UNITS + tl.arange(0, UNITS)
+    at = packed + row[:, None] * WORDS + unit[None, :] * (CODES * BITS // 32)
+    left = (WORDS - unit * (CODES * BITS // 32))[None, :]
+    word = tl.load(at, mask=left > 0, other=0)
+    column = unit[None, None, :] * CODES
+    if GROUP % CODES != 0:  # groups end within units
+        column += tl.arange(0, CODES)[:, None, None]
+    row = row[None, :, None]
+    middle = _middle(zero, row, column, BITS, GROUPS, GROUP)
+    factor = _scale(scale, row, column, GROUPS, GROUP)
+    weight = (_codes(word, at, left, BITS, CODES) - middle) * factor
+    weight = tl.permute(weight.to(out.dtype.element_ty), (1, 2, 0)).reshape(ROWS, UNITS * CODES)
+    column = (tl.program_id(1) * UNITS * CODES + tl.arange(0, UNITS * CODES))[None, :]
+    mask = (start + number < stop)[:, None] & (column < COLUMNS)
+    tl.store(out + number.to(tl.int64)[:, None] * COLUMNS + column, weight, mask=mask)
 
 
 @triton.jit
 def _spread(each, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    """(parts, rows) -> (1, rows, units), or (1, 1) -> (1, 1, 1)."""
+    """(parts, rows) -> (1, rows, units)."""
     PARTS: tl.constexpr = each.shape[0]
-    if PARTS == 1:
-        found = each.reshape(1, 1, 1)
-    else:
-        found = tl.trans(each).reshape(ROWS, PARTS, 1).broadcast_to(ROWS, PARTS, UNITS // PARTS)
-        found = found.reshape(1, ROWS, UNITS)
-    return found
+    each = tl.trans(each).reshape(ROWS, PARTS, 1).broadcast_to(ROWS, PARTS, UNITS // PARTS)
+    return each.reshape(1, ROWS, UNITS)
 
 
 @triton.jit
@@ -252,23 +277,17 @@ def _numbers(x, word, at, left, middle, factor, BITS: tl.constexpr, CODES: tl.co
     """
     ROWS: tl.constexpr = word.shape[0]
     UNITS: tl.constexpr = word.shape[1]
-    place = tl.arange(0, CODES)[:, None, None]
-    word = word.reshape(1, ROWS, UNITS)
     middle = _spread(middle, ROWS, UNITS)
     if factor is not None:
         factor = _spread(factor, ROWS, UNITS)
     if MAGIC is None:
-        bit = place * BITS
-        low, above = word, word
-        for number in tl.static_range(1, CODES * BITS // 32):
-            other = tl.load(at + number, mask=left > number, other=0).reshape(1, ROWS, UNITS)
-            low = tl.where(bit // 32 == number, other, low)
-            above = tl.where((bit + BITS - 1) // 32 == number, other, above)
-        found = _codes(low, above, bit % 32, BITS) - middle
+        found = _codes(word, at, left, BITS, CODES) - middle
         if factor is not None:
             found = found * factor
         found = found.to(x.dtype.element_ty)
     else:
+        word = word.reshape(1, ROWS, UNITS)
+        place = tl.arange(0, CODES)[:, None, None]
         HALF: tl.constexpr = CODES // 2
         lift = place % HALF % MAGIC.fields * BITS
         select = tl.where(place < HALF, 0x5410, 0x7632)
@@ -344,14 +363,11 @@ def _multiply(
     next_factor = _scale(scale, row, part + SPANS * PARTS, GROUPS, EVERY)
     next_middle = middle if zero is None else _middle(zero, row, part + SPANS * PARTS, BITS, GROUPS, EVERY)
     total = tl.zeros((SPANS, ROWS, TOKENS), tl.float32)
-    for _ in range(0, UNITS, 4 * EACH * SPANS):
+    for _ in tl.range(0, UNITS, 4 * EACH * SPANS, loop_unroll_factor=2):
         if COLUMNS % (SPAN * SPANS) == 0:
             values = tl.load(at_x, mask=held, other=0)
         else:
             values = tl.load(at_x, mask=held & (column < COLUMNS), other=0)
-        last_word = tl.load(at + 8 * EACH * SPANS * WIDE, mask=unit + 8 * EACH * SPANS < UNITS)
-        last_factor = _scale(scale, row, part + 2 * SPANS * PARTS, GROUPS, EVERY)
-        last_middle = middle if zero is None else _middle(zero, row, part + 2 * SPANS * PARTS, BITS, GROUPS, EVERY)
         weight = _numbers(x, word, at, WORDS - unit * WIDE, middle, None if WHOLE else factor, BITS, CODES, MAGIC)
         # A matrix unit takes in, from each thread of a quad, two pairs of neighbours.
         values = tl.permute(values.reshape(EIGHTS, TOKENS // 8, SPANS, 8, 4, 8), (2, 1, 3, 4, 0, 5))
@@ -367,7 +383,9 @@ def _multiply(
         else:
             total = tl.dot(weight, values, total)
         word, middle, factor = next_word, next_middle, next_factor
-        next_word, next_middle, next_factor = last_word, last_middle, last_factor
+        next_word = tl.load(at + 8 * EACH * SPANS * WIDE, mask=unit + 8 * EACH * SPANS < UNITS)
+        next_factor = _scale(scale, row, part + 2 * SPANS * PARTS, GROUPS, EVERY)
+        next_middle = middle if zero is None else _middle(zero, row, part + 2 * SPANS * PARTS, BITS, GROUPS, EVERY)
         at += 4 * EACH * SPANS * WIDE
         unit += 4 * EACH * SPANS
         part += SPANS * PARTS

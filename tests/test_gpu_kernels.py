@@ -156,7 +156,7 @@ class TestKernels:
                 columns=group * draw.randint(1, max(2, 300 // group)),
                 tokens=draw.choice([1, 1, 2, 3, 5, 16, 17, 33, 40, 65]),
                 symmetric=draw.random() < 0.5,
-                dtype=draw.choice([F32, F32, F16, BF16]),
+                dtype=draw.choice([F32, F16, F16, BF16]),
                 bias=draw.random() < 0.3,
                 scales=draw.choice([F32, F16, BF16]),
             )

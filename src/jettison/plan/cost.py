@@ -31,7 +31,8 @@ class Setting:
     context: tokens in the cache of each sequence. batch: sequences. rows: tokens of each sequence that go through at
     once, 1 in decoding. cache_bits: of keys and values (below 16, a 16-bit scale per head and token comes on top).
     dropped: blocks that are left out. engine: in whose format weights are stored; None: as codes and scales are.
-    semi_structured: 2:4 in 16 bits runs as PyTorch's semi-structured tensors, as on NVIDIA GPUs from Ampere on.
+    semi_structured: 2:4 in 16 bits runs as PyTorch's semi-structured tensors, as on NVIDIA GPUs from Ampere on; for
+    some hundred rows and more, since with few those are slower than dense ones (``benchmarks/gpu_kernels.py``).
     """
 
     context: int = CONTEXT

@@ -5,7 +5,7 @@ codes into x's type in registers, and multiplies on matrix units; what it takes 
 ``_dense`` writes the weights in x's type, some rows at a time so that they stay in the cache, and PyTorch multiplies.
 
 Shapes in ``_multiply`` are such that no value ever changes threads: where a load puts a word is where a matrix unit
-wants the codes of it (seen in the compiled code of Triton 3.6 and 3.9 for Hopper; elsewhere the results are the same,
+wants the codes of it (seen in the compiled code of Triton 3.5 to 3.9 for Hopper; elsewhere the results are the same,
 and the compiler may move values through shared memory). Which columns a matrix unit takes together is free, as long as
 x comes in the same order.
 
@@ -92,12 +92,19 @@ def codes_of(bits: int) -> int:
 def _few(out, x, packed, scale, zero, bias, bits, group) -> None:
     (tokens, columns), rows = x.shape, out.shape[1]
     high, width, spans, warps = blocks(tokens, rows, columns, bits)
-    how = magic(x.dtype, bits) if x.is_cuda and not torch.version.hip else None
+    how = magic(x.dtype, bits) if _has_instructions(x) else None
     _multiply[-(-rows // (8 * high)), -(-tokens // width)](
         x, packed, scale, zero, bias, out, tokens, rows,
         BITS=bits, CODES=codes_of(bits), GROUP=group, COLUMNS=columns,
         HIGH=high, TOKENS=width, SPANS=spans, MAGIC=how, num_warps=warps, num_stages=1,
     )  # fmt: skip
+
+
+def _has_instructions(x: torch.Tensor) -> bool:
+    """Whether those of ``magic`` exist here."""
+    if not x.is_cuda or torch.version.hip:
+        return False
+    return x.dtype == torch.float16 or torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def span_of(bits: int) -> int:
@@ -334,7 +341,7 @@ def _multiply(
     # Parts of a span that have scales: what a thread holds, or less where groups are smaller.
     SHARE: tl.constexpr = 4 if GROUP % (4 * CODES) == 0 else 2 if GROUP % (2 * CODES) == 0 else 1
     PARTS: tl.constexpr = 4 if GROUPS == 1 or EACH == 1 else 16 // SHARE
-    EVERY: tl.constexpr = max(1, GROUP * PARTS // SPAN)
+    EVERY: tl.constexpr = GROUP * PARTS // SPAN if GROUP * PARTS > SPAN else 1
     EIGHTS: tl.constexpr = EACH * CODES // 8
 
     # Rows of the tile of words: (HIGH, SPANS, 8), so that a warp has 8, and what is above is in its registers.

@@ -354,6 +354,14 @@ class TestComparison:
         write_comparison(folders, out)
         assert out.read_bytes() == first
 
+    def test_curves_are_of_what_each_run_lowered(self, folders, made, tmp_path):
+        out = tmp_path / "c.html"
+        write_comparison(folders, out)
+        assert "KL from the original in nats, at every step" in out.read_text(encoding="utf-8")
+        write_comparison([*folders, made("features", recovery=FULL["recovery"] | {"features": 2.0})], out)
+        both = "KL from the original in nats; or KL from the original in nats + 2 times the relative squared error"
+        assert both in out.read_text(encoding="utf-8")
+
     def test_only_common_texts(self, folders, made, tmp_path):
         results = copy.deepcopy(FULL["results"])
         for result in results.values():

@@ -36,6 +36,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> dict[str
         "notes": _notes(runs, texts),
     }
     losses = {number: run.losses for number, run in enumerate(runs, 1) if run.losses}
+    lowered = sorted({run.loss_name for run in runs if run.losses})
     page = render(
         "compare.html.jinja",
         **result,
@@ -43,6 +44,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> dict[str
         scatters=[(text, _scatter(runs, text, number)) for number, text in enumerate(texts)],
         curves=charts.embed(charts.curves(losses), "recovery-chart") if losses else None,
         curve_numbers=list(losses),
+        curves_show="; or ".join(lowered),
     )
     write_text(Path(out), page)
     return result

@@ -54,11 +54,12 @@ def sds(
     original gives for x₀; ``share`` of the way there from what it gives for x. dense_steps: of the stage in between, in
     which all weights are free, with ``l1`` and ``l2`` on them; without any there is no such stage and no second
     pruning: second_steps then adjust the first one, which is the control of equal budget. second_steps: of the
-    adjustment, in which the mask is chosen anew at every step by magnitude (``rechoose``) or held. early_exit: no
-    adjustment where the second pruning alone is better than the first. lr: Adam's, on the whole batch; for inputs of
-    norm 1 and weights of mean square 1, as l1 and l2 are. damp: a ridge that draws weights to the original's, as a
-    share of the Hessian's mean diagonal; without it they fit the calibration text too closely. What is worse than the
-    first pruning on the calibration text is not taken.
+    adjustment, in which the mask is chosen anew at every step by magnitude (``rechoose``; in the whole layer where the
+    pattern names neither N:M nor a scope, over Wanda too) or held. early_exit: no adjustment where the second pruning
+    alone is better than the first. lr: Adam's, on the whole batch; for inputs of norm 1 and weights of mean square 1,
+    as l1 and l2 are. damp: a ridge that draws weights to the original's, as a share of the Hessian's mean diagonal;
+    without it they fit the calibration text too closely. What is worse than the first pruning on the calibration text
+    is not taken.
 
     The paper leaves the optimizer open and gives lr 0.1 and both λ 0.1 for weights as they are; Adam in these units,
     the defaults, and the target for SD data are our reconstruction. Raises UsageError for a base that is no pruner.

@@ -60,7 +60,7 @@ def measure(model: str, prune: dict | None, folder: Path) -> dict:
 def measure_distances() -> None:
     sds_distance.confidence()
     steps = {slug(key): prune for key, (_, prune) in CELLS.items()}
-    for name in (name for pair in DISTANT.values() for name in pair):
+    for name in (name for variants in DISTANT.values() for name in variants.values()):
         sds_distance.distance(name, steps[name])
 
 

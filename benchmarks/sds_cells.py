@@ -2,7 +2,6 @@
 
 import re
 
-import sds_distance
 from sds_block import BASES, STEPS
 from witness import RUNS
 
@@ -60,8 +59,9 @@ def slug(key: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", key.lower()).strip("-")
 
 
-DISTANT = {  # setting -> the base and SDS, whose distances from scribe are measured
-    f"{base} {pattern}": tuple(slug(f"scribe: {base} {pattern}, {variant}") for variant in ("plain", "sds"))
+# setting -> variant -> the cell whose distance from scribe is measured
+DISTANT = {
+    f"{base} {pattern}": {variant: slug(f"scribe: {base} {pattern}, {variant}") for variant in VARIANTS}
     for pattern in PATTERNS
-    for base in sds_distance.BASES
+    for base in BASES
 }

@@ -9,7 +9,7 @@ import shutil
 import statistics
 
 import torch
-from witness import RUNS, cell
+from witness import RUNS, cell, claim
 
 from jettison.calibrate import token_windows
 from jettison.compress import compress
@@ -17,7 +17,6 @@ from jettison.decode import Loaded, load
 from jettison.evaluate.quality import BATCH, TEXTS, TOKENS, WINDOW, compare
 
 FOLDER = RUNS / "sds"
-BASES = ("sparsegpt", "alps")  # which are near SDS
 TEMPERATURES = (0.9, 1.0, 1.1, 1.2, 1.3)
 
 
@@ -58,40 +57,53 @@ def _confidence() -> dict:
     return found
 
 
-def gains(pair: tuple[str, str]) -> dict[str, tuple[float, float, float, float]] | None:
-    """By text: KL of the base, KL of SDS, the mean difference and its standard error over windows; None without cells.
+def gains(other: str, sds: str) -> dict[str, tuple[float, float, float, float]] | None:
+    """By text: KL of the other, KL of SDS, the mean difference and its standard error over windows; None without cells.
 
-    pair: the names of the two cells.
+    other, sds: the names of the two cells.
     """
-    files = [FOLDER / f"distance-{name}.json" for name in pair]
+    files = [FOLDER / f"distance-{name}.json" for name in (other, sds)]
     if not all(file.exists() for file in files):
         return None
-    base, sds = (json.loads(file.read_text()) for file in files)
+    before, after = (json.loads(file.read_text()) for file in files)
     found = {}
     for text in TEXTS:
-        each = [before - after for before, after in zip(base[text], sds[text], strict=True)]
+        each = [one - two for one, two in zip(before[text], after[text], strict=True)]
         error = statistics.stdev(each) / len(each) ** 0.5
-        found[text] = (statistics.mean(base[text]), statistics.mean(sds[text]), statistics.mean(each), error)
+        found[text] = (statistics.mean(before[text]), statistics.mean(after[text]), statistics.mean(each), error)
     return found
 
 
-def tables(slugs: dict[str, tuple[str, str]]) -> dict:
-    """Of the cells that there are. slugs: of each setting, the cells of the base and of SDS."""
-    found, rows = {}, []
-    for setting, measured in ((setting, gains(pair)) for setting, pair in slugs.items()):
-        if measured:
-            cells = [
-                part
-                for base, sds, nearer, error in measured.values()
-                for part in (f"{base:.4f}", f"{sds:.4f}", f"{nearer:+.4f} ± {error:.4f}")
+def measured(distant: dict[str, dict[str, str]], other: str) -> dict[str, dict]:
+    """setting -> ``gains`` of SDS over the variant ``other``, where there are cells."""
+    found = {setting: gains(names[other], names["sds"]) for setting, names in distant.items()}
+    return {setting: each for setting, each in found.items() if each}
+
+
+def tables(distant: dict[str, dict[str, str]]) -> dict:
+    """Of the cells that there are."""
+    found = {}
+    for other, title in (("plain", "base"), ("control", "control")):
+        rows = [
+            [
+                setting,
+                *(
+                    part
+                    for before, after, nearer, error in each.values()
+                    for part in (f"{before:.4f}", f"{after:.4f}", f"{nearer:+.4f} ± {error:.4f}")
+                ),
             ]
-            rows.append([setting, *cells])
-    if rows:
-        columns = ["", "books: base", "SDS", "nearer by", "WikiText-2: base", "SDS", "nearer by"]
-        found["scribe: KL from the original, nats per token"] = {"columns": columns, "rows": rows}
+            for setting, each in measured(distant, other).items()
+        ]
+        if rows:
+            columns = ["", f"books: {title}", "SDS", "nearer by", f"WikiText-2: {title}", "SDS", "nearer by"]
+            found[f"scribe: KL from the original, nats per token: SDS and its {title}"] = {
+                "columns": columns,
+                "rows": rows,
+            }
     if (file := FOLDER / "confidence.json").exists():
-        measured = json.loads(file.read_text())
-        rows = [[text, *(f"{value:.4f}" for value in measured[text].values())] for text in TEXTS]
+        losses = json.loads(file.read_text())
+        rows = [[text, *(f"{value:.4f}" for value in losses[text].values())] for text in TEXTS]
         found["scribe itself: log-perplexity with logits divided by a temperature"] = {
             "columns": ["", *map(str, TEMPERATURES)],
             "rows": rows,
@@ -99,12 +111,21 @@ def tables(slugs: dict[str, tuple[str, str]]) -> dict:
     return found
 
 
-def told(slugs: dict[str, tuple[str, str]]) -> str:
-    """For a claim's note: in how many of these settings SDS is nearer by more than two standard errors."""
-    every = [measured for measured in map(gains, slugs.values()) if measured]
-    if not every:
-        return ""
-    nearer = {text: sum(of[text][2] > 2 * of[text][3] for of in every) for text in TEXTS}
-    counts = " and ".join(f"{count} on {text}" for text, count in nearer.items())
-    bases = " and ".join(BASES)
-    return f"By KL from the original, SDS is nearer than its base in {counts} of {len(every)} settings of {bases}"
+def claims(distant: dict[str, dict[str, str]]) -> list[dict]:
+    """In how many settings SDS is nearer to the original on both texts, by more than two standard errors."""
+    found = []
+    for id, other, target, title in (
+        ("sds_nearer_by_kl", "plain", 14, "its base"),
+        ("sds_nearer_than_control_by_kl", "control", 9, "the control whose mask is chosen anew"),
+    ):
+        every = measured(distant, other)
+        if not every:
+            continue
+        near = {text: [name for name, of in every.items() if of[text][2] > 2 * of[text][3]] for text in TEXTS}
+        far = {text: [name for name, of in every.items() if of[text][2] < -2 * of[text][3]] for text in TEXTS}
+        both = sum(all(name in near[text] for text in TEXTS) for name in every)
+        each = ", ".join(f"{len(near[text])} on {text}" for text in TEXTS)
+        farther = "; ".join(f"farther on {text}: {', '.join(far[text]) or 'none'}" for text in TEXTS)
+        note = f"nearer than {title} on both texts, by KL from the original ({each}); {farther}"
+        found.append(claim(id, both, f"of {len(every)}", "higher", target, note))
+    return found

@@ -228,3 +228,31 @@ def test_blocks_fill_a_gpu(bits, rows, columns):
     made = linear.blocks(1, rows, columns, bits)
     assert -(-rows // (8 * made.high)) * made.warps > linear.WARPS / 2
     assert made.spans * linear.span_of(bits) <= columns
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(("bits", "group"), [(2, 64), (2, 128), (3, 128), (4, 32), (4, 128), (8, 128)])
+def test_no_weight_changes_threads(bits, group, zero):
+    """Compiled for an A100 and an H100, here, without one: weights go from loads to matrix units in registers."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    types = {"x": "*bf16", "packed": "*i32", "scale": "*bf16", "out": "*bf16", "tokens": "i32", "rows": "i32"}
+    types |= {"zero": "*i32"} if zero else {}
+    made = linear.blocks(1, 4096, 4096, bits)
+    constants = {
+        "BITS": bits, "CODES": linear.codes_of(bits), "GROUP": group, "COLUMNS": 4096, "HIGH": made.high,
+        "TOKENS": made.width, "SPANS": made.spans, "MAGIC": linear.magic(BF16, bits), "bias": None,
+    } | ({} if zero else {"zero": None})  # fmt: skip
+    names = linear._multiply.arg_names
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in ("x", "packed", "out")}
+    signature = {name: types.get(name, "constexpr") for name in names}
+    source = triton.compiler.ASTSource(linear._multiply, signature, constexprs=constants, attrs=aligned)
+    options = {"num_warps": made.warps, "num_stages": 1, "enable_fp_fusion": True}
+    for capability in (80, 90):
+        target = GPUTarget("cuda", capability, 32)
+        found = triton.compile(source, target=target, options=options).asm
+        assert found["ttgir"].count("tt.dot") == 2  # of two turns
+        assert "local_alloc" not in found["ttgir"]
+        assert ".local" not in found["ptx"]

@@ -5,9 +5,8 @@ codes into x's type in registers, and multiplies on matrix units; what it takes 
 ``_dense`` writes the weights in x's type, some rows at a time so that they stay in the cache, and PyTorch multiplies.
 
 Shapes in ``_multiply`` are such that no value ever changes threads: where a load puts a word is where a matrix unit
-wants the codes of it (seen in the compiled code of Triton 3.5 to 3.9 for Hopper; elsewhere the results are the same,
-and the compiler may move values through shared memory). Which columns a matrix unit takes together is free, as long as
-x comes in the same order.
+wants the codes of it (a test looks at what Triton compiles for CUDA; on ROCm values move through shared memory). Which
+columns a matrix unit takes together is free, as long as x comes in the same order.
 
 Columns are constants to the compiler: a model has three or four such numbers, and each is compiled once. Blocks follow
 from the shapes alone, so that the same input gives the same bits.
@@ -97,6 +96,7 @@ def _few(out, x, packed, scale, zero, bias, bits, group) -> None:
         x, packed, scale, zero, bias, out, tokens, rows,
         BITS=bits, CODES=codes_of(bits), GROUP=group, COLUMNS=columns,
         HIGH=high, TOKENS=width, SPANS=spans, MAGIC=how, num_warps=warps, num_stages=1,
+        enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -131,6 +131,7 @@ def _many(out, x, packed, scale, zero, bias, bits, group) -> None:
         _dense[-(-(stop - start) // DENSE_ROWS), -(-columns // (DENSE_UNITS * codes))](
             packed, scale, zero, weight, start, stop,
             BITS=bits, CODES=codes, GROUP=group, COLUMNS=columns, ROWS=DENSE_ROWS, UNITS=DENSE_UNITS,
+            enable_fp_fusion=True,
         )  # fmt: skip
         part = None if bias is None else bias[start:stop].to(x.dtype)
         out[:, start:stop] = torch.nn.functional.linear(x, weight, part)
@@ -233,7 +234,7 @@ def _middle(zero, row, part, BITS: tl.constexpr, GROUPS: tl.constexpr, EVERY: tl
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start", "stop"])
 def _dense(
     packed, scale, zero, out, start, stop,
     BITS: tl.constexpr, CODES: tl.constexpr, GROUP: tl.constexpr, COLUMNS: tl.constexpr,
@@ -335,6 +336,7 @@ def _multiply(
     UNITS: tl.constexpr = (COLUMNS + CODES - 1) // CODES
     EACH: tl.constexpr = 4 if WIDE == 1 else 1
     SPAN: tl.constexpr = 4 * EACH * CODES
+    TURN: tl.constexpr = 4 * EACH * SPANS  # units
     ROWS: tl.constexpr = 8 * HIGH
     GROUPS: tl.constexpr = COLUMNS // GROUP
     WHOLE: tl.constexpr = GROUPS == 1 or GROUP % SPAN == 0
@@ -360,17 +362,18 @@ def _multiply(
     column = column[:, None] + (quad // 8 * (EACH * CODES) + quad % 8)[None, :]
     at_x = x + token.to(tl.int64)[:, None] * COLUMNS + column
 
-    # What is needed two turns from now is asked for before this one works. Words past the end meet zeros of x.
+    # Two turns are under way, and the loop is written out twice, so that no register waits for being moved. Words past
+    # the end meet zeros of x.
     row = row[None, :]
     part = span[None, :] * PARTS + tl.arange(0, PARTS)[:, None]
     word = tl.load(at, mask=unit < UNITS)
     factor = _scale(scale, row, part, GROUPS, EVERY)
     middle = _middle(zero, row, part, BITS, GROUPS, EVERY)
-    next_word = tl.load(at + 4 * EACH * SPANS * WIDE, mask=unit + 4 * EACH * SPANS < UNITS)
+    next_word = tl.load(at + TURN * WIDE, mask=unit + TURN < UNITS)
     next_factor = _scale(scale, row, part + SPANS * PARTS, GROUPS, EVERY)
     next_middle = middle if zero is None else _middle(zero, row, part + SPANS * PARTS, BITS, GROUPS, EVERY)
     total = tl.zeros((SPANS, ROWS, TOKENS), tl.float32)
-    for _ in tl.range(0, UNITS, 4 * EACH * SPANS, loop_unroll_factor=2):
+    for _ in tl.range(0, UNITS, TURN, loop_unroll_factor=2):
         if COLUMNS % (SPAN * SPANS) == 0:
             values = tl.load(at_x, mask=held, other=0)
         else:
@@ -390,11 +393,11 @@ def _multiply(
         else:
             total = tl.dot(weight, values, total)
         word, middle, factor = next_word, next_middle, next_factor
-        next_word = tl.load(at + 8 * EACH * SPANS * WIDE, mask=unit + 8 * EACH * SPANS < UNITS)
+        next_word = tl.load(at + 2 * TURN * WIDE, mask=unit + 2 * TURN < UNITS)
         next_factor = _scale(scale, row, part + 2 * SPANS * PARTS, GROUPS, EVERY)
         next_middle = middle if zero is None else _middle(zero, row, part + 2 * SPANS * PARTS, BITS, GROUPS, EVERY)
-        at += 4 * EACH * SPANS * WIDE
-        unit += 4 * EACH * SPANS
+        at += TURN * WIDE
+        unit += TURN
         part += SPANS * PARTS
         at_x += SPAN * SPANS
         column += SPAN * SPANS

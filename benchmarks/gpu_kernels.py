@@ -13,6 +13,7 @@ For torchao and gemlite: pip install -r benchmarks/gpu_requirements.txt
 """
 
 import argparse
+import math
 import multiprocessing
 import statistics
 import sys
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 import torch
-from witness import RUNS, cell, claim, write_result
+from witness import RUNS, cell, claim, origin, write_result
 
 from jettison.grid import Grid
 from jettison.kernels import gpu, ops
@@ -89,7 +90,7 @@ def ours(rows: int, columns: int, grid: Grid, copies: int) -> list[Call]:
         expected = ops.quant_linear(x.float(), *parts[0], None, grid)
         error = float((y - expected).norm() / expected.norm())
         if not error < 0.01:
-            sys.exit(f"wrong: {grid}, {rows} x {columns}, {batch} rows of x: off by {error:.2%}")
+            raise ArithmeticError(f"{grid}, {rows} x {columns}, {batch} rows of x: off by {error:.2%}")
     return [lambda x, part=part: gpu.quant_linear(x, *part, None, grid.bits, grid.group_size) for part in parts]
 
 
@@ -153,31 +154,27 @@ def measured(make: Callable[[int], list[Call]], columns: int, nbytes: float) -> 
     return found
 
 
-def layer(rows: int, columns: int, rivals: dict) -> dict[str, dict]:
-    """Engine and grid -> bytes of the weights, seconds by batch. Drops a rival that fails from ``rivals``."""
-    found = {"bf16": {"bytes": 2 * rows * columns}}
+def layer(rows: int, columns: int, others: dict) -> tuple[dict[str, dict], dict[str, str]]:
+    """Engine and grid -> bytes of the weights, seconds by batch; and who is left out, why."""
+    found, left_out = {"bf16": {"bytes": 2 * rows * columns}}, {}
     found["bf16"]["seconds"] = measured(lambda copies: bf16(rows, columns, copies), columns, 2 * rows * columns)
     for name, grid in (GRIDS | {None: None}).items():
         nbytes = rows * columns * (grid.bits_per_weight(columns) if grid else 9) / 8
         if grid:
             make = lambda copies, grid=grid: ours(rows, columns, grid, copies)
             found[name] = {"bytes": nbytes, "seconds": measured(make, columns, nbytes)}
-        for rival, (linears, grids) in list(rivals.items()):
-            if name not in grids:
+        for other, (linears, grids) in others.items():
+            if name not in grids or other in left_out:
                 continue
+            arguments = (rows, columns, grid) if grid else (rows, columns)
+            make = lambda copies, linears=linears, arguments=arguments: linears(*arguments, copies)
             try:
-                arguments = (rows, columns, grid) if grid else (rows, columns)
-                make = lambda copies, linears=linears, arguments=arguments: linears(*arguments, copies)
                 seconds = measured(make, columns, nbytes)
-                found[f"{name} {rival}" if name else rival] = {"bytes": nbytes, "seconds": seconds}
-            except ModuleNotFoundError as error:
-                print(f"{rival}: left out, {error}")
-                del rivals[rival]
-            except Exception as error:  # whatever another project's version may raise
-                print(f"{rival}: left out, {type(error).__name__}: {error}")
-                del rivals[rival]
+                found[f"{name} {other}" if name else other] = {"bytes": nbytes, "seconds": seconds}
+            except Exception as error:  # not installed, or whatever another project's version may raise
+                left_out[other] = f"{type(error).__name__}: {error}"
         torch.cuda.empty_cache()
-    return found
+    return found, left_out
 
 
 def compiled(job: tuple[int, int, list[str]]) -> None:
@@ -186,10 +183,11 @@ def compiled(job: tuple[int, int, list[str]]) -> None:
     layer(rows, columns, {name: (OTHERS | RIVALS)[name] for name in names})
 
 
-def rows_of(model: str, role: str, rivals: dict) -> dict:
+def rows_of(model: str, role: str, others: dict) -> dict:
     """What a cell holds; prints its rows."""
     read, rows = bandwidth(), []
-    for name, each in layer(*LAYERS[model][role], rivals).items():
+    found, left_out = layer(*LAYERS[model][role], others)
+    for name, each in found.items():
         for batch, seconds in each["seconds"].items():
             row = {"batch": batch, "weights": name, "seconds": seconds, "bytes_per_second": each["bytes"] / seconds}
             rows.append(row)
@@ -198,8 +196,11 @@ def rows_of(model: str, role: str, rivals: dict) -> dict:
                 f"{row['bytes_per_second'] / 1e9:>6.0f} GB/s {row['bytes_per_second'] / read:>4.0%} of read",
                 flush=True,
             )
+    for name, reason in left_out.items():
+        print(f"{name}: left out, {reason}")
     versions = {name: version(name) for name in ("torch", "triton")}
-    return {"gpu": torch.cuda.get_device_name(), "versions": versions, "read": read, "rows": rows}
+    gpu = torch.cuda.get_device_name()
+    return {"gpu": gpu, "versions": versions, "read": read, "left_out": left_out, "rows": rows}
 
 
 def claims_of(cells: dict[str, dict]) -> list[dict]:
@@ -209,26 +210,30 @@ def claims_of(cells: dict[str, dict]) -> list[dict]:
     }
 
     def least(than: str, weights: str, batches: tuple[int, ...]) -> tuple[float, str]:
-        """Over layers and batches: the least times as fast, and where, and over how many."""
+        """The least times as fast as ``than``, and among how many products that is, and where."""
         found = [
-            (each[than, batch] / each[weights, batch], f"{key} at batch {batch}")
+            (each[than, batch] / each[weights, batch], f"{key}, batch {batch}")
             for key, each in times.items()
             for batch in batches
             if (than, batch) in each
         ]
-        return (*min(found), len(found)) if found else None
+        if not found:
+            return math.nan, ""
+        value, where = min(found)
+        return value, f"the least of {len(found)} products: {where}"
 
+    older = next(filter(None, map(origin, cells.values())), "")
     claims = []
     for name, target in TARGETS.items():
-        value, where, count = least("bf16", name, (1,))
+        value, where = least("bf16", name, (1,))
         best = max(each["bf16", 1] / each[name, 1] for each in times.values())
-        note = f"batch 1, the least of {count} layers: {where}; the most {best:.2f}. {ATTEMPTS}"
+        note = "; ".join(filter(None, [f"{where}; the most {best:.2f}. {ATTEMPTS}", older]))
         claims.append(claim(f"gpu_{name}_vs_bf16", value, "x", "higher", target, note))
     for rival, (_, grids) in RIVALS.items():
         for name in grids:
-            if found := least(f"{name} {rival}", name, BATCHES):
-                value, where, count = found
-                note = f"the least of {count} layers and batches: {where}"
+            value, where = least(f"{name} {rival}", name, BATCHES)
+            if where:
+                note = "; ".join(filter(None, [where, older]))
                 claims.append(claim(f"gpu_{name}_vs_{rival}", value, "x", "higher", 1.0, note))
     return claims
 
@@ -236,19 +241,19 @@ def claims_of(cells: dict[str, dict]) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", action="store_true", help="neither torchao nor gemlite")
-    rivals = dict(OTHERS) if parser.parse_args().ours else OTHERS | RIVALS
+    others = dict(OTHERS) if parser.parse_args().ours else OTHERS | RIVALS
     torch.manual_seed(0)
     layers = [(model, role) for model, roles in LAYERS.items() for role in roles]
     missing = [(model, role) for model, role in layers if not (RUNS / NAME / f"{model}-{role}.json").exists()]
     if missing:
         if not torch.cuda.is_available():
             sys.exit(f"no CUDA device: {len(missing)} of {len(layers)} layers are still to be measured")
-        jobs = [(*LAYERS[model][role], list(rivals)) for model, role in missing]
+        jobs = [(*LAYERS[model][role], list(others)) for model, role in missing]
         with multiprocessing.get_context("spawn").Pool(len(jobs)) as pool:
             pool.map(compiled, jobs)
     cells = {}
     for model, role in layers:
-        cells[f"{model} {role}"] = cell(NAME, f"{model}-{role}", lambda key=(model, role): rows_of(*key, rivals))
+        cells[f"{model} {role}"] = cell(NAME, f"{model}-{role}", lambda key=(model, role): rows_of(*key, others))
     seconds = sum(each["seconds"] for each in cells.values())
     write_result(NAME, claims_of(cells), seconds, {"layers": LAYERS, "cells": cells})
 

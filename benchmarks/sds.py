@@ -1,7 +1,7 @@
 """One-shot pruning, with and without SDS, and with as many steps of reconstruction without its dense stage.
 
     python benchmarks/fixtures/opt.py --books train.parquet    # the OPT-architecture model, ten minutes, once
-    python benchmarks/sds.py                                   # about three hours on one core; continues cell by cell
+    python benchmarks/sds.py                                   # about four hours on one core; continues cell by cell
     python benchmarks/sds.py --cells 1                         # one more cell
     python benchmarks/sds.py --summary --block                 # what a block of a 1.7B model takes, one thread
     python benchmarks/sds.py --check                           # recomputes some cells, about four minutes

@@ -4,6 +4,7 @@ Triton must be told to interpret before it is imported, and by now others may ha
 process of their own.
 """
 
+import itertools
 import os
 import random
 import subprocess
@@ -36,6 +37,7 @@ def test_in_the_interpreter():
 
 if INTERPRETED:  # its product of bfloat16 multiplies their bits, as of Triton 3.9
     import numpy as np
+    import ptx_emulator
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _convert_float
 
@@ -163,15 +165,50 @@ class TestKernels:
             check(case, seed)
 
     @pytest.mark.parametrize(
-        ("bits", "columns", "tokens"),
-        [(2, 4160, 1), (3, 4224, 1), (4, 2112, 9), (8, 640, 5), (2, 640, 17), (4, 640, 64)],
+        ("bits", "group", "columns", "tokens", "dtype", "launches"),
+        [
+            (2, 64, 4160, 1, BF16, 1),  # more warps to a program, the last of which have nothing to do
+            (3, 64, 4224, 1, BF16, 1),
+            (4, 64, 2112, 9, F16, 1),
+            (8, 64, 640, 5, F16, 1),
+            (2, 64, 640, 17, BF16, 1),
+            (4, 64, 640, 64, F16, 1),
+            (4, -1, 100, 3, F16, 1),  # less than a span
+            (4, 64, 640, 65, F16, 0),
+            (4, 64, 640, 1, F32, 0),  # matrix units would round it
+            (2, 24, 72, 1, F16, 0),  # groups end within words
+            (5, 64, 640, 1, F16, 0),
+        ],
     )
-    def test_columns_shared_by_warps(self, monkeypatch, bits, columns, tokens):
-        """Few rows and many columns: more warps to a program, the last of which may have nothing to do."""
+    def test_which_kernel(self, monkeypatch, bits, group, columns, tokens, dtype, launches):
         multiply = Count(linear._multiply)
         monkeypatch.setattr(linear, "_multiply", multiply)
-        check(Case(bits, 64, 11, columns, tokens, symmetric=False, dtype=BF16, bias=True))
-        assert multiply.launches == 1
+        check(Case(bits, group, 11, columns, tokens, symmetric=False, dtype=dtype, bias=True))
+        assert multiply.launches == launches
+
+    @pytest.mark.skipif(not INTERPRETED, reason="the GPU runs the instructions themselves")
+    @pytest.mark.parametrize("pair_along", [-1, 0], ids=["words", "codes"])
+    def test_instructions(self, monkeypatch, pair_along):
+        """Those of ``magic``, whichever two elements the compiler puts together."""
+        calls = []
+        emulated = ptx_emulator.inline_assembly(pair_along)
+        monkeypatch.setattr(
+            InterpreterBuilder, "create_inline_asm", lambda *given: calls.append(given[1]) or emulated(*given)
+        )
+        monkeypatch.setattr(linear, "_has_instructions", lambda x: True)
+        for bits, group, dtype in itertools.product((2, 4, 8), (-1, 32, 256), (F16, BF16)):
+            scales = dtype if group == 32 else BF16
+            check(Case(bits, group, 19, 512, 3, symmetric=group == 32, dtype=dtype, bias=True, scales=scales))
+        assert len(set(calls)) == 4  # two types, with scales and without
+
+    @pytest.mark.skipif(not INTERPRETED, reason="of what the emulator runs")
+    def test_scales_too_small_for_float16(self, monkeypatch):
+        monkeypatch.setattr(InterpreterBuilder, "create_inline_asm", ptx_emulator.inline_assembly(-1))
+        monkeypatch.setattr(linear, "_has_instructions", lambda x: True)
+        for group in (32, 128):
+            (x, packed, scale, zero, bits, group_size, _), expected = made(Case(4, group, 9, 256, 2, dtype=F16))
+            y = gpu.quant_linear(64 * x, packed, scale.float() * 1e-5, zero, bits, group_size)
+            assert ((y.double() - expected * 64e-5).abs() < 2e-3 * 64e-5 * expected.std()).all()
 
     @pytest.mark.parametrize("few", [0, linear.FEW])
     def test_many_rows_of_weights_are_written_down_in_parts(self, monkeypatch, few):
@@ -197,6 +234,12 @@ class TestKernels:
         assert torch.equal(gpu.quant_linear(x[0], *rest), gpu.quant_linear(x[:1], *rest)[0])
         strided = x.T.contiguous().T
         assert torch.equal(gpu.quant_linear(strided, *rest), y.reshape(6, 21))
+        half = gpu.quant_linear(x.half(), *rest)
+        assert torch.equal(gpu.quant_linear(strided.half(), *rest), half)
+        bias = torch.randn(21, 2, device=DEVICE)[:, 0]
+        for each in (x, x.half()):
+            plain = gpu.quant_linear(each, *rest)
+            assert torch.allclose(gpu.quant_linear(each, *rest[:-1], bias), plain + bias.to(each.dtype), atol=0.3)
         assert gpu.quant_linear(x[:0].reshape(2, 0, 64), *rest).shape == (2, 0, 21)
 
     def test_same_bits_every_time(self):
@@ -225,34 +268,52 @@ class TestKernels:
 @pytest.mark.parametrize(("rows", "columns"), [(6144, 2560), (2560, 4096), (19456, 2560), (2560, 9728), (28672, 4096)])
 @pytest.mark.parametrize("bits", [2, 4])
 def test_blocks_fill_a_gpu(bits, rows, columns):
-    made = linear.blocks(1, rows, columns, bits)
-    assert -(-rows // (8 * made.high)) * made.warps > linear.WARPS / 2
-    assert made.spans * linear.span_of(bits) <= columns
+    for tokens in (1, 8, 16):
+        made = linear.blocks(tokens, rows, columns, bits)
+        assert made.width == (8 if tokens <= 8 else 16)
+        count = rows // 16 * made.warps
+        assert (
+            linear.WARPS / 2 < count < 2 * linear.WARPS
+            or made.warps == 2
+            or columns < 4 * made.warps * linear.span_of(bits)
+        )
+        assert made.warps == 2 or 2 * made.warps * linear.span_of(bits) <= columns
 
 
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
-@pytest.mark.parametrize("zero", [False, True])
-@pytest.mark.parametrize(("bits", "group"), [(2, 64), (2, 128), (3, 128), (4, 32), (4, 128), (8, 128)])
-def test_no_weight_changes_threads(bits, group, zero):
-    """Compiled for an A100 and an H100, here, without one: weights go from loads to matrix units in registers."""
+@pytest.mark.parametrize(
+    ("bits", "group", "columns", "tokens", "zero"),
+    [
+        (2, 64, 4096, 1, False),
+        (2, 64, 4096, 16, True),
+        (2, 128, 4096, 1, True),
+        (2, 2560, 2560, 9, True),
+        (3, 128, 4096, 1, True),
+        (4, 32, 4096, 1, False),
+        (4, 128, 4096, 1, True),
+        (4, 2560, 2560, 16, True),
+        (8, 128, 4096, 1, False),
+    ],
+)
+def test_no_weight_changes_threads(bits, group, columns, tokens, zero):
+    """Compiled for an A100 or an H100, here, without one: weights go from loads to matrix units in registers."""
     import triton
     from triton.backends.compiler import GPUTarget
 
     types = {"x": "*bf16", "packed": "*i32", "scale": "*bf16", "out": "*bf16", "tokens": "i32", "rows": "i32"}
     types |= {"zero": "*i32"} if zero else {}
-    made = linear.blocks(1, 4096, 4096, bits)
+    made = linear.blocks(tokens, 4096, columns, bits)
     constants = {
-        "BITS": bits, "CODES": linear.codes_of(bits), "GROUP": group, "COLUMNS": 4096, "HIGH": made.high,
-        "TOKENS": made.width, "SPANS": made.spans, "MAGIC": linear.magic(BF16, bits), "bias": None,
+        "BITS": bits, "CODES": linear.codes_of(bits), "GROUP": group, "COLUMNS": columns, "HIGH": made.high,
+        "TOKENS": made.width, "SPANS": made.warps, "MAGIC": linear.magic(BF16, bits), "bias": None,
     } | ({} if zero else {"zero": None})  # fmt: skip
     names = linear._multiply.arg_names
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in ("x", "packed", "out")}
     signature = {name: types.get(name, "constexpr") for name in names}
     source = triton.compiler.ASTSource(linear._multiply, signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": made.warps, "num_stages": 1, "enable_fp_fusion": True}
-    for capability in (80, 90):
-        target = GPUTarget("cuda", capability, 32)
-        found = triton.compile(source, target=target, options=options).asm
-        assert found["ttgir"].count("tt.dot") == 2  # of two turns
-        assert "local_alloc" not in found["ttgir"]
-        assert ".local" not in found["ptx"]
+    target = GPUTarget("cuda", 80 if zero else 90, 32)
+    found = triton.compile(source, target=target, options=options).asm
+    assert "tt.dot" in found["ttgir"]
+    assert "local_alloc" not in found["ttgir"]
+    assert ".local" not in found["ptx"]

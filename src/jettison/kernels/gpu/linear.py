@@ -1,8 +1,9 @@
 """y = x Wᵀ + b on packed weights, in Triton.
 
-Weights are read as the checkpoint stores them. Few rows of x, in 16 bits: ``_multiply`` reads each word once, turns its
-codes into x's type in registers, and multiplies on matrix units; what it takes is the reading. Many, or float32:
-``_dense`` writes the weights in x's type, some rows at a time so that they stay in the cache, and PyTorch multiplies.
+Weights are read as the checkpoint stores them. Few rows of x, in 16 bits: ``_multiply`` reads each word once for 16 of
+them, turns its codes into x's type in registers, and multiplies on matrix units. Many, or float32, or bits and groups
+that are not made of whole words: ``_dense`` writes the weights in x's type, some rows at a time so that they stay in
+the cache, and PyTorch multiplies.
 
 Shapes in ``_multiply`` are such that no value ever changes threads: where a load puts a word is where a matrix unit
 wants the codes of it (a test looks at what Triton compiles for CUDA; on ROCm values move through shared memory). Which
@@ -32,12 +33,10 @@ DENSE_ROWS, DENSE_UNITS = 8, 64  # of a program that writes
 
 
 class Blocks(NamedTuple):
-    """What a program of ``_multiply`` works on: 8 x ``high`` rows of weights, ``width`` rows of x, at each turn
-    ``spans`` pieces of the columns, shared by ``warps``."""
+    """What a program of ``_multiply`` works on: 8 x ``high`` rows of weights and ``width`` rows of x, by ``warps``."""
 
     high: int
     width: int
-    spans: int
     warps: int
 
 
@@ -74,12 +73,12 @@ def quant_linear(
     flat = x.reshape(-1, columns).contiguous()
     out = x.new_empty(len(flat), rows)
     if out.numel():
-        packed, scale, zero_point = (None if t is None else t.contiguous() for t in (packed, scale, zero_point))
+        tensors = [None if t is None else t.contiguous() for t in (packed, scale, zero_point, bias)]
         product = _many
         if len(flat) <= FEW and x.dtype != torch.float32 and bits in BITS:
             product = _few if groups == 1 or columns // groups % codes_of(bits) == 0 else _many
         with torch.cuda.device_of(x):
-            product(out, flat, packed, scale, zero_point, bias, bits, columns // groups)
+            product(out, flat, *tensors, bits, columns // groups)
     return out.reshape(*x.shape[:-1], rows)
 
 
@@ -90,12 +89,14 @@ def codes_of(bits: int) -> int:
 
 def _few(out, x, packed, scale, zero, bias, bits, group) -> None:
     (tokens, columns), rows = x.shape, out.shape[1]
-    high, width, spans, warps = blocks(tokens, rows, columns, bits)
+    high, width, warps = blocks(tokens, rows, columns, bits)
     how = magic(x.dtype, bits) if _has_instructions(x) else None
+    if group != columns and group % span_of(bits) and x.dtype == torch.float16 != scale.dtype:
+        how = None  # weights would be scaled by scales in float16, which may be too small for it
     _multiply[-(-rows // (8 * high)), -(-tokens // width)](
         x, packed, scale, zero, bias, out, tokens, rows,
         BITS=bits, CODES=codes_of(bits), GROUP=group, COLUMNS=columns,
-        HIGH=high, TOKENS=width, SPANS=spans, MAGIC=how, num_warps=warps, num_stages=1,
+        HIGH=high, TOKENS=width, SPANS=warps, MAGIC=how, num_warps=warps, num_stages=1,
         enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -119,7 +120,7 @@ def blocks(tokens: int, rows: int, columns: int, bits: int) -> Blocks:
     while warps < 8 and rows // 16 * warps < WARPS and columns >= 4 * warps * span_of(bits):
         warps *= 2
     few = tokens <= 8 and not torch.version.hip
-    return Blocks(2 if few else 4, 8 if few else 16, warps, warps)
+    return Blocks(2 if few else 4, 8 if few else 16, warps)
 
 
 def _many(out, x, packed, scale, zero, bias, bits, group) -> None:
@@ -138,7 +139,7 @@ def _many(out, x, packed, scale, zero, bias, bits, group) -> None:
 
 
 class Magic(NamedTuple):
-    """How codes become numbers of 16 bits, two at a time: the codes at the same place of neighbouring words.
+    """How codes become numbers of 16 bits, two at a time: as a rule those at the same place of neighbouring words.
 
     They are or-ed into mantissas, where ``fields`` of them find place without a shift. A multiplication by a power of
     two takes each to where it belongs, and ``base``, the number whose last bits the first of them becomes, is
@@ -151,18 +152,27 @@ class Magic(NamedTuple):
     base: tl.constexpr
 
 
+# Of two codes: their words $1 $2; the halves of both that hold them, as a choice of bytes $3 $4; how far to the right
+# they are taken $5 $6; where they then are $7 $8; powers of two $9; what is subtracted $10; scales $11. Where places
+# are the same, as everywhere so far, the assembler knows it and drops what is done under the condition p.
+PAIR = """{{ .reg .b32 t, u, m; .reg .pred p;
+    setp.ne.u32 p, $3, $4; setp.ne.or.u32 p, $5, $6, p; setp.ne.or.u32 p, $7, $8, p;
+    prmt.b32 t, $1, $2, $3; shr.u32 t, t, $5; mov.b32 m, $7;
+    @p and.b32 t, $3, 0xff; @p and.b32 u, $4, 0xff00; @p or.b32 t, t, u; @p prmt.b32 u, $1, $2, t;
+    @p shr.u32 t, u, $5; @p shr.u32 u, u, $6; @p prmt.b32 t, t, u, 0x7610;
+    @p and.b32 m, $7, 0xffff; @p and.b32 u, $8, 0xffff0000; @p or.b32 m, m, u;
+    lop3.b32 t, t, m, {base}, 0xEA; fma.rn.{kind}x2 t, t, $9, $10; """
+
+
 @cache
 def magic(dtype: torch.dtype, bits: int) -> Magic | None:
     """None where a code does not fit into a mantissa, or not whole ones into a word."""
-    name, mantissa, one = {torch.bfloat16: ("bf16", 7, 0x4300), torch.float16: ("f16", 10, 0x6400)}[dtype]
+    kind, mantissa, one = {torch.bfloat16: ("bf16", 7, 0x4300), torch.float16: ("f16", 10, 0x6400)}[dtype]
     if bits > mantissa or 32 % bits:
         return None
-    step = (
-        "{ .reg .b32 t, z; prmt.b32 t, $1, $2, $3; shr.u32 t, t, $5; "
-        f"lop3.b32 t, t, $7, {one * 0x10001}, 0xEA; fma.rn.{name}x2 t, t, $9, $10; "
-    )
-    scaled = f"mov.b32 z, {0x80008000}; fma.rn.{name}x2 $0, t, $11, z; }}"
-    return Magic(step + "mov.b32 $0, t; }", step + scaled, mantissa // bits, 1 << mantissa)
+    pair = PAIR.format(base=hex(one * 0x10001), kind=kind)
+    scaled = f"mov.b32 u, 0x80008000; fma.rn.{kind}x2 $0, t, $11, u; }}"
+    return Magic(pair + "mov.b32 $0, t; }", pair + scaled, mantissa // bits, 1 << mantissa)
 
 
 @triton.jit
@@ -199,14 +209,12 @@ def _codes(word, at, left, BITS: tl.constexpr, CODES: tl.constexpr):
 @triton.jit
 def _group(part, GROUPS: tl.constexpr, EVERY: tl.constexpr):
     """The group of a part of a row, EVERY parts being one, and whether there is such a part."""
-    if GROUPS == 1:
-        found = part * 0
-        exists = part == part
-    else:
-        found = part // EVERY
-        exists = part < GROUPS * EVERY
+    found = part // (EVERY if GROUPS > 1 else 1 << 30)
+    exists = part < GROUPS * EVERY if GROUPS > 1 else part >= 0
     if len(part.shape) == 2:
-        # Not so, but only the order in which threads take parts follows: unaligned loads are never joined.
+        # A false statement: that the groups of the four parts of a quad of threads follow one another. It makes the
+        # compiler give them to neighbouring threads, as words are, and does nothing else: what would be loaded at once
+        # for being contiguous is not known to be aligned.
         found = tl.max_contiguous(found, (4, 1))
     return found, exists
 

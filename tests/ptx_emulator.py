@@ -51,7 +51,7 @@ def run(assembly: str, registers: dict[str, np.ndarray]) -> np.ndarray:
             case ["setp", "ne", "or", "u32"]:
                 found = (value(rest[0]) != value(rest[1])) | held[rest[2]]
             case _:
-                raise NotImplementedError(line)
+                raise ValueError(f"{line}: an instruction that is not emulated")
         held[to] = found if guard is None else np.where(held[guard], found, held.get(to, np.zeros_like(one)))
     return held["$0"]
 

@@ -1,145 +1,29 @@
-"""The page of a run and the comparison of runs: what is on them is what the manifest says, and nothing else."""
+"""The page of a run: what is on it is what the manifest says, and nothing else; and the commands of both pages."""
 
 import copy
 import json
-import re
 import shlex
-from html.parser import HTMLParser
+from functools import partial
 
 import pytest
 
 from jettison.errors import UsageError
-from jettison.report import charts, write_comparison, write_report
+from jettison.report import charts, write_report
 from jettison.report.error_map import WHOLE, read_error_map
 from jettison.report.run import read_run
+from runs import EVIL, FULL, SPEED, Page, drawn, linear, make_run, without_stage
 
-EVIL = "</script><script>alert('x')</script><img src=http://evil/x.png>&"
-
-
-def stage(bytes, bits, perplexity, log_perplexity, kl, accuracy):
-    text = {"log_perplexity": log_perplexity, "perplexity": perplexity, "kl": kl, "agreement": 1 - kl, "tokens": 1000}
-    return {
-        "size": {"bytes": bytes, "disk_bytes": bytes, "bits_per_weight": bits, "bits_per_weight_without_adapter": bits},
-        "texts": {"books-evaluation": text, "wikitext2": text | {"perplexity": 2 * perplexity}},
-        "samples": [{"prompt": "It was", "text": f"written at {bits} bits {EVIL}"}],
-        "tasks": {"piqa": {"accuracy": accuracy, "standard_error": 0.01, "random": 0.5, "items": 100}},
-    }
-
-
-def linear(grid, error):
-    return {"grid": grid, "error": error}
-
-
-FULL = {
-    "jettison": "0.1.0",
-    "teacher": {"name": "owner/small", "fingerprint": "abc"},
-    "license": "apache-2.0",
-    "seed": 7,
-    "versions": {"torch": "2.13.0"},
-    "not_in_transformers": ["the scales of a note"],
-    "recipe": {
-        "name": "mine",
-        "use": "for tests",
-        "why": ["w4 misses the budget"],
-        "calibration": {"text": "books", "samples": 8},
-        "steps": [
-            {"quantize": {"method": "gptq", "bits": 2, "group_size": 64}, "where": {"role": ["gate"]}},
-            {"recover": {"method": "distill", "train": ["lora"], "rank": 8}},
-        ],
-    },
-    "request": {
-        "model": "owner/small", "device": "raspberry-pi-5", "tps": 40, "memory": "8MB", "context": 512, "recipe": None,
-        "changes": ["recover.rank=8"], "texts": ["books-evaluation", "my text.txt"], "tasks": ["piqa"], "seed": 7,
-        "predicted": {
-            "original": {"tokens_per_second": 20.5, "memory": 2e7},
-            "result": {"tokens_per_second": 55.5, "memory": 9e6},
-        },
-    },
-    "results": {
-        "original": stage(14_000_000, 16.0, 37.5, 3.6, 0.0, 0.70),
-        "quantized": stage(5_000_000, 3.25, 53.5, 4.0, 0.4, 0.60),
-        "recovered": stage(5_600_000, 3.75, 39.5, 3.7, 0.05, 0.68),
-    },
-    "tasks": [
-        {"task": "piqa", "lost": 0.1, "lost_error": 0.01, "recovered": 0.8, "recovered_error": 0.09, "counts": True},
-        {"task": "arc", "lost": 0.01, "lost_error": 0.01, "recovered": 0.5, "recovered_error": 0.9, "counts": False},
-    ],
-    "recovery": {"loss": [0.5, 0.25, 0.125]},
-    "blocks": [
-        {"error": 0.1, "linears": {
-            "layers.0.experts.0.gate_proj": linear("int2 g64 sym", 0.2),
-            "layers.0.experts.1.gate_proj": linear("int3 g64 sym", 0.4),
-            "layers.0.q_proj": linear("int4 g128 sym", 0.001),
-        }},
-        {"error": None, "linears": {"layers.1.q_proj": linear("int4 g128 sym", 0.002)}},
-        {"error": None, "linears": {"lm_head": linear("int4 g128 sym", 0.0123)}},
-    ],
-    "check": {"linears": 5, "block": {"index": 0, "difference": 3e-7}, "notes": ["one group is constant"]},
-}  # fmt: skip
-SPEED = {
-    "machine": "a test bench",
-    "stages": {
-        "original": {"decode_tokens_per_second": 31.5, "prefill_tokens_per_second": 501.5},
-        "recovered": {"decode_tokens_per_second": 62.5, "prefill_tokens_per_second": 402.5},
-    },
-}
 SECTIONS = {"asked", "recipe", "size", "quality", "tasks", "errors", "recovery", "samples", "check", "reproduce"}
 NEEDED = {"recipe", "errors", "reproduce"}  # made from what every manifest has
 
 
-class Page(HTMLParser):
-    """sections: ids. text: what a reader sees. outside: addresses that a browser would fetch. scripts: their code."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.sections, self.text, self.outside, self.scripts, self._inside = set(), "", [], [], None
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        attributes, self._inside = dict(attributes), tag if tag in ("script", "style") else None
-        if tag == "section":
-            self.sections.add(attributes["id"])
-        self.outside += [attributes[name] for name in ("src", "href", "data", "srcset") if name in attributes]
-
-    def handle_endtag(self, tag):
-        self._inside = None
-
-    def handle_data(self, data):
-        if self._inside == "script":
-            self.scripts.append(data)
-        elif self._inside is None:
-            self.text += data
-
-
 @pytest.fixture
 def made(tmp_path):
-    """made(name, without=..., speed=..., **sections) -> a folder with a jettison.json, FULL but for what is given."""
-
-    def make(name="run", without=(), speed=None, **sections):
-        folder = tmp_path / name
-        folder.mkdir()
-        manifest = {key: value for key, value in (copy.deepcopy(FULL) | sections).items() if key not in without}
-        (folder / "jettison.json").write_text(json.dumps(manifest))
-        if speed:
-            (folder / "speed.json").write_text(json.dumps(speed))
-        return folder
-
-    return make
+    return partial(make_run, tmp_path)
 
 
 def page(folder):
     return Page(write_report(folder).read_text(encoding="utf-8"))
-
-
-def drawn(file, chart):
-    """The traces of a chart, as they stand in the page."""
-    html = file.read_text(encoding="utf-8")
-    found = re.search(rf'Plotly\.newPlot\(\s*"{chart}",\s*(\[.*?\]),\s*\{{"', html, re.DOTALL)
-    return json.loads(found[1])
-
-
-def without_stage(name):
-    return {stage: result for stage, result in copy.deepcopy(FULL)["results"].items() if stage != name}
 
 
 class TestPage:
@@ -322,77 +206,6 @@ class TestCharts:
     )
     def test_ticks_of_a_log_axis(self, low, high, ticks):
         assert charts.log_ticks(low, high) == ticks
-
-
-class TestComparison:
-    @pytest.fixture
-    def folders(self, made):
-        return [made("full", speed=SPEED), made("plain", results=without_stage("recovered"), recovery=None)]
-
-    def test_rows(self, folders, tmp_path):
-        result = write_comparison(folders, tmp_path / "c.html")
-        full, plain = result["rows"]
-        assert (full["name"], full["recipe"], full["stage"], full["bytes"]) == ("full", "mine", "recovered", 5_600_000)
-        assert full["bits_per_weight"] == 3.75 and full["decode_tokens_per_second"] == 62.5
-        assert full["texts"]["books-evaluation"] == {
-            "perplexity": 39.5, "kl": 0.05, "agreement": 0.95, "recovered": pytest.approx(0.75),
-        }  # fmt: skip
-        assert (plain["stage"], plain["bytes"], plain["decode_tokens_per_second"]) == ("quantized", 5_000_000, None)
-        assert plain["texts"]["wikitext2"]["recovered"] is None
-        assert result["texts"] == ["books-evaluation", "wikitext2"] and result["notes"] == []
-
-    def test_page(self, folders, tmp_path):
-        out = tmp_path / "c.html"
-        write_comparison(folders, out)
-        found = Page(out.read_text(encoding="utf-8"))
-        assert found.sections == {"runs", "text-1", "text-2", "recovery"} and found.outside == []
-        (discs,) = drawn(out, "scatter-0")
-        assert discs["x"] == [5.6, 5.0] and discs["y"] == [39.5, 53.5]
-        (curve,) = drawn(out, "recovery-chart")  # the other run has none
-        assert curve["y"] == [0.5, 0.25, 0.125]
-        first = out.read_bytes()
-        write_comparison(folders, out)
-        assert out.read_bytes() == first
-
-    def test_curves_are_of_what_each_run_lowered(self, folders, made, tmp_path):
-        out = tmp_path / "c.html"
-        write_comparison(folders, out)
-        assert "KL from the original in nats, at every step" in out.read_text(encoding="utf-8")
-        write_comparison([*folders, made("features", recovery=FULL["recovery"] | {"features": 2.0})], out)
-        both = "KL from the original in nats; or KL from the original in nats + 2 times the relative squared error"
-        assert both in out.read_text(encoding="utf-8")
-
-    def test_only_common_texts(self, folders, made, tmp_path):
-        results = copy.deepcopy(FULL["results"])
-        for result in results.values():
-            del result["texts"]["books-evaluation"]
-        assert write_comparison([*folders, made("less", results=results)], tmp_path / "c.html")["texts"] == [
-            "wikitext2"
-        ]
-        for result in results.values():
-            result["texts"] = {"another": result["texts"]["wikitext2"]}
-        with pytest.raises(UsageError, match="no text in common"):
-            write_comparison([*folders, made("other", results=results)], tmp_path / "d.html")
-        assert not (tmp_path / "d.html").exists()
-
-    def test_what_limits_the_comparison_is_said(self, folders, made, tmp_path):
-        results = copy.deepcopy(FULL["results"])
-        results["recovered"]["texts"]["wikitext2"]["tokens"] = 10
-        other = made("other", teacher={"name": "big"}, results=results, speed=SPEED | {"machine": "elsewhere"})
-        notes = " ".join(write_comparison([*folders, other], tmp_path / "c.html")["notes"])
-        assert "Different originals (small, big)" in notes
-        assert "wikitext2 was measured on different numbers of tokens" in notes and "books-evaluation was" not in notes
-        assert "a test bench, elsewhere" in notes
-
-    def test_folders_of_one_name_are_told_apart(self, made, tmp_path):
-        (tmp_path / "b").mkdir()
-        folders = [made("run"), made("b/run")]
-        names = [row["name"] for row in write_comparison(folders, tmp_path / "c.html")["rows"]]
-        assert names == [str(folder) for folder in folders]
-
-    def test_a_run_without_results(self, folders, made, tmp_path):
-        with pytest.raises(UsageError, match="no measured result"):
-            write_comparison([folders[0], made("bare", without=["results"])], tmp_path / "c.html")
 
 
 class TestCommands:

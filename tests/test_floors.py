@@ -18,7 +18,7 @@ FLOORS = [
     {"prune", "quantize", "recover", "decode"},
     {"formats", "calibrate"},
     {"models", "devices", "recipe", "journal"},
-    {"kernels", "registry", "parallel", "pattern"},
+    {"kernels", "locks", "registry", "parallel", "pattern"},
     {"grid", "files", "progress", "units"},
     {"errors"},
 ]

@@ -1,19 +1,33 @@
-"""Files that are whole or absent: written to a temporary name, synced, renamed. And paths that stay in their folder."""
+"""Files that are whole or absent, inputs that are read with care, and the content of a file as its identity.
+
+- Every file is written to a unique temporary name, synced and renamed.
+- JSON and YAML are read from regular files of a sensible size; nesting and aliases have limits.
+- ``content_digest`` is BLAKE2b of all bytes of a file, remembered as long as the file's stat stays the same.
+"""
 
 import contextlib
 import hashlib
 import json
 import os
+import secrets
+import stat
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from jettison.errors import JettisonError
+from jettison.errors import JettisonError, UsageError
 
 PIECE = 1 << 26  # bytes of a tensor that are read back at once
+TEMPORARY = ".tmp"
+JSON_LIMIT, YAML_LIMIT = 1 << 28, 1 << 20  # bytes
+YAML_NODES, YAML_DEPTH = 100_000, 64  # of a document with its aliases written out
+RACY = 1.0  # seconds: a file that changed this recently may change again without its times showing it
 
 
 def _read_umask() -> int:
@@ -30,7 +44,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises JettisonError if the disk is full or the file cannot be written; ``path`` is then as it was before.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -40,11 +54,19 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise JettisonError(
             f"cannot write {path}: {error}. Nothing was lost: free space or choose another folder, then run again."
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed runs left half written in ``folder``. Only for whoever holds the folder's lock."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        if path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -87,17 +109,110 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.cpu().reshape(-1).view(torch.uint8)
 
 
-def read_json(path: Path) -> dict:
-    """Raises JettisonError if the file is missing or is not a JSON object."""
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file of at most ``limit`` bytes.
+
+    Raises JettisonError for anything else: a folder, a pipe, a device (which may never end), a file that is too large.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or device"
+            raise JettisonError(f"{path} is a {kind}; a file is needed")
+        if status.st_size > limit:
+            raise JettisonError(f"{path} has {status.st_size:,} bytes; at most {limit:,} are read")
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise JettisonError(f"{path} does not exist") from error
-    except (OSError, ValueError) as error:
-        raise JettisonError(f"{path} is not readable JSON: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise JettisonError(f"cannot read {path}: {error}") from error
+
+
+def read_json(path: Path) -> dict:
+    """Raises JettisonError if the file is missing or is not a JSON object."""
+    value = parse_json(read_bytes(path, JSON_LIMIT), str(path))
     if not isinstance(value, dict):
         raise JettisonError(f"{path} holds a JSON {type(value).__name__}; an object was expected")
     return value
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Raises JettisonError, which calls the text ``where``, if it is not JSON in UTF-8, or nested too deeply."""
+    try:
+        return json.loads(data.decode("utf-8"))
+    except ValueError as error:
+        raise JettisonError(f"{where} is not readable JSON: {error}") from error
+    except RecursionError as error:
+        raise JettisonError(f"{where} is not readable JSON: it is nested too deeply") from error
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The YAML document of a file. what: how errors call it, such as ``recipe``. Raises UsageError."""
+    try:
+        text = read_bytes(path, YAML_LIMIT).decode("utf-8")
+    except JettisonError as error:
+        raise UsageError(f"cannot read {what}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{what} {path} is not valid YAML: it is not UTF-8: {error}") from error
+    return parse_yaml(text, f"{what} {path}")
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Raises UsageError for what is not YAML, is nested too deeply, or is huge once its aliases are written out."""
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count_nodes(node, {}, 0, where)
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise UsageError(f"{where} is nested too deeply: at most {YAML_DEPTH} levels are read") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a date such as 2000-13-01
+        raise UsageError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _count_nodes(node: yaml.Node, known: dict[int, int], depth: int, where: str) -> int:
+    """How many nodes this one has, aliases written out. known: node id -> count, 0 while it is being counted."""
+    if depth > YAML_DEPTH:
+        raise UsageError(f"{where} is nested too deeply: at most {YAML_DEPTH} levels are read")
+    if known.get(id(node)) == 0:
+        raise UsageError(f"{where} refers to itself by an alias")
+    if id(node) not in known:
+        known[id(node)] = 0
+        pairs = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [part for pair in pairs for part in pair] if isinstance(node, yaml.MappingNode) else pairs
+        known[id(node)] = 1 + sum(_count_nodes(part, known, depth + 1, where) for part in inner)
+    if known[id(node)] > YAML_NODES:
+        raise UsageError(f"{where} has more than {YAML_NODES:,} entries once its aliases are written out")
+    return known[id(node)]
+
+
+def writable_folder(path: Path) -> Path:
+    """``path``, which is made if it is missing. Raises UsageError if it cannot be a folder that is written to."""
+    if path.is_symlink() and not path.exists():
+        raise UsageError(f"folder {path} is a link to {os.readlink(path)}, which does not exist")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"{path} is a file; a folder is needed") from error
+    except NotADirectoryError as error:
+        raise UsageError(f"{path} lies under a file; a folder is needed") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot make folder {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"folder {path} cannot be written to: choose another one")
+    return path
+
+
+def writable_file(path: Path) -> Path:
+    """``path``, whose folder is made if it is missing. Raises UsageError if no file can be written there."""
+    if not path.name or path.is_dir():
+        raise UsageError(f"{str(path)!r} is not the name of a file")
+    if len(os.fsencode(path.name)) > 255:
+        raise UsageError(f"the name of the file {path.name[:40]}... is too long")
+    writable_folder(path.parent)
+    return path
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -128,8 +243,43 @@ def digest(*parts: object) -> str:
 
 
 def file_digest(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    """SHA-256 of a file, 64 hex digits. Raises JettisonError if it cannot be read."""
+    return _hash(path, "sha256")
+
+
+def content_digest(path: Path) -> str:
+    """BLAKE2b of all bytes of a file, 64 hex digits. Raises JettisonError if it cannot be read.
+
+    It is remembered in the cache folder by device, inode, size, mtime_ns and ctime_ns: an edit in place is seen even if
+    the modification time is put back, since no program can put back the change time.
+    """
+    try:
+        before = path.stat()
+    except OSError as error:
+        raise JettisonError(f"cannot read {path}: {error}") from error
+    key = "-".join(str(getattr(before, f"st_{part}")) for part in ("dev", "ino", "size", "mtime_ns", "ctime_ns"))
+    kept = cache_folder() / "digests" / key
+    with contextlib.suppress(OSError, ValueError):
+        known = kept.read_text(encoding="ascii")
+        if len(known) == 64 and int(known, 16) >= 0:
+            return known
+    found = _hash(path, lambda: hashlib.blake2b(digest_size=32))
+    after = path.stat()
+    steady = (before.st_mtime_ns, before.st_ctime_ns, before.st_size) == (
+        after.st_mtime_ns, after.st_ctime_ns, after.st_size,
+    )  # fmt: skip
+    if steady and time.time() - max(after.st_mtime, after.st_ctime) > RACY:
+        with contextlib.suppress(JettisonError):
+            write_text(kept, found)
+    return found
+
+
+def _hash(path: Path, kind: Any) -> str:
+    try:
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, kind).hexdigest()
+    except OSError as error:
+        raise JettisonError(f"cannot read {path}: {error}") from error
 
 
 def cache_folder() -> Path:

@@ -4,10 +4,10 @@ import copy
 from functools import partial
 
 import pytest
+from runs import FULL, SPEED, Page, drawn, make_run, without_stage
 
 from jettison.errors import UsageError
 from jettison.report import write_comparison
-from runs import FULL, SPEED, Page, drawn, make_run, without_stage
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ FLOORS = [
     {"prune", "quantize", "recover", "decode"},
     {"formats", "calibrate"},
     {"models", "devices", "recipe", "journal"},
-    {"kernels", "locks", "registry", "parallel", "pattern"},
+    {"kernels", "locks", "registry", "parallel", "pattern", "sealed"},
     {"grid", "files", "progress", "units"},
     {"errors"},
 ]

@@ -6,12 +6,12 @@ import shlex
 from functools import partial
 
 import pytest
+from runs import EVIL, FULL, SPEED, Page, drawn, linear, make_run, without_stage
 
 from jettison.errors import UsageError
 from jettison.report import charts, write_report
 from jettison.report.error_map import WHOLE, read_error_map
 from jettison.report.run import read_run
-from runs import EVIL, FULL, SPEED, Page, drawn, linear, make_run, without_stage
 
 SECTIONS = {"asked", "recipe", "size", "quality", "tasks", "errors", "recovery", "samples", "check", "reproduce"}
 NEEDED = {"recipe", "errors", "reproduce"}  # made from what every manifest has

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from jettison import parallel
-from jettison.calibrate import Stats, token_windows, watch
+from jettison.calibrate import Stats, text_digest, token_windows, watch
 from jettison.errors import JettisonError, UsageError
 from jettison.files import file_digest, write_tensors
 from jettison.formats import check, compressed_tensors, writer
@@ -24,13 +24,15 @@ from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.formats.writer import Stored
 from jettison.grid import Grid
 from jettison.jobs import Job, apply_methods, assign, one_by_one
-from jettison.journal import Journal
+from jettison.journal import Journal, require_run_folder
+from jettison.locks import locked
 from jettison.models import Activations, Linear, ModelFolder, Walk
 from jettison.models.checkpoint import Checkpoint
+from jettison.models.source_check import check_source
 from jettison.progress import bar, say
 from jettison.prune import allocate
 from jettison.recipe import Recipe, load_recipe
-from jettison.recover import synthesize
+from jettison.recover import synthesize, written_shards
 
 JOURNAL, SPILL = "journal.jsonl", "activations"
 
@@ -54,47 +56,84 @@ def compress(
     ``out``, not in memory. engine: refuse at once what it would not load. workers, address: of ``parallel.map``, which
     prunes the linears of a block side by side. A run that was killed continues when it is called again.
 
+    Shards that are missing or damaged then are made again.
+
     Raises UsageError for a recipe that does not fit the model or the engine, a model that is already quantized, or a
-    folder that holds another run; JettisonError for damaged or non-finite weights, or a full disk.
+    folder that holds another run (other weights, tokenizer, text or settings); JettisonError for missing, misshapen or
+    non-finite weights, a full disk, or a folder that another process works on.
     """
     source, recipe, out = ModelFolder(model), load_recipe(recipe, changes), Path(out)
     if source.quantization:
         method = source.quantization.get("quant_method")
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
     jobs = assign(source, recipe, engine)
-    adaptive = any(job.prune and job.prune.allocation.kind != "uniform" for job in jobs)
-    needs = frozenset().union(*(job.needs for job in jobs))
+    require_run_folder(out / JOURNAL)
     if not (out / MANIFEST).exists():
         _check_disk(source, out, dense=any(not job.grid for job in jobs))
-    journal = Journal(
-        out / JOURNAL,
-        {
-            "kind": "compress",
-            "model": source.fingerprint(),
-            "steps": recipe.to_dict()["steps"],
-            "calibration": recipe.calibration if needs or adaptive else None,
-            "seed": seed,
-            "versions": {"jettison": version("jettison"), "torch": torch.__version__},
-        },
-    )
-    if not journal.last(finished=True):
-        scratch, walk = out / SPILL, None
-        shutil.rmtree(scratch, ignore_errors=True)  # of a killed run: its states are computed again
-        if needs or adaptive:
-            tokens = calibration_tokens(source, recipe, seed)
-        if adaptive:
-            jobs = _allocated(source, jobs, tokens, recipe.calibration["text"], journal)
-        if needs:
-            walk = Walk(source, tokens, twice="cross" in needs, spill=scratch if spill else None)
+    with locked(out):
         alone = workers == 1 and address is None
         pool = one_by_one if alone else partial(parallel.map, workers=workers, address=address)
-        _run(source, jobs, out, journal, walk, pool)
-        shutil.rmtree(scratch, ignore_errors=True)
-        _finish(source, recipe, jobs, out, journal, seed)
-        journal.add(finished=True)
+        _compress(source, recipe, jobs, out, seed, out / SPILL if spill else None, pool)
     for note in compressed_tensors.problems(source.anatomy, _packed_grids(jobs)):
         say(f"note: {note}")
     return read_manifest(out)
+
+
+def _compress(
+    source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, seed: int, spill: Path | None, pool: Callable
+) -> None:
+    adaptive = any(job.prune and job.prune.allocation.kind != "uniform" for job in jobs)
+    needs = frozenset().union(*(job.needs for job in jobs))
+    journal = Journal(out / JOURNAL, _inputs(source, recipe, seed, calibrated=bool(needs) or adaptive))
+    finished = journal.last(finished=True)
+    kept = _intact(out, journal)
+    if finished and len(kept) == source.anatomy.blocks + 1:
+        return
+    check_source(source)
+    shutil.rmtree(out / SPILL, ignore_errors=True)  # of a killed run: its states are computed again
+    walk = None
+    if needs or adaptive:
+        tokens = calibration_tokens(source, recipe, seed)
+    if adaptive:
+        jobs = _allocated(source, jobs, tokens, recipe.calibration["text"], journal)
+    if needs:
+        walk = Walk(source, tokens, twice="cross" in needs, spill=spill)
+    _run(source, jobs, out, journal, kept, walk, pool)
+    shutil.rmtree(out / SPILL, ignore_errors=True)
+    _finish(source, recipe, jobs, out, journal, seed)
+    journal.add(finished=True)
+
+
+def _inputs(source: ModelFolder, recipe: Recipe, seed: int, calibrated: bool) -> dict[str, Any]:
+    """All that the written bytes depend on, as content, for the journal's first line."""
+    text = recipe.calibration["text"]
+    return {
+        "kind": "compress",
+        "model": source.identity(),
+        "steps": recipe.to_dict()["steps"],
+        "calibration": recipe.calibration if calibrated else None,
+        "calibration text": text_digest(text) if calibrated and text != "synthetic" else None,
+        "seed": seed,
+        "versions": {"jettison": version("jettison"), "torch": torch.__version__},
+    }
+
+
+def _intact(out: Path, journal: Journal) -> dict[int, dict[str, Any]]:
+    """Unit -> its entry, where its shard is as it was written. A recovery may have written it anew.
+
+    If one shard is not, those that a recovery wrote anew are not either: the lost one was made from those before it as
+    they were then.
+    """
+    units = {entry["unit"]: entry for entry in journal.entries if "unit" in entry}
+    files = {unit: out / entry["file"] for unit, entry in units.items()}
+    found = {unit: file_digest(file) if file.is_file() else None for unit, file in files.items()}
+    first = {unit: entry for unit, entry in units.items() if found[unit] == entry["sha256"]}
+    later = written_shards(out)
+    if all(unit in first or found[unit] in later.get(units[unit]["file"], ()) for unit in units):
+        return units
+    lost = [files[unit].name for unit in units if unit not in first]
+    say(f"note: {', '.join(lost[:3])} of {out} is missing or damaged, so it is made again")
+    return first
 
 
 def calibration_tokens(source: ModelFolder, recipe: Recipe, seed: int) -> torch.Tensor:
@@ -120,14 +159,19 @@ def _allocated(source: ModelFolder, jobs: list[Job], tokens: torch.Tensor, text:
 
 
 def _run(
-    source: ModelFolder, jobs: list[Job], out: Path, journal: Journal, walk: Walk | None, pool: Callable = one_by_one
+    source: ModelFolder,
+    jobs: list[Job],
+    out: Path,
+    journal: Journal,
+    kept: dict[int, dict[str, Any]],
+    walk: Walk | None,
+    pool: Callable = one_by_one,
 ) -> None:
     blocks = source.anatomy.blocks
-    done = sum("unit" in entry for entry in journal.entries)
-    with bar("compress", blocks + 1, done) as progress:
+    with bar("compress", blocks + 1, len(kept)) as progress:
         for unit in range(blocks + 1):  # the last unit is what lies outside the blocks
             block = unit if unit < blocks else None
-            if entry := journal.last(unit=unit):
+            if entry := kept.get(unit):
                 if walk and block is not None:
                     here = [job for job in jobs if job.linear.block == block]
                     _replay(source, here, block, walk, Checkpoint(out, [out / entry["file"]]))
@@ -225,7 +269,7 @@ def _packed_grids(jobs: list[Job]) -> dict[str, Grid]:
 
 
 def _finish(source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, journal: Journal, seed: int) -> None:
-    entries = [entry for entry in journal.entries if "unit" in entry]
+    entries = [journal.last(unit=unit) for unit in range(source.anatomy.blocks + 1)]
     grids = _packed_grids(jobs)
     writer.finish(source, out, [entry["file"] for entry in entries], grids, _unties(source, jobs))
     unseen = [name for entry in entries for name, record in entry["linears"].items() if record.get("tokens") == 0]

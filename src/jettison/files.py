@@ -63,8 +63,8 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what killed runs left half written in ``folder``. Only for whoever holds the folder's lock."""
-    for path in folder.glob(f".*{TEMPORARY}"):
+    """Delete what killed runs left half written in ``folder`` and below. For whoever holds the folder's lock."""
+    for path in folder.rglob(f".*{TEMPORARY}"):
         if path.is_file() and not path.is_symlink():
             path.unlink(missing_ok=True)
 
@@ -77,8 +77,16 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file. Same tensors, same bytes. It is read back and compared before it gets its name."""
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    ready: Callable[[Path], object] = lambda temporary: None,
+) -> None:
+    """Write a safetensors file. Same tensors, same bytes. It is read back and compared before it gets its name.
+
+    ready: called with the file under its temporary name, when all of it is written.
+    """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
     def write(temporary: Path) -> None:
@@ -86,6 +94,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
         for name, tensor in contiguous.items():
             if not _reads_back(temporary, name, tensor):
                 raise OSError(f"{name} reads back differently from what was written")
+        ready(temporary)
 
     write_atomic(path, write)
 

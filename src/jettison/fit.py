@@ -6,7 +6,8 @@ from typing import Any
 
 import psutil
 
-from jettison.compress import compress
+from jettison.calibrate import text_digest
+from jettison.compress import JOURNAL, compress
 from jettison.devices import find_device
 from jettison.errors import UsageError
 from jettison.evaluate import (
@@ -19,6 +20,8 @@ from jettison.evaluate import (
 from jettison.evaluate.quality import TEXTS, TOKENS
 from jettison.files import read_json, write_json
 from jettison.formats.manifest import read_manifest, update_manifest
+from jettison.journal import require_run_folder
+from jettison.locks import locked
 from jettison.models import ModelFolder
 from jettison.plan import Setting, forecast, make_plan, predict
 from jettison.plan.cost import CONTEXT
@@ -98,27 +101,33 @@ def fit(
     for reason in chosen.why:
         say(f"  {reason}")
 
-    compress(model, chosen, out, seed=seed, engine=engine)
     request = {"model": str(model), "device": device, "tps": tps, "memory": memory, "context": context}
     request |= {"recipe": None if recipe is None else chosen.name, "changes": changes, "texts": texts, "tasks": tasks}
+    request |= {"contents": {text: text_digest(text) for text in texts}, "tokens": tokens}
     request |= {"items": items, "seed": seed, "predicted": predicted, "engine": engine}
     if recipe is None:
         request |= {"recovery": recovery, "losses": losses, "refine": refine}
-    _check_measured(out, request)
-    update_manifest(out, request=request, plan=pictured)
-    stages: dict[str, dict[str, Any]] = {"original": {"model": model}, "quantized": {"model": out, "adapter": False}}
-    if chosen.of("recover"):
-        stages["recovered"] = {"model": out}
-    for stage, measured in stages.items():
-        if stage == "recovered":
-            recover(out)
-        if stage not in read_manifest(out).get("results", {}):  # the quantized one cannot be had again after recovery
-            _measure(out, stage, measured, model, texts, tokens, tasks, items)
-    results = read_manifest(out)["results"]
-    if tasks and "recovered" in results:
-        compared = compare_tasks(*(results[stage]["tasks"] for stage in stages))
-        update_manifest(out, tasks=compared)
-    write_report(out)
+    require_run_folder(out / JOURNAL)
+    with locked(out):
+        compress(model, chosen, out, seed=seed, engine=engine)
+        _check_measured(out, request)
+        update_manifest(out, request=request, plan=pictured)
+        stages: dict[str, dict[str, Any]] = {
+            "original": {"model": model},
+            "quantized": {"model": out, "adapter": False},
+        }
+        if chosen.of("recover"):
+            stages["recovered"] = {"model": out}
+        for stage, measured in stages.items():
+            if stage == "recovered":
+                recover(out)
+            if stage not in read_manifest(out).get("results", {}):  # the quantized one is not to be had after recovery
+                _measure(out, stage, measured, model, texts, tokens, tasks, items)
+        results = read_manifest(out)["results"]
+        if tasks and "recovered" in results:
+            compared = compare_tasks(*(results[stage]["tasks"] for stage in stages))
+            update_manifest(out, tasks=compared)
+        write_report(out)
     return {"plan": planned} | results
 
 
@@ -164,5 +173,7 @@ def _check_measured(out: Path, request: dict[str, Any]) -> None:
 
 
 def _measures(request: dict[str, Any]) -> str:
+    texts = [f"{text} ({request['contents'][text]})" for text in request["texts"]]
+    tokens = [f"{request['tokens']} tokens" if request["tokens"] else "all tokens"]
     limit = f" ({request['items']} items each)" if request["tasks"] and request["items"] else ""
-    return ", ".join([*request["texts"], *request["tasks"]]) + limit
+    return ", ".join([*texts, *tokens, *request["tasks"]]) + limit

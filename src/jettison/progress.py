@@ -43,8 +43,9 @@ class Bar:
 
 
 @contextmanager
-def bar(what: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """``with bar("compress", 12) as step: ... step.advance()``. ``done`` counts what an earlier run finished."""
+def bar(what: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Bar]:
+    """``with bar("compress", 12) as step: ... step.advance()``. ``done`` counts what an earlier run finished. shown:
+    False for work that takes no time to speak of."""
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(bar_width=28),
@@ -53,5 +54,5 @@ def bar(what: str, total: int, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=_quiet) as progress:
+    with Progress(*columns, console=console, disable=_quiet or not shown) as progress:
         yield Bar(progress, progress.add_task(what, total=total, completed=done, note=""))

@@ -4,7 +4,7 @@ from jettison.calibrate.columns import inverse_factor, spread_errors
 from jettison.calibrate.low_rank import best_correction
 from jettison.calibrate.ranges import find_range
 from jettison.calibrate.stats import Stats, watch
-from jettison.calibrate.text import BUNDLED, token_windows
+from jettison.calibrate.text import BUNDLED, text_digest, token_windows
 
 __all__ = [
     "BUNDLED",
@@ -13,6 +13,7 @@ __all__ = [
     "find_range",
     "inverse_factor",
     "spread_errors",
+    "text_digest",
     "token_windows",
     "watch",
 ]

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from jettison.calibrate.text import token_windows
+from jettison.calibrate.text import text_digest, token_windows
 from jettison.errors import UsageError, unknown
-from jettison.files import cache_folder, digest, write_tensors
+from jettison.files import cache_folder, digest
 from jettison.journal import Journal
+from jettison.locks import locked
 from jettison.models import Activations, ModelFolder, Walk
 from jettison.models.halves import HALVES, half_of, unit_names, without
 from jettison.progress import bar
+from jettison.sealed import read_sealed, write_sealed
 
 SAMPLES, LENGTH = 32, 256
 METHODS = ("fisher", "cosine", "magnitude", "random", "stride", "last")
@@ -46,15 +47,14 @@ def measure_units(
     if length < 2:
         raise UsageError(f"length = {length}: every token but the first is predicted, so at least 2 are needed")
     source = model if isinstance(model, ModelFolder) else ModelFolder(model)
-    run = {"model": source.fingerprint(), "text": str(text), "samples": samples, "length": length}
+    run = {"model": source.fingerprint(), "text": text_digest(text), "samples": samples, "length": length}
     folder = cache_folder() / "importance" / digest(*map(str, run.values()))
-    journal = Journal(folder / "units.jsonl", run)
-    blocks = source.anatomy.blocks
-    done = {entry["block"] for entry in journal.entries}
-    if len(done) < blocks:
-        windows = token_windows(source.tokenizer, text, length, samples)
-        _measure(source, windows, journal, folder / ".gradient.safetensors", spill)
-    return {unit: found for entry in journal.entries for unit, found in sorted(entry["units"].items())}
+    with locked(folder, wait=True):
+        journal = Journal(folder / "units.jsonl", run, cache=True)
+        if any(journal.last(block=block) is None for block in range(source.anatomy.blocks)):
+            _measure(source, token_windows(source.tokenizer, text, length, samples), journal, folder, spill)
+    units = [journal.last(block=block)["units"] for block in reversed(range(source.anatomy.blocks))]
+    return {unit: found for of_block in units for unit, found in sorted(of_block.items())}
 
 
 def rank(
@@ -128,12 +128,17 @@ def _score(measured: Measured, unit: str, method: str, perturbation: str) -> flo
     return total("trace") * moved
 
 
-def _measure(source: ModelFolder, windows: torch.Tensor, journal: Journal, kept: Path, spill: Path | None) -> None:
-    blocks, done = source.anatomy.blocks, len(journal.entries)  # from the last block down
+def _measure(source: ModelFolder, windows: torch.Tensor, journal: Journal, folder: Path, spill: Path | None) -> None:
+    """Backward from the last block, or from where a killed run stopped and left the gradients of that place."""
+    blocks = source.anatomy.blocks
+    lowest = next((block for block in reversed(range(blocks)) if journal.last(block=block) is None), -1) + 1
+    kept = lambda block: folder / f".gradient-{block}.safetensors"  # by what enters the block, for each window
+    if lowest < blocks and (stored := read_sealed(kept(lowest))) is None:
+        lowest = blocks
     walk = Walk(source, windows, spill=spill, batch=1)
     entering: list[Activations] = []  # of each block
-    with bar("importance", 2 * blocks, 2 * done) as progress:
-        for block in range(blocks - done):
+    with bar("importance", 2 * blocks, 2 * (blocks - lowest)) as progress:
+        for block in range(lowest):
             states = walk.new_stream(f"block-{block}")
             for part in walk.hidden:
                 states.append(part)
@@ -141,18 +146,16 @@ def _measure(source: ModelFolder, windows: torch.Tensor, journal: Journal, kept:
             with walk.block(block):
                 walk.advance(block, walk.hidden)
             progress.advance(note=f"forward {block}")
-        if done:
-            gradients = load_file(kept)
-            gradients = [gradients[str(number)] for number in range(len(windows))]
-        else:
-            gradients = _at_the_end(walk)
-        for block in reversed(range(blocks - done)):
+        known = lowest < blocks
+        gradients = [stored[0][str(number)] for number in range(len(windows))] if known else _at_the_end(walk)
+        for block in reversed(range(lowest)):
             with walk.block(block) as module:
                 units = _backward(walk, source, block, module, entering.pop(), gradients)
-            write_tensors(kept, {str(number): each for number, each in enumerate(gradients)})
+            write_sealed(kept(block), {str(number): each for number, each in enumerate(gradients)})
             journal.add(block=block, units=units)
+            kept(block + 1).unlink(missing_ok=True)
             progress.advance(note=f"backward {block}")
-    kept.unlink(missing_ok=True)
+    kept(0).unlink(missing_ok=True)
 
 
 def _at_the_end(walk: Walk) -> list[torch.Tensor]:

@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from jettison import registry
 from jettison.calibrate.stats import Stats, watch
-from jettison.calibrate.text import token_windows
+from jettison.calibrate.text import text_digest, token_windows
 from jettison.errors import UsageError
 from jettison.files import cache_folder, digest
 from jettison.grid import Grid
-from jettison.journal import Journal
+from jettison.journal import Journal, read_records
+from jettison.locks import locked
 from jettison.models import Linear, ModelFolder
 from jettison.models.dense import compute_device, load_dense
 from jettison.models.modules import dense_weight
@@ -60,28 +62,34 @@ def sensitivity(
     Raises UsageError for an unknown kind, JettisonError if the model does not fit in memory.
     """
     source = model if isinstance(model, ModelFolder) else ModelFolder(model)
-    journal = _journal(source, kind, method, text, samples, length, seed)
-    known = _known(journal)
-    wanted = {name: [grid for grid in grids[name] if (name, str(grid)) not in known] for name in parts}
-    wanted = {name: missing for name, missing in wanted.items() if missing}
-    if wanted:
-        windows = token_windows(source.tokenizer, text, length, samples)
-        find = partial(_by_gradients, seed=seed) if kind == "gradients" else _by_measuring
-        missing = {name: parts[name] for name in wanted}
-        inputs = {name: len({linear.inputs for linear in parts[name]}) for name in wanted}
-        count = sum(len(of) * (inputs[name] if kind == "gradients" else 1) for name, of in wanted.items())
-        with bar("sensitivity", count) as progress:
-            for name, grid, loss in find(source, missing, wanted, method, windows, progress.advance):
-                journal.add(part=name, grid=str(grid), loss=loss)
-                known[name, str(grid)] = loss
+    path, run = _record(source, kind, method, text, samples, length, seed)
+    with locked(path.parent, wait=True):
+        journal = Journal(path, run, cache=True)
+        known = _known(journal.entries)
+        wanted = {name: [grid for grid in grids[name] if (name, str(grid)) not in known] for name in parts}
+        wanted = {name: missing for name, missing in wanted.items() if missing}
+        if wanted:
+            windows = token_windows(source.tokenizer, text, length, samples)
+            find = partial(_by_gradients, seed=seed) if kind == "gradients" else _by_measuring
+            missing = {name: parts[name] for name in wanted}
+            inputs = {name: len({linear.inputs for linear in parts[name]}) for name in wanted}
+            count = sum(len(of) * (inputs[name] if kind == "gradients" else 1) for name, of in wanted.items())
+            with bar("sensitivity", count) as progress:
+                for name, grid, loss in find(source, missing, wanted, method, windows, progress.advance):
+                    journal.add(part=name, grid=str(grid), loss=loss)
+                    known[name, str(grid)] = loss
     return {name: {grid: known[name, str(grid)] for grid in grids[name]} for name in parts}
 
 
 def known_sensitivity(source: ModelFolder, parts: Parts, grids: Grids) -> tuple[dict[str, dict[Grid, float]], str]:
     """What ``sensitivity`` with its default settings has found for a model before, and which kind that was; measured
     losses sooner than gradients. Empty and ``prior`` if something is missing."""
+    if not _folder().is_dir():  # saves a fingerprint, which reads the whole model
+        return {}, "prior"
     for kind in reversed(KINDS):
-        known = _known(_journal(source, kind))
+        path, run = _record(source, kind)
+        records = read_records(path)[0] if path.exists() else []
+        known = _known(records[1:]) if records and records[0] == {"run": run} else {}
         if all((name, str(grid)) in known for name in parts for grid in grids[name]):
             return {name: {grid: known[name, str(grid)] for grid in grids[name]} for name in parts}, kind
     return {}, "prior"
@@ -95,19 +103,24 @@ def unseen_windows(source: ModelFolder, count: int = SAMPLES) -> torch.Tensor:
     return rest[torch.arange(count) * len(rest) // count]
 
 
-def _journal(
+def _folder() -> Path:
+    return cache_folder() / "sensitivity"
+
+
+def _record(
     source: ModelFolder, kind: str, method: str = "gptq", text: str = "books", samples: int = SAMPLES,
     length: int = LENGTH, seed: int = 0,
-) -> Journal:  # fmt: skip
+) -> tuple[Path, dict[str, Any]]:  # fmt: skip
+    """The journal of what these settings find, and what its first line says."""
     if kind not in KINDS:
         raise UsageError(f"sensitivity {kind!r}: {' and '.join(KINDS)} are valid")
-    settings = {"kind": kind, "method": method, "text": str(text), "samples": samples, "length": length, "seed": seed}
-    run = {"model": source.fingerprint()} | settings
-    return Journal(cache_folder() / "sensitivity" / digest(*map(str, run.values())) / "losses.jsonl", run)
+    settings = {"kind": kind, "method": method, "text": text_digest(text), "samples": samples}
+    run = {"model": source.fingerprint()} | settings | {"length": length, "seed": seed}
+    return _folder() / digest(*map(str, run.values())) / "losses.jsonl", run
 
 
-def _known(journal: Journal) -> dict[tuple[str, str], float]:
-    return {(entry["part"], entry["grid"]): entry["loss"] for entry in journal.entries}
+def _known(entries: Iterable[dict[str, Any] | None]) -> dict[tuple[str, str], float]:
+    return {(entry["part"], entry["grid"]): entry["loss"] for entry in entries if entry}
 
 
 Losses = Iterator[tuple[str, Tried, float]]

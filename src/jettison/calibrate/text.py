@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from jettison.errors import UsageError
+from jettison.files import digest
 
 BUNDLED = {
     "books": "books-calibration.txt",
@@ -20,10 +21,7 @@ def read_documents(source: str | Path) -> list[str]:
 
     Raises UsageError if there is no such text, or none in it.
     """
-    if str(source) in BUNDLED:
-        path = Path(str(files("jettison.calibrate") / "texts" / BUNDLED[str(source)]))
-    else:
-        path = Path(source)
+    path = _find_text(source)
     try:
         text = path.read_bytes().decode("utf-8")  # bytes, so that line ends stay as they are
     except OSError as error:
@@ -36,6 +34,17 @@ def read_documents(source: str | Path) -> list[str]:
     if not documents:
         raise UsageError(f"text {path} is empty")
     return documents
+
+
+def _find_text(source: str | Path) -> Path:
+    if str(source) in BUNDLED:
+        return Path(str(files("jettison.calibrate") / "texts" / BUNDLED[str(source)]))
+    return Path(source)
+
+
+def text_digest(source: str | Path) -> str:
+    """16 hex digits that name the content of a text. Raises UsageError as ``read_documents`` does."""
+    return digest(*read_documents(source))
 
 
 def token_windows(tokenizer, source: str | Path, length: int, count: int | None = None) -> torch.Tensor:

@@ -35,21 +35,24 @@ def evaluate(
     texts: bundled names or UTF-8 files, cut into windows of ``window`` tokens, ``tokens`` in all (None: everything).
     For each: log-perplexity in nats per token, perplexity, and against the original in nats and shares:
     KL(original ‖ model) and how often both have the same likeliest token. The original is the one that jettison.json
-    names, or ``teacher``; without one the distances are left out. windows: also list the log-perplexity of each window,
-    from which the error of a difference between two models can be had.
+    names, or ``teacher``; without one the distances are left out. ``teacher`` in the result names an original that is
+    not the one that the checkpoint was made from. windows: also list the log-perplexity of each window, from which the
+    error of a difference between two models can be had.
 
-    Raises UsageError for a window of fewer than 2 tokens, or an original with another vocabulary.
+    Raises UsageError for a window of fewer than 2 tokens, or an original that has another vocabulary, or that has
+    changed since the checkpoint was made from it.
     """
     if window < 2:
         raise UsageError(f"window = {window}: every token but the first is predicted, so at least 2 are needed")
     source = ModelFolder(model)
-    original = _find_original(source, teacher)
-    same = original is not None and original.fingerprint() == source.fingerprint()
-    held = [source] if original is None or same else [source, original]
+    original, other = _find_original(source, teacher)
+    held = [source, original] if original else [source]
     require_memory(sum(each.checkpoint.tensor_bytes for each in held), f"evaluating {source.name}")
     student = load(model, adapter=adapter)
-    reference = student if same else load(original.folder) if original else None
+    reference = load(original.folder) if original else None
     result: dict[str, Any] = {"size": measure_size(source.folder), "texts": {}}
+    if other:
+        result["teacher"] = other
     for text in texts:
         count = None if tokens is None else max(1, tokens // window)
         ids = token_windows(source.tokenizer, text, window, count)
@@ -57,20 +60,31 @@ def evaluate(
     return result
 
 
-def _find_original(source: ModelFolder, teacher: str | Path | None) -> ModelFolder | None:
-    if teacher is not None:
-        original = ModelFolder(teacher)
-        sizes = [each.config.get_text_config().vocab_size for each in (source, original)]
-        if sizes[0] != sizes[1]:
-            raise UsageError(f"{original.name} has {sizes[1]} tokens and {source.name} {sizes[0]}: no distance between")
-        return original
-    if not (source.folder / NAME).exists():
-        return None
-    recorded = read_manifest(source.folder)["teacher"]["folder"]
-    if Path(recorded).is_dir():
-        return ModelFolder(recorded)
-    say(f"note: the original is not at {recorded} any more, so distances from it are left out; give it with --teacher")
-    return None
+def _find_original(source: ModelFolder, teacher: str | Path | None) -> tuple[ModelFolder | None, str]:
+    """The model that distances are measured from, and its name where it is not the one that ``source`` was made from.
+
+    Raises UsageError if the original has changed since, or if ``teacher`` has another vocabulary.
+    """
+    recorded = read_manifest(source.folder)["teacher"] if (source.folder / NAME).exists() else None
+    if teacher is None and recorded is None:
+        return None, ""
+    if teacher is None and not Path(recorded["folder"]).is_dir():
+        where = recorded["folder"]
+        say(f"note: the original is not at {where} any more, so distances from it are left out; give it with --teacher")
+        return None, ""
+    original = ModelFolder(recorded["folder"] if teacher is None else teacher)
+    sizes = [each.config.get_text_config().vocab_size for each in (source, original)]
+    if sizes[0] != sizes[1]:
+        raise UsageError(f"{original.name} has {sizes[1]} tokens and {source.name} {sizes[0]}: no distance between")
+    if recorded is None or original.fingerprint() == recorded["fingerprint"]:
+        return original, ""
+    if teacher is None:
+        raise UsageError(
+            f"{original.folder} has changed since {source.name} was made from it: put the original back, or name the "
+            "model to measure distances from with --teacher"
+        )
+    say(f"note: distances are from {original.name}, which is not the model that {source.name} was made from")
+    return original, original.name
 
 
 @torch.no_grad()
@@ -87,7 +101,7 @@ def compare(
             wanted = ids[:, 1:].to(guess.device)
             losses += (-guess.gather(-1, wanted.unsqueeze(-1)).sum((1, 2), dtype=torch.float64)).tolist()
             if reference:
-                target = guess if reference is student else reference.logits(ids)[:, :-1].float().log_softmax(-1)
+                target = reference.logits(ids)[:, :-1].float().log_softmax(-1)
                 divergence += float((target.exp() * (target - guess)).sum(dtype=torch.float64))
                 agreement += int((target.argmax(-1) == guess.argmax(-1)).sum())
             progress.advance(len(ids), note=name)

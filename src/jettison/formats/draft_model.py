@@ -1,17 +1,16 @@
 """A draft model as a folder of its own, for engines that take one (vLLM, assisted generation of transformers)."""
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from jettison.errors import UsageError
-from jettison.files import write_atomic, write_json, write_tensors
+from jettison.files import write_json, write_tensors
 from jettison.formats import compressed_tensors
 from jettison.formats.compressed_tensors import UnpackedFolder, read_grids
-from jettison.formats.writer import NOT_COPIED
+from jettison.formats.writer import copy_companions
 from jettison.grid import Grid, QuantizedWeight
 from jettison.models import Linear, open_shape
 from jettison.models.checkpoint import INDEX, Checkpoint
@@ -62,9 +61,7 @@ def write_draft_model(
     if moved:
         anatomy = open_shape(out / "config.json").anatomy
         config["quantization_config"] = compressed_tensors.config_section(anatomy, moved)
-    for path in sorted(source.folder.iterdir()):
-        if path.is_file() and not NOT_COPIED.fullmatch(path.name) and path.name not in ("jettison.json", "draft.json"):
-            write_atomic(out / path.name, lambda temporary, path=path: shutil.copyfile(path, temporary))
+    copy_companions(source.folder, out)
     write_json(out / "config.json", config)
     write_json(out / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 

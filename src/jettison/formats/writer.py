@@ -12,9 +12,15 @@ from jettison.formats import compressed_tensors
 from jettison.grid import Grid, QuantizedWeight
 from jettison.models import Linear, ModelFolder
 from jettison.models.checkpoint import INDEX, Checkpoint
+from jettison.models.folder import TOKENIZER
+from jettison.progress import say
 
 Stored = QuantizedWeight | torch.Tensor  # packed; or dense, (out, in) float32, in the original's type once it is stored
-NOT_COPIED = re.compile(r"config\.json|.*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx)|.*\.index\.json|README.*|\..*")
+# What stands beside the weights of a model. Nothing else is copied: no code, no results of an earlier run.
+COMPANIONS = re.compile(
+    TOKENIZER.pattern + r"|(pre|video_pre)?processor_config\.json|additional_chat_templates/[^/.][^/]*\.jinja|"
+    r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[^/]*"
+)
 
 
 def stored_name(source: ModelFolder, linear: Linear) -> str:
@@ -86,9 +92,7 @@ def finish(source: ModelFolder, out: Path, shards: Iterable[str], grids: Mapping
     written = Checkpoint(out, [out / shard for shard in shards])
     weight_map = {name: written.home(name).name for name in sorted(written)}
     write_json(out / INDEX, {"metadata": {"total_size": written.tensor_bytes}, "weight_map": weight_map})
-    for path in sorted(source.folder.iterdir()):
-        if path.is_file() and not NOT_COPIED.fullmatch(path.name):
-            write_atomic(out / path.name, lambda temporary, path=path: shutil.copyfile(path, temporary))
+    copy_companions(source.folder, out)
     config = dict(source.raw_config)
     if grids:
         config["quantization_config"] = compressed_tensors.config_section(source.anatomy, grids)
@@ -97,3 +101,28 @@ def finish(source: ModelFolder, out: Path, shards: Iterable[str], grids: Mapping
         if "text_config" in config:
             config["text_config"] = config["text_config"] | {"tie_word_embeddings": False}
     write_json(out / "config.json", config)
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy tokenizer, chat template, generation settings and licence of a model's folder.
+
+    A link is followed within the folder, and within a cache of the Hugging Face hub; what another link leads to is not
+    published.
+    """
+    for path in sorted([*source.glob("*"), *source.glob("additional_chat_templates/*")]):
+        name = path.relative_to(source).as_posix()
+        if not COMPANIONS.fullmatch(name) or not path.is_file():
+            continue
+        if not _belongs(path, source):
+            say(f"note: {path} is a link to {path.resolve()}, outside the model's folder: it is not copied")
+            continue
+        write_atomic(out / name, lambda temporary, path=path: shutil.copyfile(path, temporary))
+
+
+def _belongs(path: Path, source: Path) -> bool:
+    target, folder = path.resolve(), source.resolve()
+    if target.is_relative_to(folder):
+        return True
+    repository = folder.parent.parent  # models--NAME/snapshots/REVISION, whose links lead to models--NAME/blobs
+    cached = folder.parent.name == "snapshots" and repository.name.startswith("models--")
+    return cached and target.parent == repository / "blobs"

@@ -7,10 +7,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from jettison.errors import JettisonError, UsageError
-from jettison.files import digest, inside, read_json
+from jettison.files import content_digest, inside, read_json
 
 INDEX = "model.safetensors.index.json"
-SAMPLE = 1 << 16
 BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2} | dict.fromkeys(
     ("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1
 )
@@ -103,14 +102,6 @@ class Checkpoint:
     def bytes_of(self, name: str) -> int:
         return math.prod(self.shape(name)) * BYTES[self.dtype(name)]
 
-    def fingerprint(self) -> str:
-        """Names the content, from sizes, headers, and a sample of each shard."""
-        parts: list[object] = []
-        for file in self.files:
-            size = file.stat().st_size
-            with open(file, "rb") as handle:
-                parts += [file.name, size, handle.read(SAMPLE)]
-                for place in range(1, 5):
-                    handle.seek(max(0, size * place // 4 - SAMPLE))
-                    parts.append(handle.read(SAMPLE))
-        return digest(*parts)
+    def content(self) -> dict[str, str]:
+        """File name -> digest of all its bytes."""
+        return {file.name: content_digest(file) for file in self.files}

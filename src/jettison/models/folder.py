@@ -1,20 +1,25 @@
 """A model as it lies on disk: what its config says, and any parameter by the name its module has."""
 
-import json
 import re
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
 from jettison.errors import JettisonError, UsageError
-from jettison.files import digest, read_json
+from jettison.files import content_digest, digest, read_json
 from jettison.models.checkpoint import INDEX, Checkpoint
 from jettison.models.shape import ModelShape, shape_names, shapes
 
 BUNDLED = {"scribe": Path(__file__).parent / "scribe"}
+# What shapes the token ids of a text or a chat, and where a text ends.
+TOKENIZER = re.compile(
+    r"tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|.*\.tiktoken|"
+    r"spiece\.model|sentencepiece.*\.model|chat_template\.(jinja|json)|generation_config\.json"
+)
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
 
 
@@ -89,8 +94,19 @@ class ModelFolder(ModelShape):
         except (ValueError, KeyError, OSError, TypeError) as error:
             raise UsageError(f"{self.folder} has no usable tokenizer: {str(error).partition(chr(10))[0]}") from error
 
+    def identity(self) -> dict[str, Any]:
+        """What the model's outputs depend on: digests of its config, and of all bytes of its weights and its tokenizer,
+        file by file."""
+        companions = sorted(path for path in self.folder.iterdir() if TOKENIZER.fullmatch(path.name) and path.is_file())
+        return {
+            "config": digest(self.raw_config),
+            "weights": self.checkpoint.content(),
+            "tokenizer": {path.name: content_digest(path) for path in companions},
+        }
+
     def fingerprint(self) -> str:
-        return digest(json.dumps(self.raw_config, sort_keys=True), self.checkpoint.fingerprint())
+        """16 hex digits that name the whole content, see ``identity``."""
+        return digest(self.identity())
 
     def locate(self, parameter: str) -> tuple[str, int | None, str]:
         """Where a module's parameter is stored: (tensor, expert number for a stacked tensor, what to take of it).
@@ -173,6 +189,17 @@ class ModelFolder(ModelShape):
         if part != "down_proj":  # gate and up alternate
             value = value[0::2] if part == "gate_proj" else value[1::2]
         return value.contiguous()
+
+    def stored_shape(self, parameter: str) -> tuple[str, tuple[int, ...]]:
+        """The tensor that holds a parameter, and the shape that ``read`` gives, from the header alone."""
+        tensor, expert, part = self.locate(parameter)
+        shape = self.checkpoint.shape(tensor)
+        if expert is None:
+            return tensor, shape
+        if not shape or expert >= shape[0]:
+            raise JettisonError(f"{self.folder}: {tensor} has shape {shape}, so it holds no expert {expert}")
+        shape = tuple(reversed(shape[1:]))
+        return tensor, (shape if part == "down_proj" else (shape[0] // 2, *shape[1:]))
 
     def read_weight(self, name: str, layout: str, rows: slice | None = None) -> torch.Tensor:
         """The weight of a linear as float32 (rows, columns), or some rows of it, which alone are then read where they

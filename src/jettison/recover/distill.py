@@ -16,14 +16,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from jettison.calibrate import watch
 from jettison.errors import JettisonError
-from jettison.files import write_tensors
 from jettison.models import Linear
-from jettison.models.checkpoint import Checkpoint
 from jettison.models.dense import compute_device
-from jettison.progress import bar
+from jettison.progress import bar, say
 from jettison.recover.loss import chunked_kl, head_of, kl, square_head
 from jettison.recover.trainables import add_lora, train_scales, train_weights
 from jettison.registry import recoverer
+from jettison.sealed import read_sealed, write_sealed
 
 STATS_WINDOWS = 64
 WEIGHT_DECAY, BETAS, CLIP = 0.0, (0.9, 0.95), 1.0
@@ -245,20 +244,24 @@ def _save_state(path: Path, trained: dict[str, nn.Parameter], optimizer: torch.o
     for name, parameter in trained.items():
         state = optimizer.state[parameter]
         tensors |= {name: parameter, f"{name}/first": state["exp_avg"], f"{name}/second": state["exp_avg_sq"]}
-    write_tensors(path, tensors, {"step": str(step)})
+    write_sealed(path, tensors, {"step": str(step)})
 
 
 def _load_state(path: Path, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
     """Take up the training that ``path`` holds, if it does; returns the number of steps done."""
     if not path.exists():
         return 0
-    stored = Checkpoint(path.parent, [path])
-    step = int(stored.metadata["step"])
+    stored = read_sealed(path)
+    if stored is None:
+        say(f"note: {path} is damaged, so training starts again")
+        return 0
+    tensors, metadata = stored
+    step = int(metadata["step"])
     for name, parameter in trained.items():
-        parameter.data.copy_(stored.read(name))
+        parameter.data.copy_(tensors[name])
         optimizer.state[parameter] = {
             "step": torch.tensor(float(step)),
-            "exp_avg": stored.read(f"{name}/first").to(parameter.device),
-            "exp_avg_sq": stored.read(f"{name}/second").to(parameter.device),
+            "exp_avg": tensors[f"{name}/first"].to(parameter.device),
+            "exp_avg_sq": tensors[f"{name}/second"].to(parameter.device),
         }
     return step

@@ -1,7 +1,8 @@
 """``recover`` on a folder: data, training, and what it changes in the checkpoint."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from jettison.calibrate import token_windows
+from jettison.calibrate import text_digest, token_windows
 from jettison.errors import JettisonError, UsageError
-from jettison.files import file_digest, write_tensors
+from jettison.files import file_digest, inside, write_tensors
 from jettison.formats import compressed_tensors
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.formats.peft import write_adapter
 from jettison.grid import Grid
-from jettison.journal import Journal
+from jettison.journal import Journal, read_records
+from jettison.locks import locked
 from jettison.models import Linear, ModelFolder
 from jettison.models.checkpoint import Checkpoint
 from jettison.models.dense import load_dense, require_memory
@@ -25,6 +27,7 @@ from jettison.progress import say
 from jettison.recipe import Recipe, Step, load_recipe
 from jettison.recover.distill import Pupil, distill, training_dtype
 from jettison.recover.synthesize import synthesize
+from jettison.sealed import read_sealed, write_sealed
 
 WORK = "recover"
 ORIGINALS, STATE, JOURNAL = "originals.safetensors", "state.safetensors", "journal.jsonl"
@@ -55,10 +58,19 @@ def recover(
     options = step.options
     if options["batch"] % state.num_processes:
         raise UsageError(f"batch {options['batch']} does not divide among {state.num_processes} processes")
-    if restart and state.is_main_process:
-        _undo(folder)
-    state.wait_for_everyone()
-    manifest = read_manifest(folder)
+    with ExitStack() as held:
+        _on_main(state, lambda: held.enter_context(locked(folder)))
+        if restart:
+            _on_main(state, lambda: _undo(folder))
+        return _recover(folder, step, teacher, save_every, state)
+
+
+def _recover(
+    folder: Path, step: Step, teacher: str | Path | None, save_every: float, state: PartialState
+) -> dict[str, Any]:
+    manifest, options = read_manifest(folder), step.options
+    first = (manifest.get("recovery") or manifest)["hashes"]  # of the shards as they were before any recovery
+    _on_main(state, lambda: _check_shards(folder, first))
     original = _open_teacher(folder, manifest, teacher)
     work, source = folder / WORK, ModelFolder(folder)
     grids = compressed_tensors.read_grids(source)
@@ -69,23 +81,18 @@ def recover(
     empty = {"scales": not quantized, "weights": not dense}
     if not linears or any(empty.get(each) for each in options["train"]):
         raise UsageError(f"«{step}» fits no linear of {folder} for {', '.join(options['train'])}")
-    first = (manifest.get("recovery") or manifest)["hashes"]  # of the shards as they were before any recovery
-    journal, failure = None, [None]
-    if state.is_main_process:
-        try:
-            journal = Journal(work / JOURNAL, {"kind": "recover", "step": _as_dict(step), "checkpoint": first})
-        except JettisonError as error:
-            failure = [error]
-    broadcast_object_list(failure)  # so that no process waits for one that has given up
-    if failure[0]:
-        raise failure[0]
-    finished = [journal is not None and journal.last(finished=True) is not None]
+    texts = [text for text in options["data"].split("+") if text != "synthetic"]
+    run = {"kind": "recover", "step": _as_dict(step), "checkpoint": first}
+    run |= {"data": {text: text_digest(text) for text in texts}}
+    journal = _on_main(state, lambda: Journal(work / JOURNAL, run))
+    finished = [journal is not None and _is_finished(folder, journal)]
     if broadcast_object_list(finished)[0]:
         return manifest
-    if journal and {"scales", "weights"} & set(options["train"]) and not (work / ORIGINALS).exists():
+    if journal and {"scales", "weights"} & set(options["train"]):
         names = [f"{linear.name}.weight_scale" for linear in quantized if "scales" in options["train"]]
         names += [f"{name}.weight" for name in dense]
-        write_tensors(work / ORIGINALS, {name: source.read(name) for name in names})
+        _keep_originals(source, work, names, first)
+    state.wait_for_everyone()
     windows = training_windows(original, options, (state.process_index, state.num_processes), state.wait_for_everyone)
     fast = training_dtype()
     require_memory(original.anatomy.parameters * (fast.itemsize + 4), f"recovering {original.name}")
@@ -102,16 +109,86 @@ def recover(
     )
     trained = distill(pupil, **options)
     if journal:
-        _store(folder, source, trained, options, grids)
+        _store(folder, source, trained, options, grids, journal)
         losses = {entry["step"]: entry["loss"] for entry in journal.entries if "loss" in entry}
         update_manifest(
             folder,
             recovery=_as_dict(step) | {"loss": [losses[at] for at in sorted(losses)], "hashes": first},
-            hashes={file.name: file_digest(file) for file in sorted(folder.glob("model-*.safetensors"))},
+            hashes=_shard_hashes(folder),
         )
-        journal.add(finished=True)
+        journal.add(finished=True, hashes=_result_hashes(folder))
     state.wait_for_everyone()
     return read_manifest(folder)
+
+
+def _on_main(state: PartialState, work: Callable[[], Any]) -> Any:
+    """What ``work`` returns in the main process, None in others. If it fails, all fail, so that none waits for it."""
+    result, failure = None, [None]
+    if state.is_main_process:
+        try:
+            result = work()
+        except JettisonError as error:
+            failure = [error]
+    if state.num_processes > 1:
+        broadcast_object_list(failure)
+    if failure[0]:
+        raise failure[0]
+    return result
+
+
+def written_shards(folder: Path) -> dict[str, set[str]]:
+    """Shard -> SHA-256 of what the recovery of ``folder`` has written, or was about to write, in its place."""
+    path, found = folder / WORK / JOURNAL, {}
+    for record in read_records(path)[0] if path.is_file() else []:
+        if record and "stored" in record:
+            found.setdefault(record["stored"], set()).add(record["sha256"])
+    return found
+
+
+def _check_shards(folder: Path, first: dict[str, str]) -> None:
+    """Raises JettisonError if a shard is neither as it was before the recovery nor as the recovery wrote it."""
+    later = written_shards(folder)
+    for name, expected in first.items():
+        found = file_digest(inside(folder, name)) if (folder / name).is_file() else None
+        if found != expected and found not in later.get(name, ()):
+            raise JettisonError(
+                f"shard {folder / name} is missing or damaged: run `jettison compress` (or `fit`) again with the same "
+                "recipe and folder, which makes it again"
+            )
+
+
+def _shard_hashes(folder: Path) -> dict[str, str]:
+    return {file.name: file_digest(file) for file in sorted(folder.glob("model-*.safetensors"))}
+
+
+def _result_hashes(folder: Path) -> dict[str, str]:
+    adapter = [file for file in sorted((folder / ADAPTER).glob("*")) if file.is_file()]
+    return _shard_hashes(folder) | {f"{ADAPTER}/{file.name}": file_digest(file) for file in adapter}
+
+
+def _is_finished(folder: Path, journal: Journal) -> bool:
+    """Whether all that the recovery wrote is there, as it was written."""
+    entry = journal.last(finished=True)
+    return entry is not None and entry["hashes"] == _result_hashes(folder)
+
+
+def _keep_originals(source: ModelFolder, work: Path, names: list[str], first: dict[str, str]) -> None:
+    """Keep the scales and weights that will change, once. Where an earlier try has changed them and its state is lost,
+    put them back: training starts again.
+
+    Raises JettisonError if they have changed and what was kept of them is damaged.
+    """
+    changed = _shard_hashes(source.folder) != first
+    kept = read_sealed(work / ORIGINALS)
+    if kept is None and changed:
+        raise JettisonError(
+            f"{work / ORIGINALS} is damaged, and the shards of {source.folder} have changed since: "
+            "compress into a new folder"
+        )
+    if kept is None:
+        write_sealed(work / ORIGINALS, {name: source.read(name) for name in names})
+    elif changed and read_sealed(work / STATE) is None:
+        _replace(source, kept[0])
 
 
 def _open_teacher(folder: Path, manifest: dict[str, Any], teacher: str | Path | None) -> ModelFolder:
@@ -156,9 +233,18 @@ def training_windows(source: ModelFolder, options: dict[str, Any], process: tupl
 
 
 def _store(
-    folder: Path, source: ModelFolder, trained: dict[str, torch.Tensor], options: dict[str, Any], grids: dict[str, Grid]
+    folder: Path,
+    source: ModelFolder,
+    trained: dict[str, torch.Tensor],
+    options: dict[str, Any],
+    grids: dict[str, Grid],
+    journal: Journal,
 ) -> None:
     """Write what was trained. Can be repeated: new scales are computed from the first ones."""
+    record = lambda name, sha256: journal.add(stored=name, sha256=sha256)
+    first = read_sealed(folder / WORK / ORIGINALS)
+    if first is None and set(options["train"]) != {"lora"}:
+        raise JettisonError(f"{folder / WORK / ORIGINALS} is missing or damaged: start again with --restart")
     lora = {name: value for name, value in trained.items() if name.endswith((".lora_a", ".lora_b"))}
     weights = {name: value for name, value in trained.items() if name.endswith(".weight")}
     gains = {name.removesuffix(".gain"): value for name, value in trained.items() if name.endswith(".gain")}
@@ -166,21 +252,19 @@ def _store(
         alpha = options["alpha"] or 2.0 * options["rank"]
         write_adapter(folder, lora, options["rank"], alpha, [linear.name for linear in source.anatomy])
     if gains:
-        first = Checkpoint(folder / WORK, [folder / WORK / ORIGINALS])
         scales = {}
         for name, gain in gains.items():
-            scale = first.read(f"{name}.weight_scale")
+            scale = first[0][f"{name}.weight_scale"]
             scales[f"{name}.weight_scale"] = (scale.float() * gain.exp()).to(grids[name].scale_dtype)
-        _replace(source, scales)
+        _replace(source, scales, record)
     if weights:
-        first = Checkpoint(folder / WORK, [folder / WORK / ORIGINALS])
         for name, value in weights.items():
-            before = first.read(name)
+            before = first[0][name]
             weights[name] = value.to(before.dtype)
             filled = int(((before == 0) & (weights[name] != 0)).sum())
             if filled and options["masked"]:
                 raise JettisonError(f"{name}: {filled} of the zeros that pruning left were trained away")
-        _replace(source, weights)
+        _replace(source, weights, record)
 
 
 def _dense_names(source: ModelFolder, linears: list[Linear], grids: dict[str, Grid]) -> list[str]:
@@ -190,19 +274,27 @@ def _dense_names(source: ModelFolder, linears: list[Linear], grids: dict[str, Gr
     return [linear.name for linear in linears if own(linear) and not tied(linear)]
 
 
-def _replace(source: ModelFolder, tensors: dict[str, torch.Tensor]) -> None:
-    """Rewrite the shards that hold these tensors, each at one stroke."""
+def _replace(
+    source: ModelFolder,
+    tensors: dict[str, torch.Tensor],
+    record: Callable[[str, str], None] = lambda name, sha256: None,
+) -> None:
+    """Rewrite the shards that hold these tensors, each at one stroke. record: told the name and SHA-256 of each just
+    before, so that no shard is ever one that nobody knows."""
     stored = {source.locate(name)[0]: value for name, value in tensors.items()}
     for file in sorted({source.checkpoint.home(name) for name in stored}):
         shard = Checkpoint(source.folder, [file])
-        write_tensors(file, {name: stored.get(name, shard.read(name)) for name in shard})
+        ready = lambda temporary, name=file.name: record(name, file_digest(temporary))
+        write_tensors(file, {name: stored.get(name, shard.read(name)) for name in shard}, ready=ready)
 
 
 def _undo(folder: Path) -> None:
     work, source = folder / WORK, ModelFolder(folder)
     if (work / ORIGINALS).exists():
-        first = Checkpoint(work, [work / ORIGINALS])
-        _replace(source, {name: first.read(name) for name in first})
+        kept = read_sealed(work / ORIGINALS)
+        if kept is None:
+            raise JettisonError(f"{work / ORIGINALS} is damaged: compress into a new folder")
+        _replace(source, kept[0])
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / ADAPTER, ignore_errors=True)
     results = read_manifest(folder).get("results", {})
@@ -210,7 +302,7 @@ def _undo(folder: Path) -> None:
         folder,
         recovery=None,
         results={stage: result for stage, result in results.items() if stage != "recovered"},
-        hashes={file.name: file_digest(file) for file in sorted(folder.glob("model-*.safetensors"))},
+        hashes=_shard_hashes(folder),
     )
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import StaticCache
 
 from jettison.errors import JettisonError
-from jettison.files import cache_folder, digest, file_digest, write_tensors
+from jettison.files import cache_folder, digest, write_tensors
 from jettison.models import ModelFolder
 from jettison.models.checkpoint import Checkpoint
 from jettison.models.dense import compute_device, load_dense
@@ -28,7 +28,6 @@ BATCH = 64
 GREEDY_LENGTHS = (3, 4, 5)
 TEMPERATURES = (1.0, 1.5)
 SHORTEST = 16
-HABITS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 PATIENCE = 16  # batches
 LONGEST_LOOP, LOOP_TOKENS = 64, 32
 MARK = "\u2063\u2063"
@@ -52,8 +51,7 @@ def synthesize(
     share the cache folder.
     Raises JettisonError for a teacher that writes nothing of use.
     """
-    habits = [file_digest(source.folder / name) for name in HABITS if (source.folder / name).exists()]
-    key = digest("synthetic", VERSION, source.fingerprint(), habits, length, seed, list(temperatures), BATCH)
+    key = digest("synthetic", VERSION, source.fingerprint(), length, seed, list(temperatures), BATCH)
     folder = cache_folder() / "synthetic" / key
     rank, world = process
     teacher = None

@@ -85,12 +85,15 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file. Same tensors, same bytes. It is read back and compared before it gets its name.
 
+    metadata: one entry, since safetensors writes several in an order that changes from run to run.
     ready: called with the file under its temporary name, when all of it is written.
     """
+    metadata = dict(metadata or {"format": "pt"})
+    assert len(metadata) == 1, metadata
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
     def write(temporary: Path) -> None:
-        save_file(contiguous, temporary, dict(metadata or {"format": "pt"}))
+        save_file(contiguous, temporary, metadata)
         for name, tensor in contiguous.items():
             if not _reads_back(temporary, name, tensor):
                 raise OSError(f"{name} reads back differently from what was written")

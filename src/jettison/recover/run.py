@@ -286,6 +286,7 @@ def _replace(
         shard = Checkpoint(source.folder, [file])
         ready = lambda temporary, name=file.name: record(name, file_digest(temporary))
         write_tensors(file, {name: stored.get(name, shard.read(name)) for name in shard}, ready=ready)
+    source.checkpoint.release()  # what is open still shows the old files
 
 
 def _undo(folder: Path) -> None:

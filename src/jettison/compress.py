@@ -23,7 +23,7 @@ from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.formats.writer import Stored
 from jettison.grid import Grid
-from jettison.jobs import Job, apply_methods, assign, one_by_one
+from jettison.jobs import Job, adjusted, apply_methods, assign, one_by_one, say_adjusted
 from jettison.journal import Journal
 from jettison.models import Activations, Linear, ModelFolder, Walk
 from jettison.models.checkpoint import Checkpoint
@@ -64,6 +64,8 @@ def compress(
     jobs = assign(source, recipe, engine)
     adaptive = any(job.prune and job.prune.allocation.kind != "uniform" for job in jobs)
     needs = frozenset().union(*(job.needs for job in jobs))
+    if note := say_adjusted(jobs):
+        say(f"note: {note}")
     if not (out / MANIFEST).exists():
         _check_disk(source, out, dense=any(not job.grid for job in jobs))
     journal = Journal(
@@ -75,7 +77,8 @@ def compress(
             "calibration": recipe.calibration if needs or adaptive else None,
             "seed": seed,
             "versions": {"jettison": version("jettison"), "torch": torch.__version__},
-        },
+        }
+        | ({"grids": grids} if (grids := adjusted(jobs)) else {}),
     )
     if not journal.last(finished=True):
         scratch, walk = out / SPILL, None

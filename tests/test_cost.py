@@ -135,7 +135,7 @@ class TestBudgets:
         [(text, "a number with B, KB, MB, GB, TB, KiB") for text in ("", "-3GB", "many", "3 XB", "nan", "3i", "٣GB")]
         + [(text, f"memory = '{text}' has no unit: .*such as 3GB") for text in ("3", "0", "3e9")]
         + [(text, "from 1 KB to 1000 TB are valid") for text in ("3B", "0GB", "1e30GB", "1e999B", "9" * 20 + "TB")]
-        + [(value, "a number from 1,000") for value in (3, 0, -1.0, float("nan"), float("inf"), True, None, 10**5000)],
+        + [(value, "a number from 1,000") for value in (3, 0, -1.0, float("nan"), float("inf"), True, None, 10**400)],
     )
     def test_what_is_no_amount(self, text, words):
         with pytest.raises(UsageError, match=words) as caught:

@@ -17,7 +17,7 @@ import torch
 from jettison import parallel
 from jettison.calibrate import Stats, token_windows, watch
 from jettison.errors import JettisonError, UsageError
-from jettison.files import file_digest, write_tensors
+from jettison.files import check_folder, file_digest, write_tensors
 from jettison.formats import check, compressed_tensors, writer
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest, update_manifest
@@ -31,6 +31,7 @@ from jettison.progress import bar, say
 from jettison.prune import allocate
 from jettison.recipe import Recipe, load_recipe
 from jettison.recover import synthesize
+from jettison.units import check_seed
 
 JOURNAL, SPILL = "journal.jsonl", "activations"
 
@@ -57,17 +58,20 @@ def compress(
     Raises UsageError for a recipe that does not fit the model or the engine, a model that is already quantized, or a
     folder that holds another run; JettisonError for damaged or non-finite weights, or a full disk.
     """
-    source, recipe, out = ModelFolder(model), load_recipe(recipe, changes), Path(out)
+    check_seed(seed)
+    parallel.check_workers(workers, address)
+    source, recipe = ModelFolder(model), load_recipe(recipe, changes)
     if source.quantization:
         method = source.quantization.get("quant_method")
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
-    jobs = assign(source, recipe, engine)
+    jobs, out = assign(source, recipe, engine), check_folder(out, JOURNAL)
     adaptive = any(job.prune and job.prune.allocation.kind != "uniform" for job in jobs)
     needs = frozenset().union(*(job.needs for job in jobs))
     if note := say_adjusted(jobs):
         say(f"note: {note}")
     if not (out / MANIFEST).exists():
         _check_disk(source, out, dense=any(not job.grid for job in jobs))
+    grids = {job.linear.name: str(job.grid) for job in adjusted(jobs)}  # they depend on the engine too
     journal = Journal(
         out / JOURNAL,
         {
@@ -78,7 +82,7 @@ def compress(
             "seed": seed,
             "versions": {"jettison": version("jettison"), "torch": torch.__version__},
         }
-        | ({"grids": grids} if (grids := adjusted(jobs)) else {}),
+        | ({"grids": grids} if grids else {}),
     )
     if not journal.last(finished=True):
         scratch, walk = out / SPILL, None

@@ -209,7 +209,7 @@ def writable_folder(path: Path) -> Path:
     try:  # also as root, whom permissions do not stop, but /proc and a read-only disk do
         allowed = os.access(path, os.W_OK | os.X_OK)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError:
         allowed = False
     if not allowed:
@@ -217,11 +217,20 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
-def check_folder(path: Path) -> Path:
-    """``path``, as ``writable_folder``, but what is missing of it is not left behind: for before the work begins."""
+def check_folder(path: str | Path, run: str | None = None) -> Path:
+    """``path``, as ``writable_folder``, but what is missing of it is not left behind: for before the work begins.
+
+    run: a file that an earlier run, which is continued, has left there. Raises UsageError for a folder that has others.
+    """
+    if not str(path):
+        raise UsageError("the name of the folder is empty: give one")
+    path = Path(path)
     missing = [each for each in (path, *path.parents) if not os.path.lexists(each)]
     try:
-        return writable_folder(path)
+        writable_folder(path)
+        if run and not (path / run).exists() and any(not name.startswith(".") for name in os.listdir(path)):
+            raise UsageError(f"folder {path} is not empty and holds no run of Jettison: choose another one")
+        return path
     finally:
         for each in missing:
             with contextlib.suppress(OSError, ValueError):

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 
 from jettison.calibrate.text import read_documents
-from jettison.compress import compress
+from jettison.compress import JOURNAL, compress
 from jettison.devices import find_device
 from jettison.errors import UsageError
 from jettison.evaluate import (
@@ -68,11 +68,11 @@ def fit(
     ``out`` then holds report.html too. A killed run continues when it is called again. dry_run: returns ``plan`` and
     ``forecast`` (time, memory, disk) and does nothing.
     """
-    changes, out, texts, tasks = list(changes), Path(out), [str(text) for text in texts], list(tasks)
+    changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
     _check_request(tps, memory, engine, losses, refine, seed, texts, tasks, items, planned=recipe is None)
     setting, pictured = Setting(context), None
     source, target = ModelFolder(model), find_device(device)
-    check_folder(out)
+    out = check_folder(out, JOURNAL)
     if recipe is None:
         found = make_plan(
             source, device=target, tps=tps, memory=memory, context=context, engine=engine, recovery=recovery,

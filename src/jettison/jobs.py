@@ -50,8 +50,8 @@ def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> li
     """The linears that the prune and quantize steps claim. Where a group size does not fit, the next smaller one that
     does is taken (see ``engines.fitted``).
 
-    Raises UsageError if two steps of a verb claim one linear, a step claims nothing or a block that is not there, an N:M
-    does not divide, parts of what engines fuse get different grids, or the engine named would not load the result.
+    Raises UsageError if two steps of a verb claim one linear, a step claims nothing or a block that is not there, an
+    N:M does not divide, parts of what engines fuse get different grids, or the engine named would not load the result.
     """
     target = None if engine is None else find_engine(engine)
     for step in recipe.steps:
@@ -91,17 +91,14 @@ def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> li
     return [jobs[linear] for linear in source.anatomy if linear in jobs]
 
 
-def adjusted(jobs: Iterable[Job]) -> dict[str, str]:
-    """linear name -> its grid, where that has another group size than its step wished for."""
-    return {job.linear.name: str(job.grid) for job in jobs if job.grid and job.grid.group_size != job.step.grid.group_size}
+def adjusted(jobs: Iterable[Job]) -> list[Job]:
+    """Those that got another group size than their step wished for."""
+    return [job for job in jobs if job.grid and job.grid.group_size != job.step.grid.group_size]
 
 
 def say_adjusted(jobs: Iterable[Job]) -> str:
     """One line about the group sizes that were ``adjusted``; '' if none was."""
-    found: Counter = Counter()
-    for job in jobs:
-        if job.grid and job.grid.group_size != job.step.grid.group_size:
-            found[job.step.grid.group_size, job.linear.columns, job.grid.group_size] += 1
+    found = Counter((job.step.grid.group_size, job.linear.columns, job.grid.group_size) for job in adjusted(jobs))
     used = lambda size: "one group per row" if size == WHOLE_ROW else f"groups of {size}"
     counted = lambda count: f"{count} {'matrix' if count == 1 else 'matrices'}"
     return "; ".join(

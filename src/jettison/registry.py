@@ -46,8 +46,8 @@ class Method:
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def check(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options, complete. Raises UsageError naming the option and what is valid: a text is no number, a number no
-        yes or no, and no number is infinite. YAML takes 1e-4, which has no dot, for a text: it is read as a number."""
+        """The options, complete. Raises UsageError naming the option and what is valid: a text is no number, a number
+        no yes or no, and no number is infinite. YAML takes 1e-4, without a dot, for a text: it is read as a number."""
         for name in options:
             if name not in self.defaults:
                 raise unknown("option", name, self.defaults, f" of {self.verb} method {self.name!r}")

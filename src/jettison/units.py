@@ -7,7 +7,9 @@ from typing import Any
 from jettison.errors import UsageError, shown
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
-SIZE = re.compile(r"\s*([0-9]{0,20}\.?[0-9]{1,20}(?:e[0-9]{1,3})?)\s*([KMGT](?:i?B|i)?|B?)\s*", re.IGNORECASE | re.ASCII)
+SIZE = re.compile(
+    r"\s*([0-9]{0,20}\.?[0-9]{1,20}(?:e[0-9]{1,3})?)\s*([KMGT](?:i?B|i)?|B?)\s*", re.IGNORECASE | re.ASCII
+)
 SMALLEST, LARGEST = 1e3, 1e15  # bytes of memory that a budget may have
 LAST_SEED = 2**32 - 1
 

@@ -44,7 +44,7 @@ def plan(
     from jettison.plan.picture import plan_data, plan_summary
     from jettison.report import write_plan
 
-    common.begin(quiet)
+    common.begin(quiet, json, out, report)
     found = make_plan(
         model, device=device, tps=tps, memory=memory, context=context, batch=batch, cache_bits=cache_bits,
         engine=engine, recovery=recovery, losses=losses, refine=refine, changes=changes or [], seed=seed,

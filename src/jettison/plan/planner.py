@@ -26,7 +26,7 @@ from jettison.plan.cost import CONTEXT, Setting, fixed_operators, planned_all, p
 from jettison.plan.refine import refine as refine_picks
 from jettison.plan.search import Picks, Problem, least, pareto, quickest, search
 from jettison.plan.units import BITS, GROUP_SIZES, Choice, Unit, choices, find_units, tie
-from jettison.plan.writing import changed, to_recipe
+from jettison.plan.writing import changed, check_changes, to_recipe
 from jettison.recipe import Recipe, load_recipe, preset_names, with_why
 from jettison.units import check_number, check_seed, format_bytes, parse_bytes
 
@@ -140,6 +140,7 @@ def make_plan(
     """
     limit = check_budgets(tps, memory)
     check_losses(losses, refine)
+    check_changes(changes := list(changes))
     check_seed(seed)
     legal = None if engine is None else find_engine(engine)
     setting = Setting(context=context, batch=batch, cache_bits=cache_bits, engine=legal)
@@ -183,7 +184,7 @@ def make_plan(
         measured = tuple(history)
     elif not needless and (quicker := quickest(problem, picks)) != picks:  # what loses nothing is no estimate
         passed, picks = picks, quicker
-    recipe = changed(to_recipe(problem.assignment(picks), f"{Path(shape.name).name} for {target.name}"), list(changes))
+    recipe = changed(to_recipe(problem.assignment(picks), f"{Path(shape.name).name} for {target.name}"), changes)
     found = Plan(shape, target, setting, problem, picks, recipe, losses, loss_of, measured, passed)
     if missed := misses(found.cost, problem, target):
         raise UsageError(f"with {', '.join(changes)} the plan misses the budget: {'; '.join(missed)}")
@@ -191,7 +192,7 @@ def make_plan(
 
 
 def check_budgets(tps: float | None, memory: str | float | None, needed: bool = True) -> float | None:
-    """The bytes of ``memory``. Raises UsageError for budgets that are none, and if one is ``needed`` and none is given."""
+    """The bytes of ``memory``. Raises UsageError for budgets that are not valid, and where one is ``needed``."""
     if needed and tps is None and memory is None:
         raise UsageError("a plan needs a budget: give tokens per second (tps), memory, or both")
     if tps is not None:

@@ -97,7 +97,7 @@ def least(problem: Problem, what: int) -> Picks | None:
 def _solve(
     problem: Problem, objective: np.ndarray, limited: np.ndarray | None = None, limit: float = np.inf
 ) -> Picks | None:
-    """The choices with the least sum of ``objective`` within the budgets and with a sum of ``limited`` up to ``limit``."""
+    """The choices with the least sum of ``objective`` within the budgets, their sum of ``limited`` up to ``limit``."""
     groups, _, costs = problem._flat
     one_each = coo_array((np.ones(len(groups)), (groups, np.arange(len(groups)))))
     constraints = [LinearConstraint(one_each, 1, 1)]

@@ -160,18 +160,17 @@ class TestPlan:
     def test_an_ample_budget_keeps_everything(self):
         assert plan("scribe", memory="1GB").steps == ()
 
-    def test_rows_that_no_group_divides_stay_as_they_are(self, tiny):
+    def test_rows_that_no_group_divides_have_one_each(self, tiny):
         folder = tiny("llama", hidden_size=72, head_dim=18)
-        found = make_plan(folder, memory="10MB", context=0, losses="prior")
-        assert usual_group(found.shape) is None and plan_data(found)["gains"] is None
-        assert all(choice.bits == 16 for unit, choice in found.assignment.items() if unit.role != "down")
+        found = make_plan(folder, memory="800KB", context=0, losses="prior")
+        narrow = {unit.role: choice for unit, choice in found.assignment.items() if choice.bits < 16}
+        assert len(narrow) > 2 and all((c.group_size == -1) == (role != "down") for role, c in narrow.items())
+        assert usual_group(found.shape) == 128 and len(plan_data(found)["gains"]["this plan"]) == 7
 
     def test_what_would_be_feasible(self):
         with pytest.raises(UsageError, match="the smallest takes .* MB, the fastest runs at .* tokens/s$"):
             plan("scribe", memory="1MB")
-        words = _infeasible(
-            PULLED.within(5.0, 5.0), open_shape("qwen3-4b"), find_device("strix-halo"), Setting(), batch=1
-        )
+        words = _infeasible(PULLED.within(5.0, 5.0), open_shape("qwen3-4b"), find_device("strix-halo"), Setting())
         assert words.endswith("within 5 B at most 0.1 tokens/s are feasible"), words
 
     @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ BAD = [
     ({"steps": [STEP], "calibration": {"sample": 1}}, "unknown calibration option 'sample'"),
     ({"steps": [STEP], "calibration": {"samples": 0}}, "samples = 0"),
     ("w5", "unknown recipe 'w5'.*valid: gateup-w4w2"),
-    ("missing.yaml", "cannot read recipe missing.yaml"),
+    ("missing.yaml", "cannot read recipe: missing.yaml does not exist"),
     ([1], "a recipe is a mapping"),
 ]
 

@@ -17,14 +17,14 @@ import torch
 from jettison import parallel
 from jettison.calibrate import Stats, text_digest, token_windows, watch
 from jettison.errors import JettisonError, UsageError
-from jettison.files import file_digest, write_tensors
+from jettison.files import check_folder, file_digest, write_tensors
 from jettison.formats import check, compressed_tensors, writer
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.formats.writer import Stored
 from jettison.grid import Grid
-from jettison.jobs import Job, apply_methods, assign, one_by_one
-from jettison.journal import Journal, require_run_folder
+from jettison.jobs import Job, adjusted, apply_methods, assign, one_by_one, say_adjusted
+from jettison.journal import Journal
 from jettison.locks import locked
 from jettison.models import Activations, Linear, ModelFolder, Walk
 from jettison.models.checkpoint import Checkpoint
@@ -33,6 +33,7 @@ from jettison.progress import bar, say
 from jettison.prune import allocate
 from jettison.recipe import Recipe, load_recipe
 from jettison.recover import synthesize, written_shards
+from jettison.units import check_seed
 
 JOURNAL, SPILL = "journal.jsonl", "activations"
 
@@ -62,12 +63,15 @@ def compress(
     folder that holds another run (other weights, tokenizer, text or settings); JettisonError for missing, misshapen or
     non-finite weights, a full disk, or a folder that another process works on.
     """
-    source, recipe, out = ModelFolder(model), load_recipe(recipe, changes), Path(out)
+    check_seed(seed)
+    parallel.check_workers(workers, address)
+    source, recipe = ModelFolder(model), load_recipe(recipe, changes)
     if source.quantization:
         method = source.quantization.get("quant_method")
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
-    jobs = assign(source, recipe, engine)
-    require_run_folder(out / JOURNAL)
+    jobs, out = assign(source, recipe, engine), check_folder(out, JOURNAL)
+    if note := say_adjusted(jobs):
+        say(f"note: {note}")
     if not (out / MANIFEST).exists():
         _check_disk(source, out, dense=any(not job.grid for job in jobs))
     with locked(out):
@@ -84,7 +88,7 @@ def _compress(
 ) -> None:
     adaptive = any(job.prune and job.prune.allocation.kind != "uniform" for job in jobs)
     needs = frozenset().union(*(job.needs for job in jobs))
-    journal = Journal(out / JOURNAL, _inputs(source, recipe, seed, calibrated=bool(needs) or adaptive))
+    journal = Journal(out / JOURNAL, _inputs(source, recipe, jobs, seed, calibrated=bool(needs) or adaptive))
     finished = journal.last(finished=True)
     kept = _intact(out, journal)
     if finished and len(kept) == source.anatomy.blocks + 1:
@@ -104,9 +108,10 @@ def _compress(
     journal.add(finished=True)
 
 
-def _inputs(source: ModelFolder, recipe: Recipe, seed: int, calibrated: bool) -> dict[str, Any]:
+def _inputs(source: ModelFolder, recipe: Recipe, jobs: list[Job], seed: int, calibrated: bool) -> dict[str, Any]:
     """All that the written bytes depend on, as content, for the journal's first line."""
     text = recipe.calibration["text"]
+    grids = {job.linear.name: str(job.grid) for job in adjusted(jobs)}  # they depend on the engine too
     return {
         "kind": "compress",
         "model": source.identity(),
@@ -115,7 +120,7 @@ def _inputs(source: ModelFolder, recipe: Recipe, seed: int, calibrated: bool) ->
         "calibration text": text_digest(text) if calibrated and text != "synthetic" else None,
         "seed": seed,
         "versions": {"jettison": version("jettison"), "torch": torch.__version__},
-    }
+    } | ({"grids": grids} if grids else {})
 
 
 def _intact(out: Path, journal: Journal) -> dict[int, dict[str, Any]]:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from jettison.calibrate import token_windows
-from jettison.calibrate.importance import choose, measure_units
+from jettison.calibrate.importance import check_ranking, choose, measure_units
 from jettison.calibrate.text import read_documents
 from jettison.decode import Loaded, load
-from jettison.decode.draft import ROLES, Costs, Draft, View, write_corpus, write_draft
+from jettison.decode.draft import LONGEST_MATCH, ROLES, Costs, Draft, View, write_corpus, write_draft
 from jettison.decode.load import LOOKUP
 from jettison.decode.sampling import Sampling
 from jettison.decode.speculate import Round, Speculation
@@ -25,16 +25,19 @@ from jettison.decode.speedup import closed_speedup, recut, rounds_speedup
 from jettison.decode.view import rounded, view_grid
 from jettison.errors import UsageError, unknown
 from jettison.evaluate.drafts import compare_speed, record_rounds, step_costs
+from jettison.files import check_folder
 from jettison.formats.compressed_tensors import UnpackedFolder
 from jettison.formats.draft_model import write_draft_model
 from jettison.models import ModelFolder
 from jettison.models.folder import BUNDLED
 from jettison.models.modules import QuantLinear
 from jettison.progress import bar
+from jettison.units import check_number
 
 RATIOS = (0.25, 0.375, 0.5)
 BLOCKS = tuple(role for role in ROLES if role != "head")
 VIEWS = {"gateup2": View(2, 64, ("gate", "up")), "all2": View(2, 64, BLOCKS), "all4": View(4, 64, ROLES)}
+ACTIVATIONS = ("int16", "int8")
 PROMPTS, PROMPT, TOKENS, MOST = 6, 48, 96, 6  # texts, their tokens, what is written, tokens of a draft while measuring
 PAYS, TRIED = 1.03, 3  # how many times as fast a draft must have been; how many are written with
 
@@ -109,9 +112,14 @@ def draft(
     temperature, text, prompts, tokens, seed: what is written while measuring. Texts that loop are left out, unless all
     do.
 
-    Raises UsageError for a bundled model, a ratio that leaves no block, unknown views, nothing to choose from, and
-    texts too short.
+    Raises UsageError for a bundled model, a ratio that leaves no block, unknown names, numbers that are not valid,
+    nothing to choose from, and texts too short.
     """
+    ratios, views = tuple(ratios), None if views is None else list(views)
+    sampling, fine = Sampling(temperature=temperature, seed=seed), activations == "int16"
+    _check(ratios, method, perturbation, views, lookup, prompts, tokens, activations)
+    for each in filter(None, (text, corpus)):
+        read_documents(each)
     source = ModelFolder(model)
     if source.folder in BUNDLED.values():
         raise UsageError(
@@ -119,7 +127,6 @@ def draft(
         )
     loaded = load(source.folder, adapter=adapter)
     named = _views(loaded, views)
-    ratios = tuple(ratios)
     measured = measure_units(UnpackedFolder(source.folder), text=text) if ratios else {}
     skips = [choose(measured, ratio, method, perturbation=perturbation, halves=halves) for ratio in ratios]
     if corpus is not None:
@@ -130,7 +137,6 @@ def draft(
     looked = [Draft(lookup=lookup, length=MOST, corpus=corpus is not None)] if lookup else []
     if not singles + looked:
         raise UsageError("no draft to choose from: give ratios, views or lookup")
-    sampling, fine = Sampling(temperature=temperature, seed=seed), activations == "int16"
     beginnings = starts(loaded, text, prompts)
     found: list[Candidate] = []
     with bar("drafts", len(singles + looked) + bool(singles and looked)) as progress:
@@ -165,13 +171,37 @@ def draft(
     return {"draft": None if chosen is None else str(chosen), "reason": reason} | result
 
 
+def _check(
+    ratios: tuple[float, ...], method: str, perturbation: str, views: list[str] | None, lookup: int, prompts: int,
+    tokens: int, activations: str,
+) -> None:  # fmt: skip
+    """Raises UsageError, before anything is loaded, for what is not valid."""
+    for ratio in ratios:
+        check_number("ratio", ratio, 0.001, 0.999)
+    check_ranking(method, perturbation)
+    for name in views or ():
+        if name not in VIEWS:
+            raise unknown("view", name, VIEWS)
+    check_number("lookup", lookup, 0, LONGEST_MATCH, whole=True)
+    check_number("prompts", prompts, 1, 1000, whole=True)
+    check_number("tokens", tokens, 8, 100_000, whole=True)
+    if activations not in ACTIVATIONS:
+        raise unknown("activations", activations, ACTIVATIONS)
+    if not ratios and not lookup and views == []:
+        raise UsageError("no draft to choose from: give ratios, views or lookup")
+
+
 def starts(loaded: Loaded, text: str | Path, count: int = PROMPTS) -> list[list[int]]:
     """The first tokens of windows of a text: what is gone on from while measuring."""
     return token_windows(loaded.tokenizer, text, 4 * PROMPT, count)[:, :PROMPT].tolist()
 
 
 def export_draft(model: str | Path, chosen: Draft, out: str | Path) -> None:
-    """The draft model as a folder of its own, for engines that take one. Raises UsageError for a draft without one."""
+    """The draft model as a folder of its own, for engines that take one. Raises UsageError for a draft without one, and
+    for a folder that is not empty."""
+    folder = check_folder(out)
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty: choose another folder for the draft model")
     source = UnpackedFolder(model)
     if not chosen.model:
         raise UsageError(f"the draft of {source.name} ({chosen}) has no model that could be exported")
@@ -181,16 +211,12 @@ def export_draft(model: str | Path, chosen: Draft, out: str | Path) -> None:
         if chosen.view and linear.block is not None and set(linear.roles) & set(chosen.view.roles)
         if str(linear.block) not in chosen.skip
     }
-    write_draft_model(source, chosen.skip, Path(out), view)
+    write_draft_model(source, chosen.skip, folder, view)
 
 
-def _views(loaded: Loaded, names: Iterable[str] | None) -> list[View]:
+def _views(loaded: Loaded, names: list[str] | None) -> list[View]:
     if names is None:
         packed = [module.grid.bits for module in loaded.model.modules() if isinstance(module, QuantLinear)]
         bits = statistics.median(packed) if packed else 16
         return [view for view in VIEWS.values() if loaded.engine and 2 * view.bits <= bits]
-    names = list(names)
-    for name in names:
-        if name not in VIEWS:
-            raise unknown("view", name, VIEWS)
     return [VIEWS[name] for name in names]

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 120  # characters of a value that an error repeats
+
 
 class JettisonError(Exception):
     """Something went wrong while doing what was asked. The command line exits with 1."""
@@ -12,9 +14,18 @@ class UsageError(JettisonError):
     """What was asked cannot be done as asked. The command line exits with 2."""
 
 
-def unknown(kind: str, value: object, valid: Iterable[str], context: str = "") -> UsageError:
+def shown(value: object) -> str:
+    """A value that was given, as an error says it: on one line, and not all of a long one."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; nested too deeply
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+
+def unknown(kind: str, value: object, valid: Iterable[object], context: str = "") -> UsageError:
     """The error for a name that is not in a list: says what is valid and, if one is close, what was meant."""
-    names = sorted(valid)
-    close = get_close_matches(str(value), names, n=1)
+    names = sorted(map(str, valid))
+    close = get_close_matches(str(value)[:LONGEST], names, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return UsageError(f"unknown {kind} {value!r}{context}{hint}; valid: {', '.join(names)}")
+    return UsageError(f"unknown {kind} {shown(value)}{context}{hint}; valid: {', '.join(names)}")

@@ -193,7 +193,12 @@ def _count_nodes(node: yaml.Node, known: dict[int, int], depth: int, where: str)
     if id(node) not in known:
         known[id(node)] = 0
         pairs = node.value if isinstance(node, yaml.CollectionNode) else []
-        inner = [part for pair in pairs for part in pair] if isinstance(node, yaml.MappingNode) else pairs
+        inner = pairs
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in pairs for part in pair]
+            keys = [(key.tag, key.value) for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+            if len(set(keys)) < len(keys):
+                raise UsageError(f"{where} has {max(keys, key=keys.count)[1][:60]!r} twice in one mapping")
         known[id(node)] = 1 + sum(_count_nodes(part, known, depth + 1, where) for part in inner)
     if known[id(node)] > YAML_NODES:
         raise UsageError(f"{where} has more than {YAML_NODES:,} entries once its aliases are written out")
@@ -202,7 +207,7 @@ def _count_nodes(node: yaml.Node, known: dict[int, int], depth: int, where: str)
 
 def writable_folder(path: Path) -> Path:
     """``path``, which is made if it is missing. Raises UsageError if it cannot be a folder that is written to."""
-    if path.is_symlink() and not path.exists():
+    if os.path.islink(path) and not os.path.exists(path):
         raise UsageError(f"folder {path} is a link to {os.readlink(path)}, which does not exist")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -212,17 +217,46 @@ def writable_folder(path: Path) -> Path:
         raise UsageError(f"{path} lies under a file; a folder is needed") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot make folder {path}: {getattr(error, 'strerror', None) or error}") from error
-    if not os.access(path, os.W_OK | os.X_OK):
+    probe = path / f".{secrets.token_hex(8)}{TEMPORARY}"
+    try:  # also as root, whom permissions do not stop, but /proc and a read-only disk do
+        allowed = os.access(path, os.W_OK | os.X_OK)
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError:
+        allowed = False
+    if not allowed:
         raise UsageError(f"folder {path} cannot be written to: choose another one")
     return path
 
 
+def check_folder(path: str | Path, run: str | None = None) -> Path:
+    """``path``, as ``writable_folder``, but what is missing of it is not left behind: for before the work begins.
+
+    run: a file that an earlier run, which is continued, has left there. Raises UsageError for a folder that has others.
+    """
+    if not str(path):
+        raise UsageError("the name of the folder is empty: give one")
+    path = Path(path)
+    missing = [each for each in (path, *path.parents) if not os.path.lexists(each)]
+    try:
+        writable_folder(path)
+        if run and not (path / run).exists() and any(not name.startswith(".") for name in os.listdir(path)):
+            raise UsageError(f"folder {path} is not empty and holds no run of Jettison: choose another one")
+        return path
+    finally:
+        for each in missing:
+            with contextlib.suppress(OSError, ValueError):
+                each.rmdir()
+
+
 def writable_file(path: Path) -> Path:
     """``path``, whose folder is made if it is missing. Raises UsageError if no file can be written there."""
-    if not path.name or path.is_dir():
+    if not path.name or os.path.isdir(path):
         raise UsageError(f"{str(path)!r} is not the name of a file")
     if len(os.fsencode(path.name)) > 255:
         raise UsageError(f"the name of the file {path.name[:40]}... is too long")
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise UsageError(f"{path} is a pipe, a device or a link to nothing; a file is needed")
     writable_folder(path.parent)
     return path
 

@@ -7,6 +7,7 @@ from typing import Any
 import psutil
 
 from jettison.calibrate import text_digest
+from jettison.calibrate.text import read_documents
 from jettison.compress import JOURNAL, compress
 from jettison.devices import find_device
 from jettison.errors import UsageError
@@ -18,19 +19,22 @@ from jettison.evaluate import (
     sample_prompts,
 )
 from jettison.evaluate.quality import TEXTS, TOKENS
-from jettison.files import read_json, write_json
+from jettison.evaluate.tasks import check_tasks
+from jettison.files import check_folder, read_json, write_json
+from jettison.formats.engines import find_engine
 from jettison.formats.manifest import read_manifest, update_manifest
-from jettison.journal import require_run_folder
 from jettison.locks import locked
 from jettison.models import ModelFolder
 from jettison.plan import Setting, forecast, make_plan, predict
 from jettison.plan.cost import CONTEXT
 from jettison.plan.picture import plan_data
+from jettison.plan.planner import check_budgets, check_losses
 from jettison.progress import say
 from jettison.recipe import Recipe, load_recipe
 from jettison.recover import recover
 from jettison.report import write_report
 from jettison.report.run import SPEED
+from jettison.units import check_number, check_seed
 
 UNCHANGED = Recipe("unchanged", steps=())
 
@@ -66,9 +70,11 @@ def fit(
     ``out`` then holds report.html too. A killed run continues when it is called again. dry_run: returns ``plan`` and
     ``forecast`` (time, memory, disk) and does nothing.
     """
-    changes, out = list(changes), Path(out)
-    source, target, tasks = ModelFolder(model), find_device(device), list(tasks)
+    changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
+    _check_request(tps, memory, engine, losses, refine, seed, texts, tasks, items, planned=recipe is None)
     setting, pictured = Setting(context), None
+    source, target = ModelFolder(model), find_device(device)
+    out = check_folder(out, JOURNAL)
     if recipe is None:
         found = make_plan(
             source, device=target, tps=tps, memory=memory, context=context, engine=engine, recovery=recovery,
@@ -91,7 +97,9 @@ def fit(
         name: {"tokens_per_second": cost.tokens_per_second, "memory": cost.memory} for name, cost in costs.items()
     }
     planned = {"recipe": chosen.to_dict(), "predicted": predicted["result"] | {"device": device, "context": context}}
-    texts = [str(text) for text in texts]
+    for step in chosen.of("recover"):
+        for text in set(step.options["data"].split("+")) - {"synthetic"}:
+            read_documents(text)
     if dry_run:
         said = forecast(model, chosen, texts=texts, tokens=tokens, engine=engine)
         if tasks:
@@ -107,7 +115,6 @@ def fit(
     request |= {"items": items, "seed": seed, "predicted": predicted, "engine": engine}
     if recipe is None:
         request |= {"recovery": recovery, "losses": losses, "refine": refine}
-    require_run_folder(out / JOURNAL)
     with locked(out):
         compress(model, chosen, out, seed=seed, engine=engine)
         _check_measured(out, request)
@@ -129,6 +136,26 @@ def fit(
             update_manifest(out, tasks=compared)
         write_report(out)
     return {"plan": planned} | results
+
+
+def _check_request(
+    tps: float | None, memory: str | float | None, engine: str | None, losses: str, refine: int, seed: int,
+    texts: list[str], tasks: list[str], items: int | None, planned: bool,
+) -> None:  # fmt: skip
+    """Raises UsageError, before any work, for what is not valid, also where a recipe makes it needless."""
+    check_budgets(tps, memory, needed=planned)
+    check_losses(losses, refine)
+    check_seed(seed)
+    if engine is not None and (refusal := find_engine(engine).no_writer):
+        raise UsageError(refusal)
+    if not texts:
+        raise UsageError(f"no text to measure on: {', '.join(TEXTS)}, or a UTF-8 file")
+    for text in texts:
+        read_documents(text)
+    if tasks:
+        check_tasks(tasks, items)
+    elif items is not None:
+        check_number("items", items, 2, whole=True)
 
 
 def _losses(source: ModelFolder, losses: str) -> str:

@@ -11,9 +11,9 @@ from jettison import registry
 from jettison.calibrate import Stats
 from jettison.errors import JettisonError, UsageError
 from jettison.formats import check
-from jettison.formats.engines import Engine, find_engine, illegal
+from jettison.formats.engines import Engine, find_engine, fitted_grids, illegal
 from jettison.formats.writer import Stored
-from jettison.grid import AT_ONCE, Grid, QuantizedWeight
+from jettison.grid import AT_ONCE, WHOLE_ROW, Grid, QuantizedWeight
 from jettison.models import Linear, ModelFolder
 from jettison.pattern import Pattern
 from jettison.prune import Task, run_task
@@ -24,7 +24,8 @@ from jettison.recipe import Recipe, Step
 class Job:
     """One linear and what is done to it, first ``prune``, then ``step``, which quantizes: None where it is not done.
 
-    grid: with the type in which its scales are stored. pattern: of the pruning, once sparsity has been allocated.
+    grid: with a group size that its rows can have, and the type in which its scales are stored; that of ``step`` is as
+    wished. pattern: of the pruning, once sparsity has been allocated.
     """
 
     linear: Linear
@@ -46,11 +47,15 @@ class Job:
 
 
 def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> list[Job]:
-    """The linears that the prune and quantize steps claim.
+    """The linears that the prune and quantize steps claim. Where a group size does not fit, the next smaller one that
+    does is taken (see ``engines.fitted``).
 
-    Raises UsageError if two steps of a verb claim one linear, a step claims nothing, a group size or an N:M does not
-    divide, parts of what engines fuse get different grids, or the engine named would not load the result.
+    Raises UsageError if two steps of a verb claim one linear, a step claims nothing or a block that is not there, an
+    N:M does not divide, parts of what engines fuse get different grids, or the engine named would not load the result.
     """
+    target = None if engine is None else find_engine(engine)
+    for step in recipe.steps:
+        _claimed(source, step)
     jobs: dict[Linear, Job] = {}
     for step in recipe.of("prune"):
         for linear in _claimed(source, step):
@@ -59,7 +64,9 @@ def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> li
             _check_pruning(source, linear, step)
             jobs[linear] = Job(linear, prune=step, pattern=step.pattern)
     for step in recipe.of("quantize"):
-        for linear in _claimed(source, step):
+        claimed = _claimed(source, step)
+        grids = fitted_grids(claimed, step.grid, target)
+        for linear in claimed:
             job = jobs.get(linear, Job(linear))
             if job.step:
                 raise UsageError(f"two steps claim {linear.name}: «{job.step}» and «{step}»")
@@ -67,11 +74,7 @@ def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> li
                 raise UsageError(
                     f"{linear.name} is looked up, not multiplied: rtn and hqq fit it, {step.method} does not"
                 )
-            try:
-                step.grid.groups(linear.columns)
-            except UsageError as error:
-                raise UsageError(f"{linear.name}: {error}") from None
-            jobs[linear] = replace(job, step=step, grid=_stored_grid(source, linear, step.grid))
+            jobs[linear] = replace(job, step=step, grid=_stored_grid(source, linear, grids[linear]))
     for job in jobs.values():
         _check_together(source, job)
     parts: dict[str, Linear] = {}
@@ -83,9 +86,25 @@ def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> li
                 f"engines run {linear.fused} as one matrix, so its parts share a grid; this recipe gives "
                 f"{other.name} {grids[0].lower()} and {linear.name} {grids[1].lower()}"
             )
-    if engine is not None:
-        _check_engine(find_engine(engine), source, jobs)
+    if target is not None:
+        _check_engine(target, source, jobs)
     return [jobs[linear] for linear in source.anatomy if linear in jobs]
+
+
+def adjusted(jobs: Iterable[Job]) -> list[Job]:
+    """Those that got another group size than their step wished for."""
+    return [job for job in jobs if job.grid and job.grid.group_size != job.step.grid.group_size]
+
+
+def say_adjusted(jobs: Iterable[Job]) -> str:
+    """One line about the group sizes that were ``adjusted``; '' if none was."""
+    found = Counter((job.step.grid.group_size, job.linear.columns, job.grid.group_size) for job in adjusted(jobs))
+    used = lambda size: "one group per row" if size == WHOLE_ROW else f"groups of {size}"
+    counted = lambda count: f"{count} {'matrix' if count == 1 else 'matrices'}"
+    return "; ".join(
+        f"group_size {wish} does not fit rows of {columns} weights: {used(size)} instead in {counted(count)}"
+        for (wish, columns, size), count in sorted(found.items())
+    )
 
 
 def claims(step: Step, linear: Linear) -> bool:
@@ -95,6 +114,9 @@ def claims(step: Step, linear: Linear) -> bool:
 
 
 def _claimed(source: ModelFolder, step: Step) -> list[Linear]:
+    blocks = source.anatomy.blocks
+    if beyond := [block for block in step.where.blocks if block >= blocks]:
+        raise UsageError(f"block {beyond[0]} of «{step}»: {source.name} has blocks 0 to {blocks - 1}")
     claimed = [linear for linear in source.anatomy if claims(step, linear)]
     if not claimed:
         present = sorted({role for linear in source.anatomy for role in linear.roles})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jettison.errors import JettisonError, UsageError
-from jettison.files import JSON_LIMIT, digest, parse_json, read_bytes, write_atomic
+from jettison.files import JSON_LIMIT, check_folder, digest, parse_json, read_bytes, write_atomic
 from jettison.progress import say
 
 SUM = "sum"
@@ -31,7 +31,7 @@ class Journal:
         self.entries: list[dict[str, Any]] = []
         run = json.loads(json.dumps(run, default=str))
         try:
-            require_run_folder(path)
+            check_folder(path.parent, path.name)
             known = path.exists() and self._read(run)
         except JettisonError:
             if not cache or path.is_dir():
@@ -91,13 +91,6 @@ class Journal:
                 with contextlib.suppress(OSError):
                     os.truncate(self.path, size)
             raise JettisonError(f"cannot write {self.path}: {error}. Free space, then run again.") from error
-
-
-def require_run_folder(journal: Path) -> None:
-    """Raises UsageError if the folder of ``journal`` holds files, but no run. Hidden files do not count."""
-    folder = journal.parent
-    if not journal.exists() and folder.is_dir() and any(not name.startswith(".") for name in os.listdir(folder)):
-        raise UsageError(f"folder {folder} is not empty and holds no run of Jettison: choose another one")
 
 
 def read_records(path: Path) -> tuple[list[dict[str, Any] | None], int]:

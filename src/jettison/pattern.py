@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from jettison.errors import JettisonError, UsageError, unknown
+from jettison.errors import JettisonError, UsageError, shown, unknown
 from jettison.grid import Grid
 
 SCOPES = ("layer", "row")
@@ -45,9 +45,9 @@ class Pattern:
         Raises UsageError for anything else.
         """
         text = f"{pattern // 60}:{pattern % 60}" if type(pattern) is int and pattern >= 60 else str(pattern)
-        found = re.fullmatch(r"(\d+):(\d+)", text)
+        found = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", text)
         if not found or not 0 < int(found[1]) < int(found[2]):
-            raise UsageError(f"pattern = {pattern!r}: N:M with 0 < N < M is needed, such as 2:4, of which N stay")
+            raise UsageError(f"pattern = {shown(pattern)}: N:M with 0 < N < M is needed, such as 2:4, of which N stay")
         kept, of = int(found[1]), int(found[2])
         return cls(1 - kept / of, kept, of)
 

@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 
 from jettison import registry
-from jettison.errors import UsageError, unknown
+from jettison.errors import UsageError, shown, unknown
+from jettison.files import parse_yaml, read_yaml
 from jettison.grid import Grid
 from jettison.pattern import Allocation, Pattern
+from jettison.units import check_number
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down", "expert", "router", "head", "embed", "linear")
 GRID_OPTIONS = ("bits", "group_size", "symmetric")
@@ -21,6 +23,8 @@ OWN_OPTIONS = {"quantize": GRID_OPTIONS, "prune": PATTERN_OPTIONS}  # of a verb,
 DEFAULT_METHOD = {"recover": "distill"}
 CALIBRATION = {"text": "books", "samples": 128, "length": 256}
 PRESETS = files("jettison") / "recipes"
+FIELDS = ("name", "use", "calibration", "steps", "why", "loss")
+LAST_BLOCK = 9999
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,11 @@ class Where:
         if self.block and block not in self.block:
             return False
         return bool(set(self.role) & set(roles)) if self.role else not {"embed", "router"} & set(roles)
+
+    @property
+    def blocks(self) -> list[int]:
+        """All that are named."""
+        return [*self.block, *(block for other in self.others for block in other.blocks)]
 
     def in_any_block(self) -> "Where":
         return Where(self.role, (), tuple(other.in_any_block() for other in self.others))
@@ -129,55 +138,67 @@ def load_recipe(source: "str | Path | Mapping | Recipe", changes: Iterable[str] 
     elif not isinstance(source, str | Path):
         data = source
     elif str(source) in preset_names():
-        data = yaml.safe_load((PRESETS / f"{source}.yaml").read_text(encoding="utf-8"))
+        data = parse_yaml((PRESETS / f"{source}.yaml").read_text(encoding="utf-8"), f"recipe {source}")
     elif Path(source).suffix in (".yaml", ".yml", ".json"):
-        data = _read_yaml(Path(source))
+        data = read_yaml(Path(source), "recipe")
     else:
         raise unknown("recipe", str(source), preset_names(), " (neither a preset nor a .yaml file)")
     return _parse(data, changes)
 
 
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
 def _parse(data: Any, changes: list[tuple[str, str, Any]]) -> Recipe:
     if not isinstance(data, Mapping):
         raise UsageError(f"a recipe is a mapping with the field 'steps'; this one is a {type(data).__name__}")
-    known = ("name", "use", "calibration", "steps", "why", "loss")
     for name in data:
-        if name not in known:
-            raise unknown("recipe field", name, known)
+        if name not in FIELDS:
+            raise unknown("recipe field", name, FIELDS)
     if not isinstance(data.get("steps"), list) or not data["steps"]:
         raise UsageError("recipe field 'steps' must be a list with at least one step")
-    if not isinstance(data.get("calibration") or {}, Mapping):
-        raise UsageError(f"calibration is a mapping such as {{text: books}}; this is {data['calibration']!r}")
-    given = dict(data.get("calibration") or {})
-    given |= {option: value for verb, option, value in changes if verb == "calibration"}
-    for name in given:
-        if name not in CALIBRATION:
-            raise unknown("calibration option", name, CALIBRATION)
-    for name in ("samples", "length"):
-        if name in given and (not isinstance(given[name], int) or given[name] < 1):
-            raise UsageError(f"calibration option {name} = {given[name]!r}: a positive whole number is needed")
+    why = data.get("why") or []
+    if not isinstance(why, list | tuple):
+        raise UsageError(f"recipe field why = {shown(why)}: a list of texts is needed")
+    if data.get("loss") is not None:
+        check_number("recipe field loss", data["loss"], 0)
     used: set[tuple[str, str]] = set()
     steps = tuple(_parse_step(step, changes, used) for step in data["steps"])
     for verb, option, _ in changes:
         if verb != "calibration" and (verb, option) not in used:
             raise unknown("change", f"{verb}.{option}", _changeable(steps))
     return Recipe(
-        name=str(data.get("name", "custom")),
+        name=_text("recipe field name", data.get("name", "custom")),
         steps=steps,
-        use=str(data.get("use", "")),
-        calibration=CALIBRATION | given,
-        why=tuple(data.get("why") or ()),
+        use=_text("recipe field use", data.get("use", ""), empty=True),
+        calibration=_parse_calibration(data.get("calibration"), changes),
+        why=tuple(_text("recipe field why", each) for each in why),
         loss=data.get("loss"),
     )
+
+
+def _parse_calibration(data: Any, changes: list[tuple[str, str, Any]]) -> dict[str, Any]:
+    given = _mapping(data, "calibration is a mapping such as {text: books}")
+    given |= {option: value for verb, option, value in changes if verb == "calibration"}
+    for name in given:
+        if name not in CALIBRATION:
+            raise unknown("calibration option", name, CALIBRATION)
+    found = CALIBRATION | given
+    _text("calibration option text", found["text"])
+    for name in ("samples", "length"):
+        if type(found[name]) is not int or found[name] < 1:
+            raise UsageError(f"calibration option {name} = {shown(found[name])}: a positive whole number is needed")
+    return found
+
+
+def _text(name: str, value: Any, empty: bool = False) -> str:
+    if not isinstance(value, str) or not (value or empty):
+        raise UsageError(f"{name} = {shown(value)}: a text is needed")
+    return value
+
+
+def _mapping(data: Any, what: str) -> dict[Any, Any]:
+    """What stands there, as a dict of its own; an empty one for nothing."""
+    if data is not None and not isinstance(data, Mapping):
+        raise UsageError(f"{what}; this is {shown(data)}")
+    return dict(data or {})
 
 
 def _changeable(steps: Iterable[Step]) -> set[str]:
@@ -191,13 +212,12 @@ def _changeable(steps: Iterable[Step]) -> set[str]:
 def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[str, str]]) -> Step:
     verbs = [name for name in data if name != "where"] if isinstance(data, Mapping) else []
     if len(verbs) != 1:
-        raise UsageError(f"a step has one verb ({', '.join(registry.verbs())}) and perhaps 'where'; this is {data!r}")
+        valid = f"a step has one verb ({', '.join(registry.verbs())}) and perhaps 'where'"
+        raise UsageError(f"{valid}; this is {shown(data)}")
     verb = verbs[0]
     if verb not in registry.verbs():
         raise unknown("step", verb, registry.verbs())
-    if not isinstance(data[verb] or {}, Mapping):
-        raise UsageError(f"the options of {verb} are a mapping such as {{method: ...}}; this is {data[verb]!r}")
-    options = dict(data[verb] or {})
+    options = _mapping(data[verb], f"the options of {verb} are a mapping such as {{method: ...}}")
     mine = [(option, value) for of, option, value in changes if of == verb]
     name = dict(mine).get("method", options.pop("method", DEFAULT_METHOD.get(verb, "")))
     method = registry.find(verb, name)
@@ -210,11 +230,12 @@ def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[
     what: dict[str, Any] = {}
     if verb == "quantize":
         if "bits" not in own:
-            raise UsageError(f"a quantize step needs 'bits' (2 to 8); this is {data!r}")
+            raise UsageError(f"a quantize step needs 'bits' (2 to 8); this is {shown(data)}")
         what["grid"] = _parse_grid(own)
     if verb == "prune":
         what["pattern"], what["allocation"] = _parse_pattern(own, dict(mine), data)
-    return Step(verb, method.name, method.check(options), _parse_where(data.get("where")), **what)
+    where = _parse_where(data["where"]) if "where" in data else Where()
+    return Step(verb, method.name, method.check(options), where, **what)
 
 
 def _parse_pattern(options: dict[str, Any], changed: dict[str, Any], data: Any) -> tuple[Pattern, Allocation]:
@@ -222,10 +243,14 @@ def _parse_pattern(options: dict[str, Any], changed: dict[str, Any], data: Any) 
         if name in changed and other not in changed:  # a change to one does away with the other
             options.pop(other, None)
     if ("sparsity" in options) == ("pattern" in options):
-        raise UsageError(f"a prune step needs 'sparsity' (0 to 1) or 'pattern' (such as \"2:4\"); this is {data!r}")
+        valid = "a prune step needs 'sparsity' (0 to 1) or 'pattern' (such as \"2:4\")"
+        raise UsageError(f"{valid}; this is {shown(data)}")
     for name in ("sparsity", "spread"):
-        if name in options and (isinstance(options[name], bool) or not isinstance(options[name], int | float)):
-            raise UsageError(f"prune option {name} = {options[name]!r}: a number is needed")
+        if name in options:
+            check_number(f"prune option {name}", options[name], 0, 1)
+    for name in ("scope", "allocation"):
+        if name in options:
+            _text(f"prune option {name}", options[name], empty=True)
     named = {"allocation": "kind", "spread": "spread"}
     allocation = Allocation(**{field: options[name] for name, field in named.items() if name in options})
     scope = options.get("scope") or ""
@@ -242,34 +267,49 @@ def _parse_grid(options: dict[str, Any]) -> Grid:
     for name, value in options.items():
         kind = bool if name == "symmetric" else int
         if type(value) is not kind:
-            raise UsageError(f"quantize option {name} = {value!r}: {kind.__name__} is needed")
+            raise UsageError(f"quantize option {name} = {shown(value)}: {kind.__name__} is needed")
     return Grid(**options)
 
 
 def _parse_where(data: Any) -> Where:
-    if data is None:
-        return Where()
-    if isinstance(data, list) and data:
+    if isinstance(data, list) and data and not any(isinstance(each, list) for each in data):
         first, *others = map(_parse_where, data)
         return replace(first, others=tuple(others))
-    if not isinstance(data, Mapping):
-        raise UsageError(f"'where' is a mapping with role and block, or a list of such; this is {data!r}")
+    if not isinstance(data, Mapping) or not data:
+        raise UsageError(f"'where' is a mapping with role and block, or a list of such; this is {shown(data)}")
     for name in data:
         if name not in ("role", "block"):
             raise unknown("field of where", name, ("role", "block"))
-    roles = data.get("role", [])
-    roles = list(roles) if isinstance(roles, list | tuple) else [roles]
+    roles = _listed("role", data["role"]) if "role" in data else []
     for role in roles:
         if role not in ROLES:
             raise unknown("role", role, ROLES)
-    blocks = data.get("block", [])
-    numbers: list[int] = []
-    for entry in [blocks] if isinstance(blocks, int | str) else blocks:
-        span = re.fullmatch(r"(\d+)(?:-(\d+))?", str(entry))
-        if not span:
-            raise UsageError(f"block {entry!r} of where: a number or a span such as 0-3 is needed")
-        numbers += range(int(span[1]), int(span[2] or span[1]) + 1)
-    return Where(tuple(roles), tuple(numbers))
+    spans = [_parse_span(entry) for entry in _listed("block", data["block"])] if "block" in data else []
+    blocks = [block for span in spans for block in span]
+    for name, entries in (("role", roles), ("block", blocks)):
+        if len(set(entries)) < len(entries):
+            twice = max(entries, key=entries.count)
+            raise UsageError(f"{name} {twice} of where stands there twice")
+    return Where(tuple(roles), tuple(blocks))
+
+
+def _listed(name: str, value: Any) -> list:
+    """Of one value or a list of them."""
+    listed = list(value) if isinstance(value, list | tuple | range) else [value]
+    if not listed:
+        raise UsageError(f"{name} of where is an empty list: leave {name} out, or name one at least")
+    return listed
+
+
+def _parse_span(entry: Any) -> range:
+    span = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", str(entry) if type(entry) in (int, str) else "")
+    if not span:
+        valid = f"a number from 0 to {LAST_BLOCK} or a span such as 0-3 is needed"
+        raise UsageError(f"block {shown(entry)} of where: {valid}")
+    first, last = int(span[1]), int(span[2] or span[1])
+    if last < first:
+        raise UsageError(f"block {shown(entry)} of where: a span begins with the lower number, {last}-{first}")
+    return range(first, last + 1)
 
 
 def _spans(blocks: Iterable[int]) -> list[int | str]:
@@ -284,13 +324,10 @@ def _spans(blocks: Iterable[int]) -> list[int | str]:
 
 
 def _parse_change(change: str) -> tuple[str, str, Any]:
-    found = re.fullmatch(r"(\w+)\.(\w+)=(.*)", change, re.DOTALL)
+    found = re.fullmatch(r"(\w+)\.(\w+)=(.*)", str(change), re.DOTALL)
     if not found:
-        raise UsageError(f"a change has the form verb.option=value, such as recover.rank=16; this is {change!r}")
-    try:
-        return found[1], found[2], yaml.safe_load(found[3])
-    except yaml.YAMLError as error:
-        raise UsageError(f"the value of change {change!r} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"a change has the form verb.option=value, such as recover.rank=16; this is {shown(change)}")
+    return found[1], found[2], parse_yaml(found[3], f"the value of change {shown(change)}")
 
 
 def with_why(recipe: Recipe, why: Iterable[str]) -> Recipe:

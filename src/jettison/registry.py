@@ -4,6 +4,7 @@ A room that has methods (and any other package) is found through the entry point
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -12,7 +13,8 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from jettison.errors import UsageError, unknown
+from jettison.errors import UsageError, shown, unknown
+from jettison.units import LAST_SEED, check_number
 
 
 @dataclass(frozen=True)
@@ -44,23 +46,31 @@ class Method:
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def check(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options, complete and with their types. Raises UsageError naming the option and what is valid."""
+        """The options, complete. Raises UsageError naming the option and what is valid: a text is no number, a number
+        no yes or no, and no number is infinite. YAML takes 1e-4, without a dot, for a text: it is read as a number."""
         for name in options:
             if name not in self.defaults:
                 raise unknown("option", name, self.defaults, f" of {self.verb} method {self.name!r}")
+        given = {name: self._given(name, value) for name, value in options.items()}
         try:
-            return self._schema(**options).model_dump()
+            return self._schema(**given).model_dump()
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            value = first.get("input")
-            raise UsageError(f"{self.verb} method {self.name!r}: option {name} = {value!r}: {first['msg']}") from None
+            name, value = ".".join(str(part) for part in first["loc"]), shown(first.get("input"))
+            raise UsageError(f"{self.verb} method {self.name!r}: option {name} = {value}: {first['msg']}") from None
+
+    def _given(self, name: str, value: Any) -> Any:
+        if type(value) is int:
+            check_number(f"{self.verb} method {self.name!r}: option {name}", value, -LAST_SEED, LAST_SEED)
+        text = isinstance(value, str) and not isinstance(self.defaults[name], str)
+        return float(value) if text and re.fullmatch(r"[-+]?[0-9]+e[-+]?[0-9]+", value, re.IGNORECASE) else value
 
     @property
     def _schema(self):
         parameters = inspect.signature(self.function).parameters
         fields = {name: (parameters[name].annotation, default) for name, default in self.defaults.items()}
-        return create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
+        config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+        return create_model(self.name, __config__=config, **fields)
 
 
 _METHODS: dict[tuple[str, str], Method] = {}
@@ -107,6 +117,6 @@ def verbs() -> list[str]:
 def find(verb: str, name: str) -> Method:
     """Raises UsageError that lists the known methods."""
     known = methods(verb)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise unknown(f"{verb} method", name, known)
     return known[name]

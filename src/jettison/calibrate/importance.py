@@ -57,6 +57,14 @@ def measure_units(
     return {unit: found for of_block in units for unit, found in sorted(of_block.items())}
 
 
+def check_ranking(method: str, perturbation: str) -> None:
+    """Raises UsageError that lists what there is."""
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if perturbation not in PERTURBATIONS:
+        raise unknown("perturbation", perturbation, PERTURBATIONS)
+
+
 def rank(
     measured: Measured, method: str = "fisher", *, perturbation: str = "removal", halves: bool = False, seed: int = 0
 ) -> dict[str, float]:
@@ -70,10 +78,7 @@ def rank(
 
     Raises UsageError for an unknown method or perturbation.
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    if perturbation not in PERTURBATIONS:
-        raise unknown("perturbation", perturbation, PERTURBATIONS)
+    check_ranking(method, perturbation)
     units = unit_names(sum("." not in unit for unit in measured), halves)
     if method == "random":
         order = random.Random(seed).sample(units, len(units))

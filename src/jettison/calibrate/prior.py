@@ -2,12 +2,12 @@
 
 from functools import cache
 from importlib.resources import files
-from math import exp
+from math import exp, log2
 from typing import Any
 
 import yaml
 
-from jettison.grid import Grid
+from jettison.grid import WHOLE_ROW, Grid
 
 
 @cache
@@ -15,19 +15,24 @@ def _fitted() -> dict[str, Any]:
     return yaml.safe_load((files("jettison.calibrate") / "prior.yaml").read_text(encoding="utf-8"))
 
 
-def prior_loss(role: str, depth: float | None, blocks: int, grid: Grid) -> float:
+LARGEST = 128  # group size that the fit has seen
+
+
+def prior_loss(role: str, depth: float | None, blocks: int, grid: Grid, columns: int = LARGEST) -> float:
     """Nats per token that one unit is expected to cost on a grid.
 
     role: ``qkv``, ``o``, ``gate_up``, ``down`` or ``head``, perhaps after ``expert``; others are their mean.
     depth: where the block lies, from 0 to 1; None outside the blocks. blocks: how many there are; together they are
-    expected to lose what scribe's lose together, each its part. A log-linear fit to measured KL (benchmarks/planner.py
-    --fit-prior): right about which roles and widths hurt, a guess about any other model's figures.
+    expected to lose what scribe's lose together, each its part. columns: of its rows, the size of a group that is one.
+    A log-linear fit to measured KL (benchmarks/planner.py --fit-prior): right about which roles and widths hurt, a
+    guess about any other model's figures. Beyond 128, twice the group size costs what the last doubling of the fit did.
     """
     fitted = _fitted()
     roles = fitted["roles"]
     value = roles.get(role.removeprefix("expert "), sum(roles.values()) / len(roles))
     value += fitted["bits"][grid.bits] if grid.bits in fitted["bits"] else _between(fitted["bits"], grid.bits)
-    value += fitted["group"] * (grid.groups(1 << 20) if grid.group_size == -1 else grid.group_size) / 128
+    size = columns if grid.group_size == WHOLE_ROW else grid.group_size
+    value += fitted["group"] * (size / LARGEST if size <= LARGEST else 1 + log2(size / LARGEST) / 2)
     if depth is None:
         return exp(value)
     linear, square = fitted["depth"]

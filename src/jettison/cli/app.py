@@ -9,6 +9,7 @@ import warnings
 import typer
 from rich.console import Console
 
+from jettison.cli import common
 from jettison.errors import JettisonError, UsageError
 
 COMMANDS = (
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     signal.signal(signal.SIGINT, _stop)
     try:
+        common.refuse_empty(sys.argv[1:] if arguments is None else arguments)
         build()(arguments)
     except JettisonError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)

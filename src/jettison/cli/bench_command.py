@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from jettison.cli import common
-from jettison.errors import UsageError
+from jettison.errors import UsageError, unknown
 
+DRAFTS = ("none", "auto", "lookup")
 DRAFTED = 96  # tokens of each text
 
 
@@ -59,7 +60,11 @@ def bench(
     quiet: common.Quiet = False,
 ) -> None:
     """Time decoding, or single operators, on this machine, next to what it can read."""
-    common.begin(quiet)
+    common.begin(quiet, json)
+    if draft not in DRAFTS:
+        raise unknown("draft", draft, DRAFTS)
+    if against not in (None, "llama.cpp"):
+        raise UsageError(f"--against {against!r}: it can be llama.cpp")
     if what == "ops":
         result = _ops(shape or "qwen3-4b", matrix, bits, group_size, rows, peer, rounds)
     elif (what is None) == (shape is None):
@@ -87,7 +92,7 @@ def _decoding(
     rounds: int,
 ) -> dict[str, Any]:
     from jettison.decode import load
-    from jettison.evaluate.decoding import PROMPT, measure_decoding, measure_prefill
+    from jettison.evaluate.decoding import PROMPT, check_decoding, measure_decoding, measure_prefill
     from jettison.evaluate.llama_cpp import llama_cpp
     from jettison.evaluate.random_model import random_model
     from jettison.files import cache_folder
@@ -96,14 +101,14 @@ def _decoding(
     from jettison.recipe import load_recipe
     from jettison.units import format_rate
 
-    if against not in (None, "llama.cpp"):
-        raise UsageError(f"--against {against!r}: it can be llama.cpp")
+    check_decoding(contexts, rounds)
+    chosen = {recipe: load_recipe(recipe, changes) for recipe in recipes}
     source = open_shape(folder or shape)
     others = llama_cpp(source, cache_folder() / "gguf", native.threads()) if against else {}
     if folder:
         models = {Path(folder).name: load(folder).model}
     else:
-        models = {recipe: random_model(source, load_recipe(recipe, changes)) for recipe in recipes}
+        models = {name: random_model(source, recipe) for name, recipe in chosen.items()}
     prompt = min(PROMPT, source.config.get_text_config().max_position_embeddings)
     prompts = measure_prefill(models, tokens=prompt, rounds=min(3, rounds), others=others)
     result = measure_decoding(models, contexts=contexts, rounds=rounds, others=others) | {"prompts": prompts}

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import sys
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +16,7 @@ from rich.table import Table
 from jettison.errors import UsageError
 from jettison.progress import set_quiet
 
+MAY_BE_EMPTY = ("--prompt", "-p")
 PAGE = 100  # columns, where no terminal says how many there are
 out = Console(highlight=False, width=None if sys.stdout.isatty() else PAGE)
 
@@ -50,13 +54,36 @@ Items = Annotated[int | None, typer.Option("--items", help="Items of each task a
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it would take; do nothing.")]
 
 
-def begin(quiet: bool, several: bool = False) -> None:
-    """several: whether the command may run in several processes, under `accelerate launch`; the first one speaks."""
+def refuse_empty(arguments: Iterable[str]) -> None:
+    """Raises UsageError for an empty argument, such as ``--out ""``, which would be the folder that one is in."""
+    for before, argument in pairwise(["", *arguments]):
+        option = before if argument == "" else argument[:-1] if re.fullmatch(r"--[\w-]+=", argument) else None
+        if option is not None and option not in MAY_BE_EMPTY:
+            what = option if option.startswith("-") else "an argument"
+            raise UsageError(f"{what} is empty: give a value or leave it out")
+
+
+def begin(quiet: bool, *files: Path | None, several: bool = False) -> None:
+    """files: that the command will write, which are looked at before it works; None for those that it will not.
+    several: whether the command may run in several processes, under `accelerate launch`; the first one speaks.
+
+    Raises UsageError for a file that cannot be written, and for one that is named twice.
+    """
     first = os.environ.get("RANK", "0") == "0"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not several:
         raise UsageError("only `jettison recover` runs in several processes: start this command without a launcher")
     set_quiet(quiet or not first)
     out.quiet = not first
+    if given := [file for file in files if file is not None]:
+        _check_files(given)
+
+
+def _check_files(files: list[Path]) -> None:
+    from jettison.files import writable_file
+
+    places = [writable_file(file).resolve() for file in files]
+    if len(set(places)) < len(places):
+        raise UsageError(f"{max(places, key=places.count)} would be written twice: give each file a name of its own")
 
 
 def finish(result: Any, file: Path | None) -> None:

@@ -23,7 +23,7 @@ def compare(
     from jettison.report import write_comparison
     from jettison.units import format_bytes, format_rate
 
-    common.begin(quiet)
+    common.begin(quiet, json, out)
     result = write_comparison(folders, out)
     for text in result["texts"]:
         rows = []

@@ -39,7 +39,7 @@ def compress(
 
     if changes is None:
         changes = []
-    common.begin(quiet)
+    common.begin(quiet, json)
     if dry_run:
         result = forecast(model, load_recipe(recipe, changes), engine=engine)
         show_forecast(result)

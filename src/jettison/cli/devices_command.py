@@ -26,7 +26,7 @@ def list_devices(context: typer.Context, json: common.Json = None, quiet: common
     from jettison.devices import device_names, find_device
     from jettison.units import format_bytes
 
-    common.begin(quiet)
+    common.begin(quiet, json)
     found = [find_device(name) for name in ("this", *device_names())]
     rows = [
         [
@@ -52,7 +52,7 @@ def measure(json: common.Json = None, quiet: common.Quiet = False) -> None:
     from jettison.devices import measure as measure_this
     from jettison.units import format_bytes
 
-    common.begin(quiet)
+    common.begin(quiet, json)
     result = measure_this(again=True)
     rows = [
         [str(row["threads"]), str(row["streams"]), f"{format_bytes(row['bandwidth'])}/s"] for row in result["measured"]
@@ -72,7 +72,7 @@ def show(
     """Show the figures of a device and where each is from."""
     from jettison.devices import find_device
 
-    common.begin(quiet)
+    common.begin(quiet, json)
     device = find_device(name)
     _print_figures(device)
     common.finish(vars(device), json)

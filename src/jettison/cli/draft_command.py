@@ -50,7 +50,7 @@ def draft(
     quiet: common.Quiet = False,
 ) -> None:
     """Choose how a checkpoint drafts for itself, and record it: nothing is trained, and no output changes."""
-    common.begin(quiet)
+    common.begin(quiet, json)
     if export is not None:
         from jettison.decode.draft import read_draft
         from jettison.draft import export_draft

@@ -27,14 +27,21 @@ def evaluate(
     quiet: common.Quiet = False,
 ) -> None:
     """Measure size, perplexity, and distance from the original; with --tasks, accuracy too."""
+    from jettison.calibrate.text import read_documents
     from jettison.evaluate import evaluate as run
     from jettison.evaluate import evaluate_tasks
     from jettison.evaluate.quality import TEXTS
+    from jettison.evaluate.suite import SUITE
+    from jettison.evaluate.tasks import check_tasks
     from jettison.units import format_bytes
 
     if texts is None:
         texts = []
-    common.begin(quiet)
+    common.begin(quiet, json)
+    if tasks or items is not None:  # before either is measured
+        check_tasks(tasks or [SUITE], items)
+    for text in texts:
+        read_documents(text)
     answered = evaluate_tasks(model, tasks, items=items, adapter=adapter) if tasks else {}
     result = run(model, texts=texts or TEXTS, tokens=tokens or None, window=window, teacher=teacher, adapter=adapter)
     size = result["size"]

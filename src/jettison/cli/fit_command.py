@@ -37,7 +37,7 @@ def fit(
     from jettison.fit import TEXTS
     from jettison.fit import fit as run
 
-    common.begin(quiet)
+    common.begin(quiet, json)
     result = run(
         model, out=out, device=device, tps=tps, memory=memory, context=context, engine=engine,
         recovery=recovery, losses=losses, refine=refine, recipe=recipe,

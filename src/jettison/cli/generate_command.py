@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from jettison.cli import common
+from jettison.errors import unknown
 
 IN_CACHE = 1 << 26  # bytes of weights that a processor may not have to read from memory
 
@@ -40,15 +41,18 @@ def generate(
 ) -> None:
     """Let a checkpoint write. Weights stay packed in memory."""
     from jettison.decode import load
+    from jettison.decode.sampling import Sampling
 
-    common.begin(quiet)
-    loaded = load(model, adapter=adapter)
-    drafted = None if draft == "none" else loaded.find_draft(draft)
+    common.begin(quiet, json)
+    if draft not in ("none", "auto", "lookup"):
+        raise unknown("draft", draft, ("none", "auto", "lookup"))
+    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    options |= {"repetition_penalty": repetition_penalty}
+    Sampling(**options)  # before the model is loaded
+    loaded, text = load(model, adapter=adapter), ""
+    options |= {"tokens": tokens, "stop": stop, "draft": None if draft == "none" else loaded.find_draft(draft)}
     if not chat:
         common.out.print(prompt, end="", markup=False)
-    text, options = "", {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    options |= {"repetition_penalty": repetition_penalty, "tokens": tokens, "stop": stop}
-    options["draft"] = drafted
     for piece in loaded.stream([{"role": "user", "content": prompt}] if chat else prompt, **options):
         common.out.print(piece, end="", markup=False, soft_wrap=True)
         text += piece

@@ -44,7 +44,7 @@ def plan(
     from jettison.plan.picture import plan_data, plan_summary
     from jettison.report import write_plan
 
-    common.begin(quiet)
+    common.begin(quiet, json, out, report)
     found = make_plan(
         model, device=device, tps=tps, memory=memory, context=context, batch=batch, cache_bits=cache_bits,
         engine=engine, recovery=recovery, losses=losses, refine=refine, changes=changes or [], seed=seed,
@@ -92,8 +92,7 @@ def show_presets(data: dict[str, Any]) -> None:
     figures = lambda each: [format_bytes(each["memory"]), format_rate(each["tokens_per_second"]), f"{each['loss']:.4f}"]
     rows = [["this plan", *figures(data), "chosen"]]
     for each in data["presets"]:
-        known = figures(each) if each["memory"] is not None else ["", "", ""]
-        rows.append([each["name"], *known, "; ".join(each["misses"]) or "fits"])
+        rows.append([each["name"], *figures(each), "; ".join(each["misses"]) or "fits"])
     common.table("recipe", "memory", "tokens/s", "loss", "budget", rows=rows, text=("budget",))
 
 

@@ -14,6 +14,7 @@ def recipes(json: common.Json = None) -> None:
     from jettison import registry
     from jettison.recipe import load_recipe, preset_names
 
+    common.begin(False, json)
     presets = [load_recipe(name) for name in preset_names()]
     for preset in presets:
         common.out.print(f"[bold]{preset.name}[/bold]  {preset.use}")

@@ -36,7 +36,7 @@ def recover(
 
     if changes is None:
         changes = []
-    common.begin(quiet, several=True)
+    common.begin(quiet, json, several=True)
     if dry_run:
         result = forecast_recovery(folder, changes, teacher)
         show_forecast(result)

@@ -21,7 +21,7 @@ def report(
     """Write what a run did as one HTML page that needs nothing else."""
     from jettison.report import write_report
 
-    common.begin(quiet)
+    common.begin(quiet, json, out)
     page = write_report(folder, out)
     common.out.print(str(page), soft_wrap=True, markup=False)
     common.finish({"page": str(page)}, json)

@@ -8,6 +8,7 @@ import typer
 from jettison.cli import common
 from jettison.cli import xr_options as xr
 from jettison.errors import UsageError
+from jettison.units import check_number
 
 
 def register(app: typer.Typer) -> None:
@@ -54,13 +55,21 @@ def run(
 ) -> None:
     """Simulate a scenario on known costs: an accelerator's, a device's roofline, or a file's."""
     from jettison.xr import find_scenario, score, simulate, summary
+    from jettison.xr.dispatch import check_scheduler
+    from jettison.xr.frames import check_run
     from jettison.xr.official import write_schedule
     from jettison.xr.results import result
+    from jettison.xr.scores import check_penalty
+    from jettison.xr.simulator import check_compat
     from jettison.xr.sources import find_costs
+    from jettison.xr.sweep import MOST_SEEDS
 
-    common.begin(quiet)
-    if seeds < 1:
-        raise UsageError(f"seeds = {seeds}: at least 1 is needed")
+    common.begin(quiet, json, page, trace, csv)
+    check_number("seeds", seeds, 1, MOST_SEEDS, whole=True)
+    check_run(1e3 * seconds, seed)  # before models are counted
+    check_penalty(drop_penalty)
+    check_scheduler(scheduler)
+    check_compat(compat, preempt)
     found = find_scenario(scenario)
     known = find_costs(
         found, accelerator=accelerator, devices=device, file=costs, workload=workload, size=size,
@@ -113,15 +122,17 @@ def sweep(
     from jettison.report import write_xr
     from jettison.xr import accelerator_names, find_scenario, scenario_names
     from jettison.xr.sources import find_costs
+    from jettison.xr.sweep import check_sweep, table, vary
     from jettison.xr.sweep import sweep as make_sweep
-    from jettison.xr.sweep import table, vary
 
-    common.begin(quiet)
+    common.begin(quiet, json, page)
     chances = xr.probabilities(probability)
     if accelerator and device:
         raise UsageError("a sweep over accelerators or over devices: one of them")
     if tuple(recipe) != ("original",) and not device:
         raise UsageError(f"recipe = {', '.join(recipe)}: the table of accelerators knows no recipes; say --device")
+    options: dict[str, Any] = {"compat": compat, "preempt": preempt, "jitter": jitter, "horizon_ms": 1e3 * seconds}
+    check_sweep(scheduler, seeds, exact, drop_penalty, workers, address, options)  # before models are counted
     scenarios = vary([find_scenario(name) for name in dict.fromkeys(scenario or scenario_names())], chances)
     if device:
         columns = {
@@ -134,10 +145,9 @@ def sweep(
         }
     else:
         columns = {
-            name: {found.name: find_costs(found, accelerator=name) for found in scenarios}
+            name: {found.name: find_costs(found, accelerator=name, workload=workload, size=size) for found in scenarios}
             for name in accelerator or accelerator_names()
         }
-    options: dict[str, Any] = {"compat": compat, "preempt": preempt, "jitter": jitter, "horizon_ms": 1e3 * seconds}
     cells = make_sweep(
         scenarios, columns, schedulers=scheduler, seeds=seeds, exact=exact, drop_penalty=drop_penalty,
         workers=workers, address=address, **options,
@@ -185,15 +195,14 @@ def live(
     from jettison.xr.trace import write_trace
     from jettison.xr.units import Units as Running
 
-    common.begin(quiet)
+    common.begin(quiet, json, page, trace)
     found = find_scenario(scenario)
     variants = scenario_variants(found, size, xr.recipes(recipe), xr.pairs("--model", file))
     options: dict[str, Any] = {"scheduler": scheduler, "horizon_ms": 1e3 * seconds, "seed": seed, "jitter": jitter}
     check_scheduler(scheduler)  # before models are loaded and timed
     check_run(1e3 * seconds, seed)
     check_penalty(drop_penalty)
-    if rounds < 1:
-        raise UsageError(f"rounds = {rounds}: at least 1 is needed")
+    check_number("rounds", rounds, 1, 10_000, whole=True)
     with Running(variants, units, threads) as running:
         known = running.measure(rounds)
         lived = run_live(found, running, known, **options)
@@ -224,7 +233,7 @@ def compare(
     """Runs beside each other: scores, model by model, and their timelines."""
     from jettison.xr.results import compare as make_comparison
 
-    common.begin(quiet)
+    common.begin(quiet, json, page)
     data = make_comparison(files, page, drop_penalty)
     models = list(dict.fromkeys(model for row in data["rows"] for model in row["models"]))
     rows = [
@@ -268,23 +277,20 @@ def tune(
     quiet: common.Quiet = False,
 ) -> None:
     """Choose a recipe for every model so that the scenario's score rises most."""
-    import yaml
-
+    from jettison.files import read_yaml
     from jettison.xr import find_scenario
     from jettison.xr.frames import check_run
     from jettison.xr.tune import RECIPES, check_runs
     from jettison.xr.tune import tune as find_best
 
-    common.begin(quiet)
+    common.begin(quiet, json, page)
     if live and device != "this":
         raise UsageError(f"live = {live:g}, device = {device!r}: only this machine can run live")
     check_run(1e3 * (live or seconds), seed)
-    found, measured = find_scenario(scenario), None
-    if quality is not None:
-        try:
-            measured = yaml.safe_load(quality.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"cannot read {quality}: {' '.join(str(error).split())}") from error
+    found = find_scenario(scenario)
+    measured = None if quality is None else read_yaml(quality, "quality")
+    if quality is not None and measured is None:
+        raise UsageError(f"quality {quality} is empty: a mapping model -> recipe -> what was measured is needed")
     tuned = find_best(
         found, device=device, recipes=recipe or RECIPES, size=size, units=units, threads=threads, floor=floor,
         quality=measured, scheduler=scheduler, horizon_ms=1e3 * seconds, seeds=seeds, rounds=rounds,

@@ -13,7 +13,7 @@ from jettison.models import ModelFolder
 from jettison.models.checkpoint import Checkpoint
 
 NAME, CORPUS = "draft.json", "draft.safetensors"
-LONGEST = 64  # tokens of a draft
+LONGEST, LONGEST_MATCH = 64, 16  # tokens of a draft, and of a match in earlier text
 ROLES = ("q", "k", "v", "o", "gate", "up", "down", "head")
 
 
@@ -67,7 +67,7 @@ class Draft:
 
     def __post_init__(self):
         object.__setattr__(self, "skip", tuple(self.skip))
-        for name, low, high in (("length", 1, LONGEST), ("lookup", 0, 16), ("branches", 1, 8)):
+        for name, low, high in (("length", 1, LONGEST), ("lookup", 0, LONGEST_MATCH), ("branches", 1, 8)):
             if not low <= getattr(self, name) <= high:
                 raise UsageError(f"{name} = {getattr(self, name)} of a draft: it must be {low} to {high}")
         if not (self.model or self.lookup):

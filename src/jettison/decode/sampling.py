@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from jettison.errors import UsageError
+from jettison.units import check_seed
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
+        check_seed(self.seed)
         for name, fine, valid in (
             ("temperature", self.temperature >= 0, "0 or more"),
             ("top_k", self.top_k >= 0, "0 (all) or more"),

@@ -8,10 +8,9 @@ from math import ulp
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jettison.devices.machine import measure
-from jettison.errors import UsageError, unknown
+from jettison.errors import UsageError, shown, unknown
+from jettison.files import parse_yaml, read_yaml
 
 THIS = "this"
 SOURCED = ("bandwidth", "memory", "flops", "cache", "overhead")
@@ -66,7 +65,7 @@ class Device:
 
 @cache
 def _rows() -> dict[str, Any]:
-    return yaml.safe_load((files("jettison.devices") / "devices.yaml").read_text(encoding="utf-8"))
+    return parse_yaml((files("jettison.devices") / "devices.yaml").read_text(encoding="utf-8"), "devices.yaml")
 
 
 def device_names() -> list[str]:
@@ -85,11 +84,7 @@ def find_device(name: str | Path) -> Device:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise unknown("device", str(name), [THIS, *_rows()], " (neither a known one nor a .yaml file)")
-    try:
-        row = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read device file {path}: {' '.join(str(error).split())}") from error
-    return _device(path.stem, row)
+    return _device(path.stem, read_yaml(path, "device file"))
 
 
 def _device(name: str, row: Any) -> Device:
@@ -100,7 +95,9 @@ def _device(name: str, row: Any) -> Device:
     figures = {figure: _number(name, figure, row.get(figure)) for figure in RANGES if figure != "flops"}
     bandwidth = figures.pop("bandwidth") * figures["share"]
     flops, sources = _flops(name, row.get("flops")), _sources(name, row)
-    return Device(name, str(row.get("title", name)), bandwidth, flops=flops, sources=sources, **figures)
+    return Device(
+        name, _text(name, "title", row.get("title", name)), bandwidth, flops=flops, sources=sources, **figures
+    )
 
 
 def _number(device: str, figure: str, value: Any) -> float:
@@ -111,8 +108,14 @@ def _number(device: str, figure: str, value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not low <= number <= high:
-        raise UsageError(f"device {device!r}: {figure} = {value!r}; valid: {valid}")
+        raise UsageError(f"device {device!r}: {figure} = {shown(value)}; valid: {valid}")
     return number
+
+
+def _text(device: str, field: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"device {device!r}: {field} = {shown(value)}; valid: a text")
+    return value
 
 
 def _flops(device: str, value: Any) -> dict[str, float]:
@@ -128,10 +131,12 @@ def _sources(device: str, row: Mapping[str, Any]) -> dict[str, str]:
     """By figure. A ``source`` stands for every figure that ``sources`` leaves out."""
     sources = row.get("sources", {})
     if not isinstance(sources, Mapping):
-        raise UsageError(f"device {device!r}: sources = {sources!r}; valid: a text for each of {', '.join(SOURCED)}")
+        raise UsageError(
+            f"device {device!r}: sources = {shown(sources)}; valid: a text for each of {', '.join(SOURCED)}"
+        )
     _check_names("figure", sources, SOURCED, f"{device}.sources")
     every = dict.fromkeys(SOURCED, row["source"]) if "source" in row else {}
-    return {figure: str(text) for figure, text in (every | dict(sources)).items()}
+    return {figure: _text(device, f"source of {figure}", text) for figure, text in (every | dict(sources)).items()}
 
 
 def _check_names(kind: str, names: Mapping[str, Any], valid: Any, owner: str) -> None:

@@ -12,12 +12,14 @@ from torch import nn
 from jettison.decode.engine import Engine, Session
 from jettison.decode.sampling import Sampling
 from jettison.errors import UsageError
-from jettison.evaluate.operators import READ_BYTES, calmest, read_limit, sample
+from jettison.evaluate.operators import MOST_ROUNDS, READ_BYTES, calmest, read_limit, sample
 from jettison.kernels import native
 from jettison.models.skeleton import Experts
 from jettison.progress import bar
+from jettison.units import check_number
 
 PROMPT = 512  # tokens of a prompt that go through at once
+LONGEST = 10**7  # tokens of context
 STEPS = 16  # tokens of a sample, at least
 
 
@@ -51,8 +53,7 @@ def measure_decoding(
     ``generate`` does, greedily; the ``share`` of the read limit around each sample that weights and cache are read at;
     medians, with ``samples`` in seconds. ``fine`` says whether activations had 15 bits, as they have by default.
     """
-    if rounds < 1 or not contexts or min(contexts) < 1:
-        raise UsageError(f"rounds = {rounds}, contexts = {list(contexts)}: both are at least 1")
+    check_decoding(contexts, rounds)
     engines, others = {name: Engine(model) for name, model in models.items()}, others or {}
     nbytes = {name: read_bytes(model) for name, model in models.items()}
     nbytes |= {name: other.nbytes for name, other in others.items()}
@@ -95,6 +96,15 @@ def measure_decoding(
             ]
     found = {"limit": statistics.median(limits), "rows": rows, "bytes": nbytes}
     return found | {"instruction_set": native.instruction_set(), "threads": native.threads()}
+
+
+def check_decoding(contexts: Sequence[int], rounds: int) -> None:
+    """Raises UsageError for numbers that are not valid."""
+    check_number("rounds", rounds, 1, MOST_ROUNDS, whole=True)
+    if not contexts:
+        raise UsageError("contexts: one number of tokens at least is needed")
+    for context in contexts:
+        check_number("context", context, 1, LONGEST, whole=True)
 
 
 def measure_prefill(

@@ -11,13 +11,14 @@ from typing import Any
 import psutil
 import torch
 
-from jettison.errors import UsageError
+from jettison.errors import UsageError, unknown
 from jettison.evaluate.peers import PEERS, Operator
 from jettison.grid import Grid
 from jettison.kernels import native, ops
 from jettison.kernels.tiles import Tiling
 from jettison.models import ModelShape
 from jettison.progress import bar
+from jettison.units import check_number
 
 STREAMED = 256 << 20  # bytes of distinct weights that a run goes through, so that no cache holds them
 READ_BYTES = 1 << 30
@@ -25,6 +26,7 @@ READS = [(streams, ahead) for streams in (1, 2, 4) for ahead in (0, 2048, 4096)]
 SECONDS = 0.12  # of a sample at least
 FOREIGN = 0.2  # cores that other processes may use during a sample; one busy thread makes a spinning pool crawl
 TRIES, CALM = 20, 0.02
+MOST_ROUNDS, MOST_SIDE = 10_000, 1 << 20
 
 
 @dataclass
@@ -87,12 +89,22 @@ def measure_operators(
     Returns ``limit`` (bytes per second, the median), ``rows`` (each with microseconds, bandwidth and share of the limit
     around it, medians), ``missing`` (peers that are not installed, and why), ``instruction_set`` and ``threads``.
     """
-    if unknown := set(peers) - set(PEERS):
-        raise UsageError(f"peer {unknown.pop()!r}: there are {', '.join(PEERS)}")
-    if rounds < 1 or min(counts) < 1:
-        raise UsageError(f"rounds = {rounds}, rows = {', '.join(map(str, counts))}: both are at least 1")
-    if unknown := set(bits) - {2, 3, 4, 8}:
-        raise UsageError(f"bits = {unknown.pop()}: the kernels know 2, 3, 4 and 8")
+    for peer in peers:
+        if peer not in PEERS:
+            raise unknown("peer", peer, PEERS)
+    check_number("rounds", rounds, 1, MOST_ROUNDS, whole=True)
+    for name, values, least, most in (("rows", counts, 1, 1 << 16), ("bits", bits, 2, 8)):
+        if not values:
+            raise UsageError(f"{name}: one value at least is needed")
+        for value in values:
+            check_number(name, value, least, most, whole=True)
+    for each in bits:
+        if each not in (2, 3, 4, 8):
+            raise UsageError(f"bits = {each}: the kernels know 2, 3, 4 and 8")
+    for height, width in shapes.values():
+        check_number("a side of a matrix", max(height, width), 1, MOST_SIDE, whole=True)
+        for each in bits:
+            _tiling(width, height, each, group_size)
     missing: dict[str, str] = {}
     data = torch.ones(READ_BYTES // 4)
     limits: list[float] = []
@@ -149,11 +161,16 @@ def random_tiles(tiling: Tiling, copies: int, seed: int = 0) -> list[torch.Tenso
     return found
 
 
-def _own(columns: int, rows: int, bits: int, group_size: int, count: int) -> list[Operator]:
+def _tiling(columns: int, rows: int, bits: int, group_size: int) -> Tiling:
     grid = Grid(bits, group_size)
     tiling = Tiling.of(grid, rows, columns) if grid.groups(columns) else None
     if tiling is None:
         raise UsageError(f"groups of {group_size} of {columns} columns: the kernels do not serve them")
+    return tiling
+
+
+def _own(columns: int, rows: int, bits: int, group_size: int, count: int) -> list[Operator]:
+    tiling = _tiling(columns, rows, bits, group_size)
     nbytes = math.prod(tiling.tiles_shape)
     tiles = random_tiles(tiling, max(2, -(-STREAMED // nbytes)))
     x, y = torch.randn(count, columns), torch.empty(count, rows)

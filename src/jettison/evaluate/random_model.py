@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from jettison.errors import UsageError
+from jettison.formats.engines import fitted_grids
 from jettison.grid import Grid
 from jettison.kernels.tiles import Tiling
 from jettison.models import Linear, ModelShape
@@ -15,16 +17,17 @@ def random_model(
 ) -> nn.Module:
     """Linears that the recipe quantizes hold random codes with scales that keep activations in range; the rest is
     bfloat16. adapter: with the side paths that the recipe's recovery would leave. sparse: two of each four columns of
-    what lies in blocks.
+    what lies in blocks. Raises UsageError for a grid that the kernels do not serve.
     """
     chance = torch.Generator().manual_seed(seed)
     normal = lambda *size, by: torch.randn(*size, generator=chance).mul(by).bfloat16()
     model = shape.new_skeleton()
     for step in recipe.of("quantize"):
-        for linear in shape.anatomy:
-            if step.where.matches(linear.roles, linear.block) and "embed" not in linear.roles:
+        claimed = [linear for linear in shape.anatomy if step.where.matches(linear.roles, linear.block)]
+        for linear, grid in fitted_grids(claimed, step.grid).items():
+            if "embed" not in linear.roles:
                 bias = None if model.get_submodule(linear.name).bias is None else torch.zeros(linear.rows)
-                packed = _packed(linear, step.grid, bias, sparse and linear.block is not None, chance)
+                packed = _packed(linear, grid, bias, sparse and linear.block is not None, chance)
                 model.set_submodule(linear.name, packed)
     for name, parameter in list(model.named_parameters()):
         owner, _, last = name.rpartition(".")
@@ -48,6 +51,8 @@ def _packed(
     """In tiles right away: to make codes, pack and tile them would take minutes for billions of weights."""
     rows, columns = linear.rows, linear.columns
     module, tiling = QuantLinear(rows, columns, grid, bias), Tiling.of(grid, rows, columns, sparse)
+    if tiling is None:
+        raise UsageError(f"{linear.name}: the kernels do not serve {grid} with rows of {columns} weights")
     tiles = torch.randint(0, 256, tiling.tiles_shape, dtype=torch.uint8, generator=chance)
     scale = torch.full((32,), 2.0 / (columns**0.5 * 2**grid.bits), dtype=grid.scale_dtype)
     tiles[:, :, tiling.code_bytes :][:, :, : tiling.scale_bytes] = scale.view(torch.uint8)

@@ -18,6 +18,7 @@ from jettison.evaluate.suite import NAMES, SUITE, TASKS, suite_folder
 from jettison.models import ModelFolder
 from jettison.models.dense import require_memory
 from jettison.progress import Bar, bar
+from jettison.units import check_number
 
 DIGITS = 6
 
@@ -38,9 +39,7 @@ def evaluate_tasks(
 
     Raises UsageError for an unknown task, JettisonError where a task's data cannot be had.
     """
-    if items is not None and items < 2:
-        raise UsageError(f"items = {items}: a standard error needs at least 2")
-    manager = _manager(tasks)
+    manager = check_tasks(tasks, items)
     source = ModelFolder(model)
     require_memory(source.checkpoint.tensor_bytes, f"evaluating {source.name}")
     with _hushed():
@@ -78,8 +77,13 @@ def compare_tasks(
     return rows
 
 
-def _manager(tasks: Sequence[str]):
-    """lm-eval's index of tasks. Its own thousands of files are read only if a task is asked for that is not bundled."""
+def check_tasks(tasks: Sequence[str], items: int | None = None):
+    """lm-eval's index of tasks. Its own thousands of files are read only if a task is asked for that is not bundled.
+
+    Raises UsageError for an unknown task, and for fewer items than 2, which have no standard error.
+    """
+    if items is not None:
+        check_number("items", items, 2, whole=True)
     from lm_eval.tasks import TaskManager
 
     if not tasks:

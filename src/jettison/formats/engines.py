@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any
@@ -121,6 +121,32 @@ class Engine:
         kinds = self.format.parts[_sort(linear)].kinds
         fit = next((kind for kind in kinds if not _misfit((kind,), linear, grid)), None)
         return fit.bits_per_weight if fit and fit.bits_per_weight else grid.bits_per_weight(linear.columns)
+
+
+def fitted(grid: Grid, linears: Iterable[Linear], engine: Engine | None = None) -> Grid:
+    """The grid with the largest group size, not above its own, that divides the rows of all ``linears`` and that the
+    engine loads; where there is none, with one group per row. A group size is a wish: no recipe knows every shape.
+
+    linears: what shares the grid. Where the engine loads none, it is left out of account: ``illegal`` says the reason.
+    """
+    if grid.group_size == WHOLE_ROW:
+        return grid
+    kinds = {(linear.columns, linear.rows, linear.roles, linear.layout): linear for linear in linears}.values()
+    below = sorted((size for size in USUAL_SIZES if 0 < size < grid.group_size), reverse=True)
+    sizes = [s for s in (grid.group_size, *below) if not any(each.columns % s for each in kinds)] + [WHOLE_ROW]
+    loads = lambda size: not any(engine.allows(each, replace(grid, group_size=size)) for each in kinds)
+    size = next((size for size in sizes if engine is None or loads(size)), sizes[0])
+    return replace(grid, group_size=size)
+
+
+def fitted_grids(linears: Iterable[Linear], grid: Grid, engine: Engine | None = None) -> dict[Linear, Grid]:
+    """``fitted``, for the linears of one step. What engines run as one matrix shares a grid, and so do all experts."""
+    shared: dict[str, list[Linear]] = defaultdict(list)
+    part = lambda linear: "experts" if "expert" in linear.roles else linear.fused
+    for linear in (linears := list(linears)):
+        shared[part(linear)].append(linear)
+    found = {name: fitted(grid, each, engine) for name, each in shared.items()}
+    return {linear: found[part(linear)] for linear in linears}
 
 
 def illegal(engine: Engine, anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:

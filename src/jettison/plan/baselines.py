@@ -12,11 +12,11 @@ BLOCK_ROLES = ("q", "k", "v", "o", "gate", "up", "down", "linear")
 GATE_UP = ("gate", "up")
 
 
-def usual_group(shape: ModelShape) -> int | None:
-    """The largest usual group size that divides the rows of every matrix; None if none does."""
+def usual_group(shape: ModelShape) -> int:
+    """The largest usual group size that divides the rows of every matrix; the largest of all, a wish, if none does."""
     columns = {linear.columns for linear in shape.anatomy if "embed" not in linear.roles}
     fit = [size for size in GROUP_SIZES if all(width % size == 0 for width in columns)]
-    return max(fit, default=None)
+    return max(fit or GROUP_SIZES)
 
 
 def gain(shape: ModelShape, recipe: Recipe, device: Device, setting: Setting, group: int = 128, head: int = 4) -> float:

@@ -10,18 +10,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from jettison.devices import Cost, Device, Operator, step_cost
-from jettison.errors import UsageError
-from jettison.formats.engines import Engine
+from jettison.errors import UsageError, shown
+from jettison.formats.engines import Engine, fitted
 from jettison.grid import Grid
 from jettison.jobs import claims
 from jettison.models import Linear, ModelShape
 from jettison.plan.units import Choice, Unit, find_units
 from jettison.recipe import Recipe
+from jettison.units import check_number
 
 CONTEXT = 2048
 ACTIVATION_BYTES = SIDE_PATH_BYTES = UNQUANTIZED_BYTES = 2
 SMALL_OPERATORS = 6  # per block: two norms, rotary embedding, activation, two additions; each moves about 3 vectors
 CACHE_BITS = (4, 8, 16)
+MOST = 10**9  # tokens of context, sequences, rows
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,9 @@ class Setting:
 
     def __post_init__(self):
         for name, least in (("context", 0), ("batch", 1), ("rows", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} = {getattr(self, name)}: it must be at least {least}")
+            check_number(name, getattr(self, name), least, MOST, whole=True)
         if self.cache_bits not in CACHE_BITS:
-            raise UsageError(f"cache_bits = {self.cache_bits}: {', '.join(map(str, CACHE_BITS))} are valid")
+            raise UsageError(f"cache_bits = {shown(self.cache_bits)}: {', '.join(map(str, CACHE_BITS))} are valid")
 
 
 def predict(shape: ModelShape, recipe: Recipe, device: Device, setting: Setting = Setting()) -> Cost:
@@ -82,17 +83,33 @@ def predict_drafted(
     return Cost(draft * small.seconds + check.seconds, draft * small.moved + check.moved, check.memory, expected)
 
 
-def planned(unit: Unit, recipe: Recipe, engine: Engine | None = None, semi_structured: bool = False) -> Choice:
+def planned(
+    unit: Unit,
+    recipe: Recipe,
+    engine: Engine | None = None,
+    semi_structured: bool = False,
+    experts: Sequence[Linear] = (),
+) -> Choice:
     """What a recipe makes of a unit. One that has a side path in part counts as one that has it, one that is pruned in
-    part as one that is not."""
+    part as one that is not. experts: of the model, one of each unit: those that a step quantizes share a grid."""
     linear, rank = unit.linears[0], max(side_path_rank(linear, recipe) for linear in unit.linears)
     for step in recipe.of("quantize"):
         if step.where.matches(linear.roles, linear.block):
-            stored = engine.bits_per_weight(linear, step.grid) if engine else 0.0
+            others = [each for each in experts if unit.experts and step.where.matches(each.roles, each.block)]
+            grid = fitted(step.grid, others or unit.linears, engine)
+            stored = engine.bits_per_weight(linear, grid) if engine else 0.0
             if engine is None or engine.name == "jettison":
-                stored = _sparse_bits(unit, recipe, step.grid) or stored
-            return Choice(step.grid.bits, step.grid.group_size, rank, step.grid.symmetric, stored)
+                stored = _sparse_bits(unit, recipe, grid) or stored
+            return Choice(grid.bits, grid.group_size, rank, grid.symmetric, stored)
     return Choice(16, rank=rank, stored=(_sparse_bits(unit, recipe, None) if semi_structured else None) or 0.0)
+
+
+def planned_all(
+    units: Sequence[Unit], recipe: Recipe, engine: Engine | None = None, semi_structured: bool = False
+) -> dict[Unit, Choice]:
+    """``planned`` of every unit of a model."""
+    experts = [unit.linears[0] for unit in units if unit.experts]
+    return {unit: planned(unit, recipe, engine, semi_structured, experts) for unit in units}
 
 
 def _sparse_bits(unit: Unit, recipe: Recipe, grid: Grid | None) -> float | None:
@@ -113,19 +130,17 @@ def side_path_rank(linear: Linear, recipe: Recipe) -> int:
 
 
 def stored_bits(unit: Unit, choice: Choice) -> float:
-    """Bits per weight with scales and zero points. Raises UsageError if the group size does not divide."""
+    """Bits per weight with scales and zero points."""
     return choice.stored or (16.0 if choice.grid is None else choice.grid.bits_per_weight(unit.columns))
 
 
 def operators(shape: ModelShape, recipe: Recipe, setting: Setting) -> list[Operator]:
     """Everything a step does."""
     units, found = find_units(shape.anatomy), []
-    for unit in units:
+    for unit, choice in planned_all(units, recipe, setting.engine, setting.semi_structured).items():
         if unit.block not in setting.dropped:
             ranks = [side_path_rank(linear, recipe) for linear in unit.linears]
-            found += unit_operators(
-                shape, unit, planned(unit, recipe, setting.engine, setting.semi_structured), setting, ranks
-            )
+            found += unit_operators(shape, unit, choice, setting, ranks)
     return found + fixed_operators(shape, units, setting)
 
 

@@ -72,8 +72,8 @@ def plan_summary(found: Plan) -> dict[str, Any]:
         "presets": [
             {
                 "name": other.name,
-                "memory": other.cost.memory if other.cost else None,
-                "tokens_per_second": other.cost.tokens_per_second if other.cost else None,
+                "memory": other.cost.memory,
+                "tokens_per_second": other.cost.tokens_per_second,
                 "loss": other.loss,
                 "misses": list(other.misses),
             }
@@ -105,10 +105,7 @@ def verdict(found: Plan) -> str:
         f"{found.shape.name} on {found.device.name}: {found.cost.tokens_per_second:.4g} tokens/s and "
         f"{format_bytes(found.cost.memory)} at {found.setting.context} tokens of context"
     )
-    group = usual_group(found.shape)
-    if group is None:
-        return line
-    uniform = predict(found.shape, uniform_recipe(4, group), found.device, found.setting)
+    uniform = predict(found.shape, uniform_recipe(4, usual_group(found.shape)), found.device, found.setting)
     faster = found.cost.tokens_per_second / uniform.tokens_per_second
     return (
         f"{line}, {faster:.2f}× the speed of uniform 4 bits in {found.cost.memory / uniform.memory:.0%} of its memory"
@@ -126,12 +123,9 @@ def by_role(found: list[Operator], device: Device) -> list[dict[str, Any]]:
     return list(sums.values())
 
 
-def gains(shape: ModelShape, recipe: Recipe, device: Device, setting: Setting) -> dict[str, Any] | None:
-    """How much faster than uniform 4 bits a recipe and W4/W2-GateUp decode, in percent, by context; None for a model
-    whose rows no usual group size divides."""
+def gains(shape: ModelShape, recipe: Recipe, device: Device, setting: Setting) -> dict[str, Any]:
+    """How much faster than uniform 4 bits a recipe and W4/W2-GateUp decode, in percent, by context."""
     group = usual_group(shape)
-    if group is None:
-        return None
     recipes = {"this plan": recipe, "W4/W2-GateUp": gate_up_recipe(group, group)}
     found = {
         name: [gain(shape, each, device, replace(setting, context=context), group) for context in CONTEXTS]

@@ -19,18 +19,20 @@ from jettison.calibrate.sensitivity import (
     unseen_windows,
 )
 from jettison.devices import Cost, Device, find_device, step_cost
-from jettison.errors import UsageError
+from jettison.errors import UsageError, shown
 from jettison.formats.engines import find_engine, illegal
 from jettison.models import ModelShape, open_shape
-from jettison.plan.cost import CONTEXT, Setting, fixed_operators, planned, predict, unit_operators
+from jettison.plan.cost import CONTEXT, Setting, fixed_operators, planned_all, predict, unit_operators
 from jettison.plan.refine import refine as refine_picks
-from jettison.plan.search import Picks, Problem, least, pareto, search
+from jettison.plan.search import Picks, Problem, least, pareto, quickest, search
 from jettison.plan.units import BITS, GROUP_SIZES, Choice, Unit, choices, find_units, tie
-from jettison.plan.writing import changed, to_recipe
+from jettison.plan.writing import changed, check_changes, to_recipe
 from jettison.recipe import Recipe, load_recipe, preset_names, with_why
-from jettison.units import format_bytes, parse_bytes
+from jettison.units import check_number, check_seed, format_bytes, parse_bytes
 
 LOSSES = ("auto", "prior", "gradients", "measured")
+RATES = (1e-6, 1e9)  # tokens per second that may be asked for
+MOST_PLANS = 100_000  # that refinement measures
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Alternative:
     """Another recipe under the same budget. misses: why it does not fit, empty if it does."""
 
     name: str
-    cost: Cost | None
-    loss: float | None
+    cost: Cost
+    loss: float
     misses: tuple[str, ...]
 
 
@@ -56,6 +58,7 @@ class Plan:
     losses: str  # where the expected losses are from
     loss_of: Callable[[Unit, Choice], float]
     measured: tuple[float, ...] = ()  # KL of the plans that refinement tried
+    passed: Picks = ()  # over: with the least expected loss, which cannot be told from that of a faster plan
 
     @property
     def loss(self) -> float:
@@ -73,14 +76,11 @@ class Plan:
     def alternatives(self) -> list[Alternative]:
         """The presets, under the same losses and costs; the least expected loss first."""
         found = [self._alternative(load_recipe(name)) for name in preset_names()]
-        return sorted(found, key=lambda each: inf if each.loss is None else each.loss)
+        return sorted(found, key=lambda each: each.loss)
 
     def _alternative(self, recipe: Recipe) -> Alternative:
-        try:
-            cost = predict(self.shape, recipe, self.device, self.setting)
-        except UsageError as error:  # a group size that does not divide
-            return Alternative(recipe.name, None, None, (str(error),))
-        chosen = {unit: planned(unit, recipe) for unit in self.assignment}
+        cost = predict(self.shape, recipe, self.device, self.setting)
+        chosen = planned_all(list(self.assignment), recipe, self.setting.engine)
         found = misses(cost, self.problem, self.device)
         if self.setting.engine is not None:
             grids = {
@@ -132,19 +132,23 @@ def make_plan(
     read the weights), or ``auto``: what an earlier run has found for this model, else the prior. refine: how many plans
     around the best one are measured. changes: ``verb.option=value``, for the recipe.
 
+    Of plans whose expected losses cannot be told apart, the fastest is taken (see ``search.quickest``), unless the
+    model meets the budget as it is.
+
     Raises UsageError if no budget is given, one makes no sense, or nothing meets them; the message then says what would
     be feasible.
     """
-    limit = _check_budgets(tps, memory)
+    limit = check_budgets(tps, memory)
+    check_losses(losses, refine)
+    check_changes(changes := list(changes))
+    check_seed(seed)
+    legal = None if engine is None else find_engine(engine)
+    setting = Setting(context=context, batch=batch, cache_bits=cache_bits, engine=legal)
     target = device if isinstance(device, Device) else find_device(device)
     shape = model if isinstance(model, ModelShape) else open_shape(model)
-    if losses not in LOSSES:
-        raise UsageError(f"losses = {losses!r}: {', '.join(LOSSES)} are valid")
     if not shape.weights and (refine or losses in ("gradients", "measured")):
         what = f"refine = {refine}" if refine else f"losses = {losses!r}"
         raise UsageError(f"{shape.name} is a shape without weights: {what} needs them, 'prior' does not")
-    legal = find_engine(engine) if engine else None
-    setting = Setting(context=context, batch=batch, cache_bits=cache_bits, engine=legal)
     family, sizes = shape.anatomy.family, list(group_sizes)
     units = find_units(shape.anatomy)
     groups = tie(units, legal)
@@ -169,28 +173,38 @@ def make_plan(
         memory=min(inf if limit is None else limit, target.memory),
     )
     if least(problem, 1) is None:  # before losses are found, which may take long
-        raise UsageError(_infeasible(problem, shape, target, setting, batch))
+        raise UsageError(_infeasible(problem, shape, target, setting))
     needless = problem.fits(tuple(of.index(Choice(16)) if Choice(16) in of else 0 for of in options))
     loss_of, losses = _losses(shape, open_to, "prior" if needless else losses)
     problem = replace(problem, losses=_table(groups, options, loss_of))
     picks = search(problem)
-    measured: tuple[float, ...] = ()
+    measured, passed = (), ()
     if refine:
         picks, history = _refine(shape, problem, picks, refine, seed)
         measured = tuple(history)
-    recipe = changed(to_recipe(problem.assignment(picks), f"{Path(shape.name).name} for {target.name}"), list(changes))
-    found = Plan(shape, target, setting, problem, picks, recipe, losses, loss_of, measured)
+    elif not needless and (quicker := quickest(problem, picks)) != picks:  # what loses nothing is no estimate
+        passed, picks = picks, quicker
+    recipe = changed(to_recipe(problem.assignment(picks), f"{Path(shape.name).name} for {target.name}"), changes)
+    found = Plan(shape, target, setting, problem, picks, recipe, losses, loss_of, measured, passed)
     if missed := misses(found.cost, problem, target):
         raise UsageError(f"with {', '.join(changes)} the plan misses the budget: {'; '.join(missed)}")
     return replace(found, recipe=with_why(recipe, _why(found)))
 
 
-def _check_budgets(tps: float | None, memory: str | float | None) -> float | None:
-    if tps is None and memory is None:
+def check_budgets(tps: float | None, memory: str | float | None, needed: bool = True) -> float | None:
+    """The bytes of ``memory``. Raises UsageError for budgets that are not valid, and where one is ``needed``."""
+    if needed and tps is None and memory is None:
         raise UsageError("a plan needs a budget: give tokens per second (tps), memory, or both")
-    if tps is not None and not 0 < tps < inf:
-        raise UsageError(f"tps = {tps}: a positive number of tokens per second is needed")
+    if tps is not None:
+        check_number("tps", tps, *RATES)
     return None if memory is None else parse_bytes(memory)
+
+
+def check_losses(losses: str, refine: int) -> None:
+    """Raises UsageError for names and numbers that are not valid."""
+    if losses not in LOSSES:
+        raise UsageError(f"losses = {shown(losses)}: {', '.join(LOSSES)} are valid")
+    check_number("refine", refine, 0, MOST_PLANS, whole=True)
 
 
 def _table(groups: Iterable[Sequence[Unit]], options: Iterable[Sequence[Choice]], of: Callable) -> tuple:
@@ -222,7 +236,7 @@ def _losses(shape: ModelShape, open_to: dict[Unit, list[Choice]], kind: str) -> 
             return 0.0
         depth = None if unit.block is None else unit.block / max(1, blocks - 1)
         full = table.get(unit.name, {}).get(choice.grid)
-        full = prior_loss(unit.role, depth, blocks, choice.grid) if full is None else full
+        full = prior_loss(unit.role, depth, blocks, choice.grid, unit.columns) if full is None else full
         return full * recovered_part() if choice.rank and choice.bits == 2 else full
 
     return loss, kind
@@ -239,16 +253,21 @@ def misses(cost: Cost, problem: Problem, device: Device) -> list[str]:
     return found
 
 
-def _infeasible(problem: Problem, shape: ModelShape, device: Device, setting: Setting, batch: int) -> str:
+def _infeasible(problem: Problem, shape: ModelShape, device: Device, setting: Setting) -> str:
+    """What was asked, and what is possible."""
+    rate = lambda seconds: f"{setting.batch / seconds:.4g} tokens/s"
     smallest, fastest = (problem.cost(least(problem.within(), kind)) for kind in (1, 0))
-    words = [
-        f"no plan meets the budget for {shape.name} on {device.name} at {setting.context} tokens of context",
-        f"the smallest takes {format_bytes(smallest[1])}, the fastest runs at {batch / fastest[0]:.4g} tokens/s",
-    ]
+    own = problem.memory == device.memory
+    asked = [rate(problem.time)] if problem.time < inf else []
+    asked += [format_bytes(problem.memory) + (f", which {device.name} has" if own else "")]
+    words = [f"the smallest takes {format_bytes(smallest[1])}, the fastest runs at {rate(fastest[0])}"]
     if smallest[1] <= problem.memory and fastest[0] <= problem.time:  # each could be met alone
         alone = problem.cost(least(problem.within(memory=problem.memory), 0))
-        words.append(f"within {format_bytes(problem.memory)} at most {batch / alone[0]:.4g} tokens/s are feasible")
-    return ": ".join(words[:1]) + ": " + "; ".join(words[1:])
+        words.append(f"within {format_bytes(problem.memory)} at most {rate(alone[0])} are feasible")
+    return (
+        f"no plan meets the budget of {' and '.join(asked)} for {shape.name} on {device.name} "
+        f"at {setting.context} tokens of context: {'; '.join(words)}"
+    )
 
 
 def _refine(
@@ -269,17 +288,23 @@ def _why(found: Plan) -> list[str]:
         f"predicted: {found.cost.tokens_per_second:.4g} tokens/s, {format_bytes(found.cost.memory)} "
         f"at {found.setting.context} tokens of context; expected loss {found.loss:.3g} nats per token ({source})"
     ]
+    if found.passed:
+        seconds, loss = found.problem.cost(found.passed)[0], found.problem.loss(found.passed)
+        reasons.append(
+            f"the least expected loss, {loss:.3g} at {found.setting.batch / seconds:.4g} tokens/s, "
+            "cannot be told from this one: the faster plan was taken"
+        )
     if found.measured:
         reasons.append(
             f"refined: {len(found.measured)} plans measured on unseen text, "
             f"KL from {found.measured[0]:.4g} to {min(found.measured):.4g}"
         )
     for other in found.alternatives:
-        if other.loss is None:
-            continue
         if other.misses and other.loss < found.loss:
             reasons.append(f"{other.name} would lose less but misses the budget: {'; '.join(other.misses)}")
         elif not other.misses:
             reasons.append(f"{other.name} would fit too, expected loss {other.loss:.3g}")
             break
+    if found.setting.engine and found.setting.engine.no_writer:
+        reasons.append(f"note: {found.setting.engine.no_writer}")
     return reasons

@@ -1,7 +1,9 @@
 """Bits and group size for every unit: the least expected loss under time and memory.
 
 A mixed-integer program (scipy's milp, which is HiGHS): one binary per group and choice, one choice per group, the
-sums of seconds and of bytes within the budgets. Losses add up: what interactions do is left to refinement.
+sums of seconds and of bytes within the budgets. Losses add up: what interactions do is left to refinement. The solver
+stops by what is left unproven and by nodes, never by the clock, so that the same problem has the same answer under any
+load.
 """
 
 import warnings
@@ -17,7 +19,10 @@ from scipy.sparse import coo_array
 from jettison.plan.units import Choice, Unit
 
 Picks = tuple[int, ...]  # the number of the choice, per group
-GAP, PATIENCE = 1e-3, 2.0  # of the program: share of the loss left unproven, and seconds after which it stops proving
+GAP, NODES = 5e-3, 100  # where the solver stops: share of the objective left unproven, nodes of its tree
+# How far apart two expected losses must be to be told apart, as a share of them and in nats per token. See
+# docs/planning.md, "How it chooses", and tests/test_planner_ties.py, which holds both to what was measured.
+ERROR_SHARE, ERROR_NATS = 0.04, 1e-4
 TRIES = 100_000
 
 
@@ -76,18 +81,31 @@ def search(problem: Problem) -> Picks | None:
     return min((picks for picks in candidates if picks), key=problem.loss, default=None)
 
 
+def quickest(problem: Problem, picks: Picks) -> Picks:
+    """The choices with the least seconds among those that are expected to lose as much as ``picks``, but for the
+    estimate's own error; ``picks`` where none is quicker."""
+    loss, (_, losses, costs) = problem.loss(picks), problem._flat
+    found = _solve(problem, costs[:, 0], losses, loss + max(ERROR_SHARE * loss, ERROR_NATS))
+    return found if found and problem.cost(found)[0] < (1 - GAP) * problem.cost(picks)[0] else picks
+
+
 def least(problem: Problem, what: int) -> Picks | None:
     """The choices with the least seconds (0) or bytes (1) within the budgets, for saying what would be feasible."""
     return _solve(problem, problem._flat[2][:, what])
 
 
-def _solve(problem: Problem, objective: np.ndarray) -> Picks | None:
+def _solve(
+    problem: Problem, objective: np.ndarray, limited: np.ndarray | None = None, limit: float = np.inf
+) -> Picks | None:
+    """The choices with the least sum of ``objective`` within the budgets, their sum of ``limited`` up to ``limit``."""
     groups, _, costs = problem._flat
     one_each = coo_array((np.ones(len(groups)), (groups, np.arange(len(groups)))))
     constraints = [LinearConstraint(one_each, 1, 1)]
-    for kind, limit in enumerate(problem.budget):
-        if np.isfinite(limit):  # scaled, so that the solver's tolerance means the same for seconds and for bytes
-            constraints.append(LinearConstraint(costs[:, kind] / limit, -np.inf, 1 - problem.rest[kind] / limit))
+    if limited is not None:
+        constraints.append(LinearConstraint(limited / limit, -np.inf, 1))
+    for kind, budget in enumerate(problem.budget):
+        if np.isfinite(budget):  # scaled, so that the solver's tolerance means the same for seconds and for bytes
+            constraints.append(LinearConstraint(costs[:, kind] / budget, -np.inf, 1 - problem.rest[kind] / budget))
     scale = max(float(np.abs(objective).max()), 1e-30)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the solver, when it stops early with a solution
@@ -96,7 +114,7 @@ def _solve(problem: Problem, objective: np.ndarray) -> Picks | None:
             constraints=constraints,
             integrality=np.ones(len(groups)),
             bounds=Bounds(0, 1),
-            options={"mip_rel_gap": GAP, "time_limit": PATIENCE},
+            options={"mip_rel_gap": GAP, "node_limit": NODES},
         )
     if found.x is None:
         return None

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from jettison.formats.engines import Engine
-from jettison.grid import Grid
+from jettison.formats.engines import Engine, fitted
+from jettison.grid import WHOLE_ROW, Grid
 from jettison.models import Anatomy, Linear
 from jettison.models.anatomy import Family
 
@@ -57,7 +57,8 @@ class Choice:
     stored: float = 0.0
 
     def __str__(self) -> str:
-        grid = "" if self.bits == 16 else f" g{self.group_size}" + ("" if self.symmetric else " asym")
+        group = "row" if self.group_size == WHOLE_ROW else f"g{self.group_size}"
+        grid = "" if self.bits == 16 else f" {group}" + ("" if self.symmetric else " asym")
         return f"{self.bits}{grid}" + (f" r{self.rank}" if self.rank else "")
 
     @property
@@ -103,27 +104,27 @@ def choices(
     """What a unit may become; 16 bits where nothing else is possible. The embedding, which is looked up and not
     multiplied, stays as it is.
 
-    recovery: 2 bits with a side path too. engine: only grids that it loads; of widths that it loads in none of
-    ``group_sizes``, those it does load.
+    group_sizes: wishes, see ``engines.fitted``. recovery: 2 bits with a side path too. engine: only grids that it
+    loads; of widths that it loads in none of these sizes, those it does load.
     """
-    bits, sizes = list(bits), [size for size in group_sizes if unit.columns % size == 0]
-    found = [Choice(width, size) for width in bits if width != 16 for size in sizes]
+    bits, sizes = list(bits), list(group_sizes)
+    grids = {fitted(Grid(width, size), unit.linears, engine): None for width in bits if width != 16 for size in sizes}
+    found = [Choice(grid.bits, grid.group_size) for grid in grids]
     if unit.role == "embed":
         found = []
     elif engine is not None:
-        found = _legal(unit, family, bits, sizes, engine)
+        found = _legal(unit, family, bits, list(grids), engine)
     if recovery and unit.block is not None:  # a head has no side path
         found += [replace(choice, rank=SIDE_PATH_RANK) for choice in found if choice.bits == 2]
     stays = not (unit.experts and engine and not engine.format.may_stay)
     return [Choice(16), *found] if (16 in bits and stays) or not found else found
 
 
-def _legal(unit: Unit, family: Family, bits: list[int], sizes: list[int], engine: Engine) -> list[Choice]:
+def _legal(unit: Unit, family: Family, bits: list[int], wanted: list[Grid], engine: Engine) -> list[Choice]:
     found = []
     for width in bits:
         grids = [grid for grid in engine.grids(unit.linears[0], family) if grid.bits == width]
-        usual = [grid for grid in grids if grid.group_size in sizes and grid.symmetric]
-        for grid in usual or grids:
+        for grid in [grid for grid in grids if grid in wanted] or grids:
             stored = engine.bits_per_weight(unit.linears[0], grid)
             found.append(Choice(grid.bits, grid.group_size, 0, grid.symmetric, stored))
     return found

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 
 from jettison.errors import UsageError
 from jettison.plan.units import Choice, Unit
@@ -54,20 +55,22 @@ def _where(units: Iterable[Unit], blocks: dict[str, set[int | None]]) -> list[di
 
 
 def changed(recipe: Recipe, changes: list[str]) -> Recipe:
-    """The recipe with those changes that it takes. Raises UsageError for one that neither it nor a preset takes."""
+    """The recipe with those changes that it takes."""
     for change in changes:
-        try:
+        with suppress(UsageError):
             recipe = load_recipe(recipe, [change])
-        except UsageError:
-            refusals = [_refusal(name, change) for name in preset_names()]
-            if all(refusals):
-                raise max(refusals, key=lambda error: len(str(error))) from None  # the one that knows most valid names
     return recipe
 
 
-def _refusal(preset: str, change: str) -> UsageError | None:
-    try:
-        load_recipe(preset, [change])
-    except UsageError as error:
-        return error
-    return None
+def check_changes(changes: list[str]) -> None:
+    """Raises UsageError for a change that no preset takes, those before it made: nor would a recipe that is planned."""
+    recipes = [load_recipe(name) for name in preset_names()]
+    for change in changes:
+        refusals = []
+        for place, recipe in enumerate(recipes):
+            try:
+                recipes[place] = load_recipe(recipe, [change])
+            except UsageError as error:
+                refusals.append(error)
+        if len(refusals) == len(recipes):
+            raise max(refusals, key=lambda error: len(str(error)))  # the one that knows most valid names

@@ -23,6 +23,7 @@ from jettison.recover.loss import chunked_kl, head_of, kl, square_head
 from jettison.recover.trainables import add_lora, train_scales, train_weights
 from jettison.registry import recoverer
 from jettison.sealed import read_sealed, write_sealed
+from jettison.units import LAST_SEED
 
 STATS_WINDOWS = 64
 WEIGHT_DECAY, BETAS, CLIP = 0.0, (0.9, 0.95), 1.0
@@ -52,7 +53,7 @@ def distill(
     pupil: Pupil,
     *,
     train: Annotated[list[Literal["lora", "scales", "weights"]], Field(min_length=1)] = ["lora"],  # noqa: B006 (a schema, never changed)
-    rank: Annotated[int, Field(ge=1)] = 8,
+    rank: Annotated[int, Field(ge=1, le=8192)] = 8,
     alpha: Annotated[float, Field(gt=0)] | None = None,
     init: Literal["default", "olora", "svd"] = "default",
     data: str = "synthetic",
@@ -69,7 +70,7 @@ def distill(
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03,
     temperature: Annotated[float, Field(gt=0)] = 1.0,
     gradient_checkpointing: bool = False,
-    seed: int = 0,
+    seed: Annotated[int, Field(ge=0, le=LAST_SEED)] = 0,
 ) -> dict[str, torch.Tensor]:
     """Minimize KL(teacher ‖ student) over all tokens and the full vocabulary; returns what was trained, by name.
 

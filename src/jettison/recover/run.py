@@ -28,6 +28,7 @@ from jettison.recipe import Recipe, Step, load_recipe
 from jettison.recover.distill import Pupil, distill, training_dtype
 from jettison.recover.synthesize import synthesize
 from jettison.sealed import read_sealed, write_sealed
+from jettison.units import check_number
 
 WORK = "recover"
 ORIGINALS, STATE, JOURNAL = "originals.safetensors", "state.safetensors", "journal.jsonl"
@@ -53,6 +54,7 @@ def recover(
     Raises UsageError for a folder that Jettison did not compress or that holds another recovery, JettisonError if
     teacher and student do not fit in memory.
     """
+    check_number("save_every", save_every, 0)
     folder, state = Path(folder), PartialState(cpu=not torch.cuda.is_available())
     step = recovery_step(load_recipe(read_manifest(folder)["recipe"]), changes)
     options = step.options

@@ -9,10 +9,11 @@ from itertools import accumulate
 from numbers import Real
 from typing import Any
 
-from jettison.errors import UsageError, unknown
+from jettison.errors import UsageError, shown, unknown
 from jettison.xr.definitions import DATA, Accelerator, Unit
 
 CYCLES_PER_MS = 1e6  # 1 GHz
+MOST = 1e12  # ms or mJ of an inference
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Cost:
     def __post_init__(self):
         for figure in ("latency_ms", "energy_mj"):
             value = getattr(self, figure)
-            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < float("inf"):
-                raise UsageError(f"{figure} = {value!r}: a number that is not negative is needed")
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= MOST:
+                raise UsageError(f"{figure} = {shown(value)}: a number that is not negative is needed")
 
     def scaled(self, latency: float = 1.0, energy: float = 1.0) -> "Cost":
         samples = tuple(latency * each for each in self.samples)
@@ -85,7 +86,7 @@ class Costs:
             for model, cost in row.items():
                 if not isinstance(cost, Mapping) or set(cost) != {"latency_ms", "energy_mj"}:
                     raise UsageError(
-                        f"cost of {model!r} on {unit!r}: latency_ms and energy_mj are needed, not {cost!r}"
+                        f"cost of {model!r} on {unit!r}: latency_ms and energy_mj are needed, not {shown(cost)}"
                     )
                 try:
                     found[str(model)] = Cost(**cost)

@@ -10,9 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from jettison.errors import UsageError, unknown
+from jettison.errors import UsageError, shown, unknown
+from jettison.files import parse_yaml, read_yaml
 
 DATA = files("jettison.xr") / "data"
 THROUGH = ("data", "control")
@@ -21,6 +20,7 @@ TASK_FIELDS = ("model", "fps", "after", "through", "probability", "network")
 SCENARIO_FIELDS = ("title", "official", "tasks", "models")
 BETTER = ("higher", "lower")
 SLOWEST, FASTEST = 0.001, 10_000  # frames per second
+LONGEST_SIDE = 1 << 16  # of a frame
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class UnitModel:
         if not self.target:
             raise UsageError(f"model {self.name!r} has no quality target")
         if not _is_number(measured) or not 0 <= measured < float("inf"):
-            raise UsageError(f"quality of model {self.name!r} = {measured!r}: a number that is not negative is needed")
+            raise UsageError(
+                f"quality of model {self.name!r} = {shown(measured)}: a number that is not negative is needed"
+            )
         ratio = measured / self.target if self.better == "higher" else self.target / max(measured, 1e-12)
         return min(1.0, max(0.0, ratio))
 
@@ -124,7 +126,7 @@ class Accelerator:
 
 @cache
 def _read(name: str) -> Any:
-    return yaml.safe_load((DATA / name).read_text(encoding="utf-8"))
+    return parse_yaml((DATA / name).read_text(encoding="utf-8"), name)
 
 
 def model_names() -> list[str]:
@@ -141,13 +143,15 @@ def find_model(name: str) -> UnitModel:
 def _model(name: str, row: Any) -> UnitModel:
     owner = f"model {name!r}"
     if not isinstance(row, Mapping):
-        raise UsageError(f"{owner}: a mapping of fields is needed ({', '.join(MODEL_FIELDS)}); this is {row!r}")
+        raise UsageError(f"{owner}: a mapping of fields is needed ({', '.join(MODEL_FIELDS)}); this is {shown(row)}")
     _check_fields("field", row, MODEL_FIELDS, owner)
     sides, target = row.get("input", ()), row.get("target", 0.0)
-    if not isinstance(sides, list | tuple) or not all(type(side) is int and side > 0 for side in sides):
-        raise UsageError(f"{owner}: input = {sides!r}; a list of whole numbers above 0 is needed")
+    if not isinstance(sides, list | tuple) or not all(type(side) is int and 0 < side <= LONGEST_SIDE for side in sides):
+        raise UsageError(
+            f"{owner}: input = {shown(sides)}; a list of whole numbers from 1 to {LONGEST_SIDE:,} is needed"
+        )
     if not _is_number(target) or not 0 <= target < float("inf"):
-        raise UsageError(f"{owner}: target = {target!r}; a number that is not negative is needed")
+        raise UsageError(f"{owner}: target = {shown(target)}; a number that is not negative is needed")
     if (better := row.get("better", "higher")) not in BETTER:
         raise unknown("value of better", better, BETTER, f" of {owner}")
     known = _read("sensors.yaml")
@@ -167,7 +171,7 @@ def _model(name: str, row: Any) -> UnitModel:
 
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise UsageError(f"{what} = {value!r}: a text is needed")
+        raise UsageError(f"{what} = {shown(value)}: a text is needed")
     return value
 
 
@@ -175,7 +179,7 @@ def _names(value: Any, what: str) -> tuple[str, ...]:
     """Of one name, a list of them, or nothing."""
     listed = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(listed, list | tuple) or not all(isinstance(each, str) for each in listed):
-        raise UsageError(f"{what} = {value!r}: a name or a list of names is needed")
+        raise UsageError(f"{what} = {shown(value)}: a name or a list of names is needed")
     return tuple(listed)
 
 
@@ -198,14 +202,11 @@ def find_scenario(source: str | Path) -> Scenario:
     if not name.endswith((".yaml", ".yml")) and not wanted:
         raise unknown("scenario", name, rows, " (neither a known one nor a .yaml file)")
     path = Path(f"{path}.yaml" if wanted else name)
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read scenario file {path}: {' '.join(str(error).split())}") from error
+    found = read_yaml(path, "scenario file")
     if not isinstance(found, Mapping) or not found:
         raise UsageError(f"scenario file {path}: a mapping from names to scenarios is needed")
     if not wanted and len(found) > 1:
-        raise UsageError(f"scenario file {path} has several; say {path}:NAME with one of {', '.join(found)}")
+        raise UsageError(f"scenario file {path} has several; say {path}:NAME with one of {', '.join(map(str, found))}")
     wanted = wanted or next(iter(found))
     if wanted not in found:
         raise unknown("scenario", wanted, found, f" of {path}")
@@ -214,19 +215,22 @@ def find_scenario(source: str | Path) -> Scenario:
 
 def _scenario(name: str, row: Any) -> Scenario:
     if not isinstance(row, Mapping) or not isinstance(row.get("tasks"), list) or not row["tasks"]:
-        raise UsageError(f"scenario {name!r}: a mapping with a list of tasks is needed; this is {row!r}")
+        raise UsageError(f"scenario {name!r}: a mapping with a list of tasks is needed; this is {shown(row)}")
     _check_fields("field", row, SCENARIO_FIELDS, f"scenario {name!r}")
-    models = row.get("models") or {}
+    models = {} if row.get("models") is None else row["models"]
     if not isinstance(models, Mapping):
-        raise UsageError(f"scenario {name!r}: models are a mapping from names to fields; this is {models!r}")
+        raise UsageError(f"scenario {name!r}: models are a mapping from names to fields; this is {shown(models)}")
     own = {str(key): _model(str(key), found) for key, found in models.items()}
     tasks = tuple(_task(name, task, own) for task in row["tasks"])
-    return _checked(Scenario(name, str(row.get("title", name)), tasks, row.get("official", "")))
+    title, official = (
+        _text(row.get(f, d), f"{f} of scenario {name!r}") for f, d in (("title", str(name)), ("official", ""))
+    )
+    return _checked(Scenario(str(name), title, tasks, official))
 
 
 def _task(scenario: str, row: Any, own: Mapping[str, UnitModel]) -> Task:
     if not isinstance(row, Mapping) or "model" not in row or "fps" not in row:
-        raise UsageError(f"scenario {scenario!r}: a task is a mapping with model and fps; this is {row!r}")
+        raise UsageError(f"scenario {scenario!r}: a task is a mapping with model and fps; this is {shown(row)}")
     _check_fields("field", row, TASK_FIELDS, f"a task of scenario {scenario!r}")
     name = str(row["model"])
     if name not in own and name not in model_names():
@@ -245,9 +249,11 @@ def _checked(scenario: Scenario) -> Scenario:
         raise UsageError(f"{where}: {', '.join(sorted({n for n in names if names.count(n) > 1}))} stands there twice")
     for task in scenario.tasks:
         if not _is_number(task.fps) or not SLOWEST <= task.fps <= FASTEST:
-            raise UsageError(f"{where}: {task.name} fps = {task.fps!r}; valid: a rate from {SLOWEST} to {FASTEST:,}")
+            raise UsageError(
+                f"{where}: {task.name} fps = {shown(task.fps)}; valid: a rate from {SLOWEST} to {FASTEST:,}"
+            )
         if not _is_number(task.probability) or not 0 <= task.probability <= 1:
-            raise UsageError(f"{where}: {task.name} probability = {task.probability!r}; valid: from 0 to 1")
+            raise UsageError(f"{where}: {task.name} probability = {shown(task.probability)}; valid: from 0 to 1")
         if task.through not in THROUGH:
             raise unknown("value of through", task.through, THROUGH, f" of {task.name} in {where}")
         if 2 * task.model.jitter_ms >= task.period_ms:

@@ -6,7 +6,8 @@ from math import ceil
 
 import numpy as np
 
-from jettison.errors import UsageError
+from jettison.errors import UsageError, shown
+from jettison.units import check_seed
 from jettison.xr.definitions import Scenario
 
 LONGEST_MS = 3_600_000.0
@@ -85,10 +86,9 @@ class Timeline:
 
 def check_run(horizon_ms: float, seed: int) -> None:
     """Raises UsageError for a horizon or a seed that is none."""
-    if not 0 < horizon_ms <= LONGEST_MS:
-        raise UsageError(f"horizon = {horizon_ms!r} ms: more than 0 and at most {LONGEST_MS:.0f} is needed")
-    if seed < 0:
-        raise UsageError(f"seed = {seed}: a whole number that is not negative is needed")
+    if type(horizon_ms) not in (int, float) or not 0 < horizon_ms <= LONGEST_MS:
+        raise UsageError(f"horizon = {shown(horizon_ms)} ms: more than 0 and at most {LONGEST_MS:.0f} is needed")
+    check_seed(seed)
 
 
 def make_frames(scenario: Scenario, horizon_ms: float, seed: int, jitter: bool = True) -> tuple[Frame, ...]:

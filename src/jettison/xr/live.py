@@ -10,7 +10,7 @@ from jettison.xr.definitions import Scenario
 from jettison.xr.dispatch import Dispatcher, last_frames
 from jettison.xr.frames import Frame, Timeline, make_frames
 from jettison.xr.units import Units
-from jettison.xr.variants import Variant
+from jettison.xr.variants import Variant, check_recipe, check_size
 
 LEAD = 0.05  # seconds from starting the clock to the first frame
 
@@ -26,9 +26,12 @@ def scenario_variants(
     recipes: by model, or under ``*`` for all. Raises UsageError for models that the scenario has not.
     """
     recipes, files = dict(recipes or {}), dict(files or {})
+    check_size(size)
     for name in (*recipes, *files):
         if name != "*":
             scenario.task(name)
+    for recipe in recipes.values():
+        check_recipe(recipe)
     found = {}
     for task in scenario.tasks:
         source = files.get(task.name) or task.model.file or "native"

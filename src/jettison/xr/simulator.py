@@ -38,15 +38,20 @@ def simulate(
     Raises UsageError for names and numbers that are not valid, and for models without a cost.
     """
     costs.check(task.name for task in scenario.tasks)
+    check_compat(compat, preempt)
     if compat is not None:
-        if compat not in COMPAT:
-            raise unknown("compat", compat, COMPAT)
-        if preempt:
-            raise UsageError("preempt = True: the official runtime (compat v0.1) does not preempt")
         return simulate_official(scenario, costs, scheduler, seed)
     frames = make_frames(scenario, horizon_ms, seed or 0, jitter)
     _Run(scenario, costs, frames, scheduler, preempt).go()
     return Timeline(scenario, costs.units, horizon_ms, frames, scheduler, seed or 0)
+
+
+def check_compat(compat: str | None, preempt: bool = False) -> None:
+    """Raises UsageError that lists what there is."""
+    if compat is not None and compat not in COMPAT:
+        raise unknown("compat", compat, COMPAT)
+    if compat is not None and preempt:
+        raise UsageError("preempt = True: the official runtime (compat v0.1) does not preempt")
 
 
 class _Run(Dispatcher):

@@ -3,16 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from jettison.devices import find_device
 from jettison.errors import UsageError, unknown
+from jettison.files import read_yaml
 from jettison.progress import bar
 from jettison.xr.costs import Costs, table_costs
 from jettison.xr.definitions import Scenario, find_accelerator
 from jettison.xr.live import scenario_variants
 from jettison.xr.operators import count_operators, roofline_costs, table_operators
-from jettison.xr.variants import open_variant
+from jettison.xr.variants import check_size, open_variant
 
 WORKLOADS = ("native", "xrbench-v0.1")
 
@@ -34,17 +33,18 @@ def find_costs(
     frozen layer tables, which no recipe changes. file: YAML or JSON, unit -> model -> latency_ms, energy_mj. Raises
     UsageError.
     """
-    if sum(map(bool, (accelerator, devices, file))) > 1:
+    if sum((accelerator is not None, bool(devices), file is not None)) > 1:
         raise UsageError("costs of an accelerator, of devices, or of a file: one of them")
     if recipes and (not devices or workload != WORKLOADS[0]):
         given = ", ".join(recipe if model == "*" else f"{model}={recipe}" for model, recipe in recipes.items())
         raise UsageError(f"recipe = {given}: only native models on devices are changed by one; these costs are fixed")
-    if file:
-        return read_costs(file)
-    if not devices:
-        return table_costs(find_accelerator(accelerator or "A"))
     if workload not in WORKLOADS:
         raise unknown("workload", workload, WORKLOADS)
+    check_size(size)
+    if file is not None:
+        return read_costs(file)
+    if not devices:
+        return table_costs(find_accelerator("A" if accelerator is None else accelerator))
     found = [find_device(name) for name in devices]
     if workload != "native":
         return roofline_costs(found, {task.name: table_operators(task.name) for task in scenario.tasks})
@@ -57,8 +57,4 @@ def find_costs(
 
 
 def read_costs(path: str | Path) -> Costs:
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read costs {path}: {' '.join(str(error).split())}") from error
-    return Costs.from_dict(data)
+    return Costs.from_dict(read_yaml(Path(path), "costs"))  # JSON is YAML

@@ -7,11 +7,15 @@ from typing import Any
 
 from jettison import parallel
 from jettison.errors import UsageError, unknown
+from jettison.units import check_number
 from jettison.xr.costs import Costs
 from jettison.xr.definitions import Scenario
-from jettison.xr.scores import Summary, benchmark_score, expected_score, score, summary
-from jettison.xr.simulator import simulate
+from jettison.xr.dispatch import check_scheduler
+from jettison.xr.frames import check_run
+from jettison.xr.scores import Summary, benchmark_score, check_penalty, expected_score, score, summary
+from jettison.xr.simulator import check_compat, simulate
 
+MOST_SEEDS = 1_000_000
 CHUNK = 25  # seeds that one job goes through
 
 
@@ -99,10 +103,7 @@ def sweep(
     scenario name -> costs. seeds: 0, 1, ... in each cell. exact: no seeds but all outcomes of the coins (``compat``
     v0.1). options: of ``simulate``. The result does not depend on the number of workers.
     """
-    if exact and options.get("compat") != "v0.1":
-        raise UsageError("exact = True: only the official runtime (compat v0.1) has outcomes to go through; use seeds")
-    if seeds < 1:
-        raise UsageError(f"seeds = {seeds}: at least 1 is needed")
+    check_sweep(schedulers, seeds, exact, drop_penalty, workers, address, options)
     places = list(product(scenarios, columns, schedulers))
     if not places:
         raise UsageError("a sweep of no scenarios, columns or schedulers; one of each at least is needed")
@@ -123,6 +124,23 @@ def sweep(
         told = summary(scores)
         cells.append(Cell(scenario.name, column, scheduler, told.mean, told.std, sum(drops) / len(drops), told, scores))
     return cells
+
+
+def check_sweep(
+    schedulers: Sequence[str], seeds: int, exact: bool, penalty: str, workers: int, address: str | None,
+    options: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Raises UsageError for options of ``sweep`` that are not valid."""
+    compat = options.get("compat")
+    if exact and compat != "v0.1":
+        raise UsageError("exact = True: only the official runtime (compat v0.1) has outcomes to go through; use seeds")
+    check_compat(compat, options.get("preempt", False))
+    check_number("seeds", seeds, 1, MOST_SEEDS, whole=True)
+    check_run(options.get("horizon_ms", 1.0), 0)
+    check_penalty(penalty)
+    parallel.check_workers(workers, address)
+    for scheduler in schedulers:
+        check_scheduler(scheduler)
 
 
 def table(cells: Sequence[Cell], mean: bool = True) -> tuple[list[str], list[str], list[list[float]]]:

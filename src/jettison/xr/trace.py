@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from jettison.errors import UsageError
+from jettison.errors import JettisonError, UsageError, shown
 from jettison.files import read_json, write_text
 from jettison.xr.definitions import find_scenario
-from jettison.xr.frames import Frame, Timeline
+from jettison.xr.frames import Frame, Timeline, check_run
 
 UNITS, TASKS = 1, 2  # the two processes of a trace
+STATUSES = ("waiting", "running", "done", "dropped", "skipped", "unlogged")
 COLUMNS = ("task", "number", "arrival", "deadline", "status", "energy", "spans")
 
 
@@ -88,17 +90,34 @@ def from_dict(data: dict[str, Any], source: str = "a run") -> Timeline:
         if tuple(data["columns"]) != COLUMNS:
             raise ValueError(f"columns {data['columns']}")
         for task, number, arrival, deadline, status, energy, spans in data["frames"]:
+            _check_frame([number, arrival, deadline, energy], status, spans, len(data["units"]))
             frame = Frame(scenario.task(task).name, number, arrival, deadline, status=status, energy=energy)
             if spans:
                 *pieces, (frame.unit, frame.start, frame.end) = map(tuple, spans)
                 frame.pieces = pieces
             frames.append(frame)
         own = {name: data[name] for name in ("horizon_ms", "scheduler", "seed", "compat", "live")}
+        if not all(isinstance(unit, str) for unit in data["units"]):
+            raise ValueError(f"units {shown(data['units'])}")
+        check_run(own["horizon_ms"], 0)
         return Timeline(scenario, tuple(data["units"]), frames=tuple(frames), **own)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{source} is no run of `jettison xr`: {type(error).__name__} {error}") from error
 
 
+def _check_frame(figures: list[Any], status: Any, spans: Any, units: int) -> None:
+    """Raises TypeError or ValueError for what no run has written."""
+    numbers = [*figures, *(figure for span in spans for figure in span)]
+    if not all(type(number) in (int, float) and isfinite(number) for number in numbers) or status not in STATUSES:
+        raise ValueError(f"a frame with {shown([*figures, status])}")
+    if any(len(span) != 3 or span[0] not in range(units) for span in spans) or (status == "done" and not spans):
+        raise ValueError(f"a frame that is {status}, with spans {shown(spans)}")
+
+
 def read_timeline(path: str | Path) -> Timeline:
     """Of a file that ``jettison xr run`` or ``live`` wrote with ``--json``."""
-    return from_dict(read_json(Path(path)).get("run") or {}, str(path))
+    try:
+        data = read_json(Path(path))
+    except JettisonError as error:
+        raise UsageError(f"cannot read a run: {error}") from error
+    return from_dict(data.get("run", {}), str(path))

@@ -14,6 +14,7 @@ from typing import Any
 from jettison.devices import find_device
 from jettison.errors import UsageError
 from jettison.progress import bar
+from jettison.units import check_number
 from jettison.xr.costs import Costs
 from jettison.xr.definitions import Scenario
 from jettison.xr.dispatch import check_scheduler
@@ -23,8 +24,8 @@ from jettison.xr.operators import count_operators, roofline_costs
 from jettison.xr.results import result, write_page
 from jettison.xr.scores import ScenarioScore, check_penalty, score
 from jettison.xr.simulator import simulate
-from jettison.xr.units import Units
-from jettison.xr.variants import NATIVE_SOURCE, ORIGINAL, Variant, agreement, check_recipe, open_variant
+from jettison.xr.units import Units, check_units
+from jettison.xr.variants import NATIVE_SOURCE, ORIGINAL, Variant, agreement, check_recipe, check_size, open_variant
 
 RECIPES = (
     "folded", "folded+bfloat16", "folded+half", "folded+half+bfloat16", "folded+w8", "folded+w4",
@@ -91,10 +92,11 @@ def tune(
     model; it takes the place of the agreement. Starts from the original models and takes the single change that raises
     the simulated score (mean over ``seeds``) most, until none does. Raises UsageError.
     """
-    if not 0 <= floor <= 1:
-        raise UsageError(f"floor = {floor}: an accuracy score from 0 to 1 is needed")
-    if seeds < 1 or rounds < 1:
-        raise UsageError(f"seeds = {seeds}, rounds = {rounds}: both are at least 1")
+    check_number("floor", floor, 0, 1)
+    check_number("seeds", seeds, 1, 10_000, whole=True)
+    check_number("rounds", rounds, 1, 10_000, whole=True)
+    check_units(units, threads)
+    check_size(size)
     check_run(horizon_ms, 0)
     check_scheduler(scheduler)
     check_penalty(drop_penalty)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import connection, get_context
 from typing import Any
 
-from jettison.errors import JettisonError, UsageError
+from jettison.errors import JettisonError
 from jettison.progress import bar
+from jettison.units import check_number
 from jettison.xr.costs import Cost, Costs, ends
 from jettison.xr.operators import count_operators, energy_of
 from jettison.xr.variants import Variant, open_variant
@@ -18,13 +19,18 @@ LOAD_SECONDS = 300
 BUSY_WATTS = 10.0  # of a model whose operators cannot be seen (ONNX): an assumption
 
 
+def check_units(count: int, threads: int) -> None:
+    """Raises UsageError for numbers that are not valid."""
+    check_number("units", count, 1, 64, whole=True)
+    check_number("threads", threads, 1, 256, whole=True)
+
+
 class Units:
     """``with Units(variants, count=2, threads=1) as units``. variants: by model. Each unit keeps to cores of its own
     where the system lets it. Raises JettisonError where a unit fails."""
 
     def __init__(self, variants: Mapping[str, Variant], count: int = 1, threads: int = 1):
-        if not 1 <= count <= 64 or not 1 <= threads <= 256:
-            raise UsageError(f"units = {count}, threads = {threads}: both are at least 1")
+        check_units(count, threads)
         self.variants, self.count, self.threads = dict(variants), count, threads
         self.facts: dict[str, dict[str, Any]] = {}
 
@@ -89,8 +95,7 @@ class Units:
         """Latency from dispatch to end, the median of each model on each unit, while all units work: each goes through
         the models, one place further than its neighbour. Energy by the model of ``operators``. Raises UsageError for
         fewer rounds than one."""
-        if rounds < 1:
-            raise UsageError(f"rounds = {rounds}: at least 1 is needed")
+        check_number("rounds", rounds, 1, 10_000, whole=True)
         names = list(models or self.variants)
         samples: list[dict[str, list[float]]] = [{name: [] for name in names} for _ in range(self.count)]
         turns = [names[unit % len(names) :] + names[: unit % len(names)] for unit in range(self.count)]

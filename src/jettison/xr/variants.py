@@ -69,8 +69,7 @@ def open_variant(variant: Variant) -> Runnable:
             raise UsageError(f"model {variant.model!r}: an nn.Module needs inputs, a tensor with a batch of one frame")
         return _treated(deepcopy(source).eval(), variant.inputs, variant)
     if str(source) == NATIVE_SOURCE:
-        if variant.size not in SIZES:
-            raise unknown("size", variant.size, SIZES, f" of model {variant.model!r}")
+        check_size(variant.size)
         module = native_model(variant.model, variant.size, variant.seed)
         return _treated(module, native_input(variant.model, variant.size), variant)
     if variant.recipe != ORIGINAL:
@@ -105,6 +104,12 @@ def _open_onnx(path: Path) -> Runnable:
     shape = [side if isinstance(side, int) else 1 for side in given[0].shape]
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return Runnable(lambda x: session.run(None, {given[0].name: x.numpy()}), inputs)
+
+
+def check_size(size: str) -> None:
+    """Raises UsageError that lists what there is."""
+    if size not in SIZES:
+        raise unknown("size", size, SIZES, " of native models")
 
 
 def check_recipe(recipe: str) -> list[str]:

@@ -17,7 +17,7 @@ def caldera(
     grid: Grid,
     stats: Stats,
     *,
-    rank: Annotated[int, Field(ge=1)] = 8,
+    rank: Annotated[int, Field(ge=1, le=8192)] = 8,
     iterations: Annotated[int, Field(ge=1)] = 20,
     damp: Annotated[float, Field(gt=0)] = 0.01,
     act_order: bool = False,

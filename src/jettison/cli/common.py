@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from jettison.errors import UsageError
-from jettison.progress import set_quiet
+from jettison.progress import Console, set_quiet
 
 PAGE = 100  # columns, where no terminal says how many there are
 out = Console(highlight=False, width=None if sys.stdout.isatty() else PAGE)

@@ -14,7 +14,9 @@ from jettison.models import Linear, ModelFolder
 from jettison.models.checkpoint import INDEX, Checkpoint
 
 Stored = QuantizedWeight | torch.Tensor  # packed; or dense, (out, in) float32, in the original's type once it is stored
-NOT_COPIED = re.compile(r"config\.json|.*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx)|.*\.index\.json|README.*|\..*")
+NOT_COPIED = re.compile(
+    r"config\.json|.*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx|log)|.*\.index\.json|README.*|\..*"
+)
 
 
 def stored_name(source: ModelFolder, linear: Linear) -> str:

@@ -27,7 +27,7 @@ from jettison.jobs import Job, apply_methods, assign, one_by_one
 from jettison.journal import Journal
 from jettison.models import Activations, Linear, ModelFolder, Walk
 from jettison.models.checkpoint import Checkpoint
-from jettison.progress import bar, say
+from jettison.progress import bar, logged, say
 from jettison.prune import allocate
 from jettison.recipe import Recipe, load_recipe
 from jettison.recover import synthesize
@@ -35,6 +35,7 @@ from jettison.recover import synthesize
 JOURNAL, SPILL = "journal.jsonl", "activations"
 
 
+@logged("out")
 def compress(
     model: str | Path,
     recipe: str | Path | Mapping | Recipe,

@@ -6,7 +6,7 @@ from typing import Any
 
 import psutil
 
-from jettison.compress import compress
+from jettison.compress import JOURNAL, compress
 from jettison.devices import find_device
 from jettison.errors import UsageError
 from jettison.evaluate import (
@@ -22,8 +22,9 @@ from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.models import ModelFolder
 from jettison.plan import Setting, forecast, make_plan, predict
 from jettison.plan.cost import CONTEXT
+from jettison.plan.estimate import how_long
 from jettison.plan.picture import plan_data
-from jettison.progress import say
+from jettison.progress import logged, say
 from jettison.recipe import Recipe, load_recipe
 from jettison.recover import recover
 from jettison.report import write_report
@@ -32,6 +33,7 @@ from jettison.report.run import SPEED
 UNCHANGED = Recipe("unchanged", steps=())
 
 
+@logged("out")
 def fit(
     model: str | Path,
     *,
@@ -97,6 +99,9 @@ def fit(
     say(f"recipe {chosen.name}: {chosen.use}")
     for reason in chosen.why:
         say(f"  {reason}")
+    if not (out / JOURNAL).exists():
+        for line in how_long(source, chosen, texts, tokens):
+            say(line)
 
     compress(model, chosen, out, seed=seed, engine=engine)
     request = {"model": str(model), "device": device, "tps": tps, "memory": memory, "context": context}

@@ -1,24 +1,27 @@
 """How far work is, on stderr, so that stdout stays clean: bars on a terminal, else a line at least every 30 seconds.
 
-- ``logged``: the lines go to ``progress.log`` of a run folder as well, with times, also where stderr is to be quiet.
+- ``logged``: the lines go to ``progress.log`` of a run folder as well, with times, and also where stderr is quiet.
 - A step that takes long shows too: a thread of each bar writes its lines.
 """
 
 import contextlib
+import inspect
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from threading import Event, Thread
-from typing import TextIO
+from typing import ParamSpec, TextIO, TypeVar
 
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG = "progress.log"
+RUN = ("journal.jsonl", "jettison.json")  # one of them is in every folder of a run
 EVERY = 30.0  # seconds
 
 
@@ -27,6 +30,8 @@ class Console(rich.console.Console):
         """Rich would end the program with a code of its own."""
         raise  # the BrokenPipeError that is being handled
 
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 console = Console(stderr=True, highlight=False)
 _quiet = _silent = False
@@ -57,24 +62,40 @@ def say(message: str) -> None:
     _note(message)
 
 
-@contextmanager
-def logged(folder: Path) -> Iterator[None]:
-    """Append what is said, and how bars advance, to ``folder``/progress.log, a line each with the time before it.
+def logged(argument: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A decorator: what the function says, and how its bars advance, is appended to ``progress.log`` of the folder that
+    its ``argument`` names. Not for a dry run."""
 
-    The file is made with the first line. Where it cannot be written, the work goes on without it. Of several processes
-    under a launcher the first one writes.
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+
+        @wraps(function)
+        def wrapped(*args: P.args, **options: P.kwargs) -> T:
+            given = signature.bind(*args, **options).arguments
+            with contextlib.nullcontext() if given.get("dry_run") else log_in(Path(given[argument])):
+                return function(*args, **options)
+
+        return wrapped
+
+    return decorate
+
+
+@contextmanager
+def log_in(folder: Path) -> Iterator[None]:
+    """The same for a block of code. A line each, with the time before it.
+
+    Lines wait until the folder holds a run. Where the file cannot be written, the work goes on without it. Of several
+    processes under a launcher the first one writes.
     """
     global _log
-    path = Path(folder) / LOG
-    if os.environ.get("RANK", "0") != "0" or (_log and _log.path == path):
+    if os.environ.get("RANK", "0") != "0" or (_log and _log.folder == folder):
         yield
         return
-    before, _log = _log, _Log(path)
+    before, _log = _log, _Log(folder)
     try:
         yield
     except BaseException as error:
-        if _log.file:
-            _note(f"ended by {type(error).__name__}" + (f": {error}" if str(error) else ""))
+        _note(f"ended by {type(error).__name__}" + (f": {error}" if str(error) else ""))
         raise
     finally:
         _log.close()
@@ -82,19 +103,25 @@ def logged(folder: Path) -> Iterator[None]:
 
 
 class _Log:
-    def __init__(self, path: Path):
-        self.path, self.broken = path, False
+    def __init__(self, folder: Path):
+        self.folder, self.broken = folder, False
         self.file: TextIO | None = None
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        self.waiting = [self._dated(f"process {os.getpid()}: {command}")]
 
     def write(self, line: str) -> None:
+        self.waiting.append(self._dated(line))
         try:
-            if self.file is None:
-                self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (until ``close``)
-                command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-                self.write(f"process {os.getpid()}: {command}")
-            self.file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            if self.file is None and any((self.folder / name).exists() for name in RUN):
+                self.file = open(self.folder / LOG, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (until ``close``)
+            if self.file:
+                self.file.write("".join(self.waiting))
+                self.waiting.clear()
         except (OSError, ValueError):  # a full disk, which the work itself will meet; or another thread has closed it
             self.broken = True
+
+    def _dated(self, line: str) -> str:
+        return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n"
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -124,7 +151,8 @@ class Bar:
     def line(self) -> str:
         """Such as ``recover: 120 of 400, 2 minutes so far, 0.98 per second, 5 minutes left, KL 0.0123``."""
         seconds, made = time.monotonic() - self._began, self.done - self._before
-        parts = [f"{self.what}: {self.done} of {self.total}", f"{duration(seconds)} so far"]
+        so_far = f"in {duration(seconds)}" if self.done >= self.total else f"{duration(seconds)} so far"
+        parts = [f"{self.what}: {self.done} of {self.total}", so_far]
         if made and seconds > 0:
             rate = made / seconds
             parts.append(f"{rate:.3g} per second" if rate >= 0.1 else f"{duration(1 / rate)} each")

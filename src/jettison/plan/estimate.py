@@ -32,7 +32,7 @@ TRAINING_CALLS = 1000  # for a block and a step
 
 
 class Estimate:
-    """``seconds(recipe)`` of the steps of a run on ``source``; its machine is timed when this is made, for half a second.
+    """``seconds(recipe)`` of the steps of a run on ``source``; the machine is timed first, for half a second.
 
     texts, tokens: as ``fit`` will measure on.
     """
@@ -120,7 +120,8 @@ def how_long(source: ModelFolder, recipe: Recipe, texts: Iterable[str], tokens: 
 def _shorten(recipe: Recipe, steps: dict[str, float], estimate: Estimate) -> tuple[list[str], dict[str, float]]:
     """Half the samples of what takes longest, again and again, until all takes an hour or samples are few."""
     samples = {"calibration.samples": recipe.calibration["samples"]}
-    samples |= {"recover.samples": step.options["samples"] for step in recipe.of("recover")}
+    for step in recipe.of("recover"):
+        samples["recover.samples"] = step.options["samples"]
     given, changes = dict(samples), []
     while sum(steps.values()) > HOUR:
         longest = max(steps, key=steps.__getitem__)

@@ -34,7 +34,8 @@ class Ended:
     out: str
     err: str
     session: int
-    seconds: float | None  # from the strike to the end
+    seconds: float | None = None  # from the strike to the end
+    after: str | None = None  # what was written to stdout and stderr after the strike
 
 
 @dataclass
@@ -65,8 +66,12 @@ class Parent:
     def end(self, session: int) -> Ended:
         code, moment = json.loads(self.process.stdout.readline())
         texts = [(self.scratch / name).read_text() if (self.scratch / name).exists() else "" for name in ("out", "err")]
-        struck = self.scratch / "struck"
-        return Ended(code, *texts, session, moment - float(struck.read_text()) if struck.exists() else None)
+        ended, struck = Ended(code, *texts, session), self.scratch / "struck"
+        if struck.exists():
+            began, *written = json.loads(struck.read_text())
+            parts = [(self.scratch / name).read_bytes()[at:] for name, at in zip(("out", "err"), written, strict=True)]
+            ended.seconds, ended.after = moment - began, b"".join(parts).decode()
+        return ended
 
     def run(self, *arguments: Any, **options: Any) -> Ended:
         return self.end(self.start(*arguments, **options))
@@ -93,7 +98,8 @@ def _processes(session: int) -> list[str]:
 
 
 def _strike(job: dict) -> None:
-    Path(job["scratch"], "struck").write_text(str(time.monotonic()))
+    written = [os.lseek(stream, 0, os.SEEK_CUR) for stream in (1, 2)]
+    Path(job["scratch"], "struck").write_text(json.dumps([time.monotonic(), *written]))
     os.killpg(0, job["signal"])
 
 

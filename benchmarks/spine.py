@@ -174,7 +174,7 @@ def run(arguments: list[str], environment: dict | None = None, background: bool 
 def digests(folder: Path) -> dict[str, str]:
     """Everything a run leaves but its logs and what a kill left half written."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    kept = [path for path in files if path.name != "journal.jsonl" and path.suffix != ".tmp"]
+    kept = [path for path in files if path.name != "journal.jsonl" and path.suffix not in (".log", ".tmp")]
     return {str(path.relative_to(folder)): file_digest(path) for path in sorted(kept)}
 
 

@@ -44,6 +44,7 @@ def killed_at(write: int) -> Iterator[None]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """All that a run leaves, but for its journal, which is a log, and what a kill left half written."""
+    """All that a run leaves, but for its journal and its log, which say when, and what a kill left half written."""
     found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if not name.endswith(("journal.jsonl", ".tmp"))}
+    kept = {name: path for name, path in found.items() if not name.endswith(("journal.jsonl", ".log", ".tmp"))}
+    return {name: path.read_bytes() for name, path in kept.items()}

@@ -13,7 +13,7 @@ FLOORS = [
     {"cli"},
     {"fit", "xr"},
     {"draft", "plan"},
-    {"compress", "evaluate", "report"},
+    {"compress", "evaluate", "report", "verify"},
     {"jobs"},
     {"prune", "quantize", "recover", "decode"},
     {"formats", "calibrate"},

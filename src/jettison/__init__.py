@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jettison.plan import plan
     from jettison.recipe import Recipe, load_recipe
     from jettison.recover import recover
+    from jettison.verify import verify
 
 _HOMES = {
     "JettisonError": "errors",
@@ -31,6 +32,7 @@ _HOMES = {
     "load_recipe": "recipe",
     "plan": "plan",
     "recover": "recover",
+    "verify": "verify",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "load_recipe",
     "plan",
     "recover",
+    "verify",
 ]
 
 

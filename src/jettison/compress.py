@@ -29,7 +29,7 @@ from jettison.locks import locked
 from jettison.models import Activations, Linear, ModelFolder, Walk
 from jettison.models.checkpoint import Checkpoint
 from jettison.models.source_check import check_source
-from jettison.progress import bar, say
+from jettison.progress import bar, logged, say
 from jettison.prune import allocate
 from jettison.recipe import Recipe, load_recipe
 from jettison.recover import synthesize, written_shards
@@ -38,6 +38,7 @@ from jettison.units import check_seed
 JOURNAL, SPILL = "journal.jsonl", "activations"
 
 
+@logged("out")
 def compress(
     model: str | Path,
     recipe: str | Path | Mapping | Recipe,

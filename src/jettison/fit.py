@@ -27,9 +27,10 @@ from jettison.locks import locked
 from jettison.models import ModelFolder
 from jettison.plan import Setting, forecast, make_plan, predict
 from jettison.plan.cost import CONTEXT
+from jettison.plan.estimate import how_long
 from jettison.plan.picture import plan_data
 from jettison.plan.planner import check_budgets, check_losses
-from jettison.progress import say
+from jettison.progress import logged, say
 from jettison.recipe import Recipe, load_recipe
 from jettison.recover import recover
 from jettison.report import write_report
@@ -39,6 +40,7 @@ from jettison.units import check_number, check_seed
 UNCHANGED = Recipe("unchanged", steps=())
 
 
+@logged("out")
 def fit(
     model: str | Path,
     *,
@@ -108,6 +110,9 @@ def fit(
     say(f"recipe {chosen.name}: {chosen.use}")
     for reason in chosen.why:
         say(f"  {reason}")
+    if not (out / JOURNAL).exists():
+        for line in how_long(source, chosen, texts, tokens):
+            say(line)
 
     request = {"model": str(model), "device": device, "tps": tps, "memory": memory, "context": context}
     request |= {"recipe": None if recipe is None else chosen.name, "changes": changes, "texts": texts, "tasks": tasks}

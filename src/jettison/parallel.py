@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
-from multiprocessing import get_context
+from contextlib import closing, contextmanager
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import wait
+from threading import Thread
 from typing import Any, TypeVar
 
 from jettison.errors import JettisonError, UsageError, shown
@@ -69,24 +71,57 @@ def _call(function: Callable[[Item], Result], item: Item) -> Result:
 
 
 def _in_processes(function: Callable, items: list, workers: int) -> Iterator[tuple[int, Any]]:
-    """Spawned, not forked: torch's threads do not survive a fork."""
-    threads = max(1, len(_cores()) // workers)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(threads,))
+    """Spawned, not forked: torch's threads do not survive a fork. Workers end at once when this does, whatever ends it,
+    and also when this process is killed: then their end of a pipe is closed."""
+    threads, context = max(1, len(_cores()) // workers), get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(threads, theirs))
     try:
-        places = {pool.submit(_call, function, item): place for place, item in enumerate(items)}
+        with deaf_children():
+            places = {pool.submit(_call, function, item): place for place, item in enumerate(items)}
         for future in as_completed(places):
             yield places[future], future.result()
     except BrokenProcessPool as error:
         raise JettisonError(
             f"one of {workers} workers died, as happens where memory runs out; fewer workers may do"
         ) from error
+    except BaseException:
+        ours.close()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+        ours.close()
+        theirs.close()
 
 
-def _begin(threads: int) -> None:
-    """Ctrl-C is for the process that waits; a worker takes its part of the cores, whenever it imports torch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are spawned inside never hear Ctrl-C, which a terminal sends to all: it is for the one that waits.
+    From their first moment on, or they would show a traceback of their own."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it would let the signals in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with(pipe: Any) -> None:
+    """End this process as soon as ``pipe``, of which another process holds the other end, is closed or that is dead."""
+
+    def watch() -> None:
+        wait([pipe])
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+def _begin(threads: int, pipe: Any) -> None:
+    """A worker takes its part of the cores, whenever it imports torch."""
+    end_with(pipe)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from jettison.errors import UsageError
-from jettison.progress import set_quiet
+from jettison.progress import Console, set_quiet
 
 MAY_BE_EMPTY = ("--prompt", "-p")
 PAGE = 100  # columns, where no terminal says how many there are

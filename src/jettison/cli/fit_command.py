@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from jettison.cli import common
+from jettison.progress import duration
 
 
 def register(app: typer.Typer) -> None:
@@ -72,19 +73,12 @@ def show_forecast(forecast: dict[str, Any]) -> None:
     from jettison.units import format_bytes
 
     rows = [
-        [step["step"], format_bytes(step["memory"]), format_bytes(step["disk"]), _duration(step["seconds"])]
+        [step["step"], format_bytes(step["memory"]), format_bytes(step["disk"]), duration(step["seconds"])]
         for step in forecast["steps"]
     ]
     common.table("step", "peak memory", "disk", "time", rows=rows)
     for warning in forecast["warnings"]:
         common.out.print(f"[bold]{warning}[/bold]")
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def show_stages(result: dict[str, Any]) -> None:

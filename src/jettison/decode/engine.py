@@ -20,6 +20,7 @@ ROPES = ("default", "linear", "llama3", "yarn")  # whose frequencies do not depe
 CACHES = {"float32": 0, "bfloat16": 1, "int8": 3}  # see Type in cpu/tiles.h
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 FULL = 6  # see Status in cpu/isa.h
+AT_ONCE = 512  # rows: kMostAtOnce in cpu/engine.cpp
 
 POINTER, INT, INT64, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
@@ -270,7 +271,18 @@ class Session:
     def append(self, tokens: Sequence[int], every: bool = False, fine: bool = False, **branches) -> torch.Tensor:
         """Logits after the last token, (1, vocabulary), or after each, (n, vocabulary). See ``Engine.forward``."""
         wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
-        return self.engine.forward(tokens, [self] * len(tokens), wanted, fine, **branches)
+        step = len(tokens) if branches.get("parents") or self.length + len(tokens) > self.capacity else AT_ONCE
+        parts, before = [], self.length
+        try:  # a long prompt in parts, as the engine reads it anyway: Python hears of Ctrl-C between calls
+            for first in range(0, max(1, len(tokens)), max(1, step)):
+                part = slice(first, first + step)
+                parts.append(
+                    self.engine.forward(tokens[part], [self] * len(tokens[part]), wanted[part], fine, **branches)
+                )
+        except BaseException:
+            self.cut(before)
+            raise
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def cut(self, length: int) -> None:
         """Forget what follows the first ``length`` tokens."""

@@ -23,7 +23,7 @@ from jettison.locks import locked
 from jettison.models import Linear, ModelFolder
 from jettison.models.checkpoint import Checkpoint
 from jettison.models.dense import load_dense, require_memory
-from jettison.progress import say
+from jettison.progress import logged, say
 from jettison.recipe import Recipe, Step, load_recipe
 from jettison.recover.distill import Pupil, distill, training_dtype
 from jettison.recover.synthesize import synthesize
@@ -35,6 +35,7 @@ ORIGINALS, STATE, JOURNAL = "originals.safetensors", "state.safetensors", "journ
 SAVE_EVERY = 60.0
 
 
+@logged("folder")
 def recover(
     folder: str | Path,
     *,

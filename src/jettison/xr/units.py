@@ -4,10 +4,11 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
 from jettison.errors import JettisonError
+from jettison.parallel import deaf_children, end_with
 from jettison.progress import bar
 from jettison.units import check_number
 from jettison.xr.costs import Cost, Costs, ends
@@ -46,7 +47,8 @@ class Units:
                 target=_serve, args=(theirs, self.variants, self.threads, own if len(own) == self.threads else []),
                 daemon=True,
             )  # fmt: skip
-            process.start()
+            with deaf_children():
+                process.start()
             theirs.close()
             self.processes.append(process)
         try:
@@ -56,19 +58,21 @@ class Units:
                         raise JettisonError(f"unit {unit} has not loaded its models within {LOAD_SECONDS} s")
                     self.facts = self._receive(unit)
                     progress.advance()
-        except BaseException:
-            self.__exit__()
+        except BaseException as error:
+            self.__exit__(type(error))
             raise
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        for pipe in self.pipes:
+    def __exit__(self, failure: type[BaseException] | None = None, *_: Any) -> None:
+        """After a failure, an interrupt among them, nobody waits for what a unit is doing."""
+        for pipe in self.pipes if failure is None else ():
             try:
                 pipe.send(None)
             except (OSError, ValueError):
                 continue
         for process in self.processes:
-            process.join(2)
+            if failure is None:
+                process.join(2)
             if process.is_alive():
                 process.terminate()
         for pipe in self.pipes:
@@ -133,11 +137,9 @@ class Units:
 
 
 def _serve(pipe: connection.Connection, variants: Mapping[str, Variant], threads: int, cores: list[int]) -> None:
-    import signal
-
+    end_with(parent_process().sentinel)
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if cores:
         os.sched_setaffinity(0, cores)
     torch.set_num_threads(threads)
@@ -157,7 +159,7 @@ def _serve(pipe: connection.Connection, variants: Mapping[str, Variant], threads
             while (name := pipe.recv()) is not None:
                 runs[name]()
                 pipe.send(time.perf_counter())
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
         return
     except JettisonError as error:
         pipe.send(error)

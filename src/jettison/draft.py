@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from jettison.calibrate import token_windows
+from jettison.calibrate import encode, token_windows
 from jettison.calibrate.importance import check_ranking, choose, measure_units
 from jettison.calibrate.text import read_documents
 from jettison.decode import Loaded, load
@@ -130,7 +130,7 @@ def draft(
     measured = measure_units(UnpackedFolder(source.folder), text=text) if ratios else {}
     skips = [choose(measured, ratio, method, perturbation=perturbation, halves=halves) for ratio in ratios]
     if corpus is not None:
-        ids = [loaded.tokenizer(document, verbose=False).input_ids for document in read_documents(corpus)]
+        ids = [encode(loaded.tokenizer, document) for document in read_documents(corpus)]
         write_corpus(source, torch.tensor([token for document in ids for token in document]))
     singles = [Draft(skip=skip, length=MOST) for skip in skips] + [Draft(view=view, length=MOST) for view in named]
     singles += [Draft(skip=skips[0], view=view, length=MOST) for view in named if skips]

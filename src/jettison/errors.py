@@ -1,9 +1,11 @@
 """The two kinds of error that a user sees. Each is one clear line: the thing, the value, what would be valid."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 LONGEST = 120  # characters of a value that an error repeats
+LONGEST_REASON = 500  # characters of another program's reason that are repeated
 
 
 class JettisonError(Exception):
@@ -12,6 +14,23 @@ class JettisonError(Exception):
 
 class UsageError(JettisonError):
     """What was asked cannot be done as asked. The command line exits with 2."""
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Around other people's code that reads a user's files: whatever it raises becomes a UsageError, ``what: reason``.
+
+    Config classes and tokenizers raise whatever they run into, and a panic in Rust is not even an Exception.
+    """
+    try:
+        yield
+    except JettisonError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).strip().partition("\n\n")[0].split())  # further paragraphs are advice
+        raise UsageError(f"{what}: {reason[:LONGEST_REASON] or type(error).__name__}") from error
 
 
 def shown(value: object) -> str:

@@ -27,6 +27,7 @@ PIECE = 1 << 26  # bytes of a tensor that are read back at once
 TEMPORARY = ".tmp"
 JSON_LIMIT, YAML_LIMIT = 1 << 28, 1 << 20  # bytes
 YAML_NODES, YAML_DEPTH = 100_000, 64  # of a document with its aliases written out
+JSON_DEPTH = 64
 RACY = 1.0  # seconds: a file that changed this recently may change again without its times showing it
 
 
@@ -70,7 +71,9 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+    """Write UTF-8. Half a surrogate pair, as in names of files that are not UTF-8, becomes an escape such as \\udce9,
+    which JSON reads back as it was."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, "utf-8", "backslashreplace", newline="\n"))
 
 
 def write_json(path: Path, value: object) -> None:
@@ -121,22 +124,28 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.cpu().reshape(-1).view(torch.uint8)
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file of at most ``limit`` bytes.
-
-    Raises JettisonError for anything else: a folder, a pipe, a device (which may never end), a file that is too large.
-    """
+def check_regular(path: Path, limit: int | None = None) -> None:
+    """Raises JettisonError unless ``path`` is a regular file of at most ``limit`` bytes: for a folder, a pipe, a device
+    (which may never end), a file that is too large, and for none."""
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or device"
-            raise JettisonError(f"{path} is a {kind}; a file is needed")
-        if status.st_size > limit:
-            raise JettisonError(f"{path} has {status.st_size:,} bytes; at most {limit:,} are read")
-        return path.read_bytes()
     except FileNotFoundError as error:
         raise JettisonError(f"{path} does not exist") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise JettisonError(f"cannot read {path}: {error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or device"
+        raise JettisonError(f"{path} is a {kind}; a file is needed")
+    if limit is not None and status.st_size > limit:
+        raise JettisonError(f"{path} has {status.st_size:,} bytes; at most {limit:,} are read")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The bytes of a file. Raises JettisonError as ``check_regular`` does, and where the file cannot be read."""
+    check_regular(path, limit)
+    try:
+        return path.read_bytes()
+    except OSError as error:
         raise JettisonError(f"cannot read {path}: {error}") from error
 
 
@@ -150,12 +159,20 @@ def read_json(path: Path) -> dict:
 
 def parse_json(data: bytes, where: str) -> Any:
     """Raises JettisonError, which calls the text ``where``, if it is not JSON in UTF-8, or nested too deeply."""
+    deep = f"{where} is not readable JSON: it is nested too deeply, at most {JSON_DEPTH} levels are read"
     try:
-        return json.loads(data.decode("utf-8"))
+        found = json.loads(data.decode("utf-8"))
     except ValueError as error:
         raise JettisonError(f"{where} is not readable JSON: {error}") from error
     except RecursionError as error:
-        raise JettisonError(f"{where} is not readable JSON: it is nested too deeply") from error
+        raise JettisonError(deep) from error
+    level = [found]
+    for _ in range(JSON_DEPTH):
+        lists = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [inner for each in lists for inner in each]
+        if not level:
+            return found
+    raise JettisonError(deep)
 
 
 def read_yaml(path: Path, what: str) -> Any:

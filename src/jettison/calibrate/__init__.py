@@ -4,12 +4,13 @@ from jettison.calibrate.columns import inverse_factor, spread_errors
 from jettison.calibrate.low_rank import best_correction
 from jettison.calibrate.ranges import find_range
 from jettison.calibrate.stats import Stats, watch
-from jettison.calibrate.text import BUNDLED, text_digest, token_windows
+from jettison.calibrate.text import BUNDLED, encode, text_digest, token_windows
 
 __all__ = [
     "BUNDLED",
     "Stats",
     "best_correction",
+    "encode",
     "find_range",
     "inverse_factor",
     "spread_errors",

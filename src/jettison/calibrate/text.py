@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from jettison.errors import UsageError
-from jettison.files import digest
+from jettison.errors import JettisonError, UsageError, guarded
+from jettison.files import digest, read_bytes
 
 BUNDLED = {
     "books": "books-calibration.txt",
@@ -14,22 +14,24 @@ BUNDLED = {
     "wikitext2": "wikitext2-evaluation.txt",
 }
 END_OF_DOCUMENT = "\f\n"
+LIMIT = 1 << 31  # bytes of a text
 
 
 def read_documents(source: str | Path) -> list[str]:
     """The documents of a bundled text or of a UTF-8 file, where a form feed on its own ends a document.
 
-    Raises UsageError if there is no such text, or none in it.
+    Raises UsageError if there is no such text, none in it, or something else than text.
     """
     path = _find_text(source)
     try:
-        text = path.read_bytes().decode("utf-8")  # bytes, so that line ends stay as they are
-    except OSError as error:
-        raise UsageError(
-            f"no text {str(source)!r}: give a UTF-8 file or one of {', '.join(sorted(BUNDLED))}"
-        ) from error
+        text = read_bytes(path, LIMIT).decode("utf-8")  # bytes, so that line ends stay as they are
+    except JettisonError as error:
+        valid = f"give a UTF-8 file or one of {', '.join(sorted(BUNDLED))}"
+        raise UsageError(f"no text {str(source)!r}: {valid} ({error})") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"text {path} is not UTF-8: {error}") from error
+    if "\0" in text:
+        raise UsageError(f"text {path} has zero bytes: it is not text, or not in UTF-8")
     documents = [document for document in text.split(END_OF_DOCUMENT) if document.strip()]
     if not documents:
         raise UsageError(f"text {path} is empty")
@@ -47,6 +49,12 @@ def text_digest(source: str | Path) -> str:
     return digest(*read_documents(source))
 
 
+def encode(tokenizer, text: str) -> list[int]:
+    """The token ids of a text. Raises UsageError where the tokenizer fails, as a damaged one does."""
+    with guarded(f"the tokenizer of {tokenizer.name_or_path} fails"):
+        return tokenizer(text, verbose=False).input_ids
+
+
 def token_windows(tokenizer, source: str | Path, length: int, count: int | None = None) -> torch.Tensor:
     """(windows, length) token ids: the documents end to end, each begun with the tokenizer's first token if it has one.
 
@@ -55,7 +63,7 @@ def token_windows(tokenizer, source: str | Path, length: int, count: int | None 
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     stream: list[int] = []
     for document in read_documents(source):
-        ids = tokenizer(document, verbose=False).input_ids
+        ids = encode(tokenizer, document)
         stream += ids if ids[:1] == start else start + ids
     windows = len(stream) // length
     if windows == 0:

@@ -9,6 +9,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import nn
 
+from jettison.calibrate import encode
 from jettison.decode.draft import Draft, View, read_corpus, read_draft
 from jettison.decode.engine import Engine, Unsupported
 from jettison.decode.lookup import Corpus, Lookup
@@ -18,7 +19,7 @@ from jettison.decode.speculate import Speculation, speculate
 from jettison.decode.targets import EngineTarget, Target, TorchTarget
 from jettison.decode.view import view_linears
 from jettison.decode.write import EngineReader, Speed, TorchReader, write
-from jettison.errors import UsageError, unknown
+from jettison.errors import UsageError, guarded, unknown
 from jettison.formats.compressed_tensors import load_packed
 from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.formats.peft import attach_adapter
@@ -204,11 +205,12 @@ class Loaded:
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
-            ids = self.tokenizer(prompt).input_ids
+            ids = encode(self.tokenizer, prompt)
         elif self.tokenizer.chat_template is None:
             raise UsageError(f"{self.source.name} has no chat template: give the prompt as text")
         else:
-            ids = self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False)
+            with guarded(f"the chat template of {self.source.name} does not take this prompt"):
+                ids = self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False)
         if not ids:
             raise UsageError("the prompt is empty: it must be one token at least")
         return list(ids)
@@ -223,6 +225,10 @@ class _Text:
     """Tokens -> text as far as it is certain: whole characters, and nothing that may begin a stop text."""
 
     def __init__(self, tokenizer, prompt: list[int], stop: Iterable[str]):
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise UsageError(
+                f"{tokenizer.name_or_path} has a tokenizer without tokenizer.json, which is needed to write"
+            )
         self._tokenizer = tokenizer.backend_tokenizer
         self._stream = DecodeStream(ids=prompt, skip_special_tokens=True)
         self._stop, self._held, self.ended = tuple(filter(None, stop)), "", False
@@ -230,7 +236,8 @@ class _Text:
     def add(self, token: int) -> str:
         if self.ended:
             return ""
-        self._held += self._stream.step(self._tokenizer, token) or ""
+        with guarded("the tokenizer fails"):
+            self._held += self._stream.step(self._tokenizer, token) or ""
         found = [place for text in self._stop if (place := self._held.find(text)) >= 0]
         if found:
             piece, self._held, self.ended = self._held[: min(found)], "", True

@@ -55,7 +55,7 @@ class LlamaCpp:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         try:
             return float(json.loads(done.stdout)[0]["avg_ts"])
-        except (ValueError, LookupError):
+        except (ValueError, LookupError, TypeError):
             raise JettisonError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}") from None
 
 

@@ -16,13 +16,13 @@ from compressed_tensors.utils.match import match_targets
 from pydantic import ValidationError
 from torch import nn
 
-from jettison.errors import JettisonError
+from jettison.errors import JettisonError, guarded
 from jettison.grid import WHOLE_ROW, Grid, QuantizedWeight, unpack
 from jettison.models import Anatomy, Linear, ModelFolder
 from jettison.models.dense import with_defaults
 from jettison.models.modules import QuantLinear, packed_parts
 
-FORMAT = "pack-quantized"
+FORMAT, MIXED = "pack-quantized", "mixed-precision"  # of a group; of a section whose groups differ
 STORED_LAYOUTS = ("linear", "embedding")
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -88,26 +88,33 @@ def _targets(names: list[str], every: list[str]) -> list[str]:
 def read_grids(source: ModelFolder) -> dict[str, Grid]:
     """Linear name -> grid, from config.json, for every module that the shards hold packed.
 
-    Raises JettisonError for a quantization that is not weight-only pack-quantized integers.
+    Raises JettisonError for a quantization that is not weight-only pack-quantized integers, and for tensors whose
+    shapes or types are not those of their grid.
     """
-    if source.quantization is None:
+    if not source.quantization:
         return {}
     section = dict(source.quantization)
     if section.get("quant_method") != "compressed-tensors":
         raise JettisonError(
             f"{source.folder} is quantized with {section.get('quant_method')!r}; only compressed-tensors can be read"
         )
-    try:
-        config = QuantizationConfig.model_validate(section)
-    except ValidationError as error:
-        raise JettisonError(f"{source.folder}: quantization_config is not valid: {error.errors()[0]['msg']}") from None
+    invalid = f"{source.folder}: quantization_config is not valid"
+    with guarded(invalid):  # the library's checks raise more than ValidationError
+        try:
+            config = QuantizationConfig.model_validate(section)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise JettisonError(f"{invalid}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if section.get("format", FORMAT) not in (FORMAT, MIXED):
+        raise JettisonError(f"{invalid}: format = {section['format']!r:.60}; only {FORMAT} can be read")
     schemes = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
     grids = {}
     for linear in source.anatomy:
         stored = f"{linear.name}.weight_packed"
         if source.has(stored):
             module = source.skeleton.get_submodule(linear.name)
-            matched = match_targets(linear.name, module, list(schemes))
+            with guarded(f"{invalid}: targets"):
+                matched = match_targets(linear.name, module, list(schemes))
             if not matched:
                 raise JettisonError(f"{source.folder}: {linear.name} is packed, but no group of config.json targets it")
             grids[linear.name] = _grid(source, linear, schemes[matched[0]])
@@ -115,12 +122,28 @@ def read_grids(source: ModelFolder) -> dict[str, Grid]:
 
 
 def _grid(source: ModelFolder, linear: Linear, scheme: QuantizationScheme) -> Grid:
-    weights = scheme.weights
-    if weights is None or weights.type != "int" or scheme.input_activations is not None:
-        raise JettisonError(f"{source.folder}: {linear.name} is not weight-only integers, which is all that is read")
-    dtype = DTYPES[source.checkpoint.dtype(source.locate(f"{linear.name}.weight_scale")[0])]
+    weights, where = scheme.weights, f"{source.folder}: {linear.name}"
+    if weights is None or weights.type != "int" or scheme.input_activations or scheme.output_activations:
+        raise JettisonError(f"{where} is not weight-only integers, which is all that is read")
+    if scheme.format not in (None, FORMAT) or weights.strategy not in ("channel", "group"):
+        raise JettisonError(
+            f"{where} is {scheme.format}, {weights.strategy}; only {FORMAT} by channel or group can be read"
+        )
+    if source.has(f"{linear.name}.weight_g_idx"):
+        raise JettisonError(f"{where} has its groups by activation order (weight_g_idx), which cannot be read")
+    stored = lambda part: source.locate(f"{linear.name}.{part}")[0]
+    if (kind := source.checkpoint.dtype(stored("weight_scale"))) not in DTYPES:
+        raise JettisonError(f"{where}.weight_scale is stored as {kind}; valid: {', '.join(DTYPES)}")
     size = WHOLE_ROW if weights.strategy == "channel" else weights.group_size
-    return Grid(weights.num_bits, size, weights.symmetric, dtype)
+    grid = Grid(weights.num_bits, size, weights.symmetric, DTYPES[kind])
+    for part, value in QuantLinear(linear.rows, linear.columns, grid).named_buffers():
+        shape, kind = source.checkpoint.shape(stored(part)), source.checkpoint.dtype(stored(part))
+        if shape != tuple(value.shape) or (value.dtype == torch.int32 and kind != "I32"):
+            wanted = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+            raise JettisonError(f"{where}.{part} is {kind} {shape}; a weight of {grid} has {wanted}")
+    if source.read(f"{linear.name}.weight_shape").tolist() != [linear.rows, linear.columns]:
+        raise JettisonError(f"{where}.weight_shape is not that of the config, {linear.rows} x {linear.columns}")
+    return grid
 
 
 def read_weight(

@@ -1,18 +1,18 @@
 """Safetensors folders, one tensor at a time."""
 
 import math
+import os
+import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from jettison.errors import JettisonError, UsageError
-from jettison.files import content_digest, inside, read_json
+from jettison.files import check_regular, content_digest, inside, read_json
 
 INDEX = "model.safetensors.index.json"
-BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2} | dict.fromkeys(
-    ("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1
-)
+BITS = {"C64": 64, "BF16": 16, "BOOL": 8}  # of the types whose names do not begin with a letter and their bits
 
 
 class Checkpoint:
@@ -33,15 +33,14 @@ class Checkpoint:
     def _find_files(self) -> list[Path]:
         index = self.folder / INDEX
         if index.exists():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
-            files = [inside(self.folder, name) for name in names]
+            files = [inside(self.folder, name) for name in self._named(index)]
         else:
             files = [self.folder / "model.safetensors"]
             if not files[0].exists():
                 files = sorted(self.folder.glob("model*.safetensors"))
-        missing = [file.name for file in files if not file.exists()]
-        if missing:
-            raise JettisonError(f"{self.folder}: shard {missing[0]} is named by {INDEX} but missing")
+        for file in files:
+            if not os.path.lexists(file):
+                raise JettisonError(f"{self.folder}: shard {file.name} is named by {INDEX} but missing")
         if not files:
             hint = (
                 "; it has .bin files: save it again with safe_serialization" if any(self.folder.glob("*.bin")) else ""
@@ -49,11 +48,26 @@ class Checkpoint:
             raise UsageError(f"{self.folder} has no model.safetensors or {INDEX}{hint}")
         return files
 
+    def _named(self, index: Path) -> list[str]:
+        """The shards that an index names."""
+        placed = read_json(index).get("weight_map")
+        if not isinstance(placed, dict):
+            raise JettisonError(
+                f"{index}: weight_map is {type(placed).__name__}; an object from tensors to files is needed"
+            )
+        for tensor, name in placed.items():
+            if not isinstance(name, str) or not 0 < len(name.encode("utf-8", "replace")) < 256 or "\0" in name:
+                raise JettisonError(
+                    f"{index}: weight_map says {name!r:.60} of {tensor!r:.60}; the name of a file is needed"
+                )
+        return sorted(set(placed.values()))
+
     def _handle(self, file: Path):
         if file not in self._open:
+            check_regular(file)  # to open a pipe would wait for ever
             try:
                 self._open[file] = safe_open(file, framework="pt")
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, MemoryError) as error:
                 raise JettisonError(f"shard {file} is truncated or damaged ({error}): fetch it again") from error
         return self._open[file]
 
@@ -79,7 +93,7 @@ class Checkpoint:
         try:
             handle = self._handle(self._home[name])
             return handle.get_tensor(name) if index is None else handle.get_slice(name)[index]
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, MemoryError, RuntimeError, IndexError) as error:  # torch's, too
             raise JettisonError(f"cannot read tensor {name} of {self._home[name]}: {error}") from error
 
     def release(self) -> None:
@@ -100,7 +114,9 @@ class Checkpoint:
         return sum(self.bytes_of(name) for name in self)
 
     def bytes_of(self, name: str) -> int:
-        return math.prod(self.shape(name)) * BYTES[self.dtype(name)]
+        kind = self.dtype(name)
+        bits = BITS.get(kind) or int(re.match(r"[A-Z]+(\d+)", kind)[1])  # F6_E2M3 has 6
+        return math.prod(self.shape(name)) * bits // 8
 
     def content(self) -> dict[str, str]:
         """File name -> digest of all its bytes."""

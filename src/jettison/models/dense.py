@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from jettison.errors import JettisonError
-from jettison.models.folder import ModelFolder
+from jettison.errors import JettisonError, UsageError, guarded
+from jettison.files import read_json
+from jettison.models.folder import FULL_PRECISION, ModelFolder
 
 ROOM = 1.1  # buffers and activations beside the weights
 
@@ -30,15 +31,25 @@ def load_dense(source: ModelFolder, dtype: torch.dtype | None = None) -> nn.Modu
 def with_defaults(model: nn.Module, source: ModelFolder, dtype: torch.dtype) -> nn.Module:
     """Tell a filled skeleton its type and the folder's own settings for generation."""
     model.config.dtype = dtype
-    if (source.folder / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(source.folder)
+    file = source.folder / "generation_config.json"
+    if file.exists():
+        values = read_json(file)
+        with guarded(f"{file} cannot be used"):
+            model.generation_config = GenerationConfig.from_dict(values)
+    for ends in (model.generation_config.eos_token_id, model.config.get_text_config().eos_token_id):
+        if any(type(end) is not int for end in (ends if isinstance(ends, list) else [ends])) and ends is not None:
+            raise UsageError(f"{source.folder}: eos_token_id = {ends!r:.60}; a whole number or several are needed")
     return model
 
 
 def stored_dtype(source: ModelFolder) -> torch.dtype:
-    """The type that most of a checkpoint's config says it has; float32 where it says nothing."""
+    """The type that a checkpoint's config says it has; float32 where it says nothing. Raises UsageError for others than
+    ``FULL_PRECISION``."""
     name = str(getattr(source.config, "dtype", None) or "float32").removeprefix("torch.")
-    return getattr(torch, name)
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in FULL_PRECISION}
+    if name not in known:
+        raise UsageError(f"{source.where}: dtype = {name!r:.60}; valid: {', '.join(known)}")
+    return known[name]
 
 
 def require_memory(weights: float, what: str) -> None:

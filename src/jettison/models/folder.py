@@ -1,6 +1,7 @@
 """A model as it lies on disk: what its config says, and any parameter by the name its module has."""
 
 import re
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from jettison.errors import JettisonError, UsageError
-from jettison.files import content_digest, digest, read_json
+from jettison.errors import JettisonError, UsageError, guarded
+from jettison.files import check_regular, content_digest, digest, read_bytes, read_json
 from jettison.models.checkpoint import INDEX, Checkpoint
 from jettison.models.shape import ModelShape, shape_names, shapes
 
@@ -21,6 +22,8 @@ TOKENIZER = re.compile(
     r"spiece\.model|sentencepiece.*\.model|chat_template\.(jinja|json)|generation_config\.json"
 )
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
+TOKENIZER_LIMIT, CARD_LIMIT = 1 << 28, 1 << 24  # bytes
+FULL_PRECISION = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def find_folder(name: str | Path) -> Path:
@@ -89,10 +92,12 @@ class ModelFolder(ModelShape):
 
     @cached_property
     def tokenizer(self):
-        try:
+        """As transformers reads it. Raises UsageError if it cannot."""
+        for path in self.folder.iterdir():
+            if TOKENIZER.fullmatch(path.name):
+                check_regular(path, TOKENIZER_LIMIT)
+        with guarded(f"{self.folder} has no usable tokenizer"):
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        except (ValueError, KeyError, OSError, TypeError) as error:
-            raise UsageError(f"{self.folder} has no usable tokenizer: {str(error).partition(chr(10))[0]}") from error
 
     def identity(self) -> dict[str, Any]:
         """What the model's outputs depend on: digests of its config, and of all bytes of its weights and its tokenizer,
@@ -170,17 +175,19 @@ class ModelFolder(ModelShape):
     @cached_property
     def license(self) -> str:
         """As the folder states it: the model card's ``license`` field, else the name of a licence file, else ''."""
-        card = self.folder / "README.md"
-        found = (
-            re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8"), re.MULTILINE) if card.exists() else None
-        )
-        if found:
-            return found[1]
+        with suppress(JettisonError):  # no card, or none that can be read
+            card = read_bytes(self.folder / "README.md", CARD_LIMIT).decode("utf-8", "replace")
+            if found := re.search(r"^license:\s*(\S+)", card, re.MULTILINE):
+                return found[1]
         return next((path.name for path in sorted(self.folder.glob("LICENSE*"))), "")
 
     def read(self, parameter: str) -> torch.Tensor:
         """A module's parameter, in the module's own layout, in the type it is stored in."""
         tensor, expert, part = self.locate(parameter)
+        if expert is not None and len(self.checkpoint.shape(tensor)) not in (2, 3):  # of biases and of weights
+            raise JettisonError(
+                f"{self.folder}: {tensor} has shape {self.checkpoint.shape(tensor)}, not one of experts"
+            )
         value = self.checkpoint.read(tensor, expert)
         if expert is None:
             return value
@@ -201,18 +208,30 @@ class ModelFolder(ModelShape):
         shape = tuple(reversed(shape[1:]))
         return tensor, (shape if part == "down_proj" else (shape[0] // 2, *shape[1:]))
 
+    def _check_tensor(
+        self, parameter: str, value: torch.Tensor, shape: tuple | None = None, wanted: tuple | None = None
+    ) -> None:
+        """shape: of the whole tensor, where ``value`` is a part of it. wanted: by default what the skeleton has."""
+        shape = tuple(value.shape if shape is None else shape)
+        wanted = tuple(self.skeleton.get_parameter(parameter).shape if wanted is None else wanted)
+        where = f"{self.folder}: {self.locate(parameter)[0]}"
+        if shape != wanted:
+            raise JettisonError(f"{where} has shape {shape}, the config asks for {wanted} at {parameter}")
+        if value.dtype not in FULL_PRECISION:
+            raise JettisonError(f"{where} is stored as {value.dtype}: full-precision weights are needed at {parameter}")
+
     def read_weight(self, name: str, layout: str, rows: slice | None = None) -> torch.Tensor:
         """The weight of a linear as float32 (rows, columns), or some rows of it, which alone are then read where they
-        lie together. Raises JettisonError if a value is not finite."""
+        lie together. Raises JettisonError if its shape is not what the config asks for, or a value is not finite."""
         tensor, expert, _ = self.locate(f"{name}.weight")
         if rows is None:
             stored = self.read(f"{name}.weight")
+            self._check_tensor(f"{name}.weight", stored)
         elif expert is None and layout != "conv1d":
             stored = self.checkpoint.read(tensor, rows)
+            self._check_tensor(f"{name}.weight", stored, self.checkpoint.shape(tensor))
         else:
             return self.read_weight(name, layout)[rows]
-        if not stored.is_floating_point():
-            raise JettisonError(f"{name}.weight is stored as {stored.dtype}: full-precision weights are needed")
         weight = stored.float()
         if not torch.isfinite(weight).all():
             bad = int((~torch.isfinite(weight)).sum())
@@ -236,13 +255,8 @@ class ModelFolder(ModelShape):
                 key = f"{tensor}/{expert}/{part}"
                 if key not in seen:  # tied parameters stay one
                     value = self.read(full)
-                    if tuple(value.shape) != tuple(parameter.shape):
-                        raise JettisonError(
-                            f"{self.folder}: {tensor} has shape {tuple(value.shape)}, the config asks for "
-                            f"{tuple(parameter.shape)} at {full}"
-                        )
-                    value = value.to(dtype) if dtype and value.is_floating_point() else value
-                    seen[key] = torch.nn.Parameter(value)
+                    self._check_tensor(full, value, wanted=parameter.shape)
+                    seen[key] = torch.nn.Parameter(value.to(dtype) if dtype else value)
                 owner._parameters[name] = seen[key]
 
 

@@ -1,5 +1,6 @@
 """What follows from a config alone: skeleton and anatomy, no weights. ``shapes.yaml`` has configs of known models."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from functools import cache, cached_property
@@ -11,13 +12,16 @@ import torch
 import yaml
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
 
-from jettison.errors import UsageError
+from jettison.errors import UsageError, guarded
 from jettison.models.anatomy import Anatomy, Family, families, read_anatomy
 from jettison.models.skeleton import build_skeleton, collector_at_rest
 
 # Fields that the cost of a model follows from, by transformers' common names.
 NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 POSITIVE = ("num_key_value_heads", "head_dim", "intermediate_size")  # where there are any; one per layer in some models
+WHOLE = ("max_position_embeddings", "sliding_window")  # where there are any; some families write -1 or 0 for none
+# The largest of each that is read, several times what any model has: what is built of them would take minutes.
+LARGEST = {r"(n|num|num_hidden|(en|de)coder)_layers?": 1024, r"(n|num)_(\w+_)?experts": 65536, "num_labels": 1_000_000}
 OF_EXPERTS = ("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
@@ -72,27 +76,51 @@ class ModelShape:
         Raises UsageError if it cannot be read, or if a field that a cost needs is absurd or missing: transformers would
         fill in a default of the family, which only shows as a wrong plan.
         """
+        self._check_largest(self.raw_config)
+        _ = self.quantization
         try:
-            if self.path is None:
-                config = AutoConfig.for_model(**self.raw_config)
-            else:
-                config = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
-        except Exception as error:  # config classes raise whatever their arithmetic meets
+            with guarded(f"{self.where} cannot be used"):
+                if self.path is None:
+                    config = AutoConfig.for_model(**self.raw_config)
+                else:
+                    config = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+        except UsageError:
             for section in (self.raw_config, self.raw_config.get("text_config")):
                 if isinstance(section, dict):  # says more than the error, if the reason is one of these
                     self._check_numbers(section.get, (*NEEDED, *POSITIVE), {})
-            raise UsageError(f"{self.where} cannot be used: {_one_line(error)}") from error
+            raise
         self._check(config)
+        config.return_dict = config.get_text_config().return_dict = True  # what runs the model reads named outputs
         return config
+
+    def _check_largest(self, values: Mapping[str, Any]) -> None:
+        """Looks at the file as it is: some config classes make a list of as many entries as there are layers."""
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                self._check_largest(value)
+            limit = next((limit for pattern, limit in LARGEST.items() if re.fullmatch(pattern, name)), None)
+            if limit and isinstance(value, int | float) and value > limit:
+                raise UsageError(f"{self.where}: {name} = {value:,}; at most {limit:,} are read")
 
     def _check(self, config: PretrainedConfig) -> None:
         text = config.get_text_config()
+        if not isinstance(text, PretrainedConfig):
+            raise UsageError(
+                f"{self.where}: the section of its text model is {type(text).__name__}; an object is needed"
+            )
         value_of = lambda field: getattr(text, field, None)
         if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
             self._check_present(config, text)
         family = families().get(config.model_type)
         fields = (*NEEDED, *POSITIVE, *(OF_EXPERTS if family and family.experts else ()))
         self._check_numbers(value_of, fields, text.attribute_map)
+        if config.dtype is not None and not isinstance(config.dtype, torch.dtype):
+            raise UsageError(f"{self.where}: dtype = {config.dtype!r:.60}; a type of torch such as bfloat16 is needed")
+        for field in WHOLE:
+            if (value := value_of(field)) is not None and type(value) is not int:
+                raise UsageError(
+                    f"{self.where}: {text.attribute_map.get(field, field)} = {value!r}; a whole number is needed"
+                )
         heads, shared = value_of("num_attention_heads"), value_of("num_key_value_heads")
         if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
             raise UsageError(
@@ -159,10 +187,9 @@ class ModelShape:
 
     @property
     def quantization(self) -> dict | None:
-        """``quantization_config`` of config.json, if the weights are already quantized."""
-        return self.raw_config.get("quantization_config")
-
-
-def _one_line(error: Exception) -> str:
-    """The first paragraph: what follows is advice on how to install transformers."""
-    return " ".join(str(error).partition("\n\n")[0].split()) or type(error).__name__
+        """``quantization_config`` of config.json, if the weights are already quantized. Raises UsageError if it is no
+        object."""
+        found = self.raw_config.get("quantization_config")
+        if found is not None and not isinstance(found, dict):
+            raise UsageError(f"{self.where}: quantization_config is {type(found).__name__}; an object is needed")
+        return found

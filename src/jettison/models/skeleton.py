@@ -4,35 +4,59 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.activations import ACT2FN
 
-from jettison.errors import UsageError
+from jettison.errors import UsageError, guarded
 from jettison.models.anatomy import Family, find_family
+
+PARAMETERS = 10**13  # no model has as many
 
 
 def build_skeleton(config: PretrainedConfig) -> tuple[nn.Module, Family]:
     """The causal language model of ``config``: parameters on meta in float32, computed buffers real, in eval mode.
 
-    Raises UsageError for a config that no causal language model of transformers has.
+    Raises UsageError for a config that no causal language model of transformers has, or of an absurd size.
     """
-    try:
+    with guarded("no causal language model can be built from this config"):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UsageError(f"no causal language model can be built from this config: {_first_line(error)}") from error
-    for module in model.modules():
-        for name in module._non_persistent_buffers_set:
-            if module._buffers[name] is not None:
-                module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
-    model.initialize_weights()  # fills the computed buffers; on meta parameters it does nothing
+        _check_size(model)
+        for module, name in _computed(model):
+            module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+        model.initialize_weights()  # fills the computed buffers; on meta parameters it does nothing
     family = find_family(config.model_type, model)
     if family.experts:
         with collector_at_rest():
             separate_experts(model, family)  # last: to initialize thousands of linears on meta takes seconds
     return model.eval(), family
+
+
+def _computed(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The buffers that no checkpoint holds: modules and names."""
+    return [
+        (module, name)
+        for module in model.modules()
+        for name in module._non_persistent_buffers_set
+        if module._buffers[name] is not None
+    ]
+
+
+def _check_size(model: nn.Module) -> None:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if parameters > PARAMETERS:
+        raise UsageError(f"this config is of a model of {parameters:.3g} parameters; at most {PARAMETERS:.0e} are read")
+    tables, free = (
+        sum(module._buffers[name].nbytes for module, name in _computed(model)),
+        psutil.virtual_memory().available,
+    )
+    if tables > free:
+        raise UsageError(
+            f"the tables of this config take {tables / 1e9:.3g} GB; {free / 1e9:.3g} GB of memory are free"
+        )
 
 
 @contextmanager
@@ -112,7 +136,3 @@ def _gate(kind: str, config: PretrainedConfig):
         return (up + 1) * gate * torch.sigmoid(alpha * gate)
 
     return clamped
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -7,6 +7,7 @@ from jettison.models.folder import ModelFolder
 from jettison.progress import bar
 
 AT_ONCE = 1 << 24  # values
+FULL_PRECISION = ("F64", "F32", "F16", "BF16")
 SHOWN = 1 << 30  # bytes: reading less takes too short for a bar
 
 
@@ -35,7 +36,7 @@ def _needed(source: ModelFolder) -> set[str]:
                 f"{stored} of {source.folder} has shape {source.checkpoint.shape(stored)}, the config asks for "
                 f"{tuple(value.shape)} at {name}"
             )
-        if not source.checkpoint.dtype(stored).startswith(("F", "BF")):
+        if source.checkpoint.dtype(stored) not in FULL_PRECISION:
             raise JettisonError(
                 f"{stored} of {source.folder} is stored as {source.checkpoint.dtype(stored)}: full-precision weights "
                 "are needed"

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import StaticCache
 
-from jettison.errors import JettisonError
+from jettison.errors import JettisonError, guarded
 from jettison.files import cache_folder, digest, write_tensors
 from jettison.models import ModelFolder
 from jettison.models.checkpoint import Checkpoint
@@ -183,9 +183,10 @@ def _converse(
     tokenizer, teacher: nn.Module, starts: torch.Tensor, greedy: int, length: int, temperature: float
 ) -> torch.Tensor:
     """The user's turn, then the answer, inside the tokenizer's chat template."""
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": MARK}], tokenize=False, add_generation_prompt=True
-    )
+    with guarded(f"the chat template of {tokenizer.name_or_path} fails"):
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": MARK}], tokenize=False, add_generation_prompt=True
+        )
     before, _, after = rendered.partition(MARK)
     before, after = (
         torch.tensor(tokenizer(part, add_special_tokens=False).input_ids, dtype=torch.int64) for part in (before, after)

@@ -174,7 +174,7 @@ def _compress_block(
     for found, meant in zip(walk.hidden, wanted, strict=True):
         off += float((found - meant).square().sum())
         size += float(meant.square().sum())
-    return weights, records, off / size
+    return weights, records, off / max(size, 1e-30)  # the states may all be zero
 
 
 def _measure(

@@ -1,5 +1,6 @@
 """Which linear gets which steps of a recipe, and what they make of it."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from jettison.models import Linear, ModelFolder
 from jettison.pattern import Pattern
 from jettison.prune import Task, run_task
 from jettison.recipe import Recipe, Step
+
+LARGEST = 1e15  # of a weight: squares of it, and products with inputs, must fit in float32
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def apply_methods(
 def _prune(
     source: ModelFolder, jobs: list[Job], known: Mapping[Linear, Stats | None], pool: Callable
 ) -> dict[Linear, Stored]:
-    read = lambda linear: source.read_weight(linear.name, linear.layout)[: linear.rows]
+    read = lambda linear: _read(source, linear)[: linear.rows]
     tasks = [
         Task(
             job.linear.name,
@@ -180,6 +183,14 @@ def _prune(
     return dict(zip([job.linear for job in jobs], pool(run_task, tasks), strict=True))
 
 
+def _read(source: ModelFolder, linear: Linear, rows: slice | None = None) -> torch.Tensor:
+    """(rows, columns) float32. Raises JettisonError for weights that are not finite or too large to work with."""
+    weight = source.read_weight(linear.name, linear.layout, rows)
+    if (largest := float(torch.linalg.vector_norm(weight, ord=math.inf))) > LARGEST:
+        raise JettisonError(f"{linear.name} has a weight of {largest:g}; at most {LARGEST:g} can be worked with")
+    return weight
+
+
 def _finish_linear(
     source: ModelFolder, job: Job, pruned: Stored | None, known: Stats | None
 ) -> tuple[Stored, dict[str, Any]]:
@@ -190,7 +201,7 @@ def _finish_linear(
     height = linear.rows if job.needs or pruned is not None else max(1, AT_ONCE // linear.columns)
     parts, off, size, odd = [], 0.0, 0.0, Counter()
     for first in range(0, linear.rows, height):
-        original = source.read_weight(linear.name, linear.layout, slice(first, first + height))
+        original = _read(source, linear, slice(first, first + height))
         weight = original if pruned is None else pruned
         if job.grid and not joint:
             weight = _quantize(job, weight, known)
@@ -215,6 +226,8 @@ def _quantize(job: Job, weight: torch.Tensor, known: Stats | None) -> QuantizedW
         quantized = method.function(weight, job.grid, known, **job.step.options)
     except JettisonError as error:
         raise type(error)(f"{linear.name}: {error}") from error
+    if not torch.isfinite(quantized.scale).all():
+        raise JettisonError(f"{linear.name}: {method.name} gave scales that are not finite")
     if quantized.zero is not None and quantized.zero.is_floating_point():
         raise UsageError(f"{linear.name}: {method.name} gave fractional zero points, which no checkpoint can store")
     if job.prune and (filled := int((quantized.dequantize()[weight == 0] != 0).sum())):

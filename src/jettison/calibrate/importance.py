@@ -4,6 +4,7 @@ Everything is found block by block, so that a model larger than memory can be ra
 backward for the gradients, one block in memory at a time. Kept in a journal; a killed run continues at its block.
 """
 
+import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from jettison.calibrate.text import token_windows
-from jettison.errors import UsageError, unknown
+from jettison.errors import JettisonError, UsageError, unknown
 from jettison.files import cache_folder, digest, write_tensors
 from jettison.journal import Journal
 from jettison.models import Activations, ModelFolder, Walk
@@ -149,6 +150,10 @@ def _measure(source: ModelFolder, windows: torch.Tensor, journal: Journal, kept:
         for block in reversed(range(blocks - done)):
             with walk.block(block) as module:
                 units = _backward(walk, source, block, module, entering.pop(), gradients)
+            for unit, found in units.items():
+                for what, value in found.items():
+                    if not math.isfinite(value):
+                        raise JettisonError(f"{source.name}: {what} of unit {unit} is {value}: its outputs overflow")
             write_tensors(kept, {str(number): each for number, each in enumerate(gradients)})
             journal.add(block=block, units=units)
             progress.advance(note=f"backward {block}")

@@ -5,6 +5,7 @@ KL(original ‖ changed) per token. Kept in a journal as it is found: measuring 
 which are found in one pass, start again.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +17,7 @@ from torch import nn
 from jettison import registry
 from jettison.calibrate.stats import Stats, watch
 from jettison.calibrate.text import token_windows
-from jettison.errors import UsageError
+from jettison.errors import JettisonError, UsageError
 from jettison.files import cache_folder, digest
 from jettison.grid import Grid
 from jettison.journal import Journal
@@ -57,7 +58,7 @@ def sensitivity(
     of the log-likelihood of a label drawn from the model itself, per token: the Fisher information along the change
     (arXiv:2306.07629, section 4, has its diagonal), cross terms between tokens left out. A reconstruction.
 
-    Raises UsageError for an unknown kind, JettisonError if the model does not fit in memory.
+    Raises UsageError for an unknown kind, JettisonError if the model does not fit in memory or a loss is not finite.
     """
     source = model if isinstance(model, ModelFolder) else ModelFolder(model)
     journal = _journal(source, kind, method, text, samples, length, seed)
@@ -72,6 +73,8 @@ def sensitivity(
         count = sum(len(of) * (inputs[name] if kind == "gradients" else 1) for name, of in wanted.items())
         with bar("sensitivity", count) as progress:
             for name, grid, loss in find(source, missing, wanted, method, windows, progress.advance):
+                if not math.isfinite(loss):
+                    raise JettisonError(f"{source.name}: the loss of {name} on {grid} is {loss}: its outputs overflow")
                 journal.add(part=name, grid=str(grid), loss=loss)
                 known[name, str(grid)] = loss
     return {name: {grid: known[name, str(grid)] for grid in grids[name]} for name in parts}

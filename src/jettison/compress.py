@@ -62,7 +62,7 @@ def compress(
         method = source.quantization.get("quant_method")
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
     jobs = assign(source, recipe, engine)
-    adaptive = any(job.prune and job.prune.allocation.kind != "uniform" for job in jobs)
+    adaptive = any(job.adaptive for job in jobs)
     needs = frozenset().union(*(job.needs for job in jobs))
     if not (out / MANIFEST).exists():
         _check_disk(source, out, dense=any(not job.grid for job in jobs))
@@ -102,7 +102,7 @@ def calibration_tokens(source: ModelFolder, recipe: Recipe, seed: int) -> torch.
     text, samples, length = (recipe.calibration[name] for name in ("text", "samples", "length"))
     if text == "synthetic":
         return synthesize(source, samples=samples, length=length, seed=seed)
-    return token_windows(source.tokenizer, text, length, samples)
+    return token_windows(source, text, length, samples)
 
 
 def _allocated(source: ModelFolder, jobs: list[Job], tokens: torch.Tensor, text: str, journal: Journal) -> list[Job]:

@@ -41,6 +41,11 @@ class Job:
         return [step for step in (self.prune, self.step) if step]
 
     @property
+    def adaptive(self) -> bool:
+        """Whether its sparsity depends on the calibration text."""
+        return self.prune is not None and self.prune.allocation.kind != "uniform"
+
+    @property
     def needs(self) -> frozenset[str]:
         """The statistics that its methods want."""
         return frozenset().union(
@@ -52,7 +57,8 @@ def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> li
     """The linears that the prune and quantize steps claim.
 
     Raises UsageError if two steps of a verb claim one linear, a step claims nothing, a group size or an N:M does not
-    divide, parts of what engines fuse get different grids, or the engine named would not load the result.
+    divide, parts of what engines fuse get different grids, the engine named would not load the result, or windows of
+    text are longer than the model has positions for.
     """
     jobs: dict[Linear, Job] = {}
     for step in recipe.of("prune"):
@@ -88,7 +94,15 @@ def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> li
             )
     if engine is not None:
         _check_engine(find_engine(engine), source, jobs)
+    _check_lengths(source, recipe, jobs.values())
     return [jobs[linear] for linear in source.anatomy if linear in jobs]
+
+
+def _check_lengths(source: ModelFolder, recipe: Recipe, jobs: Iterable[Job]) -> None:
+    if any(job.needs or job.adaptive for job in jobs):  # else no text is read
+        source.check_window(recipe.calibration["length"], "calibration.length")
+    for step in recipe.of("recover"):
+        source.check_window(step.options["length"], "recover.length")
 
 
 def claims(step: Step, linear: Linear) -> bool:

@@ -33,7 +33,7 @@ def measure_units(
     *,
     text: str | Path = "books",
     samples: int = SAMPLES,
-    length: int = LENGTH,
+    length: int | None = None,
     spill: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Of every half of every block: ``trace``, the trace of the empirical Fisher information (Σ g² over its weights, g
@@ -41,19 +41,22 @@ def measure_units(
     ``count`` of its weights; and of halves and blocks ``influence``, 1 − cos between the block's output with it and
     without.
 
-    text, samples, length: windows of calibration text, each with a gradient of its own. spill: a folder for the states,
-    in place of memory. Raises UsageError for windows of fewer than 2 tokens.
+    text, samples, length: windows of calibration text, by default of 256 tokens or as many as the model has positions
+    for, each with a gradient of its own. spill: a folder for the states, in place of memory. Raises UsageError for
+    windows of fewer than 2 tokens, or more than there are positions.
     """
+    source = model if isinstance(model, ModelFolder) else ModelFolder(model)
+    length = source.window(LENGTH) if length is None else length
     if length < 2:
         raise UsageError(f"length = {length}: every token but the first is predicted, so at least 2 are needed")
-    source = model if isinstance(model, ModelFolder) else ModelFolder(model)
+    source.check_window(length, "length")
     run = {"model": source.fingerprint(), "text": str(text), "samples": samples, "length": length}
     folder = cache_folder() / "importance" / digest(*map(str, run.values()))
     journal = Journal(folder / "units.jsonl", run)
     blocks = source.anatomy.blocks
     done = {entry["block"] for entry in journal.entries}
     if len(done) < blocks:
-        windows = token_windows(source.tokenizer, text, length, samples)
+        windows = token_windows(source, text, length, samples)
         _measure(source, windows, journal, folder / ".gradient.safetensors", spill)
     return {unit: found for entry in journal.entries for unit, found in sorted(entry["units"].items())}
 

@@ -43,7 +43,7 @@ def sensitivity(
     method: str = "gptq",
     text: str = "books",
     samples: int = SAMPLES,
-    length: int = LENGTH,
+    length: int | None = None,
     seed: int = 0,
 ) -> dict[str, dict[Tried, float]]:
     """The loss, in nats per token, of each part on each of its grids, or pruned to each of its patterns, everything
@@ -51,22 +51,25 @@ def sensitivity(
 
     parts: name -> linears that share their grid. grids: name -> grids to try. kind: ``gradients``, one backward pass
     for all of them, or ``measured``, a forward pass for each. method: the quantizer that chooses the codes, or the
-    pruner; its statistics are of the same text. text, samples, length: of calibration. The result is kept in the cache
-    folder.
+    pruner; its statistics are of the same text. text, samples, length: of calibration, by
+    default windows of 256 tokens or as many as the model has positions for. The result is kept in the cache folder.
 
     ``gradients`` is the second order of KL, ½ E[(gᵀ E x)²] with E a matrix's change, x its input and g the gradient
     of the log-likelihood of a label drawn from the model itself, per token: the Fisher information along the change
     (arXiv:2306.07629, section 4, has its diagonal), cross terms between tokens left out. A reconstruction.
 
-    Raises UsageError for an unknown kind, JettisonError if the model does not fit in memory or a loss is not finite.
+    Raises UsageError for an unknown kind or windows longer than the model's positions, JettisonError if the model does
+    not fit in memory or a loss is not finite.
     """
     source = model if isinstance(model, ModelFolder) else ModelFolder(model)
+    length = source.window(LENGTH) if length is None else length
+    source.check_window(length, "length")
     journal = _journal(source, kind, method, text, samples, length, seed)
     known = _known(journal)
     wanted = {name: [grid for grid in grids[name] if (name, str(grid)) not in known] for name in parts}
     wanted = {name: missing for name, missing in wanted.items() if missing}
     if wanted:
-        windows = token_windows(source.tokenizer, text, length, samples)
+        windows = token_windows(source, text, length, samples)
         find = partial(_by_gradients, seed=seed) if kind == "gradients" else _by_measuring
         missing = {name: parts[name] for name in wanted}
         inputs = {name: len({linear.inputs for linear in parts[name]}) for name in wanted}
@@ -92,18 +95,19 @@ def known_sensitivity(source: ModelFolder, parts: Parts, grids: Grids) -> tuple[
 
 def unseen_windows(source: ModelFolder, count: int = SAMPLES) -> torch.Tensor:
     """(count, length) token ids of the calibration text that ``sensitivity`` with its default settings does not see."""
-    every = token_windows(source.tokenizer, "books", LENGTH)
-    seen = token_windows(source.tokenizer, "books", LENGTH, SAMPLES)
+    every = token_windows(source, "books", source.window(LENGTH))
+    seen = token_windows(source, "books", source.window(LENGTH), SAMPLES)
     rest = every[[not bool((seen == row).all(-1).any()) for row in every]]
     return rest[torch.arange(count) * len(rest) // count]
 
 
 def _journal(
     source: ModelFolder, kind: str, method: str = "gptq", text: str = "books", samples: int = SAMPLES,
-    length: int = LENGTH, seed: int = 0,
+    length: int | None = None, seed: int = 0,
 ) -> Journal:  # fmt: skip
     if kind not in KINDS:
         raise UsageError(f"sensitivity {kind!r}: {' and '.join(KINDS)} are valid")
+    length = source.window(LENGTH) if length is None else length
     settings = {"kind": kind, "method": method, "text": str(text), "samples": samples, "length": length, "seed": seed}
     run = {"model": source.fingerprint()} | settings
     return Journal(cache_folder() / "sensitivity" / digest(*map(str, run.values())) / "losses.jsonl", run)

@@ -62,9 +62,9 @@ class Stats:
         self._check()
 
     def _check(self) -> None:
-        seconds = [matrix.diagonal() for matrix in (self.hessian, self.dense) if matrix is not None]  # no other is larger
-        for values in [*seconds, *([] if self.cross is None else [self.cross])]:
-            largest = float(torch.linalg.vector_norm(values, ord=torch.inf))  # NaN, where there is one
+        of_dense = None if self.dense is None else self.dense.diagonal()
+        for values in (self.hessian.diagonal(), of_dense, self.cross):  # a second moment is largest on its diagonal
+            largest = 0.0 if values is None else float(torch.linalg.vector_norm(values, ord=torch.inf))  # or NaN
             if not largest <= LARGEST:
                 raise JettisonError(
                     f"its inputs have a mean square of {largest:g} on the calibration text, where at most {LARGEST:g} "

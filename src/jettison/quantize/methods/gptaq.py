@@ -38,4 +38,5 @@ def gptaq(
         target, failed = torch.linalg.solve_ex(hessian, weight.double() @ cross, left=False)
         if not failed:
             break
-    return gptq(torch.lerp(weight, target.float(), share), grid, stats, weight == 0, damp=damp, act_order=act_order, clip=clip)
+    corrected = torch.lerp(weight, target.float(), share)
+    return gptq(corrected, grid, stats, weight == 0, damp=damp, act_order=act_order, clip=clip)

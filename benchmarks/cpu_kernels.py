@@ -52,7 +52,7 @@ def errors() -> dict:
 def quality() -> dict:
     """What int8 activations cost scribe: KL to the original and log-perplexity, exact and through the kernels."""
     original, found = load("scribe"), {}
-    windows = token_windows(original.tokenizer, "books-evaluation", 512, WINDOWS)
+    windows = token_windows(original.source, "books-evaluation", 512, WINDOWS)
     for preset in PRESETS:
         compress("scribe", preset, RUNS / NAME / preset)
         for way in ("exact", "kernels"):

@@ -66,7 +66,7 @@ def agreement(tokens: int = PROMPTS * 256) -> dict[str, Any]:
     exact, packed = load(RUNS / NAME / "w4", dtype=torch.float32, exact=True), load(RUNS / NAME / "w4")
     found = {"prompts": [0.0, 0], "written": [0.0, 0]}
     count = 0
-    for ids in token_windows(exact.tokenizer, "books-evaluation", 256, tokens // 256):
+    for ids in token_windows(exact.source, "books-evaluation", 256, tokens // 256):
         expected = exact.logits(ids.unsqueeze(0))[0].log_softmax(-1)
         session = packed.engine.session(256)
         one_by_one = torch.cat([session.append([token], fine=True) for token in ids.tolist()])
@@ -82,9 +82,9 @@ def agreement(tokens: int = PROMPTS * 256) -> dict[str, Any]:
 
 def prompts() -> list[str]:
     """Of 24 tokens each: the beginnings of windows of the books."""
-    tokenizer = load("scribe").tokenizer
-    windows = token_windows(tokenizer, "books-evaluation", 96, PROMPTS)
-    return [tokenizer.decode(ids[:24], skip_special_tokens=True) for ids in windows]
+    source = load("scribe").source
+    windows = token_windows(source, "books-evaluation", 96, PROMPTS)
+    return [source.tokenizer.decode(ids[:24], skip_special_tokens=True) for ids in windows]
 
 
 def text(exact, packed, prompt: str) -> dict[str, Any]:

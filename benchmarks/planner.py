@@ -124,8 +124,8 @@ def plan_scribe(memory: float, losses: str = "gradients"):
 
 
 def unseen(source: ModelFolder):
-    windows = token_windows(source.tokenizer, "books-evaluation", 256, WINDOWS)
-    return Bench(source, windows, "gptq", statistics=token_windows(source.tokenizer, "books", 256, 64))
+    windows = token_windows(source, "books-evaluation", 256, WINDOWS)
+    return Bench(source, windows, "gptq", statistics=token_windows(source, "books", 256, 64))
 
 
 def on_scribe() -> dict:

@@ -125,7 +125,7 @@ def record(loaded: Loaded, model: str, known: dict[str, Any]) -> dict[str, Any]:
     """Rounds on prose: what a model writes after beginnings of windows of books, greedily, until it loops. Of draft
     models alone also with drafts of fixed length, for the formula."""
     corpus = Corpus(_ids(loaded, "books"), 4)
-    prompts = token_windows(loaded.tokenizer, "books-evaluation", 4 * PROMPT, PROMPTS)[:, :PROMPT].tolist()
+    prompts = token_windows(loaded.source, "books-evaluation", 4 * PROMPT, PROMPTS)[:, :PROMPT].tolist()
     found = {}
     for name, draft in drafts(model, known).items():
         kinds = {"": draft}
@@ -254,7 +254,7 @@ def _run(large: Large, name: str, rounds: list[Round]) -> dict[str, Any]:
 
 def real(loaded: Loaded, model: str, known: dict[str, Any]) -> dict[str, Any]:
     """How fast a trained model itself writes with drafts; its steps are so short that Python is a part of them."""
-    prompts = token_windows(loaded.tokenizer, "books-evaluation", 4 * PROMPT, PROMPTS)[:, :PROMPT].tolist()
+    prompts = token_windows(loaded.source, "books-evaluation", 4 * PROMPT, PROMPTS)[:, :PROMPT].tolist()
     chosen = {name: each for name, each in drafts(model, known).items() if not each.corpus}
     speeds = compare_speed(loaded, list(chosen.values()), prompts, TOKENS, Sampling())
     return {"speeds": dict(zip(chosen, speeds, strict=True))}

@@ -48,7 +48,7 @@ def measure(model: str, prune: dict | None, folder: Path) -> dict:
         zeros = [linear["zeros"] for block in manifest["blocks"] for linear in block["linears"].values()]
     loaded, texts = load(model if prune is None else folder), {}
     for text in TEXTS:
-        windows = token_windows(loaded.tokenizer, text, WINDOW, TOKENS // WINDOW)
+        windows = token_windows(loaded.source, text, WINDOW, TOKENS // WINDOW)
         texts[text] = measure_text(loaded, None, windows, text, keep=True)
     tasks = evaluate_tasks(model if prune is None else folder, items=ITEMS)
     scores = {task: found["scores"] for task, found in tasks.items()}
@@ -85,7 +85,7 @@ def check() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         compress("scribe", {"name": "prune", "steps": [{"prune": CELLS[key][1]}]}, folder)
         loaded = load(folder)
-        windows = token_windows(loaded.tokenizer, TEXTS[0], WINDOW, TOKENS // WINDOW)
+        windows = token_windows(loaded.source, TEXTS[0], WINDOW, TOKENS // WINDOW)
         now = measure_text(loaded, None, windows, TEXTS[0])["log_perplexity"]
         found[key] = (now, recorded[key]["texts"][TEXTS[0]]["log_perplexity"], 0.005)
     compare(found)

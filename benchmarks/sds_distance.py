@@ -21,7 +21,7 @@ TEMPERATURES = (0.9, 1.0, 1.1, 1.2, 1.3)
 
 
 def windows_of(model: Loaded, text: str) -> torch.Tensor:
-    return token_windows(model.tokenizer, text, WINDOW, TOKENS // WINDOW)
+    return token_windows(model.source, text, WINDOW, TOKENS // WINDOW)
 
 
 def distance(name: str, prune: dict) -> dict:

@@ -80,7 +80,7 @@ def packed(model: str) -> Loaded:
 
 
 def starts(loaded: Loaded, text: str, count: int = PROMPTS, length: int = PROMPT) -> list[list[int]]:
-    return token_windows(loaded.tokenizer, text, 4 * PROMPT, count)[:, :length].tolist()
+    return token_windows(loaded.source, text, 4 * PROMPT, count)[:, :length].tolist()
 
 
 def lossless() -> dict[str, Any]:

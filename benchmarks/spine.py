@@ -149,7 +149,7 @@ def files() -> dict:
 
 
 def largest_difference(folder: Path) -> float:
-    windows = token_windows(ModelFolder("scribe").tokenizer, "books-evaluation", 256, 20)
+    windows = token_windows(ModelFolder("scribe"), "books-evaluation", 256, 20)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     base(**base.dummy_inputs)  # unpacks
     theirs, ours = PeftModel.from_pretrained(base, folder / "adapter"), load(folder, dtype=torch.float32, exact=True)

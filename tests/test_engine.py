@@ -199,7 +199,7 @@ class TestWriting:
         ("prompt", "options", "words"),
         [
             ("", {}, "prompt is empty"),
-            (PROMPT, {"tokens": 1020}, "1020 more: the model has positions for 1024"),
+            (PROMPT, {"tokens": 1020}, "1020 more = 102. tokens: scribe has positions for at most 1024"),
             (PROMPT, {"top_p": 0.0}, "top_p = 0.0: it must be more than 0"),
             (PROMPT, {"temperature": -1.0}, "temperature = -1.0"),
             ([{"role": "user", "content": "Hello"}], {}, "no chat template"),

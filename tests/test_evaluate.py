@@ -29,7 +29,7 @@ class TestQuality:
     def test_perplexity_is_that_of_transformers(self):
         measured = evaluate("scribe", texts=["wikitext2"], tokens=2048, window=256)["texts"]["wikitext2"]
         source = ModelFolder("scribe")
-        ids = token_windows(source.tokenizer, "wikitext2", 256, 8)
+        ids = token_windows(source, "wikitext2", 256, 8)
         model = AutoModelForCausalLM.from_pretrained(source.folder)
         with torch.no_grad():
             loss = float(model(ids, labels=ids).loss)

@@ -109,7 +109,7 @@ def test_adaptive_sparsity_keeps_the_mean_at_its_limits(tiny, kind, sparsity):
     """Where a spread around the mean would go below nothing or above nearly all."""
     source = ModelFolder(tiny("llama"))
     patterns = {linear: Pattern(sparsity) for linear in source.anatomy if linear.block is not None}
-    tokens = token_windows(source.tokenizer, "books", 32, 4)
+    tokens = token_windows(source, "books", 32, 4)
     found = allocate(source, patterns, Allocation(kind, 0.1), tokens, "books")
     assert set(found) == {linear.name for linear in patterns}
     assert all(0 <= share <= max(0.99, sparsity) for share in found.values())
@@ -122,7 +122,7 @@ def test_sensitivity_of_a_part_that_lacks_some_of_it_is_not_taken_for_that_of_al
     """Losses are kept by the names of parts: pruning q alone must not say what q, k and v lose together."""
     source = ModelFolder(tiny("llama"))
     inside = [linear for linear in source.anatomy if linear.block is not None]
-    tokens = token_windows(source.tokenizer, "books", 32, 4)
+    tokens = token_windows(source, "books", 32, 4)
     find = lambda linears: allocate(
         source, {linear: Pattern(0.6) for linear in linears}, Allocation("sensitivity"), tokens, "books"
     )

@@ -70,14 +70,14 @@ def test_what_is_known(tiny):
 
 def test_what_steers_refinement_was_not_seen(tiny):
     source = ModelFolder(tiny("llama"))
-    seen, unseen = token_windows(source.tokenizer, "books", LENGTH, SAMPLES), unseen_windows(source)
+    seen, unseen = token_windows(source, "books", LENGTH, SAMPLES), unseen_windows(source)
     assert unseen.shape == seen.shape and len({tuple(row.tolist()) for row in unseen}) == SAMPLES
     assert not {tuple(row.tolist()) for row in unseen} & {tuple(row.tolist()) for row in seen}
 
 
 def test_the_bench_puts_everything_back(tiny):
     source = ModelFolder(tiny("qwen3"))  # a tied head
-    windows = token_windows(source.tokenizer, "books", 32, 4)
+    windows = token_windows(source, "books", 32, 4)
     bench = Bench(source, windows, "gptq")
     before = {name: value.clone() for name, value in bench.model.state_dict().items()}
     linears = [linear for linear in source.anatomy if "embed" not in linear.roles]

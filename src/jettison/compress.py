@@ -87,7 +87,7 @@ def compress(
 def _compress(
     source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, seed: int, spill: Path | None, pool: Callable
 ) -> None:
-    adaptive = any(job.prune and job.prune.allocation.kind != "uniform" for job in jobs)
+    adaptive = any(job.adaptive for job in jobs)
     needs = frozenset().union(*(job.needs for job in jobs))
     journal = Journal(out / JOURNAL, _inputs(source, recipe, jobs, seed, calibrated=bool(needs) or adaptive))
     finished = journal.last(finished=True)
@@ -147,7 +147,7 @@ def calibration_tokens(source: ModelFolder, recipe: Recipe, seed: int) -> torch.
     text, samples, length = (recipe.calibration[name] for name in ("text", "samples", "length"))
     if text == "synthetic":
         return synthesize(source, samples=samples, length=length, seed=seed)
-    return token_windows(source.tokenizer, text, length, samples)
+    return token_windows(source, text, length, samples)
 
 
 def _allocated(source: ModelFolder, jobs: list[Job], tokens: torch.Tensor, text: str, journal: Journal) -> list[Job]:
@@ -224,7 +224,7 @@ def _compress_block(
     for found, meant in zip(walk.hidden, wanted, strict=True):
         off += float((found - meant).square().sum())
         size += float(meant.square().sum())
-    return weights, records, off / size
+    return weights, records, off / max(size, 1e-30)  # the states may all be zero
 
 
 def _measure(

@@ -125,13 +125,16 @@ def draft(
         raise UsageError(
             f"{model} is a part of the package: compress it into a folder, whose draft can be recorded there"
         )
+    source.check_window(PROMPT + tokens, "a prompt and tokens")
     loaded = load(source.folder, adapter=adapter)
     named = _views(loaded, views)
     measured = measure_units(UnpackedFolder(source.folder), text=text) if ratios else {}
     skips = [choose(measured, ratio, method, perturbation=perturbation, halves=halves) for ratio in ratios]
     if corpus is not None:
         ids = [encode(loaded.tokenizer, document) for document in read_documents(corpus)]
-        write_corpus(source, torch.tensor([token for document in ids for token in document]))
+        flat = torch.tensor([token for document in ids for token in document])
+        source.check_tokens(flat, f"text {str(corpus)!r}")
+        write_corpus(source, flat)
     singles = [Draft(skip=skip, length=MOST) for skip in skips] + [Draft(view=view, length=MOST) for view in named]
     singles += [Draft(skip=skips[0], view=view, length=MOST) for view in named if skips]
     looked = [Draft(lookup=lookup, length=MOST, corpus=corpus is not None)] if lookup else []
@@ -193,7 +196,7 @@ def _check(
 
 def starts(loaded: Loaded, text: str | Path, count: int = PROMPTS) -> list[list[int]]:
     """The first tokens of windows of a text: what is gone on from while measuring."""
-    return token_windows(loaded.tokenizer, text, 4 * PROMPT, count)[:, :PROMPT].tolist()
+    return token_windows(loaded.source, text, 4 * PROMPT, count)[:, :PROMPT].tolist()
 
 
 def export_draft(model: str | Path, chosen: Draft, out: str | Path) -> None:

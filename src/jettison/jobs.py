@@ -1,5 +1,6 @@
 """Which linear gets which steps of a recipe, and what they make of it."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from jettison.models import Linear, ModelFolder
 from jettison.pattern import Pattern
 from jettison.prune import Task, run_task
 from jettison.recipe import Recipe, Step
+
+LARGEST = 1e15  # of a weight: squares of it, and products with inputs, must fit in float32
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class Job:
         return [step for step in (self.prune, self.step) if step]
 
     @property
+    def adaptive(self) -> bool:
+        """Whether its sparsity depends on the calibration text."""
+        return self.prune is not None and self.prune.allocation.kind != "uniform"
+
+    @property
     def needs(self) -> frozenset[str]:
         """The statistics that its methods want."""
         return frozenset().union(
@@ -51,7 +59,8 @@ def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> li
     does is taken (see ``engines.fitted``).
 
     Raises UsageError if two steps of a verb claim one linear, a step claims nothing or a block that is not there, an
-    N:M does not divide, parts of what engines fuse get different grids, or the engine named would not load the result.
+    N:M does not divide, parts of what engines fuse get different grids, the engine named would not load the result, or
+    windows of text are longer than the model has positions for.
     """
     target = None if engine is None else find_engine(engine)
     for step in recipe.steps:
@@ -88,6 +97,7 @@ def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> li
             )
     if target is not None:
         _check_engine(target, source, jobs)
+    _check_lengths(source, recipe, jobs.values())
     return [jobs[linear] for linear in source.anatomy if linear in jobs]
 
 
@@ -105,6 +115,13 @@ def say_adjusted(jobs: Iterable[Job]) -> str:
         f"group_size {wish} does not fit rows of {columns} weights: {used(size)} instead in {counted(count)}"
         for (wish, columns, size), count in sorted(found.items())
     )
+
+
+def _check_lengths(source: ModelFolder, recipe: Recipe, jobs: Iterable[Job]) -> None:
+    if any(job.needs or job.adaptive for job in jobs):  # else no text is read
+        source.check_window(recipe.calibration["length"], "calibration.length")
+    for step in recipe.of("recover"):
+        source.check_window(step.options["length"], "recover.length")
 
 
 def claims(step: Step, linear: Linear) -> bool:
@@ -186,7 +203,7 @@ def apply_methods(
 def _prune(
     source: ModelFolder, jobs: list[Job], known: Mapping[Linear, Stats | None], pool: Callable
 ) -> dict[Linear, Stored]:
-    read = lambda linear: source.read_weight(linear.name, linear.layout)[: linear.rows]
+    read = lambda linear: _read(source, linear)[: linear.rows]
     tasks = [
         Task(
             job.linear.name,
@@ -202,6 +219,14 @@ def _prune(
     return dict(zip([job.linear for job in jobs], pool(run_task, tasks), strict=True))
 
 
+def _read(source: ModelFolder, linear: Linear, rows: slice | None = None) -> torch.Tensor:
+    """(rows, columns) float32. Raises JettisonError for weights that are not finite or too large to work with."""
+    weight = source.read_weight(linear.name, linear.layout, rows)
+    if (largest := float(torch.linalg.vector_norm(weight, ord=math.inf))) > LARGEST:
+        raise JettisonError(f"{linear.name} has a weight of {largest:g}; at most {LARGEST:g} can be worked with")
+    return weight
+
+
 def _finish_linear(
     source: ModelFolder, job: Job, pruned: Stored | None, known: Stats | None
 ) -> tuple[Stored, dict[str, Any]]:
@@ -212,7 +237,7 @@ def _finish_linear(
     height = linear.rows if job.needs or pruned is not None else max(1, AT_ONCE // linear.columns)
     parts, off, size, odd = [], 0.0, 0.0, Counter()
     for first in range(0, linear.rows, height):
-        original = source.read_weight(linear.name, linear.layout, slice(first, first + height))
+        original = _read(source, linear, slice(first, first + height))
         weight = original if pruned is None else pruned
         if job.grid and not joint:
             weight = _quantize(job, weight, known)
@@ -237,6 +262,8 @@ def _quantize(job: Job, weight: torch.Tensor, known: Stats | None) -> QuantizedW
         quantized = method.function(weight, job.grid, known, **job.step.options)
     except JettisonError as error:
         raise type(error)(f"{linear.name}: {error}") from error
+    if not torch.isfinite(quantized.scale).all():
+        raise JettisonError(f"{linear.name}: {method.name} gave scales that are not finite")
     if quantized.zero is not None and quantized.zero.is_floating_point():
         raise UsageError(f"{linear.name}: {method.name} gave fractional zero points, which no checkpoint can store")
     if job.prune and (filled := int((quantized.dequantize()[weight == 0] != 0).sum())):

@@ -1,12 +1,13 @@
 """Column by column: what one column loses, the columns that are left make up for, by the inverse Hessian."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
 from jettison.errors import JettisonError
 
-DAMPINGS = 7  # how often damping may grow tenfold before the Hessian counts as unusable
+DAMPINGS = 7  # how often a matrix is damped, tenfold each time, before it counts as unusable
+LEAST = 1e-30  # of the mean squared input: below, the text says nothing that float32 could hold
 
 
 def spread_errors(
@@ -39,15 +40,27 @@ def inverse_factor(hessian: torch.Tensor, damp: float) -> torch.Tensor:
     Raises JettisonError if no damping helps.
     """
     mean = float(hessian.diagonal().mean())
-    for attempt in range(DAMPINGS):
+    for share in dampings(damp):
         damped = hessian.clone()
-        damped.diagonal().add_(damp * 10**attempt * mean)
+        damped.diagonal().add_(share * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if failed:
             continue
         upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if not failed:
-            return upper
+            break
+    return upper
+
+
+def dampings(damp: float) -> Iterator[float]:
+    """What to add to a second moment's diagonal, as a share of its mean, until it can be factored: ``damp``, then ten
+    times as much each time. Raises JettisonError when it has grown to nothing that would still help."""
+    yield from (damp * 10**attempt for attempt in range(DAMPINGS))
     raise JettisonError(
         f"the Hessian is not positive definite even with damp = {damp * 10 ** (DAMPINGS - 1):g}: calibrate on more text"
     )
+
+
+def never_active(hessian: torch.Tensor) -> bool:
+    """Whether every input was zero on the calibration text, or as good as that: nothing can be learned from it."""
+    return float(hessian.diagonal().mean()) < LEAST

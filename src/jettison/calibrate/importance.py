@@ -4,6 +4,7 @@ Everything is found block by block, so that a model larger than memory can be ra
 backward for the gradients, one block in memory at a time. Kept in a journal; a killed run continues at its block.
 """
 
+import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from jettison.calibrate.text import text_digest, token_windows
-from jettison.errors import UsageError, unknown
+from jettison.errors import JettisonError, UsageError, unknown
 from jettison.files import cache_folder, digest
 from jettison.journal import Journal
 from jettison.locks import locked
@@ -33,7 +34,7 @@ def measure_units(
     *,
     text: str | Path = "books",
     samples: int = SAMPLES,
-    length: int = LENGTH,
+    length: int | None = None,
     spill: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Of every half of every block: ``trace``, the trace of the empirical Fisher information (Σ g² over its weights, g
@@ -41,18 +42,21 @@ def measure_units(
     ``count`` of its weights; and of halves and blocks ``influence``, 1 − cos between the block's output with it and
     without.
 
-    text, samples, length: windows of calibration text, each with a gradient of its own. spill: a folder for the states,
-    in place of memory. Raises UsageError for windows of fewer than 2 tokens.
+    text, samples, length: windows of calibration text, by default of 256 tokens or as many as the model has positions
+    for, each with a gradient of its own. spill: a folder for the states, in place of memory. Raises UsageError for
+    windows of fewer than 2 tokens, or more than there are positions.
     """
+    source = model if isinstance(model, ModelFolder) else ModelFolder(model)
+    length = source.window(LENGTH) if length is None else length
     if length < 2:
         raise UsageError(f"length = {length}: every token but the first is predicted, so at least 2 are needed")
-    source = model if isinstance(model, ModelFolder) else ModelFolder(model)
+    source.check_window(length, "length")
     run = {"model": source.fingerprint(), "text": text_digest(text), "samples": samples, "length": length}
     folder = cache_folder() / "importance" / digest(*map(str, run.values()))
     with locked(folder, wait=True):
         journal = Journal(folder / "units.jsonl", run, cache=True)
         if any(journal.last(block=block) is None for block in range(source.anatomy.blocks)):
-            _measure(source, token_windows(source.tokenizer, text, length, samples), journal, folder, spill)
+            _measure(source, token_windows(source, text, length, samples), journal, folder, spill)
     units = [journal.last(block=block)["units"] for block in reversed(range(source.anatomy.blocks))]
     return {unit: found for of_block in units for unit, found in sorted(of_block.items())}
 
@@ -156,6 +160,10 @@ def _measure(source: ModelFolder, windows: torch.Tensor, journal: Journal, folde
         for block in reversed(range(lowest)):
             with walk.block(block) as module:
                 units = _backward(walk, source, block, module, entering.pop(), gradients)
+            for unit, found in units.items():
+                for what, value in found.items():
+                    if not math.isfinite(value):
+                        raise JettisonError(f"{source.name}: {what} of unit {unit} is {value}: its outputs overflow")
             write_sealed(kept(block), {str(number): each for number, each in enumerate(gradients)})
             journal.add(block=block, units=units)
             kept(block + 1).unlink(missing_ok=True)

@@ -1,6 +1,9 @@
 """What a matrix of low rank can do about an error, for the inputs that occur."""
 
 import torch
+from torch import nn
+
+from jettison.calibrate.columns import dampings, never_active
 
 DAMP = 0.01
 
@@ -8,12 +11,18 @@ DAMP = 0.01
 def best_correction(error: torch.Tensor, hessian: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A (rank, in) and B (out, rank) with the least mean ‖(error − B A) x‖² over inputs with second moment hessian.
 
-    The truncated SVD of error · H^½, H damped (EoRA, arXiv:2410.21271, section 3). error: (out, in).
+    The truncated SVD of error · H^½, H damped (EoRA, arXiv:2410.21271, section 3). error: (out, in). Where error has
+    fewer rows or columns than ``rank``, the rest of A and B is zero. Raises JettisonError if H cannot be factored.
     """
-    if not hessian.any():  # an expert that no token reached: every direction counts alike
+    if never_active(hessian):  # an expert that no token reached: every direction counts alike
         hessian = torch.eye(len(hessian))
-    damped = hessian.double() + DAMP * hessian.diagonal().mean().double() * torch.eye(len(hessian), dtype=torch.float64)
-    lower = torch.linalg.cholesky(damped)
+    mean = hessian.diagonal().mean().double()
+    for share in dampings(DAMP):
+        lower, failed = torch.linalg.cholesky_ex(
+            hessian.double() + share * mean * torch.eye(len(hessian), dtype=torch.float64)
+        )
+        if not failed:
+            break
     seen = error.double() @ lower
     # Directions from the smaller Gram matrix: a full SVD of a large layer takes minutes.
     tall = seen.shape[0] > seen.shape[1]
@@ -21,4 +30,5 @@ def best_correction(error: torch.Tensor, hessian: torch.Tensor, rank: int) -> tu
     b, a = (seen @ directions, directions.T) if tall else (directions, directions.T @ seen)
     size = torch.linalg.vector_norm(b if tall else a.T, dim=0).clamp(min=1e-30).sqrt()
     b, a = (b / size, a * size.unsqueeze(1)) if tall else (b * size, a / size.unsqueeze(1))
-    return torch.linalg.solve_triangular(lower, a, upper=False, left=False).float(), b.float()
+    a, missing = torch.linalg.solve_triangular(lower, a, upper=False, left=False).float(), rank - len(a)
+    return nn.functional.pad(a, (0, 0, 0, missing)), nn.functional.pad(b.float(), (0, missing))

@@ -5,6 +5,7 @@ KL(original ‖ changed) per token. Kept in a journal as it is found: measuring 
 which are found in one pass, start again.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,7 @@ from torch import nn
 from jettison import registry
 from jettison.calibrate.stats import Stats, watch
 from jettison.calibrate.text import text_digest, token_windows
-from jettison.errors import UsageError
+from jettison.errors import JettisonError, UsageError
 from jettison.files import cache_folder, digest
 from jettison.grid import Grid
 from jettison.journal import Journal, read_records
@@ -44,7 +45,7 @@ def sensitivity(
     method: str = "gptq",
     text: str = "books",
     samples: int = SAMPLES,
-    length: int = LENGTH,
+    length: int | None = None,
     seed: int = 0,
 ) -> dict[str, dict[Tried, float]]:
     """The loss, in nats per token, of each part on each of its grids, or pruned to each of its patterns, everything
@@ -52,16 +53,19 @@ def sensitivity(
 
     parts: name -> linears that share their grid. grids: name -> grids to try. kind: ``gradients``, one backward pass
     for all of them, or ``measured``, a forward pass for each. method: the quantizer that chooses the codes, or the
-    pruner; its statistics are of the same text. text, samples, length: of calibration. The result is kept in the cache
-    folder.
+    pruner; its statistics are of the same text. text, samples, length: of calibration, by
+    default windows of 256 tokens or as many as the model has positions for. The result is kept in the cache folder.
 
     ``gradients`` is the second order of KL, ½ E[(gᵀ E x)²] with E a matrix's change, x its input and g the gradient
     of the log-likelihood of a label drawn from the model itself, per token: the Fisher information along the change
     (arXiv:2306.07629, section 4, has its diagonal), cross terms between tokens left out. A reconstruction.
 
-    Raises UsageError for an unknown kind, JettisonError if the model does not fit in memory.
+    Raises UsageError for an unknown kind or windows longer than the model's positions, JettisonError if the model does
+    not fit in memory or a loss is not finite.
     """
     source = model if isinstance(model, ModelFolder) else ModelFolder(model)
+    length = source.window(LENGTH) if length is None else length
+    source.check_window(length, "length")
     path, run = _record(source, kind, method, text, samples, length, seed)
     with locked(path.parent, wait=True):
         journal = Journal(path, run, cache=True)
@@ -69,13 +73,17 @@ def sensitivity(
         wanted = {name: [grid for grid in grids[name] if (name, str(grid)) not in known] for name in parts}
         wanted = {name: missing for name, missing in wanted.items() if missing}
         if wanted:
-            windows = token_windows(source.tokenizer, text, length, samples)
+            windows = token_windows(source, text, length, samples)
             find = partial(_by_gradients, seed=seed) if kind == "gradients" else _by_measuring
             missing = {name: parts[name] for name in wanted}
             inputs = {name: len({linear.inputs for linear in parts[name]}) for name in wanted}
             count = sum(len(of) * (inputs[name] if kind == "gradients" else 1) for name, of in wanted.items())
             with bar("sensitivity", count) as progress:
                 for name, grid, loss in find(source, missing, wanted, method, windows, progress.advance):
+                    if not math.isfinite(loss):
+                        raise JettisonError(
+                            f"{source.name}: the loss of {name} on {grid} is {loss}: its outputs overflow"
+                        )
                     journal.add(part=name, grid=str(grid), loss=loss)
                     known[name, str(grid)] = loss
     return {name: {grid: known[name, str(grid)] for grid in grids[name]} for name in parts}
@@ -97,8 +105,8 @@ def known_sensitivity(source: ModelFolder, parts: Parts, grids: Grids) -> tuple[
 
 def unseen_windows(source: ModelFolder, count: int = SAMPLES) -> torch.Tensor:
     """(count, length) token ids of the calibration text that ``sensitivity`` with its default settings does not see."""
-    every = token_windows(source.tokenizer, "books", LENGTH)
-    seen = token_windows(source.tokenizer, "books", LENGTH, SAMPLES)
+    every = token_windows(source, "books", source.window(LENGTH))
+    seen = token_windows(source, "books", source.window(LENGTH), SAMPLES)
     rest = every[[not bool((seen == row).all(-1).any()) for row in every]]
     return rest[torch.arange(count) * len(rest) // count]
 
@@ -109,11 +117,12 @@ def _folder() -> Path:
 
 def _record(
     source: ModelFolder, kind: str, method: str = "gptq", text: str = "books", samples: int = SAMPLES,
-    length: int = LENGTH, seed: int = 0,
+    length: int | None = None, seed: int = 0,
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """The journal of what these settings find, and what its first line says."""
     if kind not in KINDS:
         raise UsageError(f"sensitivity {kind!r}: {' and '.join(KINDS)} are valid")
+    length = source.window(LENGTH) if length is None else length
     settings = {"kind": kind, "method": method, "text": text_digest(text), "samples": samples}
     run = {"model": source.fingerprint()} | settings | {"length": length, "seed": seed}
     return _folder() / digest(*map(str, run.values())) / "losses.jsonl", run

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from jettison.errors import JettisonError
 from jettison.models import Linear
+
+LARGEST = 1e30  # of a mean squared input: products of it with weights and each other must fit in float32
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Stats:
         return Stats(move(self.hessian), self.tokens, move(self.cross), move(self.dense))
 
     def add(self, inputs: torch.Tensor, originals: torch.Tensor | None = None) -> None:
-        """inputs, originals: (..., in)."""
+        """inputs, originals: (..., in). Raises JettisonError for values that are NaN, or too large to be squared."""
         flat = lambda states: states.reshape(-1, states.shape[-1]).float().to(self.hessian.device)
         rows = flat(inputs)
         total = self.tokens + len(rows)
@@ -56,6 +59,17 @@ class Stats:
             if self.dense is not None:
                 self.dense.mul_(self.tokens / total).addmm_(before.T, before, alpha=1.0 / total)
         self.tokens = total
+        self._check()
+
+    def _check(self) -> None:
+        of_dense = None if self.dense is None else self.dense.diagonal()
+        for values in (self.hessian.diagonal(), of_dense, self.cross):  # a second moment is largest on its diagonal
+            largest = 0.0 if values is None else float(torch.linalg.vector_norm(values, ord=torch.inf))  # or NaN
+            if not largest <= LARGEST:
+                raise JettisonError(
+                    f"its inputs have a mean square of {largest:g} on the calibration text, where at most {LARGEST:g} "
+                    "can be worked with: the model's activations are not sound"
+                )
 
 
 @dataclass
@@ -69,7 +83,10 @@ class Watch:
 
     def see(self, linear: Linear, inputs: torch.Tensor) -> None:
         if not self.original:
-            self.stats[linear.inputs].add(inputs, self._kept.pop(linear.inputs, None))
+            try:
+                self.stats[linear.inputs].add(inputs, self._kept.pop(linear.inputs, None))
+            except JettisonError as error:
+                raise JettisonError(f"{linear.name}: {error}") from error
         elif "expert" not in linear.roles:
             self._kept[linear.inputs] = inputs
 

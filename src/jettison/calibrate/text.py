@@ -7,6 +7,7 @@ import torch
 
 from jettison.errors import JettisonError, UsageError, guarded
 from jettison.files import digest, read_bytes
+from jettison.models import ModelFolder
 
 BUNDLED = {
     "books": "books-calibration.txt",
@@ -55,11 +56,13 @@ def encode(tokenizer, text: str) -> list[int]:
         return tokenizer(text, verbose=False).input_ids
 
 
-def token_windows(tokenizer, source: str | Path, length: int, count: int | None = None) -> torch.Tensor:
+def token_windows(model: ModelFolder, source: str | Path, length: int, count: int | None = None) -> torch.Tensor:
     """(windows, length) token ids: the documents end to end, each begun with the tokenizer's first token if it has one.
 
-    count: how many windows at most, spread evenly over the text. Raises UsageError if the text gives none.
+    count: how many windows at most, spread evenly over the text. Raises UsageError if the text gives none, or has a
+    token that the model does not know.
     """
+    tokenizer = model.tokenizer
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     stream: list[int] = []
     for document in read_documents(source):
@@ -69,6 +72,7 @@ def token_windows(tokenizer, source: str | Path, length: int, count: int | None 
     if windows == 0:
         raise UsageError(f"text {str(source)!r} has {len(stream)} tokens; one window of {length} is needed")
     ids = torch.tensor(stream[: windows * length]).view(windows, length)
-    if count is None or count >= windows:
-        return ids
-    return ids[torch.arange(count) * windows // count]
+    if count is not None and count < windows:
+        ids = ids[torch.arange(count) * windows // count]
+    model.check_tokens(ids, f"text {str(source)!r}")
+    return ids

@@ -109,7 +109,7 @@ def _decoding(
         models = {Path(folder).name: load(folder).model}
     else:
         models = {name: random_model(source, recipe) for name, recipe in chosen.items()}
-    prompt = min(PROMPT, source.config.get_text_config().max_position_embeddings)
+    prompt = source.window(PROMPT)
     prompts = measure_prefill(models, tokens=prompt, rounds=min(3, rounds), others=others)
     result = measure_decoding(models, contexts=contexts, rounds=rounds, others=others) | {"prompts": prompts}
     read = {row["model"]: format_rate(row["tokens_per_second"]) for row in prompts}

@@ -145,7 +145,5 @@ def read_corpus(source: ModelFolder) -> np.ndarray:
     if not path.exists():
         raise UsageError(f"{source.folder} has no {CORPUS}: `jettison draft {source.folder} --corpus TEXT` writes it")
     tokens = Checkpoint(path.parent, [path]).read("tokens")
-    vocabulary = source.config.get_text_config().vocab_size
-    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
-        raise UsageError(f"{path} has token {int(tokens.max())}: {source.name} has tokens 0 to {vocabulary - 1}")
+    source.check_tokens(tokens, str(path))
     return tokens.numpy()

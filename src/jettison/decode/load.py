@@ -124,10 +124,6 @@ class Loaded:
         if activations not in ("int16", "int8"):
             raise UsageError(f"activations {activations!r}: it is int16 or int8")
         encoded = [self._encode(prompt) for prompt in prompts]
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        for ids in encoded:
-            if limit and len(ids) + tokens > limit:
-                raise UsageError(f"{len(ids)} tokens of prompt and {tokens} more: the model has positions for {limit}")
         texts = [_Text(self.tokenizer, ids, stop) for ids in encoded]
         pairs = self.write(encoded, tokens, settings, self._ends(), cache, activations == "int16", draft)
         for row, token in pairs:
@@ -151,6 +147,11 @@ class Loaded:
     ) -> Iterator[tuple[int, int]]:
         """(row, token) as they come, from prompts as ids; see ``stream``. A row ends before a token of ``ends``."""
         self.speed, self.speculation = Speed(), Speculation()
+        if tokens < 1:
+            raise UsageError(f"tokens = {tokens}: 1 or more must be asked for")
+        for ids in prompts:
+            self.source.check_window(len(ids) + tokens, f"{len(ids)} tokens of prompt and {tokens} more")
+            self.source.check_tokens(ids, "the prompt")
         if draft and len(prompts) > 1:
             raise UsageError(f"{len(prompts)} prompts with a draft: drafts are for one prompt at a time")
         if draft:

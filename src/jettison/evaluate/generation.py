@@ -16,9 +16,9 @@ PROMPTS, PROMPT_TOKENS, TOKENS, PREFILL_TOKENS, REPEATS = 3, 24, 48, 256, 3
 
 def sample_prompts(model: str | Path, text: str | Path) -> list[str]:
     """The beginnings of a few windows of a text."""
-    tokenizer = ModelFolder(model).tokenizer
-    windows = token_windows(tokenizer, text, 4 * PROMPT_TOKENS, PROMPTS)
-    return [tokenizer.decode(ids[:PROMPT_TOKENS], skip_special_tokens=True) for ids in windows]
+    source = ModelFolder(model)
+    windows = token_windows(source, text, 4 * PROMPT_TOKENS, PROMPTS)
+    return [source.tokenizer.decode(ids[:PROMPT_TOKENS], skip_special_tokens=True) for ids in windows]
 
 
 def measure_generation(model: str | Path, prompts: Iterable[str], *, adapter: bool = True) -> dict[str, Any]:
@@ -30,8 +30,7 @@ def measure_generation(model: str | Path, prompts: Iterable[str], *, adapter: bo
     for prompt in prompts:
         samples.append({"prompt": prompt, "text": loaded.generate(prompt, tokens=TOKENS)})
         decode = max(decode, loaded.speed.decode)
-    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", PREFILL_TOKENS)
-    ids, prefill = torch.zeros(1, min(PREFILL_TOKENS, limit), dtype=torch.int64), 0.0
+    ids, prefill = torch.zeros(1, loaded.source.window(PREFILL_TOKENS), dtype=torch.int64), 0.0
     for _ in range(REPEATS):
         start = time.perf_counter()
         if loaded.engine:

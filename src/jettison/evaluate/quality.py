@@ -25,26 +25,30 @@ def evaluate(
     *,
     texts: Iterable[str | Path] = TEXTS,
     tokens: int | None = TOKENS,
-    window: int = WINDOW,
+    window: int | None = None,
     teacher: str | Path | None = None,
     adapter: bool = True,
     windows: bool = False,
 ) -> dict[str, Any]:
     """Measure a checkpoint or any model.
 
-    texts: bundled names or UTF-8 files, cut into windows of ``window`` tokens, ``tokens`` in all (None: everything).
+    texts: bundled names or UTF-8 files, cut into windows of ``window`` tokens (None: 512, or as many as the model has
+    positions for), ``tokens`` in all (None: everything).
     For each: log-perplexity in nats per token, perplexity, and against the original in nats and shares:
     KL(original ‖ model) and how often both have the same likeliest token. The original is the one that jettison.json
     names, or ``teacher``; without one the distances are left out. ``teacher`` in the result names an original that is
     not the one that the checkpoint was made from. windows: also list the log-perplexity of each window, from which the
     error of a difference between two models can be had.
 
-    Raises UsageError for a window of fewer than 2 tokens, or an original that has another vocabulary, or that has
-    changed since the checkpoint was made from it.
+    Raises UsageError for a window of fewer than 2 tokens or more than the model has positions for, fewer than 1 token,
+    or an original that has another vocabulary, or that has changed since the checkpoint was made from it.
     """
+    source = ModelFolder(model)
+    window = source.window(WINDOW) if window is None else window
     if window < 2:
         raise UsageError(f"window = {window}: every token but the first is predicted, so at least 2 are needed")
-    source = ModelFolder(model)
+    check_tokens(tokens)
+    source.check_window(window, "window")
     original, other = _find_original(source, teacher)
     held = [source, original] if original else [source]
     require_memory(sum(each.checkpoint.tensor_bytes for each in held), f"evaluating {source.name}")
@@ -55,9 +59,14 @@ def evaluate(
         result["teacher"] = other
     for text in texts:
         count = None if tokens is None else max(1, tokens // window)
-        ids = token_windows(source.tokenizer, text, window, count)
+        ids = token_windows(source, text, window, count)
         result["texts"][str(text)] = compare(student, reference, ids, str(text), windows)
     return result
+
+
+def check_tokens(tokens: int | None) -> None:
+    if tokens is not None and tokens < 1:
+        raise UsageError(f"tokens = {tokens}: 1 or more of each text are needed, or None for all of it")
 
 
 def _find_original(source: ModelFolder, teacher: str | Path | None) -> tuple[ModelFolder | None, str]:

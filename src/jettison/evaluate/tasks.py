@@ -110,6 +110,11 @@ def _run(loaded: Loaded, tasks: list[str], manager, items: int | None, batch: in
     class Scorer(HFLM):
         """lm-eval's own, with our bar."""
 
+        def tok_encode(self, string, *args, **options):
+            ids = super().tok_encode(string, *args, **options)
+            loaded.source.check_tokens(ids, "a text of the tasks")
+            return ids
+
         def loglikelihood(self, requests, disable_tqdm=True):
             with bar("tasks", len(requests)) as progress:
                 self.set_cache_hook(_Watcher(progress))

@@ -156,6 +156,33 @@ class ModelShape:
                     name = names.get(field, field)
                     raise UsageError(f"{self.where}: {name} = {number!r}; a positive whole number is needed")
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows: 0 to one less."""
+        return self.config.get_text_config().vocab_size
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens it sees at once at most; None where the config sets no limit."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    def window(self, length: int) -> int:
+        """``length``, or what the model has positions for if that is less: for lengths that nobody asked for."""
+        return min(length, self.positions or length)
+
+    def check_window(self, length: int, what: str) -> None:
+        """what: how the error calls the length. Raises UsageError if the model does not have so many positions."""
+        if length > (self.positions or length):
+            raise UsageError(f"{what} = {length} tokens: {self.name} has positions for at most {self.positions}")
+
+    def check_tokens(self, ids: torch.Tensor | Iterable[int], what: str) -> None:
+        """what: whose tokens they are, for the error. Raises UsageError for one that the model does not know, such as
+        of a tokenizer to which tokens were added without the embedding being resized."""
+        ids = torch.as_tensor(ids)
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary):
+            wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+            raise UsageError(f"{what} has token {wrong}: {self.name} has tokens 0 to {self.vocabulary - 1}")
+
     def shortened(self, blocks: int) -> "ModelShape":
         """The same model cut down to its first blocks (all, if there are no more), to try something on."""
         short = self._opened_again()

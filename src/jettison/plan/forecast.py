@@ -11,7 +11,7 @@ import torch
 from jettison.calibrate import token_windows
 from jettison.devices import find_device
 from jettison.evaluate.generation import PROMPTS, TOKENS
-from jettison.evaluate.quality import WINDOW
+from jettison.evaluate.quality import WINDOW, check_tokens
 from jettison.formats.manifest import read_manifest
 from jettison.grid import AT_ONCE
 from jettison.jobs import Job, assign
@@ -44,6 +44,7 @@ def forecast(
     """
     source = ModelFolder(model)
     jobs = assign(source, recipe, engine)
+    check_tokens(tokens)
     counts = [_windows(source, text, tokens) for text in texts]
     with bar("trying", 3) as progress:
         with silent():
@@ -116,6 +117,7 @@ def _kinds(source: ModelFolder, jobs: list[Job]) -> list[list[int]]:
 
 def _recovery(source: ModelFolder, jobs: list[Job], step) -> dict[str, Any]:
     options, anatomy = step.options, source.anatomy
+    source.check_window(options["length"], "recover.length")
     each, start = trial.training_seconds(source, jobs, step)
     parts = options["data"].split("+")
     written = options["samples"] / len(parts) if "synthetic" in parts else 0
@@ -157,7 +159,8 @@ def _evaluations(
 
 
 def _windows(source: ModelFolder, text: str, tokens: int | None) -> int:
-    return len(token_windows(source.tokenizer, text, WINDOW, None if tokens is None else max(1, tokens // WINDOW)))
+    window = source.window(WINDOW)
+    return len(token_windows(source, text, window, None if tokens is None else max(1, tokens // window)))
 
 
 def _rounded_up(samples: float) -> float:

@@ -273,7 +273,7 @@ def _infeasible(problem: Problem, shape: ModelShape, device: Device, setting: Se
 def _refine(
     shape: ModelShape, problem: Problem, picks: Picks, evaluations: int, seed: int
 ) -> tuple[Picks, list[float]]:
-    seen = token_windows(shape.tokenizer, "books", LENGTH, SAMPLES)
+    seen = token_windows(shape, "books", shape.window(LENGTH), SAMPLES)
     bench = Bench(shape, unseen_windows(shape), "gptq", statistics=seen)
     return refine_picks(problem, picks, bench, evaluations, seed)
 

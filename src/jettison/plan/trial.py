@@ -122,7 +122,6 @@ def training_seconds(source: ModelFolder, jobs: list[Job], step: Step) -> tuple[
     start: dict[int, float] = {}
 
     def measure(short: ModelFolder) -> float:
-        vocabulary = short.config.get_text_config().vocab_size
         packed = [
             job.linear
             for job in jobs
@@ -137,7 +136,7 @@ def training_seconds(source: ModelFolder, jobs: list[Job], step: Step) -> tuple[
                 linears=[linear for linear in adapted if "embed" not in linear.roles],
                 quantized=packed,
                 dense=[linear for linear in adapted if linear not in packed and linear.block is not None],
-                windows=torch.randint(vocabulary, (3 * batch, options["length"])),
+                windows=torch.randint(short.vocabulary, (3 * batch, options["length"])),
                 state=Path(scratch) / "state.safetensors",
                 save_every=1e9,
                 record=lambda *_: moments.append(time.perf_counter()),
@@ -151,10 +150,11 @@ def training_seconds(source: ModelFolder, jobs: list[Job], step: Step) -> tuple[
 
 
 def evaluation_seconds(source: ModelFolder, jobs: list[Job], quantized: bool) -> float:
-    """To read one window of WINDOW tokens with the original, or with both the original and its quantized form."""
-    windows = max(1, min(BATCH, int(WORK / (4 * WINDOW * _weights(source)))))
-    vocabulary = source.config.get_text_config().vocab_size
-    ids = torch.randint(vocabulary, (windows, WINDOW))
+    """To read one window of WINDOW tokens (at most) with the original, or with both the original and its
+    quantized form."""
+    window = source.window(WINDOW)
+    windows = max(1, min(BATCH, int(WORK / (4 * window * _weights(source)))))
+    ids = torch.randint(source.vocabulary, (windows, window))
 
     def measure(short: ModelFolder) -> float:
         dtype = stored_dtype(short)

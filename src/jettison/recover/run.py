@@ -75,6 +75,7 @@ def _recover(
     first = (manifest.get("recovery") or manifest)["hashes"]  # of the shards as they were before any recovery
     _on_main(state, lambda: _check_shards(folder, first))
     original = _open_teacher(folder, manifest, teacher)
+    original.check_window(options["length"], "recover.length")
     work, source = folder / WORK, ModelFolder(folder)
     grids = compressed_tensors.read_grids(source)
     linears = [linear for linear in source.anatomy if step.where.matches(linear.roles, linear.block)]
@@ -227,7 +228,7 @@ def training_windows(source: ModelFolder, options: dict[str, Any], process: tupl
             settings = {"length": options["length"], "seed": options["seed"], "process": process, "wait": wait}
             parts.append(synthesize(source, samples=share, temperatures=options["text_temperatures"], **settings))
         else:
-            parts.append(token_windows(source.tokenizer, text, options["length"], share))
+            parts.append(token_windows(source, text, options["length"], share))
     if len(parts) == 1 and len(parts[0]) < share:
         say(f"note: {options['data']} has {len(parts[0])} windows of {options['length']} tokens, not {share}")
     if len(parts) > 1:  # a text that is shorter than its part is repeated

@@ -49,8 +49,9 @@ def synthesize(
     killed run goes on with the batch it was at, and a later run that wants more samples adds to them. With several
     processes, ``process`` is (rank, world), each writes its share of the batches, and ``wait`` lets all meet; they
     share the cache folder.
-    Raises JettisonError for a teacher that writes nothing of use.
+    Raises JettisonError for a teacher that writes nothing of use, UsageError for more tokens than it has positions for.
     """
+    source.check_window(length, "length of synthetic text")
     key = digest("synthetic", VERSION, source.fingerprint(), length, seed, list(temperatures), BATCH)
     folder = cache_folder() / "synthetic" / key
     rank, world = process
@@ -128,14 +129,15 @@ def write_batch(
     """(BATCH, length) int64 ids, -1 after the end of a sequence. Depends on the arguments alone."""
     tokenizer = source.tokenizer
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-    ordinary = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
+    known = range(min(len(tokenizer), source.vocabulary))  # a tokenizer may have more
+    ordinary = torch.tensor(sorted(set(known) - set(tokenizer.all_special_ids)))
     starts = ordinary[torch.randint(len(ordinary), (BATCH, 1), generator=generator)]
     greedy = GREEDY_LENGTHS[number % len(GREEDY_LENGTHS)]
     temperature = temperatures[number % len(temperatures)]
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         if tokenizer.chat_template and number // 2 % 2:
-            return _converse(tokenizer, teacher, starts, greedy, length, temperature)
+            return _converse(source, teacher, starts, greedy, length, temperature)
         return _continue(teacher, list(starts), greedy, length, temperature)
 
 
@@ -180,9 +182,10 @@ def _new_cache(teacher: nn.Module, length: int) -> StaticCache | None:
 
 
 def _converse(
-    tokenizer, teacher: nn.Module, starts: torch.Tensor, greedy: int, length: int, temperature: float
+    source: ModelFolder, teacher: nn.Module, starts: torch.Tensor, greedy: int, length: int, temperature: float
 ) -> torch.Tensor:
     """The user's turn, then the answer, inside the tokenizer's chat template."""
+    tokenizer = source.tokenizer
     with guarded(f"the chat template of {tokenizer.name_or_path} fails"):
         rendered = tokenizer.apply_chat_template(
             [{"role": "user", "content": MARK}], tokenize=False, add_generation_prompt=True
@@ -191,6 +194,7 @@ def _converse(
     before, after = (
         torch.tensor(tokenizer(part, add_special_tokens=False).input_ids, dtype=torch.int64) for part in (before, after)
     )
+    source.check_tokens(torch.cat([before, after]), f"the chat template of {source.name}")
     ends = _end_tokens(teacher)
     asked = _continue(
         teacher, [torch.cat([before, start]) for start in starts], greedy, len(before) + length // 3, temperature

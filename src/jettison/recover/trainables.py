@@ -32,7 +32,8 @@ def add_lora(
         if init != "default":
             original = dense_weight(teacher.get_submodule(linear.name), linear)
         if init == "olora":
-            a, b = torch.zeros_like(a), torch.linalg.qr(original)[0][:, :rank].contiguous()
+            q = torch.linalg.qr(original)[0][:, :rank]
+            a, b = torch.zeros_like(a), nn.functional.pad(q, (0, rank - q.shape[1])).contiguous()
         elif init == "svd":
             a, b = best_correction(original - dense_weight(base, linear), stats[linear.inputs].hessian, rank)
             a, b = a / math.sqrt(scaling), b / math.sqrt(scaling)

@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from jettison.calibrate import Stats
+from jettison.calibrate import Stats, never_active
 from jettison.pattern import Pattern
 from jettison.prune.masks import smallest
 from jettison.registry import pruner
@@ -37,7 +37,7 @@ def alps(
     scaled to norm 1.
     """
     hessian = stats.hessian.float().clone()
-    if not hessian.any():  # no input ever: nothing to choose by but the weights
+    if never_active(hessian):  # no input ever: nothing to choose by but the weights
         return weight.masked_fill(smallest(weight.abs(), pattern), 0.0)
     hessian.diagonal().add_(damp * hessian.diagonal().mean())
     norm = hessian.diagonal().sqrt() + 1e-8
@@ -50,6 +50,8 @@ def alps(
     keep = lambda matrix: matrix.masked_fill(smallest(matrix.square(), pattern), 0.0)
     sparse = first = keep(start)
     seen, kept = sparse == 0, int((sparse != 0).sum())
+    if not kept:  # all zero: nothing to search for, and rho would only shrink
+        return first
     dual, grown = torch.zeros_like(start), False
     for iteration in range(1, iterations + 1):
         dense = (wanted - dual + rho * sparse) @ solve

@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from jettison.calibrate import Stats, find_range, inverse_factor, spread_errors
+from jettison.calibrate import Stats, find_range, inverse_factor, never_active, spread_errors
 from jettison.grid import Grid, QuantizedWeight
 from jettison.pattern import Pattern
 from jettison.prune.masks import lowest, smallest
@@ -38,7 +38,7 @@ def sparsegpt(
     rows, columns = weight.shape
     hessian = stats.hessian.float()
     dead = hessian.diagonal() == 0
-    if dead.all():  # no input ever: nothing to choose by but the weights
+    if never_active(hessian):  # no input ever: nothing to choose by but the weights
         hessian, dead = torch.eye(columns).to(weight), torch.zeros_like(dead)
     weight, importance = weight.masked_fill(dead, 0.0), hessian.diagonal()
     factor = inverse_factor(hessian, damp)

@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from jettison.calibrate import Stats
+from jettison.calibrate import Stats, dampings, never_active
 from jettison.grid import Grid, QuantizedWeight
 from jettison.quantize.methods.gptq import gptq
 from jettison.registry import quantizer
@@ -27,11 +27,16 @@ def gptaq(
     weight: (out, in) float32. stats.hessian: mean of x xᵀ over the inputs x that the quantized blocks before give;
     stats.cross: mean of x₀ xᵀ, x₀ being the original model's. The least-squares weights for W x₀ given x are
     W C H⁻¹; a ``share`` of the way there is gone before GPTQ begins (all of it fits the calibration text too closely).
-    GPTAQ distributes the same correction column by column; solving for it first is our reconstruction.
+    GPTAQ distributes the same correction column by column; solving for it first is our reconstruction. Where no input
+    was ever active there is nothing to correct, and GPTQ remains. Raises JettisonError if H cannot be factored.
     """
-    if stats.cross is None:
+    if stats.cross is None or never_active(stats.hessian):
         return gptq(weight, grid, stats, damp=damp, act_order=act_order, clip=clip)
-    ridge = damp * stats.hessian.diagonal().mean() * torch.eye(len(stats.hessian), dtype=torch.float64)
-    hessian, cross = stats.hessian.double() + ridge, stats.cross.double() + ridge
-    target = torch.linalg.solve(hessian, (weight.double() @ cross), left=False).float()
-    return gptq(torch.lerp(weight, target, share), grid, stats, weight == 0, damp=damp, act_order=act_order, clip=clip)
+    for more in dampings(damp):
+        ridge = more * stats.hessian.diagonal().mean() * torch.eye(len(stats.hessian), dtype=torch.float64)
+        hessian, cross = stats.hessian.double() + ridge, stats.cross.double() + ridge
+        target, failed = torch.linalg.solve_ex(hessian, weight.double() @ cross, left=False)
+        if not failed:
+            break
+    corrected = torch.lerp(weight, target.float(), share)
+    return gptq(corrected, grid, stats, weight == 0, damp=damp, act_order=act_order, clip=clip)

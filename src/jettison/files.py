@@ -21,6 +21,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from jettison.caches import cache_folder, in_cache
 from jettison.errors import JettisonError, UsageError
 
 PIECE = 1 << 26  # bytes of a tensor that are read back at once
@@ -54,8 +55,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
+        other = "name another cache folder with $JETTISON_CACHE" if in_cache(path) else "choose another folder"
         raise JettisonError(
-            f"cannot write {path}: {error}. Nothing was lost: free space or choose another folder, then run again."
+            f"cannot write {path}: {error}. Nothing was lost: free space or {other}, then run again."
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -259,9 +261,9 @@ def content_digest(path: Path) -> str:
         raise JettisonError(f"cannot read {path}: {error}") from error
     key = "-".join(str(getattr(before, f"st_{part}")) for part in ("dev", "ino", "size", "mtime_ns", "ctime_ns"))
     kept = cache_folder() / "digests" / key
-    with contextlib.suppress(OSError, ValueError):
-        known = kept.read_text(encoding="ascii")
-        if len(known) == 64 and int(known, 16) >= 0:
+    with contextlib.suppress(JettisonError, ValueError):
+        known, own = read_bytes(kept, 1000).decode("ascii").split()
+        if own == digest(key, known):
             return known
     found = _hash(path, lambda: hashlib.blake2b(digest_size=32))
     after = path.stat()
@@ -270,20 +272,15 @@ def content_digest(path: Path) -> str:
     )  # fmt: skip
     if steady and time.time() - max(after.st_mtime, after.st_ctime) > RACY:
         with contextlib.suppress(JettisonError):
-            write_text(kept, found)
+            write_text(kept, f"{found} {digest(key, found)}\n")
     return found
 
 
 def _hash(path: Path, kind: Any) -> str:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
+            raise JettisonError(f"cannot read {path}: it is not a regular file")
         with open(path, "rb") as handle:
             return hashlib.file_digest(handle, kind).hexdigest()
     except OSError as error:
         raise JettisonError(f"cannot read {path}: {error}") from error
-
-
-def cache_folder() -> Path:
-    """Where measurements and synthetic data are kept: $JETTISON_CACHE, else $XDG_CACHE_HOME/jettison."""
-    if configured := os.environ.get("JETTISON_CACHE"):
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jettison"

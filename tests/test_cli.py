@@ -28,13 +28,18 @@ def test_no_arguments_shows_help(jettison):
     assert all(command in out + err for command in COMMANDS)
 
 
+WINDOWS = ["--set", "recover.length=32"]
+
+
 class TestAJob:
     @pytest.fixture(scope="class")
     def folder(self, tiny, tmp_path_factory):
         return tmp_path_factory.mktemp("cli") / "out"
 
     def test_compress_then_evaluate_then_generate(self, jettison, tiny, folder, tmp_path):
-        code, out, _ = jettison("compress", tiny("llama"), "--recipe", "gateup-w4w2", "-o", folder, *STEPS)
+        code, out, _ = jettison(
+            "compress", tiny("llama"), "--recipe", "gateup-w4w2", "-o", folder, *STEPS, "--set", "recover.length=32"
+        )
         assert code == 0 and "bits per weight" in out
         code, out, _ = jettison(
             "evaluate", folder, "--text", "wikitext2", "--tokens", 1024, "--window", 128, "--json", tmp_path / "e.json"

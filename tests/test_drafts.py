@@ -1,6 +1,8 @@
 """Choosing drafts: importance, records, views, exported models, the command."""
 
+import contextlib
 import json
+from random import Random
 
 import pytest
 import torch
@@ -9,18 +11,20 @@ from transformers import AutoModelForCausalLM
 from jettison.calibrate import importance
 from jettison.calibrate.importance import choose, measure_units, rank
 from jettison.compress import compress
-from jettison.decode import load
+from jettison.decode import load, view
 from jettison.decode.assistant import assistant
-from jettison.decode.draft import Draft, View, read_draft, write_corpus, write_draft
+from jettison.decode.draft import ROLES, Draft, View, read_corpus, read_draft, write_corpus, write_draft
 from jettison.draft import draft, export_draft
 from jettison.errors import JettisonError, UsageError
 from jettison.files import write_tensors
 from jettison.formats.compressed_tensors import UnpackedFolder
+from jettison.kept import read_record, write_record
 from jettison.kernels import native
 from jettison.models import ModelFolder
 from jettison.models.dense import load_dense
 from jettison.models.halves import run_bits, skipped_halves
 from jettison.recipe import load_recipe
+from jettison.sealed import write_sealed
 
 PACKED = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32, "clip": False}}]}
 DEEP = {"num_hidden_layers": 4}
@@ -153,12 +157,51 @@ class TestDraft:
             load(other).generate("It was", tokens=4, draft="auto")
 
     def test_a_damaged_record(self, packed):
+        """Any bit of it; and what is whole, but no draft."""
         source = ModelFolder(packed)
-        write_draft(source, Draft(lookup=2), "", {})
+        write_draft(source, Draft(lookup=2, view=View()), "", {"rows": [1.5]})
         path = packed / "draft.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"draft": {"lookup": "all"}}))
-        with pytest.raises(JettisonError, match="is not a draft that can be read"):
-            read_draft(source)
+        good = path.read_bytes()
+        random = Random(0)
+        for at in [*random.sample(range(len(good)), 40), good.index(b"2,")]:
+            path.write_bytes(good[:at] + bytes([good[at] ^ 1 << random.randrange(8)]) + good[at + 1 :])
+            with contextlib.suppress(JettisonError):
+                assert read_draft(source)[0] == Draft(lookup=2, view=View()) and json.loads(path.read_text())
+        path.write_bytes(good)
+        record = read_record(path)
+        bad = [{"lookup": "all"}, {"skip": [1]}, {"skip": "1"}, {"view": "up"}, {"view": {"bits": 99}}, {"lookup": 2.5}]
+        bad += [{"view": {"bit": 2}}, {"lookup": 1, "acceptance": 7}, {"lookup": 1, "costs": {"draft": -1}}, [], "x", 7]
+        for each in bad:
+            write_record(path, record | {"draft": each})
+            with pytest.raises(JettisonError, match="is not a draft that can be read"):
+                read_draft(source)
+        for text in ("", "[]", "{}", "null", '{"draft": {}}'):
+            path.write_text(text)
+            with pytest.raises(JettisonError, match="draft.json"):
+                read_draft(source)
+
+    def test_a_damaged_corpus(self, packed):
+        source = ModelFolder(packed)
+        write_corpus(source, torch.arange(64))
+        path = packed / "draft.safetensors"
+        good = path.read_bytes()
+        for at in (0, 9, len(good) // 3, len(good) // 2, len(good) - 250, len(good) - 4):
+            path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+            with pytest.raises(JettisonError, match="is damaged: run `jettison draft .* --corpus TEXT` again"):
+                read_corpus(source)
+        for tensors in (
+            {"tokens": torch.zeros(2, 2, dtype=torch.int32)},
+            {"tokens": torch.zeros(2)},
+            {"a": torch.ones(1)},
+        ):
+            write_sealed(path, tensors)
+            with pytest.raises(JettisonError, match="is damaged"):
+                read_corpus(source)
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(JettisonError, match="is damaged"):
+            read_corpus(source)
+        path.rmdir()
 
     def test_none_recorded(self, tiny):
         with pytest.raises(UsageError, match="`jettison draft .*` chooses a draft"):
@@ -184,15 +227,28 @@ class TestDraft:
     @pytest.mark.skipif(native.library() is None, reason="built without a compiler")
     def test_views_are_kept_and_made_again_when_damaged(self, packed, monkeypatch, tmp_path):
         monkeypatch.setenv("JETTISON_CACHE", str(tmp_path))
-        chosen, texts = Draft(view=View(2, 32, ("up",)), adaptive=False), []
-        for damage in (False, False, True):
+        chosen, texts, made = Draft(view=View(2, 32, ("up",)), adaptive=False), [], []
+        monkeypatch.setattr(view, "rounded", lambda *args, make=view.rounded: made.append(args) or make(*args))
+        flip = lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+        for damage, again in ((None, 4), (None, 0), (lambda data: data[:200], 4), (flip, 4), (None, 0)):
             kept = list(tmp_path.glob("views/*.safetensors"))
             if damage:
-                kept[0].write_bytes(kept[0].read_bytes()[:200])
+                kept[0].write_bytes(damage(kept[0].read_bytes()))
             loaded = load(packed)
             loaded.generate("It was", tokens=12, draft=chosen)
             texts.append(loaded.speculation.rounds)
-        assert texts[0] == texts[1] == texts[2]
+            assert len(made) == again
+            made.clear()
+        assert all(text == texts[0] for text in texts)
+
+    @pytest.mark.skipif(native.library() is None, reason="built without a compiler")
+    def test_views_that_differ_are_kept_apart(self, packed, monkeypatch, tmp_path):
+        """With and without the head, both are called everything."""
+        monkeypatch.setenv("JETTISON_CACHE", str(tmp_path))
+        body = tuple(role for role in ROLES if role != "head")
+        for roles in (body, ROLES):
+            assert load(packed).generate("It was", tokens=4, draft=Draft(view=View(2, 32, roles)))
+        assert len(list(tmp_path.glob("views/*.safetensors"))) == 2
 
 
 class TestModels:

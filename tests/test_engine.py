@@ -8,10 +8,11 @@ import torch
 
 from jettison.compress import compress
 from jettison.decode import load
-from jettison.decode.engine import FAMILIES, Engine, Unsupported, _Model
+from jettison.decode.engine import FAMILIES, Engine, Unsupported
 from jettison.decode.sampling import Sampling
 from jettison.errors import UsageError
 from jettison.kernels import native
+from jettison.kernels.specs import ModelSpec
 from jettison.recipe import load_recipe
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
@@ -153,7 +154,8 @@ class TestSessions:
             Engine(load(tiny("gpt2")).model)
 
     def test_sizes_that_do_not_fit_are_refused(self, engine):
-        assert engine._library.jettison_engine_new(ctypes.byref(_Model())) is None
+        made = ctypes.c_void_p()
+        assert engine._library.jettison_engine_new(ctypes.byref(ModelSpec()), ctypes.byref(made)) == 1 and not made
 
 
 class TestWriting:

@@ -18,8 +18,12 @@ FLOORS = [
     {"prune", "quantize", "recover", "decode"},
     {"formats", "calibrate"},
     {"models", "devices", "recipe", "journal"},
-    {"kernels", "locks", "registry", "parallel", "pattern", "sealed"},
-    {"grid", "files", "progress", "units"},
+    {"kernels", "locks", "registry", "parallel", "pattern", "sealed", "kept"},
+    {"documents", "grid"},
+    {"files"},
+    {"caches"},
+    {"progress"},
+    {"units"},
     {"errors"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -9,6 +9,7 @@ import pytest
 from runs import EVIL, FULL, SPEED, Page, drawn, linear, make_run, without_stage
 
 from jettison.errors import UsageError
+from jettison.kept import write_record
 from jettison.report import charts, write_report
 from jettison.report.error_map import WHOLE, read_error_map
 from jettison.report.run import read_run
@@ -86,7 +87,7 @@ class TestPage:
         found = {"rows": [row], "tried": [row | {"measured": 1.17}]}
         recorded = {"draft": {"lookup": 3}, "reason": "1.17 times as fast", "measured": found}
         for changed, said in ((recorded, "1.17 times as fast. What"), (recorded | {"draft": None}, "No draft pays: ")):
-            (folder / "draft.json").write_text(json.dumps(changed))
+            write_record(folder / "draft.json", changed)
             page = write_report(folder).read_text()
             assert 'id="drafts"' in page and said in page and "83" in page and "1.21" in page
             assert EVIL not in page

@@ -3,6 +3,8 @@
 import json
 import re
 import statistics
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -117,12 +119,21 @@ class TestFiles:
             suite.write_suite(tmp_path / "suite")
         assert not list(tmp_path.iterdir())
 
-    def test_other_items_are_another_folder(self, monkeypatch):
-        before = suite.suite_folder()
-        monkeypatch.setattr(suite, "write_suite", lambda folder: folder)
-        assert suite.suite_folder() == before
-        monkeypatch.setattr(suite, "VERSION", 99)
-        assert suite.suite_folder() != before
+    def test_every_process_has_files_of_its_own(self):
+        """So that nothing damaged or stale is read; they go when the process ends."""
+        code = (
+            "from jettison.evaluate import suite; a, b = suite.suite_folder(), suite.suite_folder(); print(a, a == b)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        folder, same = done.stdout.split()
+        assert same == "True" and not Path(folder).parent.exists() and Path(folder) != suite.suite_folder()
+
+    def test_a_folder_that_is_there(self, tmp_path):
+        with pytest.raises(UsageError, match="is there already"):
+            suite.write_suite(tmp_path)
+        (tmp_path / "file").write_text("")
+        with pytest.raises(JettisonError, match="cannot write the tasks"):
+            suite.write_suite(tmp_path / "file" / "suite")
 
 
 def answers(model, task: str, count: int, adapter: bool = True) -> str:

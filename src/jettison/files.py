@@ -1,7 +1,7 @@
-"""Files that are whole or absent, inputs that are read with care, and the content of a file as its identity.
+"""Files that are whole or absent, folders that can be written to, and the content of a file as its identity.
 
 - Every file is written to a unique temporary name, synced and renamed.
-- JSON and YAML are read from regular files of a sensible size; nesting and aliases have limits.
+- ``read_bytes`` reads regular files of a sensible size: no pipe and no device, which may never end.
 - ``content_digest`` is BLAKE2b of all bytes of a file, remembered as long as the file's stat stays the same.
 """
 
@@ -17,17 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from jettison.caches import cache_folder, in_cache
 from jettison.errors import JettisonError, UsageError
 
 PIECE = 1 << 26  # bytes of a tensor that are read back at once
 TEMPORARY = ".tmp"
-JSON_LIMIT, YAML_LIMIT = 1 << 28, 1 << 20  # bytes
-YAML_NODES, YAML_DEPTH = 100_000, 64  # of a document with its aliases written out
-JSON_DEPTH = 64
 RACY = 1.0  # seconds: a file that changed this recently may change again without its times showing it
 
 
@@ -55,8 +52,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
+        other = "name another cache folder with $JETTISON_CACHE" if in_cache(path) else "choose another folder"
         raise JettisonError(
-            f"cannot write {path}: {error}. Nothing was lost: free space or choose another folder, then run again."
+            f"cannot write {path}: {error}. Nothing was lost: free space or {other}, then run again."
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -147,79 +145,6 @@ def read_bytes(path: Path, limit: int) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise JettisonError(f"cannot read {path}: {error}") from error
-
-
-def read_json(path: Path) -> dict:
-    """Raises JettisonError if the file is missing or is not a JSON object."""
-    value = parse_json(read_bytes(path, JSON_LIMIT), str(path))
-    if not isinstance(value, dict):
-        raise JettisonError(f"{path} holds a JSON {type(value).__name__}; an object was expected")
-    return value
-
-
-def parse_json(data: bytes, where: str) -> Any:
-    """Raises JettisonError, which calls the text ``where``, if it is not JSON in UTF-8, or nested too deeply."""
-    deep = f"{where} is not readable JSON: it is nested too deeply, at most {JSON_DEPTH} levels are read"
-    try:
-        found = json.loads(data.decode("utf-8"))
-    except ValueError as error:
-        raise JettisonError(f"{where} is not readable JSON: {error}") from error
-    except RecursionError as error:
-        raise JettisonError(deep) from error
-    level = [found]
-    for _ in range(JSON_DEPTH):
-        lists = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
-        level = [inner for each in lists for inner in each]
-        if not level:
-            return found
-    raise JettisonError(deep)
-
-
-def read_yaml(path: Path, what: str) -> Any:
-    """The YAML document of a file. what: how errors call it, such as ``recipe``. Raises UsageError."""
-    try:
-        text = read_bytes(path, YAML_LIMIT).decode("utf-8")
-    except JettisonError as error:
-        raise UsageError(f"cannot read {what}: {error}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{what} {path} is not valid YAML: it is not UTF-8: {error}") from error
-    return parse_yaml(text, f"{what} {path}")
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Raises UsageError for what is not YAML, is nested too deeply, or is huge once its aliases are written out."""
-    try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _count_nodes(node, {}, 0, where)
-        return loader.construct_document(node)
-    except RecursionError as error:
-        raise UsageError(f"{where} is nested too deeply: at most {YAML_DEPTH} levels are read") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a date such as 2000-13-01
-        raise UsageError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _count_nodes(node: yaml.Node, known: dict[int, int], depth: int, where: str) -> int:
-    """How many nodes this one has, aliases written out. known: node id -> count, 0 while it is being counted."""
-    if depth > YAML_DEPTH:
-        raise UsageError(f"{where} is nested too deeply: at most {YAML_DEPTH} levels are read")
-    if known.get(id(node)) == 0:
-        raise UsageError(f"{where} refers to itself by an alias")
-    if id(node) not in known:
-        known[id(node)] = 0
-        pairs = node.value if isinstance(node, yaml.CollectionNode) else []
-        inner = pairs
-        if isinstance(node, yaml.MappingNode):
-            inner = [part for pair in pairs for part in pair]
-            keys = [(key.tag, key.value) for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
-            if len(set(keys)) < len(keys):
-                raise UsageError(f"{where} has {max(keys, key=keys.count)[1][:60]!r} twice in one mapping")
-        known[id(node)] = 1 + sum(_count_nodes(part, known, depth + 1, where) for part in inner)
-    if known[id(node)] > YAML_NODES:
-        raise UsageError(f"{where} has more than {YAML_NODES:,} entries once its aliases are written out")
-    return known[id(node)]
 
 
 def writable_folder(path: Path) -> Path:
@@ -322,9 +247,9 @@ def content_digest(path: Path) -> str:
         raise JettisonError(f"cannot read {path}: {error}") from error
     key = "-".join(str(getattr(before, f"st_{part}")) for part in ("dev", "ino", "size", "mtime_ns", "ctime_ns"))
     kept = cache_folder() / "digests" / key
-    with contextlib.suppress(OSError, ValueError):
-        known = kept.read_text(encoding="ascii")
-        if len(known) == 64 and int(known, 16) >= 0:
+    with contextlib.suppress(JettisonError, ValueError):
+        known, own = read_bytes(kept, 1000).decode("ascii").split()
+        if own == digest(key, known):
             return known
     found = _hash(path, lambda: hashlib.blake2b(digest_size=32))
     after = path.stat()
@@ -333,20 +258,15 @@ def content_digest(path: Path) -> str:
     )  # fmt: skip
     if steady and time.time() - max(after.st_mtime, after.st_ctime) > RACY:
         with contextlib.suppress(JettisonError):
-            write_text(kept, found)
+            write_text(kept, f"{found} {digest(key, found)}\n")
     return found
 
 
 def _hash(path: Path, kind: Any) -> str:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
+            raise JettisonError(f"cannot read {path}: it is not a regular file")
         with open(path, "rb") as handle:
             return hashlib.file_digest(handle, kind).hexdigest()
     except OSError as error:
         raise JettisonError(f"cannot read {path}: {error}") from error
-
-
-def cache_folder() -> Path:
-    """Where measurements and synthetic data are kept: $JETTISON_CACHE, else $XDG_CACHE_HOME/jettison."""
-    if configured := os.environ.get("JETTISON_CACHE"):
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jettison"

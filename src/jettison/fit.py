@@ -10,6 +10,7 @@ from jettison.calibrate import text_digest
 from jettison.calibrate.text import read_documents
 from jettison.compress import JOURNAL, compress
 from jettison.devices import find_device
+from jettison.documents import read_json
 from jettison.errors import UsageError
 from jettison.evaluate import (
     compare_tasks,
@@ -20,7 +21,7 @@ from jettison.evaluate import (
 )
 from jettison.evaluate.quality import TEXTS, TOKENS
 from jettison.evaluate.tasks import check_tasks
-from jettison.files import check_folder, read_json, write_json
+from jettison.files import check_folder, write_json
 from jettison.formats.engines import find_engine
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.locks import locked

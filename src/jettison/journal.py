@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jettison.documents import JSON_LIMIT, parse_json
 from jettison.errors import JettisonError, UsageError
-from jettison.files import JSON_LIMIT, check_folder, digest, parse_json, read_bytes, write_atomic
+from jettison.files import check_folder, digest, read_bytes, write_atomic
 from jettison.progress import say
 
 SUM = "sum"

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from jettison import registry
+from jettison.documents import parse_yaml, read_yaml
 from jettison.errors import UsageError, shown, unknown
-from jettison.files import parse_yaml, read_yaml
 from jettison.grid import Grid
 from jettison.pattern import Allocation, Pattern
 from jettison.units import check_number

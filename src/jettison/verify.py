@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from jettison.decode import load
+from jettison.documents import read_json
 from jettison.errors import JettisonError, UsageError
-from jettison.files import file_digest, inside, read_json
+from jettison.files import file_digest, inside
 from jettison.formats import check
 from jettison.formats.compressed_tensors import read_grids
 from jettison.formats.manifest import NAME as MANIFEST

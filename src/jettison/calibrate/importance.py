@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from jettison.caches import cache_folder
 from jettison.calibrate.text import text_digest, token_windows
 from jettison.errors import JettisonError, UsageError, unknown
-from jettison.files import cache_folder, digest
+from jettison.files import digest
 from jettison.journal import Journal
 from jettison.locks import locked
 from jettison.models import Activations, ModelFolder, Walk

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from jettison import registry
+from jettison.caches import cache_folder
 from jettison.calibrate.stats import Stats, watch
 from jettison.calibrate.text import text_digest, token_windows
 from jettison.errors import JettisonError, UsageError
-from jettison.files import cache_folder, digest
+from jettison.files import digest
 from jettison.grid import Grid
 from jettison.journal import Journal, read_records
 from jettison.locks import locked

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jettison.cli import common
-from jettison.errors import UsageError, unknown
+from jettison.errors import JettisonError, UsageError, unknown
 
 DRAFTS = ("none", "auto", "lookup")
 DRAFTED = 96  # tokens of each text
@@ -91,11 +91,11 @@ def _decoding(
     against: str | None,
     rounds: int,
 ) -> dict[str, Any]:
+    from jettison.caches import cache_folder, cache_is_kept
     from jettison.decode import load
     from jettison.evaluate.decoding import PROMPT, check_decoding, measure_decoding, measure_prefill
     from jettison.evaluate.llama_cpp import llama_cpp
     from jettison.evaluate.random_model import random_model
-    from jettison.files import cache_folder
     from jettison.kernels import native
     from jettison.models import open_shape
     from jettison.recipe import load_recipe
@@ -104,6 +104,8 @@ def _decoding(
     check_decoding(contexts, rounds)
     chosen = {recipe: load_recipe(recipe, changes) for recipe in recipes}
     source = open_shape(folder or shape)
+    if against and not cache_is_kept():
+        raise JettisonError("llama.cpp's files of gigabytes need a cache folder: name one with $JETTISON_CACHE")
     others = llama_cpp(source, cache_folder() / "gguf", native.threads()) if against else {}
     if folder:
         models = {Path(folder).name: load(folder).model}

@@ -277,7 +277,7 @@ def tune(
     quiet: common.Quiet = False,
 ) -> None:
     """Choose a recipe for every model so that the scenario's score rises most."""
-    from jettison.files import read_yaml
+    from jettison.documents import read_yaml
     from jettison.xr import find_scenario
     from jettison.xr.frames import check_run
     from jettison.xr.tune import RECIPES, check_runs

@@ -1,16 +1,20 @@
 """What drafts are made of: the model with units left out, in fewer bits, from texts that it has seen; or several."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from jettison.errors import JettisonError, UsageError
-from jettison.files import read_json, write_json, write_tensors
+from jettison.grid import Grid
+from jettison.kept import places, read_record, write_first, write_record
 from jettison.models import ModelFolder
-from jettison.models.checkpoint import Checkpoint
+from jettison.sealed import read_sealed, write_sealed
 
 NAME, CORPUS = "draft.json", "draft.safetensors"
 LONGEST, LONGEST_MATCH = 64, 16  # tokens of a draft, and of a match in earlier text
@@ -25,8 +29,11 @@ class View:
     group_size: int = 64
     roles: tuple[str, ...] = ("gate", "up")
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     def __post_init__(self):
         object.__setattr__(self, "roles", tuple(self.roles))
+        Grid(self.bits, self.group_size)
         unknown = [role for role in self.roles if role not in ROLES]
         if unknown or not self.roles:
             raise UsageError(f"a view of the roles {list(self.roles)}: at least one of {', '.join(ROLES)}")
@@ -42,6 +49,13 @@ class Costs:
 
     draft: float = 0.5
     verify: float = 0.05
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def __post_init__(self):
+        for name in ("draft", "verify"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} = {getattr(self, name)} of a draft's costs: it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,12 @@ class Draft:
 
     def __post_init__(self):
         object.__setattr__(self, "skip", tuple(self.skip))
-        for name, low, high in (("length", 1, LONGEST), ("lookup", 0, LONGEST_MATCH), ("branches", 1, 8)):
+        for name, low, high in (
+            ("length", 1, LONGEST),
+            ("lookup", 0, LONGEST_MATCH),
+            ("branches", 1, 8),
+            ("acceptance", 0, 1),
+        ):
             if not low <= getattr(self, name) <= high:
                 raise UsageError(f"{name} = {getattr(self, name)} of a draft: it must be {low} to {high}")
         if not (self.model or self.lookup):
@@ -91,24 +110,22 @@ class Draft:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Draft":
-        """From what ``asdict`` or JSON gives. Raises UsageError for names that are none."""
-        values = dict(values)
+        """From what ``asdict`` or JSON gives. Raises UsageError for names that are none, and for wrong types."""
         for name in set(values) - {field.name for field in fields(cls)}:
             raise UsageError(f"a draft has no {name!r}; it has {', '.join(field.name for field in fields(cls))}")
-        if isinstance(values.get("view"), Mapping):
-            values["view"] = View(**values["view"])
-        if isinstance(values.get("costs"), Mapping):
-            values["costs"] = Costs(**values["costs"])
-        return cls(**values)
+        try:
+            return TypeAdapter(cls).validate_python(dict(values))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UsageError(f"{where} = {first['input']!r} of a draft: {first['msg']}") from error
 
 
 def write_draft(source: ModelFolder, draft: Draft | None, reason: str, measured: Mapping[str, Any]) -> None:
     """Record what was chosen for a checkpoint beside it. draft: None where none pays."""
     chosen = None if draft is None else asdict(draft)
-    write_json(
-        source.folder / NAME,
-        {"checkpoint": source.fingerprint(), "draft": chosen, "reason": reason, "measured": dict(measured)},
-    )
+    record = {"checkpoint": source.fingerprint(), "draft": chosen, "reason": reason, "measured": dict(measured)}
+    write_first(_places(source, NAME), lambda path: write_record(path, record))
 
 
 def read_draft(source: ModelFolder) -> tuple[Draft | None, str]:
@@ -116,12 +133,8 @@ def read_draft(source: ModelFolder) -> tuple[Draft | None, str]:
 
     Raises UsageError where nothing is recorded, or for another checkpoint; JettisonError where it cannot be read.
     """
-    path = source.folder / NAME
-    if not path.exists():
-        raise UsageError(
-            f"{source.folder} has no {NAME}: `jettison draft {source.folder}` chooses a draft and writes it"
-        )
-    recorded = read_json(path)
+    path = _find(source, NAME, f"`jettison draft {source.folder}` chooses a draft and writes it")
+    recorded = read_record(path)
     if recorded.get("checkpoint") != source.fingerprint():
         raise UsageError(
             f"{path} is of another checkpoint ({recorded.get('checkpoint')}; this one is {source.fingerprint()}): "
@@ -136,14 +149,27 @@ def read_draft(source: ModelFolder) -> tuple[Draft | None, str]:
 
 def write_corpus(source: ModelFolder, tokens: torch.Tensor) -> None:
     """tokens: (n) ids, texts end to end, to look up in."""
-    write_tensors(source.folder / CORPUS, {"tokens": tokens.to(torch.int32)}, {"checkpoint": source.fingerprint()})
+    write_first(_places(source, CORPUS), lambda path: write_sealed(path, {"tokens": tokens.to(torch.int32)}))
 
 
 def read_corpus(source: ModelFolder) -> np.ndarray:
-    """(n) token ids. Raises UsageError where there is no corpus, or one with tokens that the model does not have."""
-    path = source.folder / CORPUS
-    if not path.exists():
-        raise UsageError(f"{source.folder} has no {CORPUS}: `jettison draft {source.folder} --corpus TEXT` writes it")
-    tokens = Checkpoint(path.parent, [path]).read("tokens")
+    """(n) token ids. Raises UsageError where there is no corpus, or one with tokens that the model does not have;
+    JettisonError where it is damaged."""
+    command = f"`jettison draft {source.folder} --corpus TEXT`"
+    path = _find(source, CORPUS, f"{command} writes it")
+    found = read_sealed(path) if path.is_file() else None
+    if found is None or (tokens := found[0].get("tokens")) is None or tokens.dim() != 1 or tokens.dtype != torch.int32:
+        raise JettisonError(f"{path} is damaged: run {command} again")
     source.check_tokens(tokens, str(path))
     return tokens.numpy()
+
+
+def _places(source: ModelFolder, name: str) -> list[Path]:
+    return places(source.folder, Path(name), "drafts", source.fingerprint())
+
+
+def _find(source: ModelFolder, name: str, otherwise: str) -> Path:
+    found = [path for path in _places(source, name) if path.exists()]
+    if not found:
+        raise UsageError(f"{source.folder} has no {name}: {otherwise}")
+    return max(found, key=lambda path: path.stat().st_mtime_ns)  # beside it may be one that could not be replaced

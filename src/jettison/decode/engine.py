@@ -13,6 +13,7 @@ from torch import nn
 
 from jettison.errors import JettisonError, UsageError
 from jettison.kernels import native
+from jettison.kernels.specs import EXPERT, INT, INT64, POINTER, ExpertSpec, LayerSpec, LinearSpec, ModelSpec, RowsSpec
 from jettison.models.modules import Adapted, QuantLinear
 
 FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma3_text")
@@ -21,48 +22,6 @@ CACHES = {"float32": 0, "bfloat16": 1, "int8": 3}  # see Type in cpu/tiles.h
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 FULL = 6  # see Status in cpu/isa.h
 AT_ONCE = 512  # rows: kMostAtOnce in cpu/engine.cpp
-
-POINTER, INT, INT64, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
-
-
-class _Linear(ctypes.Structure):  # LinearSpec in cpu/engine.h; the others likewise
-    _fields_ = (
-        [(name, POINTER) for name in ("tiles", "zero", "bias", "lora_a", "lora_b")]
-        + [(name, INT64) for name in ("tiles_bytes", "zero_bytes", "rows", "columns", "span")]
-        + [(name, INT) for name in ("bits", "middle", "scale_type", "rank")]
-        + [("scaling", FLOAT)]
-    )
-
-
-NORMS = ("attention_norm", "q_norm", "k_norm", "after_attention_norm", "mlp_norm", "after_mlp_norm")
-LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
-EXPERT = ("gate", "up", "down")
-
-
-class _Expert(ctypes.Structure):
-    _fields_ = [(name, _Linear) for name in EXPERT]
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = [(name, POINTER) for name in NORMS] + [(name, _Linear) for name in LINEARS]
-    _fields_ += [("window", INT64), ("rope", INT), ("router", _Linear), ("experts", ctypes.POINTER(_Expert))]
-    _fields_ += [("expert_count", INT64), ("chosen", INT), ("normalized", INT)]
-
-
-class _Model(ctypes.Structure):
-    _fields_ = [
-        *((name, INT64) for name in ("hidden", "heads", "kv_heads", "head_dim", "rotary", "intermediate")),
-        *((name, INT64) for name in ("vocabulary", "layers")),
-        ("embedding", POINTER), ("final_norm", POINTER), ("frequency", POINTER * 2), ("head", _Linear),
-        ("epsilon", FLOAT), ("attention_scale", FLOAT), ("embedding_scale", FLOAT), ("rope_scale", FLOAT * 2),
-        ("gelu", INT), ("embedding_type", INT), ("layer", ctypes.POINTER(_Layer)),
-    ]  # fmt: skip
-
-
-class _Rows(ctypes.Structure):  # RowsSpec
-    _fields_ = [("count", INT64)]
-    _fields_ += [(name, POINTER) for name in ("token", "session", "wanted", "parent", "halves")]
-    _fields_ += [("fine", INT), ("threads", INT)]
 
 
 class Unsupported(JettisonError):
@@ -87,10 +46,10 @@ class Engine:
         _require(config.model_type in FAMILIES, f"{config.model_type} models are not among {', '.join(FAMILIES)}")
         core, head = model.model, model.lm_head
         _require(next(core.parameters()).is_cpu, "it is not on the CPU")
-        layers = (_Layer * len(core.layers))()
+        layers = (LayerSpec * len(core.layers))()
         for layer, block in zip(layers, core.layers, strict=True):
             self._fill(layer, block, config)
-        spec, attention = _Model(), core.layers[0].self_attn
+        spec, attention = ModelSpec(), core.layers[0].self_attn
         spec.hidden, spec.vocabulary, spec.layers = config.hidden_size, config.vocab_size, len(core.layers)
         spec.heads, spec.kv_heads = config.num_attention_heads, config.num_key_value_heads
         spec.head_dim, spec.intermediate = attention.head_dim, config.intermediate_size
@@ -110,8 +69,11 @@ class Engine:
         self.vocabulary, self.limit = config.vocab_size, config.max_position_embeddings
         self.layers = len(core.layers)
         self._library = _declared(native.library())
-        self.handle = self._library.jettison_engine_new(ctypes.byref(spec))
-        _require(self.handle is not None, "the sizes of its matrices do not fit its configuration")
+        made = POINTER()
+        status = self._library.jettison_engine_new(ctypes.byref(spec), ctypes.byref(made))
+        native.raise_thrown(status)
+        _require(not status, "the sizes of its matrices do not fit its configuration")
+        self.handle = made.value
         weakref.finalize(self, self._library.jettison_engine_free, self.handle)
 
     def session(self, capacity: int | None = None, cache: str = "bfloat16") -> "Session":
@@ -136,7 +98,7 @@ class Engine:
         twice the time. parents: of each row the number of the row that it follows, or -1 for what the session held,
         where drafts branch; see ``Session.keep``. halves: of each block whether attention (1) and MLP (2) run; the
         model without the rest writes no keys and values there. Nothing is appended if a session is full or a token is
-        not in the vocabulary: UsageError.
+        not in the vocabulary, UsageError, or if memory runs out, JettisonError.
         """
         count = len(tokens)
         logits = torch.empty(sum(map(bool, wanted)), self.vocabulary)
@@ -147,8 +109,9 @@ class Engine:
         arrays += [None if parents is None else (INT64 * count)(*parents)]
         arrays += [None if halves is None else ctypes.create_string_buffer(halves, self.layers)]
         pointers = [None if array is None else ctypes.addressof(array) for array in arrays]
-        rows = _Rows(count, *pointers, fine, torch.get_num_threads())
+        rows = RowsSpec(count, *pointers, fine, torch.get_num_threads())
         status = self._library.jettison_forward(self.handle, ctypes.byref(rows), logits.data_ptr())
+        native.raise_thrown(status)
         if status == FULL:
             room = min(session.capacity - session.length for session in sessions)
             raise UsageError(f"{count} more tokens: a session has room for {room}")
@@ -159,7 +122,7 @@ class Engine:
             )
         return logits
 
-    def _fill(self, layer: _Layer, block: nn.Module, config) -> None:
+    def _fill(self, layer: LayerSpec, block: nn.Module, config) -> None:
         attention, mlp = block.self_attn, block.mlp
         gemma = hasattr(block, "pre_feedforward_layernorm")
         norms = {
@@ -188,8 +151,8 @@ class Engine:
         layer.window = sliding * (getattr(config, "sliding_window", None) or 0)
         layer.rope = int(config.model_type == "gemma3_text" and bool(layer.window))
 
-    def _mixture(self, layer: _Layer, mlp: nn.Module, config) -> None:
-        experts = (_Expert * len(mlp.experts))()
+    def _mixture(self, layer: LayerSpec, mlp: nn.Module, config) -> None:
+        experts = (ExpertSpec * len(mlp.experts))()
         for spec, expert in zip(experts, mlp.experts, strict=True):
             for name in EXPERT:
                 setattr(spec, name, self._linear(getattr(expert, f"{name}_proj")))
@@ -197,7 +160,7 @@ class Engine:
         layer.router, layer.experts, layer.expert_count = self._dense(mlp.gate.weight), experts, len(experts)
         layer.chosen, layer.normalized = config.num_experts_per_tok, bool(config.norm_topk_prob)
 
-    def _rope(self, spec: _Model, rotary: nn.Module, config) -> None:
+    def _rope(self, spec: ModelSpec, rotary: nn.Module, config) -> None:
         rules = config.rope_parameters
         rules = [rules] if "rope_type" in rules else [rules[kind] for kind in ("full_attention", "sliding_attention")]
         prefixes = [""] if len(rules) == 1 else ["full_attention_", "sliding_attention_"]
@@ -214,8 +177,8 @@ class Engine:
         weight = norm.weight.detach().float()
         return self._keep(1.0 + weight if type(norm).__name__.startswith("Gemma") else weight)
 
-    def _linear(self, module: nn.Module) -> _Linear:
-        spec, module = _Linear(), self._stand_ins.get(id(module), module)
+    def _linear(self, module: nn.Module) -> LinearSpec:
+        spec, module = LinearSpec(), self._stand_ins.get(id(module), module)
         if isinstance(module, Adapted):
             a, b = module.lora_a.detach().float(), module.lora_b.detach().float().T
             spec = self._linear(module.base)
@@ -237,8 +200,8 @@ class Engine:
         dense.bias = spec.bias
         return dense
 
-    def _dense(self, weight: torch.Tensor) -> _Linear:
-        spec, weight = _Linear(), weight.detach()
+    def _dense(self, weight: torch.Tensor) -> LinearSpec:
+        spec, weight = LinearSpec(), weight.detach()
         _require(weight.dtype in (torch.float32, torch.bfloat16), f"a matrix is of {weight.dtype}")
         spec.rows, spec.columns = weight.shape
         spec.tiles, spec.tiles_bytes, spec.bits = self._keep(weight), weight.nbytes, 8 * weight.itemsize
@@ -259,9 +222,10 @@ class Session:
         if not 1 <= capacity <= engine.limit:
             raise UsageError(f"room for {capacity} tokens: the model has positions for 1 to {engine.limit}")
         self.engine, self.capacity, self._library = engine, capacity, engine._library
-        self.handle = self._library.jettison_session_new(engine.handle, capacity, CACHES[cache])
-        if self.handle is None:
+        made = POINTER()
+        if self._library.jettison_session_new(engine.handle, capacity, CACHES[cache], ctypes.byref(made)):
             raise JettisonError(f"no memory for the keys and values of {capacity} tokens as {cache}")
+        self.handle = made.value
         weakref.finalize(self, self._library.jettison_session_free, self.handle)
 
     @property
@@ -305,9 +269,9 @@ def _require(fine: bool, otherwise: str) -> None:
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    library.jettison_engine_new.argtypes, library.jettison_engine_new.restype = [POINTER], POINTER
+    library.jettison_engine_new.argtypes = [POINTER, POINTER]
     library.jettison_engine_free.argtypes, library.jettison_engine_free.restype = [POINTER], None
-    library.jettison_session_new.argtypes, library.jettison_session_new.restype = [POINTER, INT64, INT], POINTER
+    library.jettison_session_new.argtypes = [POINTER, INT64, INT, POINTER]
     library.jettison_session_free.argtypes, library.jettison_session_free.restype = [POINTER], None
     library.jettison_session_length.argtypes, library.jettison_session_length.restype = [POINTER], INT64
     library.jettison_session_cut.argtypes, library.jettison_session_cut.restype = [POINTER, INT64], None

@@ -1,12 +1,15 @@
 """A model's linears in fewer bits, for its own draft: made once from the weights at hand, kept in the cache folder."""
 
+from dataclasses import asdict
+
 import torch
 from torch import nn
 
+from jettison.caches import cache_folder, cache_is_kept
 from jettison.calibrate import find_range
 from jettison.decode.draft import View
 from jettison.errors import JettisonError, UsageError
-from jettison.files import cache_folder, digest
+from jettison.files import digest
 from jettison.formats.tiled import read_linears, write_tiled
 from jettison.grid import WHOLE_ROW, Grid, QuantizedWeight
 from jettison.kernels.tiles import LAYOUT
@@ -26,7 +29,7 @@ def view_linears(source: ModelFolder, model: nn.Module, view: View) -> dict[str,
     ]
     if not linears:
         raise UsageError(f"a draft with {view}: no linear of {source.name} has more bits")
-    key = digest(source.fingerprint(), str(view), view.group_size, LAYOUT)
+    key = digest(source.fingerprint(), asdict(view), str(model.dtype), LAYOUT)
     path = cache_folder() / "views" / f"{key}.safetensors"
     sizes = {linear.name: (linear.rows, linear.columns, view_grid(linear, view)) for linear in linears}
     if (found := read_linears(path, key, sizes)) is not None:
@@ -39,10 +42,11 @@ def view_linears(source: ModelFolder, model: nn.Module, view: View) -> dict[str,
             module.tile()
             stand_ins[linear.name] = module
             progress.advance(note=linear.name)
-    try:
-        write_tiled(_together(stand_ins), path, key)
-    except JettisonError as error:
-        say(f"note: the draft's weights are made again each time: {error}")
+    if cache_is_kept():
+        try:
+            write_tiled(_together(stand_ins), path, key)
+        except JettisonError as error:
+            say(f"note: the draft's weights are made again each time: {error}")
     return stand_ins
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jettison.devices.machine import measure
+from jettison.documents import parse_yaml, read_yaml
 from jettison.errors import UsageError, shown, unknown
-from jettison.files import parse_yaml, read_yaml
 
 THIS = "this"
 SOURCED = ("bandwidth", "memory", "flops", "cache", "overhead")

@@ -14,9 +14,10 @@ from typing import Any
 import psutil
 import torch
 
+from jettison.caches import cache_folder
 from jettison.errors import JettisonError
-from jettison.files import cache_folder, read_json, write_json
 from jettison.grid import Grid
+from jettison.kept import read_record, write_record
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling
 from jettison.progress import say
@@ -49,13 +50,16 @@ def measure(again: bool = False) -> dict[str, Any]:
         return row
     say("measuring this machine (once) ...")
     row = {"title": f"This machine: {name}"} | _figures(device)
-    write_json(file, row | key)
+    try:
+        write_record(file, row | key)
+    except JettisonError as error:
+        say(f"note: this machine will be measured again: {error}")
     return row
 
 
 def _kept(file: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        row = read_json(file)
+        row = read_record(file)
     except JettisonError:  # absent or broken
         return None
     found = {field: row.pop(field, None) for field in key}

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from jettison.errors import JettisonError, UsageError
-from jettison.files import write_atomic
+from jettison.files import digest
+from jettison.kept import is_kept, keep
 from jettison.models import ModelShape
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -60,7 +61,7 @@ class LlamaCpp:
 
 
 def llama_cpp(shape: ModelShape, folder: Path, threads: int) -> dict[str, LlamaCpp]:
-    """KINDS of a shape, their files written to ``folder`` where they are not yet.
+    """KINDS of a shape, their files written to ``folder`` where they are not yet, or not any more as they were written.
 
     Raises UsageError if llama-bench or gguf is missing, or the shape is of a family that is not served here.
     """
@@ -69,15 +70,17 @@ def llama_cpp(shape: ModelShape, folder: Path, threads: int) -> dict[str, LlamaC
         raise UsageError("llama.cpp: there is no llama-bench on the PATH, and LLAMA_BENCH does not name one; build it")
     found = {}
     for name, (gate_up, rest) in KINDS.items():
-        file = folder / f"{shape.name.replace('/', '--')}-{gate_up}-{rest}.gguf"
-        if not file.exists():
+        file = folder / f"{shape.name.replace('/', '--')[-100:]}-{gate_up}-{rest}.gguf"
+        if not is_kept(file, _key(shape, gate_up, rest)):
             write_gguf(shape, {"gate": gate_up, "up": gate_up}, rest, file)
         found[name] = LlamaCpp(program, file, threads)
     return found
 
 
 def write_gguf(shape: ModelShape, kinds: Mapping[str, str], rest: str, path: Path) -> None:
-    """A GGUF file with random blocks and no vocabulary. kinds: role -> type (Q4_0); rest: of all other matrices."""
+    """A GGUF file with random blocks and no vocabulary. kinds: role -> type (Q4_0); rest: of all other matrices.
+
+    Raises UsageError if gguf is missing or the family is not served, JettisonError if the file cannot be written."""
     try:
         from gguf import GGMLQuantizationType, GGUFWriter
     except ImportError as error:
@@ -114,7 +117,11 @@ def write_gguf(shape: ModelShape, kinds: Mapping[str, str], rest: str, path: Pat
         writer.write_tensors_to_file()
         writer.close()
 
-    write_atomic(path, write)
+    keep(path, _key(shape, kinds.get("gate", rest), rest), write)
+
+
+def _key(shape: ModelShape, gate_up: str, rest: str) -> str:
+    return digest("gguf", shape.raw_config, gate_up, rest)
 
 
 def _matrices(shape: ModelShape, config) -> Iterator[tuple[str, int, int, str]]:

@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
-from jettison.calibrate.text import read_documents
+from jettison.caches import temporary_folder
+from jettison.errors import JettisonError, UsageError
 from jettison.evaluate import kinds
 from jettison.evaluate.items import Kind, Text, make_items
-from jettison.files import cache_folder, digest, sync_folder
+from jettison.files import sync_folder
 
 VERSION = 1  # raise it when the items for the same text change
 ITEMS = 1000
@@ -74,13 +75,15 @@ def _text(name: str) -> Text:
     return Text.read(TEXTS[name])
 
 
+@cache
 def suite_folder() -> Path:
-    """The suite in the cache folder, written when first asked for. Other texts or another version: another folder."""
-    texts = [read_documents(name) for name in TEXTS.values()]
-    folder = cache_folder() / "tasks" / digest("tasks", VERSION, ITEMS, texts)
-    if not folder.is_dir():
-        write_suite(folder)
-    return folder
+    """The suite, written when first asked for, and deleted when this process ends: what a folder had that is kept could
+    be damaged, and `datasets` would not notice. Raises JettisonError if it cannot be written."""
+    try:
+        folder = temporary_folder("jettison-suite-")
+    except OSError as error:
+        raise JettisonError(f"the tasks need a temporary folder: {error}. $TMPDIR names one") from error
+    return write_suite(folder / SUITE)
 
 
 def write_suite(folder: str | Path) -> Path:
@@ -88,11 +91,15 @@ def write_suite(folder: str | Path) -> Path:
 
     The configurations name their items by absolute path; what `datasets` makes of them is kept beside them, so that
     nothing stale from elsewhere is ever read. Written under another name and renamed: whole or absent.
+    Raises UsageError if the folder is there, JettisonError if it cannot be written.
     """
     folder = Path(folder).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
+    if folder.exists():
+        raise UsageError(f"{folder} is there already: name a new folder for the tasks")
+    temporary = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
         for task, row in TASKS.items():
             lines = [json.dumps(item, ensure_ascii=False) for item in items_of(task)]
             (temporary / f"{task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
@@ -100,14 +107,13 @@ def write_suite(folder: str | Path) -> Path:
         for group, members in {**GROUPS, SUITE: list(GROUPS)}.items():
             _write_yaml(temporary / f"{group}.yaml", {"group": group, "task": members} | _metadata())
         temporary.chmod(0o755)  # temporary folders are their owner's alone
-        try:
-            os.rename(temporary, folder)
-        except OSError:  # another process was first, with the same bytes
-            if not folder.is_dir():
-                raise
+        os.rename(temporary, folder)
         sync_folder(folder.parent)
+    except OSError as error:
+        raise JettisonError(f"cannot write the tasks to {folder}: {error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -6,8 +6,9 @@ It holds no times and no dates: the same run gives the same bytes.
 from pathlib import Path
 from typing import Any
 
+from jettison.documents import read_json
 from jettison.errors import UsageError
-from jettison.files import read_json, write_json, write_text
+from jettison.files import write_json, write_text
 from jettison.formats.card import write_card
 
 NAME, CARD = "jettison.json", "README.md"

@@ -8,8 +8,9 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
+from jettison.documents import read_json
 from jettison.errors import JettisonError
-from jettison.files import read_json, write_json, write_tensors
+from jettison.files import write_json, write_tensors
 from jettison.models.checkpoint import Checkpoint
 from jettison.models.modules import Adapted
 

@@ -1,21 +1,24 @@
 """Weights in the order in which the CPU kernels read them, kept beside a checkpoint: loading is then to map one file.
 
 ``DIR/.tiles/model.safetensors`` holds what a loaded model holds once its packed linears are tiled. It may be deleted at
-any time, and is made again when the checkpoint, the type of what is not packed, or the layout is another. Tensors start
-at multiples of 64 bytes, for the sake of the kernels' loads.
+any time, and is made again when the checkpoint, the type of what is not packed, or the layout is another, or when its
+content is not what was written. For a folder that is not to be written to it is in the cache folder. Tensors start at
+multiples of 64 bytes, for the sake of the kernels' loads.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from jettison.errors import JettisonError
-from jettison.files import digest, write_atomic
+from jettison.files import digest
 from jettison.formats.compressed_tensors import load_packed, read_grids
 from jettison.grid import Grid
+from jettison.kept import is_kept, keep, places, write_first
 from jettison.kernels.tiles import LAYOUT, Tiling
 from jettison.models import ModelFolder
 from jettison.models.checkpoint import Checkpoint
@@ -35,24 +38,32 @@ def load_tiled(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
 
     The file is made where it is missing, damaged, or of something else; where it cannot be written, that is said.
     """
-    path, key = source.folder / FILE, _key(source, dtype)
-    if path.exists():
-        try:
-            stored = Checkpoint(path.parent, [path])
-            if stored.metadata.get("key") == key:
-                return _read(source, dtype, stored)
-        except JettisonError as error:
-            say(f"note: {path} is damaged, so it is made again ({error})")
+    name = source.fingerprint()
+    key, paths = digest(name, str(dtype), LAYOUT), places(source.folder, FILE, "tiles", name)
+    for path in paths:
+        if stored := _opened(path, key):
+            return _read(source, dtype, stored)
     model = load_packed(source, dtype)
     tile_linears(model)
     try:
-        write_tiled(model, path, key)
+        path = write_first(paths, partial(write_tiled, model, key=key))
     except JettisonError as error:
         say(f"note: without packed weights beside the checkpoint, loading takes longer: {error}")
         return model
     del model  # the mapped file takes its place
     source.checkpoint.release()
     return _read(source, dtype, Checkpoint(path.parent, [path]))
+
+
+def _opened(path: Path, key: str) -> Checkpoint | None:
+    """The file, mapped, if it is what was written under this key; safetensors compares its size with its header."""
+    if not is_kept(path, key):
+        return None
+    try:
+        stored = Checkpoint(path.parent, [path])
+    except JettisonError:  # another process has replaced it meanwhile
+        return None
+    return stored if stored.metadata.get("key") == key else None
 
 
 def write_tiled(model: nn.Module, path: Path, key: str) -> None:
@@ -64,7 +75,7 @@ def write_tiled(model: nn.Module, path: Path, key: str) -> None:
             tensors[name] = tensor.detach().contiguous()
         else:
             shared[name] = first
-    write_atomic(path, lambda file: _write(file, tensors, {"key": key, "shared": json.dumps(shared)}))
+    keep(path, key, lambda file: _write(file, tensors, {"key": key, "shared": json.dumps(shared)}))
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -133,19 +144,8 @@ def _packed(value: Callable[[str], torch.Tensor | None], name: str, rows: int, c
 def read_linears(path: Path, key: str, linears: Mapping[str, tuple[int, int, Grid]]) -> dict[str, QuantLinear] | None:
     """Of a file that ``write_tiled`` wrote: the linears of these names, rows, columns and grids. None where the file is
     missing, damaged, or of something else."""
-    if not path.exists():
+    stored = _opened(path, key)
+    if stored is None:
         return None
-    try:
-        stored = Checkpoint(path.parent, [path])
-        if stored.metadata.get("key") != key:
-            return None
-        value = lambda name: stored.read(name) if name in stored else None
-        return {name: _packed(value, name, *linears[name]) for name in linears}
-    except (JettisonError, KeyError, StopIteration) as error:
-        say(f"note: {path} is damaged, so it is made again ({error})")
-        return None
-
-
-def _key(source: ModelFolder, dtype: torch.dtype) -> str:
-    changed = [file.stat().st_mtime_ns for file in source.checkpoint.files]
-    return digest(source.fingerprint(), changed, str(dtype), LAYOUT)
+    value = lambda name: stored.read(name) if name in stored else None
+    return {name: _packed(value, name, *linears[name]) for name in linears}

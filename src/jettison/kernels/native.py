@@ -1,6 +1,7 @@
 """The CPU kernels, by ctypes: a library of C++ without Python or torch in it (``kernels/cpu``).
 
-Where it was not built (no compiler) or does not load, PyTorch serves, and one warning says so.
+Where it was not built (no compiler) or does not load, PyTorch serves, and one warning says so. One of another version
+is refused. What is thrown over there, on whichever thread, comes back as a status, and is raised as JettisonError.
 """
 
 import ctypes
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import torch
 
-from jettison.errors import UsageError
+from jettison.errors import JettisonError, UsageError
+from jettison.kernels.specs import SPECS
 from jettison.kernels.tiles import Tiling
 
+ABI = 2  # as kAbi in cpu/isa.h
 FILE = "cpu/libjettison_kernels.so"
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of activations; see Type in cpu/tiles.h
 POINTER, INT, INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
@@ -22,24 +25,49 @@ FAULTS = {
     1: "types, sizes or devices do not fit",
     2: "a tensor does not start at a multiple of its element's size",
     3: "the result overlaps an argument",
-    4: "not enough memory for the activations as int8",
 }
+THROWN = (4, 7)  # kNoMemory and kFailed, see Status in cpu/isa.h
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The library: the installed package's, or the file that JETTISON_KERNELS names; None where there is none."""
+    """The library: the installed package's, or the file that JETTISON_KERNELS names; None where there is none.
+
+    Raises JettisonError for one of another version: what it takes for a size would be something else.
+    """
     import jettison.kernels
 
     named = os.environ.get("JETTISON_KERNELS")
     files = [file for folder in jettison.kernels.__path__ if (file := Path(folder) / FILE).exists()]
     files = [Path(named)] if named else files
     try:
-        return _declared(ctypes.CDLL(str(files[0])))
+        found = ctypes.CDLL(str(files[0]))
     except (IndexError, OSError) as error:
         reason = f" ({error})" if isinstance(error, OSError) else ": they were not built, for want of a C++20 compiler"
         warnings.warn(f"Jettison's CPU kernels are not there, so PyTorch serves, slowly{reason}", stacklevel=2)
         return None
+    if difference := _difference(found):
+        raise JettisonError(
+            f"the CPU kernels in {files[0]} are of another version ({difference}): run `make setup`, or install "
+            "Jettison again"
+        )
+    return _declared(found)
+
+
+def _difference(found: ctypes.CDLL) -> str:
+    """Between the library and this file; empty if there is none."""
+    if not hasattr(found, "jettison_abi"):
+        return "it does not say which"
+    sizes = (INT64 * len(SPECS))()
+    found.jettison_abi.argtypes = [POINTER]
+    if (version := found.jettison_abi(sizes)) != ABI:
+        return f"{version}, not {ABI}"
+    others = [
+        f"{spec.__name__} has {size} bytes, not {ctypes.sizeof(spec)}"
+        for spec, size in zip(SPECS, sizes, strict=True)
+        if size != ctypes.sizeof(spec)
+    ]
+    return "; ".join(others)
 
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
@@ -55,7 +83,9 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         POINTER, INT64, INT, POINTER, INT64, POINTER, INT64,  # words, stored bits, scale, tiles
         INT64, INT64, INT64, INT, INT, INT,  # rows, columns, span, bits, type of scales, threads
     ]  # fmt: skip
-    found.jettison_read.argtypes, found.jettison_read.restype = [POINTER, INT64, INT, INT64, INT], ctypes.c_uint64
+    found.jettison_read.argtypes = [POINTER, INT64, INT, INT64, INT, POINTER]
+    found.jettison_throw.argtypes = [INT, INT64, INT64, INT]
+    found.jettison_fault.argtypes, found.jettison_fault.restype = [], ctypes.c_char_p
     return found
 
 
@@ -69,7 +99,13 @@ def instruction_set(name: str | None = None) -> str:
 
 def threads() -> int:
     """How many threads the kernels use: one for each physical core, and no more than PyTorch may use."""
-    return min(_required().jettison_cores(), torch.get_num_threads())
+    return max(1, min(_required().jettison_cores(), torch.get_num_threads()))
+
+
+def raise_thrown(status: int) -> None:
+    """Raises JettisonError if ``status``, of the last call of this thread, is that of an exception in the kernels."""
+    if status in THROWN:
+        raise JettisonError(f"the CPU kernels gave up: {_required().jettison_fault().decode(errors='replace')}")
 
 
 def linear(
@@ -84,7 +120,7 @@ def linear(
     """x Wᵀ + bias: (..., columns) -> (..., rows), float32 or bfloat16. See ``ops.pack_tiles`` for the weight.
 
     bias: (rows,) float32. out: where the result goes, of its shape and type. fine:
-    activations keep 15 bits, not 8. Raises UsageError for what does not fit.
+    activations keep 15 bits, not 8. Raises UsageError for what does not fit, JettisonError where memory runs out.
     """
     kind = TYPES.get(x.dtype)
     fits = kind is not None and x.shape[-1] == tiling.columns and x.is_cpu
@@ -109,19 +145,28 @@ def linear(
             None if zero is None else zero.data_ptr(), 0 if zero is None else zero.numel(),
             None if bias is None else bias.data_ptr(), *tiling.numbers, fine, torch.get_num_threads(),
         )  # fmt: skip
+    raise_thrown(status)
     if status:
         raise UsageError(f"{FAULTS[status]}. {_described(tiling, x=x, out=out, tiles=tiles, zero=zero, bias=bias)}")
     return out
 
 
-def prepared(x: torch.Tensor, tiling: Tiling, out: torch.Tensor) -> Callable[[int, int], int]:
-    """The C function for contiguous ``x`` and ``out``, which it keeps alive: takes the address and bytes of tiles."""
+def prepared(x: torch.Tensor, tiling: Tiling, out: torch.Tensor) -> Callable[[int, int], None]:
+    """The C function for contiguous ``x`` and ``out``, which it keeps alive: takes the address and bytes of tiles.
+
+    It raises what ``linear`` raises."""
     multiply, count, kind = _required().jettison_linear, x.numel() // tiling.columns, TYPES[x.dtype]
     before, after = (
         (x.data_ptr(), out.data_ptr(), count, kind),
         (None, 0, None, *tiling.numbers, False, torch.get_num_threads()),
     )
-    return lambda tiles, nbytes, _held=(x, out): multiply(*before, tiles, nbytes, *after)
+
+    def run(tiles: int, nbytes: int, _held=(x, out)) -> None:
+        if status := multiply(*before, tiles, nbytes, *after):
+            raise_thrown(status)
+            raise UsageError(f"{FAULTS[status]}. {_described(tiling, x=x, out=out)}")
+
+    return run
 
 
 def pack(packed: torch.Tensor, bits: int, scale: torch.Tensor, tiling: Tiling) -> torch.Tensor:
@@ -133,14 +178,23 @@ def pack(packed: torch.Tensor, bits: int, scale: torch.Tensor, tiling: Tiling) -
             packed.data_ptr(), packed.nbytes, bits, scale.data_ptr(), scale.nbytes, tiles.data_ptr(), tiles.numel(),
             *tiling.numbers[:4], tiling.numbers[5], torch.get_num_threads(),
         )  # fmt: skip
+    raise_thrown(status)
     if status:
         raise UsageError(f"{FAULTS[status]}. {_described(tiling, packed=packed, scale=scale, tiles=tiles)}")
     return tiles
 
 
 def read(data: torch.Tensor, streams: int, ahead: int) -> None:
-    """Read ``data`` once on all threads: each a part of it, in 1 to 8 streams, prefetched ``ahead`` bytes (0: not)."""
-    _required().jettison_read(data.data_ptr(), data.nbytes, streams, ahead, torch.get_num_threads())
+    """Read ``data`` once on all threads: each a part of it, in 1 to 8 streams, prefetched ``ahead`` bytes (0: not).
+
+    Raises UsageError for another number of streams, or no data."""
+    total = ctypes.c_uint64()
+    status = _required().jettison_read(
+        data.data_ptr(), data.nbytes, streams, ahead, torch.get_num_threads(), ctypes.byref(total)
+    )
+    raise_thrown(status)
+    if status:
+        raise UsageError(f"reading {data.nbytes} bytes in {streams} streams: at least one byte, in 1 to 8 streams")
 
 
 def _required() -> ctypes.CDLL:

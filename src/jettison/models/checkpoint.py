@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from jettison.documents import read_json
 from jettison.errors import JettisonError, UsageError
-from jettison.files import check_regular, content_digest, inside, read_json
+from jettison.files import check_regular, content_digest, inside
 
 INDEX = "model.safetensors.index.json"
 BITS = {"C64": 64, "BF16": 16, "BOOL": 8}  # of the types whose names do not begin with a letter and their bits

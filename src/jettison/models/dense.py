@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from jettison.documents import read_json
 from jettison.errors import JettisonError, UsageError, guarded
-from jettison.files import read_json
 from jettison.models.folder import FULL_PRECISION, ModelFolder
 
 ROOM = 1.1  # buffers and activations beside the weights

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from jettison.documents import read_json
 from jettison.errors import JettisonError, UsageError, guarded
-from jettison.files import check_regular, content_digest, digest, read_bytes, read_json
+from jettison.files import check_regular, content_digest, digest, read_bytes
 from jettison.models.checkpoint import INDEX, Checkpoint
 from jettison.models.shape import ModelShape, shape_names, shapes
 

@@ -11,17 +11,19 @@ batches are conversations: the teacher writes the user's turn in the same way an
 
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import StaticCache
 
+from jettison.caches import cache_folder
 from jettison.errors import JettisonError, guarded
-from jettison.files import cache_folder, digest, write_tensors
+from jettison.files import digest
 from jettison.models import ModelFolder
-from jettison.models.checkpoint import Checkpoint
 from jettison.models.dense import compute_device, load_dense
-from jettison.progress import bar
+from jettison.progress import bar, say
+from jettison.sealed import read_sealed, write_sealed
 
 VERSION = 2  # part of the cache key: raise it when the text for the same seed changes
 BATCH = 64
@@ -48,8 +50,9 @@ def synthesize(
     The batches take ``temperatures`` in turn, and are kept in the cache folder under a hash of all that shapes them: a
     killed run goes on with the batch it was at, and a later run that wants more samples adds to them. With several
     processes, ``process`` is (rank, world), each writes its share of the batches, and ``wait`` lets all meet; they
-    share the cache folder.
-    Raises JettisonError for a teacher that writes nothing of use, UsageError for more tokens than it has positions for.
+    share the cache folder. What is damaged there is written again; one process does without the folder if it must.
+    Raises JettisonError for a teacher that writes nothing of use, and if processes do not see each other's batches;
+    UsageError for more tokens than it has positions for.
     """
     source.check_window(length, "length of synthetic text")
     key = digest("synthetic", VERSION, source.fingerprint(), length, seed, list(temperatures), BATCH)
@@ -62,15 +65,21 @@ def synthesize(
             if len(text.windows) >= samples:
                 return torch.stack(text.windows[:samples])
             files = [folder / f"batch-{number:05d}.safetensors" for number in range(first, first + world)]
-            if not files[rank].exists():
+            mine = _read_batch(files[rank])
+            if mine is None:
                 teacher = teacher or load_dense(source).to(compute_device())
-                write_tensors(
-                    files[rank], {"ids": write_batch(source, teacher, first + rank, length, seed, temperatures)}
-                )
+                mine = write_batch(source, teacher, first + rank, length, seed, temperatures)
+                _keep_batch(files[rank], mine, alone=world == 1)
             wait()
             before = len(text.windows)
-            for file in files:
-                text.add(Checkpoint(folder, [file]).read("ids"))
+            for number, file in enumerate(files):
+                batch = mine if number == rank else _read_batch(file)
+                if batch is None:
+                    raise JettisonError(
+                        f"{file} of another process is not there: all processes need one cache folder, which "
+                        "$JETTISON_CACHE names"
+                    )
+                text.add(batch)
             progress.advance(min(len(text.windows), samples) - before)
             idle = 0 if len(text.windows) > before else idle + world
             if idle >= PATIENCE:
@@ -78,6 +87,30 @@ def synthesize(
                     f"{source.name} writes nothing to learn from: {idle * BATCH} sequences in a row were short, "
                     "looping or repeated. Give a text instead: calibration.text or recover.data"
                 )
+
+
+def _read_batch(file: Path) -> torch.Tensor | None:
+    """What ``_keep_batch`` wrote; None if it is missing or damaged, which is said."""
+    found = read_sealed(file) if file.is_file() else None
+    if found and _name(file) in found[0]:
+        return found[0][_name(file)]
+    if file.exists():
+        say(f"note: {file} is damaged, so it is written again")
+    return None
+
+
+def _keep_batch(file: Path, ids: torch.Tensor, alone: bool) -> None:
+    try:
+        write_sealed(file, {_name(file): ids})
+    except JettisonError as error:
+        if not alone:
+            raise
+        say(f"note: a killed run would write this text again: {error}")
+
+
+def _name(file: Path) -> str:
+    """Of the tensor: a file that was moved is no batch."""
+    return f"{file.parent.name}/{file.stem}"
 
 
 class _Windows:

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from jettison.decode.draft import NAME as DRAFT
-from jettison.files import read_json
+from jettison.documents import read_json
+from jettison.errors import JettisonError
 from jettison.formats.card import STAGES
 from jettison.formats.manifest import read_manifest
+from jettison.kept import read_record
+from jettison.progress import say
 
 SPEED = "speed.json"
 # A share of less than this, in nats of log-perplexity, is a share of noise: texts of 30,000 tokens say no more.
@@ -87,5 +90,12 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     manifest = read_manifest(folder)
     speed = read_json(folder / SPEED) if (folder / SPEED).exists() else None
-    draft = read_json(folder / DRAFT) if (folder / DRAFT).exists() else None
-    return Run(folder, manifest, speed, draft)
+    return Run(folder, manifest, speed, _draft(folder / DRAFT))
+
+
+def _draft(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_record(path) if path.exists() else None
+    except JettisonError as error:
+        say(f"note: the report leaves the draft out: {error}")
+        return None

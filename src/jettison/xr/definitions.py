@@ -10,8 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from jettison.documents import parse_yaml, read_yaml
 from jettison.errors import UsageError, shown, unknown
-from jettison.files import parse_yaml, read_yaml
 
 DATA = files("jettison.xr") / "data"
 THROUGH = ("data", "control")

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jettison.devices import find_device
+from jettison.documents import read_yaml
 from jettison.errors import UsageError, unknown
-from jettison.files import read_yaml
 from jettison.progress import bar
 from jettison.xr.costs import Costs, table_costs
 from jettison.xr.definitions import Scenario, find_accelerator

@@ -6,8 +6,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from jettison.documents import read_json
 from jettison.errors import JettisonError, UsageError, shown
-from jettison.files import read_json, write_text
+from jettison.files import write_text
 from jettison.xr.definitions import find_scenario
 from jettison.xr.frames import Frame, Timeline, check_run
 

@@ -1,8 +1,9 @@
 // What Python sees: C functions that check every size before they touch memory.
 
 #include <cstdint>
-#include <new>
+#include <stdexcept>
 
+#include "engine.h"
 #include "isa.h"
 #include "linear.h"
 #include "pack.h"
@@ -25,7 +26,32 @@ int64_t size_of(int type) { return type == kFloat32 ? 4 : 2; }
 
 }  // namespace
 
-PUBLIC int jettison_cores() { return physical_cores(); }
+// The version of all that Python sees, and the sizes of the structures in engine.h, in their order: it compares both.
+PUBLIC int jettison_abi(int64_t sizes[5]) {
+  sizes[0] = sizeof(LinearSpec), sizes[1] = sizeof(ExpertSpec), sizes[2] = sizeof(LayerSpec);
+  sizes[3] = sizeof(ModelSpec), sizes[4] = sizeof(RowsSpec);
+  return kAbi;
+}
+
+// Throws in a part of parallel work, for tests of what becomes of it. kind 0: nothing, 1: bad_alloc, 2: length_error, 3: an int.
+PUBLIC int jettison_throw(int kind, int64_t part, int64_t count, int threads) {
+  return guarded([&] {
+    parallel(count, 1, threads, [&](int64_t first, int64_t last) {
+      if (part < first || part >= last) return;
+      if (kind == 1) throw std::bad_alloc();
+      if (kind == 2) throw std::length_error("a vector of absurd length");
+      if (kind == 3) throw kind;
+    });
+    return kDone;
+  });
+}
+
+// 0 if they cannot be counted.
+PUBLIC int jettison_cores() {
+  int count = 0;
+  guarded([&] { return count = physical_cores(), kDone; });
+  return count;
+}
 
 // y = x Wᵀ + bias for `count` rows of x, whose int8 values are fine or not. threads 0: all physical cores.
 PUBLIC int jettison_linear(const void* x, void* y, int64_t count, int type, const uint8_t* tiles, int64_t tiles_bytes,
@@ -41,13 +67,11 @@ PUBLIC int jettison_linear(const void* x, void* y, int64_t count, int type, cons
     return kOverlap;
   if (count == 0) return kDone;
 
-  try {
+  return guarded([&] {
     const Product product{w, y};
     multiply_all(current_isa(), {&product, 1}, x, count, static_cast<Type>(type), fine != 0, threads);
-  } catch (const std::bad_alloc&) {
-    return kNoMemory;
-  }
-  return kDone;
+    return kDone;
+  });
 }
 
 PUBLIC int jettison_pack(const uint32_t* words, int64_t words_bytes, int stored_bits, const uint8_t* scale,
@@ -59,14 +83,19 @@ PUBLIC int jettison_pack(const uint32_t* words, int64_t words_bytes, int stored_
   if (words_bytes != rows * words_per_row * 4 || scale_bytes != rows * w.groups() * size_of(scale_type)) return kBadSize;
   if (!aligned(words, 4)) return kMisaligned;
   if (overlap(tiles, tiles_bytes, words, words_bytes) || overlap(tiles, tiles_bytes, scale, scale_bytes)) return kOverlap;
-  parallel(w.tile_count(), 1, threads, [&](int64_t from, int64_t to) {
-    pack(words, words_per_row, stored_bits, scale, w, tiles, from, to);
+  return guarded([&] {
+    parallel(w.tile_count(), 1, threads, [&](int64_t from, int64_t to) {
+      pack(words, words_per_row, stored_bits, scale, w, tiles, from, to);
+    });
+    return kDone;
   });
-  return kDone;
 }
 
 // Reads `bytes` once, with nothing else to do; the sum keeps compilers from leaving it out.
-PUBLIC uint64_t jettison_read(const uint8_t* data, int64_t bytes, int streams, int64_t ahead, int threads) {
-  if (bytes <= 0 || streams < 1 || streams > 8) return 0;
-  return read_all(data, bytes, streams, ahead, threads);
+PUBLIC int jettison_read(const uint8_t* data, int64_t bytes, int streams, int64_t ahead, int threads, uint64_t* sum) {
+  if (bytes <= 0 || streams < 1 || streams > 8) return kBadSize;
+  return guarded([&] {
+    *sum = read_all(data, bytes, streams, ahead, threads);
+    return kDone;
+  });
 }

@@ -398,36 +398,41 @@ struct Work {
 }  // namespace
 }  // namespace jettison
 
-// An engine for a model whose tensors stay where they are; null if sizes do not fit together.
-PUBLIC Engine* jettison_engine_new(const ModelSpec* model) {
-  if (!sound(*model)) return nullptr;
-  auto engine = std::make_unique<Engine>();
-  engine->layers.assign(model->layer, model->layer + model->layers);
-  engine->model = *model;
-  engine->model.layer = engine->layers.data();
-  return engine.release();
+// An engine for a model whose tensors stay where they are. kBadSize if sizes do not fit together.
+PUBLIC int jettison_engine_new(const ModelSpec* model, Engine** made) {
+  return guarded([&] {
+    if (!sound(*model)) return kBadSize;
+    auto engine = std::make_unique<Engine>();
+    engine->layers.assign(model->layer, model->layer + model->layers);
+    engine->model = *model;
+    engine->model.layer = engine->layers.data();
+    *made = engine.release();
+    return kDone;
+  });
 }
 
 PUBLIC void jettison_engine_free(Engine* engine) { delete engine; }
 
 // type: of keys and values, float32, bfloat16 or int8.
-PUBLIC Session* jettison_session_new(const Engine* engine, int64_t capacity, int type) {
+PUBLIC int jettison_session_new(const Engine* engine, int64_t capacity, int type, Session** made) {
   const ModelSpec& m = engine->model;
   if (capacity < 1 || capacity > (int64_t{1} << 32) || (type != kFloat32 && type != kBFloat16 && type != kInt8))
-    return nullptr;
-  try {
+    return kBadSize;
+  return guarded([&] {
     auto session = std::make_unique<Session>();
     session->capacity = capacity;
     session->length = 0;
     session->type = static_cast<Type>(type);
-    const int64_t places = m.layers * m.kv_heads * capacity;
-    session->key.resize(places * m.head_dim * session->size());
-    session->value.resize(session->key.size());
+    int64_t places = 0, bytes = 0;
+    if (__builtin_mul_overflow(m.layers * m.kv_heads, capacity, &places) ||
+        __builtin_mul_overflow(places, m.head_dim * session->size(), &bytes))
+      throw std::bad_alloc();
+    session->key.resize(bytes);
+    session->value.resize(bytes);
     if (type == kInt8) session->key_scale.resize(places), session->value_scale.resize(places);
-    return session.release();
-  } catch (const std::exception&) {
-    return nullptr;
-  }
+    *made = session.release();
+    return kDone;
+  });
 }
 
 PUBLIC void jettison_session_free(Session* session) { delete session; }
@@ -464,7 +469,7 @@ PUBLIC int jettison_forward(const Engine* engine, const RowsSpec* rows, float* l
     if (parent < -1 || parent >= row || (parent >= 0 && rows->session[parent] != rows->session[row])) return kBadSize;
   }
   std::vector<std::pair<Session*, int64_t>> before;
-  try {
+  const int status = guarded([&] {
     std::vector<Place> place(count);
     for (int64_t row = 0; row < count; row++) {
       Session* session = rows->session[row];
@@ -481,10 +486,7 @@ PUBLIC int jettison_forward(const Engine* engine, const RowsSpec* rows, float* l
       }
     }
     for (const auto& [session, length] : before)
-      if (session->length > session->capacity) {
-        for (auto it = before.rbegin(); it != before.rend(); ++it) it->first->length = it->second;
-        return kFull;
-      }
+      if (session->length > session->capacity) return kFull;
     for (int64_t first = 0; first < count; first += kMostAtOnce) {
       const int64_t now = std::min(kMostAtOnce, count - first);
       Work work{*engine, current_isa(), now, rows->fine != 0, rows->threads > 0 ? rows->threads : physical_cores(),
@@ -492,9 +494,9 @@ PUBLIC int jettison_forward(const Engine* engine, const RowsSpec* rows, float* l
       work.run(rows->token + first, rows->wanted + first, logits);
       for (int64_t row = first; row < first + now; row++) logits += rows->wanted[row] ? m.vocabulary : 0;
     }
-  } catch (const std::bad_alloc&) {
+    return kDone;
+  });
+  if (status != kDone)  // nothing was appended
     for (auto it = before.rbegin(); it != before.rend(); ++it) it->first->length = it->second;
-    return kNoMemory;
-  }
-  return kDone;
+  return status;
 }

@@ -41,7 +41,14 @@ const Isa* best() {
 
 std::atomic<const Isa*> chosen{best()};
 
+thread_local char fault[256] = "";
+
 }  // namespace
+
+int note_fault(const char* what, Status status) noexcept {
+  std::strncpy(fault, what, sizeof fault - 1);
+  return status;
+}
 
 const Isa& current_isa() { return *chosen.load(std::memory_order_relaxed); }
 
@@ -69,3 +76,6 @@ PUBLIC const char* jettison_isa(const char* name) {
   }
   return chosen.load()->name;
 }
+
+// What went wrong in the last call of this thread that returned kNoMemory or kFailed, or null in place of an object.
+PUBLIC const char* jettison_fault() { return fault; }

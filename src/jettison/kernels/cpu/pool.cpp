@@ -3,13 +3,16 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <exception>
 #include <fstream>
 #include <memory>
+#include <new>
 #include <mutex>
 #include <set>
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #ifndef _WIN32
@@ -51,6 +54,7 @@ class Pool {
     used_ = std::min<int64_t>({threads, kMostThreads, (count + chunk - 1) / chunk});
     start(used_);
     chunk_ = chunk, work_ = &work;
+    failed_.store(false, std::memory_order_relaxed);
     for (int64_t i = 0; i < used_; i++) {
       ranges_[i].next.store(count * i / used_, std::memory_order_relaxed);
       ranges_[i].end = count * (i + 1) / used_;
@@ -63,6 +67,7 @@ class Pool {
     state_.fetch_and(~kOpen, std::memory_order_acq_rel);
     for (int spins = 0; state_.load(std::memory_order_acquire) != 0; spins++)
       spins < 1000 ? pause() : std::this_thread::yield();
+    if (fault_) std::rethrow_exception(std::exchange(fault_, nullptr));
   }
 
  private:
@@ -74,17 +79,24 @@ class Pool {
         std::thread(&Pool::serve, this, started_).detach();
       } catch (const std::system_error&) {
         return;
+      } catch (const std::bad_alloc&) {
+        return;
       }
   }
 
-  void take(int64_t self) {
-    for (int64_t i = 0; i < used_; i++) {
-      Range& range = ranges_[(self + i) % used_];
-      for (;;) {
-        const int64_t first = range.next.fetch_add(chunk_, std::memory_order_relaxed);
-        if (first >= range.end) break;
-        (*work_)(first, std::min(first + chunk_, range.end));
+  // No exception leaves it: a thread would end the process, and the caller has threads to wait for.
+  void take(int64_t self) noexcept {
+    try {
+      for (int64_t i = 0; i < used_; i++) {
+        Range& range = ranges_[(self + i) % used_];
+        while (!failed_.load(std::memory_order_relaxed)) {
+          const int64_t first = range.next.fetch_add(chunk_, std::memory_order_relaxed);
+          if (first >= range.end) break;
+          (*work_)(first, std::min(first + chunk_, range.end));
+        }
       }
+    } catch (...) {
+      if (!failed_.exchange(true)) fault_ = std::current_exception();
     }
   }
 
@@ -121,6 +133,8 @@ class Pool {
   std::unique_ptr<Range[]> ranges_;
   int64_t used_ = 0, chunk_ = 1;
   const std::function<void(int64_t, int64_t)>* work_ = nullptr;
+  std::atomic<bool> failed_{false};
+  std::exception_ptr fault_;  // of the first thread that failed; the caller reads it when all have left
   alignas(64) std::atomic<uint32_t> call_{0};
   alignas(64) std::atomic<uint32_t> state_{0};  // kOpen while threads may enter, plus how many are inside
   std::atomic<int> sleepers_{0};
@@ -175,8 +189,10 @@ int physical_cores() {
 void parallel(int64_t count, int64_t chunk, int threads, const std::function<void(int64_t, int64_t)>& work) {
   threads = threads <= 0 ? physical_cores() : std::min(threads, physical_cores());
   if (threads == 1 || count <= chunk || busy.test_and_set(std::memory_order_acquire)) return work(0, count);
+  struct Release {
+    ~Release() { busy.clear(std::memory_order_release); }
+  } release;
   the_pool().run(count, chunk, threads, work);
-  busy.clear(std::memory_order_release);
 }
 
 }  // namespace jettison

@@ -14,6 +14,7 @@ namespace jettison {
 int physical_cores();
 
 // Run work(first, last) over the parts of [0, count), in chunks of `chunk`, on up to `threads` threads, never more than cores (0: all).
+// If a part throws, on whichever thread, the rest is given up, and this throws the first such exception once no thread works any more.
 void parallel(int64_t count, int64_t chunk, int threads, const std::function<void(int64_t, int64_t)>& work);
 
 }  // namespace jettison

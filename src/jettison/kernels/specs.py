@@ -1,0 +1,48 @@
+"""The structures of ``cpu/engine.h``, as ctypes fills them. ``native`` compares their sizes with the library's."""
+
+import ctypes
+
+POINTER, INT, INT64, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+
+
+class LinearSpec(ctypes.Structure):
+    _fields_ = (
+        [(name, POINTER) for name in ("tiles", "zero", "bias", "lora_a", "lora_b")]
+        + [(name, INT64) for name in ("tiles_bytes", "zero_bytes", "rows", "columns", "span")]
+        + [(name, INT) for name in ("bits", "middle", "scale_type", "rank")]
+        + [("scaling", FLOAT)]
+    )
+
+
+NORMS = ("attention_norm", "q_norm", "k_norm", "after_attention_norm", "mlp_norm", "after_mlp_norm")
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+EXPERT = ("gate", "up", "down")
+
+
+class ExpertSpec(ctypes.Structure):
+    _fields_ = [(name, LinearSpec) for name in EXPERT]
+
+
+class LayerSpec(ctypes.Structure):
+    _fields_ = [(name, POINTER) for name in NORMS] + [(name, LinearSpec) for name in LINEARS]
+    _fields_ += [("window", INT64), ("rope", INT), ("router", LinearSpec), ("experts", ctypes.POINTER(ExpertSpec))]
+    _fields_ += [("expert_count", INT64), ("chosen", INT), ("normalized", INT)]
+
+
+class ModelSpec(ctypes.Structure):
+    _fields_ = [
+        *((name, INT64) for name in ("hidden", "heads", "kv_heads", "head_dim", "rotary", "intermediate")),
+        *((name, INT64) for name in ("vocabulary", "layers")),
+        ("embedding", POINTER), ("final_norm", POINTER), ("frequency", POINTER * 2), ("head", LinearSpec),
+        ("epsilon", FLOAT), ("attention_scale", FLOAT), ("embedding_scale", FLOAT), ("rope_scale", FLOAT * 2),
+        ("gelu", INT), ("embedding_type", INT), ("layer", ctypes.POINTER(LayerSpec)),
+    ]  # fmt: skip
+
+
+class RowsSpec(ctypes.Structure):
+    _fields_ = [("count", INT64)]
+    _fields_ += [(name, POINTER) for name in ("token", "session", "wanted", "parent", "halves")]
+    _fields_ += [("fine", INT), ("threads", INT)]
+
+
+SPECS = (LinearSpec, ExpertSpec, LayerSpec, ModelSpec, RowsSpec)

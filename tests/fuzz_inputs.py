@@ -44,7 +44,8 @@ def main() -> int:
     given = arguments()
     os.environ.update(SETTINGS)
     sys.path.insert(0, str(HERE))
-    from fuzz_server import Server, kinds
+    from fuzz_child import kinds
+    from fuzz_server import Server
 
     names = [given.only.partition(":")[0]] if given.only else given.kind or list(kinds())
     for name in names:

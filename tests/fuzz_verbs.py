@@ -67,7 +67,7 @@ Verb = Callable[[Room], None]
 
 @dataclass
 class Case:
-    """note: what was changed. verbs: what to do. wrong: those of which is known that they must refuse, because ``why``."""
+    """note: what was changed. verbs: what to do. wrong: those that must refuse, because of ``why``."""
 
     note: str
     verbs: tuple[Verb, ...]

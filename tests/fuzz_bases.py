@@ -16,7 +16,7 @@ VOCABULARY = 320
 TEXT = "It was the best of times, it was the worst of times; the quick brown fox jumps over the lazy dog. " * 30
 FAMILIES = ("qwen3", "gpt2", "qwen3_moe", "gemma3_text", "opt", "gpt_oss")
 SMALL = {"text": "text.txt", "samples": 4, "length": 16}
-ROUND = {"steps": [{"quantize": {"method": "rtn", "bits": 8, "group_size": 32}}]}
+ROUND = {"steps": [{"quantize": {"method": "rtn", "bits": 8, "group_size": 32, "clip": False}}]}
 CALIBRATED = {
     "calibration": SMALL,
     "steps": [{"quantize": {"method": "gptq", "bits": 4, "group_size": 32}, "where": {"role": ["q", "k", "v", "o"]}}],

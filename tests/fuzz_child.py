@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import functools
 import json
 import os
 import random
@@ -10,7 +11,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -34,24 +35,36 @@ def kinds() -> dict[str, Callable]:
     return {each.__name__: each for each in rooms}
 
 
-def warm_up(folder: Path, base: Path, names: Path) -> None:
+def make_healthy(folder: Path, base: Path) -> None:
     """Ends the process."""
     code = 1
     try:
-        with open(folder / "warm.txt", "w") as told, contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-            os.environ["JETTISON_CACHE"] = str(folder / "warm-cache")
+        with told(folder / "warm.txt"):
             bases.make_bases(base)
-            for name, verbs in fuzz_verbs.HEALTHY.items():
-                for verb in verbs:
-                    print(f"{name}: {verb.__name__}", flush=True)
-                    _healthy(folder / "warm", base, name, verb)
-        names.write_text(json.dumps(sorted(sys.modules)))
         code = 0
-    except BaseException:
-        with open(folder / "warm.txt", "a") as told:
-            told.write(traceback.format_exc())
     finally:
         os._exit(code)
+
+
+def try_healthy(folder: Path, base: Path) -> None:
+    """Every verb on inputs that are as they should be. Raises whatever one of them raises."""
+    with told(folder / "warm.txt"):
+        _command()
+        for name, verbs in fuzz_verbs.HEALTHY.items():
+            for verb in verbs:
+                print(f"{name}: {verb.__name__}", flush=True)
+                _healthy(folder / "warm", base, name, verb)
+
+
+@contextlib.contextmanager
+def told(file: Path) -> Iterator[None]:
+    """What is printed inside, and an exception, end in ``file``."""
+    with open(file, "a") as handle, contextlib.redirect_stdout(handle), contextlib.redirect_stderr(handle):
+        try:
+            yield
+        except BaseException:
+            traceback.print_exc()
+            raise
 
 
 def _healthy(folder: Path, base: Path, name: str, verb: Callable) -> None:
@@ -117,26 +130,31 @@ def _confine(folder: Path, here: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(CPU) + 10, int(CPU) + 10))
 
 
+@functools.cache
+def _command() -> Callable:
+    """The program, built once: that takes longer than most inputs."""
+    import typer
+
+    from jettison.cli.app import build
+
+    return typer.main.get_command(build())
+
+
 def _note_refusals() -> list[str]:
     """Where the last of our errors came from, which the command line does not tell."""
     from jettison.cli import app
     from jettison.errors import JettisonError
 
-    real, origin = app.build, [""]
+    origin, command = [""], _command()
 
-    def build():
-        made = real()
+    def call(arguments: list[str]) -> object:
+        try:
+            return command(arguments)
+        except JettisonError as error:
+            origin[0] = _innermost(error.__traceback__)
+            raise
 
-        def call(*arguments, **options):
-            try:
-                return made(*arguments, **options)
-            except JettisonError as error:
-                origin[0] = _innermost(error.__traceback__)
-                raise
-
-        return call
-
-    app.build = build
+    app.build = lambda: call
     return origin
 
 

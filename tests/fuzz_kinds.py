@@ -133,7 +133,7 @@ def config(room: Room, rng: random.Random) -> Case:
         beside = rng.random() < 0.08
         note = changed(rng, room, room.given / "generation_config.json" if beside else file, mutate.change_json)
     wrong = sizes_differ(before, file) if base in ("model", "run") else NONE
-    verbs = [do.load, do.generate, do.evaluate, do.plan, do.plan_config]
+    verbs = [do.load, do.generate, do.evaluate, do.plan, do.plan, do.plan, do.plan_config]
     verbs += [do.verify, do.report, do.compress, do.forecast] if base == "run" else [do.compress, do.compress]
     return Case(f"{base}: {note}", chosen(rng, *verbs), wrong, "the config's sizes are not those of the weights")
 

@@ -1,12 +1,10 @@
 """The process that has everything imported, and forks one child for every fuzzed input.
 
-It never computes: a child of its own makes the healthy inputs and tries every verb on them, and tells which modules
-that took, which are then imported here. So no thread exists when a fork happens.
+Nothing in it may start a thread, since no thread lives on in a child: PyTorch computes on one.
 """
 
 import contextlib
 import gc
-import importlib
 import json
 import os
 import shutil
@@ -20,7 +18,7 @@ import torch
 torch.set_num_threads(1)
 torch.set_num_interop_threads(1)
 
-from fuzz_child import CPU, frame_of, listing, read_text, run_one, warm_up  # noqa: E402
+from fuzz_child import CPU, frame_of, listing, make_healthy, read_text, run_one, try_healthy  # noqa: E402
 
 STALLED, WALL = 8.0, 240.0  # seconds without any work, and in all
 
@@ -32,27 +30,22 @@ class Server:
         self.folder, self.base, self.seed, self.keep = folder, folder / "bases", seed, keep
 
     def warm(self) -> None:
-        """Make the healthy inputs, check that every verb takes them, and import what that needs."""
-        names = self.folder / "modules.json"
+        """Make the healthy inputs, in a process of its own, and try every verb on them, here: what is imported and
+        cached by that is there for all children. Raises RuntimeError if one of them fails, or starts a thread."""
+        os.environ["JETTISON_CACHE"] = str(self.folder / "warm-cache")
         pid = os.fork()
         if pid == 0:
-            warm_up(self.folder, self.base, names)
+            make_healthy(self.folder, self.base)
         _, status = os.waitpid(pid, 0)
-        if status:
-            raise RuntimeError(f"healthy inputs do not work: {(self.folder / 'warm.txt').read_text()}")
-        for name in json.loads(names.read_text()):
-            if name.startswith("triton"):  # imported in passing, and used by nothing here
-                continue
-            with contextlib.suppress(Exception):  # parts of modules that cannot be imported on their own
-                importlib.import_module(name)
-        from jettison.models.anatomy import families
-        from jettison.models.shape import shapes
-        from jettison.registry import verbs
-
-        verbs(), families(), shapes()
-        threads = len(os.listdir("/proc/self/task"))
-        if threads > 1:
-            raise RuntimeError(f"{threads} threads before a fork: children would hang")
+        try:
+            if status:
+                raise ValueError("they cannot be made")
+            try_healthy(self.folder, self.base)
+        except BaseException as error:
+            said = (self.folder / "warm.txt").read_text()[-4000:]
+            raise RuntimeError(f"healthy inputs do not work: {said}") from error
+        if len(os.listdir("/proc/self/task")) > 1:
+            raise RuntimeError("there are threads before a fork: children would hang")
         self.healthy = listing(self.base)
         gc.collect()
         gc.freeze()

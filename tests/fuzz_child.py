@@ -76,6 +76,7 @@ def _healthy(folder: Path, base: Path, name: str, verb: Callable) -> None:
             (room.given / f"{file}.yaml").write_text(yaml.safe_dump(value))
     else:
         room.take(name)
+    room.out.mkdir()
     verb(room)
     shutil.rmtree(folder)
 

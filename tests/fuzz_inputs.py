@@ -107,7 +107,15 @@ def begin(given: argparse.Namespace, names: list[str]) -> dict:
         before = json.loads(given.json.read_text())
         if {key: before.get(key) for key in identity} == identity:
             return before
-    return identity | {"done": 0, "finished": False, "seconds": 0.0, "by_kind": {}, "skipped": [], "findings": []}
+    return identity | {
+        "done": 0,
+        "finished": False,
+        "seconds": 0.0,
+        "by_kind": {},
+        "skipped": [],
+        "slowest": [],
+        "findings": [],
+    }
 
 
 def source_digest() -> str:
@@ -128,6 +136,8 @@ def count(state: dict, result: dict, seed: int) -> None:
     kind["refused"] += outcomes["refused"]
     kind["findings"] += bool(result["findings"])
     state["skipped"] = sorted({*state["skipped"], *result["skipped"]})
+    slow = [*state["slowest"], [round(result["cpu"], 2), f"{result['kind']}:{result['number']}", result["note"]]]
+    state["slowest"] = sorted(slow, reverse=True)[:10]
     known = {found["what"]: found for found in state["findings"]}
     for found in result["findings"]:
         name = f"{result['kind']}:{result['number']}"
@@ -169,4 +179,6 @@ def show(state: dict, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)  # what was imported has much to say at an exit

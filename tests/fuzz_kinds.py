@@ -267,6 +267,7 @@ def adapter(room: Room, rng: random.Random) -> Case:
         wrong, why = rank_differs(before, file), "the adapter's r is not that of its tensors"
     elif rng.random() < 0.5:
         note, wrong, why = change_tensor(rng, file)
+        why = f"of an adapter, {why}"
     else:
         note = changed(rng, room, file, change_header if rng.random() < 0.5 else mutate.change_bytes, 0.1)
     return Case(note, chosen(rng, do.load, do.generate, do.evaluate, do.verify), wrong, why)

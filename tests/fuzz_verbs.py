@@ -225,6 +225,18 @@ def check_same(folder: Path, whole: Path, time: str) -> None:
 # Recipes, devices, scenarios: the given files have these names
 
 
+def read_recipe(room: Room) -> None:
+    """What is read can be written and read again, and is the same."""
+    import jettison
+
+    found = jettison.load_recipe(room.given / "recipe.yaml")
+    file = room.out / "recipe.yaml"
+    file.write_text(found.to_yaml(), encoding="utf-8")
+    first, second = (json.dumps(each.to_dict(), default=str) for each in (found, jettison.load_recipe(file)))
+    if first != second:  # as texts: NaN differs from itself
+        raise Complaint("a recipe that was written reads differently")
+
+
 def compress_by(room: Room) -> None:
     made = room.out / "made"
     room.cli("compress", room.base / "model", "--recipe", room.given / "recipe.yaml", "-o", made, *QUIET)
@@ -284,6 +296,6 @@ HEALTHY: dict[str, tuple[Verb, ...]] = {
     "recovering": (continue_recover,),
     "measured": (report, compare, evaluate, verify, forecast, drafted),
     "files": (
-        compress_by, compress_dry, fit_dry, show_device, plan_device, run_device, run_scenario, run_named,
+        read_recipe, compress_by, compress_dry, fit_dry, show_device, plan_device, run_device, run_scenario, run_named,
     ),
 } | dict.fromkeys(bases.FAMILIES, (plan_config, compress, generate))  # fmt: skip

@@ -120,9 +120,9 @@ def make_bases(folder: Path) -> None:
 
     folder.mkdir(parents=True)
     (folder / "text.txt").write_text(TEXT)
-    model = _model("llama", folder / "model")
+    model = make_model("llama", folder / "model")
     for family in FAMILIES:
-        _model(family, folder / family)
+        make_model(family, folder / family)
     _shard(model, folder / "sharded")
     (folder / "outside").mkdir()
     shutil.copy(folder / "sharded" / "model-00001-of-00003.safetensors", folder / "outside" / "model.safetensors")
@@ -146,7 +146,7 @@ def placed(recipe: dict, folder: Path) -> dict:
     return json.loads(json.dumps(recipe).replace('"text.txt"', json.dumps(str(folder / "text.txt"))))
 
 
-def _model(family: str, folder: Path) -> Path:
+def make_model(family: str, folder: Path) -> Path:
     from transformers.utils import logging
 
     logging.disable_progress_bar()

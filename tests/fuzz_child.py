@@ -168,7 +168,7 @@ def _try(verb: Callable, room, case) -> tuple[str, list[tuple[str, str]]]:
     except (fuzz_verbs.Refused, JettisonError):
         return "refused", []
     except fuzz_verbs.Complaint as complaint:
-        return "complaint", [(str(complaint), case.note)]
+        return "complaint", [(complaint.args[0], "; ".join([*map(str, complaint.args[1:]), case.note]))]
     except BaseException as error:
         what = f"{type(error).__name__} in {_innermost(error.__traceback__)}"
         return "exception", [(what, "".join(traceback.format_exception(error))[-3000:])]

@@ -22,7 +22,7 @@ class Refused(Exception):
 
 
 class Complaint(Exception):
-    """What was done without an error is wrong."""
+    """What was done without an error is wrong: the same words for the same kind, then perhaps what is special."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ def check_made(folder: Path) -> None:
     for name in sorted(set(index["weight_map"].values())):
         for tensor, value in load_file(folder / name).items():
             if value.is_floating_point() and not torch.isfinite(value.float()).all():
-                raise Complaint(f"compress wrote values that are not finite, in {nameless(tensor)}")
+                raise Complaint("compress wrote values that are not finite", tensor)
 
 
 def check_finite(file: Path, what: str) -> None:

@@ -1,9 +1,9 @@
 """SIGKILL at every write of a run, and inside it: ``python tests/kill_trials.py compress recover fit``.
 
-A child, forked from a process that has everything imported, does the work in a folder and kills itself at event n: before
-a file is renamed, synced, cut or deleted, after it is opened, when half of what is written to it is written; of a journal
-also when zeros stand where the line should be, as a machine that loses power leaves it. A second child then does the same
-again, and must end with the bytes of a run that nothing disturbed.
+A child, forked from a process that has everything imported, does the work in a folder and kills itself at event number
+n: before a file is renamed, synced, cut or deleted, after it is opened, when half of what is written to it is written;
+of a journal also when zeros stand where the line should be, as a machine that loses power leaves it. A second child
+then does the same again, and must end with the bytes of a run that nothing disturbed.
 
     --most N     so many events of each verb, spread over all, those of journals first; else every one
     --pairs N    also so many times two processes at once in one folder
@@ -11,9 +11,7 @@ again, and must end with the bytes of a run that nothing disturbed.
 """
 
 import argparse
-import builtins
 import contextlib
-import io
 import json
 import os
 import random
@@ -25,111 +23,14 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from killing import Trap
 
 HERE = Path(__file__).resolve().parent
 LIMIT = 120.0  # seconds of a child
-# What differs from run to run, and what is a log: the last is compared line by line.
-DIFFER = ("speed.json", "report.html", "state.safetensors", ".lock", ".lock-holder", "journal.jsonl")
+# What differs from run to run, caches, and what is a log: the last is compared line by line.
+DIFFER = {"speed.json", "report.html", "state.safetensors", ".lock", ".lock-holder", ".tiles", "journal.jsonl"}
 SETTINGS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-
-
-class Trap:
-    """Counts what is done to files below ``folder``, and at event ``at`` kills the process. mode: how much of a write
-    happens before that: ``none``, ``half``, or ``zeros`` in its place."""
-
-    def __init__(self, folder: Path, at: int | None = None, mode: str = "none"):
-        self.folder, self.at, self.mode, self.events = str(folder), at, mode, []
-
-    def inside(self, path: Any) -> bool:
-        return isinstance(path, str | Path) and os.path.abspath(path).startswith(self.folder)
-
-    def event(self, what: str, path: Any) -> bool:
-        """Whether it is now."""
-        self.events.append(f"{what} {Path(path).name if Path(path).suffix != '.tmp' else 'a temporary file'}")
-        return len(self.events) - 1 == self.at
-
-    def die(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def set(self) -> None:
-        for name in ("replace", "rename", "unlink", "remove", "truncate"):
-            setattr(os, name, self._before(name, getattr(os, name)))
-        real_sync, real_open, real_os_open, real_os_write = os.fsync, io.open, os.open, os.write
-
-        def fsync(descriptor: int) -> None:
-            path = os.readlink(f"/proc/self/fd/{descriptor}")
-            if self.inside(path) and self.event("fsync", path):
-                self.die()
-            real_sync(descriptor)
-
-        def opened(path, mode="r", *arguments, **options):
-            handle = real_open(path, mode, *arguments, **options)
-            if self.inside(path) and set(mode) & set("wax+"):
-                if self.event("open", path):
-                    self.die()
-                return Handle(handle, Path(path), self)
-            return handle
-
-        def os_open(path, flags, *arguments, **options):
-            descriptor = real_os_open(path, flags, *arguments, **options)
-            if self.inside(path) and flags & (os.O_WRONLY | os.O_RDWR) and self.event("open", path):
-                self.die()
-            return descriptor
-
-        def os_write(descriptor: int, data) -> int:
-            path = os.readlink(f"/proc/self/fd/{descriptor}")
-            if self.inside(path) and self.event("write", path):
-                real_os_write(descriptor, self.part(data))
-                self.die()
-            return real_os_write(descriptor, data)
-
-        os.fsync, os.open, os.write, io.open, builtins.open = fsync, os_open, os_write, opened, opened
-
-    def _before(self, name: str, real: Callable) -> Callable:
-        def call(path, *arguments, **options):
-            if self.inside(path) and self.event(name, (arguments or [path])[0] if "re" in name[:2] else path):
-                self.die()
-            return real(path, *arguments, **options)
-
-        return call
-
-    def part(self, data):
-        if self.mode == "zeros":
-            return bytes(len(data))
-        return data[: len(data) // 2] if self.mode == "half" else data[:0]
-
-
-class Handle:
-    """A file that is written to, and dies in the middle of it."""
-
-    def __init__(self, real, path: Path, trap: Trap):
-        self._real, self._path, self._trap = real, path, trap
-
-    def write(self, data):
-        if self._trap.event("write", self._path):
-            self._real.write(self._trap.part(data) if isinstance(data, bytes) else data[: len(data) // 2])
-            self._real.flush()
-            self._trap.die()
-        return self._real.write(data)
-
-    def truncate(self, *arguments):
-        if self._trap.event("truncate", self._path):
-            self._trap.die()
-        return self._real.truncate(*arguments)
-
-    def __getattr__(self, name: str):
-        return getattr(self._real, name)
-
-    def __enter__(self):
-        self._real.__enter__()
-        return self
-
-    def __exit__(self, *reason):
-        return self._real.__exit__(*reason)
-
-    def __iter__(self):
-        return iter(self._real)
 
 
 class Work:
@@ -206,7 +107,7 @@ def child(work: Callable[[], None], told: Path, trap: Trap | None = None, events
         except BaseException:
             traceback.print_exc()
         if events:
-            os.write(os.open(events, os.O_CREAT | os.O_WRONLY), json.dumps(trap.events).encode())
+            os.write(os.open(events, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), json.dumps(trap.events).encode())
         sys.stdout.flush(), sys.stderr.flush()
     finally:
         os._exit(code)
@@ -233,7 +134,7 @@ def difference(folder: Path, whole: Path) -> str:
         if name.endswith(".tmp"):
             if mine.exists():
                 return f"half a file is left: {name}"
-        elif Path(name).name not in DIFFER and not mine.is_dir():
+        elif not {Path(name).name, name.partition("/")[0]} & DIFFER and not mine.is_dir():
             if not (mine.is_file() and other.is_file()):
                 return f"{name} is only {'here' if mine.is_file() else 'there'}"
             if mine.read_bytes() != other.read_bytes():

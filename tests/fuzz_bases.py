@@ -1,0 +1,200 @@
+"""The healthy inputs that are fuzzed: tiny models, runs in every state, recipes, devices, scenarios."""
+
+import contextlib
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import tiny as maker
+import torch
+from runs import FULL, SPEED
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+VOCABULARY = 320
+TEXT = "It was the best of times, it was the worst of times; the quick brown fox jumps over the lazy dog. " * 30
+FAMILIES = ("qwen3", "gpt2", "qwen3_moe", "gemma3_text", "opt", "gpt_oss")
+SMALL = {"text": "text.txt", "samples": 4, "length": 16}
+ROUND = {"steps": [{"quantize": {"method": "rtn", "bits": 8, "group_size": 32, "clip": False}}]}
+CALIBRATED = {
+    "calibration": SMALL,
+    "steps": [{"quantize": {"method": "gptq", "bits": 4, "group_size": 32}, "where": {"role": ["q", "k", "v", "o"]}}],
+}
+WHOLE = {
+    "name": "whole",
+    "use": "for tests",
+    "why": ["a reason"],
+    "calibration": SMALL,
+    "steps": [
+        {
+            "quantize": {"method": "gptq", "bits": 4, "group_size": 32, "symmetric": True},
+            "where": {"role": ["q", "k", "v", "o", "down", "head"], "block": [0, "0-1"]},
+        },
+        {
+            "quantize": {"method": "caldera", "bits": 2, "group_size": 32, "rank": 2, "iterations": 1},
+            "where": {"role": ["gate", "up"], "block": ["0-1"]},
+        },
+        {
+            "recover": {
+                "train": ["lora", "scales"], "rank": 2, "init": "svd", "data": "text.txt",
+                "samples": 6, "length": 16, "batch": 2, "epochs": 1,
+            },
+            "where": {"role": ["gate", "up"]},
+        },
+    ],
+}  # fmt: skip
+WHOLE["steps"][0]["where"]["block"] = []
+PRUNED = {
+    "loss": 0.1,
+    "calibration": SMALL,
+    "steps": [
+        {
+            "prune": {"method": "sparsegpt", "sparsity": 0.5, "allocation": "owl", "spread": 0.08},
+            "where": [{"role": ["gate", "up"], "block": 0}, {"role": ["down"]}],
+        },
+        {"quantize": {"method": "hqq", "bits": 4, "group_size": 32, "symmetric": False}, "where": {"role": ["head"]}},
+    ],
+}
+PATTERNED = {
+    "calibration": SMALL,
+    "steps": [
+        {"prune": {"method": "wanda", "pattern": "2:4"}, "where": {"role": ["o"]}},
+        {"prune": {"method": "magnitude", "sparsity": 0.25, "scope": "row"}, "where": {"role": ["q", "k", "v"]}},
+        {"quantize": {"method": "gptaq", "bits": 3, "group_size": 32}, "where": {"role": ["down"], "block": [1]}},
+    ],
+}
+RECIPES = (ROUND, CALIBRATED, WHOLE, PRUNED, PATTERNED)
+DEVICE = {
+    "title": "A board", "bandwidth": 30e9, "share": 0.8, "memory": 8e9, "cache": 2e6, "overhead": 1e-6,
+    "flops": {"fp32": 1e11, "fp16": 2e11, "int8": 4e11},
+    "sources": {"bandwidth": "its maker", "memory": "its label", "flops": "guessed", "cache": "x", "overhead": "y"},
+}  # fmt: skip
+PLAIN_DEVICE = {"bandwidth": "30e9", "memory": 8e9, "flops": 1e11, "source": "its maker"}
+SCENARIO = {
+    "mine": {
+        "title": "Mine",
+        "models": {
+            "XX": {"title": "A model", "network": "N", "input": [8, 8], "sensor": "camera", "metric": "m",
+                   "target": 0.5, "better": "higher", "dataset": "d"},
+        },
+        "tasks": [
+            {"model": "ES", "fps": 60},
+            {"model": "GE", "fps": 60, "after": ["ES"], "through": "data", "network": "N"},
+            {"model": "KD", "fps": 3},
+            {"model": "SR", "fps": 3, "after": ["KD"], "through": "control", "probability": 0.2},
+        ],
+    }
+}  # fmt: skip
+COSTS = {
+    unit: {model: {"latency_ms": 2.5, "energy_mj": 4.0} for model in ("ES", "GE", "KD", "SR", "XX")}
+    for unit in ("one", "two")
+}
+
+
+def tokenizer(folder: Path) -> None:
+    """A byte-level one that fits VOCABULARY, with a chat template."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 8, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator([TEXT], trainer)
+    made.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|end|>", "eos_token": "<|end|>"}
+    config |= {"model_max_length": 128, "clean_up_tokenization_spaces": False, "added_tokens_decoder": {}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<|end|>", "eos_token": "<|end|>"}))
+    template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+
+
+def make_bases(folder: Path) -> None:
+    """Fill ``folder``. Everything in it stays as it is from then on."""
+    from jettison.compress import compress
+    from jettison.decode.draft import Draft, write_draft
+    from jettison.formats.manifest import update_manifest
+    from jettison.models import ModelFolder
+    from jettison.recover import recover
+
+    folder.mkdir(parents=True)
+    (folder / "text.txt").write_text(TEXT)
+    model = make_model("llama", folder / "model")
+    for family in FAMILIES:
+        make_model(family, folder / family)
+    _shard(model, folder / "sharded")
+    (folder / "outside").mkdir()
+    shutil.copy(folder / "sharded" / "model-00001-of-00003.safetensors", folder / "outside" / "model.safetensors")
+    compress(folder / "sharded", ROUND, folder / "sharded-out")
+    whole = placed(WHOLE, folder)
+    _until(2, lambda: compress(model, whole, folder / "part"))
+    compress(model, whole, folder / "run")
+    shutil.copytree(folder / "run", folder / "recovering")
+    _until(3, lambda: recover(folder / "recovering", save_every=0))
+    shutil.copytree(folder / "run", folder / "recovered")
+    recover(folder / "recovered", save_every=0)
+    shutil.copytree(folder / "recovered", folder / "measured")
+    parts = {name: copy.deepcopy(FULL[name]) for name in ("request", "results", "tasks")}
+    update_manifest(folder / "measured", **parts)
+    (folder / "measured" / "speed.json").write_text(json.dumps(SPEED))
+    write_draft(ModelFolder(folder / "measured"), Draft(lookup=2, length=4), "a reason", {"rows": [], "tried": []})
+
+
+def placed(recipe: dict, folder: Path) -> dict:
+    """A recipe that finds its text in ``folder``."""
+    return json.loads(json.dumps(recipe).replace('"text.txt"', json.dumps(str(folder / "text.txt"))))
+
+
+def make_model(family: str, folder: Path) -> Path:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    maker.make(family, folder, vocab_size=VOCABULARY)
+    tokenizer(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nA model.\n")
+    return folder
+
+
+def _shard(model: Path, folder: Path) -> None:
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, weight_map = sorted(tensors), {}
+    for number in range(3):
+        file = f"model-{number + 1:05d}-of-00003.safetensors"
+        part = {name: tensors[name] for name in names[number::3]}
+        save_file(part, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+class Stopped(BaseException):
+    """Stands for a kill."""
+
+
+def _until(entries: int, work) -> None:
+    """Work that is killed once its journal has so many entries."""
+    from jettison.journal import Journal
+
+    real, left = Journal.add, [entries]
+
+    def add(self, **entry):
+        if left[0] == 0:
+            raise Stopped
+        left[0] -= 1
+        real(self, **entry)
+
+    Journal.add = add
+    try:
+        with contextlib.suppress(Stopped):
+            work()
+            raise AssertionError(f"done before it had {entries} entries")
+    finally:
+        Journal.add = real
+
+
+def ids() -> torch.Tensor:
+    return torch.arange(1, 13).unsqueeze(0)

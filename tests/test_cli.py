@@ -28,9 +28,6 @@ def test_no_arguments_shows_help(jettison):
     assert all(command in out + err for command in COMMANDS)
 
 
-WINDOWS = ["--set", "recover.length=32"]
-
-
 class TestAJob:
     @pytest.fixture(scope="class")
     def folder(self, tiny, tmp_path_factory):

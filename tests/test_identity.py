@@ -416,3 +416,13 @@ def test_sealed_tensors_are_used_whole_or_not_at_all(tmp_path):
     write_tensors(file, {"x": torch.zeros(1)})
     assert read_sealed(file) is None
     assert read_sealed(tmp_path / "none") is None
+
+
+def test_windows_are_no_longer_than_the_model_has_positions_for(tiny, tmp_path):
+    """A recipe's length is a wish, as a group size is: it is cut, and recorded as it was used."""
+    recipe = RECOVERED | {"calibration": {"text": "books", "samples": 4}}  # of 256 tokens, the model has 128 positions
+    found = compress(tiny("opt"), recipe, tmp_path / "out", changes=["recover.length=512"])
+    assert found["recipe"]["calibration"]["length"] == 128
+    assert found["recipe"]["steps"][1]["recover"]["length"] == 128
+    with pytest.raises(UsageError, match=r"recover.length = 129 tokens: .* has positions for at most 128"):
+        recover(tmp_path / "out", changes=["recover.length=129"])

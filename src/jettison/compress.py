@@ -31,7 +31,7 @@ from jettison.models.checkpoint import Checkpoint
 from jettison.models.source_check import check_source
 from jettison.progress import bar, logged, say
 from jettison.prune import allocate
-from jettison.recipe import Recipe, load_recipe
+from jettison.recipe import Recipe, load_recipe, with_windows
 from jettison.recover import synthesize, written_shards
 from jettison.units import check_seed
 
@@ -66,7 +66,8 @@ def compress(
     """
     check_seed(seed)
     parallel.check_workers(workers, address)
-    source, recipe = ModelFolder(model), load_recipe(recipe, changes)
+    source = ModelFolder(model)
+    recipe = with_windows(load_recipe(recipe, changes), source.positions)
     if source.quantization:
         method = source.quantization.get("quant_method")
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")

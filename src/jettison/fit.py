@@ -32,7 +32,7 @@ from jettison.plan.estimate import how_long
 from jettison.plan.picture import plan_data
 from jettison.plan.planner import check_budgets, check_losses
 from jettison.progress import logged, say
-from jettison.recipe import Recipe, load_recipe
+from jettison.recipe import Recipe, load_recipe, with_windows
 from jettison.recover import recover
 from jettison.report import write_report
 from jettison.report.run import SPEED
@@ -90,6 +90,7 @@ def fit(
             )
     else:
         chosen = load_recipe(recipe, changes)
+    chosen = with_windows(chosen, source.positions)
     if seed and chosen.of("recover") and not any(change.startswith("recover.seed=") for change in changes):
         chosen = load_recipe(chosen, [f"recover.seed={seed}"])
     costs = {

@@ -14,6 +14,7 @@ from jettison.documents import parse_yaml, read_yaml
 from jettison.errors import UsageError, shown, unknown
 from jettison.grid import Grid
 from jettison.pattern import Allocation, Pattern
+from jettison.progress import say
 from jettison.units import check_number
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down", "expert", "router", "head", "embed", "linear")
@@ -330,5 +331,18 @@ def _parse_change(change: str) -> tuple[str, str, Any]:
     return found[1], found[2], parse_yaml(found[3], f"the value of change {shown(change)}")
 
 
-def with_why(recipe: Recipe, why: Iterable[str]) -> Recipe:
-    return replace(recipe, why=tuple(why))
+def with_windows(recipe: Recipe, positions: int | None) -> Recipe:
+    """The recipe with windows of text that are no longer than the model has positions for: a length is a wish, as a
+    group size is. What was cut is said."""
+    cut = lambda of, length: say(f"note: {of}.length {length} is cut to {positions}, the positions that the model has")
+    if positions is None:
+        return recipe
+    if (length := recipe.calibration["length"]) > positions:
+        cut("calibration", length)
+        recipe = replace(recipe, calibration=recipe.calibration | {"length": positions})
+    steps = list(recipe.steps)
+    for place, step in enumerate(steps):
+        if step.verb == "recover" and step.options["length"] > positions:
+            cut("recover", step.options["length"])
+            steps[place] = replace(step, options=step.options | {"length": positions})
+    return replace(recipe, steps=tuple(steps))

@@ -19,7 +19,7 @@ from jettison.models import ModelFolder, Walk
 from jettison.plan import trial
 from jettison.plan.cost import Setting, predict
 from jettison.progress import bar, silent
-from jettison.recipe import Recipe, load_recipe
+from jettison.recipe import Recipe, load_recipe, with_windows
 from jettison.recover.distill import training_dtype
 from jettison.recover.run import recovery_step
 from jettison.recover.synthesize import BATCH as WRITTEN_AT_ONCE
@@ -43,6 +43,7 @@ def forecast(
     the recipe fits the model and the engine: raises UsageError as ``compress`` would.
     """
     source = ModelFolder(model)
+    recipe = with_windows(recipe, source.positions)
     jobs = assign(source, recipe, engine)
     check_tokens(tokens)
     counts = [_windows(source, text, tokens) for text in texts]
@@ -68,7 +69,7 @@ def forecast_recovery(
     recipe = load_recipe(manifest["recipe"])
     source = ModelFolder(teacher or manifest["teacher"]["folder"])
     with silent():
-        steps = [_recovery(source, assign(source, recipe), recovery_step(recipe, changes))]
+        steps = [_recovery(source, assign(source, recipe), recovery_step(recipe, changes, source.positions))]
     return {"steps": steps, "warnings": _warnings(steps)}
 
 

@@ -27,7 +27,7 @@ from jettison.plan.refine import refine as refine_picks
 from jettison.plan.search import Picks, Problem, least, pareto, quickest, search
 from jettison.plan.units import BITS, GROUP_SIZES, Choice, Unit, choices, find_units, tie
 from jettison.plan.writing import changed, check_changes, to_recipe
-from jettison.recipe import Recipe, load_recipe, preset_names, with_why
+from jettison.recipe import Recipe, load_recipe, preset_names
 from jettison.units import check_number, check_seed, format_bytes, parse_bytes
 
 LOSSES = ("auto", "prior", "gradients", "measured")
@@ -188,7 +188,7 @@ def make_plan(
     found = Plan(shape, target, setting, problem, picks, recipe, losses, loss_of, measured, passed)
     if missed := misses(found.cost, problem, target):
         raise UsageError(f"with {', '.join(changes)} the plan misses the budget: {'; '.join(missed)}")
-    return replace(found, recipe=with_why(recipe, _why(found)))
+    return replace(found, recipe=replace(recipe, why=tuple(_why(found))))
 
 
 def check_budgets(tps: float | None, memory: str | float | None, needed: bool = True) -> float | None:

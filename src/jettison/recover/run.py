@@ -24,7 +24,7 @@ from jettison.models import Linear, ModelFolder
 from jettison.models.checkpoint import Checkpoint
 from jettison.models.dense import load_dense, require_memory
 from jettison.progress import logged, say
-from jettison.recipe import Recipe, Step, load_recipe
+from jettison.recipe import Recipe, Step, load_recipe, with_windows
 from jettison.recover.distill import Pupil, distill, training_dtype
 from jettison.recover.synthesize import synthesize
 from jettison.sealed import read_sealed, write_sealed
@@ -57,7 +57,7 @@ def recover(
     """
     check_number("save_every", save_every, 0)
     folder, state = Path(folder), PartialState(cpu=not torch.cuda.is_available())
-    step = recovery_step(load_recipe(read_manifest(folder)["recipe"]), changes)
+    step = recovery_step(load_recipe(read_manifest(folder)["recipe"]), changes, ModelFolder(folder).positions)
     options = step.options
     if options["batch"] % state.num_processes:
         raise UsageError(f"batch {options['batch']} does not divide among {state.num_processes} processes")
@@ -205,8 +205,8 @@ def _open_teacher(folder: Path, manifest: dict[str, Any], teacher: str | Path | 
     return original
 
 
-def recovery_step(recipe: Recipe, changes: Iterable[str] = ()) -> Step:
-    """The recipe's recover step with changes applied; one with all defaults if it has none."""
+def recovery_step(recipe: Recipe, changes: Iterable[str] = (), positions: int | None = None) -> Step:
+    """The recipe's recover step with changes applied; one with all defaults if it has none. positions: of the model."""
     changes = list(changes)
     for change in changes:
         if not change.startswith("recover."):
@@ -215,7 +215,7 @@ def recovery_step(recipe: Recipe, changes: Iterable[str] = ()) -> Step:
         recipe = load_recipe(recipe.to_dict() | {"steps": [*recipe.to_dict()["steps"], {"recover": {}}]})
     if len(recipe.of("recover")) > 1:
         raise UsageError("a recipe has at most one recover step; this one has several")
-    return load_recipe(recipe, changes).of("recover")[0]
+    return load_recipe(with_windows(recipe, positions), changes).of("recover")[0]
 
 
 def training_windows(source: ModelFolder, options: dict[str, Any], process: tuple[int, int], wait) -> torch.Tensor:

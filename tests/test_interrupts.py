@@ -14,7 +14,7 @@ from forking import Parent, Place, alive
 from killing import files_of
 
 from jettison.cli.app import COMMANDS
-from jettison.cli.stopping import CONTINUES, RESUMED, STARTS_OVER
+from jettison.cli.stopping import CONTINUES, KEEPS, RESUMED, STARTS_OVER
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 SOON = 6.0  # seconds: PATIENCE, and what a busy machine adds
@@ -81,6 +81,13 @@ def assert_stopped(ended, number=signal.SIGINT, line=STARTS_OVER):
     assert not alive(ended.session)
 
 
+def line_of(command: str) -> str:
+    """Each says what is true of it."""
+    if command in ("fit", "compress", "recover"):
+        return CONTINUES
+    return KEEPS if command in ("plan", "draft") else STARTS_OVER
+
+
 # Where exceptions of our own were caught, where C++ works, where other processes do.
 PLACES = {
     "fit": Place("jettison.fit:measure_generation"),
@@ -112,7 +119,7 @@ def test_ctrl_c(room, fitted, tmp_path, command):
         shutil.copytree(fitted, out)
         assert_stopped(parent.run(*arguments(command, folder, out), "--restart", place=PLACES[command]), line=CONTINUES)
     ended = parent.run(*arguments(command, folder, out, fitted), place=PLACES[command])
-    assert_stopped(ended, line=CONTINUES if command in RESUMED else STARTS_OVER)
+    assert_stopped(ended, line=line_of(command))
     assert ended.after.count("\n") == 1  # nothing caught it and went on
     if command in RESUMED:
         assert parent.run(*arguments(command, folder, out)).code == 0
@@ -143,7 +150,7 @@ def test_ctrl_c_at_ten_moments(room, fitted, tmp_path, command):
         if not place or ended.code == 0:
             assert ended.code == 0, ended.err
         else:
-            assert_stopped(ended, line=CONTINUES if command in RESUMED else STARTS_OVER)
+            assert_stopped(ended, line=line_of(command))
             stopped += 1
         took = took if place else time.monotonic() - start
         if command in RESUMED:

@@ -20,8 +20,9 @@ from typing import Any
 PATIENCE = 1.5  # seconds
 APART = 0.2  # seconds: signals that come closer than this are one, sent to the process and to its group
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-RESUMED = ("fit", "compress", "recover")
+RESUMED, MEASURE = ("fit", "compress", "recover"), ("plan", "draft")
 CONTINUES = "stopped. Nothing finished is lost: run the same command again and it continues"
+KEEPS = "stopped. What was found out about the model is kept: run the same command again"
 STARTS_OVER = "stopped. There is nothing to continue: the same command starts over"
 
 
@@ -38,7 +39,8 @@ class Stoppable:
 
     def __init__(self, arguments: list[str], alone: bool):
         command = next((each for each in arguments if not each.startswith("-")), "")
-        self.message = CONTINUES if command in RESUMED and "--dry-run" not in arguments else STARTS_OVER
+        resumed = command in RESUMED and "--dry-run" not in arguments
+        self.message = CONTINUES if resumed else KEEPS if command in MEASURE else STARTS_OVER
         self.alone, self.signal, self._over = alone, 0, False
         self._before: dict[int, Any] = {}
         self._said = threading.Lock()

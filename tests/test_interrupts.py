@@ -14,7 +14,7 @@ from forking import Parent, Place, alive
 from killing import files_of
 
 from jettison.cli.app import COMMANDS
-from jettison.cli.stopping import CONTINUES, KEEPS, RESUMED, STARTS_OVER
+from jettison.cli.stopping import CONTINUES, KEEPS, RESUMED, SIGNALS, STARTS_OVER
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 SOON = 6.0  # seconds: PATIENCE, and what a busy machine adds
@@ -204,8 +204,14 @@ def test_what_cannot_be_printed(room):
     assert ended.code == 0
 
 
-def test_outside_of_the_command_line_nothing_stays(jettison):
-    """``main`` in a process that goes on: its handlers are as before."""
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    jettison("--version")
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+def test_in_a_process_that_goes_on_signals_are_its_own(jettison, monkeypatch):
+    """``main`` with arguments."""
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+
+    def interrupted(name):
+        assert [signal.getsignal(number) for number in SIGNALS] == handlers
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jettison.recipe.load_recipe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        jettison("recipes")

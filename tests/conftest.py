@@ -1,7 +1,6 @@
 """Every test gets a cache folder of its own session and leaves nothing behind."""
 
 import os
-import signal
 
 import pytest
 import torch
@@ -40,14 +39,11 @@ def jettison(capfd):
     from jettison.cli.app import main
 
     def run(*arguments):
-        handler = signal.getsignal(signal.SIGINT)
         try:
             main([str(argument) for argument in arguments])
             code = 0
         except SystemExit as end:
             code = end.code or 0
-        finally:
-            signal.signal(signal.SIGINT, handler)
         return code, *capfd.readouterr()
 
     return run

@@ -1,11 +1,10 @@
-"""The program as a user meets it: help, exit codes, one-line errors, JSON, Ctrl-C."""
+"""The program as a user meets it: help, exit codes, one-line errors, JSON. Ctrl-C has a file of its own."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
+from importlib.metadata import version
 
 import pytest
 import tiny as maker
@@ -160,19 +159,21 @@ def assert_one_line(err, words):
     assert "Traceback" not in err
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_says_how_to_continue(tmp_path):
-    """Stopped in the middle of recovery: one line, exit code 1, and the same command finishes the run."""
-    folder = maker.make("llama", tmp_path / "model")
-    changes = [f"--set=recover.{c}" for c in ("samples=400", "length=32", "batch=1", "epochs=5")]
-    command = [sys.executable, "-m", "jettison", "fit", str(folder), "--recipe", "gateup-w4w2", "-o", tmp_path / "out"]
-    command += [*STEPS, *changes, "--text", "books-evaluation"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    journal, until = tmp_path / "out" / "recover" / "journal.jsonl", time.monotonic() + 120
-    while time.monotonic() < until and not (journal.exists() and journal.read_text().count("\n") > 5):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "error: stopped. Nothing finished is lost" in err and "Traceback" not in err
+def test_version_and_completion_need_no_torch():
+    """In a process of its own, as a shell asks for them at every key."""
+    program = "import sys; from jettison.cli import main; sys.argv[0] = 'jettison'\n"
+    program += "try: main()\nfinally: assert 'torch' not in sys.modules"
+    run = lambda *arguments, **more: subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=os.environ | more
+    )
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"jettison {version('jettison')}\n")
+    done = run("--show-completion", "bash")
+    assert done.returncode == 0 and "complete -o default -F" in done.stdout
+    done = run(_JETTISON_COMPLETE="complete_bash", COMP_WORDS="jettison re", COMP_CWORD="1")
+    assert done.stdout.split() == ["recover", "report", "recipes"]
+
+
+def test_help_says_the_exit_codes(jettison):
+    _, out, _ = jettison("--help")
+    assert "130 stopped by Ctrl-C, 143 by SIGTERM" in " ".join(out.split())

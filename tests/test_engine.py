@@ -134,6 +134,26 @@ class TestSessions:
         for start in range(0, 1100, 100):
             last = parts.append(tokens[start : start + 100])
         assert torch.allclose(whole, last, atol=1e-4)
+        session = engine.session(cache="float32")
+        at_once = engine.forward(tokens, [session] * 1100, [False] * 1099 + [True])
+        assert torch.equal(whole, at_once)  # what ``append`` hands over in parts, the engine would have cut there
+
+    def test_an_interrupt_leaves_a_session_as_it_was(self, tiny, monkeypatch):
+        """Ctrl-C comes between the parts of a long prompt."""
+        engine = Engine(load(tiny("llama", max_position_embeddings=1200), dtype=torch.float32).model)
+        session, forward, calls = engine.session(), engine.forward, []
+
+        def interrupted(*arguments, **options):
+            calls.append(len(arguments[0]))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return forward(*arguments, **options)
+
+        session.append([1, 2, 3])
+        monkeypatch.setattr(engine, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.append([5] * 1100)
+        assert calls == [512, 512, 76] and session.length == 3
 
     def test_faults_change_nothing(self, engine):
         session = engine.session(4)

@@ -8,8 +8,11 @@ import torch
 
 from jettison.errors import UsageError
 from jettison.evaluate.quality import TEXTS
+from jettison.fit import fit
 from jettison.models import ModelFolder
 from jettison.plan import forecast, trial
+from jettison.plan.estimate import Estimate, how_long
+from jettison.progress import set_quiet
 from jettison.recipe import load_recipe
 
 CHANGES = ["quantize.group_size=32", "calibration.samples=8", "calibration.length=32"]
@@ -116,3 +119,64 @@ class TestTrials:
             del held
         assert large.memory > small.memory + 200e6
         assert large.seconds > 0
+
+
+class TestEstimate:
+    """What ``fit`` says at once. That it is about right is seen in benchmarks/results/proof.json."""
+
+    @pytest.fixture
+    def estimate(self, tiny, monkeypatch):
+        """A machine that does a hundred million operations a second, and passes over ten million numbers."""
+        monkeypatch.setattr(Estimate, "_product", lambda *_: 1e8)
+        made = Estimate(ModelFolder(tiny("llama")), TEXTS, 1024)
+        made.passes, made.call = 1e7, 1e-6
+        return made
+
+    def test_it_grows_with_the_work(self, estimate):
+        seconds = lambda *changes: estimate.seconds(load_recipe("gateup-w4w2", [*CHANGES, *changes]))
+        once, more = seconds(), seconds("recover.samples=128")
+        assert list(once) == ["compress", "recover", "evaluate"]
+        # ten operations for a weight and a token that is trained on
+        linears = [each for each in estimate.source.anatomy if "embed" not in each.roles]
+        assert once["recover"] > 10 * sum(each.weights for each in linears) * 64 * 32 / 1e8
+        assert more["recover"] == pytest.approx(2 * once["recover"], rel=0.01)
+        assert more["compress"] == once["compress"] and more["evaluate"] == once["evaluate"]
+        assert seconds("calibration.samples=128")["compress"] > 1.1 * once["compress"]
+        assert "recover" not in estimate.seconds(load_recipe("w8", ["quantize.group_size=32"]))
+
+    def test_experts_count_by_what_tokens_use(self, tiny):
+        made = Estimate(ModelFolder(tiny("qwen3_moe")))
+        shares = {linear.role: share for linear, share in made.share.items()}
+        assert shares["q"] == 1.0 and set(shares.values()) == {0.5, 1.0}  # two of four experts
+
+    def test_a_short_run(self, tiny, monkeypatch):
+        lines = how_long(ModelFolder(tiny("llama")), load_recipe("gateup-w4w2", CHANGES), TEXTS, 1024)
+        assert len(lines) == 1 and re.match(r"this will take roughly .*: compress .*, recover .*, evaluate ", lines[0])
+
+    def test_a_long_run_says_what_makes_it_short(self, tiny, monkeypatch):
+        monkeypatch.setattr(Estimate, "_product", lambda *_: 1e8)
+        source, recipe = ModelFolder(tiny("llama")), load_recipe("gateup-w4w2", [*CHANGES, "recover.samples=65536"])
+        first, second = how_long(source, recipe, TEXTS, 1024)
+        assert "hours" in first
+        assert re.fullmatch(r"roughly .* minutes, for less accuracy, with --set recover.samples=\d+", second)
+        samples = int(second.rpartition("=")[2])
+        assert 65536 % samples == 0 and 256 <= samples < 65536
+        made = Estimate(source, TEXTS, 1024)
+        assert sum(made.seconds(load_recipe(recipe, [f"recover.samples={samples}"])).values()) <= 1.1 * 3600
+
+    def test_nothing_is_advised_that_does_not_help(self, tiny, monkeypatch):
+        """Where the evaluation takes longest, or samples are few already."""
+        monkeypatch.setattr(Estimate, "_product", lambda *_: 1e3)
+        lines = how_long(ModelFolder(tiny("llama")), load_recipe("w8", ["quantize.group_size=32"]), TEXTS, 1024)
+        assert len(lines) == 1 and "days" in lines[0]
+
+    def test_fit_says_it_once(self, tiny, tmp_path, capfd):
+        (tmp_path / "text.txt").write_text("It was a dark night, and nobody was there to see it. " * 60)
+        options = {"recipe": {"steps": [{"quantize": {"method": "rtn", "bits": 8, "group_size": 32}}]}}
+        options |= {"out": tmp_path / "out", "texts": [tmp_path / "text.txt"], "tokens": 64, "device": "raspberry-pi-5"}
+        for expected in (1, 0):
+            set_quiet(False)
+            fit(tiny("llama"), **options)
+            set_quiet(True)
+            assert capfd.readouterr().err.count("this will take roughly") == expected
+        assert (tmp_path / "out" / "progress.log").read_text().count("this will take roughly") == 1

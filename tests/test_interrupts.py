@@ -14,7 +14,7 @@ from forking import Parent, Place, alive
 from killing import files_of
 
 from jettison.cli.app import COMMANDS
-from jettison.cli.stopping import CONTINUES, RESUMED, STARTS_OVER
+from jettison.cli.stopping import CONTINUES, KEEPS, RESUMED, SIGNALS, STARTS_OVER
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 SOON = 6.0  # seconds: PATIENCE, and what a busy machine adds
@@ -81,6 +81,13 @@ def assert_stopped(ended, number=signal.SIGINT, line=STARTS_OVER):
     assert not alive(ended.session)
 
 
+def line_of(command: str) -> str:
+    """Each says what is true of it."""
+    if command in ("fit", "compress", "recover"):
+        return CONTINUES
+    return KEEPS if command in ("plan", "draft") else STARTS_OVER
+
+
 # Where exceptions of our own were caught, where C++ works, where other processes do.
 PLACES = {
     "fit": Place("jettison.fit:measure_generation"),
@@ -112,7 +119,7 @@ def test_ctrl_c(room, fitted, tmp_path, command):
         shutil.copytree(fitted, out)
         assert_stopped(parent.run(*arguments(command, folder, out), "--restart", place=PLACES[command]), line=CONTINUES)
     ended = parent.run(*arguments(command, folder, out, fitted), place=PLACES[command])
-    assert_stopped(ended, line=CONTINUES if command in RESUMED else STARTS_OVER)
+    assert_stopped(ended, line=line_of(command))
     assert ended.after.count("\n") == 1  # nothing caught it and went on
     if command in RESUMED:
         assert parent.run(*arguments(command, folder, out)).code == 0
@@ -143,7 +150,7 @@ def test_ctrl_c_at_ten_moments(room, fitted, tmp_path, command):
         if not place or ended.code == 0:
             assert ended.code == 0, ended.err
         else:
-            assert_stopped(ended, line=CONTINUES if command in RESUMED else STARTS_OVER)
+            assert_stopped(ended, line=line_of(command))
             stopped += 1
         took = took if place else time.monotonic() - start
         if command in RESUMED:
@@ -197,8 +204,14 @@ def test_what_cannot_be_printed(room):
     assert ended.code == 0
 
 
-def test_outside_of_the_command_line_nothing_stays(jettison):
-    """``main`` in a process that goes on: its handlers are as before."""
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    jettison("--version")
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+def test_in_a_process_that_goes_on_signals_are_its_own(jettison, monkeypatch):
+    """``main`` with arguments."""
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+
+    def interrupted(name):
+        assert [signal.getsignal(number) for number in SIGNALS] == handlers
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jettison.recipe.load_recipe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        jettison("recipes")

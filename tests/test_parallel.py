@@ -2,11 +2,15 @@
 
 import math
 import os
+import subprocess
 import sys
 import time
+from multiprocessing import active_children
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from forking import alive
 
 from jettison import parallel
 from jettison.errors import JettisonError, UsageError
@@ -27,6 +31,17 @@ def picky(number: int) -> int:
 
 def die(number: int) -> int:
     os._exit(1)
+
+
+def slow_start(folder: str) -> None:
+    (Path(folder) / f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+
+
+def fail_or_sleep(number: int) -> int:
+    if number:
+        time.sleep(600)
+    raise UsageError("zero is not valid")
 
 
 def test_here():
@@ -51,6 +66,32 @@ def test_errors_name_the_item(workers):
 def test_a_dead_worker_is_told():
     with pytest.raises(JettisonError, match="workers died"):
         parallel.map(die, range(3), workers=2)
+
+
+def test_nobody_waits_for_work_that_is_given_up():
+    with pytest.raises(UsageError, match="zero is not valid"):
+        parallel.map(fail_or_sleep, [0, 1], workers=2)
+    assert not active_children()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc"), reason="looks for processes there")
+def test_workers_end_with_the_process_that_waits(tmp_path):
+    """Also where it is killed."""
+    script = f"""if __name__ == '__main__':
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from jettison import parallel
+        import test_parallel
+        parallel.map(test_parallel.slow_start, [{str(tmp_path)!r}] * 2, workers=2)"""
+    (tmp_path / "waits.py").write_text(script)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "waits.py")], start_new_session=True)
+    until = time.monotonic() + 120
+    while len(list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(alive(process.pid, 0)) >= 3
+    process.kill()
+    process.wait()
+    assert not alive(process.pid)
 
 
 def test_workers():

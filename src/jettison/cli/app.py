@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jettison.cli.stopping import Stoppable
@@ -37,17 +38,21 @@ CODES = (
 )
 
 
+class Interrupted(BaseException):
+    """Carries a KeyboardInterrupt past typer, which would make a code of its own out of it."""
+
+
 def build() -> "typer.Typer":
     import typer
     from typer.core import TyperGroup
 
     class Commands(TyperGroup):
         def invoke(self, context: Any) -> Any:
-            """Before typer makes something of its own out of an interrupt or of output that cannot be written."""
+            """Before typer does, look at interrupts and at output that cannot be written."""
             try:
                 return super().invoke(context)
-            except KeyboardInterrupt:
-                sys.exit(130)  # or what ``Stoppable`` says
+            except KeyboardInterrupt as error:
+                raise Interrupted from error
             except OSError as error:
                 if error.filename is not None or error.errno not in OUTPUT_FAILS:
                     raise
@@ -87,14 +92,17 @@ def _show_version(asked: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exit with a code of ``CODES``. arguments: else those of the process, which then ends with the command."""
-    with Stoppable(sys.argv[1:] if arguments is None else arguments, alone=arguments is None):
+    """Exit with a code of ``CODES``. arguments: else those of the process, which then ends with the command; where they
+    are given, signals are the caller's."""
+    with Stoppable(sys.argv[1:]) if arguments is None else nullcontext():
         _prepare()
         try:
             from jettison.cli import common
 
             common.refuse_empty(sys.argv[1:] if arguments is None else arguments)
             build()(arguments)
+        except Interrupted as passed:
+            raise passed.__cause__ from None
         except JettisonError as error:
             from rich.console import Console
 

@@ -20,8 +20,9 @@ from typing import Any
 PATIENCE = 1.5  # seconds
 APART = 0.2  # seconds: signals that come closer than this are one, sent to the process and to its group
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-RESUMED = ("fit", "compress", "recover")
+RESUMED, MEASURE = ("fit", "compress", "recover"), ("plan", "draft")
 CONTINUES = "stopped. Nothing finished is lost: run the same command again and it continues"
+KEEPS = "stopped. What was found out about the model is kept: run the same command again"
 STARTS_OVER = "stopped. There is nothing to continue: the same command starts over"
 
 
@@ -32,57 +33,49 @@ class Stopped(KeyboardInterrupt):
 class Stoppable:
     """``with Stoppable(arguments): ...`` exits with 128 + the signal's number once a signal has come, and says so.
 
-    arguments: of the command line, to know whether the command can be continued. alone: the process ends afterwards, so
-    that the last steps of Python may be stopped as well; else all is left as it was found.
+    arguments: of the command line, to know whether the command can be continued. The process is to end afterwards: the
+    last steps of Python, too, may be stopped.
     """
 
-    def __init__(self, arguments: list[str], alone: bool):
+    def __init__(self, arguments: list[str]):
         command = next((each for each in arguments if not each.startswith("-")), "")
-        self.message = CONTINUES if command in RESUMED and "--dry-run" not in arguments else STARTS_OVER
-        self.alone, self.signal, self._over = alone, 0, False
-        self._before: dict[int, Any] = {}
+        resumed = command in RESUMED and "--dry-run" not in arguments
+        self.message = CONTINUES if resumed else KEEPS if command in MEASURE else STARTS_OVER
+        self.signal, self._over, self._heeded = 0, False, set()
         self._said = threading.Lock()
 
     def __enter__(self) -> "Stoppable":
-        if threading.current_thread() is not threading.main_thread():
-            return self  # where no signal arrives
         self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         if os.name == "posix":
             reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
-            self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
             threading.Thread(target=self._listen, args=(reader,), daemon=True).start()
         for number in SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                self._before[number] = signal.signal(number, self._heard)
+                self._heeded.add(number)
+                signal.signal(number, self._heard)
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._over = True
-        if self._before and not (self.alone and self.signal):  # else the second thread still watches
-            self._put_back()
         if self.signal:
             self._say()
-            if self.alone:
-                self._leave()
-            sys.exit(128 + self.signal)
+            self._leave()
+        for number in self._heeded:
+            signal.signal(number, signal.SIG_DFL)
+        if os.name == "posix":
+            signal.set_wakeup_fd(-1)
+            os.close(self._writer)
 
     def _leave(self) -> None:
-        """As Python ends, but without taking every module apart, which takes a moment."""
+        """As Python ends, but without taking all modules apart, which takes a moment. The second thread still looks."""
         with contextlib.suppress(Exception):  # of a handler of some library
             atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(128 + self.signal)
-
-    def _put_back(self) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, signal.SIG_DFL if self.alone else before)
-        sys.unraisablehook = self._hook
-        if os.name == "posix":
-            signal.set_wakeup_fd(self._wakeup)
-            os.close(self._writer)
 
     def _heard(self, number: int, _frame: Any) -> None:
         if not (self.signal or self._over):
@@ -93,7 +86,7 @@ class Stoppable:
         """In the second thread. Python writes the number of every signal to the pipe as it arrives."""
         first, timer = 0.0, None
         while heard := os.read(reader, 64):
-            for number in set(heard) & set(self._before):
+            for number in set(heard) & self._heeded:
                 if timer is None:
                     first, timer = time.monotonic(), threading.Timer(PATIENCE, self._end, (number,))
                     timer.daemon = True
@@ -107,7 +100,7 @@ class Stoppable:
     def _end(self, number: int) -> None:
         with contextlib.suppress(OSError):
             if os.isatty(2):
-                os.write(2, b"\x1b[?25h\n")  # a bar hides the cursor
+                os.write(2, b"\x1b[?25h")  # a bar hides the cursor
         self._say()
         os._exit(128 + number)
 
@@ -115,7 +108,7 @@ class Stoppable:
         """Once, and under a launcher by the first process only. Past Python's buffers, whose locks may be held."""
         if self._said.acquire(blocking=False) and os.environ.get("RANK", "0") == "0":
             with contextlib.suppress(OSError):
-                os.write(2, self.message.encode() + b"\n")
+                os.write(2, b"\n" * os.isatty(2) + self.message.encode() + b"\n")  # after the terminal's own ^C
 
     def _unraisable(self, found: Any) -> None:
         """An exception cannot leave a finalizer or a callback of an import: the second thread ends the process then."""

@@ -25,7 +25,7 @@ from jettison.decode.speedup import closed_speedup, recut, rounds_speedup
 from jettison.decode.view import rounded, view_grid
 from jettison.errors import UsageError, unknown
 from jettison.evaluate.drafts import compare_speed, record_rounds, step_costs
-from jettison.files import check_folder
+from jettison.files import check_folder, writable_folder
 from jettison.formats.compressed_tensors import UnpackedFolder
 from jettison.formats.draft_model import write_draft_model
 from jettison.models import ModelFolder
@@ -125,6 +125,7 @@ def draft(
         raise UsageError(
             f"{model} is a part of the package: compress it into a folder, whose draft can be recorded there"
         )
+    writable_folder(source.folder)  # draft.json is written there, after all the measuring
     loaded = load(source.folder, adapter=adapter)
     named = _views(loaded, views)
     measured = measure_units(UnpackedFolder(source.folder), text=text) if ratios else {}

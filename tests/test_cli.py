@@ -1,5 +1,6 @@
 """The program as a user meets it: help, exit codes, one-line errors, JSON. Ctrl-C has a file of its own."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import tiny as maker
 from safetensors.torch import load_file, save_file
 
 from jettison.cli.app import COMMANDS
+from jettison.recipe import load_recipe
 
 STEPS = ["--set", "quantize.group_size=32", "--set", "calibration.samples=8", "--set", "calibration.length=32"]
 
@@ -68,6 +70,57 @@ def test_plan_writes_a_recipe_that_compress_takes(jettison, tiny, tmp_path):
     assert code == 0
 
 
+def test_plan_writes_no_recipe_that_does_nothing(jettison, tmp_path):
+    code, out, _ = jettison(
+        "plan", "scribe", "--memory", "1GB", "--device", "raspberry-pi-5", "-o", tmp_path / "r.yaml"
+    )
+    assert code == 0 and "scribe meets this budget as it is" in out and not list(tmp_path.iterdir())
+
+
+def test_plan_says_what_cannot_be_written(jettison, tmp_path):
+    asked = (
+        "qwen3-4b",
+        "--device",
+        "strix-halo",
+        "--memory",
+        "3GB",
+        "--engine",
+        "llama.cpp",
+        "-o",
+        tmp_path / "r.yaml",
+    )
+    code, out, _ = jettison("plan", *asked)
+    words = "llama.cpp loads gguf, which Jettison does not write yet"
+    assert code == 0 and words in out and any(words in reason for reason in load_recipe(tmp_path / "r.yaml").why)
+
+
+def test_what_cannot_be_written_is_not_fitted(jettison, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("jettison.fit"), "make_plan", None)  # nothing is planned either
+    code, _, err = jettison("fit", "scribe", "--memory", "6MB", "--engine", "llama.cpp", "-o", tmp_path / "out")
+    assert code == 2 and not (tmp_path / "out").exists()
+    assert_one_line(err, "does not write yet")
+
+
+def test_a_draft_is_not_written_over_anything(jettison, tiny, tmp_path):
+    import shutil
+
+    from jettison.decode.draft import Draft, write_draft
+    from jettison.models import ModelFolder
+
+    folder = shutil.copytree(tiny("llama", num_hidden_layers=3), tmp_path / "model")
+    write_draft(ModelFolder(folder), Draft(skip=("1",)), "", {})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    for place, words in (("full", "is not empty"), ("model", "is not empty"), ("full/letter.txt", "is a file")):
+        code, _, err = jettison("draft", folder, "--export", tmp_path / place)
+        assert code == 2
+        assert_one_line(err, words)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"]
+    assert (
+        jettison("draft", folder, "--export", tmp_path / "cut")[0] == 0 and (tmp_path / "cut" / "config.json").exists()
+    )
+
+
 def test_lists(jettison, tmp_path):
     code, out, _ = jettison("recipes", "--json", tmp_path / "r.json")
     assert code == 0 and "gateup-w4w2" in out and "gptaq" in out
@@ -119,7 +172,11 @@ WRONG = {
     "option": (["compress", "scribe", "--recipe", "w4", "--set", "quantize.dampp=1", "-o", "OUT"], "quantize.dampp"),
     "value": (["compress", "scribe", "--recipe", "w4", "--set", "quantize.bits=9", "-o", "OUT"], "9"),
     "role": (["compress", "scribe", "--recipe", "ROLE", "-o", "OUT"], "unknown role 'gates'"),
-    "group": (["compress", "scribe", "--recipe", "w4", "--set", "quantize.group_size=100", "-o", "OUT"], "100"),
+    "group": (
+        ["compress", "scribe", "--recipe", "w4", "--set", "quantize.group_size=0", "-o", "OUT"],
+        "group_size = 0",
+    ),
+    "block": (["compress", "scribe", "--recipe", "BLOCK", "-o", "OUT"], "scribe has blocks 0 to 7"),
     "device": (["plan", "scribe", "--device", "abacus", "--tps", "5"], "unknown device 'abacus'"),
     "engine": (["compress", "scribe", "--recipe", "w3", "--engine", "sglang", "-o", "OUT"], "valid: 4, 8"),
     "no writer": (["compress", "scribe", "--recipe", "w4", "--engine", "llama.cpp", "-o", "OUT"], "does not write yet"),
@@ -140,7 +197,9 @@ def test_what_is_asked_wrongly(jettison, tmp_path, name):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     (tmp_path / "role.yaml").write_text("steps:\n- quantize: {method: rtn, bits: 4}\n  where: {role: [gates]}\n")
-    places = {"OUT": tmp_path / "out", "FULL": tmp_path / "full", "ROLE": tmp_path / "role.yaml"}
+    (tmp_path / "block.yaml").write_text("steps:\n- quantize: {method: rtn, bits: 4}\n  where: {block: [0, 99]}\n")
+    places = {"OUT": tmp_path / "out", "FULL": tmp_path / "full"}
+    places |= {name.upper(): tmp_path / f"{name}.yaml" for name in ("role", "block")}
     code, _, err = jettison(*(places.get(argument, argument) for argument in arguments))
     assert_one_line(err, words)
     assert code == 2

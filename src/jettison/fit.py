@@ -36,7 +36,7 @@ from jettison.recipe import Recipe, load_recipe, with_windows
 from jettison.recover import recover
 from jettison.report import write_report
 from jettison.report.run import SPEED
-from jettison.units import check_number, check_seed
+from jettison.units import check_seed
 
 UNCHANGED = Recipe("unchanged", steps=())
 
@@ -162,7 +162,7 @@ def _check_request(
     if tasks:
         check_tasks(tasks, items)
     elif items is not None:
-        check_number("items", items, 2, whole=True)
+        raise UsageError(f"items = {items} without tasks: name some")
 
 
 def _losses(source: ModelFolder, losses: str) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from jettison.cli import common
+from jettison.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -31,15 +32,16 @@ def evaluate(
     from jettison.evaluate import evaluate as run
     from jettison.evaluate import evaluate_tasks
     from jettison.evaluate.quality import TEXTS
-    from jettison.evaluate.suite import SUITE
     from jettison.evaluate.tasks import check_tasks
     from jettison.units import format_bytes
 
     if texts is None:
         texts = []
     common.begin(quiet, json)
-    if tasks or items is not None:  # before either is measured
-        check_tasks(tasks or [SUITE], items)
+    if tasks:  # before either is measured
+        check_tasks(tasks, items)
+    elif items is not None:
+        raise UsageError(f"items = {items} without tasks: name some with --tasks")
     for text in texts:
         read_documents(text)
     answered = evaluate_tasks(model, tasks, items=items, adapter=adapter) if tasks else {}

@@ -59,8 +59,11 @@ def plan(
     common.out.print(f"\n[bold]{data['verdict']}[/bold]", soft_wrap=True)
     for reason in found.recipe.why:
         common.out.print(f"  {reason}", markup=False, soft_wrap=True)
-    if out is not None:
+    if out is not None and found.recipe.steps:
         write_text(out, found.recipe.to_yaml())
+    elif out is not None:
+        unchanged = f"{model} meets this budget as it is: there is nothing to do, so {out} is not written"
+        common.out.print(f"\n{unchanged}", markup=False, soft_wrap=True)
     if report is not None:
         write_plan(data, report)
     common.finish({"recipe": found.recipe.to_dict(), "plan": data}, json)

@@ -20,7 +20,7 @@ from jettison.errors import JettisonError, UsageError
 from jettison.files import file_digest, write_tensors
 from jettison.formats import check, compressed_tensors, writer
 from jettison.formats.manifest import NAME as MANIFEST
-from jettison.formats.manifest import read_manifest, update_manifest
+from jettison.formats.manifest import command_line, read_manifest, update_manifest
 from jettison.formats.writer import Stored
 from jettison.grid import Grid
 from jettison.jobs import Job, apply_methods, assign, one_by_one
@@ -57,6 +57,7 @@ def compress(
     Raises UsageError for a recipe that does not fit the model or the engine, a model that is already quantized, or a
     folder that holds another run; JettisonError for damaged or non-finite weights, or a full disk.
     """
+    changes, asked = list(changes), recipe
     source, recipe, out = ModelFolder(model), load_recipe(recipe, changes), Path(out)
     if source.quantization:
         method = source.quantization.get("quant_method")
@@ -94,6 +95,10 @@ def compress(
         journal.add(finished=True)
     for note in compressed_tensors.problems(source.anatomy, _packed_grids(jobs)):
         say(f"note: {note}")
+    options = {"recipe": asked, "set": changes, "seed": seed, "engine": engine}
+    command = command_line("compress", model, options, {"seed": 0})
+    if read_manifest(out).get("command") != command:
+        update_manifest(out, command=command)
     return read_manifest(out)
 
 

@@ -17,8 +17,8 @@ from jettison.evaluate import (
     sample_prompts,
 )
 from jettison.evaluate.quality import TEXTS, TOKENS
-from jettison.files import read_json, write_json
-from jettison.formats.manifest import read_manifest, update_manifest
+from jettison.files import write_json
+from jettison.formats.manifest import command_line, read_manifest, update_manifest
 from jettison.models import ModelFolder
 from jettison.plan import Setting, forecast, make_plan, predict
 from jettison.plan.cost import CONTEXT
@@ -27,7 +27,7 @@ from jettison.progress import say
 from jettison.recipe import Recipe, load_recipe
 from jettison.recover import recover
 from jettison.report import write_report
-from jettison.report.run import SPEED
+from jettison.report.run import SPEED, read_speed
 
 UNCHANGED = Recipe("unchanged", steps=())
 
@@ -59,7 +59,8 @@ def fit(
     losses are found by gradients where nothing is known of the model and it fits in memory. Or ``recipe``, to choose
     oneself; then ``engine`` is what it must load in. changes: ``verb.option=value``.
     texts, tokens, tasks, items: what quality is measured on, see ``evaluate`` and ``evaluate_tasks``. Returns the rows
-    ``original``, ``quantized`` and, if the recipe recovers, ``recovered``, with ``plan`` (recipe and predicted cost).
+    ``original``, ``quantized`` and, if the recipe recovers, ``recovered``, with ``plan`` (recipe and predicted cost)
+    and, for tasks after a recovery, ``tasks`` (see ``compare_tasks``).
     ``out`` then holds report.html too. A killed run continues when it is called again. dry_run: returns ``plan`` and
     ``forecast`` (time, memory, disk) and does nothing.
     """
@@ -104,6 +105,10 @@ def fit(
     request |= {"items": items, "seed": seed, "predicted": predicted, "engine": engine}
     if recipe is None:
         request |= {"recovery": recovery, "losses": losses, "refine": refine}
+    options = {"device": device, "tps": tps, "memory": memory, "context": context, "engine": engine, "losses": losses}
+    options |= {"recovery": recovery, "refine": refine, "recipe": recipe, "set": changes, "text": texts, "tasks": tasks}
+    defaults = {"device": "this", "context": CONTEXT, "losses": "auto", "recovery": True, "refine": 0, "text": TEXTS}
+    request["command"] = command_line("fit", model, options | {"items": items, "seed": seed}, defaults | {"seed": 0})
     _check_measured(out, request)
     update_manifest(out, request=request, plan=pictured)
     stages: dict[str, dict[str, Any]] = {"original": {"model": model}, "quantized": {"model": out, "adapter": False}}
@@ -114,12 +119,12 @@ def fit(
             recover(out)
         if stage not in read_manifest(out).get("results", {}):  # the quantized one cannot be had again after recovery
             _measure(out, stage, measured, model, texts, tokens, tasks, items)
-    results = read_manifest(out)["results"]
+    results, compared = read_manifest(out)["results"], {}
     if tasks and "recovered" in results:
-        compared = compare_tasks(*(results[stage]["tasks"] for stage in stages))
-        update_manifest(out, tasks=compared)
+        compared["tasks"] = compare_tasks(*(results[stage]["tasks"] for stage in stages))
+        update_manifest(out, **compared)
     write_report(out)
-    return {"plan": planned} | results
+    return {"plan": planned} | results | compared
 
 
 def _losses(source: ModelFolder, losses: str) -> str:
@@ -140,7 +145,7 @@ def _measure(
     if tasks:
         result["tasks"] = evaluate_tasks(**measured, tasks=tasks, items=items)
     file = out / SPEED
-    stages = read_json(file)["stages"] if file.exists() else {}
+    stages = read_speed(file).get("stages", {}) if file.exists() else {}
     write_json(
         file,
         {
@@ -156,7 +161,10 @@ def _check_measured(out: Path, request: dict[str, Any]) -> None:
     manifest = read_manifest(out)
     if not manifest.get("results"):
         return
-    before, now = _measures(manifest["request"]), _measures(request)
+    try:
+        before, now = _measures(manifest["request"]), _measures(request)
+    except KeyError as error:
+        raise UsageError(f"{out} does not say on what it was measured ({error}): choose another folder") from None
     if before != now:
         raise UsageError(
             f"{out} was measured on {before}, not on {now}: continue with the same, or choose another folder"

@@ -46,12 +46,12 @@ class Bar:
 def bar(what: str, total: int, done: int = 0) -> Iterator[Bar]:
     """``with bar("compress", 12) as step: ... step.advance()``. ``done`` counts what an earlier run finished."""
     columns = (
-        TextColumn("{task.description:<12}"),
+        TextColumn("{task.description:<12}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, disable=_quiet) as progress:
         yield Bar(progress, progress.add_task(what, total=total, completed=done, note=""))

@@ -94,7 +94,7 @@ def _decoding(
     from jettison.kernels import native
     from jettison.models import open_shape
     from jettison.recipe import load_recipe
-    from jettison.units import format_rate
+    from jettison.units import figures, format_rate
 
     if against not in (None, "llama.cpp"):
         raise UsageError(f"--against {against!r}: it can be llama.cpp")
@@ -114,7 +114,7 @@ def _decoding(
             read[row["model"]],
             str(row["context"]),
             format_rate(row["tokens_per_second"]),
-            f"{result['bytes'][row['model']] / 1e9:.3g}",
+            figures(result["bytes"][row["model"]] / 1e9),
             f"{row['share']:.2f}",
         ]
         for row in result["rows"]

@@ -28,7 +28,7 @@ from jettison.plan.search import Picks, Problem, least, pareto, search
 from jettison.plan.units import BITS, GROUP_SIZES, Choice, Unit, choices, find_units, tie
 from jettison.plan.writing import changed, to_recipe
 from jettison.recipe import Recipe, load_recipe, preset_names, with_why
-from jettison.units import format_bytes, parse_bytes
+from jettison.units import format_bytes, format_rate, parse_bytes
 
 LOSSES = ("auto", "prior", "gradients", "measured")
 
@@ -232,7 +232,7 @@ def misses(cost: Cost, problem: Problem, device: Device) -> list[str]:
     """Why a cost does not meet the budgets, in words."""
     found, rounding = [], 1 + 1e-9
     if cost.seconds > problem.time * rounding:
-        found.append(f"{cost.tokens_per_second:.4g} tokens/s, {cost.tokens / problem.time:.4g} asked")
+        found.append(f"{format_rate(cost.tokens_per_second)} tokens/s, {format_rate(cost.tokens / problem.time)} asked")
     if cost.memory > problem.memory * rounding:
         whose = f"{device.name} has" if problem.memory == device.memory else "asked:"
         found.append(f"{format_bytes(cost.memory)}, {whose} {format_bytes(problem.memory)}")
@@ -243,11 +243,14 @@ def _infeasible(problem: Problem, shape: ModelShape, device: Device, setting: Se
     smallest, fastest = (problem.cost(least(problem.within(), kind)) for kind in (1, 0))
     words = [
         f"no plan meets the budget for {shape.name} on {device.name} at {setting.context} tokens of context",
-        f"the smallest takes {format_bytes(smallest[1])}, the fastest runs at {batch / fastest[0]:.4g} tokens/s",
+        f"the smallest takes {format_bytes(smallest[1])}",
+        f"the fastest runs at {format_rate(batch / fastest[0])} tokens/s",
     ]
     if smallest[1] <= problem.memory and fastest[0] <= problem.time:  # each could be met alone
         alone = problem.cost(least(problem.within(memory=problem.memory), 0))
-        words.append(f"within {format_bytes(problem.memory)} at most {batch / alone[0]:.4g} tokens/s are feasible")
+        words.append(
+            f"within {format_bytes(problem.memory)} at most {format_rate(batch / alone[0])} tokens/s are feasible"
+        )
     return ": ".join(words[:1]) + ": " + "; ".join(words[1:])
 
 
@@ -266,7 +269,7 @@ def _why(found: Plan) -> list[str]:
         "measured": "measured part by part",
     }[found.losses]
     reasons = [
-        f"predicted: {found.cost.tokens_per_second:.4g} tokens/s, {format_bytes(found.cost.memory)} "
+        f"predicted: {format_rate(found.cost.tokens_per_second)} tokens/s, {format_bytes(found.cost.memory)} "
         f"at {found.setting.context} tokens of context; expected loss {found.loss:.3g} nats per token ({source})"
     ]
     if found.measured:

@@ -9,6 +9,7 @@ from jettison.decode.draft import NAME as DRAFT
 from jettison.files import read_json
 from jettison.formats.card import STAGES
 from jettison.formats.manifest import read_manifest
+from jettison.formats.schema import Drafts, Speeds, checked
 
 SPEED = "speed.json"
 # A share of less than this, in nats of log-perplexity, is a share of noise: texts of 30,000 tokens say no more.
@@ -81,11 +82,21 @@ class Run:
         found = {stage: stages[stage].get(f"{kind}_tokens_per_second") for stage in STAGES if stage in stages}
         return {stage: rate for stage, rate in found.items() if rate}
 
+    def speed_samples(self, kind: str, stage: str) -> list[float]:
+        """What ``measured_speed`` is the median of: one figure where nothing else is recorded."""
+        found = self.speed["stages"][stage]
+        return found.get(f"{kind}_samples") or [found[f"{kind}_tokens_per_second"]]
+
 
 def read_run(folder: str | Path) -> Run:
     """Raises UsageError if the folder is not a finished output of Jettison."""
     folder = Path(folder)
     manifest = read_manifest(folder)
-    speed = read_json(folder / SPEED) if (folder / SPEED).exists() else None
-    draft = read_json(folder / DRAFT) if (folder / DRAFT).exists() else None
+    speed = read_speed(folder / SPEED) if (folder / SPEED).exists() else None
+    draft = checked(read_json(folder / DRAFT), Drafts, str(folder / DRAFT)) if (folder / DRAFT).exists() else None
     return Run(folder, manifest, speed, draft)
+
+
+def read_speed(file: Path) -> dict[str, Any]:
+    """speed.json. Raises JettisonError if it is damaged."""
+    return checked(read_json(file), Speeds, str(file))

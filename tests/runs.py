@@ -22,9 +22,19 @@ def linear(grid, error):
     return {"grid": grid, "error": error}
 
 
+def rates(decode, prefill, spread=1.5, count=3):
+    """As speed.json has them of a stage."""
+    found = {}
+    for kind, median in (("decode", decode), ("prefill", prefill)):
+        found |= {f"{kind}_tokens_per_second": median, f"{kind}_samples": [median + spread, median, median - spread]}
+        found[f"{kind}_samples"] = found[f"{kind}_samples"][-count:] if count > 1 else [median]
+    return found
+
+
 FULL = {
     "jettison": "0.1.0",
-    "teacher": {"name": "owner/small", "fingerprint": "abc"},
+    "teacher": {"name": "owner/small", "folder": "models/small", "fingerprint": "abc"},
+    "hashes": {"model-00001-of-00003.safetensors": "00"},
     "license": "apache-2.0",
     "seed": 7,
     "versions": {"torch": "2.13.0"},
@@ -42,6 +52,11 @@ FULL = {
     "request": {
         "model": "owner/small", "device": "raspberry-pi-5", "tps": 40, "memory": "8MB", "context": 512, "recipe": None,
         "changes": ["recover.rank=8"], "texts": ["books-evaluation", "my text.txt"], "tasks": ["piqa"], "seed": 7,
+        "command": [
+            "jettison", "fit", "owner/small", "--device", "raspberry-pi-5", "--tps", "40", "--memory", "8MB",
+            "--context", "512", "--set", "recover.rank=8", "--text", "books-evaluation", "--text", "my text.txt",
+            "--tasks", "piqa", "--seed", "7",
+        ],
         "predicted": {
             "original": {"tokens_per_second": 20.5, "memory": 2e7},
             "result": {"tokens_per_second": 55.5, "memory": 9e6},
@@ -56,7 +71,7 @@ FULL = {
         {"task": "piqa", "lost": 0.1, "lost_error": 0.01, "recovered": 0.8, "recovered_error": 0.09, "counts": True},
         {"task": "arc", "lost": 0.01, "lost_error": 0.01, "recovered": 0.5, "recovered_error": 0.9, "counts": False},
     ],
-    "recovery": {"loss": [0.5, 0.25, 0.125]},
+    "recovery": {"loss": [0.5, 0.25, 0.125], "hashes": {}},
     "blocks": [
         {"error": 0.1, "linears": {
             "layers.0.experts.0.gate_proj": linear("int2 g64 sym", 0.2),
@@ -71,8 +86,8 @@ FULL = {
 SPEED = {
     "machine": "a test bench",
     "stages": {
-        "original": {"decode_tokens_per_second": 31.5, "prefill_tokens_per_second": 501.5},
-        "recovered": {"decode_tokens_per_second": 62.5, "prefill_tokens_per_second": 402.5},
+        "original": rates(31.5, 501.5),
+        "recovered": rates(62.5, 402.5),
     },
 }
 

@@ -69,7 +69,12 @@ class TestComparison:
     def test_what_limits_the_comparison_is_said(self, folders, made, tmp_path):
         results = copy.deepcopy(FULL["results"])
         results["recovered"]["texts"]["wikitext2"]["tokens"] = 10
-        other = made("other", teacher={"name": "big"}, results=results, speed=SPEED | {"machine": "elsewhere"})
+        other = made(
+            "other",
+            teacher=FULL["teacher"] | {"name": "big", "fingerprint": "def"},
+            results=results,
+            speed=SPEED | {"machine": "elsewhere"},
+        )
         notes = " ".join(write_comparison([*folders, other], tmp_path / "c.html")["notes"])
         assert "Different originals (small, big)" in notes
         assert "wikitext2 was measured on different numbers of tokens" in notes and "books-evaluation was" not in notes

@@ -20,7 +20,7 @@ from jettison.errors import JettisonError, UsageError
 from jettison.files import check_folder, file_digest, write_tensors
 from jettison.formats import check, compressed_tensors, writer
 from jettison.formats.manifest import NAME as MANIFEST
-from jettison.formats.manifest import read_manifest, update_manifest
+from jettison.formats.manifest import command_line, read_manifest, update_manifest
 from jettison.formats.writer import Stored
 from jettison.grid import Grid
 from jettison.jobs import Job, adjusted, apply_methods, assign, one_by_one, say_adjusted
@@ -66,7 +66,7 @@ def compress(
     """
     check_seed(seed)
     parallel.check_workers(workers, address)
-    source = ModelFolder(model)
+    changes, asked, source = list(changes), recipe, ModelFolder(model)
     recipe = with_windows(load_recipe(recipe, changes), source.positions)
     if source.quantization:
         method = source.quantization.get("quant_method")
@@ -82,6 +82,10 @@ def compress(
         _compress(source, recipe, jobs, out, seed, out / SPILL if spill else None, pool)
     for note in compressed_tensors.problems(source.anatomy, _packed_grids(jobs)):
         say(f"note: {note}")
+    options = {"recipe": asked, "set": changes, "seed": seed, "engine": engine}
+    command = command_line("compress", model, options, {"seed": 0})
+    if read_manifest(out).get("command") != command:
+        update_manifest(out, command=command)
     return read_manifest(out)
 
 

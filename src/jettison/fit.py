@@ -10,7 +10,6 @@ from jettison.calibrate import text_digest
 from jettison.calibrate.text import read_documents
 from jettison.compress import JOURNAL, compress
 from jettison.devices import find_device
-from jettison.documents import read_json
 from jettison.errors import UsageError
 from jettison.evaluate import (
     compare_tasks,
@@ -23,7 +22,7 @@ from jettison.evaluate.quality import TEXTS, TOKENS
 from jettison.evaluate.tasks import check_tasks
 from jettison.files import check_folder, write_json
 from jettison.formats.engines import find_engine
-from jettison.formats.manifest import read_manifest, update_manifest
+from jettison.formats.manifest import command_line, read_manifest, update_manifest
 from jettison.locks import locked
 from jettison.models import ModelFolder
 from jettison.plan import Setting, forecast, make_plan, predict
@@ -35,7 +34,7 @@ from jettison.progress import logged, say
 from jettison.recipe import Recipe, load_recipe, with_windows
 from jettison.recover import recover
 from jettison.report import write_report
-from jettison.report.run import SPEED
+from jettison.report.run import SPEED, read_speed
 from jettison.units import check_seed
 
 UNCHANGED = Recipe("unchanged", steps=())
@@ -69,7 +68,8 @@ def fit(
     losses are found by gradients where nothing is known of the model and it fits in memory. Or ``recipe``, to choose
     oneself; then ``engine`` is what it must load in. changes: ``verb.option=value``.
     texts, tokens, tasks, items: what quality is measured on, see ``evaluate`` and ``evaluate_tasks``. Returns the rows
-    ``original``, ``quantized`` and, if the recipe recovers, ``recovered``, with ``plan`` (recipe and predicted cost).
+    ``original``, ``quantized`` and, if the recipe recovers, ``recovered``, with ``plan`` (recipe and predicted cost)
+    and, for tasks after a recovery, ``tasks`` (see ``compare_tasks``).
     ``out`` then holds report.html too. A killed run continues when it is called again. dry_run: returns ``plan`` and
     ``forecast`` (time, memory, disk) and does nothing.
     """
@@ -122,6 +122,10 @@ def fit(
     request |= {"items": items, "seed": seed, "predicted": predicted, "engine": engine}
     if recipe is None:
         request |= {"recovery": recovery, "losses": losses, "refine": refine}
+    options = {"device": device, "tps": tps, "memory": memory, "context": context, "engine": engine, "losses": losses}
+    options |= {"recovery": recovery, "refine": refine, "recipe": recipe, "set": changes, "text": texts, "tasks": tasks}
+    defaults = {"device": "this", "context": CONTEXT, "losses": "auto", "recovery": True, "refine": 0, "text": TEXTS}
+    request["command"] = command_line("fit", model, options | {"items": items, "seed": seed}, defaults | {"seed": 0})
     with locked(out):
         compress(model, chosen, out, seed=seed, engine=engine)
         _check_measured(out, request)
@@ -137,12 +141,12 @@ def fit(
                 recover(out)
             if stage not in read_manifest(out).get("results", {}):  # the quantized one is not to be had after recovery
                 _measure(out, stage, measured, model, texts, tokens, tasks, items)
-        results = read_manifest(out)["results"]
+        results, compared = read_manifest(out)["results"], {}
         if tasks and "recovered" in results:
-            compared = compare_tasks(*(results[stage]["tasks"] for stage in stages))
-            update_manifest(out, tasks=compared)
+            compared["tasks"] = compare_tasks(*(results[stage]["tasks"] for stage in stages))
+            update_manifest(out, **compared)
         write_report(out)
-    return {"plan": planned} | results
+    return {"plan": planned} | results | compared
 
 
 def _check_request(
@@ -183,7 +187,7 @@ def _measure(
     if tasks:
         result["tasks"] = evaluate_tasks(**measured, tasks=tasks, items=items)
     file = out / SPEED
-    stages = read_json(file)["stages"] if file.exists() else {}
+    stages = read_speed(file).get("stages", {}) if file.exists() else {}
     write_json(
         file,
         {
@@ -199,7 +203,10 @@ def _check_measured(out: Path, request: dict[str, Any]) -> None:
     manifest = read_manifest(out)
     if not manifest.get("results"):
         return
-    before, now = _measures(manifest["request"]), _measures(request)
+    try:
+        before, now = _measures(manifest["request"]), _measures(request)
+    except KeyError as error:
+        raise UsageError(f"{out} does not say on what it was measured ({error}): choose another folder") from None
     if before != now:
         raise UsageError(
             f"{out} was measured on {before}, not on {now}: continue with the same, or choose another folder"

@@ -204,12 +204,12 @@ def bar(what: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Ba
             yield running
             return
         columns = (
-            TextColumn("{task.description:<12}"),
+            TextColumn("{task.description:<12}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=console) as progress:
             running._shown = progress, progress.add_task(what, total=total, completed=done, note="")

@@ -46,13 +46,20 @@ def check_seed(seed: Any) -> None:
     check_number("seed", seed, 0, LAST_SEED, whole=True)
 
 
+def figures(value: float, digits: int = 3) -> str:
+    """A number with so many digits, and all of its whole ones: 0.0123, 1.23, 1,234."""
+    short = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if "e+" in short or abs(float(short)) >= 1000 else short
+
+
 def format_rate(rate: float) -> str:
     """Tokens per second: four digits, thousands set apart."""
-    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
+    return figures(rate, 4)
 
 
 def format_bytes(count: float) -> str:
-    for unit in ("TB", "GB", "MB", "KB"):
-        if count >= UNITS[unit]:
-            return f"{count / UNITS[unit]:.3g} {unit}"
-    return f"{count:.0f} B"
+    """In the largest unit of which there is one, once rounded: 999,600 bytes are 1 MB."""
+    for unit in ("KB", "MB", "GB", "TB"):
+        if float(f"{count / UNITS[unit]:.3g}") < 1000 or unit == "TB":
+            break
+    return f"{figures(count / UNITS[unit])} {unit}" if float(f"{count:.3g}") >= 1000 else f"{count:.0f} B"

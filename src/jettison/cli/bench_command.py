@@ -99,7 +99,7 @@ def _decoding(
     from jettison.kernels import native
     from jettison.models import open_shape
     from jettison.recipe import load_recipe
-    from jettison.units import format_rate
+    from jettison.units import figures, format_rate
 
     check_decoding(contexts, rounds)
     chosen = {recipe: load_recipe(recipe, changes) for recipe in recipes}
@@ -121,7 +121,7 @@ def _decoding(
             read[row["model"]],
             str(row["context"]),
             format_rate(row["tokens_per_second"]),
-            f"{result['bytes'][row['model']] / 1e9:.3g}",
+            figures(result["bytes"][row["model"]] / 1e9),
             f"{row['share']:.2f}",
         ]
         for row in result["rows"]

@@ -5,18 +5,22 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from io import TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from jettison.errors import UsageError
 from jettison.progress import Console, set_quiet
 
 MAY_BE_EMPTY = ("--prompt", "-p")
 PAGE = 100  # columns, where no terminal says how many there are
+if isinstance(sys.stdout, TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files, and terminals, are not always UTF-8
 out = Console(highlight=False, width=None if sys.stdout.isatty() else PAGE)
 
 Model = Annotated[str, typer.Argument(help="scribe (bundled), a model folder, or a hub id such as Qwen/Qwen3-4B.")]
@@ -93,13 +97,14 @@ def finish(result: Any, file: Path | None) -> None:
 
 
 def table(*columns: str, rows: list[list[str]], text: tuple[str, ...] = ()) -> None:
-    """Print a table: numbers on the right, the first column and those named in ``text`` on the left."""
+    """Print a table: numbers on the right, the first column and those named in ``text`` on the left. Cells are plain:
+    names may have brackets."""
     drawn = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1))
     for number, column in enumerate(columns):
         words = column in text
-        drawn.add_column(column, justify="left" if words or number == 0 else "right", no_wrap=not words)
+        drawn.add_column(Text(column), justify="left" if words or number == 0 else "right", no_wrap=not words)
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))
     out.print(drawn)
 
 

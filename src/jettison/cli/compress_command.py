@@ -48,7 +48,9 @@ def compress(
         result = run(model, recipe, out, changes=changes, seed=seed, spill=spill, engine=engine, **spread)
         size = measure_size(out)
         common.out.print(
-            f"{out}: {format_bytes(size['bytes'])}, {size['bits_per_weight']:.2f} bits per weight", soft_wrap=True
+            f"{out}: {format_bytes(size['bytes'])}, {size['bits_per_weight']:.2f} bits per weight",
+            soft_wrap=True,
+            markup=False,
         )
         result |= {"size": size}
     common.finish(result, json)

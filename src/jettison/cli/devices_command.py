@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from jettison.cli import common
 
@@ -90,13 +89,17 @@ def _print_figures(device) -> None:
         ("overhead", _microseconds(device.overhead), "overhead"),
     ]
     common.out.print(device.title, style="bold", markup=False)
-    rows = [[label, value, escape(device.sources.get(figure, "not stated"))] for label, value, figure in figures]
+    rows = [[label, value, device.sources.get(figure, "not stated")] for label, value, figure in figures]
     common.table("figure", "value", "source", rows=rows, text=("source",))
 
 
 def _tera(count: float) -> str:
-    return f"{count / 1e12:.0f}" if count >= 1e15 else f"{count / 1e12:.3g}"
+    from jettison.units import figures
+
+    return figures(count / 1e12)
 
 
 def _microseconds(seconds: float) -> str:
-    return f"{1e6 * seconds:.3g} µs"
+    from jettison.units import figures
+
+    return f"{figures(1e6 * seconds)} µs"

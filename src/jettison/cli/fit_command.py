@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.markup import escape
 
 from jettison.cli import common
 from jettison.progress import duration
+
+STAGES = ("original", "quantized", "recovered")
 
 
 def register(app: typer.Typer) -> None:
@@ -49,9 +52,11 @@ def fit(
         show_forecast(result["forecast"])
     else:
         show_stages(result)
+        show_tasks(result)
+        folder, page = escape(str(out)), escape(str(out / "report.html"))
         common.out.print(
-            f"\n[bold]{out}[/bold] loads with transformers and with jettison.load; "
-            f"all that was measured is in [bold]{out / 'report.html'}[/bold]", soft_wrap=True,
+            f"\n[bold]{folder}[/bold] loads with transformers and with jettison.load; "
+            f"all that was measured is in [bold]{page}[/bold]", soft_wrap=True,
         )  # fmt: skip
     common.finish(result, json)
 
@@ -60,13 +65,13 @@ def show_plan(planned: dict[str, Any]) -> None:
     from jettison.units import format_bytes, format_rate
 
     recipe, predicted = planned["recipe"], planned["predicted"]
-    common.out.print(f"recipe [bold]{recipe['name']}[/bold]: {recipe.get('use', '')}")
+    common.out.print(f"recipe [bold]{escape(recipe['name'])}[/bold]: {escape(recipe.get('use', ''))}")
     for reason in recipe.get("why", []):
         common.out.print(f"  {reason}", markup=False)
     common.out.print(
         f"on {predicted['device']}: {format_rate(predicted['tokens_per_second'])} tokens/s, "
-        f"{format_bytes(predicted['memory'])} at {predicted['context']} tokens of context"
-    )
+        f"{format_bytes(predicted['memory'])} at {predicted['context']} tokens of context", markup=False,
+    )  # fmt: skip
 
 
 def show_forecast(forecast: dict[str, Any]) -> None:
@@ -78,14 +83,14 @@ def show_forecast(forecast: dict[str, Any]) -> None:
     ]
     common.table("step", "peak memory", "disk", "time", rows=rows)
     for warning in forecast["warnings"]:
-        common.out.print(f"[bold]{warning}[/bold]")
+        common.out.print(warning, style="bold", markup=False)
 
 
 def show_stages(result: dict[str, Any]) -> None:
     """Original, quantized, recovered: size, bits, and on each text perplexity, distance, agreement."""
     from jettison.units import format_bytes
 
-    stages = [name for name in ("original", "quantized", "recovered") if name in result]
+    stages = [name for name in STAGES if name in result]
     texts = list(result[stages[0]]["texts"])
     rows = []
     for stage in stages:
@@ -96,9 +101,34 @@ def show_stages(result: dict[str, Any]) -> None:
             row += [f"{measured['perplexity']:.2f}", f"{measured['kl']:.4f}", f"{measured['agreement']:.1%}"]
         rows.append(row)
     columns = ["", "\nsize", "bits per\nweight"]
-    for text in texts:
-        short = {"books-evaluation": "books", "wikitext2": "WikiText-2"}.get(text, Path(text).stem)
+    names = [{"books-evaluation": "books", "wikitext2": "WikiText-2"}.get(text, Path(text).stem) for text in texts]
+    for short in names if len(set(names)) == len(names) else texts:
         columns += [f"{short}\nperplexity", "\nKL", "same\ntoken"]
     common.table(*columns, rows=rows)
     if "recovered" in result:
         common.out.print("quantized: without the side paths; recovered: with them, their size counted", style="dim")
+
+
+def show_tasks(result: dict[str, Any]) -> None:
+    """Accuracy on each task, stage by stage, and what of a loss is recovered, where the loss is more than chance."""
+    stages = [name for name in STAGES if result.get(name, {}).get("tasks")]
+    if not stages:
+        return
+    shares = {share["task"]: share for share in result.get("tasks") or [] if share["counts"]}
+    rows = []
+    for task, first in result[stages[0]]["tasks"].items():
+        each = [result[stage]["tasks"][task] for stage in stages]
+        row = [task, *(f"{found['accuracy']:.3f}" for found in each)]
+        error, guess, share = first["standard_error"], first["random"], shares.get(task)
+        row += ["" if error is None else f"± {error:.3f}", "" if guess is None else f"{guess:.3f}", str(first["items"])]
+        rows.append([*row, f"{100 * share['recovered']:.0f} ± {100 * share['recovered_error']:.0f} %" if share else ""])
+    recovered = ["recovered"] if shares else []
+    columns = [
+        "task",
+        *stages[:-1],
+        "recovered\nmodel" if stages[-1] == "recovered" else stages[-1],
+        "error",
+        "guessing",
+    ]
+    common.out.print()
+    common.table(*columns, "items", *recovered, rows=[row if shares else row[:-1] for row in rows])

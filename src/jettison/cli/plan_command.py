@@ -56,7 +56,7 @@ def plan(
     if pareto:
         common.out.print()
         show_front(data)
-    common.out.print(f"\n[bold]{data['verdict']}[/bold]", soft_wrap=True)
+    common.out.print("\n" + data["verdict"], style="bold", soft_wrap=True, markup=False)
     for reason in found.recipe.why:
         common.out.print(f"  {reason}", markup=False, soft_wrap=True)
     if out is not None and found.recipe.steps:
@@ -71,13 +71,13 @@ def plan(
 
 def show_roles(data: dict[str, Any]) -> None:
     """Per role: bits in how many blocks, weights, bytes, part of the time, expected loss."""
-    from jettison.units import format_bytes
+    from jettison.units import figures, format_bytes
 
     rows = [
         [
             row["role"],
             ", ".join(f"{choice} × {count}" if count > 1 else choice for choice, count in row["choices"].items()),
-            f"{row['weights'] / 1e6:.4g} M",
+            f"{figures(row['weights'] / 1e6, 4)} M",
             format_bytes(row["bytes"]),
             f"{row['time']:.0%}",
             f"{row['loss']:.4f}",

@@ -47,6 +47,6 @@ def recover(
     what = f"KL per token + {features:g} x feature loss" if features else "KL per token"
     common.out.print(
         f"{folder}: {what} {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last of {len(losses)}",
-        soft_wrap=True,
-    )
+        soft_wrap=True, markup=False,
+    )  # fmt: skip
     common.finish(result, json)

@@ -1,5 +1,6 @@
 """What a model writes, and how fast, on this machine."""
 
+import statistics
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,21 +23,26 @@ def sample_prompts(model: str | Path, text: str | Path) -> list[str]:
 
 
 def measure_generation(model: str | Path, prompts: Iterable[str], *, adapter: bool = True) -> dict[str, Any]:
-    """``samples``: each prompt with its likeliest continuation. ``speed``: tokens per second of decoding (batch 1; the
-    best of the samples) and of reading a prompt of 256 tokens (the best of three). In the engine where it serves, else
-    in PyTorch.
+    """``samples``: each prompt with its likeliest continuation. ``speed``: tokens per second of decoding (batch 1; a
+    sample for each prompt) and of reading a prompt of 256 tokens (three samples): the medians, and the samples. In the
+    engine where it serves, else in PyTorch.
     """
-    loaded, samples, decode = load(model, adapter=adapter), [], 0.0
+    loaded, samples, decode, prefill = load(model, adapter=adapter), [], [], []
     for prompt in prompts:
         samples.append({"prompt": prompt, "text": loaded.generate(prompt, tokens=TOKENS)})
-        decode = max(decode, loaded.speed.decode)
-    ids, prefill = torch.zeros(1, loaded.source.window(PREFILL_TOKENS), dtype=torch.int64), 0.0
+        if loaded.speed.decode:  # else the first token ended the text
+            decode.append(loaded.speed.decode)
+    ids = torch.zeros(1, loaded.source.window(PREFILL_TOKENS), dtype=torch.int64)
     for _ in range(REPEATS):
         start = time.perf_counter()
         if loaded.engine:
             loaded.engine.session(ids.shape[1]).append(ids[0].tolist())
         else:
             loaded.logits(ids)
-        prefill = max(prefill, ids.shape[1] / (time.perf_counter() - start))
-    speed = {"decode_tokens_per_second": round(decode, 2), "prefill_tokens_per_second": round(prefill, 1)}
-    return {"samples": samples, "speed": speed}
+        prefill.append(ids.shape[1] / (time.perf_counter() - start))
+    return {"samples": samples, "speed": _speed("decode", decode) | _speed("prefill", prefill)}
+
+
+def _speed(kind: str, rates: list[float]) -> dict[str, Any]:
+    median = statistics.median(rates) if rates else 0.0
+    return {f"{kind}_tokens_per_second": round(median, 2), f"{kind}_samples": [round(rate, 2) for rate in rates]}

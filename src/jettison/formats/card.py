@@ -15,14 +15,14 @@ def write_card(manifest: dict[str, Any]) -> str:
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["jettison", "compressed-tensors"]}
     if f"models--{name.replace('/', '--')}" in teacher["folder"]:  # it came from the hub
         head["base_model"] = name
-    name = Path(name).name
-    stated = manifest["license"]
+    name = " ".join(Path(name).name.split())
+    stated = manifest.get("license", "")
     if stated.startswith("LICENSE"):
         head |= {"license": "other", "license_link": stated}
     elif stated:
         head |= {"license": stated}
     lines = ["---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "", f"# {name}, compressed", ""]
-    lines += [f"Made from {name} by Jettison {manifest['jettison']} with the recipe `{recipe['name']}`.", ""]
+    lines += [f"Made from {name} by Jettison {manifest.get('jettison', '')} with the recipe `{recipe['name']}`.", ""]
     if stated:
         lines += [f"The original's licence ({stated}) holds for this folder too.", ""]
     else:
@@ -37,7 +37,7 @@ def write_card(manifest: dict[str, Any]) -> str:
         "",
     ]
     lines += ["## Loading", "", "`jettison.load(folder)`, or with transformers" + _adapter(manifest) + ".", ""]
-    notes = [*manifest["not_in_transformers"], *manifest.get("check", {}).get("notes", [])]
+    notes = [*manifest.get("not_in_transformers", []), *(manifest.get("check") or {}).get("notes", [])]
     lines += [f"- {note}" for note in notes] + ([""] if notes else [])
     return "\n".join(lines)
 
@@ -52,7 +52,9 @@ def _results(results: dict[str, Any]) -> list[str]:
     if not stages:
         return []
     texts = list(results[stages[0]]["texts"])
-    columns = ["", "bytes", "bits per weight"] + [f"{text}: {kind}" for text in texts for kind in ("perplexity", "KL")]
+    cell = lambda text: " ".join(text.split()).replace("|", "\\|")  # what would end a cell of the table
+    columns = ["", "bytes", "bits per weight"]
+    columns += [f"{cell(text)}: {kind}" for text in texts for kind in ("perplexity", "KL")]
     lines = ["## Measured", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for stage in stages:
         size = results[stage]["size"]

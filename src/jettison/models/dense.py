@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 from jettison.documents import read_json
 from jettison.errors import JettisonError, UsageError, guarded
 from jettison.models.folder import FULL_PRECISION, ModelFolder
+from jettison.units import figures
 
 ROOM = 1.1  # buffers and activations beside the weights
 
@@ -57,6 +58,6 @@ def require_memory(weights: float, what: str) -> None:
     free = psutil.virtual_memory().available
     if weights * ROOM > free:
         raise JettisonError(
-            f"{what} needs {weights * ROOM / 1e9:.3g} GB of memory at once; {free / 1e9:.3g} GB are free. "
+            f"{what} needs {figures(weights * ROOM / 1e9)} GB of memory at once; {figures(free / 1e9)} GB are free. "
             "Methods that go block by block (quantize with calibration on text) need far less"
         )

@@ -1,5 +1,6 @@
 """A model as it lies on disk: what its config says, and any parameter by the name its module has."""
 
+import os
 import re
 from contextlib import suppress
 from difflib import get_close_matches
@@ -35,7 +36,11 @@ def find_folder(name: str | Path) -> Path:
     if str(name) in BUNDLED:
         return BUNDLED[str(name)]
     folder = Path(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # unlike Path.is_dir, also of a name that is too long
+        try:
+            str(folder.resolve()).encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"folder {str(name)!r}: safetensors needs a name in UTF-8") from None
         return folder.resolve()
     if str(name) in shapes():
         hub = shapes()[str(name)]["hub"]
@@ -64,7 +69,7 @@ def open_shape(name: str | Path) -> ModelShape:
     if str(name) in shapes() and not (path / "config.json").exists():
         return ModelShape.known(str(name))
     if path.suffix == ".json":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UsageError(f"there is no file {path}; give the config.json of a model")
         return ModelShape(str(name), read_json(path), path.resolve())
     return ModelFolder(name)

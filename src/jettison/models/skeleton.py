@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 
 from jettison.errors import UsageError, guarded
 from jettison.models.anatomy import Family, find_family
+from jettison.units import figures
 
 PARAMETERS = 10**13  # no model has as many
 
@@ -55,7 +56,7 @@ def _check_size(model: nn.Module) -> None:
     )
     if tables > free:
         raise UsageError(
-            f"the tables of this config take {tables / 1e9:.3g} GB; {free / 1e9:.3g} GB of memory are free"
+            f"the tables of this config take {figures(tables / 1e9)} GB; {figures(free / 1e9)} GB of memory are free"
         )
 
 

@@ -11,7 +11,7 @@ from jettison.plan.cost import Setting, operators, predict, predict_prefill, uni
 from jettison.plan.planner import Plan
 from jettison.plan.units import Choice, Unit
 from jettison.recipe import Recipe
-from jettison.units import format_bytes
+from jettison.units import format_bytes, format_rate
 
 SHOWN = 3  # bits at which the page draws what each block would lose
 CONTEXTS = (0, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -102,7 +102,7 @@ def role_rows(found: Plan) -> list[dict[str, Any]]:
 def verdict(found: Plan) -> str:
     """One line: what the plan gives, and how that compares with uniform 4 bits."""
     line = (
-        f"{found.shape.name} on {found.device.name}: {found.cost.tokens_per_second:.4g} tokens/s and "
+        f"{found.shape.name} on {found.device.name}: {format_rate(found.cost.tokens_per_second)} tokens/s and "
         f"{format_bytes(found.cost.memory)} at {found.setting.context} tokens of context"
     )
     uniform = predict(found.shape, uniform_recipe(4, usual_group(found.shape)), found.device, found.setting)

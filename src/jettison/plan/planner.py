@@ -28,7 +28,7 @@ from jettison.plan.search import Picks, Problem, least, pareto, quickest, search
 from jettison.plan.units import BITS, GROUP_SIZES, Choice, Unit, choices, find_units, tie
 from jettison.plan.writing import changed, check_changes, to_recipe
 from jettison.recipe import Recipe, load_recipe, preset_names
-from jettison.units import check_number, check_seed, format_bytes, parse_bytes
+from jettison.units import check_number, check_seed, format_bytes, format_rate, parse_bytes
 
 LOSSES = ("auto", "prior", "gradients", "measured")
 RATES = (1e-6, 1e9)  # tokens per second that may be asked for
@@ -246,7 +246,7 @@ def misses(cost: Cost, problem: Problem, device: Device) -> list[str]:
     """Why a cost does not meet the budgets, in words."""
     found, rounding = [], 1 + 1e-9
     if cost.seconds > problem.time * rounding:
-        found.append(f"{cost.tokens_per_second:.4g} tokens/s, {cost.tokens / problem.time:.4g} asked")
+        found.append(f"{format_rate(cost.tokens_per_second)} tokens/s, {format_rate(cost.tokens / problem.time)} asked")
     if cost.memory > problem.memory * rounding:
         whose = f"{device.name} has" if problem.memory == device.memory else "asked:"
         found.append(f"{format_bytes(cost.memory)}, {whose} {format_bytes(problem.memory)}")
@@ -255,7 +255,7 @@ def misses(cost: Cost, problem: Problem, device: Device) -> list[str]:
 
 def _infeasible(problem: Problem, shape: ModelShape, device: Device, setting: Setting) -> str:
     """What was asked, and what is possible."""
-    rate = lambda seconds: f"{setting.batch / seconds:.4g} tokens/s"
+    rate = lambda seconds: f"{format_rate(setting.batch / seconds)} tokens/s"
     smallest, fastest = (problem.cost(least(problem.within(), kind)) for kind in (1, 0))
     own = problem.memory == device.memory
     asked = [rate(problem.time)] if problem.time < inf else []
@@ -285,13 +285,13 @@ def _why(found: Plan) -> list[str]:
         "measured": "measured part by part",
     }[found.losses]
     reasons = [
-        f"predicted: {found.cost.tokens_per_second:.4g} tokens/s, {format_bytes(found.cost.memory)} "
+        f"predicted: {format_rate(found.cost.tokens_per_second)} tokens/s, {format_bytes(found.cost.memory)} "
         f"at {found.setting.context} tokens of context; expected loss {found.loss:.3g} nats per token ({source})"
     ]
     if found.passed:
         seconds, loss = found.problem.cost(found.passed)[0], found.problem.loss(found.passed)
         reasons.append(
-            f"the least expected loss, {loss:.3g} at {found.setting.batch / seconds:.4g} tokens/s, "
+            f"the least expected loss, {loss:.3g} at {format_rate(found.setting.batch / seconds)} tokens/s, "
             "cannot be told from this one: the faster plan was taken"
         )
     if found.measured:

@@ -3,9 +3,11 @@
 Texts are given to plotly escaped: it reads a little HTML, and names of models, texts and tasks come from anywhere.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from math import ceil, floor, log10
+from math import ceil, floor, inf, log10
+from os.path import commonprefix
 from typing import Any
 
 import plotly.graph_objects as go
@@ -21,7 +23,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 POINTS = 400  # of a curve; more cannot be seen
 FEW = 16  # blocks, up to which a cell has room for a number on a phone
 CLEAR = "rgba(0,0,0,0)"
-LABEL = 22  # characters of a name beside an axis; more would leave no room on a phone
+LABEL = 24  # characters of a name beside an axis; more would leave no room on a phone
 # No toolbar and no zoom: a finger that scrolls the page must not be caught by a chart.
 CONFIG = {"displayModeBar": False, "responsive": True, "scrollZoom": False, "showTips": False}
 
@@ -34,6 +36,22 @@ def embed(figure: go.Figure, name: str) -> Markup:
 def label(name: str) -> str:
     """A name short enough to stand beside an axis, escaped."""
     return escape(name if len(name) <= LABEL else name[: LABEL - 1] + "…")
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """As ``label`` for names that stand beside each other: what several begin with is left out where they are too long
+    for it, then their middle, so that no two look alike."""
+    short = list(names)
+    if any(len(name) > LABEL for name in names):
+        begun = commonprefix(short)  # noqa: RUF071 (of letters: most names are no paths)
+        words = re.match(r".*[\s/\\_.:-]", begun, re.DOTALL) if len(short) > 1 else None
+        short = ["…" + name[words.end() :] for name in short] if words else short
+        half = LABEL // 2
+        short = [name if len(name) <= LABEL else f"{name[: LABEL - half - 1]}…{name[-half:]}" for name in short]
+    for place, name in enumerate(short):
+        if short.count(name) > 1:
+            short[place] = f"{name[: LABEL - 4]} ({place + 1})"
+    return [escape(name) for name in short]
 
 
 def stage_bars(values: Mapping[str, float], captions: Sequence[str]) -> go.Figure:
@@ -70,7 +88,7 @@ def distances(stages: Mapping[str, Sequence[float]], texts: Sequence[str]) -> go
             cliponaxis=False,
             hoverinfo="skip",
         )
-    figure.update_yaxes(tickvals=list(range(len(texts))), ticktext=[label(text) for text in texts])
+    figure.update_yaxes(tickvals=list(range(len(texts))), ticktext=labels(texts))
     return _bar_axes(figure, max(value for values in stages.values() for value in values), len("0.0000"))
 
 
@@ -99,33 +117,31 @@ def task_accuracies(stages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> go
             hovertemplate=f"{stage}: %{{x:.1%}}<extra></extra>",
         )
     figure.update_xaxes(tickformat=".0%", nticks=6)
-    figure.update_yaxes(
-        tickvals=list(range(len(tasks))), ticktext=[label(task) for task in tasks], range=[len(tasks) - 0.5, -0.5]
-    )
+    figure.update_yaxes(tickvals=list(range(len(tasks))), ticktext=labels(tasks), range=[len(tasks) - 0.5, -0.5])
     return figure
 
 
 def error_map(found: ErrorMap) -> go.Figure:
     """Blocks from left to right, roles from top to bottom, the darker the worse; the bits stand in cells with room."""
     few = found.blocks <= FEW
-    known = [error for row in found.errors for error in row if error]
+    known = [error for row in found.errors for error in row if error and 0 < error < inf]
     low, high = (floor(log10(min(known))), ceil(log10(max(known)))) if known else (-1, 0)
     powers = list(range(low, max(high, low + 1) + 1))
-    depth = [[None if error is None else log10(error) if error > 0 else low for error in row] for row in found.errors]
+    depth = [[_power(error, low, high) for error in row] for row in found.errors]
     hover = [
-        [[f"{error:.3g}" if error is not None else "", grid or ""] for error, grid in zip(*rows, strict=True)]
+        [[f"{error:.3g}" if error is not None else "", escape(grid or "")] for error, grid in zip(*rows, strict=True)]
         for rows in zip(found.errors, found.grids, strict=True)
     ]
     heat = go.Heatmap(
         z=depth,
         x=list(range(found.blocks)),
-        y=[label(role) for role in found.roles],
+        y=labels(found.roles),
         zmin=powers[0],
         zmax=powers[-1],
         colorscale="YlOrBr",
         xgap=1 if few else 0,
         ygap=1,
-        text=[[_bits(grid) for grid in row] for row in found.grids],
+        text=[[escape(_bits(grid)) for grid in row] for row in found.grids],
         texttemplate="%{text}" if few else None,
         customdata=hover,
         hovertemplate="block %{x}, %{y}<br>error %{customdata[0]}<br>%{customdata[1]}<extra></extra>",
@@ -147,9 +163,14 @@ def error_map(found: ErrorMap) -> go.Figure:
     return figure
 
 
+def _power(error: float | None, low: float, high: float) -> float | None:
+    """Of ten; None for what is no number. An error of nothing is the least there is."""
+    return None if error is None or error != error else min(log10(error), high) if error > 0 else low
+
+
 def _bits(grid: str | None) -> str:
     """ "int2 g64 sym" -> "2"; of experts on two grids "2/4"."""
-    return "/".join(part.split()[0].removeprefix("int") for part in grid.split(" / ")) if grid else ""
+    return "/".join(part.partition(" ")[0].removeprefix("int") for part in grid.split(" / ")) if grid else ""
 
 
 def curve(losses: Sequence[float]) -> go.Figure:
@@ -194,7 +215,7 @@ def scatter(points: Mapping[int, tuple[float, float]], original: float | None) -
         textfont={"color": "white", "size": 12},
         marker={"size": 24, "color": [run_colour(number) for number in points], "line": {"color": "white", "width": 1}},
         cliponaxis=False,
-        hovertemplate="run %{text}: %{x:.4g} MB, perplexity %{y:.2f}<extra></extra>",
+        hovertemplate="run %{text}: %{x:,.2f} MB, perplexity %{y:.2f}<extra></extra>",
     )
     figure.update_xaxes(nticks=6)
     figure.update_yaxes(nticks=6)

@@ -33,13 +33,15 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> dict[str
     result = {
         "texts": texts,
         "rows": [_row(run, name, texts) for run, name in zip(runs, _names(runs), strict=True)],
-        "notes": _notes(runs, texts),
+        "notes": _notes(runs, _names(runs), texts),
     }
     losses = {number: run.losses for number, run in enumerate(runs, 1) if run.losses}
     lowered = sorted({run.loss_name for run in runs if run.losses})
     page = render(
         "compare.html.jinja",
         **result,
+        recovers={text: any(row["texts"][text]["recovered"] is not None for row in result["rows"]) for text in texts},
+        speeds=any(row["decode_tokens_per_second"] for row in result["rows"]),
         reference=_same_original(runs),
         scatters=[(text, _scatter(runs, text, number)) for number, text in enumerate(texts)],
         curves=charts.embed(charts.curves(losses), "recovery-chart") if losses else None,
@@ -78,7 +80,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(run.folder) for run in runs]
 
 
-def _notes(runs: Sequence[Run], texts: Sequence[str]) -> list[str]:
+def _notes(runs: Sequence[Run], names: Sequence[str], texts: Sequence[str]) -> list[str]:
     notes = []
     if not _same_original(runs):
         originals = ", ".join(dict.fromkeys(run.name for run in runs))
@@ -90,6 +92,12 @@ def _notes(runs: Sequence[Run], texts: Sequence[str]) -> list[str]:
     machines = {run.speed.get("machine") for run in runs if run.measured_speed("decode")}
     if len(machines) > 1:
         notes.append(f"Speeds are from different machines: {', '.join(sorted(map(str, machines)))}.")
+    for run, name in zip(runs, names, strict=True):
+        if run.last in run.measured_speed("decode") and len(run.speed_samples("decode", run.last)) == 1:
+            notes.append(f"The speed of {name} is one sample.")
+        better = [text for text in texts if (run.share(text) or 0.0) > 1]
+        if better:
+            notes.append(f"{name} recovers more than 100 %: on {', '.join(better)} it is better than its original.")
     return notes
 
 

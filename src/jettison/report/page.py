@@ -9,7 +9,7 @@ from jettison.report.error_map import read_error_map
 from jettison.report.plan_page import plan_charts
 from jettison.report.render import render
 from jettison.report.run import STAGES, Run, read_run
-from jettison.units import format_rate
+from jettison.units import figures, format_rate
 
 NAME = "report.html"
 
@@ -84,10 +84,19 @@ def _speed(run: Run) -> list[tuple[str, Any]]:
     for kind, title in (("decode", "Decoding"), ("prefill", "Reading the prompt")):
         rates = run.measured_speed(kind)
         if rates:
-            figure = charts.stage_bars(rates, [format_rate(rate) for rate in rates.values()])
-            machine = run.speed.get("machine") or "an unnamed machine"
-            found.append((f"{title}, tokens/s, measured on {machine}", charts.embed(figure, f"speed-{kind}")))
+            samples = {stage: run.speed_samples(kind, stage) for stage in rates}
+            figure = charts.stage_bars(rates, [_with_spread(rate, samples[stage]) for stage, rate in rates.items()])
+            caption = f"{title}, tokens/s, measured on {run.speed.get('machine') or 'an unnamed machine'}"
+            if any(len(of) > 1 for of in samples.values()):
+                caption += "; the median of several samples, and the slowest and fastest of them"
+            found.append((caption, charts.embed(figure, f"speed-{kind}")))
     return found
+
+
+def _with_spread(rate: float, samples: list[float]) -> str:
+    if len(samples) == 1:
+        return f"{format_rate(rate)} (one sample)"
+    return f"{format_rate(rate)} ({figures(min(samples))} to {figures(max(samples))})"
 
 
 def _perplexities(run: Run) -> list[tuple[str, Any]]:

@@ -1,6 +1,7 @@
 """A plan to look at: roofline, time by operator, what nothing beats, gain over uniform 4 bits, bits of every block."""
 
 from collections.abc import Mapping
+from html import escape
 from math import log10
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from jettison.files import write_text
-from jettison.report.charts import COLOURS, FEW, blank, embed, label, log_ticks, run_colour
+from jettison.report.charts import COLOURS, FEW, blank, embed, labels, log_ticks, run_colour
 from jettison.report.render import render
-from jettison.units import format_rate
+from jettison.units import figures, format_rate
 
 Data = Mapping[str, Any]
 BITS = {16: "#2f4858", 8: "#33658a", 4: "#86bbd8", 3: "#f6ae2d", 2: "#f26419"}
@@ -50,11 +51,11 @@ def bits_map(cells: list[Data]) -> go.Figure:
     for cell in inside:
         row = roles.index(cell["role"])
         bits[row][cell["block"]] = widths.index(int(cell["choice"].split()[0]))
-        words[row][cell["block"]] = f"{cell['choice']}<br>expected loss {cell['loss']:.2g}"
+        words[row][cell["block"]] = f"{escape(cell['choice'])}<br>expected loss {cell['loss']:.2g}"
     steps = [[place, BITS[width]] for at, width in enumerate(widths) for place in (at / 5, (at + 1) / 5)]
     heat = go.Heatmap(
         z=bits,
-        y=[label(role) for role in roles],
+        y=labels(roles),
         zmin=-0.5,
         zmax=4.5,
         colorscale=steps,
@@ -79,10 +80,10 @@ def sensitivity_map(cells: list[Data]) -> go.Figure:
     blocks = 1 + max(cell["block"] for cell in cells)
     losses = [[None] * blocks for _ in roles]
     for cell in cells:
-        losses[roles.index(cell["role"])][cell["block"]] = cell["loss"] or None
+        losses[roles.index(cell["role"])][cell["block"]] = cell["loss"] if cell["loss"] > 0 else None
     heat = go.Heatmap(
         z=[[None if loss is None else log10(loss) for loss in row] for row in losses],
-        y=[label(role) for role in roles],
+        y=labels(roles),
         colorscale="YlOrBr",
         showscale=False,
         xgap=1,
@@ -100,7 +101,9 @@ def sensitivity_map(cells: list[Data]) -> go.Figure:
 def roofline(phases: Mapping[str, list[Data]], device: Data) -> go.Figure:
     """flops per byte against flop/s: the device's roof, and under it what each role reaches; a prompt hollow."""
     figure = blank(height=340)
-    points = [row for rows in phases.values() for row in rows if row["flops"]]
+    points = [row for rows in phases.values() for row in rows if row["flops"] > 0]
+    if not points:
+        return figure
     intensity = [row["flops"] / row["moved"] for row in points]
     ridge = device["flops"] / device["bandwidth"]
     low, high = min(intensity) / 3, max(*intensity, ridge) * 5
@@ -115,14 +118,15 @@ def roofline(phases: Mapping[str, list[Data]], device: Data) -> go.Figure:
     roles = list(dict.fromkeys(row["role"] for row in points))
     for phase, rows in phases.items():
         for row in rows:
-            if not row["flops"]:
+            if row not in points:
                 continue
             colour = run_colour(roles.index(row["role"]) + 1)
             figure.add_scatter(
                 x=[row["flops"] / row["moved"]],
                 y=[row["flops"] / row["seconds"]],
                 mode="markers",
-                name=row["role"],
+                name=escape(row["role"]),
+                text=[escape(row["role"])],
                 showlegend=phase == "decode",
                 marker={
                     "size": 12,
@@ -130,7 +134,7 @@ def roofline(phases: Mapping[str, list[Data]], device: Data) -> go.Figure:
                     "symbol": "circle" if phase == "decode" else "circle-open",
                     "line": {"width": 2, "color": colour},
                 },
-                hovertemplate=f"{row['role']}, {phase}: %{{x:.3g}} flops per byte, %{{y:.3g}} flop/s<extra></extra>",
+                hovertemplate=f"%{{text}}, {phase}: %{{x:,.3r}} flops per byte, %{{y:.3s}}flop/s<extra></extra>",
             )
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.2, "font": {"color": "#7a858f"}})
     figure.update_xaxes(type="log", exponentformat="SI", dtick=1)
@@ -145,10 +149,10 @@ def times(rows: list[Data]) -> go.Figure:
     figure = blank(height=30 * len(rows) + 16)
     figure.add_bar(
         x=[row["seconds"] for row in rows],
-        y=[label(row["role"]) for row in rows],
+        y=labels([row["role"] for row in rows]),
         orientation="h",
         marker_color=COLOURS["recovered"],
-        text=[f"{1e3 * row['seconds']:.3g} ms, {row['seconds'] / total:.0%}" for row in rows],
+        text=[f"{figures(1e3 * row['seconds'])} ms, {row['seconds'] / total:.0%}" for row in rows],
         textposition="outside",
         cliponaxis=False,
         hoverinfo="skip",
@@ -163,7 +167,7 @@ def front(data: Data) -> go.Figure:
     figure = blank(height=340)
     points = data["front"]
     scale, unit = (1e9, "GB") if data["memory"] > 1e9 else (1e6, "MB")
-    hover = f"%{{text}}: %{{x:.4g}} {unit}, loss %{{y:.3g}}<extra></extra>"
+    hover = f"%{{text}}: %{{x:,.2f}} {unit}, loss %{{y:.3g}}<extra></extra>"
     presets = [preset for preset in data["presets"] if preset["memory"] is not None]
     losses = [row["loss"] for row in (*points, *presets, data)]
     floor = min((loss for loss in losses if loss > 0), default=1e-6)
@@ -178,7 +182,8 @@ def front(data: Data) -> go.Figure:
         line={"color": COLOURS["recovered"]},
     )  # fmt: skip
     figure.add_scatter(
-        **shown(presets), mode="markers", name="presets", text=[f"{row['name']}, {rate(row)}" for row in presets],
+        **shown(presets), mode="markers", name="presets",
+        text=[f"{escape(row['name'])}, {rate(row)}" for row in presets],
         marker={"symbol": "x", "size": 9, "color": COLOURS["original"]},
     )  # fmt: skip
     figure.add_scatter(

@@ -8,6 +8,7 @@ from plotly.offline import get_plotlyjs
 
 from jettison.report.charts import COLOURS, run_colour
 from jettison.report.sections import percent, size
+from jettison.units import figures, format_rate
 
 
 def render(template: str, **values: Any) -> str:
@@ -21,5 +22,6 @@ def render(template: str, **values: Any) -> str:
     )
     pages.filters["bytes"] = size
     pages.filters["percent"] = percent
+    pages.filters["figures"], pages.filters["rate"] = figures, format_rate
     pages.globals |= {"plotly_js": Markup(get_plotlyjs()), "colours": COLOURS, "run_colour": run_colour}
     return pages.get_template(template).render(**values)

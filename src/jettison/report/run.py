@@ -10,6 +10,7 @@ from jettison.documents import read_json
 from jettison.errors import JettisonError
 from jettison.formats.card import STAGES
 from jettison.formats.manifest import read_manifest
+from jettison.formats.schema import Drafts, Speeds, checked
 from jettison.kept import read_record
 from jettison.progress import say
 
@@ -84,18 +85,28 @@ class Run:
         found = {stage: stages[stage].get(f"{kind}_tokens_per_second") for stage in STAGES if stage in stages}
         return {stage: rate for stage, rate in found.items() if rate}
 
+    def speed_samples(self, kind: str, stage: str) -> list[float]:
+        """What ``measured_speed`` is the median of: one figure where nothing else is recorded."""
+        found = self.speed["stages"][stage]
+        return found.get(f"{kind}_samples") or [found[f"{kind}_tokens_per_second"]]
+
 
 def read_run(folder: str | Path) -> Run:
     """Raises UsageError if the folder is not a finished output of Jettison."""
     folder = Path(folder)
     manifest = read_manifest(folder)
-    speed = read_json(folder / SPEED) if (folder / SPEED).exists() else None
+    speed = read_speed(folder / SPEED) if (folder / SPEED).exists() else None
     return Run(folder, manifest, speed, _draft(folder / DRAFT))
 
 
 def _draft(path: Path) -> dict[str, Any] | None:
     try:
-        return read_record(path) if path.exists() else None
+        return checked(read_record(path), Drafts, str(path)) if path.exists() else None
     except JettisonError as error:
         say(f"note: the report leaves the draft out: {error}")
         return None
+
+
+def read_speed(file: Path) -> dict[str, Any]:
+    """speed.json. Raises JettisonError if it is damaged."""
+    return checked(read_json(file), Speeds, str(file))

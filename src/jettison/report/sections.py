@@ -1,12 +1,12 @@
 """What the page says in words: each section from a run, None where the run has nothing to say about it."""
 
-import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
 
 from jettison.grid import Grid
+from jettison.report.commands import commands
 from jettison.report.run import Run
 from jettison.units import format_bytes, format_rate, parse_bytes
 
@@ -72,7 +72,11 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
     ):
         if "original" in rates and run.last in rates:
             faster = f"{rates[run.last] / rates['original']:.1f}×"
-            found.append((faster, f"the speed, {kind}", f"{format_rate(rates[run.last])} tokens/s decoding"))
+            against = f"{format_rate(rates[run.last])} tokens/s decoding"
+            if kind == "measured":
+                fewest = min(len(run.speed_samples("decode", stage)) for stage in ("original", run.last))
+                against += ", one sample" if fewest == 1 else f", median of {fewest}"
+            found.append((faster, f"the speed, {kind}", against))
             break
     return found
 
@@ -199,13 +203,16 @@ def quality(run: Run) -> dict[str, Any] | None:
 
 
 def tasks(run: Run) -> dict[str, Any] | None:
-    """measured: whether a stage has accuracies. shares: tasks whose loss counts. unsure: those whose loss does not."""
+    """stages: those that have accuracies. shares: of tasks whose loss counts. unsure: tasks whose loss does not.
+    better: tasks on which the recovered model is better than the original."""
     measured = [stage for stage, result in run.results.items() if result.get("tasks")]
     shares = run.manifest.get("tasks") or []
     if not measured and not shares:
         return None
     unsure = [share["task"] for share in shares if not share["counts"]]
-    return {"stages": measured, "shares": [share for share in shares if share["counts"]], "unsure": unsure}
+    sure = [share for share in shares if share["counts"]]
+    better = [share["task"] for share in sure if share["recovered"] > 1]
+    return {"stages": measured, "shares": sure, "unsure": unsure, "better": better}
 
 
 def samples(run: Run) -> list[dict[str, Any]]:
@@ -231,11 +238,11 @@ def check(run: Run) -> dict[str, Any] | None:
 
 
 def reproduce(run: Run) -> dict[str, Any]:
-    """command: one line for a shell. versions, seed, recipe as YAML: what else it takes."""
+    """commands: lines for a shell. versions, seed, recipe as YAML: what else it takes."""
     manifest = run.manifest
     versions = {"jettison": manifest.get("jettison")} | (manifest.get("versions") or {})
     return {
-        "command": command(run),
+        "commands": commands(run),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "seed": manifest.get("seed", 0),
         "recipe": yaml.safe_dump(
@@ -244,21 +251,3 @@ def reproduce(run: Run) -> dict[str, Any]:
         "license": manifest.get("license"),
         "notes": manifest.get("not_in_transformers") or [],
     }
-
-
-def command(run: Run) -> str:
-    """``jettison fit`` as it was asked; for a folder of ``jettison compress``, that, with the recipe of the page."""
-    request, out = run.manifest.get("request"), run.folder.resolve().name
-    if not request:
-        seed = str(run.manifest.get("seed", 0))
-        model = run.manifest["teacher"]["name"]
-        return shlex.join(["jettison", "compress", model, "--recipe", "recipe.yaml", "--seed", seed, "--out", out])
-    words = ["jettison", "fit", request["model"]]
-    for option in ("device", "tps", "memory", "context", "engine", "losses", "refine", "recipe", "items"):
-        if request.get(option) is not None:
-            words += [f"--{option}", f"{request[option]}"]
-    words += ["--no-recovery"] * (request.get("recovery") is False)
-    for option, values in (("set", "changes"), ("text", "texts"), ("tasks", "tasks")):
-        for value in request.get(values) or []:
-            words += [f"--{option}", str(value)]
-    return shlex.join([*words, "--seed", str(request.get("seed", 0)), "--out", out])

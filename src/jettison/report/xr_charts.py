@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from jettison.report.charts import COLOURS, blank, label, run_colour
+from jettison.report.charts import COLOURS, blank, label, labels, run_colour
 
 LATE, DROPPED, DEADLINE = "#d1242f", "#d1242f", COLOURS["original"]
 BAR, WINDOW = 0.62, 0.3  # heights, of a row
@@ -52,7 +52,7 @@ def gantt(run: Mapping[str, Any], start_ms: float, span_ms: float) -> go.Figure:
     figure.update_xaxes(range=[start_ms, end_ms], title="ms", showgrid=True)
     figure.update_yaxes(
         type="category", categoryorder="array", categoryarray=rows[::-1], showgrid=False, tickvals=rows,
-        ticktext=[*(label(f"{place}: {unit}") for place, unit in enumerate(units)), *map(label, tasks)],
+        ticktext=[*(label(f"{place}: {unit}") for place, unit in enumerate(units)), *labels(tasks)],
     )  # fmt: skip
     return figure
 
@@ -125,6 +125,6 @@ def score_bars(names: Sequence[str], scores: Sequence[float]) -> go.Figure:
     figure.update_xaxes(visible=False, range=[0, 115])
     figure.update_yaxes(
         autorange="reversed", type="category", ticklabelstandoff=6, color=COLOURS["original"],
-        tickvals=[*map(escape, names)], ticktext=[*map(label, names)],  # cut off, two names may be alike
+        tickvals=[*map(escape, names)], ticktext=labels(names),  # cut off, two names may be alike
     )  # fmt: skip
     return figure

@@ -1,0 +1,327 @@
+"""What jettison.json, speed.json and draft.json hold, as far as it is read; what is of another type is named."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from jettison.errors import JettisonError
+
+MANY = 100_000  # blocks; a chart has a column for each
+Positive = Annotated[float, Field(gt=0, le=1e30)]
+Block = Annotated[int, Field(ge=0, lt=MANY)]
+Values = TypeVar("Values", bound=dict[str, Any])
+
+
+class Part(BaseModel):
+    """Fields that are not listed are kept and not looked at."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Teacher(Part):
+    name: str
+    folder: str
+    fingerprint: str
+
+
+class Where(Part):
+    role: list[str] = []
+    block: list[int | str] = []
+
+
+class Options(Part):
+    """Of a step, those that the page and the card say in words of their own."""
+
+    bits: int = 4
+    group_size: int = 128
+    symmetric: bool = True
+    train: list[str] = []
+
+
+class Recipe(Part):
+    name: str
+    use: str = ""
+    why: list[str] | None = None
+    calibration: dict[str, Any] | None = None
+    steps: list[dict[str, Any]] = []
+
+    @field_validator("steps")
+    @classmethod
+    def _are_steps(cls, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for step in steps:
+            verbs = [name for name in step if name != "where"]
+            if len(verbs) != 1:
+                raise ValueError(f"a step has one verb, and perhaps 'where'; this one has {', '.join(step) or 'none'}")
+            Options.model_validate({} if step[verbs[0]] is None else step[verbs[0]])
+            where = step.get("where") or {}
+            for place in where if isinstance(where, list) else [where]:
+                Where.model_validate(place)
+        return steps
+
+
+class Size(Part):
+    bytes: Positive
+    bits_per_weight: float
+
+
+class Text(Part):
+    log_perplexity: float
+    perplexity: Positive
+    kl: float = 0.0
+    agreement: float = 0.0
+    tokens: int | None = None
+
+
+class Accuracy(Part):
+    accuracy: float
+    standard_error: float | None = None
+    random: float | None = None
+    scores: str = ""
+
+
+class Sample(Part):
+    prompt: str
+    text: str
+
+
+class Stage(Part):
+    size: Size
+    texts: dict[str, Text]
+    samples: list[Sample] | None = None
+    tasks: dict[str, Accuracy] | None = None
+
+
+class Share(Part):
+    task: str
+    counts: bool
+    lost: float
+    lost_error: float
+    recovered: float | None = None
+    recovered_error: float | None = None
+
+    @model_validator(mode="after")
+    def _has_figures(self) -> "Share":
+        if self.counts and (self.recovered is None or self.recovered_error is None):
+            raise ValueError("a share that counts needs recovered and recovered_error")
+        return self
+
+
+class Figures(Part):
+    tokens_per_second: float | None = None
+    memory: float | None = None
+
+
+class Predicted(Part):
+    original: Figures | None = None
+    result: Figures | None = None
+
+
+class Request(Part):
+    model: str
+    device: str = ""
+    tps: float | None = None
+    memory: str | float | None = None
+    context: int | None = None
+    engine: str | None = None
+    recovery: bool = True
+    losses: str | None = None
+    refine: int | None = None
+    recipe: str | None = None
+    changes: list[str] | None = None
+    texts: list[str] | None = None
+    tasks: list[str] | None = None
+    items: int | None = None
+    seed: int = 0
+    predicted: Predicted | None = None
+    command: list[str] | None = None
+
+
+class Linear(Part):
+    model_config = ConfigDict(strict=True, allow_inf_nan=True)  # of a matrix of zeros, an error is none
+
+    error: float
+    grid: str = ""
+    pattern: str = ""
+
+
+class Blocks(Part):
+    model_config = ConfigDict(strict=True, allow_inf_nan=True)
+
+    error: float | None = None
+    linears: dict[str, Linear]
+
+
+class CheckedBlock(Part):
+    index: int
+    difference: float
+
+
+class Check(Part):
+    linears: int
+    block: CheckedBlock | None = None
+    notes: list[str] = []
+
+
+class Recovery(Part):
+    hashes: dict[str, str]
+    loss: list[float] = []
+    features: float | None = None
+    train: list[str] = []
+    command: list[str] | None = None
+
+
+class Operators(Part):
+    role: str
+    moved: Positive
+    flops: float
+    seconds: Positive
+
+
+class Phases(Part):
+    decode: list[Operators] = Field(min_length=1)
+    prefill: list[Operators]
+
+
+class Cell(Part):
+    role: str
+    block: Block | None
+    choice: Annotated[str, Field(pattern=r"^(16|8|4|3|2)( |$)")]
+    loss: float
+
+
+class Sensitivity(Part):
+    role: str
+    block: Block
+    loss: float
+
+
+class Point(Part):
+    memory: Positive
+    tokens_per_second: float
+    loss: float
+
+
+class Preset(Part):
+    name: str
+    memory: float | None = None
+    tokens_per_second: float | None = None
+    loss: float
+    misses: list[str] = []
+
+
+class Role(Part):
+    role: str
+    choices: dict[str, int]
+    weights: float
+    bytes: float
+    time: float
+    loss: float
+
+
+class Gains(Part):
+    contexts: list[int]
+    plan: list[float] = Field(alias="this plan")
+    other: list[float] = Field(alias="W4/W2-GateUp")
+
+
+class Device(Part):
+    name: str
+    title: str
+    bandwidth: Positive
+    flops: Positive
+
+
+class Setting(Part):
+    context: int
+
+
+class Plan(Point):
+    """What ``plan_data`` gives."""
+
+    model: str
+    device: Device
+    setting: Setting
+    verdict: str
+    losses: Literal["prior", "gradients", "measured"]
+    measured: list[float] = []
+    roles: list[Role]
+    presets: list[Preset]
+    operators: Phases
+    front: list[Point]
+    gains: Gains | None = None
+    sensitivity: list[Sensitivity]
+    map: list[Cell]
+
+
+class Manifest(Part):
+    """jettison.json"""
+
+    teacher: Teacher
+    recipe: Recipe
+    blocks: list[Blocks]
+    hashes: dict[str, str]
+    jettison: str = ""
+    license: str = ""
+    seed: int = 0
+    versions: dict[str, str] = {}
+    not_in_transformers: list[str] = []
+    command: list[str] | None = None
+    check: Check | None = None
+    request: Request | None = None
+    plan: Plan | None = None
+    recovery: Recovery | None = None
+    results: dict[str, Stage] = {}
+    tasks: list[Share] | None = None
+
+
+class Rates(Part):
+    decode_tokens_per_second: float | None = None
+    prefill_tokens_per_second: float | None = None
+    decode_samples: list[float] | None = None
+    prefill_samples: list[float] | None = None
+
+
+class Speeds(Part):
+    """speed.json"""
+
+    machine: str | None = None
+    stages: dict[str, Rates] = {}
+
+
+class Candidate(Part):
+    draft: str
+    acceptance: float
+    step: float
+    expected: float
+
+
+class Tried(Part):
+    draft: str
+    expected: float
+    measured: float
+
+
+class Found(Part):
+    rows: list[Candidate] | None = None
+    tried: list[Tried] | None = None
+
+
+class Drafts(Part):
+    """draft.json, as the report reads it."""
+
+    draft: dict[str, Any] | None = None
+    reason: str = ""
+    measured: Found | None = None
+
+
+def checked(values: Values, kind: type[Part], where: str) -> Values:
+    """``values`` as they are. Raises JettisonError, which calls the file ``where``, for the first field that ``kind``
+    does not take."""
+    try:
+        kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        given = "" if first["type"] == "missing" else f"; it is {type(first['input']).__name__} {first['input']!r:.60}"
+        raise JettisonError(f"{where} is damaged: {field}: {first['msg']}{given}") from None
+    return values

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from jettison.calibrate import token_windows
-from jettison.calibrate.importance import choose, measure_units
+from jettison.calibrate.importance import check_choice, choose, measure_units
 from jettison.calibrate.text import read_documents
 from jettison.decode import Loaded, load
 from jettison.decode.draft import ROLES, Costs, Draft, View, write_corpus, write_draft
@@ -29,6 +29,7 @@ from jettison.formats.compressed_tensors import UnpackedFolder
 from jettison.formats.draft_model import write_draft_model
 from jettison.models import ModelFolder
 from jettison.models.folder import BUNDLED
+from jettison.models.halves import unit_names
 from jettison.models.modules import QuantLinear
 from jettison.progress import bar
 
@@ -117,10 +118,16 @@ def draft(
         raise UsageError(
             f"{model} is a part of the package: compress it into a folder, whose draft can be recorded there"
         )
-    source.check_window(PROMPT + tokens, "a prompt and tokens")
+    sampling, fine = Sampling(temperature=temperature, seed=seed), activations == "int16"
+    if min(prompts, tokens) < 1:
+        raise UsageError(f"prompts = {prompts}, tokens = {tokens}: both are at least 1")
+    source.check_window(PROMPT + tokens, f"{PROMPT} tokens of prompt and {tokens} more")
+    looked = [Draft(lookup=lookup, length=MOST, corpus=corpus is not None)] if lookup else []
+    ratios = tuple(ratios)
+    for ratio in ratios:
+        check_choice(unit_names(source.anatomy.blocks, halves), ratio, method, perturbation)
     loaded = load(source.folder, adapter=adapter)
     named = _views(loaded, views)
-    ratios = tuple(ratios)
     measured = measure_units(UnpackedFolder(source.folder), text=text) if ratios else {}
     skips = [choose(measured, ratio, method, perturbation=perturbation, halves=halves) for ratio in ratios]
     if corpus is not None:
@@ -130,10 +137,8 @@ def draft(
         write_corpus(source, flat)
     singles = [Draft(skip=skip, length=MOST) for skip in skips] + [Draft(view=view, length=MOST) for view in named]
     singles += [Draft(skip=skips[0], view=view, length=MOST) for view in named if skips]
-    looked = [Draft(lookup=lookup, length=MOST, corpus=corpus is not None)] if lookup else []
     if not singles + looked:
         raise UsageError("no draft to choose from: give ratios, views or lookup")
-    sampling, fine = Sampling(temperature=temperature, seed=seed), activations == "int16"
     beginnings = starts(loaded, text, prompts)
     found: list[Candidate] = []
     with bar("drafts", len(singles + looked) + bool(singles and looked)) as progress:

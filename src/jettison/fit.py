@@ -16,7 +16,8 @@ from jettison.evaluate import (
     measure_generation,
     sample_prompts,
 )
-from jettison.evaluate.quality import TEXTS, TOKENS
+from jettison.evaluate.quality import TEXTS, TOKENS, check_tokens
+from jettison.evaluate.tasks import check_items, check_tasks
 from jettison.files import read_json, write_json
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.models import ModelFolder
@@ -65,6 +66,10 @@ def fit(
     """
     changes, out = list(changes), Path(out)
     source, target, tasks = ModelFolder(model), find_device(device), list(tasks)
+    check_tokens(tokens)
+    check_items(items)
+    if tasks:
+        check_tasks(tasks)
     setting, pictured = Setting(context), None
     if recipe is None:
         found = make_plan(

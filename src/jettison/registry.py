@@ -60,7 +60,7 @@ class Method:
     def _schema(self):
         parameters = inspect.signature(self.function).parameters
         fields = {name: (parameters[name].annotation, default) for name, default in self.defaults.items()}
-        return create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
+        return create_model(self.name, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
 
 
 _METHODS: dict[tuple[str, str], Method] = {}

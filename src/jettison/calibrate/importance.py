@@ -6,7 +6,7 @@ backward for the gradients, one block in memory at a time. Kept in a journal; a 
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,7 @@ def rank(
 
     Raises UsageError for an unknown method or perturbation.
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    if perturbation not in PERTURBATIONS:
-        raise unknown("perturbation", perturbation, PERTURBATIONS)
+    _check_ranking(method, perturbation)
     units = unit_names(sum("." not in unit for unit in measured), halves)
     if method == "random":
         order = random.Random(seed).sample(units, len(units))
@@ -103,6 +100,16 @@ def choose(
     """
     scores = rank(measured, method, perturbation=perturbation, halves=halves, seed=seed)
     units = list(scores)
+    count, free = check_choice(units, ratio, method, perturbation)
+    if method == "stride":
+        return tuple(free[(2 * number + 1) * len(free) // (2 * count)] for number in range(count))
+    chosen = set(sorted(free, key=scores.__getitem__)[:count])
+    return tuple(unit for unit in units if unit in chosen)
+
+
+def check_choice(units: Sequence[str], ratio: float, method: str, perturbation: str) -> tuple[int, list[str]]:
+    """How many units ``choose`` drops, and among which: before anything is measured. Raises UsageError as it does."""
+    _check_ranking(method, perturbation)
     ends = {units[0].partition(".")[0], units[-1].partition(".")[0]}
     free = [unit for unit in units if unit.partition(".")[0] not in ends]
     count = round(ratio * len(units)) if 0 < ratio < 1 else 0
@@ -112,10 +119,14 @@ def choose(
             f"ratio = {ratio:g} of {len(units)} units: it must drop at least one, and the first block and the last "
             f"stay, so it is {1 / len(units):.3g} to {most:.3g} here"
         )
-    if method == "stride":
-        return tuple(free[(2 * number + 1) * len(free) // (2 * count)] for number in range(count))
-    chosen = set(sorted(free, key=scores.__getitem__)[:count])
-    return tuple(unit for unit in units if unit in chosen)
+    return count, free
+
+
+def _check_ranking(method: str, perturbation: str) -> None:
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if perturbation not in PERTURBATIONS:
+        raise unknown("perturbation", perturbation, PERTURBATIONS)
 
 
 def _score(measured: Measured, unit: str, method: str, perturbation: str) -> float:

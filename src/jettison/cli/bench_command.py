@@ -34,7 +34,9 @@ def bench(
         list[str], typer.Option("--recipe", help="How a shape is packed (gateup-w4w2). Repeatable.")
     ] = (),
     changes: common.Changes = (),
-    context: Annotated[list[int], typer.Option("--context", help="Tokens that were there before. Repeatable.")] = (
+    context: Annotated[
+        list[int], typer.Option("--context", min=1, help="Tokens that were there before. Repeatable.")
+    ] = (
         16,
         512,
     ),
@@ -54,7 +56,7 @@ def bench(
         str,
         typer.Option("--draft", help="A checkpoint's texts with drafts: auto (of `jettison draft`), lookup, or none."),
     ] = "none",
-    rounds: Annotated[int, typer.Option("--rounds", help="Rounds of samples; medians are printed.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of samples; medians are printed.")] = 5,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
@@ -87,7 +89,7 @@ def _decoding(
     rounds: int,
 ) -> dict[str, Any]:
     from jettison.decode import load
-    from jettison.evaluate.decoding import PROMPT, measure_decoding, measure_prefill
+    from jettison.evaluate.decoding import PROMPT, STEPS, measure_decoding, measure_prefill
     from jettison.evaluate.llama_cpp import llama_cpp
     from jettison.evaluate.random_model import random_model
     from jettison.files import cache_folder
@@ -99,6 +101,7 @@ def _decoding(
     if against not in (None, "llama.cpp"):
         raise UsageError(f"--against {against!r}: it can be llama.cpp")
     source = open_shape(folder or shape)
+    source.check_window(max(contexts) + STEPS, f"{max(contexts)} tokens of context and {STEPS} more")
     others = llama_cpp(source, cache_folder() / "gguf", native.threads()) if against else {}
     if folder:
         models = {Path(folder).name: load(folder).model}

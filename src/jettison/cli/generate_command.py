@@ -40,20 +40,23 @@ def generate(
 ) -> None:
     """Let a checkpoint write. Weights stay packed in memory."""
     from jettison.decode import load
+    from jettison.decode.sampling import Sampling
 
     common.begin(quiet)
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    sampling["repetition_penalty"] = repetition_penalty
+    Sampling(**sampling)  # refuses what cannot be before anything is loaded
     loaded = load(model, adapter=adapter)
     drafted = None if draft == "none" else loaded.find_draft(draft)
+    text, options = "", sampling | {"tokens": tokens, "stop": stop, "draft": drafted}
+    pieces = loaded.stream([{"role": "user", "content": prompt}] if chat else prompt, **options)
     if not chat:
         common.out.print(prompt, end="", markup=False)
-    text, options = "", {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    options |= {"repetition_penalty": repetition_penalty, "tokens": tokens, "stop": stop}
-    options["draft"] = drafted
-    for piece in loaded.stream([{"role": "user", "content": prompt}] if chat else prompt, **options):
+    for piece in pieces:
         common.out.print(piece, end="", markup=False, soft_wrap=True)
         text += piece
     common.out.print()
-    result = {"prompt": prompt, "text": text} | _speed(loaded)
+    result = {"prompt": prompt, "text": text, "finish_reason": loaded.finish_reason} | _speed(loaded)
     if not quiet:
         common.out.print(f"[dim]{_said(result)}[/dim]")
     common.finish(result, json)

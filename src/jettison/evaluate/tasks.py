@@ -38,9 +38,8 @@ def evaluate_tasks(
 
     Raises UsageError for an unknown task, JettisonError where a task's data cannot be had.
     """
-    if items is not None and items < 2:
-        raise UsageError(f"items = {items}: a standard error needs at least 2")
-    manager = _manager(tasks)
+    check_items(items)
+    manager = check_tasks(tasks)
     source = ModelFolder(model)
     require_memory(source.checkpoint.tensor_bytes, f"evaluating {source.name}")
     with _hushed():
@@ -78,8 +77,14 @@ def compare_tasks(
     return rows
 
 
-def _manager(tasks: Sequence[str]):
-    """lm-eval's index of tasks. Its own thousands of files are read only if a task is asked for that is not bundled."""
+def check_items(items: int | None) -> None:
+    if items is not None and items < 2:
+        raise UsageError(f"items = {items}: a standard error needs at least 2")
+
+
+def check_tasks(tasks: Sequence[str]):
+    """lm-eval's index of tasks. Its own thousands of files are read only if a task is asked for that is not bundled.
+    Raises UsageError for an unknown task, or none."""
     from lm_eval.tasks import TaskManager
 
     if not tasks:

@@ -110,6 +110,7 @@ def recover(
             recovery=_as_dict(step) | {"loss": [losses[at] for at in sorted(losses)], "hashes": first},
             hashes={file.name: file_digest(file) for file in sorted(folder.glob("model-*.safetensors"))},
         )
+        _store_adapter(folder, source, trained, options)
         journal.add(finished=True)
     state.wait_for_everyone()
     return read_manifest(folder)
@@ -156,16 +157,22 @@ def training_windows(source: ModelFolder, options: dict[str, Any], process: tupl
     return torch.cat(parts)
 
 
-def _store(
-    folder: Path, source: ModelFolder, trained: dict[str, torch.Tensor], options: dict[str, Any], grids: dict[str, Grid]
+def _store_adapter(
+    folder: Path, source: ModelFolder, trained: dict[str, torch.Tensor], options: dict[str, Any]
 ) -> None:
-    """Write what was trained. Can be repeated: new scales are computed from the first ones."""
+    """Write the side paths that were trained, last: they record the hash of the final shards."""
     lora = {name: value for name, value in trained.items() if name.endswith((".lora_a", ".lora_b"))}
-    weights = {name: value for name, value in trained.items() if name.endswith(".weight")}
-    gains = {name.removesuffix(".gain"): value for name, value in trained.items() if name.endswith(".gain")}
     if lora:
         alpha = options["alpha"] or 2.0 * options["rank"]
         write_adapter(folder, lora, options["rank"], alpha, [linear.name for linear in source.anatomy])
+
+
+def _store(
+    folder: Path, source: ModelFolder, trained: dict[str, torch.Tensor], options: dict[str, Any], grids: dict[str, Grid]
+) -> None:
+    """Write the scales and weights that were trained. Can be repeated: new scales are computed from the first ones."""
+    weights = {name: value for name, value in trained.items() if name.endswith(".weight")}
+    gains = {name.removesuffix(".gain"): value for name, value in trained.items() if name.endswith(".gain")}
     if gains:
         first = Checkpoint(folder / WORK, [folder / WORK / ORIGINALS])
         scales = {}

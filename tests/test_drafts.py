@@ -328,7 +328,7 @@ class TestCommand:
             (("--ratio", 0, "--view", "none", "--lookup", 0), "no draft to choose from"),
             (("--corpus", "nowhere.txt"), "nowhere.txt"),
         ):
-            code, _, error = jettison("draft", packed, *arguments, "--quiet")
+            code, _, error = jettison("draft", packed, *arguments, "--tokens", 16, "--quiet")
             assert code == 2 and said in error, (arguments, error)
         code, _, error = jettison("draft", "scribe", "--quiet")
         assert code == 2 and "part of the package" in error

@@ -1,6 +1,7 @@
 """The C++ decoder against transformers, and what is written with it."""
 
 import ctypes
+import math
 
 import fuzz_engine
 import pytest
@@ -10,7 +11,8 @@ from jettison.compress import compress
 from jettison.decode import load
 from jettison.decode.engine import FAMILIES, Engine, Unsupported
 from jettison.decode.sampling import Sampling
-from jettison.errors import UsageError
+from jettison.decode.write import EngineReader, TorchReader
+from jettison.errors import JettisonError, UsageError
 from jettison.kernels import native
 from jettison.kernels.specs import ModelSpec
 from jettison.recipe import load_recipe
@@ -204,6 +206,44 @@ class TestWriting:
         stop = whole[12:19]
         assert loaded.generate(PROMPT, tokens=40, stop=["never there", stop]) == whole[: whole.find(stop)]
 
+    @pytest.mark.parametrize("exact", [False, True], ids=["engine", "pytorch"])
+    def test_why_a_text_is_over_is_said(self, scribe, exact, monkeypatch):
+        loaded = load(scribe, exact=exact)
+        whole = loaded.generate(PROMPT, tokens=12)
+        assert loaded.finish_reason == "length" and loaded.finish_reasons == ["length"]
+        stop = whole[4:9]
+        assert loaded.generate(PROMPT, tokens=12, stop=stop) == whole[: whole.find(stop)]  # one text, not its letters
+        assert loaded.finish_reason == "stop"
+        loaded.generate([PROMPT, "The"], tokens=12, stop=[stop])
+        assert loaded.finish_reasons == ["stop", "length"]
+        ids = [token for _, token in loaded.write([loaded._encode(PROMPT)], 12, Sampling())]
+        assert loaded.finish_reason == "length"
+        monkeypatch.setattr(loaded, "_ends", lambda: {ids[5]})
+        assert loaded.generate(PROMPT, tokens=12) and loaded.finish_reason == "stop"
+        assert loaded.generate(PROMPT, tokens=12, draft="lookup") and loaded.finish_reason == "stop"
+        monkeypatch.undo()
+        assert loaded.generate(PROMPT, tokens=12, draft="lookup") == whole and loaded.finish_reason == "length"
+        assert loaded.generate(PROMPT, tokens=12, stop=stop, draft="lookup") and loaded.finish_reason == "stop"
+        next(loaded.stream(PROMPT, tokens=12))
+        assert loaded.finish_reason is None  # it is not over
+
+    @pytest.mark.parametrize("reader", [EngineReader, TorchReader])
+    def test_rows_that_are_over_cost_no_step(self, scribe, reader, monkeypatch):
+        loaded, stepped = load(scribe, exact=reader is TorchReader), []
+        prompts, step = [PROMPT, "Once upon a time", "The"], reader.step
+        texts = [loaded.generate(prompt, tokens=16) for prompt in prompts]
+        stop = texts[1][:3]
+        record = lambda self, rows, tokens: stepped.append(list(rows)) or step(self, rows, tokens)
+        monkeypatch.setattr(reader, "step", record)
+        found = loaded.generate(prompts, tokens=16, stop=[stop])
+        cut = lambda text: text[: text.find(stop)] if stop in text else text
+        assert found == [cut(text) for text in texts] and found[1] == "" and found[0]
+        assert sum(1 in rows for rows in stepped) < 3 and loaded.finish_reasons[1] == "stop"
+        assert max(sum(row in rows for rows in stepped) for row in (0, 2)) == 15
+        stepped.clear()
+        loaded.generate(PROMPT, tokens=16, stop=[texts[0][:1]])
+        assert stepped == []  # the first token says it
+
     def test_what_may_begin_a_stop_text_is_held_until_it_is_certain(self, loaded):
         whole = loaded.generate(PROMPT, tokens=16)
         pieces = list(loaded.stream(PROMPT, tokens=16, stop=[whole[-3:] + "#"]))
@@ -221,9 +261,12 @@ class TestWriting:
         ("prompt", "options", "words"),
         [
             ("", {}, "prompt is empty"),
-            (PROMPT, {"tokens": 1020}, "1020 more = 102. tokens: scribe has positions for at most 1024"),
+            (PROMPT, {"tokens": 1020}, "1020 more = 1028 tokens: .* has positions for at most 1024"),
             (PROMPT, {"top_p": 0.0}, "top_p = 0.0: it must be more than 0"),
             (PROMPT, {"temperature": -1.0}, "temperature = -1.0"),
+            (PROMPT, {"tokens": 0}, "tokens = 0: a whole number of 1 or more"),
+            (PROMPT, {"tokens": -3}, "tokens = -3"),
+            (PROMPT, {"tokens": 2.5}, "tokens = 2.5"),
             ([{"role": "user", "content": "Hello"}], {}, "no chat template"),
         ],
     )
@@ -231,8 +274,52 @@ class TestWriting:
         with pytest.raises(UsageError, match=words):
             loaded.generate(prompt, **options)
 
+    def test_tokens_that_the_model_does_not_have(self, loaded):
+        for token in (4096, -1):
+            with pytest.raises(UsageError, match=f"the prompt has token {token}: .* has tokens 0 to 4095"):
+                loaded.write([[5, token]], 4, Sampling())
+
+
+BAD = {
+    "temperature": (-1.0, math.inf, math.nan, 1e38, "hot", None, True),
+    "top_k": (-3, 2.5, "many"),
+    "top_p": (0.0, -0.1, 1.1, math.nan, math.inf),
+    "min_p": (-0.1, 2.0, math.nan),
+    "repetition_penalty": (0.0, -1.0, math.inf, math.nan, 1e-300, 1e300),
+    "seed": (-1, 2**80, 1.5),
+}
+
 
 class TestSampling:
+    @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+    def test_what_cannot_be_is_one_error(self, name, value):
+        with pytest.raises(UsageError, match=f"{name} = .*: it must be"):
+            Sampling(**{name: value})
+
+    @pytest.mark.parametrize(
+        "extreme",
+        [{"temperature": 1e-45}, {"temperature": 1e-300}, {"temperature": 1e-6}, {"top_p": 1e-300}, {"min_p": 1.0}],
+        ids=str,
+    )
+    def test_extremes_give_the_likeliest_token(self, extreme):
+        for scale in (1.0, 1e4, 1e-3):
+            sampling = Sampling(**{"temperature": 1e-6} | extreme)
+            logits, chance = scale * self.logits[[1, 2, 0, 3, 4]], sampling.generator(0)
+            assert {sampling.choose(logits.clone(), [], chance) for _ in range(20)} == {2}
+
+    def test_extreme_penalties_leave_numbers(self):
+        for penalty in (1e-3, 1e3):
+            sampling = Sampling(temperature=1.0, repetition_penalty=penalty)
+            chances = sampling.chances(torch.tensor([0.0, 1e4, -1e4, 3.0]), [0, 1, 2])
+            assert torch.isfinite(chances).all() and chances.sum() > 0
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    @pytest.mark.parametrize("temperature", [0.0, 1.0])
+    def test_logits_that_are_not_finite_are_an_error(self, value, temperature):
+        sampling = Sampling(temperature=temperature)
+        with pytest.raises(JettisonError, match=f"largest logit is {value}"):
+            sampling.choose(torch.tensor([1.0, value, 0.0]), [], sampling.generator(0))
+
     logits = torch.tensor([2.0, 1.0, 0.5, -1.0, -1.5])
 
     def drawn(self, before=(), **settings) -> set[int]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from jettison.calibrate import encode, token_windows
-from jettison.calibrate.importance import check_ranking, choose, measure_units
+from jettison.calibrate.importance import check_choice, check_ranking, choose, measure_units
 from jettison.calibrate.text import read_documents
 from jettison.decode import Loaded, load
 from jettison.decode.draft import LONGEST_MATCH, ROLES, Costs, Draft, View, write_corpus, write_draft
@@ -30,6 +30,7 @@ from jettison.formats.compressed_tensors import UnpackedFolder
 from jettison.formats.draft_model import write_draft_model
 from jettison.models import ModelFolder
 from jettison.models.folder import BUNDLED
+from jettison.models.halves import unit_names
 from jettison.models.modules import QuantLinear
 from jettison.progress import bar
 from jettison.units import check_number
@@ -125,7 +126,14 @@ def draft(
         raise UsageError(
             f"{model} is a part of the package: compress it into a folder, whose draft can be recorded there"
         )
-    source.check_window(PROMPT + tokens, "a prompt and tokens")
+    sampling, fine = Sampling(temperature=temperature, seed=seed), activations == "int16"
+    if min(prompts, tokens) < 1:
+        raise UsageError(f"prompts = {prompts}, tokens = {tokens}: both are at least 1")
+    source.check_window(PROMPT + tokens, f"{PROMPT} tokens of prompt and {tokens} more")
+    looked = [Draft(lookup=lookup, length=MOST, corpus=corpus is not None)] if lookup else []
+    ratios = tuple(ratios)
+    for ratio in ratios:
+        check_choice(unit_names(source.anatomy.blocks, halves), ratio, method, perturbation)
     loaded = load(source.folder, adapter=adapter)
     named = _views(loaded, views)
     measured = measure_units(UnpackedFolder(source.folder), text=text) if ratios else {}
@@ -137,7 +145,6 @@ def draft(
         write_corpus(source, flat)
     singles = [Draft(skip=skip, length=MOST) for skip in skips] + [Draft(view=view, length=MOST) for view in named]
     singles += [Draft(skip=skips[0], view=view, length=MOST) for view in named if skips]
-    looked = [Draft(lookup=lookup, length=MOST, corpus=corpus is not None)] if lookup else []
     if not singles + looked:
         raise UsageError("no draft to choose from: give ratios, views or lookup")
     beginnings = starts(loaded, text, prompts)

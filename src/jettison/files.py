@@ -86,21 +86,32 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file. Same tensors, same bytes. It is read back and compared before it gets its name.
 
-    metadata: one entry, since safetensors writes several in an order that changes from run to run.
     ready: called with the file under its temporary name, when all of it is written.
     """
-    metadata = dict(metadata or {"format": "pt"})
-    assert len(metadata) == 1, metadata
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
     def write(temporary: Path) -> None:
-        save_file(contiguous, temporary, metadata)
+        save_file(contiguous, temporary, dict(metadata or {"format": "pt"}))
+        _sort_metadata(temporary)
         for name, tensor in contiguous.items():
             if not _reads_back(temporary, name, tensor):
                 raise OSError(f"{name} reads back differently from what was written")
         ready(temporary)
 
     write_atomic(path, write)
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the entries of the metadata in an order that changes from run to run."""
+    with open(path, "rb+") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:  # escaped otherwise than safetensors does
+            raise OSError(f"{len(text)} bytes of header do not fit into {length}")
+        handle.seek(8)
+        handle.write(text.ljust(length))
 
 
 def _reads_back(path: Path, name: str, tensor: torch.Tensor) -> bool:

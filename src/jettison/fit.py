@@ -18,7 +18,7 @@ from jettison.evaluate import (
     measure_generation,
     sample_prompts,
 )
-from jettison.evaluate.quality import TEXTS, TOKENS
+from jettison.evaluate.quality import TEXTS, TOKENS, check_tokens
 from jettison.evaluate.tasks import check_tasks
 from jettison.files import check_folder, write_json
 from jettison.formats.engines import find_engine
@@ -75,6 +75,7 @@ def fit(
     """
     changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
     _check_request(tps, memory, engine, losses, refine, seed, texts, tasks, items, planned=recipe is None)
+    check_tokens(tokens)
     setting, pictured = Setting(context), None
     source, target = ModelFolder(model), find_device(device)
     out = check_folder(out, JOURNAL)

@@ -16,7 +16,6 @@ SEAL = "seal"
 def write_sealed(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """As ``write_tensors``, with the digest of names, types, shapes, values and metadata in the metadata."""
     tensors, metadata = {name: tensors[name].detach().cpu().contiguous() for name in tensors}, dict(metadata or {})
-    # One entry: safetensors writes several in an order that changes from run to run.
     write_tensors(path, tensors, {SEAL: json.dumps({"digest": _digest(tensors, metadata), "metadata": metadata})})
 
 

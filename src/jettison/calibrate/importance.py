@@ -6,7 +6,7 @@ backward for the gradients, one block in memory at a time. Kept in a journal; a 
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,16 @@ def choose(
     """
     scores = rank(measured, method, perturbation=perturbation, halves=halves, seed=seed)
     units = list(scores)
+    count, free = check_choice(units, ratio, method, perturbation)
+    if method == "stride":
+        return tuple(free[(2 * number + 1) * len(free) // (2 * count)] for number in range(count))
+    chosen = set(sorted(free, key=scores.__getitem__)[:count])
+    return tuple(unit for unit in units if unit in chosen)
+
+
+def check_choice(units: Sequence[str], ratio: float, method: str, perturbation: str) -> tuple[int, list[str]]:
+    """How many units ``choose`` drops, and among which: before anything is measured. Raises UsageError as it does."""
+    check_ranking(method, perturbation)
     ends = {units[0].partition(".")[0], units[-1].partition(".")[0]}
     free = [unit for unit in units if unit.partition(".")[0] not in ends]
     count = round(ratio * len(units)) if 0 < ratio < 1 else 0
@@ -118,10 +128,7 @@ def choose(
             f"ratio = {ratio:g} of {len(units)} units: it must drop at least one, and the first block and the last "
             f"stay, so it is {1 / len(units):.3g} to {most:.3g} here"
         )
-    if method == "stride":
-        return tuple(free[(2 * number + 1) * len(free) // (2 * count)] for number in range(count))
-    chosen = set(sorted(free, key=scores.__getitem__)[:count])
-    return tuple(unit for unit in units if unit in chosen)
+    return count, free
 
 
 def _score(measured: Measured, unit: str, method: str, perturbation: str) -> float:

@@ -35,7 +35,9 @@ def bench(
         list[str], typer.Option("--recipe", help="How a shape is packed (gateup-w4w2). Repeatable.")
     ] = (),
     changes: common.Changes = (),
-    context: Annotated[list[int], typer.Option("--context", help="Tokens that were there before. Repeatable.")] = (
+    context: Annotated[
+        list[int], typer.Option("--context", min=1, help="Tokens that were there before. Repeatable.")
+    ] = (
         16,
         512,
     ),
@@ -55,7 +57,7 @@ def bench(
         str,
         typer.Option("--draft", help="A checkpoint's texts with drafts: auto (of `jettison draft`), lookup, or none."),
     ] = "none",
-    rounds: Annotated[int, typer.Option("--rounds", help="Rounds of samples; medians are printed.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of samples; medians are printed.")] = 5,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
@@ -93,7 +95,7 @@ def _decoding(
 ) -> dict[str, Any]:
     from jettison.caches import cache_folder, cache_is_kept
     from jettison.decode import load
-    from jettison.evaluate.decoding import PROMPT, check_decoding, measure_decoding, measure_prefill
+    from jettison.evaluate.decoding import PROMPT, STEPS, check_decoding, measure_decoding, measure_prefill
     from jettison.evaluate.llama_cpp import llama_cpp
     from jettison.evaluate.random_model import random_model
     from jettison.kernels import native
@@ -104,6 +106,7 @@ def _decoding(
     check_decoding(contexts, rounds)
     chosen = {recipe: load_recipe(recipe, changes) for recipe in recipes}
     source = open_shape(folder or shape)
+    source.check_window(max(contexts) + STEPS, f"{max(contexts)} tokens of context and {STEPS} more")
     if against and not cache_is_kept():
         raise JettisonError("llama.cpp's files of gigabytes need a cache folder: name one with $JETTISON_CACHE")
     others = llama_cpp(source, cache_folder() / "gguf", native.threads()) if against else {}

@@ -19,7 +19,9 @@ def evaluate(
     model: common.Model,
     texts: common.Texts = None,
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens of each text; 0 for all of it.")] = 30_720,
-    window: Annotated[int, typer.Option("--window", help="Tokens that the model sees at once.")] = 512,
+    window: Annotated[
+        int | None, typer.Option("--window", help="Tokens that the model sees at once; 512, or as many as it can.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option("--teacher", help="The original to compare with.")] = None,
     adapter: Annotated[bool, typer.Option(help="Apply the adapter, if there is one.")] = True,
     tasks: common.Tasks = None,

@@ -51,13 +51,14 @@ def generate(
     Sampling(**options)  # before the model is loaded
     loaded, text = load(model, adapter=adapter), ""
     options |= {"tokens": tokens, "stop": stop, "draft": None if draft == "none" else loaded.find_draft(draft)}
+    pieces = loaded.stream([{"role": "user", "content": prompt}] if chat else prompt, **options)
     if not chat:
         common.out.print(prompt, end="", markup=False)
-    for piece in loaded.stream([{"role": "user", "content": prompt}] if chat else prompt, **options):
+    for piece in pieces:
         common.out.print(piece, end="", markup=False, soft_wrap=True)
         text += piece
     common.out.print()
-    result = {"prompt": prompt, "text": text} | _speed(loaded)
+    result = {"prompt": prompt, "text": text, "finish_reason": loaded.finish_reason} | _speed(loaded)
     if not quiet:
         common.out.print(f"[dim]{_said(result)}[/dim]")
     common.finish(result, json)

@@ -18,7 +18,7 @@ from jettison.decode.sampling import Sampling
 from jettison.decode.speculate import Speculation, speculate
 from jettison.decode.targets import EngineTarget, Target, TorchTarget
 from jettison.decode.view import view_linears
-from jettison.decode.write import EngineReader, Speed, TorchReader, write
+from jettison.decode.write import STOP, EngineReader, Speed, TorchReader, write
 from jettison.errors import UsageError, guarded, unknown
 from jettison.formats.compressed_tensors import load_packed
 from jettison.formats.peft import FOLDER as ADAPTER
@@ -38,7 +38,8 @@ Prompt = str | Sequence[dict[str, str]]  # text, or a chat: {"role": ..., "conte
 class Loaded:
     """A model and its tokenizer. ``model`` is a transformers model: everything that works on those works on it.
 
-    ``speed`` and ``speculation`` are of the last text written.
+    ``speed``, ``speculation`` and ``finish_reasons`` are of the last text written, or the last texts: of each, ``stop``
+    for an end token or a stop text, ``length`` for as many tokens as were asked for; None while it is being written.
     """
 
     source: ModelFolder
@@ -46,6 +47,7 @@ class Loaded:
     exact: bool = False
     speed: Speed = field(default_factory=Speed)
     speculation: Speculation = field(default_factory=Speculation)
+    finish_reasons: list[str | None] = field(default_factory=list)
     _views: dict[View, Engine] = field(default_factory=dict, repr=False)
     _corpora: dict[int, Corpus] = field(default_factory=dict, repr=False)
     _tallies: dict[Draft, Tally] = field(default_factory=dict, repr=False)
@@ -61,6 +63,11 @@ class Loaded:
     @property
     def tokenizer(self):
         return self.source.tokenizer
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Of the first, or only, text written last."""
+        return self.finish_reasons[0] if self.finish_reasons else None
 
     @cached_property
     def engine(self) -> Engine | None:
@@ -95,11 +102,11 @@ class Loaded:
     def stream(self, prompt: Prompt, **options) -> Iterator[str]:
         """As ``generate``, piece by piece.
 
-        tokens: how many at most (128). stop: texts that end it, and are left out. cache: of what type keys and values
-        are in the engine, bfloat16, float32 or int8. activations: what the engine rounds them to while it writes, int16
-        or int8 (prompts are read with int8, in half the time). The rest is ``Sampling``'s: temperature (0: always the
-        likeliest token), top_k, top_p, min_p, repetition_penalty, seed. A prompt of messages goes through the chat
-        template.
+        tokens: how many at most (128). stop: a text or several that end it, and are left out. cache: of what type keys
+        and values are in the engine, bfloat16, float32 or int8. activations: what the engine rounds them to while it
+        writes, int16 or int8 (prompts are read with int8, in half the time). The rest is ``Sampling``'s: temperature
+        (0: always the likeliest token), top_k, top_p, min_p, repetition_penalty, seed. A prompt of messages goes
+        through the chat template.
 
         draft: write by speculative decoding: a ``Draft``, ``lookup`` (from the text at hand), or ``auto``, the one that
         ``jettison draft`` recorded beside the checkpoint. The text is that of plain decoding for temperature 0, else of
@@ -114,7 +121,7 @@ class Loaded:
         prompts: Sequence[Prompt],
         *,
         tokens: int = 128,
-        stop: Iterable[str] = (),
+        stop: str | Iterable[str] = (),
         cache: str = "bfloat16",
         activations: str = "int16",
         draft: Draft | str | None = None,
@@ -124,16 +131,10 @@ class Loaded:
         if activations not in ("int16", "int8"):
             raise UsageError(f"activations {activations!r}: it is int16 or int8")
         encoded = [self._encode(prompt) for prompt in prompts]
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
         texts = [_Text(self.tokenizer, ids, stop) for ids in encoded]
         pairs = self.write(encoded, tokens, settings, self._ends(), cache, activations == "int16", draft)
-        for row, token in pairs:
-            if piece := texts[row].add(token):
-                yield row, piece
-            if all(text.ended for text in texts):
-                break
-        for row, text in enumerate(texts):
-            if piece := text.rest():
-                yield row, piece
+        return _spoken(pairs, texts, self.finish_reasons)
 
     def write(
         self,
@@ -146,23 +147,25 @@ class Loaded:
         draft: Draft | None = None,
     ) -> Iterator[tuple[int, int]]:
         """(row, token) as they come, from prompts as ids; see ``stream``. A row ends before a token of ``ends``."""
-        self.speed, self.speculation = Speed(), Speculation()
-        if tokens < 1:
-            raise UsageError(f"tokens = {tokens}: 1 or more must be asked for")
+        self.speed, self.speculation, self.finish_reasons = Speed(), Speculation(), [None] * len(prompts)
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise UsageError(f"tokens = {tokens!r}: a whole number of 1 or more must be asked for")
         for ids in prompts:
             self.source.check_window(len(ids) + tokens, f"{len(ids)} tokens of prompt and {tokens} more")
             self.source.check_tokens(ids, "the prompt")
-        if draft and len(prompts) > 1:
+        if draft and len(prompts) != 1:
             raise UsageError(f"{len(prompts)} prompts with a draft: drafts are for one prompt at a time")
         if draft:
             target, proposer = self.target(draft, len(prompts[0]) + tokens, cache, fine), self.proposer(draft)
-            found = speculate(target, proposer, prompts[0], sampling, tokens, ends, self.speed, self.speculation)
+            found = speculate(
+                target, proposer, prompts[0], sampling, tokens, ends, self.speed, self.speculation, self.finish_reasons
+            )
             return ((0, token) for token in found)
         if self.engine:
             reader = EngineReader(self.engine, [len(ids) + tokens for ids in prompts], cache, fine)
         else:
             reader = TorchReader(self.model, len(prompts))
-        return write(reader, prompts, sampling, tokens, ends, self.speed)
+        return write(reader, prompts, sampling, tokens, ends, self.speed, self.finish_reasons)
 
     def find_draft(self, draft: Draft | str | None) -> Draft | None:
         """What ``stream`` takes as ``draft``. Raises UsageError for another word."""
@@ -220,6 +223,22 @@ class Loaded:
         settings = getattr(self.model, "generation_config", None) or self.model.config
         ends = settings.eos_token_id
         return set() if ends is None else set(ends) if isinstance(ends, list) else {ends}
+
+
+def _spoken(
+    pairs: Iterator[tuple[int, int]], texts: Sequence["_Text"], reasons: list[str | None]
+) -> Iterator[tuple[int, str]]:
+    """(row, piece of text) from (row, token). A row whose stop text came is over: ``reasons`` tells the writer."""
+    for row, token in pairs:
+        if piece := texts[row].add(token):
+            yield row, piece
+        if texts[row].ended:
+            reasons[row] = STOP
+        if all(text.ended for text in texts):
+            break
+    for row, text in enumerate(texts):
+        if piece := text.rest():
+            yield row, piece
 
 
 class _Text:

@@ -14,7 +14,7 @@ import torch
 from jettison.decode.propose import Proposal, Proposer
 from jettison.decode.sampling import Sampling
 from jettison.decode.targets import Target
-from jettison.decode.write import Speed
+from jettison.decode.write import LENGTH, STOP, Speed
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,11 @@ def speculate(
     ends: set[int],
     speed: Speed,
     record: Speculation,
+    reasons: list[str | None] | None = None,
 ) -> Iterator[int]:
     """Tokens as they come, at most ``tokens``, none from a token of ``ends`` on: for temperature 0 those of ``write``,
-    else of the same distribution."""
+    else of the same distribution. reasons: as there, of one row."""
+    reasons = [None] if reasons is None else reasons
     chance, text = sampling.generator(0), list(prompt)
     start = time.perf_counter()
     logits = target.read(prompt)
@@ -69,11 +71,13 @@ def speculate(
     while True:
         for token in fresh:
             if token in ends:
+                reasons[0] = STOP
                 return
             text.append(token)
             yield token
         left = tokens - (len(text) - len(prompt))
         if left < 1:
+            reasons[0] = reasons[0] or LENGTH
             return
         start = time.perf_counter()
         proposer.learn(text[-len(fresh) :])

@@ -11,6 +11,8 @@ from torch import nn
 from jettison.decode.engine import Engine
 from jettison.decode.sampling import Sampling
 
+STOP, LENGTH = "stop", "length"  # why a text is over: an end token or a stop text; as many tokens as were asked for
+
 
 class Reader(Protocol):
     """Sequences that grow. Logits are float32 on the CPU."""
@@ -73,9 +75,19 @@ class Speed:
 
 
 def write(
-    reader: Reader, prompts: Sequence[Sequence[int]], sampling: Sampling, tokens: int, ends: set[int], speed: Speed
+    reader: Reader,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    tokens: int,
+    ends: set[int],
+    speed: Speed,
+    reasons: list[str | None],
 ) -> Iterator[tuple[int, int]]:
-    """(row, token) as they come, at most ``tokens`` for each prompt; a row ends before a token of ``ends``."""
+    """(row, token) as they come, at most ``tokens`` for each prompt; a row ends before a token of ``ends``.
+
+    reasons: of each row None, and in the end STOP or LENGTH. Whoever reads the tokens may set one before asking for the
+    next: the row is then over. Only rows that go on cost a step.
+    """
     chances = [sampling.generator(row) for row in range(len(prompts))]
     seen = [list(prompt) for prompt in prompts]
     start = time.perf_counter()
@@ -86,14 +98,18 @@ def write(
         start, chosen = time.perf_counter(), {}
         for row, each in logits.items():
             token = sampling.choose(each, seen[row], chances[row])
-            if token not in ends:
+            if token in ends:
+                reasons[row] = STOP
+            else:
                 chosen[row] = token
                 seen[row].append(token)
-        if chosen and number < tokens - 1:
-            stepped = reader.step(list(chosen), list(chosen.values()))
-            logits = dict(zip(chosen, stepped, strict=True))
-            speed.written += len(chosen)
-            speed.writing += time.perf_counter() - start
+        choosing = time.perf_counter() - start
         yield from chosen.items()
-        if not chosen:
-            return
+        rows = [row for row in chosen if reasons[row] is None]
+        if not rows or number == tokens - 1:
+            break
+        start = time.perf_counter()
+        logits = dict(zip(rows, reader.step(rows, [chosen[row] for row in rows]), strict=True))
+        speed.written += len(rows)
+        speed.writing += choosing + time.perf_counter() - start
+    reasons[:] = [reason or LENGTH for reason in reasons]

@@ -112,6 +112,8 @@ def measure_prefill(
 ) -> list[dict[str, Any]]:
     """Time reading a prompt. Rows as those of ``measure_decoding``: ``model``, ``prompt``, ``tokens_per_second``,
     ``samples`` in seconds."""
+    if rounds < 1 or tokens < 1:
+        raise UsageError(f"rounds = {rounds}, tokens = {tokens}: both are at least 1")
     engines, others = {name: Engine(model) for name, model in models.items()}, others or {}
     prompt = random_prompt(engines, tokens)
     samples: dict[str, list[float]] = {name: [] for name in (*engines, *others)}

@@ -1,25 +1,53 @@
-"""PEFT's folder: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+"""PEFT's folder: ``adapter_config.json`` and ``adapter_model.safetensors``, read by PEFT's rules or refused."""
 
+import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from jettison.documents import read_json
 from jettison.errors import JettisonError
-from jettison.files import write_json, write_tensors
+from jettison.files import digest, file_digest, write_json, write_tensors
+from jettison.formats.manifest import NAME, read_manifest
 from jettison.models.checkpoint import Checkpoint
 from jettison.models.modules import Adapted
 
 FOLDER = "adapter"
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+SIDE_PATH = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
+BASE = "jettison_base"  # metadata: the hash of the weights that the adapter was trained for
+
+SCALE = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
+WHERE = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
+# Fields that change nothing once an adapter is trained. lora_dropout is for training; fan_in_fan_out says how the base
+# lies in memory, which A and B do not depend on; the others are about the way to the first values, or about merging.
+INERT = {
+    "peft_type",
+    "task_type",
+    "inference_mode",
+    "base_model_name_or_path",
+    "revision",
+    "auto_mapping",
+    "peft_version",
+}
+INERT |= {"lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config"}
+INERT |= {"lora_ga_config", "qalora_group_size", "ensure_weight_tying", "runtime_config"}
+STARTS = (True, False, "gaussian", "eva", "orthogonal")  # the other init_lora_weights change the base as well
 
 
 def write_adapter(folder: Path, tensors: dict[str, torch.Tensor], rank: int, alpha: float, names: list[str]) -> None:
-    """tensors: ``<module>.lora_a`` (rank, in) and ``<module>.lora_b`` (out, rank). names: all linears of the model."""
+    """Write ``folder``/adapter for the weights that the folder holds now, whose hash it records.
+
+    tensors: ``<module>.lora_a`` (rank, in) and ``<module>.lora_b`` (out, rank). names: all linears of the model.
+    """
     adapted = sorted({name.rpartition(".")[0] for name in tensors})
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=_targets(adapted, names), task_type="CAUSAL_LM", inference_mode=True
@@ -29,8 +57,16 @@ def write_adapter(folder: Path, tensors: dict[str, torch.Tensor], rank: int, alp
         f"{PREFIX}{name.rpartition('.')[0]}.{'lora_A' if name.endswith('a') else 'lora_B'}.weight": value.bfloat16()
         for name, value in tensors.items()
     }
-    write_tensors(folder / FOLDER / "adapter_model.safetensors", renamed)
-    write_json(folder / FOLDER / "adapter_config.json", described)
+    write_tensors(folder / FOLDER / TENSORS, renamed, {"format": "pt", BASE: base_hash(folder)})
+    write_json(folder / FOLDER / CONFIG, described)
+
+
+def base_hash(folder: Path) -> str:
+    """Names the weights of a folder: from the hashes of its shards, which jettison.json records."""
+    hashes = read_manifest(folder).get("hashes") if (folder / NAME).exists() else None
+    if not isinstance(hashes, dict):
+        hashes = {file.name: file_digest(file) for file in folder.glob("model*.safetensors")}
+    return digest(hashes)
 
 
 def _targets(adapted: list[str], names: list[str]) -> list[str]:
@@ -43,32 +79,120 @@ def _targets(adapted: list[str], names: list[str]) -> list[str]:
 def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
     """Put the side paths of ``folder``/adapter beside the linears they were trained for.
 
-    Raises JettisonError if they do not fit the model.
+    PEFT's rules for scaling (rsLoRA, rank and alpha patterns) and for which modules are meant hold. Raises
+    JettisonError, which names the field or the tensor, for an adapter that does more than that, that does not fit the
+    model, or that records another base.
     """
-    config = read_json(folder / FOLDER / "adapter_config.json")
-    tensors = Checkpoint(folder / FOLDER, [folder / FOLDER / "adapter_model.safetensors"])
-    scaling = config["lora_alpha"] / config["r"]
-    for stored in tensors:
-        found = re.fullmatch(re.escape(PREFIX) + r"(.+)\.lora_A\.weight", stored)
-        if not found:
-            continue
-        name = found[1]
-        a, b = tensors.read(stored), tensors.read(stored.replace("lora_A", "lora_B"))
+    path = folder / FOLDER
+    tensors, config = Checkpoint(path, [path / TENSORS]), _read_config(path / CONFIG)
+    recorded = tensors.metadata.get(BASE)
+    if recorded is not None and recorded != (found := base_hash(folder)):
+        raise JettisonError(
+            f"{path} was trained for other weights ({recorded}) than {folder} holds ({found}): "
+            "recover that folder again, or load it without its adapter"
+        )
+    for name in _side_paths(tensors, path / TENSORS):
+        a, b = (tensors.read(f"{PREFIX}{name}.lora_{part}.weight") for part in "AB")
         try:
             base = model.get_submodule(name)
         except AttributeError:
-            raise JettisonError(f"{folder}/adapter is for a module {name}, which the model does not have") from None
+            raise JettisonError(f"{path} is for a module {name}, which the model does not have") from None
+        try:
+            rank, scaling = _scaling(config, name)
+            meant = config.target_modules in (None, "all-linear") or check_target_module_exists(config, name)
+        except (re.error, TypeError) as error:
+            raise JettisonError(f"{path / CONFIG} has a pattern that cannot be read: {error}") from error
+        if not meant:
+            raise JettisonError(f"{path} has tensors for {name}, which target_modules of its {CONFIG} leaves out")
+        _check_fit(path, name, base, rank, a, b)
         model.set_submodule(name, Adapted(base, a, b, scaling))
     return model
 
 
+def _read_config(file: Path) -> LoraConfig:
+    """Of a plain LoRA adapter; anything else is refused, by its name."""
+    values, plain = read_json(file), LoraConfig()
+    if values.get("peft_type") != "LORA":
+        raise JettisonError(f"{file}: peft_type = {values.get('peft_type')!r}: only LORA can be applied")
+    start = values.get("init_lora_weights", True)
+    if not any(start is known or start == known for known in STARTS):
+        raise JettisonError(f"{file}: init_lora_weights = {start!r} changes the base: save it with PEFT as plain LoRA")
+    for name, value in values.items():
+        known = name in SCALE | WHERE | INERT or name == "init_lora_weights"
+        if value and not known and value != getattr(plain, name, None):
+            raise JettisonError(
+                f"{file}: {name} = {value!r} cannot be applied: merge the adapter by PEFT, or load without it"
+            )
+    try:
+        config = LoraConfig(**{name: values[name] for name in sorted(SCALE | WHERE) if name in values})
+    except Exception as error:  # PEFT raises what its checks meet
+        raise JettisonError(f"{file} cannot be used: {' '.join(str(error).split())}") from error
+    whole = lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0
+    number = lambda value: isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    _check_numbers(file, "r", config.r, config.rank_pattern, whole, "a positive whole number")
+    _check_numbers(file, "lora_alpha", config.lora_alpha, config.alpha_pattern, number, "a number")
+    return config
+
+
+def _check_numbers(file: Path, name: str, value: Any, pattern: Any, fine, valid: str) -> None:
+    kind = {"r": "rank_pattern"}.get(name, "alpha_pattern")
+    if not isinstance(pattern or {}, dict):
+        raise JettisonError(f"{file}: {kind} = {pattern!r}: it must map names to numbers")
+    for where, each in ((name, value), *((f"{kind}[{key!r}]", each) for key, each in (pattern or {}).items())):
+        if not fine(each):
+            raise JettisonError(f"{file}: {where} = {each!r}: it must be {valid}")
+
+
+def _scaling(config: LoraConfig, name: str) -> tuple[int, float]:
+    """The rank of a module's side path, and what its output is multiplied by."""
+    rank = _by_pattern(config.rank_pattern or {}, name, config.r)
+    alpha = _by_pattern(config.alpha_pattern or {}, name, config.lora_alpha)
+    return rank, alpha / (math.sqrt(rank) if config.use_rslora else rank)
+
+
+def _by_pattern(patterns: dict[str, Any], name: str, otherwise: Any) -> Any:
+    """As PEFT's get_pattern_key: the first pattern that fits the end of the name, from the beginning of a part on."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), otherwise)
+
+
+def _side_paths(tensors: Checkpoint, file: Path) -> list[str]:
+    """The modules that have a side path. Raises JettisonError for tensors that are something else, or half of one."""
+    parts: dict[str, set[str]] = defaultdict(set)
+    for stored in tensors:
+        if not (found := SIDE_PATH.fullmatch(stored)):
+            raise JettisonError(f"{file} has a tensor {stored}, which is no part of a LoRA side path of a linear")
+        parts[found[1]].add(found[2])
+    for name, found in parts.items():
+        if found != {"A", "B"}:
+            raise JettisonError(f"{file} has lora_{min(found)} of {name} without the other half of its side path")
+    if not parts:
+        raise JettisonError(f"{file} has no tensors")
+    return list(parts)
+
+
+def _check_fit(path: Path, name: str, base: nn.Module, rank: int, a: torch.Tensor, b: torch.Tensor) -> None:
+    if hasattr(base, "in_features"):
+        rows, columns = base.out_features, base.in_features
+    elif hasattr(base, "nf"):  # Conv1D of transformers
+        rows, columns = base.nf, base.nx
+    else:
+        raise JettisonError(f"{path} is for {name}, which is a {type(base).__name__} and not a linear")
+    if tuple(a.shape) != (rank, columns) or tuple(b.shape) != (rows, rank):
+        raise JettisonError(
+            f"{path}: {name} has {rows} rows, {columns} columns and, by {CONFIG}, a side path of rank {rank}: "
+            f"lora_A must be {(rank, columns)} and lora_B {(rows, rank)}, not {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    for part, tensor in (("lora_A", a), ("lora_B", b)):
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise JettisonError(f"{path}: {part} of {name} has values that are not finite numbers")
+
+
 def adapted_names(folder: Path) -> set[str]:
     """The modules that have a side path."""
-    file = folder / FOLDER / "adapter_model.safetensors"
-    found = re.compile(re.escape(PREFIX) + r"(.+)\.lora_A\.weight")
-    return {match[1] for name in Checkpoint(file.parent, [file]) if (match := found.fullmatch(name))}
+    file = folder / FOLDER / TENSORS
+    return {found[1] for name in Checkpoint(file.parent, [file]) if (found := SIDE_PATH.fullmatch(name))}
 
 
 def adapter_bytes(folder: Path) -> int:
-    file = folder / FOLDER / "adapter_model.safetensors"
+    file = folder / FOLDER / TENSORS
     return Checkpoint(folder / FOLDER, [file]).tensor_bytes if file.exists() else 0

@@ -57,7 +57,7 @@ def distill(
     alpha: Annotated[float, Field(gt=0)] | None = None,
     init: Literal["default", "olora", "svd"] = "default",
     data: str = "synthetic",
-    text_temperatures: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [1.0, 1.5],  # noqa: B006
+    text_temperatures: Annotated[list[Annotated[float, Field(ge=0.01, le=100)]], Field(min_length=1)] = [1.0, 1.5],  # noqa: B006
     samples: Annotated[int, Field(ge=1)] = 10_000,
     length: Annotated[int, Field(ge=16)] = 512,
     epochs: Annotated[float, Field(gt=0)] = 1.0,
@@ -68,7 +68,7 @@ def distill(
     masked: bool = True,
     features: Annotated[float, Field(ge=0)] = 0.0,
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03,
-    temperature: Annotated[float, Field(gt=0)] = 1.0,
+    temperature: Annotated[float, Field(ge=0.01, le=100)] = 1.0,
     gradient_checkpointing: bool = False,
     seed: Annotated[int, Field(ge=0, le=LAST_SEED)] = 0,
 ) -> dict[str, torch.Tensor]:

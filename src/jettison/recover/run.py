@@ -120,6 +120,7 @@ def _recover(
             recovery=_as_dict(step) | {"loss": [losses[at] for at in sorted(losses)], "hashes": first},
             hashes=_shard_hashes(folder),
         )
+        _store_adapter(folder, source, trained, options)
         journal.add(finished=True, hashes=_result_hashes(folder))
     state.wait_for_everyone()
     return read_manifest(folder)
@@ -236,6 +237,16 @@ def training_windows(source: ModelFolder, options: dict[str, Any], process: tupl
     return torch.cat(parts)
 
 
+def _store_adapter(
+    folder: Path, source: ModelFolder, trained: dict[str, torch.Tensor], options: dict[str, Any]
+) -> None:
+    """Write the side paths that were trained, last: they record the hash of the final shards."""
+    lora = {name: value for name, value in trained.items() if name.endswith((".lora_a", ".lora_b"))}
+    if lora:
+        alpha = options["alpha"] or 2.0 * options["rank"]
+        write_adapter(folder, lora, options["rank"], alpha, [linear.name for linear in source.anatomy])
+
+
 def _store(
     folder: Path,
     source: ModelFolder,
@@ -244,17 +255,13 @@ def _store(
     grids: dict[str, Grid],
     journal: Journal,
 ) -> None:
-    """Write what was trained. Can be repeated: new scales are computed from the first ones."""
+    """Write the scales and weights that were trained. Can be repeated: new scales are computed from the first ones."""
     record = lambda name, sha256: journal.add(stored=name, sha256=sha256)
     first = read_sealed(folder / WORK / ORIGINALS)
     if first is None and set(options["train"]) != {"lora"}:
         raise JettisonError(f"{folder / WORK / ORIGINALS} is missing or damaged: start again with --restart")
-    lora = {name: value for name, value in trained.items() if name.endswith((".lora_a", ".lora_b"))}
     weights = {name: value for name, value in trained.items() if name.endswith(".weight")}
     gains = {name.removesuffix(".gain"): value for name, value in trained.items() if name.endswith(".gain")}
-    if lora:
-        alpha = options["alpha"] or 2.0 * options["rank"]
-        write_adapter(folder, lora, options["rank"], alpha, [linear.name for linear in source.anatomy])
     if gains:
         scales = {}
         for name, gain in gains.items():

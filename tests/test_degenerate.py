@@ -1,0 +1,227 @@
+"""Inputs and weights at the edge of what there is: every method gives finite weights, or one clear error."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from jettison.calibrate import Stats, best_correction, dampings, watch
+from jettison.compress import compress
+from jettison.decode import load
+from jettison.errors import JettisonError
+from jettison.grid import Grid
+from jettison.jobs import LARGEST
+from jettison.models import Linear
+from jettison.pattern import Pattern
+from jettison.prune import magnitude, sparsegpt
+from jettison.prune.run import Task, run_task
+from jettison.quantize import gptaq, gptq
+from jettison.recover.trainables import add_lora
+from jettison.registry import methods
+
+COLUMNS = 32
+QUICK = {  # fewer rounds: what is looked for shows in the first
+    "caldera": {"iterations": 2, "clip": False},
+    "alps": {"iterations": 40},
+    "sds": {"dense_steps": 5, "second_steps": 5},
+}
+
+
+def _random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+WEIGHT, INPUTS = _random(16, COLUMNS), _random(200, COLUMNS)
+ORIGINALS = INPUTS + 0.1 * _random(201, COLUMNS)[1:]
+
+
+def _without(states: torch.Tensor) -> torch.Tensor:
+    return states * (torch.arange(COLUMNS) != 5)
+
+
+def _twice(states: torch.Tensor) -> torch.Tensor:
+    return states[:, torch.arange(COLUMNS) // 2]
+
+
+ONE_ROW = torch.cat([WEIGHT[:3], torch.zeros(1, COLUMNS), WEIGHT[4:]])
+CASES = {  # weight, inputs, the original's inputs
+    "an input always zero": (WEIGHT, _without(INPUTS), _without(ORIGINALS)),
+    "an input zero once compressed": (WEIGHT, _without(INPUTS), ORIGINALS),
+    "an input zero before": (WEIGHT, INPUTS, _without(ORIGINALS)),
+    "all inputs zero": (WEIGHT, 0 * INPUTS, 0 * ORIGINALS),
+    "all inputs zero once compressed": (WEIGHT, 0 * INPUTS, ORIGINALS),
+    "all inputs zero before": (WEIGHT, INPUTS, 0 * ORIGINALS),
+    "inputs twice": (WEIGHT, _twice(INPUTS), _twice(ORIGINALS)),
+    "one token": (WEIGHT, INPUTS[:1], ORIGINALS[:1]),
+    "a row of zeros": (ONE_ROW, INPUTS, ORIGINALS),
+    "all weights zero": (0 * WEIGHT, INPUTS, ORIGINALS),
+    "all weights equal": (0 * WEIGHT + 0.5, INPUTS, ORIGINALS),
+    "large weights": (WEIGHT / WEIGHT.abs().max() * LARGEST, INPUTS, ORIGINALS),
+    "tiny weights": (1e-30 * WEIGHT, INPUTS, ORIGINALS),
+    "large inputs": (WEIGHT, 1e14 * INPUTS, 1e14 * ORIGINALS),
+    "large both": (WEIGHT / WEIGHT.abs().max() * LARGEST, 1e14 * INPUTS, 1e14 * ORIGINALS),
+    "tiny inputs": (WEIGHT, 1e-22 * INPUTS, 1e-22 * ORIGINALS),
+    "no inputs in float32": (WEIGHT, 1e-30 * INPUTS, 1e-30 * ORIGINALS),
+    "inputs of all sizes": (WEIGHT, INPUTS * torch.logspace(-20, 14, COLUMNS), ORIGINALS * torch.logspace(-20, 14, 32)),
+    "weights of all sizes": (WEIGHT * torch.logspace(-30, 14, COLUMNS), INPUTS, ORIGINALS),
+    "one column": (WEIGHT[:, :1], INPUTS[:, :1], ORIGINALS[:, :1]),
+    "one weight": (WEIGHT[:1, :1], INPUTS[:, :1], ORIGINALS[:, :1]),
+}
+EITHER = pytest.mark.parametrize("alone", [False, True], ids=["both", "alone"])
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+def statistics(case, alone: bool) -> Stats:
+    _, inputs, originals = case
+    return Stats.of(inputs) if alone else Stats.of(inputs, originals, dense=True)
+
+
+@EITHER
+@pytest.mark.parametrize("name", sorted(methods("quantize")))
+def test_quantizers(case, name, alone):
+    """Never worse than the zero matrix, and zeros stay zero."""
+    weight, width = case[0], 8 if case[0].shape[1] % 8 == 0 else -1
+    for grid in (Grid(4, -1), Grid(3, width, symmetric=False)):
+        if name == "hqq" and grid.symmetric:
+            continue
+        found = (
+            methods("quantize")[name]
+            .function(weight, grid, statistics(case, alone), **QUICK.get(name, {}))
+            .dequantize()
+        )
+        assert torch.isfinite(found).all()
+        assert (found - weight).double().square().sum() <= 1.001 * weight.double().square().sum()
+        assert (found[weight == 0] == 0).all()
+
+
+@EITHER
+@pytest.mark.parametrize("name", sorted(methods("prune")))
+def test_pruners(case, name, alone):
+    """As many zeros as were asked for, finite weights: ``run_task`` looks at both."""
+    for pattern in (Pattern(0.5), Pattern(0.5, scope="row"), Pattern(0.5, 2, 4)):
+        if pattern.grouped and case[0].shape[1] % 4:
+            continue
+        found = run_task(Task("it", name, QUICK.get(name, {}), case[0], pattern, statistics(case, alone)))
+        pattern.check(found)
+        assert torch.isfinite(found).all()
+        if name in ("magnitude", "wanda"):
+            assert torch.equal(found[found != 0], case[0][found != 0])
+
+
+def test_joint_pruning_and_quantization(case):
+    task = Task("it", "sparsegpt", {"joint": True}, case[0], Pattern(0.5), statistics(case, True), Grid(4, -1))
+    assert torch.isfinite(run_task(task).dequantize()).all()
+
+
+@pytest.mark.parametrize("rank", [1, 40])
+def test_best_corrections(case, rank):
+    """Of whatever rank: finite, and no worse than none in the metric of the inputs."""
+    hessian = statistics(case, True).hessian
+    a, b = best_correction(case[0], hessian, rank)
+    assert (a.shape, b.shape) == ((rank, case[0].shape[1]), (case[0].shape[0], rank))
+    assert torch.isfinite(a).all() and torch.isfinite(b).all()
+    left = lambda error: float((error.double() @ hessian.double() * error.double()).sum())
+    assert left(case[0].double() - b.double() @ a.double()) <= 1.001 * left(case[0])
+
+
+def test_where_no_input_is_active_the_weights_alone_decide():
+    nothing = Stats.of(torch.zeros(20, COLUMNS), ORIGINALS[:20])
+    grid = Grid(4, 8)
+    assert torch.equal(gptaq(WEIGHT, grid, nothing).codes, gptq(WEIGHT, grid, nothing).codes)
+    kept = sparsegpt(WEIGHT, Pattern(0.5), nothing) != 0
+    assert torch.equal(kept, magnitude(WEIGHT, Pattern(0.5)) != 0)
+    a, b = best_correction(WEIGHT, nothing.hessian, 4)
+    u, s, v = torch.linalg.svd(WEIGHT)
+    assert torch.allclose(b @ a, u[:, :4] * s[:4] @ v[:4], atol=1e-4)
+
+
+def test_an_input_that_died_is_corrected_by_the_others():
+    """GPTAQ's least squares with a dead input is that of the inputs that are left."""
+    inputs = _without(INPUTS)
+    found = gptaq(WEIGHT, Grid(8, 8), Stats.of(inputs, INPUTS), share=1.0, damp=1e-6).dequantize()
+    target = torch.linalg.lstsq(inputs.double(), (INPUTS @ WEIGHT.T).double(), driver="gelsd").solution.T.float()
+    assert float((found - target).abs().max()) < 0.03 and (found[:, 5] == 0).all()
+
+
+def test_damping_that_cannot_help_ends_in_one_error():
+    with pytest.raises(JettisonError, match="not positive definite even with damp = 10000: calibrate on more text"):
+        assert len(list(dampings(0.01))) == 7
+    hessian = -torch.eye(COLUMNS)  # no second moment, but damaged statistics might be
+    hessian[0, 0] = 100.0
+    for solve in (lambda: best_correction(WEIGHT, hessian, 2), lambda: gptq(WEIGHT, Grid(4, 8), Stats(hessian, 9))):
+        with pytest.raises(JettisonError, match="not positive definite"):
+            solve()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, 1e18])
+@pytest.mark.parametrize("whose", ["inputs", "originals"])
+def test_inputs_that_float32_cannot_square_are_named(value, whose):
+    """Before any method makes something of them."""
+    bad = INPUTS.clone()
+    bad[7, 3] = value
+    module = torch.nn.Sequential(torch.nn.Linear(COLUMNS, 4))
+    linear = Linear("block.0", ("q",), 4, COLUMNS, 0, "block.0", "block.0")
+    given = {"inputs": (INPUTS, bad), "originals": (bad, INPUTS)}[whose]
+    with (
+        pytest.raises(JettisonError, match=r"block\.0: its inputs have a mean square of .* where at most 1e\+30"),
+        watch(module, "block", [linear], dense=True) as watching,
+    ):
+        watching.original = True
+        module(given[0])
+        watching.original = False
+        module(given[1])
+
+
+@pytest.mark.parametrize("init", ["svd", "olora"])
+def test_side_paths_of_more_than_full_rank(init):
+    """Have the rank that was asked for, which is what their config will say."""
+    linear = Linear("0", ("q",), 4, 6, 0, "0", "0")
+    student, teacher = (torch.nn.Sequential(torch.nn.Linear(6, 4)) for _ in range(2))
+    found = add_lora(student, teacher, [linear], 8, 16.0, init, 0, {"0": Stats.of(_random(30, 6))})
+    assert found["0.lora_a"].shape == (8, 6) and found["0.lora_b"].shape == (4, 8)
+    assert all(torch.isfinite(value).all() for value in found.values())
+
+
+def edited(folder, out, edit):
+    """A copy of a model whose tensors ``edit`` changes."""
+    shutil.copytree(folder, out)
+    tensors = load_file(out / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+@pytest.mark.parametrize("method", ["gptq", "gptaq", "caldera"])
+def test_a_model_with_an_input_that_is_always_zero(tiny, tmp_path, method):
+    silent = "model.layers.1.self_attn.v_proj.weight"
+    source = edited(tiny("llama"), tmp_path / "model", lambda tensors: tensors[silent].zero_())
+    quantize = {"quantize": {"method": method, "bits": 4, "group_size": 32}}
+    calibration = {"samples": 4, "length": 32}
+    compress(source, {"calibration": calibration, "steps": [quantize]}, tmp_path / "out")
+    assert torch.isfinite(load(tmp_path / "out").logits(torch.arange(8).unsqueeze(0))).all()
+
+
+def test_states_that_are_all_zero(tiny, tmp_path):
+    """The embedding, the norms of a block: no division by the size of its output."""
+    source = edited(tiny("llama"), tmp_path / "model", lambda tensors: tensors["model.embed_tokens.weight"].zero_())
+    quantize = {"quantize": {"method": "gptq", "bits": 4, "group_size": 32}}
+    manifest = compress(source, {"calibration": {"samples": 4, "length": 32}, "steps": [quantize]}, tmp_path / "out")
+    assert [block["error"] for block in manifest["blocks"][:2]] == [0.0, 0.0]
+
+
+def test_weights_that_float32_cannot_square_are_named(tiny, tmp_path):
+    name = "model.layers.1.mlp.up_proj"
+    source = edited(tiny("llama"), tmp_path / "model", lambda tensors: tensors[f"{name}.weight"][0].fill_(1e30))
+    for number, step in enumerate(
+        (
+            {"quantize": {"method": "rtn", "bits": 4, "group_size": 32}},
+            {"prune": {"method": "magnitude", "sparsity": 0.5}},
+        )
+    ):
+        with pytest.raises(JettisonError, match=f"{name} has a weight of 1e.30; at most 1e.15"):
+            compress(source, {"steps": [step]}, tmp_path / f"out{number}")

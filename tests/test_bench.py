@@ -132,9 +132,9 @@ class TestDecoding:
     [
         ([], "a checkpoint, a --shape, or ops"),
         (["DIR", "--shape", "qwen3-4b"], "a checkpoint, a --shape, or ops"),
-        (["scribe", "--context", "0"], "contexts = [0]"),
+        (["scribe", "--context", "0"], "context = 0: a whole number"),
         (["ops", "--matrix", "64"], "such as 9728x2560"),
-        (["ops", "--peer", "mkl"], "peer 'mkl': there are onnxruntime"),
+        (["ops", "--peer", "mkl"], "unknown peer 'mkl'; valid: bfloat16, int4pack, onnxruntime"),
         (["ops", "--matrix", "64x100", "--group-size", "64"], "64 does not divide"),
         (["ops", "--bits", "9"], "bits = 9"),
         (["ops", "--rows", "0"], "rows"),

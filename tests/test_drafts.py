@@ -291,7 +291,7 @@ class TestModels:
             export_draft(packed, Draft(skip=("1.mlp",)), tmp_path / "a")
         with pytest.raises(UsageError, match="has no model"):
             export_draft(packed, Draft(lookup=2), tmp_path / "b")
-        with pytest.raises(UsageError, match="holds a model already"):
+        with pytest.raises(UsageError, match="is not empty"):
             export_draft(packed, Draft(skip=("1",)), packed)
 
     def test_packed_folders_read_as_dense(self, packed):

@@ -252,7 +252,6 @@ class TestWriting:
         with pytest.raises(UsageError, match=words):
             loaded.generate(prompt, **options)
 
-
     def test_tokens_that_the_model_does_not_have(self, loaded):
         for token in (4096, -1):
             with pytest.raises(UsageError, match=f"the prompt has token {token}: .* has tokens 0 to 4095"):

@@ -2,17 +2,21 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from jettison.compress import compress
 from jettison.decode import load
-from jettison.documents import read_json
 from jettison.errors import JettisonError
-from jettison.files import write_json
+from jettison.files import digest, file_digest, read_json, write_json
+from jettison.formats.peft import BASE
+from jettison.models.checkpoint import Checkpoint
+from jettison.recover import recover
 
 Q0, DOWN1 = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 RULES = {
@@ -164,3 +168,43 @@ def test_a_file_that_is_no_config_is_one_error(adapted):
         (folder / "adapter" / "adapter_config.json").write_text(text)
         with pytest.raises(JettisonError, match="adapter_config.json"):
             load(folder)
+
+
+class TestBase:
+    """Our own adapters know the weights that they were trained for."""
+
+    @pytest.fixture(scope="class")
+    def folder(self, tiny, tmp_path_factory):
+        """Recovered with scales, which rewrites shards after training."""
+        steps = [
+            {"quantize": {"method": "rtn", "bits": 4, "group_size": 32}},
+            {"recover": {"train": ["lora", "scales"], "data": "books", "samples": 4, "length": 16, "batch": 4}},
+        ]
+        folder = tmp_path_factory.mktemp("base") / "out"
+        compress(tiny("llama"), {"steps": steps}, folder)
+        recover(folder)
+        return folder
+
+    def test_it_is_that_of_the_final_shards(self, folder, tmp_path):
+        recorded = Checkpoint(folder, [folder / "adapter" / "adapter_model.safetensors"]).metadata[BASE]
+        assert recorded == digest({file.name: file_digest(file) for file in folder.glob("model-*.safetensors")})
+        alone = shutil.copytree(folder, tmp_path / "alone")
+        (alone / "jettison.json").unlink()
+        assert torch.equal(load(alone).logits(IDS), load(folder).logits(IDS))
+
+    def test_peft_reads_its_config_without_a_warning(self, folder):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            config = PeftConfig.from_pretrained(folder / "adapter")
+        assert config.r == 8 and config.lora_alpha == 16
+
+    def test_an_adapter_of_other_weights_is_refused(self, folder, tiny, tmp_path):
+        steps = [{"quantize": {"method": "rtn", "bits": 3, "group_size": 32}}]
+        compress(tiny("llama"), {"steps": steps}, tmp_path / "other")
+        shutil.copytree(folder / "adapter", tmp_path / "other" / "adapter")
+        with pytest.raises(JettisonError, match="adapter was trained for other weights .* than .*other holds"):
+            load(tmp_path / "other")
+        assert load(tmp_path / "other", adapter=False)
+        foreign = tmp_path / "other" / "adapter" / "adapter_model.safetensors"
+        save_file(load_file(foreign), foreign)  # without a record of its base: nothing can be checked
+        assert load(tmp_path / "other")

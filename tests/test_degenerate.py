@@ -59,12 +59,12 @@ CASES = {  # weight, inputs, the original's inputs
     "all weights equal": (0 * WEIGHT + 0.5, INPUTS, ORIGINALS),
     "large weights": (WEIGHT / WEIGHT.abs().max() * LARGEST, INPUTS, ORIGINALS),
     "tiny weights": (1e-30 * WEIGHT, INPUTS, ORIGINALS),
-    "large inputs": (WEIGHT, 1e14 * INPUTS, 1e14 * ORIGINALS),
-    "large both": (WEIGHT / WEIGHT.abs().max() * LARGEST, 1e14 * INPUTS, 1e14 * ORIGINALS),
+    "large inputs": (WEIGHT, 1e7 * INPUTS, 1e7 * ORIGINALS),
+    "large both": (WEIGHT / WEIGHT.abs().max() * LARGEST, 1e7 * INPUTS, 1e7 * ORIGINALS),
     "tiny inputs": (WEIGHT, 1e-22 * INPUTS, 1e-22 * ORIGINALS),
     "no inputs in float32": (WEIGHT, 1e-30 * INPUTS, 1e-30 * ORIGINALS),
-    "inputs of all sizes": (WEIGHT, INPUTS * torch.logspace(-20, 14, COLUMNS), ORIGINALS * torch.logspace(-20, 14, 32)),
-    "weights of all sizes": (WEIGHT * torch.logspace(-30, 14, COLUMNS), INPUTS, ORIGINALS),
+    "inputs of all sizes": (WEIGHT, INPUTS * torch.logspace(-20, 7, COLUMNS), ORIGINALS * torch.logspace(-20, 7, 32)),
+    "weights of all sizes": (WEIGHT * torch.logspace(-30, 7, COLUMNS), INPUTS, ORIGINALS),
     "one column": (WEIGHT[:, :1], INPUTS[:, :1], ORIGINALS[:, :1]),
     "one weight": (WEIGHT[:1, :1], INPUTS[:, :1], ORIGINALS[:, :1]),
 }
@@ -151,14 +151,13 @@ def test_an_input_that_died_is_corrected_by_the_others():
 def test_damping_that_cannot_help_ends_in_one_error():
     with pytest.raises(JettisonError, match="not positive definite even with damp = 10000: calibrate on more text"):
         assert len(list(dampings(0.01))) == 7
-    hessian = -torch.eye(COLUMNS)  # no second moment, but damaged statistics might be
-    hessian[0, 0] = 100.0
+    hessian = torch.diag(torch.tensor([1e6 + 32, -1e6] + 30 * [1.0]))  # no second moment; damaged ones might be
     for solve in (lambda: best_correction(WEIGHT, hessian, 2), lambda: gptq(WEIGHT, Grid(4, 8), Stats(hessian, 9))):
         with pytest.raises(JettisonError, match="not positive definite"):
             solve()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, 1e18])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, 1e10])
 @pytest.mark.parametrize("whose", ["inputs", "originals"])
 def test_inputs_that_float32_cannot_square_are_named(value, whose):
     """Before any method makes something of them."""
@@ -168,7 +167,7 @@ def test_inputs_that_float32_cannot_square_are_named(value, whose):
     linear = Linear("block.0", ("q",), 4, COLUMNS, 0, "block.0", "block.0")
     given = {"inputs": (INPUTS, bad), "originals": (bad, INPUTS)}[whose]
     with (
-        pytest.raises(JettisonError, match=r"block\.0: its inputs have a mean square of .* where at most 1e\+30"),
+        pytest.raises(JettisonError, match=r"block\.0: its inputs have a mean square of .* where at most 1e\+16"),
         watch(module, "block", [linear], dense=True) as watching,
     ):
         watching.original = True
@@ -200,7 +199,7 @@ def edited(folder, out, edit):
 def test_a_model_with_an_input_that_is_always_zero(tiny, tmp_path, method):
     silent = "model.layers.1.self_attn.v_proj.weight"
     source = edited(tiny("llama"), tmp_path / "model", lambda tensors: tensors[silent].zero_())
-    quantize = {"quantize": {"method": method, "bits": 4, "group_size": 32}}
+    quantize = {"quantize": {"method": method, "bits": 4, "group_size": 32} | QUICK.get(method, {})}
     calibration = {"samples": 4, "length": 32}
     compress(source, {"calibration": calibration, "steps": [quantize]}, tmp_path / "out")
     assert torch.isfinite(load(tmp_path / "out").logits(torch.arange(8).unsqueeze(0))).all()
@@ -223,5 +222,5 @@ def test_weights_that_float32_cannot_square_are_named(tiny, tmp_path):
             {"prune": {"method": "magnitude", "sparsity": 0.5}},
         )
     ):
-        with pytest.raises(JettisonError, match=f"{name} has a weight of 1e.30; at most 1e.15"):
+        with pytest.raises(JettisonError, match=f"{name} has a weight of .*e.30; at most 1e.08"):
             compress(source, {"steps": [step]}, tmp_path / f"out{number}")

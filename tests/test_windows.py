@@ -53,7 +53,7 @@ REFUSED = {
     ),
     "fit": (
         "calibration.length",
-        lambda folder, out: fit(folder, out=out, recipe=recipe(GPTQ, **MORE), texts=["wikitext2"]),
+        lambda folder, out: fit(folder, out=out, recipe=recipe(GPTQ, **MORE), device="rtx-4090", texts=["wikitext2"]),
     ),
     "evaluate": ("window", lambda folder, out: evaluate(folder, window=129, texts=["wikitext2"])),
     "importance": ("length", lambda folder, out: measure_units(folder, length=129)),
@@ -134,9 +134,7 @@ def test_synthetic_text_begins_with_tokens_that_the_model_knows(small):
 
 def test_text_without_such_tokens_is_read(small, tmp_path):
     source, text = ModelFolder(small), tmp_path / "text.txt"
-    words = [source.tokenizer.decode([token]) for token in range(40, 120)]
-    fine = [word for word in words if max(source.tokenizer(word).input_ids) < 256]
-    text.write_text("".join(fine) * 20)
+    text.write_text("~" * 80)  # which the tokenizer has no longer token for
     assert int(token_windows(source, text, 8).max()) < 256
     with pytest.raises(UsageError, match="has token -1"):
         source.check_tokens(torch.tensor([3, -1]), "it")

@@ -20,7 +20,7 @@ from jettison.pattern import Pattern
 from jettison.prune import Task, run_task
 from jettison.recipe import Recipe, Step
 
-LARGEST = 1e15  # of a weight: squares of it, and products with inputs, must fit in float32
+LARGEST = 1e8  # of a weight: squares of what it makes of an input must fit in float32
 
 
 @dataclass(frozen=True)

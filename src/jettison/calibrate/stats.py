@@ -10,7 +10,7 @@ from torch import nn
 from jettison.errors import JettisonError
 from jettison.models import Linear
 
-LARGEST = 1e30  # of a mean squared input: products of it with weights and each other must fit in float32
+LARGEST = 1e16  # of a mean squared input: squares of what a matrix makes of it must fit in float32
 
 
 @dataclass

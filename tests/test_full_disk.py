@@ -1,4 +1,4 @@
-"""A disk that really fills up (a small tmpfs): what was finished stays, and with space the same command ends the run."""
+"""A disk that really fills up (a small tmpfs): what was finished stays; with space the same command ends the run."""
 
 import os
 import shutil

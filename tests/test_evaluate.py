@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from killing import Killed
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from jettison.calibrate import token_windows
@@ -38,10 +39,32 @@ class TestQuality:
         assert measured["tokens"] == 8 * 255
         assert "kl" not in measured
 
-    def test_a_model_is_at_no_distance_from_itself(self):
-        measured = evaluate("scribe", teacher="scribe", **SHORT)["texts"]["books-evaluation"]
+    def test_a_model_is_at_no_distance_from_a_copy(self, tmp_path):
+        shutil.copytree(ModelFolder("scribe").folder, tmp_path / "copy")
+        measured = evaluate("scribe", teacher=tmp_path / "copy", **SHORT)["texts"]["books-evaluation"]
         assert measured["agreement"] == 1
         assert abs(measured["kl"]) < 1e-6
+
+    def test_distances_are_those_of_transformers(self, tmp_path):
+        """From a copy that differs in a single matrix, whose head and tail are the same."""
+        source = ModelFolder("scribe")
+        shutil.copytree(source.folder, tmp_path / "other")
+        tensors = load_file(tmp_path / "other" / "model.safetensors")
+        name = sorted(name for name in tensors if name.endswith("down_proj.weight"))[3]
+        tensors[name] = tensors[name] * 0.25
+        save_file(tensors, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+        measured = evaluate(tmp_path / "other", teacher="scribe", **SHORT)["texts"]["books-evaluation"]
+        ids = token_windows(source.tokenizer, "books-evaluation", 512, 2)
+        logits = []
+        for folder in (source.folder, tmp_path / "other"):
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            with torch.no_grad():
+                logits.append(model(ids).logits[:, :-1].log_softmax(-1))
+        kl = (logits[0].exp() * (logits[0] - logits[1])).sum(-1).mean()
+        agreement = (logits[0].argmax(-1) == logits[1].argmax(-1)).float().mean()
+        assert measured["kl"] == pytest.approx(float(kl), rel=0.03) and float(kl) > 0.005
+        assert measured["agreement"] == pytest.approx(float(agreement), abs=0.01) and float(agreement) < 0.99
+        assert measured["tokens"] == logits[0].shape[0] * logits[0].shape[1]
 
     def test_fewer_bits_are_further_away(self, tmp_path):
         found = []

@@ -52,7 +52,9 @@ def test_bits_per_weight():
 )
 def test_the_cost_model_counts_what_runs(steps, setting, bits):
     shape = open_shape("qwen3-1.7b")
-    for unit in find_units(shape.anatomy):
+    units = find_units(shape.anatomy)
+    assert {unit.role for unit in units if unit.block == 0} == {"qkv", "o", "gate_up", "down"}
+    for unit in units:
         if unit.block == 0:
             assert stored_bits(unit, planned(unit, recipe(*steps), setting.engine, setting.semi_structured)) == bits
         elif unit.role == "head":  # nobody asked for it

@@ -204,7 +204,7 @@ def test_every_option_is_tried():
 FREE = {  # switches, and what the tests of other rooms go through
     "--help", "--json", "--quiet", "--recovery", "--pareto", "--dry-run", "--spill", "--restart", "--adapter", "--chat",
     "--halves", "--preempt", "--jitter", "--prompt", "--stop", "--exact", "--window", "--top-k", "--top-p", "--min-p",
-    "--repetition-penalty", "--live",
+    "--repetition-penalty", "--live", "--original",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from jettison.errors import UsageError
 from jettison.jobs import assign
 from jettison.models import ModelFolder
 from jettison.plan import make_plan
-from jettison.recipe import load_recipe
+from jettison.recipe import load_recipe, with_windows
 from jettison.xr import find_scenario
 from jettison.xr.results import compare
 from jettison.xr.sources import read_costs
@@ -158,10 +158,10 @@ def test_documents_that_are_none(tmp_path, what, name):
     text, words = DOCUMENTS[name]
     file = tmp_path / "file.yaml"
     file.write_text(text)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UsageError, match=words if what != "costs" or words != "a mapping" else "costs are") as caught:
         READERS[what](file)
-    assert time.monotonic() - start < QUICK and "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert time.process_time() - start < QUICK and "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
@@ -171,11 +171,11 @@ def test_files_that_are_none(tmp_path, what):
     (tmp_path / "folder.yaml").mkdir()
     (tmp_path / "gone.yaml").symlink_to(tmp_path / "nowhere")
     (tmp_path / "latin.yaml").write_bytes(b"title: \xe9\xff")
-    start = time.monotonic()
+    start = time.process_time()
     for name in ("pipe", "folder", "gone", "latin"):
         with pytest.raises(UsageError, match=f"{name}.yaml"):
             READERS[what](tmp_path / f"{name}.yaml")
-    assert time.monotonic() - start < QUICK
+    assert time.process_time() - start < QUICK
 
 
 GOOD = {"bandwidth": 5e10, "memory": 4e9, "flops": 1e12}
@@ -265,4 +265,4 @@ def test_what_a_plan_writes_is_a_recipe(tiny, monkeypatch):
         for memory in (650e3, 800e3):
             found = make_plan(source, memory=memory, context=0, losses="prior", engine=engine)
             assert found.recipe.steps and load_recipe(yaml.safe_load(found.recipe.to_yaml())) == found.recipe
-            assert assign(source, found.recipe, engine)
+            assert assign(source, with_windows(found.recipe, source.positions), engine)

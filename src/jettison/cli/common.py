@@ -46,7 +46,7 @@ Losses = Annotated[
 Refine = Annotated[int, typer.Option("--refine", help="Measure this many plans around the best one.")]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="A name of `jettison recipes`, or a .yaml file.")]
 Changes = Annotated[list[str], typer.Option("--set", help="Change the recipe: verb.option=value. Repeatable.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Texts = Annotated[list[str], typer.Option("--text", help="books-evaluation, wikitext2, or a UTF-8 file. Repeatable.")]

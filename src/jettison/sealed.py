@@ -1,6 +1,7 @@
 """Tensors that a later run takes up again: the file holds a digest of its content, and is only used if that fits."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ SEAL = "seal"
 def write_sealed(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """As ``write_tensors``, with the digest of names, types, shapes, values and metadata in the metadata."""
     tensors, metadata = {name: tensors[name].detach().cpu().contiguous() for name in tensors}, dict(metadata or {})
-    write_tensors(path, tensors, metadata | {SEAL: _seal(tensors, metadata)})
+    write_tensors(path, tensors, {SEAL: json.dumps({"digest": _digest(tensors, metadata), "metadata": metadata})})
 
 
 def read_sealed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
@@ -23,13 +24,14 @@ def read_sealed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | 
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            metadata = dict(file.metadata() or {})
-    except (OSError, SafetensorError, ValueError, RuntimeError):  # as the header's damage has it
+            seal = json.loads((file.metadata() or {}).get(SEAL, "{}"))
+        metadata = dict(seal.get("metadata", {}))
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError, RuntimeError):  # as the damage has it
         return None
-    return (tensors, metadata) if metadata.pop(SEAL, None) == _seal(tensors, metadata) else None
+    return (tensors, metadata) if seal.get("digest") == _digest(tensors, metadata) else None
 
 
-def _seal(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+def _digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
     parts: list[object] = [dict(metadata)]
     for name in sorted(tensors):
         value = tensors[name].reshape(-1).view(torch.uint8).numpy()

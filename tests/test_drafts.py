@@ -349,4 +349,4 @@ def test_tensors_of_a_killed_importance_run_are_hidden(tmp_path):
 
 def test_draft_needs_something_to_say(deep):
     with pytest.raises(UsageError, match="no draft to choose from"):
-        draft(deep, ratios=(), views=(), lookup=0)
+        draft(deep, ratios=(), views=(), lookup=0, tokens=16)

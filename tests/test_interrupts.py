@@ -101,7 +101,7 @@ PLACES = {
     "compare": Place("jettison.report.compare:read_run", call=2),
     "verify": Place("jettison.verify:load"),
     "bench": Place("jettison.evaluate.decoding:_steps"),
-    "devices": Place("jettison.devices.machine:read_json"),
+    "devices": Place("jettison.devices.machine:_kept"),
     "recipes": Place("jettison.recipe:load_recipe", call=2),
     "xr": Place("jettison.parallel:as_completed"),
 }

@@ -17,6 +17,7 @@ import numpy as np
 from jettison.errors import JettisonError, UsageError
 from jettison.files import write_atomic
 from jettison.models import ModelShape
+from jettison.progress import waiting
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 KINDS = {  # name -> (type of gate and up, type of the rest)
@@ -76,6 +77,7 @@ def llama_cpp(shape: ModelShape, folder: Path, threads: int) -> dict[str, LlamaC
     return found
 
 
+@waiting("writing a GGUF file")
 def write_gguf(shape: ModelShape, kinds: Mapping[str, str], rest: str, path: Path) -> None:
     """A GGUF file with random blocks and no vocabulary. kinds: role -> type (Q4_0); rest: of all other matrices."""
     try:

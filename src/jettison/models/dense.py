@@ -7,6 +7,7 @@ from transformers import GenerationConfig
 
 from jettison.errors import JettisonError
 from jettison.models.folder import ModelFolder
+from jettison.progress import waiting
 
 ROOM = 1.1  # buffers and activations beside the weights
 
@@ -15,6 +16,7 @@ def compute_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@waiting("loading the model")
 def load_dense(source: ModelFolder, dtype: torch.dtype | None = None) -> nn.Module:
     """The causal language model of a folder, all weights in ``dtype`` (default: the type it is stored in).
 

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from jettison.compress import compress
 from jettison.decode import load
+from jettison.documents import read_json
 from jettison.errors import JettisonError
-from jettison.files import digest, file_digest, read_json, write_json
+from jettison.files import digest, file_digest, write_json
 from jettison.formats.peft import BASE
 from jettison.models.checkpoint import Checkpoint
 from jettison.recover import recover

@@ -53,6 +53,22 @@ def test_a_long_step_shows_without_a_terminal(stderr):
     assert re.fullmatch(r"compress: 4 of 4, in .* seconds, [\d.]+ per second", rest[-1])
 
 
+def test_work_without_steps_shows_if_it_takes_long(stderr, run):
+    @progress.waiting("loading")
+    def load(seconds):
+        time.sleep(seconds)
+        return seconds
+
+    with log_in(run):
+        assert load(0.0) == 0.0 and stderr.getvalue() == ""
+        load(0.13)
+        with bar("compress", 1):
+            load(0.13)
+    before, _, after = stderr.getvalue().partition("compress: 0 of 1")
+    assert re.fullmatch(r"(loading: \d\.\d+ seconds so far\n)+", before) and "loading" not in after
+    assert before.count("loading") == sum("loading" in line for line in read(run))
+
+
 def test_slow_steps_are_told_by_what_each_takes():
     running = progress.Bar("recover", 100, 0)
     running._began -= 7200

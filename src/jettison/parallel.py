@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import active_children, get_context, resource_tracker
 from multiprocessing.connection import wait
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any, TypeVar
 
 from jettison.errors import JettisonError, UsageError, shown
@@ -71,10 +71,10 @@ def _call(function: Callable[[Item], Result], item: Item) -> Result:
 
 
 def _in_processes(function: Callable, items: list, workers: int) -> Iterator[tuple[int, Any]]:
-    """Spawned, not forked: torch's threads do not survive a fork. Workers end at once when this does, whatever ends it,
-    and also when this process is killed: then their end of a pipe is closed."""
+    """Spawned, not forked: torch's threads do not survive a fork. Workers are killed when this ends before its time, and
+    end when this process is killed: then the other end of their pipe is closed."""
     threads, context = max(1, len(_cores()) // workers), get_context("spawn")
-    theirs, ours = context.Pipe(duplex=False)
+    others, (theirs, ours) = set(active_children()), context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(threads, theirs))
     try:
         with deaf_children():
@@ -86,7 +86,8 @@ def _in_processes(function: Callable, items: list, workers: int) -> Iterator[tup
             f"one of {workers} workers died, as happens where memory runs out; fewer workers may do"
         ) from error
     except BaseException:
-        ours.close()
+        for worker in set(active_children()) - others:
+            worker.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -97,16 +98,26 @@ def _in_processes(function: Callable, items: list, workers: int) -> Iterator[tup
 @contextmanager
 def deaf_children() -> Iterator[None]:
     """Processes that are spawned inside never hear Ctrl-C, which a terminal sends to all: it is for the one that waits.
-    From their first moment on, or they would show a traceback of their own."""
-    if not hasattr(signal, "pthread_sigmask"):
+    From their first moment on, or they would show a traceback of their own; so they would if this process were stopped
+    before it has told them what to do, and therefore signals wait here until that is done."""
+    if not hasattr(signal, "pthread_sigmask") or current_thread() is not main_thread():
         yield
         return
     resource_tracker.ensure_running()  # starting it would let the signals in again
+    heard: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers if callable(signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, lambda number, _: heard.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in heard[:1]:
+            handlers[number](number, None)
 
 
 def end_with(pipe: Any) -> None:

@@ -35,6 +35,7 @@ P, T = ParamSpec("P"), TypeVar("T")
 
 console = Console(stderr=True, highlight=False)
 _quiet = _silent = False
+_running = 0  # bars and waits
 _log: "_Log | None" = None
 
 
@@ -190,6 +191,39 @@ class Bar:
 
 
 @contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """For work without steps, as a decorator too: a line every 30 seconds, and none if it is over before. Nothing is
+    said where a bar is running, which speaks for itself."""
+    if _silent or _running or (_quiet and _log is None):
+        yield
+        return
+    over, began = Event(), time.monotonic()
+
+    def watch() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while not over.wait(EVERY):
+                say(f"{what}: {duration(time.monotonic() - began)} so far")
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        with _counted():
+            yield
+    finally:
+        over.set()
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    global _running
+    _running += 1
+    try:
+        yield
+    finally:
+        _running -= 1
+
+
+@contextmanager
 def bar(what: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Bar]:
     """``with bar("compress", 12) as step: ... step.advance()``. ``done`` counts what an earlier run finished. shown:
     False for work that takes no time to speak of."""
@@ -199,7 +233,7 @@ def bar(what: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Ba
         return
     terminal = console.is_jupyter or (console.file.isatty() and not console.is_dumb_terminal)
     drawn = terminal and not _quiet
-    with running._reported(plain=not (drawn or _quiet)):
+    with _counted(), running._reported(plain=not (drawn or _quiet)):
         if not drawn:
             yield running
             return

@@ -76,7 +76,9 @@ def _try(look: Callable[[Folder], str], looked: Folder) -> tuple[bool | None, st
         return None, str(reason)
     except JettisonError as error:
         return False, str(error)
-    except Exception as error:  # transformers and tokenizers raise anything at a damaged file
+    except BaseException as error:  # transformers and tokenizers raise anything at a damaged file
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's
+            raise
         return False, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 

@@ -102,6 +102,10 @@ class Stoppable:
             if os.isatty(2):
                 os.write(2, b"\x1b[?25h")  # a bar hides the cursor
         self._say()
+        if "multiprocessing.process" in sys.modules:
+            with contextlib.suppress(Exception):  # it is used past its own locks
+                for child in sys.modules["multiprocessing.process"].active_children():
+                    child.kill()
         os._exit(128 + number)
 
     def _say(self) -> None:

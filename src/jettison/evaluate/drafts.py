@@ -11,6 +11,7 @@ from jettison.decode.sampling import Sampling
 from jettison.decode.speculate import Round
 from jettison.decode.speedup import before_loop
 from jettison.evaluate.operators import sample
+from jettison.progress import waiting
 
 ROUNDS = 3  # of samples of steps
 
@@ -69,6 +70,7 @@ def step_costs(
     return cost.get(0, 0.0), tuple(cost[count] for count in range(1, most + 1))
 
 
+@waiting("writing with drafts")
 def compare_speed(
     loaded: Loaded,
     drafts: Sequence[Draft],

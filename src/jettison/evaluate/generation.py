@@ -11,6 +11,7 @@ import torch
 from jettison.calibrate import token_windows
 from jettison.decode import load
 from jettison.models import ModelFolder
+from jettison.progress import waiting
 
 PROMPTS, PROMPT_TOKENS, TOKENS, PREFILL_TOKENS, REPEATS = 3, 24, 48, 256, 3
 
@@ -22,6 +23,7 @@ def sample_prompts(model: str | Path, text: str | Path) -> list[str]:
     return [source.tokenizer.decode(ids[:PROMPT_TOKENS], skip_special_tokens=True) for ids in windows]
 
 
+@waiting("timing what is written")
 def measure_generation(model: str | Path, prompts: Iterable[str], *, adapter: bool = True) -> dict[str, Any]:
     """``samples``: each prompt with its likeliest continuation. ``speed``: tokens per second of decoding (batch 1; a
     sample for each prompt) and of reading a prompt of 256 tokens (three samples): the medians, and the samples. In the

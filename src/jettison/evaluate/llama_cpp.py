@@ -18,6 +18,7 @@ from jettison.errors import JettisonError, UsageError
 from jettison.files import digest
 from jettison.kept import is_kept, keep
 from jettison.models import ModelShape
+from jettison.progress import waiting
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 KINDS = {  # name -> (type of gate and up, type of the rest)
@@ -77,6 +78,7 @@ def llama_cpp(shape: ModelShape, folder: Path, threads: int) -> dict[str, LlamaC
     return found
 
 
+@waiting("writing a GGUF file")
 def write_gguf(shape: ModelShape, kinds: Mapping[str, str], rest: str, path: Path) -> None:
     """A GGUF file with random blocks and no vocabulary. kinds: role -> type (Q4_0); rest: of all other matrices.
 

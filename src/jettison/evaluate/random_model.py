@@ -9,9 +9,11 @@ from jettison.grid import Grid
 from jettison.kernels.tiles import Tiling
 from jettison.models import Linear, ModelShape
 from jettison.models.modules import Adapted, QuantLinear
+from jettison.progress import waiting
 from jettison.recipe import Recipe
 
 
+@waiting("making random weights")
 def random_model(
     shape: ModelShape, recipe: Recipe, *, adapter: bool = False, sparse: bool = False, seed: int = 0
 ) -> nn.Module:

@@ -21,6 +21,7 @@ from jettison.grid import WHOLE_ROW, Grid, QuantizedWeight, unpack
 from jettison.models import Anatomy, Linear, ModelFolder
 from jettison.models.dense import with_defaults
 from jettison.models.modules import QuantLinear, packed_parts
+from jettison.progress import waiting
 
 FORMAT, MIXED = "pack-quantized", "mixed-precision"  # of a group; of a section whose groups differ
 STORED_LAYOUTS = ("linear", "embedding")
@@ -166,6 +167,7 @@ def packed_linear(source: ModelFolder, name: str, grid: Grid, bias: torch.Tensor
     return packed
 
 
+@waiting("loading the model")
 def load_packed(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
     """The causal language model of a folder, its quantized linears as ``QuantLinear``, the rest in ``dtype``."""
     model = source.new_skeleton()

@@ -24,7 +24,7 @@ from jettison.models import ModelFolder
 from jettison.models.checkpoint import Checkpoint
 from jettison.models.dense import with_defaults
 from jettison.models.modules import PARTS, QuantLinear, tile_linears
-from jettison.progress import say
+from jettison.progress import say, waiting
 
 FILE = Path(".tiles") / "model.safetensors"
 ALIGNED = 64
@@ -33,6 +33,7 @@ NAMES = {
 }  # fmt: skip
 
 
+@waiting("loading the model")
 def load_tiled(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
     """As ``load_packed``, with linears tiled for the CPU kernels, from the file beside the checkpoint.
 

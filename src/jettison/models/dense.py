@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 from jettison.documents import read_json
 from jettison.errors import JettisonError, UsageError, guarded
 from jettison.models.folder import FULL_PRECISION, ModelFolder
+from jettison.progress import waiting
 from jettison.units import figures
 
 ROOM = 1.1  # buffers and activations beside the weights
@@ -17,6 +18,7 @@ def compute_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@waiting("loading the model")
 def load_dense(source: ModelFolder, dtype: torch.dtype | None = None) -> nn.Module:
     """The causal language model of a folder, all weights in ``dtype`` (default: the type it is stored in).
 

@@ -18,7 +18,7 @@ from jettison.calibrate import watch
 from jettison.errors import JettisonError
 from jettison.models import Linear
 from jettison.models.dense import compute_device
-from jettison.progress import bar, say
+from jettison.progress import bar, say, waiting
 from jettison.recover.loss import chunked_kl, head_of, kl, square_head
 from jettison.recover.trainables import add_lora, train_scales, train_weights
 from jettison.registry import recoverer
@@ -223,6 +223,7 @@ def _order(seed: int, epoch: int, count: int) -> torch.Tensor:
     return _orders[key]
 
 
+@waiting("running the original")
 @torch.no_grad()
 def _input_stats(teacher: nn.Module, pupil: Pupil):
     with watch(teacher, "", pupil.linears) as watching:

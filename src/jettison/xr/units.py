@@ -41,17 +41,15 @@ class Units:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.pipes = [ours for ours, _ in pairs]
         self.processes = []
-        for unit, (_, theirs) in enumerate(pairs):
-            own = cores[unit * self.threads : (unit + 1) * self.threads]
-            process = context.Process(
-                target=_serve, args=(theirs, self.variants, self.threads, own if len(own) == self.threads else []),
-                daemon=True,
-            )  # fmt: skip
-            with deaf_children():
-                process.start()
-            theirs.close()
-            self.processes.append(process)
         try:
+            with deaf_children():
+                for unit, (_, theirs) in enumerate(pairs):
+                    own = cores[unit * self.threads : (unit + 1) * self.threads]
+                    given = (theirs, self.variants, self.threads, own if len(own) == self.threads else [])
+                    process = context.Process(target=_serve, args=given, daemon=True)
+                    process.start()
+                    theirs.close()
+                    self.processes.append(process)
             with bar("load", self.count) as progress:
                 for unit in range(self.count):
                     if not self.pipes[unit].poll(LOAD_SECONDS):
@@ -74,7 +72,7 @@ class Units:
             if failure is None:
                 process.join(2)
             if process.is_alive():
-                process.terminate()
+                process.kill()
         for pipe in self.pipes:
             pipe.close()
 

@@ -146,7 +146,7 @@ class TestCard:
         assert "## Measured" not in (tmp_path / "out" / "README.md").read_text()
         result = {
             "size": {"bytes": 1234567, "bits_per_weight": 4.5},
-            "texts": {"mine": {"perplexity": 12.25, "kl": 0.5}},
+            "texts": {"mine": {"perplexity": 12.25, "log_perplexity": 2.5, "kl": 0.5, "agreement": 0.75}},
         }
         update_manifest(tmp_path / "out", results={"original": result})
         assert "| original | 1,234,567 | 4.50 | 12.25 | 0.5 |" in (tmp_path / "out" / "README.md").read_text()

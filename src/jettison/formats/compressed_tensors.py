@@ -11,7 +11,12 @@ from typing import Any
 
 import compressed_tensors
 import torch
-from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    QuantizationStrategy,
+)
 from compressed_tensors.utils.match import match_targets
 from pydantic import ValidationError
 from torch import nn
@@ -127,9 +132,8 @@ def _grid(source: ModelFolder, linear: Linear, scheme: QuantizationScheme) -> Gr
     if weights is None or weights.type != "int" or scheme.input_activations or scheme.output_activations:
         raise JettisonError(f"{where} is not weight-only integers, which is all that is read")
     if scheme.format not in (None, FORMAT) or weights.strategy not in ("channel", "group"):
-        raise JettisonError(
-            f"{where} is {scheme.format}, {weights.strategy}; only {FORMAT} by channel or group can be read"
-        )
+        kind = f"{scheme.format or FORMAT} by {QuantizationStrategy(weights.strategy).value}"
+        raise JettisonError(f"{where} is {kind}; only {FORMAT} by channel or group can be read")
     if source.has(f"{linear.name}.weight_g_idx"):
         raise JettisonError(f"{where} has its groups by activation order (weight_g_idx), which cannot be read")
     stored = lambda part: source.locate(f"{linear.name}.{part}")[0]

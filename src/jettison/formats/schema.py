@@ -32,6 +32,7 @@ class Where(Part):
 class Options(Part):
     """Of a step, those that the page and the card say in words of their own."""
 
+    method: str = ""
     bits: int = 4
     group_size: int = 128
     symmetric: bool = True
@@ -43,7 +44,7 @@ class Recipe(Part):
     use: str = ""
     why: list[str] | None = None
     calibration: dict[str, Any] | None = None
-    steps: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]]
 
     @field_validator("steps")
     @classmethod
@@ -70,6 +71,12 @@ class Text(Part):
     kl: float = 0.0
     agreement: float = 0.0
     tokens: int | None = None
+
+    @model_validator(mode="after")
+    def _has_both_distances(self) -> "Text":
+        if ("kl" in self.model_fields_set) != ("agreement" in self.model_fields_set):
+            raise ValueError("kl and agreement are measured together")
+        return self
 
 
 class Accuracy(Part):
@@ -203,10 +210,16 @@ class Point(Part):
 
 class Preset(Part):
     name: str
-    memory: float | None = None
-    tokens_per_second: float | None = None
-    loss: float
-    misses: list[str] = []
+    memory: float | None
+    tokens_per_second: float | None
+    loss: float | None
+    misses: list[str]
+
+    @model_validator(mode="after")
+    def _has_all_or_none(self) -> "Preset":
+        if len({self.memory is None, self.tokens_per_second is None, self.loss is None}) > 1:
+            raise ValueError("a preset has memory, tokens_per_second and loss, or none of them")
+        return self
 
 
 class Role(Part):
@@ -243,12 +256,12 @@ class Plan(Point):
     setting: Setting
     verdict: str
     losses: Literal["prior", "gradients", "measured"]
-    measured: list[float] = []
+    measured: list[float]
     roles: list[Role]
     presets: list[Preset]
     operators: Phases
     front: list[Point]
-    gains: Gains | None = None
+    gains: Gains | None
     sensitivity: list[Sensitivity]
     map: list[Cell]
 

@@ -33,7 +33,7 @@ class Checkpoint:
 
     def _find_files(self) -> list[Path]:
         index = self.folder / INDEX
-        if index.exists():
+        if os.path.lexists(index):
             files = [inside(self.folder, name) for name in self._named(index)]
         else:
             files = [self.folder / "model.safetensors"]

@@ -3,9 +3,9 @@
 Texts are given to plotly escaped: it reads a little HTML, and names of models, texts and tasks come from anywhere.
 """
 
+import html
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from math import ceil, floor, inf, log10
 from os.path import commonprefix
 from typing import Any
@@ -33,9 +33,14 @@ def embed(figure: go.Figure, name: str) -> Markup:
     return Markup(plotly.io.to_html(figure, config=CONFIG, include_plotlyjs=False, full_html=False, div_id=name))
 
 
+def plain(text: str) -> str:
+    """Any text as plotly is to show it. Quotes stay: plotly does not know their escapes."""
+    return html.escape(text, quote=False)
+
+
 def label(name: str) -> str:
     """A name short enough to stand beside an axis, escaped."""
-    return escape(name if len(name) <= LABEL else name[: LABEL - 1] + "…")
+    return plain(name if len(name) <= LABEL else name[: LABEL - 1] + "…")
 
 
 def labels(names: Sequence[str]) -> list[str]:
@@ -51,7 +56,7 @@ def labels(names: Sequence[str]) -> list[str]:
     for place, name in enumerate(short):
         if short.count(name) > 1:
             short[place] = f"{name[: LABEL - 4]} ({place + 1})"
-    return [escape(name) for name in short]
+    return [plain(name) for name in short]
 
 
 def stage_bars(values: Mapping[str, float], captions: Sequence[str]) -> go.Figure:
@@ -64,7 +69,7 @@ def stage_bars(values: Mapping[str, float], captions: Sequence[str]) -> go.Figur
             "color": [COLOURS.get(stage, CLEAR) for stage in values],
             "line": {"color": COLOURS["original"], "width": [0 if stage in COLOURS else 1.5 for stage in values]},
         },
-        text=[escape(caption) for caption in captions],
+        text=[plain(caption) for caption in captions],
         textposition="outside",
         cliponaxis=False,
         hoverinfo="skip",
@@ -89,7 +94,9 @@ def distances(stages: Mapping[str, Sequence[float]], texts: Sequence[str]) -> go
             hoverinfo="skip",
         )
     figure.update_yaxes(tickvals=list(range(len(texts))), ticktext=labels(texts))
-    return _bar_axes(figure, max(value for values in stages.values() for value in values), len("0.0000"))
+    beside = max(0, max(map(len, texts)) - LABEL // 2)  # letters of labels, which take room from the bars
+    longest = max(value for values in stages.values() for value in values)
+    return _bar_axes(figure, longest, len("0.0000") + min(beside, LABEL // 2))
 
 
 def task_accuracies(stages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> go.Figure:
@@ -129,7 +136,7 @@ def error_map(found: ErrorMap) -> go.Figure:
     powers = list(range(low, max(high, low + 1) + 1))
     depth = [[_power(error, low, high) for error in row] for row in found.errors]
     hover = [
-        [[f"{error:.3g}" if error is not None else "", escape(grid or "")] for error, grid in zip(*rows, strict=True)]
+        [[f"{error:.3g}" if error is not None else "", plain(grid or "")] for error, grid in zip(*rows, strict=True)]
         for rows in zip(found.errors, found.grids, strict=True)
     ]
     heat = go.Heatmap(
@@ -141,7 +148,7 @@ def error_map(found: ErrorMap) -> go.Figure:
         colorscale="YlOrBr",
         xgap=1 if few else 0,
         ygap=1,
-        text=[[escape(_bits(grid)) for grid in row] for row in found.grids],
+        text=[[plain(_bits(grid)) for grid in row] for row in found.grids],
         texttemplate="%{text}" if few else None,
         customdata=hover,
         hovertemplate="block %{x}, %{y}<br>error %{customdata[0]}<br>%{customdata[1]}<extra></extra>",

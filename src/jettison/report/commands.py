@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -38,6 +39,7 @@ def recovery_changes(manifest: dict[str, Any]) -> list[str]:
 
 def _yaml(value: Any) -> str:
     """On one line, read back as it is."""
-    if isinstance(value, str) and yaml.safe_load(value) == value:
-        return value
+    with suppress(yaml.YAMLError):
+        if isinstance(value, str) and yaml.safe_load(value) == value:
+            return value
     return json.dumps(value)

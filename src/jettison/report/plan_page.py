@@ -1,7 +1,6 @@
 """A plan to look at: roofline, time by operator, what nothing beats, gain over uniform 4 bits, bits of every block."""
 
 from collections.abc import Mapping
-from html import escape
 from math import log10
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from jettison.files import write_text
-from jettison.report.charts import COLOURS, FEW, blank, embed, labels, log_ticks, run_colour
+from jettison.report.charts import COLOURS, FEW, blank, embed, labels, log_ticks, plain, run_colour
 from jettison.report.render import render
 from jettison.units import figures, format_rate
 
@@ -51,7 +50,7 @@ def bits_map(cells: list[Data]) -> go.Figure:
     for cell in inside:
         row = roles.index(cell["role"])
         bits[row][cell["block"]] = widths.index(int(cell["choice"].split()[0]))
-        words[row][cell["block"]] = f"{escape(cell['choice'])}<br>expected loss {cell['loss']:.2g}"
+        words[row][cell["block"]] = f"{plain(cell['choice'])}<br>expected loss {cell['loss']:.2g}"
     steps = [[place, BITS[width]] for at, width in enumerate(widths) for place in (at / 5, (at + 1) / 5)]
     heat = go.Heatmap(
         z=bits,
@@ -125,8 +124,8 @@ def roofline(phases: Mapping[str, list[Data]], device: Data) -> go.Figure:
                 x=[row["flops"] / row["moved"]],
                 y=[row["flops"] / row["seconds"]],
                 mode="markers",
-                name=escape(row["role"]),
-                text=[escape(row["role"])],
+                name=plain(row["role"]),
+                text=[plain(row["role"])],
                 showlegend=phase == "decode",
                 marker={
                     "size": 12,
@@ -183,7 +182,7 @@ def front(data: Data) -> go.Figure:
     )  # fmt: skip
     figure.add_scatter(
         **shown(presets), mode="markers", name="presets",
-        text=[f"{escape(row['name'])}, {rate(row)}" for row in presets],
+        text=[f"{plain(row['name'])}, {rate(row)}" for row in presets],
         marker={"symbol": "x", "size": 9, "color": COLOURS["original"]},
     )  # fmt: skip
     figure.add_scatter(

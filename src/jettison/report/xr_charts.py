@@ -1,12 +1,11 @@
 """Charts of XRBench: what ran where and when, and scores by scenario and system. Plain numbers in, figures out."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 
-from jettison.report.charts import COLOURS, blank, label, labels, run_colour
+from jettison.report.charts import COLOURS, blank, label, labels, plain, run_colour
 
 LATE, DROPPED, DEADLINE = "#d1242f", "#d1242f", COLOURS["original"]
 BAR, WINDOW = 0.62, 0.3  # heights, of a row
@@ -74,7 +73,7 @@ def _bars(spans: Sequence[tuple], height: float, colour: str, opacity: float) ->
             "color": colour,
             "line": {"color": LATE, "width": [2 if late else 0 for *_, late in spans]},
         },
-        "customdata": [[f"{escape(f['task'])} {f['number']}", a, b, f["deadline"]] for _, a, b, f, _ in spans],
+        "customdata": [[f"{plain(f['task'])} {f['number']}", a, b, f["deadline"]] for _, a, b, f, _ in spans],
         "hovertemplate": "%{customdata[0]}: %{customdata[1]:.1f} to %{customdata[2]:.1f} ms, due "
         "%{customdata[3]:.1f}<extra></extra>",
     }
@@ -88,8 +87,8 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seque
     tall = max(34, 17 * max(map(len, parts), default=1) + 6)
     heat = go.Heatmap(
         z=[list(row) for row in values],
-        x=[escape(column) for column in columns],
-        y=[escape(row) for row in rows],
+        x=[plain(column) for column in columns],
+        y=[plain(row) for row in rows],
         zmin=0,
         zmax=100,
         colorscale="Blues",
@@ -103,7 +102,7 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seque
     figure = blank(heat, height=tall * len(rows) + 70)
     figure.update_xaxes(type="category", showgrid=False, side="top")
     figure.update_yaxes(
-        type="category", autorange="reversed", showgrid=False, ticklabelstandoff=4, tickvals=[*map(escape, rows)],
+        type="category", autorange="reversed", showgrid=False, ticklabelstandoff=4, tickvals=[*map(plain, rows)],
         ticktext=["<br>".join(map(label, names)) for names in parts],
     )  # fmt: skip
     return figure
@@ -114,7 +113,7 @@ def score_bars(names: Sequence[str], scores: Sequence[float]) -> go.Figure:
     figure = blank(height=34 * len(names) + 16)
     figure.add_bar(
         x=list(scores),
-        y=[escape(name) for name in names],
+        y=[plain(name) for name in names],
         orientation="h",
         marker_color=[run_colour(place + 1) for place in range(len(names))],
         text=[f"{score:.1f}" for score in scores],
@@ -125,6 +124,6 @@ def score_bars(names: Sequence[str], scores: Sequence[float]) -> go.Figure:
     figure.update_xaxes(visible=False, range=[0, 115])
     figure.update_yaxes(
         autorange="reversed", type="category", ticklabelstandoff=6, color=COLOURS["original"],
-        tickvals=[*map(escape, names)], ticktext=labels(names),  # cut off, two names may be alike
+        tickvals=[*map(plain, names)], ticktext=labels(names),  # cut off, two names may be alike
     )  # fmt: skip
     return figure

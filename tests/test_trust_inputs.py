@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from jettison.calibrate.text import read_documents
+from jettison.documents import parse_json, read_json
 from jettison.errors import JettisonError, UsageError, guarded
-from jettison.files import parse_json, read_json, write_json
+from jettison.files import write_json
 from jettison.models import ModelFolder, open_shape
 from jettison.models.checkpoint import INDEX
 from jettison.models.dense import load_dense

@@ -25,8 +25,8 @@ from jettison.report.run import read_run
 from jettison.units import figures, format_bytes, format_rate
 
 NAMES = (
-    "my-text.txt", "a.b.c", "{{ 7 * 7 }}", "{% if x %}", "%{x}", "%s %d {0}", "[bold]", "[/red]", "items", "<b>&amp;</b>",
-    "quotes \" ' `", "two\nlines", "日本語.txt", "caf\udce9.txt", "a|b", "$x$", "x" * 3000, "",
+    "my-text.txt", "a.b.c", "{{ 7 * 7 }}", "{% if x %}", "%{x}", "%s %d {0}", "[bold]", "[/red]", "items",
+    "<b>&amp;</b>", "quotes \" ' `", "two\nlines", "日本語.txt", "caf\udce9.txt", "a|b", "$x$", "x" * 3000, "",
 )  # fmt: skip
 
 
@@ -153,8 +153,8 @@ class TestShares:
     @pytest.mark.parametrize(
         ("recovered", "said"),
         [
-            (3.55, "112.5 % of the log-perplexity that the quantized model loses is recovered. That is more than all of it: "
-                   "on this text the recovered model is better than the original."),
+            (3.55, "112.5 % of the log-perplexity that the quantized model loses is recovered. That is more than all of "
+                   "it: on this text the recovered model is better than the original."),
             (4.2, "-50.0 % of the log-perplexity that the quantized model loses is recovered. That is less than none"),
             (3.7, "75.0 % of the log-perplexity that the quantized model loses is recovered.\n"),
         ],

@@ -191,7 +191,7 @@ def test_a_json_file_that_cannot_be_written(refused, command):
 
 
 def test_one_file_is_not_written_twice(refused):
-    assert "would be written twice" in refused(*PLAN.split(), "-o", "folder/../x", "--json", "x")
+    assert "would be written twice" in refused(*PLAN.split(), "-o", "FOLDER/../out", "--json", "OUT")
 
 
 def test_every_option_is_tried():

@@ -61,8 +61,8 @@ def _call(function: Callable[[Item], Result], item: Item) -> Result:
 
 
 def _in_processes(function: Callable, items: list, workers: int) -> Iterator[tuple[int, Any]]:
-    """Spawned, not forked: torch's threads do not survive a fork. Workers are killed when this ends before its time; when
-    this process is killed they end, for then the other end of their pipe is closed."""
+    """Spawned, not forked: torch's threads do not survive a fork. Workers are killed when this ends before its time.
+    When this process is killed, the other end of their pipe is closed, and they end."""
     threads, context = max(1, len(_cores()) // workers), get_context("spawn")
     others, (theirs, ours) = set(active_children()), context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(threads, theirs))

@@ -147,8 +147,8 @@ def test_ctrl_c_at_ten_moments(room, fitted, tmp_path, command):
         given = [*arguments(command, folder, out, fitted), *(["--restart"] if command == "recover" else [])]
         place = number > 0 and Place("jettison.cli.app:_prepare", "later", after=took * (number - 0.5) / 10)
         ended = parent.run(*given, place=place or None)
-        if not place or ended.code == 0:
-            assert ended.code == 0, ended.err
+        if not place or ended.code in (0, -signal.SIGINT):  # the latter: all was done, and Python about to end
+            assert (ended.code == 0 or place) and "Traceback" not in ended.err, ended.err
         else:
             assert_stopped(ended, line=line_of(command))
             stopped += 1

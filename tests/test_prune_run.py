@@ -235,7 +235,9 @@ class TestRecovery:
             compress(
                 tiny("llama"),
                 recipe(
-                    {"method": "magnitude", "sparsity": 0.5}, quantize(), {"recover": {"train": ["weights"]}} | where
+                    {"method": "magnitude", "sparsity": 0.5},
+                    quantize(),
+                    {"recover": {"train": ["weights"], "length": 16}} | where,
                 ),
                 tmp_path / "packed",
             )

@@ -70,7 +70,8 @@ def test_what_is_known(tiny):
 
 def test_what_steers_refinement_was_not_seen(tiny):
     source = ModelFolder(tiny("llama"))
-    seen, unseen = token_windows(source, "books", LENGTH, SAMPLES), unseen_windows(source)
+    length = source.window(LENGTH)
+    seen, unseen = token_windows(source, "books", length, SAMPLES), unseen_windows(source)
     assert unseen.shape == seen.shape and len({tuple(row.tolist()) for row in unseen}) == SAMPLES
     assert not {tuple(row.tolist()) for row in unseen} & {tuple(row.tolist()) for row in seen}
 

@@ -12,6 +12,7 @@ from jettison.draft import draft
 from jettison.errors import UsageError
 from jettison.evaluate import evaluate
 from jettison.fit import fit
+from jettison.jobs import assign
 from jettison.models import ModelFolder
 from jettison.models.dense import load_dense
 from jettison.plan import forecast
@@ -40,20 +41,11 @@ def test_as_many_positions_as_there_are_can_be_used(tiny, family):
 
 
 REFUSED = {
-    "compress": ("calibration.length", lambda folder, out: compress(folder, recipe(GPTQ, **MORE), out)),
-    "allocation": ("calibration.length", lambda folder, out: compress(folder, recipe(OWL, **MORE), out)),
-    "compress to recover": (
+    "statistics": ("calibration.length", lambda folder, out: assign(ModelFolder(folder), recipe(GPTQ, **MORE))),
+    "allocation": ("calibration.length", lambda folder, out: assign(ModelFolder(folder), recipe(OWL, **MORE))),
+    "recovery": (
         "recover.length",
-        lambda folder, out: compress(folder, recipe(RTN, {"recover": {"length": 129}}), out),
-    ),
-    "dry run": ("calibration.length", lambda folder, out: forecast(folder, recipe(GPTQ, **MORE))),
-    "dry run of a recovery": (
-        "recover.length",
-        lambda folder, out: forecast(folder, recipe(RTN, {"recover": {"length": 129}})),
-    ),
-    "fit": (
-        "calibration.length",
-        lambda folder, out: fit(folder, out=out, recipe=recipe(GPTQ, **MORE), device="rtx-4090", texts=["wikitext2"]),
+        lambda folder, out: assign(ModelFolder(folder), recipe(RTN, {"recover": {"length": 129}})),
     ),
     "evaluate": ("window", lambda folder, out: evaluate(folder, window=129, texts=["wikitext2"])),
     "importance": ("length", lambda folder, out: measure_units(folder, length=129)),
@@ -79,8 +71,8 @@ def test_more_positions_than_there_are(tiny, tmp_path, what, family):
 def test_more_positions_than_there_are_while_recovering(tiny, tmp_path):
     compress(tiny("llama"), recipe(RTN), tmp_path / "out")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UsageError, match="recover.length = 512 tokens: .* has positions for at most 128"):
-        recover(tmp_path / "out")
+    with pytest.raises(UsageError, match="recover.length = 129 tokens: .* has positions for at most 128"):
+        recover(tmp_path / "out", changes=["recover.length=129"])
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -55,6 +56,7 @@ def main() -> int:
     parent = given.folder or (memory if memory.is_dir() and os.access(memory, os.W_OK) else None)
     folder = Path(tempfile.mkdtemp(prefix="jettison-fuzz-", dir=parent))
     server = Server(folder, given.seed, keep=bool(given.only))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder goes
     try:
         server.warm()
         if given.only:

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from jettison.cli import common
 
@@ -26,8 +25,8 @@ def verify(
 
     common.begin(quiet)
     result = run(folder, original=original)
-    said = {True: "ok", False: "[bold red]failed[/bold red]", None: "not tried"}
-    rows = [[each["check"], said[each["ok"]], escape(each["found"])] for each in result["checks"]]
+    said = {True: "ok", False: "failed", None: "not tried"}
+    rows = [[each["check"], said[each["ok"]], each["found"]] for each in result["checks"]]
     common.table("check", "", "", rows=rows, text=("",))
     common.finish(result, json)
     if not result["ok"]:

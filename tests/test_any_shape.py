@@ -18,7 +18,7 @@ from jettison.models.modules import QuantLinear
 from jettison.plan import Setting, predict
 from jettison.plan.cost import planned_all, stored_bits
 from jettison.plan.units import Unit, choices, find_units
-from jettison.recipe import load_recipe, preset_names
+from jettison.recipe import load_recipe, preset_names, with_windows
 
 SHORT = ["calibration.text=books", "calibration.samples=2", "calibration.length=32"]
 ODD = {"hidden_size": 72, "head_dim": 18, "intermediate_size": 97, "num_hidden_layers": 1}  # no usual size divides
@@ -145,7 +145,7 @@ class TestShared:
     def test_all_experts_of_a_model_share_one(self, tiny):
         """Of 64 columns in gate and up, of 32 in down: transformers reads one grid for all."""
         source = ModelFolder(tiny("qwen3_moe"))
-        jobs = assign(source, load_recipe("w4"), "transformers")
+        jobs = assign(source, with_windows(load_recipe("w4"), source.positions), "transformers")
         sizes = {"expert" in job.linear.roles: set() for job in jobs}
         for job in jobs:
             sizes["expert" in job.linear.roles].add(job.grid.group_size)
@@ -158,7 +158,8 @@ class TestShared:
         [("llama", "gateup-w4w2"), ("llama", "w4"), ("stablelm", "w3"), ("qwen3_moe", "w2"), ("qwen3_moe", "w4")],
     )
     def test_the_cost_model_takes_what_compress_takes(self, tiny, family, preset, engine):
-        source, recipe = ModelFolder(tiny(family)), load_recipe(preset)
+        source = ModelFolder(tiny(family))
+        recipe = with_windows(load_recipe(preset), source.positions)
         target = engine and find_engine(engine)
         jobs = {job.linear: job.grid for job in assign(source, recipe, engine)}
         for unit, choice in planned_all(find_units(source.anatomy), recipe, target).items():

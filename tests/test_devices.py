@@ -128,7 +128,7 @@ class TestFiles:
             ({"share": 0}, "share = 0; valid: a part of the bandwidth, above 0 and at most 1"),
             ({"bandwith": 1}, "unknown field 'bandwith' of device 'headset'.*did you mean 'bandwidth'"),
             ({"flops": {"fp61": 1e12}}, "unknown type of flops 'fp61'.*did you mean 'fp16'"),
-            ({"flops": {"fp16": "fast"}}, "flops.fp16 = 'fast'; valid: per second, from 1e8 to 1e17"),
+            ({"flops": {"fp16": "fast"}}, "flops.fp16 = 'fast'; valid: per second, from 1e6 to 1e17"),
             ({"flops": {"fp32": 1e12, "int8": 1e18}}, "flops.int8 = .1e.18"),
             ({"flops": {}}, "flops = {}; valid: a number by type, for fp32, fp16, int8"),
             ({"sources": "a sheet"}, "sources = 'a sheet'; valid: a text for each of bandwidth, memory"),

@@ -54,7 +54,7 @@ class TestQuality:
         tensors[name] = tensors[name] * 0.25
         save_file(tensors, tmp_path / "other" / "model.safetensors", {"format": "pt"})
         measured = evaluate(tmp_path / "other", teacher="scribe", **SHORT)["texts"]["books-evaluation"]
-        ids = token_windows(source.tokenizer, "books-evaluation", 512, 2)
+        ids = token_windows(source, "books-evaluation", 512, 2)
         logits = []
         for folder in (source.folder, tmp_path / "other"):
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

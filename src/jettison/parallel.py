@@ -1,6 +1,7 @@
 """One ``map`` for independent work: here, in a pool of processes, or on a Ray cluster where an address is given."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -12,9 +13,11 @@ from multiprocessing.connection import wait
 from threading import Thread, current_thread, main_thread
 from typing import Any, TypeVar
 
-from jettison.errors import JettisonError, UsageError
+from jettison.errors import JettisonError, UsageError, shown
 from jettison.progress import bar
+from jettison.units import check_number
 
+MOST = 1024  # processes
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
@@ -31,12 +34,12 @@ def map(
     cluster (``auto``, ``ray://HOST:10001``, or ``local`` to start one here), which then schedules instead. With more
     than one worker ``function`` and the items are pickled: a function of a module, no lambda. ``what`` names the bar.
 
-    Raises UsageError for fewer workers than one and where Ray is missing; what ``function`` raises of JettisonError as
-    it is, anything else as a JettisonError that names the item. Work that has not begun is given up then.
+    Raises UsageError for fewer workers than one, an address that is none, and where Ray is missing; what ``function``
+    raises of JettisonError as it is, anything else as a JettisonError that names the item. Work that has not begun is
+    given up then.
     """
     items = list(items)
-    if workers < 1:
-        raise UsageError(f"workers = {workers}: at least 1 is needed")
+    check_workers(workers, address)
     if address is not None:
         finished = _on_ray(function, items, address)
     elif workers == 1 or len(items) < 2:
@@ -51,6 +54,13 @@ def map(
     return results
 
 
+def check_workers(workers: int, address: str | None) -> None:
+    """Raises UsageError for what ``map`` does not take."""
+    check_number("workers", workers, 1, MOST, whole=True)
+    if address is not None and not re.fullmatch(r"auto|local|(ray://)?[^\s/:]+:[0-9]+", address):
+        raise UsageError(f"address = {shown(address)}: auto, local, HOST:PORT or ray://HOST:PORT is needed")
+
+
 def _call(function: Callable[[Item], Result], item: Item) -> Result:
     try:
         return function(item)
@@ -61,8 +71,8 @@ def _call(function: Callable[[Item], Result], item: Item) -> Result:
 
 
 def _in_processes(function: Callable, items: list, workers: int) -> Iterator[tuple[int, Any]]:
-    """Spawned, not forked: torch's threads do not survive a fork. Workers are killed when this ends before its time.
-    When this process is killed, the other end of their pipe is closed, and they end."""
+    """Spawned, not forked: torch's threads do not survive a fork. Workers are killed when this ends before its time,
+    and end when this process is killed: then the other end of their pipe is closed."""
     threads, context = max(1, len(_cores()) // workers), get_context("spawn")
     others, (theirs, ours) = set(active_children()), context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(threads, theirs))

@@ -20,7 +20,7 @@ RANGES = {
     "bandwidth": (1e8, 1e14, "bytes per second, from 1e8 to 1e14"),
     "share": (ulp(0.0), 1.0, "a part of the bandwidth, above 0 and at most 1"),
     "memory": (1e6, 1e14, "bytes, from 1e6 to 1e14"),
-    "flops": (1e8, 1e17, "per second, from 1e8 to 1e17"),
+    "flops": (1e6, 1e17, "per second, from 1e6 to 1e17"),
     "cache": (0.0, 1e12, "bytes, from 0 to 1e12"),
     "overhead": (0.0, 0.1, "seconds, from 0 to 0.1"),
 }

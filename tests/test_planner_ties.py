@@ -37,7 +37,7 @@ class TestTheEstimatesError:
         """KL(scribe in float32 ‖ scribe in bfloat16), nats per token, on books that it has not seen."""
         source = ModelFolder("scribe")
         exact, rounded = (load_dense(source, dtype) for dtype in (torch.float32, torch.bfloat16))
-        windows = token_windows(source.tokenizer, "books-evaluation", 64, 4)
+        windows = token_windows(source, "books-evaluation", 64, 4)
         with torch.no_grad():
             first, second = (model(windows).logits.float().log_softmax(-1) for model in (exact, rounded))
         assert ERROR_NATS < float((first.exp() * (first - second)).sum(-1).mean()) < 2 * ERROR_NATS

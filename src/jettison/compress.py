@@ -71,6 +71,8 @@ def compress(
     if source.quantization:
         method = source.quantization.get("quant_method")
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
+    if (source.folder / MANIFEST).exists():
+        read_manifest(source.folder)  # whose teacher is recorded at the end: a damaged one is met before work
     jobs, out = assign(source, recipe, engine), check_folder(out, JOURNAL)
     if note := say_adjusted(jobs):
         say(f"note: {note}")
@@ -94,16 +96,22 @@ def _compress(
 ) -> None:
     adaptive = any(job.adaptive for job in jobs)
     needs = frozenset().union(*(job.needs for job in jobs))
-    journal = Journal(out / JOURNAL, _inputs(source, recipe, jobs, seed, calibrated=bool(needs) or adaptive))
+    calibrated = bool(needs) or adaptive
+
+    def checked_inputs() -> torch.Tensor | None:
+        check_source(source)
+        return calibration_tokens(source, recipe, seed) if calibrated else None
+
+    fresh = not (out / JOURNAL).exists()
+    tokens = checked_inputs() if fresh else None  # before the folder is that of a run, so that another try may use it
+    journal = Journal(out / JOURNAL, _inputs(source, recipe, jobs, seed, calibrated))
     finished = journal.last(finished=True)
     kept = _intact(out, journal)
     if finished and len(kept) == source.anatomy.blocks + 1:
         return
-    check_source(source)
+    tokens = tokens if fresh else checked_inputs()
     shutil.rmtree(out / SPILL, ignore_errors=True)  # of a killed run: its states are computed again
     walk = None
-    if needs or adaptive:
-        tokens = calibration_tokens(source, recipe, seed)
     if adaptive:
         jobs = _allocated(source, jobs, tokens, recipe.calibration["text"], journal)
     if needs:

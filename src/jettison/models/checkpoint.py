@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from jettison.documents import read_json
 from jettison.errors import JettisonError, UsageError
 from jettison.files import check_regular, content_digest, inside
+from jettison.progress import waiting
 
 INDEX = "model.safetensors.index.json"
 BITS = {"C64": 64, "BF16": 16, "BOOL": 8}  # of the types whose names do not begin with a letter and their bits
@@ -119,6 +120,7 @@ class Checkpoint:
         bits = BITS.get(kind) or int(re.match(r"[A-Z]+(\d+)", kind)[1])  # F6_E2M3 has 6
         return math.prod(self.shape(name)) * bits // 8
 
+    @waiting("reading the model's files")
     def content(self) -> dict[str, str]:
         """File name -> digest of all its bytes."""
         return {file.name: content_digest(file) for file in self.files}

@@ -3,12 +3,13 @@
 import contextlib
 import copy
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import tiny as maker
 import torch
-from runs import FULL, SPEED
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -135,10 +136,17 @@ def make_bases(folder: Path) -> None:
     shutil.copytree(folder / "run", folder / "recovered")
     recover(folder / "recovered", save_every=0)
     shutil.copytree(folder / "recovered", folder / "measured")
-    parts = {name: copy.deepcopy(FULL[name]) for name in ("request", "results", "tasks")}
+    parts, speed = _results()
     update_manifest(folder / "measured", **parts)
-    (folder / "measured" / "speed.json").write_text(json.dumps(SPEED))
+    (folder / "measured" / "speed.json").write_text(json.dumps(speed))
     write_draft(ModelFolder(folder / "measured"), Draft(lookup=2, length=4), "a reason", {"rows": [], "tried": []})
+
+
+def _results() -> tuple[dict, dict]:
+    """What a manifest and speed.json hold once a run was measured."""
+    from runs import FULL, SPEED
+
+    return {name: copy.deepcopy(FULL[name]) for name in ("request", "results", "tasks")}, SPEED
 
 
 def placed(recipe: dict, folder: Path) -> dict:
@@ -194,6 +202,15 @@ def _until(entries: int, work) -> None:
             raise AssertionError(f"done before it had {entries} entries")
     finally:
         Journal.add = real
+
+
+def wait_for_threads() -> None:
+    """Until this process has one thread, so that it may fork. Raises RuntimeError where others stay."""
+    until = time.monotonic() + 10
+    while len(os.listdir("/proc/self/task")) > 1:
+        if time.monotonic() > until:
+            raise RuntimeError("there are threads before a fork: children would hang")
+        time.sleep(0.01)
 
 
 def ids() -> torch.Tensor:

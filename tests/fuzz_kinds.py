@@ -231,11 +231,12 @@ def tiles(room: Room, rng: random.Random) -> Case:
 
     room.take("run")
     wanted = jettison.load(room.given).logits(bases.ids())
-    kept = [*room.given.glob(".tiles/*"), *(room.folder / "cache").rglob("*.safetensors")]
+    kept = [*room.given.glob(".tiles/*"), *(room.folder / "cache" / "tiles").rglob("*.*")]
     if not kept:
         return Case("nothing changed", (no_tiles,))
-    file = rng.choice(sorted(kept))
+    file = rng.choice([each for each in sorted(kept) for _ in range(4 if each.suffix == ".safetensors" else 1)])
     kind = rng.choice((mutate.change_bytes, change_header, change_data))
+    kind = kind if file.suffix == ".safetensors" else mutate.change_json
     note = changed(rng, room, file, kind, 0.08)
 
     def load_same(room: Room) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 QUIET = ("-q",)
+LOGS = ("journal.jsonl", "progress.log", "state.safetensors")  # which say how a run went, not what it made
 SECRET = "the secret of a file that lies outside"
 
 
@@ -216,7 +217,7 @@ def continue_recover(room: Room) -> None:
 def check_same(folder: Path, whole: Path, time: str) -> None:
     for path in sorted(path for path in whole.rglob("*") if path.is_file()):
         name = path.relative_to(whole)
-        if name.name in ("journal.jsonl", "state.safetensors") or name.parts[0].startswith("."):
+        if name.name in LOGS or name.parts[0].startswith("."):
             continue
         if not (folder / name).is_file() or (folder / name).read_bytes() != path.read_bytes():
             raise Complaint(f"a run that was called {time} has another {nameless(name)}")

@@ -29,7 +29,16 @@ from killing import Trap
 HERE = Path(__file__).resolve().parent
 LIMIT = 120.0  # seconds of a child
 # What differs from run to run, caches, and what is a log: the last is compared line by line.
-DIFFER = {"speed.json", "report.html", "state.safetensors", ".lock", ".lock-holder", ".tiles", "journal.jsonl"}
+DIFFER = {
+    "speed.json",
+    "report.html",
+    "state.safetensors",
+    ".lock",
+    ".lock-holder",
+    ".tiles",
+    "progress.log",
+    "journal.jsonl",
+}
 SETTINGS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
@@ -78,9 +87,12 @@ class Work:
 
     def undisturbed(self, verb: str) -> Path:
         """The folder of a run that nothing disturbed. It is made here, so that children have everything imported."""
+        import fuzz_bases as bases
+
         if verb not in self.whole:
             folder = self.begin(verb, self.folder / f"{verb}-whole")
             getattr(self, verb)(folder)
+            bases.wait_for_threads()
             self.whole[verb] = folder
         return self.whole[verb]
 

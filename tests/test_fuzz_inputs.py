@@ -32,8 +32,9 @@ def test_a_few_hundred_inputs(tmp_path):
     code, found = fuzz(tmp_path / "f.json", "--count", 11 * 20, "--seed", 0, "--jobs", 2)
     assert code == 0 and not found["findings"], told(found)
     assert list(found["by_kind"]) == KINDS
-    for row in found["by_kind"].values():
-        assert row["inputs"] == 20 and row["refused"] > 0 and row["accepted"] > 0
+    rows = found["by_kind"].values()
+    assert {row["inputs"] for row in rows} == {20}
+    assert all(sum(row[outcome] for row in rows) > 40 for outcome in ("refused", "accepted"))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from jettison.recover import recover
 
 STEPS = [
     {"quantize": {"method": "gptq", "bits": 4, "group_size": 32}, "where": {"role": ["q", "k", "v", "o", "down"]}},
-    {"quantize": {"method": "caldera", "bits": 2, "group_size": 32, "rank": 2}, "where": {"role": ["gate", "up"]}},
+    {"quantize": {"method": "rtn", "bits": 2, "group_size": 32}, "where": {"role": ["gate", "up"]}},
     {
         "recover": {"train": ["lora", "scales"], "rank": 2, "data": "books", "samples": 8, "length": 32, "batch": 2},
         "where": {"role": ["gate", "up"]},

@@ -45,7 +45,7 @@ WHOLE = {
         },
     ],
 }  # fmt: skip
-WHOLE["steps"][0]["where"]["block"] = []
+del WHOLE["steps"][0]["where"]["block"]
 PRUNED = {
     "loss": 0.1,
     "calibration": SMALL,

@@ -56,8 +56,9 @@ def test_memory_that_is_not_there_is_said(tiny, monkeypatch):
 
 def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_tried(tiny, monkeypatch):
     monkeypatch.setattr(trial, "try_block", lambda *_: pytest.fail("tried"))
-    with pytest.raises(UsageError, match="group_size 128 does not divide"):
-        forecast(tiny("llama"), load_recipe("w8"))
+    experts = {"steps": [{"quantize": {"method": "rtn", "bits": 4}, "where": {"role": ["expert"]}}]}
+    with pytest.raises(UsageError, match="fits nothing in"):
+        forecast(tiny("llama"), load_recipe(experts))
 
 
 def test_blocks_that_are_treated_alike_are_tried_once(tiny, monkeypatch):

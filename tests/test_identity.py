@@ -356,7 +356,7 @@ class TestCopies:
         pruned = {"steps": [{"prune": {"method": "magnitude", "pattern": "2:4"}}]}
         compress(model, pruned, tmp_path / "pruned")
         manifest = json.loads((tmp_path / "pruned" / "jettison.json").read_text())
-        (tmp_path / "pruned" / "jettison.json").write_text(json.dumps(manifest | {"results": {"original": {}}}))
+        (tmp_path / "pruned" / "jettison.json").write_text(json.dumps(manifest | {"results": {}}))
         (tmp_path / "pruned" / "speed.json").write_text("{}")
         out = compress(tmp_path / "pruned", GPTQ, tmp_path / "out")
         assert out["recipe"]["steps"][0].keys() == {"quantize", "where"}

@@ -171,7 +171,7 @@ class TestPlan:
         asked = "no plan meets the budget of 1 MB for scribe on this at 2048 tokens of context"
         with pytest.raises(UsageError, match=f"^{asked}: the smallest takes .* MB, the fastest runs at .* tokens/s$"):
             plan("scribe", memory="1MB")
-        asked = "the budget of 1e.06 tokens/s and 4 GB, which this has, for scribe"
+        asked = "the budget of 1,000,000 tokens/s and 4 GB, which this has, for scribe"
         with pytest.raises(UsageError, match=asked.replace(", for", " for")):
             plan("scribe", tps=1e6)
         words = _infeasible(PULLED.within(5.0, 5.0), open_shape("qwen3-4b"), find_device("strix-halo"), Setting())

@@ -205,6 +205,7 @@ FREE = {  # switches, and what the tests of other rooms go through
     "--help", "--json", "--quiet", "--recovery", "--pareto", "--dry-run", "--spill", "--restart", "--adapter", "--chat",
     "--halves", "--preempt", "--jitter", "--prompt", "--stop", "--exact", "--window", "--top-k", "--top-p", "--min-p",
     "--repetition-penalty", "--live", "--original",
+    "--version", "--install-completion", "--show-completion",
 }  # fmt: skip
 
 

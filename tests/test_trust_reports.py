@@ -14,9 +14,11 @@ from runs import FULL, SPEED, Page, drawn, make_run, rates
 from jettison.cli.fit_command import show_stages
 from jettison.errors import JettisonError, UsageError
 from jettison.evaluate.generation import _speed
+from jettison.files import write_json
 from jettison.formats.card import write_card
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
 from jettison.formats.schema import Plan, checked
+from jettison.kept import write_record
 from jettison.plan import make_plan
 from jettison.plan.picture import plan_data
 from jettison.report import charts, write_comparison, write_report
@@ -253,7 +255,7 @@ class TestManifests:
 
     @pytest.mark.parametrize("name", ["jettison.json", "speed.json", "draft.json"])
     def test_of_wrong_types_everywhere(self, made, tmp_path, name):
-        """Each field in turn with a few other values: a page, or one error."""
+        """Each field in turn with a few other values: a page, or one error. A damaged draft is left out of the page."""
         row = {"draft": "lookup", "acceptance": 0.8, "step": 0.4, "expected": 1.2}
         draft = {"draft": {}, "reason": "why", "measured": {"rows": [row], "tried": [row | {"measured": 1.1}]}}
         folder, values = made("a"), itertools.cycle(self.VALUES)
@@ -261,7 +263,8 @@ class TestManifests:
         refused = 0
         for at in [path for path in paths(data) if path]:
             for value in itertools.islice(values, 2):
-                (folder / name).write_text(json.dumps(with_value(data, at, value)))
+                changed = with_value(data, at, value)
+                write_record(folder / name, changed) if name == "draft.json" else write_json(folder / name, changed)
                 try:
                     write_report(folder, tmp_path / "page.html")
                     if name == "jettison.json":
@@ -269,7 +272,7 @@ class TestManifests:
                 except JettisonError as error:
                     refused += 1
                     assert "\n" not in str(error)
-        assert refused > len(list(paths(data))) / 2
+        assert refused == 0 if name == "draft.json" else refused > len(list(paths(data))) / 2
 
     @pytest.mark.parametrize(
         ("at", "value", "words"),

@@ -86,7 +86,7 @@ def compress(
         say(f"note: {note}")
     options = {"recipe": asked, "set": changes, "seed": seed, "engine": engine}
     command = command_line("compress", model, options, {"seed": 0})
-    if read_manifest(out).get("command") != command:
+    if "command" not in read_manifest(out):
         update_manifest(out, command=command)
     return read_manifest(out)
 

@@ -92,6 +92,8 @@ def _recover(
     finished = [journal is not None and _is_finished(folder, journal)]
     if broadcast_object_list(finished)[0]:
         return manifest
+    if journal:
+        _require_losses(work / STATE, journal)
     if journal and {"scales", "weights"} & set(options["train"]):
         names = [f"{linear.name}.weight_scale" for linear in quantized if "scales" in options["train"]]
         names += [f"{name}.weight" for name in dense]
@@ -175,6 +177,15 @@ def _is_finished(folder: Path, journal: Journal) -> bool:
     """Whether all that the recovery wrote is there, as it was written."""
     entry = journal.last(finished=True)
     return entry is not None and entry["hashes"] == _result_hashes(folder)
+
+
+def _require_losses(state: Path, journal: Journal) -> None:
+    """Drop the training so far if the journal has lost the loss of a step: all of them are part of the result."""
+    stored = read_sealed(state)
+    recorded = {entry["step"] for entry in journal.entries if "loss" in entry}
+    if stored and not set(range(int(stored[1]["step"]))) <= recorded:
+        say(f"note: {journal.path} has lost the losses of some steps, so training starts again")
+        state.unlink()
 
 
 def _keep_originals(source: ModelFolder, work: Path, names: list[str], first: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from jettison.journal import Journal
 from jettison.locks import locked
 from jettison.models import Activations, ModelFolder, Walk
 from jettison.models.halves import HALVES, half_of, unit_names, without
+from jettison.models.source_check import check_source
 from jettison.progress import bar
 from jettison.sealed import read_sealed, write_sealed
 
@@ -57,6 +58,8 @@ def measure_units(
     with locked(folder, wait=True):
         journal = Journal(folder / "units.jsonl", run, cache=True)
         if any(journal.last(block=block) is None for block in range(source.anatomy.blocks)):
+            if not source.quantization:
+                check_source(source)
             _measure(source, token_windows(source, text, length, samples), journal, folder, spill)
     units = [journal.last(block=block)["units"] for block in reversed(range(source.anatomy.blocks))]
     return {unit: found for of_block in units for unit, found in sorted(of_block.items())}

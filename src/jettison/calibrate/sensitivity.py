@@ -27,6 +27,7 @@ from jettison.locks import locked
 from jettison.models import Linear, ModelFolder
 from jettison.models.dense import compute_device, load_dense
 from jettison.models.modules import dense_weight
+from jettison.models.source_check import check_source
 from jettison.pattern import Pattern
 from jettison.progress import bar
 
@@ -74,6 +75,8 @@ def sensitivity(
         wanted = {name: [grid for grid in grids[name] if (name, str(grid)) not in known] for name in parts}
         wanted = {name: missing for name, missing in wanted.items() if missing}
         if wanted:
+            if not source.quantization:
+                check_source(source)
             windows = token_windows(source, text, length, samples)
             find = partial(_by_gradients, seed=seed) if kind == "gradients" else _by_measuring
             missing = {name: parts[name] for name in wanted}

@@ -32,7 +32,6 @@ LIMIT = 120.0  # seconds of a child
 DIFFER = {
     "speed.json",
     "report.html",
-    "state.safetensors",
     ".lock",
     ".lock-holder",
     ".tiles",

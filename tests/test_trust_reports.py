@@ -81,7 +81,7 @@ class TestNames:
         "names",
         [
             [f"jettison_{text}_{kind}" for text in ("books", "wikitext") for kind in ("agreement", "next_sentence")],
-            ["/home/someone/texts/part-one.txt", "/home/someone/texts/part-two.txt"],
+            ["shelf/texts/part-one.txt", "shelf/texts/part-two.txt"],
             ["x" * 100 + "a" + "y" * 100, "x" * 100 + "b" + "y" * 100, "short"],
             ["<" * 60 + "1", "<" * 60 + "2"],
         ],

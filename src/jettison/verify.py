@@ -14,7 +14,7 @@ import torch
 
 from jettison.decode import load
 from jettison.documents import read_json
-from jettison.errors import JettisonError, UsageError
+from jettison.errors import JettisonError, UsageError, guarded
 from jettison.files import file_digest, inside
 from jettison.formats import check
 from jettison.formats.compressed_tensors import read_grids
@@ -31,7 +31,7 @@ JOURNAL = "journal.jsonl"
 TOKENS = 16  # of the text that is run through the model
 
 
-class Untried(Exception):
+class Untried(JettisonError):
     """A check that cannot be made here, and why: neither a success nor a failure."""
 
 
@@ -71,15 +71,12 @@ def verify(folder: str | Path, *, original: str | Path | None = None) -> dict[st
 
 def _try(look: Callable[[Folder], str], looked: Folder) -> tuple[bool | None, str]:
     try:
-        return True, look(looked)
+        with guarded("it cannot be read"):
+            return True, look(looked)
     except Untried as reason:
         return None, str(reason)
     except JettisonError as error:
         return False, str(error)
-    except BaseException as error:  # transformers and tokenizers raise anything at a damaged file
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's
-            raise
-        return False, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _files(looked: Folder) -> str:

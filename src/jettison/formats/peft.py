@@ -22,7 +22,7 @@ from jettison.models.modules import Adapted
 FOLDER = "adapter"
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-SIDE_PATH = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
+LORA_TENSOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
 BASE = "jettison_base"  # metadata: the hash of the weights that the adapter was trained for
 
 SCALE = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
@@ -159,7 +159,7 @@ def _side_paths(tensors: Checkpoint, file: Path) -> list[str]:
     """The modules that have a side path. Raises JettisonError for tensors that are something else, or half of one."""
     parts: dict[str, set[str]] = defaultdict(set)
     for stored in tensors:
-        if not (found := SIDE_PATH.fullmatch(stored)):
+        if not (found := LORA_TENSOR.fullmatch(stored)):
             raise JettisonError(f"{file} has a tensor {stored}, which is no part of a LoRA side path of a linear")
         parts[found[1]].add(found[2])
     for name, found in parts.items():
@@ -190,7 +190,7 @@ def _check_fit(path: Path, name: str, base: nn.Module, rank: int, a: torch.Tenso
 def adapted_names(folder: Path) -> set[str]:
     """The modules that have a side path."""
     file = folder / FOLDER / TENSORS
-    return {found[1] for name in Checkpoint(file.parent, [file]) if (found := SIDE_PATH.fullmatch(name))}
+    return {found[1] for name in Checkpoint(file.parent, [file]) if (found := LORA_TENSOR.fullmatch(name))}
 
 
 def adapter_bytes(folder: Path) -> int:

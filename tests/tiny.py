@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from jettison.models.folder import BUNDLED
@@ -52,3 +53,13 @@ def make(family: str, folder: Path, seed: int = 0, **changes) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((BUNDLED["scribe"] / name).read_bytes())
     return folder
+
+
+def change(folder, **changes):
+    """Replace tensors of a model by what a function makes of them."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for name, make in changes.items():
+        name = name.replace("__", ".")
+        tensors[name] = make(tensors[name])
+    save_file({name: value.contiguous() for name, value in tensors.items()}, file, {"format": "pt"})

@@ -279,6 +279,6 @@ def rank_differs(before: dict[str, Any], file: Path) -> frozenset[str]:
     try:
         after = json.loads(file.read_bytes())
         changed = type(after["r"]) is int and after["r"] != before["r"] and not after.get("rank_pattern")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
         return NONE
     return WEIGHTS if changed else NONE

@@ -9,7 +9,9 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -78,6 +80,9 @@ class Server:
         if pid == 0:
             try:
                 run_one(folder, self.base, kind, number, self.seed)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
             finally:
                 os._exit(99)
         return Watched(pid, folder, kind, number)

@@ -14,7 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 QUIET = ("-q",)
-LOGS = ("journal.jsonl", "progress.log", "state.safetensors")  # which say how a run went, not what it made
+LOGS = (
+    "journal.jsonl",
+    "progress.log",
+    "state.safetensors",
+    "originals.safetensors",
+)  # what a run needs, not what it made
 SECRET = "the secret of a file that lies outside"
 
 

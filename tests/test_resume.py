@@ -116,6 +116,15 @@ class TestResume:
         recover(out)
         assert files_of(out) == before
 
+    @pytest.mark.parametrize("damage", ["one bit", "cut", "missing"])
+    def test_that_a_finished_recovery_cannot_be_undone_is_said(self, recovered, damage):
+        _, out, _ = recovered
+        spoil(out / "recover" / "originals.safetensors", damage)
+        recover(out)
+        assert "originals.safetensors is missing or damaged" in (out / "progress.log").read_text()
+        with pytest.raises(JettisonError, match="damaged"):
+            recover(out, restart=True)
+
 
 def spoil(file, damage):
     data = bytearray(file.read_bytes())

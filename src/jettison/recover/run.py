@@ -91,6 +91,8 @@ def _recover(
     journal = _on_main(state, lambda: Journal(work / JOURNAL, run))
     finished = [journal is not None and _is_finished(folder, journal)]
     if broadcast_object_list(finished)[0]:
+        if journal and set(options["train"]) != {"lora"} and read_sealed(work / ORIGINALS) is None:
+            say(f"note: {work / ORIGINALS} is missing or damaged: the recovery is whole, but --restart cannot undo it")
         return manifest
     if journal:
         _require_losses(work / STATE, journal)
@@ -312,15 +314,16 @@ def _replace(
 
 
 def _undo(folder: Path) -> None:
-    work, source = folder / WORK, ModelFolder(folder)
-    if (work / ORIGINALS).exists():
-        kept = read_sealed(work / ORIGINALS)
-        if kept is None:
-            raise JettisonError(f"{work / ORIGINALS} is damaged: compress into a new folder")
+    work, source, manifest = folder / WORK, ModelFolder(folder), read_manifest(folder)
+    kept = read_sealed(work / ORIGINALS)
+    changed = (manifest.get("recovery") or manifest)["hashes"] != _shard_hashes(folder)
+    if kept is None and changed:
+        raise JettisonError(f"{work / ORIGINALS} is missing or damaged: compress into a new folder")
+    if kept is not None:
         _replace(source, kept[0])
     shutil.rmtree(work, ignore_errors=True)
     shutil.rmtree(folder / ADAPTER, ignore_errors=True)
-    results = read_manifest(folder).get("results", {})
+    results = manifest.get("results", {})
     update_manifest(
         folder,
         recovery=None,

@@ -24,7 +24,7 @@ GPTQ = {
     "calibration": CALIBRATION,
     "steps": [{"quantize": {"method": "gptq", "bits": 4, "group_size": 32}, "where": {"role": ["up", "gate"]}}],
 }
-QUICK = {"samples": 8, "length": 32, "batch": 4, "train": ["lora", "scales"]}
+QUICK = {"samples": 8, "length": 32, "batch": 4, "train": ["lora", "scales"], "scale_lr": 0.1}
 RECOVERED = GPTQ | {"steps": [*GPTQ["steps"], {"recover": QUICK, "where": {"role": ["up"]}}]}
 
 

@@ -19,15 +19,15 @@ import plotly.graph_objects as go
 import torch
 from witness import RESULTS, RUNS, cell, claim, compare, write_result
 
-from jettison.calibrate import token_windows
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.evaluate.operators import linear_shapes, measure_operators, random_tiles
-from jettison.evaluate.quality import compare as compare_models
-from jettison.grid import Grid
+from jettison.bench.operators import linear_shapes, measure_operators, random_tiles
+from jettison.domains.text.data import token_windows
+from jettison.encodings.grid import Grid
+from jettison.graph.folder import open_shape
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling, dense
-from jettison.models import open_shape
+from jettison.pipeline.compression import compress
+from jettison.pipeline.evaluation import compare as compare_models
+from jettison.runtime.load import load
 
 NAME = "kernels"  # of the result; a script of this name would hide a package that transformers looks for
 SHAPES = linear_shapes(open_shape("qwen3-4b"))

@@ -22,18 +22,18 @@ import torch
 from random_checkpoint import write_random_checkpoint
 from witness import RUNS, cell, claim, compare, write_result
 
-from jettison.calibrate import token_windows
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.devices import find_device
+from jettison.bench.decoding import cache_bytes, measure_decoding, measure_prefill, read_bytes
+from jettison.bench.llama_cpp import KINDS, LlamaCpp, llama_cpp
+from jettison.bench.random_model import random_model
+from jettison.devices.device import find_device
 from jettison.devices.machine import measure
-from jettison.evaluate.decoding import cache_bytes, measure_decoding, measure_prefill, read_bytes
-from jettison.evaluate.llama_cpp import KINDS, LlamaCpp, llama_cpp
-from jettison.evaluate.random_model import random_model
+from jettison.domains.text.data import token_windows
+from jettison.graph.folder import open_shape
 from jettison.kernels import native
-from jettison.models import open_shape
-from jettison.plan import Setting, predict
-from jettison.recipe import Recipe, load_recipe
+from jettison.pipeline.compression import compress
+from jettison.planning.cost import Setting, predict
+from jettison.recipe.recipe import Recipe, load_recipe
+from jettison.runtime.load import load
 
 NAME = "engine"
 SHAPE, SMALL = "qwen3-4b", "qwen3-0.6b"

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jettison.progress import set_quiet
+from jettison.core.progress import set_quiet
 
-fit = importlib.import_module("jettison.fit")  # the module: jettison.fit itself is the verb
+fit = importlib.import_module("jettison.fitting")
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ from importlib.metadata import version
 import torch
 from witness import RUNS, cell, claim, origin, write_result
 
-from jettison.grid import Grid
+from jettison.encodings.grid import Grid
 from jettison.kernels import gpu, ops
-from jettison.models.semi_structured import use_semi_structured
+from jettison.runtime.semi_structured import use_semi_structured
 
 NAME = "gpu_kernels"
 LAYERS = {

@@ -28,17 +28,17 @@ import yaml
 from scipy.stats import spearmanr
 from witness import RESULTS, ROOT, RUNS, cell, claim, compare, origin, write_result
 
-from jettison.calibrate import token_windows
-from jettison.calibrate.sensitivity import Bench, unseen_windows
-from jettison.compress import compress
-from jettison.devices import find_device
-from jettison.evaluate import evaluate
-from jettison.models import ModelFolder, open_shape
-from jettison.plan import Setting, make_plan, predict
-from jettison.plan.baselines import gain, gate_up_recipe, uniform_recipe
-from jettison.plan.cost import planned
-from jettison.plan.refine import measure, refine
-from jettison.plan.search import greedy, random_plan, search
+from jettison.devices.device import find_device
+from jettison.domains.text.data import token_windows
+from jettison.graph.folder import ModelFolder, open_shape
+from jettison.pipeline.compression import compress
+from jettison.pipeline.evaluation import evaluate
+from jettison.planning.baselines import gain, gate_up_recipe, uniform_recipe
+from jettison.planning.cost import Setting, planned, predict
+from jettison.planning.planner import make_plan
+from jettison.planning.refine import measure, refine
+from jettison.planning.search import greedy, random_plan, search
+from jettison.statistics.sensitivity import Bench, unseen_windows
 
 NAME = "planner"
 FOLDER = RUNS / NAME

@@ -11,11 +11,10 @@ import json
 
 from witness import RESULTS, RUNS, cell, claim, compare, origin, write_result
 
-from jettison.compress import compress
-from jettison.evaluate import evaluate
-from jettison.evaluate.quality import TEXTS
-from jettison.recipe import load_recipe, preset_names
-from jettison.recover import recover
+from jettison.pipeline.compression import compress
+from jettison.pipeline.evaluation import TEXTS, evaluate
+from jettison.pipeline.recovery import recover
+from jettison.recipe.recipe import load_recipe, preset_names
 
 NAME = "presets"
 SHORT = ["recover.samples=1024", "recover.length=256", "recover.epochs=2", "recover.batch=8"]

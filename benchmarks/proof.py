@@ -26,12 +26,12 @@ from study import make, slug
 from transformers import AutoConfig, AutoModelForCausalLM
 from witness import RESULTS, ROOT, RUNS, cell, claim, compare, origin, write_result
 
-from jettison.compress import compress
-from jettison.evaluate import compare_tasks, evaluate_tasks
-from jettison.files import write_json
-from jettison.grid import Grid
-from jettison.models import ModelFolder
-from jettison.quantize import rtn
+from jettison.core.files import write_json
+from jettison.encodings.grid import Grid
+from jettison.graph.folder import ModelFolder
+from jettison.methods.quantize.rtn import rtn
+from jettison.pipeline.compression import compress
+from jettison.pipeline.tasks import compare_tasks, evaluate_tasks
 
 NAME = "proof"
 FOLDER = RUNS / NAME

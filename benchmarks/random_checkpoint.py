@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from jettison.files import write_json, write_tensors
+from jettison.core.files import write_json, write_tensors
 from jettison.formats.compressed_tensors import config_section
-from jettison.models import ModelShape
-from jettison.models.checkpoint import INDEX
-from jettison.models.modules import PARTS, QuantLinear
-from jettison.recipe import Recipe
+from jettison.graph.checkpoint import INDEX
+from jettison.graph.modules import PARTS, QuantLinear
+from jettison.graph.shape import ModelShape
+from jettison.recipe.recipe import Recipe
 
 
 def write_random_checkpoint(shape: ModelShape, recipe: Recipe, out: Path, seed: int = 0) -> None:

@@ -18,26 +18,25 @@ from typing import Any
 import numpy as np
 from witness import RUNS, claim
 
-from jettison.calibrate import token_windows
-from jettison.calibrate.importance import choose, measure_units
-from jettison.calibrate.text import read_documents
-from jettison.decode import Loaded
-from jettison.decode.draft import Costs, Draft
-from jettison.decode.engine import Engine
-from jettison.decode.lookup import Corpus, Lookup
-from jettison.decode.propose import Proposer, Tally
-from jettison.decode.sampling import Sampling
-from jettison.decode.speculate import Round, Speculation, speculate
-from jettison.decode.speedup import before_loop, closed_speedup, needed_acceptance, rounds_speedup
-from jettison.decode.targets import EngineTarget
-from jettison.decode.write import Speed
-from jettison.draft import VIEWS
-from jettison.evaluate.drafts import compare_speed
-from jettison.evaluate.operators import calmest, sample
-from jettison.evaluate.random_model import random_model
-from jettison.models import open_shape
-from jettison.models.halves import unit_names
-from jettison.recipe import load_recipe
+from jettison.bench.random_model import random_model
+from jettison.core.timing import calmest, sample
+from jettison.domains.text.data import read_documents, token_windows
+from jettison.graph.folder import open_shape
+from jettison.graph.halves import unit_names
+from jettison.recipe.recipe import load_recipe
+from jettison.runtime.load import Loaded
+from jettison.runtime.native_decoder import Engine
+from jettison.runtime.sampling import Sampling
+from jettison.runtime.speculative.choose import VIEWS
+from jettison.runtime.speculative.draft import Costs, Draft
+from jettison.runtime.speculative.lookup import Corpus, Lookup
+from jettison.runtime.speculative.measure import compare_speed
+from jettison.runtime.speculative.propose import Proposer, Tally
+from jettison.runtime.speculative.speculate import Round, Speculation, speculate
+from jettison.runtime.speculative.speedup import before_loop, closed_speedup, needed_acceptance, rounds_speedup
+from jettison.runtime.targets import EngineTarget
+from jettison.runtime.write import Speed
+from jettison.statistics.importance import choose, measure_units
 
 NAME, SHAPE, GROUP = "self_draft", "qwen3-1.7b", 128
 CONTEXT, MOST, ROUNDS, REPEATS = 64, 8, 60, 2  # tokens before; tokens of a draft; rounds that are replayed, how often

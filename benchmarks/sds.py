@@ -28,13 +28,13 @@ from sds_cells import CELLS, DISTANT, FOLDER, ITEMS, NAME, OPT, slug
 from sds_tables import accuracy, claims, gain, tables
 from witness import RESULTS, RUNS, cell, compare, origin, write_result
 
-from jettison.calibrate import token_windows
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.evaluate.quality import TEXTS, TOKENS, WINDOW
-from jettison.evaluate.quality import compare as measure_text
-from jettison.evaluate.tasks import evaluate_tasks
-from jettison.progress import set_quiet
+from jettison.core.progress import set_quiet
+from jettison.domains.text.data import token_windows
+from jettison.pipeline.compression import compress
+from jettison.pipeline.evaluation import TEXTS, TOKENS, WINDOW
+from jettison.pipeline.evaluation import compare as measure_text
+from jettison.pipeline.tasks import evaluate_tasks
+from jettison.runtime.load import load
 
 
 def run(key: str) -> dict:

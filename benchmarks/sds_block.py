@@ -11,10 +11,10 @@ from functools import partial
 import torch
 from witness import RUNS, cell
 
-from jettison import registry
-from jettison.calibrate import Stats
-from jettison.pattern import Pattern
-from jettison.plan.trial import timed as watched
+from jettison.encodings.pattern import Pattern
+from jettison.pipeline.trial import timed as watched
+from jettison.recipe import registry
+from jettison.statistics.stats import Stats
 
 FOLDER = RUNS / "sds"
 SHAPES = {"2048x2048": 2, "1024x2048": 2, "6144x2048": 2, "2048x6144": 1}  # outputs x inputs -> how many in a block

@@ -11,10 +11,10 @@ import statistics
 import torch
 from witness import RUNS, cell, claim
 
-from jettison.calibrate import token_windows
-from jettison.compress import compress
-from jettison.decode import Loaded, load
-from jettison.evaluate.quality import BATCH, TEXTS, TOKENS, WINDOW, compare
+from jettison.domains.text.data import token_windows
+from jettison.pipeline.compression import compress
+from jettison.pipeline.evaluation import BATCH, TEXTS, TOKENS, WINDOW, compare
+from jettison.runtime.load import Loaded, load
 
 FOLDER = RUNS / "sds"
 TEMPERATURES = (0.9, 1.0, 1.1, 1.2, 1.3)

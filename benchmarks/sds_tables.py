@@ -8,7 +8,7 @@ from sds_block import BASES
 from sds_cells import ABLATED, ABLATIONS, CONTROLLED, DISTANT, HELD, ITEMS, NAMES, OPT_CELLS, PATTERNS, VARIANTS
 from witness import claim
 
-from jettison.evaluate.quality import TEXTS
+from jettison.pipeline.evaluation import TEXTS
 
 OTHERS = {
     "plain": "its base",

@@ -26,22 +26,22 @@ from scipy.stats import chisquare
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from witness import RESULTS, RUNS, cell, claim, compare, write_result
 
-from jettison.calibrate import token_windows
-from jettison.calibrate.importance import choose, measure_units
-from jettison.compress import compress
-from jettison.decode import Loaded, load
-from jettison.decode.draft import Draft, View
-from jettison.decode.engine import Engine
-from jettison.decode.lookup import Lookup
-from jettison.decode.propose import Proposer, Tally
-from jettison.decode.sampling import Sampling
-from jettison.decode.speculate import Speculation, speculate
-from jettison.decode.speedup import before_loop
-from jettison.decode.targets import EngineTarget
-from jettison.decode.write import Speed
-from jettison.evaluate.drafts import write_ids
-from jettison.models import ModelFolder
-from jettison.progress import set_quiet
+from jettison.core.progress import set_quiet
+from jettison.domains.text.data import token_windows
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline.compression import compress
+from jettison.runtime.load import Loaded, load
+from jettison.runtime.native_decoder import Engine
+from jettison.runtime.sampling import Sampling
+from jettison.runtime.speculative.draft import Draft, View
+from jettison.runtime.speculative.lookup import Lookup
+from jettison.runtime.speculative.measure import write_ids
+from jettison.runtime.speculative.propose import Proposer, Tally
+from jettison.runtime.speculative.speculate import Speculation, speculate
+from jettison.runtime.speculative.speedup import before_loop
+from jettison.runtime.targets import EngineTarget
+from jettison.runtime.write import Speed
+from jettison.statistics.importance import choose, measure_units
 
 NAME = "self_draft"
 MODELS = {"scribe": "scribe", "deep": str(RUNS / "fixtures" / "deep")}

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from witness import RESULTS, cell, claim, compare, write_result
 
-from jettison.evaluate.decoding import measure_decoding
-from jettison.evaluate.operators import READ_BYTES, STREAMED, linear_shapes, random_tiles, read_limit, sample
-from jettison.evaluate.random_model import random_model
-from jettison.grid import Grid
+from jettison.bench.decoding import measure_decoding
+from jettison.bench.operators import READ_BYTES, STREAMED, linear_shapes, random_tiles, read_limit
+from jettison.bench.random_model import random_model
+from jettison.core.timing import sample
+from jettison.encodings.grid import Grid
+from jettison.graph.folder import open_shape
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling
-from jettison.models import open_shape
-from jettison.recipe import load_recipe
+from jettison.recipe.recipe import load_recipe
 
 NAME, SHAPE, CONTEXT = "sparse_kernels", "qwen3-1.7b", 16
 BITS = (4, 8)

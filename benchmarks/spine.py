@@ -24,13 +24,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from witness import RESULTS, ROOT, RUNS, cell, claim, compare, origin, write_result
 
-from jettison.calibrate import token_windows
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.evaluate import evaluate
-from jettison.files import file_digest
-from jettison.models import ModelFolder
-from jettison.recover import recover
+from jettison.core.files import file_digest
+from jettison.domains.text.data import token_windows
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline.compression import compress
+from jettison.pipeline.evaluation import evaluate
+from jettison.pipeline.recovery import recover
+from jettison.runtime.load import load
 
 NAME = "spine"
 TEXTS = ("books-evaluation", "wikitext2")

@@ -22,12 +22,14 @@ from pathlib import Path
 
 from witness import RESULTS, RUNS, cell, compare, write_result
 
-from jettison.compress import compress
-from jettison.evaluate import evaluate, recovered_share
-from jettison.files import write_text
-from jettison.models import ModelFolder
-from jettison.progress import set_quiet
-from jettison.recover import recover, synthesize
+from jettison.core.files import write_text
+from jettison.core.progress import set_quiet
+from jettison.domains.text.synthesize import synthesize
+from jettison.graph.folder import ModelFolder
+from jettison.metrics.share import recovered_share
+from jettison.pipeline.compression import compress
+from jettison.pipeline.evaluation import evaluate
+from jettison.pipeline.recovery import recover
 
 NAME = "study"
 TEXTS = ("books-evaluation", "wikitext2")

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from jettison.files import write_json, write_tensors
-from jettison.models import find_folder
+from jettison.core.files import write_json, write_tensors
+from jettison.graph.folder import find_folder
 
 END = "<|endoftext|>"
 WINDOW, TOKENS_PER_STEP = 256, 8192

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from jettison.files import write_json
+from jettison.core.files import write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

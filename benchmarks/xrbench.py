@@ -34,21 +34,13 @@ from typing import Any
 from calm import calm
 from witness import RESULTS, ROOT, RUNS, cell, claim, compare, write_result
 
-from jettison.progress import set_quiet
-from jettison.xr import (
-    Costs,
-    accelerator_names,
-    benchmark_score,
-    expected_score,
-    find_accelerator,
-    find_scenario,
-    scenario_names,
-    score,
-    simulate,
-    table_costs,
-)
+from jettison.core.progress import set_quiet
+from jettison.xr.costs import Costs, table_costs
+from jettison.xr.definitions import accelerator_names, find_accelerator, find_scenario, scenario_names
 from jettison.xr.live import run_live, scenario_variants
 from jettison.xr.official import COLUMNS, simulate_official, write_schedule
+from jettison.xr.scores import benchmark_score, expected_score, score
+from jettison.xr.simulator import simulate
 from jettison.xr.trace import write_trace
 from jettison.xr.tune import check_runs, tune
 from jettison.xr.units import Units

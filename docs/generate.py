@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pictures import timelines
 
-from jettison import registry
-from jettison.formats.engines import Format, engine_names, find_engine
-from jettison.recipe import load_recipe, preset_names
-from jettison.xr import find_scenario
+from jettison.formats.runtimes import Format, engine_names, find_engine
+from jettison.recipe import registry
+from jettison.recipe.recipe import load_recipe, preset_names
+from jettison.xr.definitions import find_scenario
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -27,7 +27,7 @@ def recipes() -> str:
     lines = ["# Recipes and methods", "", "A recipe says what to do to which part of a model. These are shipped:", ""]
     for name in preset_names():
         recipe = load_recipe(name)
-        text = (ROOT / "src" / "jettison" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+        text = (ROOT / "src" / "jettison" / "recipe" / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
         lines += [f"## {name}", "", recipe.use, "", "```yaml", text.strip(), "```", ""]
     lines += [
         "`loss` is the log-perplexity lost on books with `scribe`, in nats, measured by `benchmarks/presets.py`.",

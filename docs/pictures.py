@@ -4,8 +4,8 @@ bytes."""
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from jettison.report.charts import COLOURS, RUN_COLOURS
-from jettison.report.xr_charts import DROPPED, LATE
+from jettison.reports.charts import COLOURS, RUN_COLOURS
+from jettison.reports.xr_charts import DROPPED, LATE
 
 ROW, BAR, LEFT, WIDTH, TITLE, FOOT = 22, 14, 64, 780, 30, 26
 WINDOW = 6  # height of what lies between arrival and deadline

@@ -10,7 +10,7 @@ import torch
 def cache(tmp_path_factory):
     os.environ["JETTISON_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    from jettison.progress import set_quiet
+    from jettison.core.progress import set_quiet
 
     set_quiet(True)
     torch.set_num_threads(2)

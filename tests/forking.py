@@ -226,7 +226,7 @@ def _serve(model: str) -> None:
 
     import jettison
     from jettison.devices import machine
-    from jettison.models import ModelFolder
+    from jettison.graph.folder import ModelFolder
 
     torch.set_num_threads(1)  # none are started here: a fork would lose them
     machine.READ_BYTES, machine.MATRIX, machine.ENOUGH = 1 << 22, 256, 0.0  # to know this machine takes no time

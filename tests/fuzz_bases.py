@@ -113,11 +113,11 @@ def tokenizer(folder: Path) -> None:
 
 def make_bases(folder: Path) -> None:
     """Fill ``folder``. Everything in it stays as it is from then on."""
-    from jettison.compress import compress
-    from jettison.decode.draft import Draft, write_draft
     from jettison.formats.manifest import update_manifest
-    from jettison.models import ModelFolder
-    from jettison.recover import recover
+    from jettison.graph.folder import ModelFolder
+    from jettison.pipeline.compression import compress
+    from jettison.pipeline.recovery import recover
+    from jettison.runtime.speculative.draft import Draft, write_draft
 
     folder.mkdir(parents=True)
     (folder / "text.txt").write_text(TEXT)
@@ -185,7 +185,7 @@ class Stopped(BaseException):
 
 def _until(entries: int, work) -> None:
     """Work that is killed once its journal has so many entries."""
-    from jettison.journal import Journal
+    from jettison.core.journal import Journal
 
     real, left = Journal.add, [entries]
 

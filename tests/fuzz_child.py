@@ -144,7 +144,7 @@ def _command() -> Callable:
 def _note_refusals() -> list[str]:
     """Where the last of our errors came from, which the command line does not tell."""
     from jettison.cli import app
-    from jettison.errors import JettisonError
+    from jettison.core.errors import JettisonError
 
     origin, command = [""], _command()
 
@@ -161,7 +161,7 @@ def _note_refusals() -> list[str]:
 
 def _try(verb: Callable, room, case) -> tuple[str, list[tuple[str, str]]]:
     """What came of it, and findings as (what, message)."""
-    from jettison.errors import JettisonError
+    from jettison.core.errors import JettisonError
 
     try:
         verb(room)

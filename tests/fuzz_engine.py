@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from jettison.decode.engine import CACHES, Engine
-from jettison.errors import UsageError
-from jettison.grid import Grid, QuantizedWeight
+from jettison.core.errors import UsageError
+from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.graph.modules import Adapted, QuantLinear
 from jettison.kernels.tiles import Tiling
-from jettison.models.modules import Adapted, QuantLinear
+from jettison.runtime.native_decoder import CACHES, Engine
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text")
 

@@ -10,11 +10,11 @@ import time
 
 import torch
 
-from jettison.errors import UsageError
-from jettison.grid import Grid, QuantizedWeight
+from jettison.core.errors import UsageError
+from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.graph.modules import packed_parts
 from jettison.kernels import native, ops
 from jettison.kernels.tiles import Tiling, dense, pack_codes, spread, to_checkpoint, two_of_four
-from jettison.models.modules import packed_parts
 
 INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "portable")
 

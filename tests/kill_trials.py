@@ -58,23 +58,23 @@ class Work:
         (self.folder / "text.txt").write_text(bases.TEXT)
 
     def compress(self, folder: Path) -> None:
-        from jettison.compress import compress
+        from jettison.pipeline.compression import compress
 
         compress(self.model, self.recipe, folder)
 
     def prune(self, folder: Path) -> None:
-        from jettison.compress import compress
+        from jettison.pipeline.compression import compress
 
         compress(self.model, self.pruned, folder, spill=True)
 
     def recover(self, folder: Path) -> None:
-        from jettison.recover import recover
+        from jettison.pipeline.recovery import recover
 
         recover(folder, save_every=0)
 
     def fit(self, folder: Path) -> None:
-        from jettison.fit import fit
-        from jettison.recipe import load_recipe
+        from jettison.fitting import fit
+        from jettison.recipe.recipe import load_recipe
 
         options = {"texts": [self.folder / "text.txt"], "tokens": 1024, "device": "raspberry-pi-5"}
         fit(self.model, out=folder, recipe=load_recipe(self.recipe), **options)
@@ -103,7 +103,7 @@ def child(work: Callable[[], None], told: Path, trap: Trap | None = None, events
         return pid
     code = 99
     try:
-        from jettison.errors import JettisonError
+        from jettison.core.errors import JettisonError
 
         with open(told, "w") as handle:
             os.dup2(handle.fileno(), 1), os.dup2(handle.fileno(), 2)
@@ -252,7 +252,7 @@ def main() -> int:
 
 
 def run(folder: Path, given: argparse.Namespace) -> list[dict]:
-    from jettison.progress import set_quiet
+    from jettison.core.progress import set_quiet
 
     set_quiet(True)
     work = Work(folder)

@@ -10,14 +10,14 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.documents import read_json
-from jettison.errors import JettisonError
-from jettison.files import digest, file_digest, write_json
+from jettison.core.documents import read_json
+from jettison.core.errors import JettisonError
+from jettison.core.files import digest, file_digest, write_json
 from jettison.formats.peft import BASE
-from jettison.models.checkpoint import Checkpoint
-from jettison.recover import recover
+from jettison.graph.checkpoint import Checkpoint
+from jettison.pipeline.compression import compress
+from jettison.pipeline.recovery import recover
+from jettison.runtime.load import load
 
 Q0, DOWN1 = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 RULES = {

@@ -7,18 +7,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.devices import find_device
-from jettison.formats.engines import find_engine, fitted, illegal
-from jettison.grid import WHOLE_ROW, Grid
-from jettison.jobs import assign, say_adjusted
-from jettison.models import Linear, ModelFolder, open_shape
-from jettison.models.modules import QuantLinear
-from jettison.plan import Setting, predict
-from jettison.plan.cost import planned_all, stored_bits
-from jettison.plan.units import Unit, choices, find_units
-from jettison.recipe import load_recipe, preset_names, with_windows
+from jettison.devices.device import find_device
+from jettison.encodings.grid import WHOLE_ROW, Grid
+from jettison.formats.runtimes import find_engine, fitted, illegal
+from jettison.graph.anatomy import Linear
+from jettison.graph.folder import ModelFolder, open_shape
+from jettison.graph.modules import QuantLinear
+from jettison.pipeline.compression import compress
+from jettison.pipeline.jobs import assign, say_adjusted
+from jettison.planning.cost import Setting, planned_all, predict, stored_bits
+from jettison.planning.groups import Unit, choices, find_units
+from jettison.recipe.recipe import load_recipe, preset_names, with_windows
+from jettison.runtime.load import load
 
 SHORT = ["calibration.text=books", "calibration.samples=2", "calibration.length=32"]
 ODD = {"hidden_size": 72, "head_dim": 18, "intermediate_size": 97, "num_hidden_layers": 1}  # no usual size divides
@@ -112,7 +112,7 @@ class TestCompressed:
 
     def test_it_is_said_once_and_continues(self, tiny, tmp_path, monkeypatch):
         said = []
-        monkeypatch.setattr(import_module("jettison.compress"), "say", said.append)
+        monkeypatch.setattr(import_module("jettison.pipeline.compression"), "say", said.append)
         source = tiny(
             "llama",
             hidden_size=192,

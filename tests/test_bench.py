@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.errors import JettisonError, UsageError
-from jettison.evaluate import decoding, llama_cpp, operators
-from jettison.evaluate.peers import PEERS
-from jettison.evaluate.random_model import random_model
+from jettison.bench import decoding, llama_cpp, operators
+from jettison.bench.peers import PEERS
+from jettison.bench.random_model import random_model
+from jettison.core.errors import JettisonError, UsageError
+from jettison.graph.folder import open_shape
+from jettison.graph.modules import Adapted, QuantLinear
 from jettison.kernels import native
-from jettison.models import open_shape
-from jettison.models.modules import Adapted, QuantLinear
-from jettison.recipe import load_recipe
+from jettison.pipeline.compression import compress
+from jettison.recipe.recipe import load_recipe
+from jettison.runtime.load import load
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
 FAST = ["--matrix", "64x128", "--matrix", "96x256", "--group-size", "64", "--rounds", "1"]

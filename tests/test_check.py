@@ -10,16 +10,16 @@ from killing import files_of
 from safetensors.torch import load_file, save_file
 
 from jettison import compress as compress_model
-from jettison.calibrate import find_range
-from jettison.compress import compress
-from jettison.errors import JettisonError
-from jettison.files import write_tensors
+from jettison.core.errors import JettisonError
+from jettison.core.files import write_tensors
+from jettison.encodings.grid import Grid, QuantizedWeight
 from jettison.formats.card import write_card
 from jettison.formats.check import check_block, check_shard, inspect
 from jettison.formats.manifest import read_manifest, update_manifest
-from jettison.grid import Grid, QuantizedWeight
-from jettison.models import ModelFolder
-from jettison.quantize import rtn
+from jettison.graph.folder import ModelFolder
+from jettison.methods.quantize.rtn import rtn
+from jettison.numerics.ranges import find_range
+from jettison.pipeline.compression import compress
 
 GRID = Grid(2, 4)
 RTN = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32, "clip": False}}]}
@@ -47,7 +47,7 @@ class TestInspect:
             inspect("layer", weight_of([0, 1, 2, 3], [0, 1, 2, 3], scale=scale))
 
     def test_a_method_with_bad_scales_stops_the_run(self, tiny, tmp_path, monkeypatch):
-        from jettison import registry
+        from jettison.recipe import registry
 
         method = registry.find("quantize", "rtn")
 
@@ -79,7 +79,7 @@ class TestReadBack:
             save_file({name: tensor + 1 for name, tensor in tensors.items()}, path, metadata)
 
         write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(3)})
-        monkeypatch.setattr("jettison.files.save_file", faulty)
+        monkeypatch.setattr("jettison.core.files.save_file", faulty)
         with pytest.raises(JettisonError, match="x reads back differently"):
             write_tensors(tmp_path / "a.safetensors", {"x": torch.ones(3)})
         assert load_file(tmp_path / "a.safetensors")["x"].tolist() == [0, 0, 0]
@@ -156,10 +156,10 @@ class TestLargeModels:
     @pytest.mark.parametrize("family", ["qwen3", "gpt_oss", "gpt2"])
     def test_parts_of_rows_give_the_same_bytes(self, tiny, tmp_path, monkeypatch, family):
         compress(tiny(family), RTN, tmp_path / "whole")
-        monkeypatch.setattr(sys.modules["jettison.jobs"], "AT_ONCE", 640)
+        monkeypatch.setattr(sys.modules["jettison.pipeline.jobs"], "AT_ONCE", 640)
         seen = []
         monkeypatch.setattr(
-            sys.modules["jettison.quantize.methods.rtn"],
+            sys.modules["jettison.methods.quantize.rtn"],
             "find_range",
             lambda *args: seen.append(args[0]) or find_range(*args),
         )
@@ -168,7 +168,7 @@ class TestLargeModels:
         assert files_of(tmp_path / "whole") == files_of(tmp_path / "parts")
 
     def test_spilled_activations_give_the_same_bytes(self, tiny, tmp_path, monkeypatch):
-        from jettison.models import Activations
+        from jettison.graph.activations import Activations
 
         folders = []
         real = Activations.__init__
@@ -182,7 +182,7 @@ class TestLargeModels:
         assert files_of(tmp_path / "memory") == files_of(tmp_path / "disk")  # and nothing is left behind
 
     def test_files_are_let_go_after_each_block(self, tiny, tmp_path, monkeypatch):
-        from jettison.models.checkpoint import Checkpoint
+        from jettison.graph.checkpoint import Checkpoint
 
         released = []
         monkeypatch.setattr(Checkpoint, "release", lambda self: released.append(self.folder) or self._open.clear())

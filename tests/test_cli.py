@@ -12,7 +12,7 @@ import tiny as maker
 from safetensors.torch import load_file, save_file
 
 from jettison.cli.app import COMMANDS
-from jettison.recipe import load_recipe
+from jettison.recipe.recipe import load_recipe
 
 STEPS = ["--set", "quantize.group_size=32", "--set", "calibration.samples=8", "--set", "calibration.length=32"]
 
@@ -95,7 +95,7 @@ def test_plan_says_what_cannot_be_written(jettison, tmp_path):
 
 
 def test_what_cannot_be_written_is_not_fitted(jettison, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("jettison.fit"), "make_plan", None)  # nothing is planned either
+    monkeypatch.setattr(importlib.import_module("jettison.fitting"), "make_plan", None)  # nothing is planned either
     code, _, err = jettison("fit", "scribe", "--memory", "6MB", "--engine", "llama.cpp", "-o", tmp_path / "out")
     assert code == 2 and not (tmp_path / "out").exists()
     assert_one_line(err, "does not write yet")
@@ -104,8 +104,8 @@ def test_what_cannot_be_written_is_not_fitted(jettison, tmp_path, monkeypatch):
 def test_a_draft_is_not_written_over_anything(jettison, tiny, tmp_path):
     import shutil
 
-    from jettison.decode.draft import Draft, write_draft
-    from jettison.models import ModelFolder
+    from jettison.graph.folder import ModelFolder
+    from jettison.runtime.speculative.draft import Draft, write_draft
 
     folder = shutil.copytree(tiny("llama", num_hidden_layers=3), tmp_path / "model")
     write_draft(ModelFolder(folder), Draft(skip=("1",)), "", {})

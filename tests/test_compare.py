@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 from runs import FULL, SPEED, Page, drawn, make_run, without_stage
 
-from jettison.errors import UsageError
-from jettison.report import write_comparison
+from jettison.core.errors import UsageError
+from jettison.reports.compare import write_comparison
 
 
 @pytest.fixture

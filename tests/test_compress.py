@@ -12,14 +12,14 @@ from killing import count_writes, files_of, killed_at
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.errors import JettisonError, UsageError
-from jettison.evaluate import measure_size
+from jettison.core.errors import JettisonError, UsageError
+from jettison.encodings.grid import Grid
 from jettison.formats import compressed_tensors
-from jettison.grid import Grid
-from jettison.models import ModelFolder
-from jettison.quantize import rtn
+from jettison.graph.folder import ModelFolder
+from jettison.methods.quantize.rtn import rtn
+from jettison.pipeline.compression import compress
+from jettison.pipeline.size import measure_size
+from jettison.runtime.load import load
 
 CALIBRATION = {"text": "books", "samples": 8, "length": 32}
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from jettison.devices import Device, Operator, find_device, step_cost
-from jettison.errors import UsageError
-from jettison.models import ModelFolder, open_shape
-from jettison.plan import Setting, predict, predict_drafted, predict_prefill
-from jettison.plan.baselines import gain, gate_up_recipe, uniform_recipe
-from jettison.plan.cost import operators, windows
-from jettison.recipe import Recipe, load_recipe
-from jettison.units import parse_bytes
+from jettison.core.bytesize import parse_bytes
+from jettison.core.errors import UsageError
+from jettison.devices.device import Device, find_device
+from jettison.devices.roofline import Operator, step_cost
+from jettison.graph.folder import ModelFolder, open_shape
+from jettison.planning.baselines import gain, gate_up_recipe, uniform_recipe
+from jettison.planning.cost import Setting, operators, predict, predict_drafted, predict_prefill, windows
+from jettison.recipe.recipe import Recipe, load_recipe
 
 FAST = Device("fast", "fast", bandwidth=256e9, memory=128e9, flops={"fp16": 1e18}, cache=0.0, overhead=0.0, sources={})
 

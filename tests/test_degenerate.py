@@ -6,19 +6,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jettison.calibrate import Stats, best_correction, dampings, watch
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.errors import JettisonError
-from jettison.grid import Grid
-from jettison.jobs import LARGEST
-from jettison.models import Linear
-from jettison.pattern import Pattern
-from jettison.prune import magnitude, sparsegpt
-from jettison.prune.run import Task, run_task
-from jettison.quantize import gptaq, gptq
-from jettison.recover.trainables import add_lora
-from jettison.registry import methods
+from jettison.core.errors import JettisonError
+from jettison.encodings.grid import Grid
+from jettison.encodings.pattern import Pattern
+from jettison.graph.anatomy import Linear
+from jettison.methods.prune.magnitude import magnitude
+from jettison.methods.prune.sparsegpt import sparsegpt
+from jettison.methods.quantize.gptaq import gptaq
+from jettison.methods.quantize.gptq import gptq
+from jettison.numerics.columns import dampings
+from jettison.numerics.low_rank import best_correction
+from jettison.pipeline.compression import compress
+from jettison.pipeline.jobs import LARGEST
+from jettison.pipeline.pruning import Task, run_task
+from jettison.recipe.registry import methods
+from jettison.runtime.load import load
+from jettison.statistics.stats import Stats, watch
+from jettison.training.trainables import add_lora
 
 COLUMNS = 32
 QUICK = {  # fewer rounds: what is looked for shows in the first

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from jettison.devices import Device, device_names, find_device, machine, measure
-from jettison.devices.device import SOURCED
-from jettison.errors import UsageError
-from jettison.kept import read_record, write_record
+from jettison.core.errors import UsageError
+from jettison.core.kept import read_record, write_record
+from jettison.devices import machine
+from jettison.devices.device import SOURCED, Device, device_names, find_device
+from jettison.devices.machine import measure
 
 EXPECTED = {
     "strix-point", "strix-halo", "lunar-lake", "snapdragon-x-elite", "apple-m4", "apple-m4-max", "jetson-agx-orin",

@@ -8,23 +8,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from jettison.calibrate import importance
-from jettison.calibrate.importance import choose, measure_units, rank
-from jettison.compress import compress
-from jettison.decode import load, view
-from jettison.decode.assistant import assistant
-from jettison.decode.draft import ROLES, Draft, View, read_corpus, read_draft, write_corpus, write_draft
-from jettison.draft import draft, export_draft
-from jettison.errors import JettisonError, UsageError
-from jettison.files import write_tensors
+from jettison.core.errors import JettisonError, UsageError
+from jettison.core.files import write_tensors
+from jettison.core.kept import read_record, write_record
+from jettison.core.sealed import write_sealed
 from jettison.formats.compressed_tensors import UnpackedFolder
-from jettison.kept import read_record, write_record
+from jettison.graph.dense import load_dense
+from jettison.graph.folder import ModelFolder
+from jettison.graph.halves import run_bits, skipped_halves
 from jettison.kernels import native
-from jettison.models import ModelFolder
-from jettison.models.dense import load_dense
-from jettison.models.halves import run_bits, skipped_halves
-from jettison.recipe import load_recipe
-from jettison.sealed import write_sealed
+from jettison.pipeline.compression import compress
+from jettison.recipe.recipe import load_recipe
+from jettison.runtime import views as view
+from jettison.runtime.load import load
+from jettison.runtime.speculative.assistant import assistant
+from jettison.runtime.speculative.choose import draft, export_draft
+from jettison.runtime.speculative.draft import ROLES, Draft, View, read_corpus, read_draft, write_corpus, write_draft
+from jettison.statistics import importance
+from jettison.statistics.importance import choose, measure_units, rank
 
 PACKED = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32, "clip": False}}]}
 DEEP = {"num_hidden_layers": 4}
@@ -342,7 +343,7 @@ class TestCommand:
 def test_tensors_of_a_killed_importance_run_are_hidden(tmp_path):
     """A gradient that was kept does not make its folder one that holds something else."""
     write_tensors(tmp_path / ".gradient.safetensors", {"0": torch.zeros(1)})
-    from jettison.journal import Journal
+    from jettison.core.journal import Journal
 
     Journal(tmp_path / "units.jsonl", {"run": 1})
 

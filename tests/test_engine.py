@@ -7,15 +7,15 @@ import fuzz_engine
 import pytest
 import torch
 
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.decode.engine import FAMILIES, Engine, Unsupported
-from jettison.decode.sampling import Sampling
-from jettison.decode.write import EngineReader, TorchReader
-from jettison.errors import JettisonError, UsageError
+from jettison.core.errors import JettisonError, UsageError
 from jettison.kernels import native
 from jettison.kernels.specs import ModelSpec
-from jettison.recipe import load_recipe
+from jettison.pipeline.compression import compress
+from jettison.recipe.recipe import load_recipe
+from jettison.runtime.load import load
+from jettison.runtime.native_decoder import FAMILIES, Engine, Unsupported
+from jettison.runtime.sampling import Sampling
+from jettison.runtime.write import EngineReader, TorchReader
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
 TESTED = sorted({*FAMILIES} - {"ministral"})  # mistral's twin
@@ -62,7 +62,7 @@ class TestAgainstTransformers:
 
     def test_side_paths(self, tiny, ids, tmp_path):
         """An adapter as large as the weights; a dense base, so that nothing is rounded."""
-        from jettison.models.modules import Adapted
+        from jettison.graph.modules import Adapted
 
         model, chance = load(tiny("llama"), dtype=torch.float32).model, torch.Generator().manual_seed(1)
         plain = Engine(model).session(40, cache="float32").append(ids[0].tolist())

@@ -11,15 +11,16 @@ import yaml
 from tiny import CONFIGS
 from transformers import AutoModelForCausalLM
 
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.errors import UsageError
+from jettison.core.errors import UsageError
+from jettison.encodings.grid import Grid
 from jettison.formats import compressed_tensors
-from jettison.formats.engines import engine_names, find_engine, illegal
-from jettison.grid import Grid
-from jettison.jobs import assign
-from jettison.models import Anatomy, Linear, ModelFolder, families
-from jettison.recipe import load_recipe
+from jettison.formats.runtimes import engine_names, find_engine, illegal
+from jettison.graph.anatomy import Anatomy, Linear, families
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline.compression import compress
+from jettison.pipeline.jobs import assign
+from jettison.recipe.recipe import load_recipe
+from jettison.runtime.load import load
 
 ROLES = {f"{role}_proj": role for role in ("q", "k", "v", "o", "gate", "up", "down")}
 GROUPS = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
@@ -100,7 +101,7 @@ class TestTable:
 
     def test_fields_are_known(self):
         """A field that the reader does not know would be a rule that nothing follows."""
-        file = Path(sys.modules["jettison.formats.engines"].__file__).with_suffix(".yaml")
+        file = Path(sys.modules["jettison.formats.runtimes"].__file__).with_suffix(".yaml")
         known = {
             "grids",
             "head",

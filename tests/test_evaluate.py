@@ -11,14 +11,14 @@ from killing import Killed
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from jettison.calibrate import token_windows
-from jettison.compress import compress
-from jettison.errors import JettisonError, UsageError
-from jettison.evaluate import evaluate
-from jettison.fit import fit
-from jettison.models import ModelFolder
+from jettison.core.errors import JettisonError, UsageError
+from jettison.domains.text.data import token_windows
+from jettison.fitting import fit
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline.compression import compress
+from jettison.pipeline.evaluation import evaluate
 
-room = importlib.import_module("jettison.fit")  # the name jettison.fit is the verb
+room = importlib.import_module("jettison.fitting")
 W4 = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}]}
 QUICK = ["recover.samples=16", "recover.length=32", "recover.batch=4", "quantize.group_size=32"]
 QUICK += ["calibration.samples=8", "calibration.length=32"]

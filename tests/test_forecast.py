@@ -6,14 +6,15 @@ import psutil
 import pytest
 import torch
 
-from jettison.errors import UsageError
-from jettison.evaluate.quality import TEXTS
-from jettison.fit import fit
-from jettison.models import ModelFolder
-from jettison.plan import forecast, trial
-from jettison.plan.estimate import Estimate, how_long
-from jettison.progress import set_quiet
-from jettison.recipe import load_recipe
+from jettison.core.errors import UsageError
+from jettison.core.progress import set_quiet
+from jettison.fitting import fit
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline import trial
+from jettison.pipeline.evaluation import TEXTS
+from jettison.planning.estimate import Estimate, how_long
+from jettison.planning.forecast import forecast
+from jettison.recipe.recipe import load_recipe
 
 CHANGES = ["quantize.group_size=32", "calibration.samples=8", "calibration.length=32"]
 CHANGES += ["recover.samples=64", "recover.length=32", "recover.batch=8"]
@@ -23,7 +24,7 @@ CHANGES += ["recover.samples=64", "recover.length=32", "recover.batch=8"]
 def no_measuring():
     patch = pytest.MonkeyPatch()
     row = {"bandwidth": 50e9, "memory": 4e9, "flops": 1e12, "share": 1.0}
-    patch.setattr("jettison.devices.device.measure", lambda: row)
+    patch.setattr("jettison.devices.machine.measure", lambda: row)
     yield
     patch.undo()
 

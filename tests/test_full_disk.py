@@ -8,9 +8,9 @@ from collections import namedtuple
 import pytest
 from killing import files_of
 
-from jettison.compress import compress
-from jettison.errors import JettisonError
-from jettison.recover import recover
+from jettison.core.errors import JettisonError
+from jettison.pipeline.compression import compress
+from jettison.pipeline.recovery import recover
 
 STEPS = [
     {"quantize": {"method": "gptq", "bits": 4, "group_size": 32}, "where": {"role": ["q", "k", "v", "o", "down"]}},

@@ -16,8 +16,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from jettison.errors import UsageError
-from jettison.grid import pack
+from jettison.core.errors import UsageError
+from jettison.encodings.grid import pack
 from jettison.kernels import gpu
 from jettison.kernels.gpu import linear
 

@@ -6,8 +6,8 @@ from golden_vectors import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jettison.errors import UsageError
-from jettison.grid import Grid, QuantizedWeight, pack, unpack
+from jettison.core.errors import UsageError
+from jettison.encodings.grid import Grid, QuantizedWeight, pack, unpack
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,15 +11,14 @@ from killing import files_of
 from safetensors.torch import load_file, save_file
 from tiny import change
 
-from jettison.compress import compress
-from jettison.errors import JettisonError, UsageError
-from jettison.evaluate import evaluate
-from jettison.files import content_digest
+from jettison.core.errors import JettisonError, UsageError
+from jettison.core.files import content_digest
 from jettison.formats.writer import copy_companions
-from jettison.models import ModelFolder
-from jettison.models.folder import BUNDLED
-from jettison.models.source_check import check_source
-from jettison.recover import recover
+from jettison.graph.folder import BUNDLED, ModelFolder
+from jettison.graph.source_check import check_source
+from jettison.pipeline.compression import compress
+from jettison.pipeline.evaluation import evaluate
+from jettison.pipeline.recovery import recover
 
 CALIBRATION = {"text": "books", "samples": 4, "length": 32}
 GPTQ = {
@@ -52,7 +51,7 @@ class TestContent:
         assert ModelFolder(folder).fingerprint() != before
 
     def test_an_edit_with_its_time_put_back_is_seen(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("jettison.files.RACY", 0.0)
+        monkeypatch.setattr("jettison.core.files.RACY", 0.0)
         file = tmp_path / "a"
         file.write_bytes(b"one")
         times = file.stat().st_atime_ns, file.stat().st_mtime_ns
@@ -62,10 +61,10 @@ class TestContent:
         assert content_digest(file) != first
 
     def test_what_is_known_is_not_read_again(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("jettison.files.RACY", -1.0)
+        monkeypatch.setattr("jettison.core.files.RACY", -1.0)
         (tmp_path / "a").write_bytes(b"one")
         first = content_digest(tmp_path / "a")
-        monkeypatch.setattr("jettison.files._hash", lambda *_: pytest.fail("read again"))
+        monkeypatch.setattr("jettison.core.files._hash", lambda *_: pytest.fail("read again"))
         assert content_digest(tmp_path / "a") == first
 
     @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "config.json"])

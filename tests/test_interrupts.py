@@ -90,20 +90,20 @@ def line_of(command: str) -> str:
 
 # Where exceptions of our own were caught, where C++ works, where other processes do.
 PLACES = {
-    "fit": Place("jettison.fit:measure_generation"),
+    "fit": Place("jettison.fitting:measure_generation"),
     "compress": Place("jettison.formats.check:check_shard", call=2),
-    "recover": Place("jettison.recover.distill:_rows", call=3),
-    "plan": Place("jettison.plan.search:milp"),
-    "evaluate": Place("jettison.evaluate.quality:compare"),
+    "recover": Place("jettison.methods.recover.distill:_rows", call=3),
+    "plan": Place("jettison.planning.search:milp"),
+    "evaluate": Place("jettison.pipeline.evaluation:compare"),
     "generate": Place("jettison.formats.tiled:_read"),
-    "draft": Place("jettison.decode.view:write_tiled"),
-    "report": Place("jettison.report.error_map:ModelFolder"),
-    "compare": Place("jettison.report.compare:read_run", call=2),
-    "verify": Place("jettison.verify:load"),
-    "bench": Place("jettison.evaluate.decoding:_steps"),
+    "draft": Place("jettison.runtime.views:write_tiled"),
+    "report": Place("jettison.reports.error_map:ModelFolder"),
+    "compare": Place("jettison.reports.compare:read_run", call=2),
+    "verify": Place("jettison.pipeline.verification:load"),
+    "bench": Place("jettison.bench.decoding:_steps"),
     "devices": Place("jettison.devices.machine:_kept"),
-    "recipes": Place("jettison.recipe:load_recipe", call=2),
-    "xr": Place("jettison.parallel:as_completed"),
+    "recipes": Place("jettison.recipe.recipe:load_recipe", call=2),
+    "xr": Place("jettison.core.parallel:as_completed"),
 }
 
 
@@ -162,7 +162,7 @@ def test_ctrl_c_at_ten_moments(room, fitted, tmp_path, command):
 @pytest.mark.parametrize("how", ["in C++", "swallowed", "twice", "in a finalizer"])
 def test_where_an_exception_does_not_help(room, fitted, how):
     folder, parent = room
-    assert_stopped(parent.run(*arguments("verify", folder, folder, fitted), place=Place("jettison.verify:load", how)))
+    assert_stopped(parent.run(*arguments("verify", folder, folder, fitted), place=Place("jettison.pipeline.verification:load", how)))
 
 
 def test_sigterm(room, tmp_path):
@@ -171,13 +171,13 @@ def test_sigterm(room, tmp_path):
     ended = parent.run(*arguments("compress", folder, tmp_path / "out"), place=place, signal=signal.SIGTERM)
     assert_stopped(ended, signal.SIGTERM, CONTINUES)
     ended = parent.run("compress", folder / "model", "--recipe", "w8", "-o", tmp_path / "no", "--dry-run",
-                       "--set", "quantize.group_size=32", place=Place("jettison.plan.trial:try_block"))  # fmt: skip
+                       "--set", "quantize.group_size=32", place=Place("jettison.pipeline.trial:try_block"))  # fmt: skip
     assert_stopped(ended, line=STARTS_OVER)
 
 
 def test_what_the_caller_ignores_stays_ignored(room):
     """As under nohup, or in the background of a script."""
-    place = Place("jettison.recipe:load_recipe")
+    place = Place("jettison.recipe.recipe:load_recipe")
     ended = room[1].run("recipes", place=place, ignored=[int(signal.SIGINT)])
     assert ended.code == 0 and ended.seconds is not None and "gateup-w4w2" in ended.out
 
@@ -212,6 +212,6 @@ def test_in_a_process_that_goes_on_signals_are_its_own(jettison, monkeypatch):
         assert [signal.getsignal(number) for number in SIGNALS] == handlers
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jettison.recipe.load_recipe", interrupted)
+    monkeypatch.setattr("jettison.recipe.recipe.load_recipe", interrupted)
     with pytest.raises(KeyboardInterrupt):
         jettison("recipes")

@@ -6,9 +6,9 @@ import os
 import pytest
 import torch
 
-from jettison.errors import JettisonError, UsageError
-from jettison.files import inside, write_json, write_tensors
-from jettison.journal import Journal
+from jettison.core.errors import JettisonError, UsageError
+from jettison.core.files import inside, write_json, write_tensors
+from jettison.core.journal import Journal
 
 
 def test_entries_survive(tmp_path):

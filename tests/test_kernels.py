@@ -13,15 +13,15 @@ import fuzz_kernels
 import pytest
 import torch
 
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.errors import UsageError
-from jettison.grid import Grid, QuantizedWeight
+from jettison.core.errors import UsageError
+from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.graph.modules import QuantLinear
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling, dense
-from jettison.models.modules import QuantLinear
-from jettison.quantize.methods.rtn import rtn
-from jettison.recipe import load_recipe
+from jettison.methods.quantize.rtn import rtn
+from jettison.pipeline.compression import compress
+from jettison.recipe.recipe import load_recipe
+from jettison.runtime.load import load
 
 HERE = Path(__file__).parent
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="built without a compiler")

@@ -4,11 +4,16 @@ import pytest
 import torch
 from golden_vectors import golden
 
-from jettison.calibrate import Stats, best_correction
-from jettison.errors import UsageError
-from jettison.grid import Grid
-from jettison.quantize import caldera, gptaq, gptq, hqq, rtn
-from jettison.registry import methods
+from jettison.core.errors import UsageError
+from jettison.encodings.grid import Grid
+from jettison.methods.quantize.caldera import caldera
+from jettison.methods.quantize.gptaq import gptaq
+from jettison.methods.quantize.gptq import gptq
+from jettison.methods.quantize.hqq import hqq
+from jettison.methods.quantize.rtn import rtn
+from jettison.numerics.low_rank import best_correction
+from jettison.recipe.registry import methods
+from jettison.statistics.stats import Stats
 
 EXACT = {"scale_dtype": torch.float32}
 

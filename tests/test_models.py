@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from jettison.errors import JettisonError, UsageError
-from jettison.models import ModelFolder, Walk, families
-from jettison.recover.loss import head_of
+from jettison.core.errors import JettisonError, UsageError
+from jettison.graph.anatomy import families
+from jettison.graph.folder import ModelFolder
+from jettison.graph.walk import Walk
+from jettison.training.losses import head_of
 
 FAMILIES = list(maker.CONFIGS)
 

@@ -12,8 +12,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from forking import alive
 
-from jettison import parallel
-from jettison.errors import JettisonError, UsageError
+from jettison.core import parallel
+from jettison.core.errors import JettisonError, UsageError
 
 
 def slow_square(number: int) -> tuple[int, int]:

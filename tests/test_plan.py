@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 
 import jettison
-from jettison.devices import find_device
-from jettison.errors import UsageError
-from jettison.grid import Grid
-from jettison.models import ModelFolder, open_shape
-from jettison.plan import Setting, make_plan, plan
-from jettison.plan.baselines import usual_group
-from jettison.plan.cost import planned
-from jettison.plan.picture import plan_data
-from jettison.plan.planner import _infeasible
-from jettison.plan.refine import refine
-from jettison.plan.search import Problem, greedy, least, pareto, random_plan, search
-from jettison.plan.units import Choice, Unit, choices, find_units, tie
-from jettison.recipe import load_recipe
-from jettison.report import write_plan
+from jettison.core.errors import UsageError
+from jettison.devices.device import find_device
+from jettison.encodings.grid import Grid
+from jettison.graph.folder import ModelFolder, open_shape
+from jettison.planning.baselines import usual_group
+from jettison.planning.cost import Setting, planned
+from jettison.planning.groups import Choice, Unit, choices, find_units, tie
+from jettison.planning.picture import plan_data
+from jettison.planning.planner import _infeasible, make_plan, plan
+from jettison.planning.refine import refine
+from jettison.planning.search import Problem, greedy, least, pareto, random_plan, search
+from jettison.recipe.recipe import load_recipe
+from jettison.reports.plan_page import write_plan
 
 ROW = {"bandwidth": 50e9, "memory": 4e9, "flops": {"fp32": 1e12}, "share": 1.0}
 
@@ -31,7 +30,7 @@ ROW = {"bandwidth": 50e9, "memory": 4e9, "flops": {"fp32": 1e12}, "share": 1.0}
 def this_machine(tmp_path_factory):
     """A device ``this`` without measuring, and a cache of its own: nothing here depends on the machine."""
     patch = pytest.MonkeyPatch()
-    patch.setattr("jettison.devices.device.measure", lambda: ROW)
+    patch.setattr("jettison.devices.machine.measure", lambda: ROW)
     patch.setenv("JETTISON_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()
@@ -236,7 +235,7 @@ class TestMeasuring:
         hurt = next(number for number, pick in enumerate(start) if pick > 0)
         truth = lambda of, picks, bench: of.loss(picks) + 5.0 * (picks[hurt] > 0)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(importlib.import_module("jettison.plan.refine"), "measure", truth)
+            patch.setattr(importlib.import_module("jettison.planning.refine"), "measure", truth)
             best, history = refine(whole, start, None, 200)
         assert len(history) == 200 and truth(whole, best, None) == min(history) < history[0] - 4
         assert whole.fits(best) and best[hurt] == 0

@@ -10,14 +10,14 @@ import pytest
 import torch
 from test_plan import problem
 
-from jettison.calibrate import token_windows
-from jettison.models import ModelFolder
-from jettison.models.dense import load_dense
-from jettison.plan import make_plan
-from jettison.plan.search import ERROR_NATS, ERROR_SHARE, quickest, search
-from jettison.recipe import load_recipe
+from jettison.domains.text.data import token_windows
+from jettison.graph.dense import load_dense
+from jettison.graph.folder import ModelFolder
+from jettison.planning.planner import make_plan
+from jettison.planning.search import ERROR_NATS, ERROR_SHARE, quickest, search
+from jettison.recipe.recipe import load_recipe
 
-search_room = import_module("jettison.plan.search")
+search_room = import_module("jettison.planning.search")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 AMPLE = {"device": "strix-halo", "memory": "8GB"}  # which qwen3-4b in 16 bits does not fit
 
@@ -74,7 +74,7 @@ class TestTies:
         """Refinement begins at the least expected loss."""
         begun = []
         monkeypatch.setattr(
-            import_module("jettison.plan.planner"), "_refine", lambda *of: (begun.append(of[2]), (of[2], [0.1]))[1]
+            import_module("jettison.planning.planner"), "_refine", lambda *of: (begun.append(of[2]), (of[2], [0.1]))[1]
         )
         monkeypatch.setattr(import_module("jettison.devices.device"), "measure", lambda: None)
         found = make_plan("scribe", device="raspberry-pi-5", memory="12MB", context=0, losses="prior", refine=1)

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from jettison import progress
-from jettison.progress import Console, bar, duration, log_in, logged, say, set_quiet, silent
+from jettison.core import progress
+from jettison.core.progress import Console, bar, duration, log_in, logged, say, set_quiet, silent
 
 
 class Terminal(io.StringIO):

@@ -4,13 +4,17 @@ import pytest
 import torch
 from golden_vectors import golden
 
-from jettison.calibrate import Stats
-from jettison.errors import JettisonError, UsageError
-from jettison.grid import Grid
-from jettison.pattern import Pattern
-from jettison.prune import alps, magnitude, sds, sparsegpt, wanda
-from jettison.quantize import rtn
-from jettison.registry import methods
+from jettison.core.errors import JettisonError, UsageError
+from jettison.encodings.grid import Grid
+from jettison.encodings.pattern import Pattern
+from jettison.methods.prune.alps import alps
+from jettison.methods.prune.magnitude import magnitude
+from jettison.methods.prune.sds import sds
+from jettison.methods.prune.sparsegpt import sparsegpt
+from jettison.methods.prune.wanda import wanda
+from jettison.methods.quantize.rtn import rtn
+from jettison.recipe.registry import methods
+from jettison.statistics.stats import Stats
 
 TWO_OF_FOUR = Pattern.parse("2:4")
 

@@ -8,18 +8,18 @@ import torch
 from killing import count_writes, files_of, killed_at
 from transformers import AutoModelForCausalLM
 
-from jettison.calibrate import token_windows
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.errors import UsageError
-from jettison.evaluate import evaluate
+from jettison.core.errors import UsageError
+from jettison.domains.text.data import token_windows
+from jettison.encodings.pattern import Allocation, Pattern
 from jettison.formats import compressed_tensors
 from jettison.formats.manifest import read_manifest
-from jettison.models import ModelFolder
-from jettison.pattern import Allocation, Pattern
-from jettison.prune import allocate
-from jettison.recipe import load_recipe
-from jettison.recover import recover
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline.compression import compress
+from jettison.pipeline.evaluation import evaluate
+from jettison.pipeline.recovery import recover
+from jettison.recipe.recipe import load_recipe
+from jettison.runtime.load import load
+from jettison.statistics.allocation import allocate
 
 CALIBRATION = {"text": "books", "samples": 8, "length": 32}
 FAST = {"dense_steps": 4, "second_steps": 4}

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from jettison.errors import UsageError
-from jettison.recipe import load_recipe, preset_names
+from jettison.core.errors import UsageError
+from jettison.recipe.recipe import load_recipe, preset_names
 
 STEP = {"quantize": {"method": "rtn", "bits": 4}}
 

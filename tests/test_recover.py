@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from jettison.calibrate import best_correction
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.errors import JettisonError, UsageError
-from jettison.evaluate import evaluate, measure_size
+from jettison.core.errors import JettisonError, UsageError
+from jettison.domains.text.synthesize import loops, synthesize
+from jettison.graph.folder import ModelFolder
 from jettison.kernels import ops
-from jettison.models import ModelFolder
-from jettison.recover import loss as losses
-from jettison.recover import recover, synthesize
-from jettison.recover.run import training_windows
-from jettison.recover.synthesize import loops
+from jettison.numerics.low_rank import best_correction
+from jettison.pipeline.compression import compress
+from jettison.pipeline.evaluation import evaluate
+from jettison.pipeline.recovery import recover, training_windows
+from jettison.pipeline.size import measure_size
+from jettison.runtime.load import load
+from jettison.training import losses as losses
 
 QUICK = {"samples": 16, "length": 32, "batch": 4, "epochs": 2, "lr": 0.005, "scale_lr": 0.005}
 

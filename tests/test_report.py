@@ -8,11 +8,12 @@ from functools import partial
 import pytest
 from runs import EVIL, FULL, SPEED, Page, drawn, linear, make_run, without_stage
 
-from jettison.errors import UsageError
-from jettison.kept import write_record
-from jettison.report import charts, write_report
-from jettison.report.error_map import WHOLE, read_error_map
-from jettison.report.run import read_run
+from jettison.core.errors import UsageError
+from jettison.core.kept import write_record
+from jettison.reports import charts
+from jettison.reports.error_map import WHOLE, read_error_map
+from jettison.reports.page import write_report
+from jettison.reports.run import read_run
 
 SECTIONS = {"asked", "recipe", "size", "quality", "tasks", "errors", "recovery", "samples", "check", "reproduce"}
 NEEDED = {"recipe", "errors", "reproduce"}  # made from what every manifest has

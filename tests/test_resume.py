@@ -11,13 +11,13 @@ import torch
 from killing import files_of
 from tiny import change
 
-from jettison.compress import JOURNAL, compress
-from jettison.errors import JettisonError, UsageError
-from jettison.files import write_tensors
-from jettison.journal import Journal, read_records
-from jettison.locks import locked
-from jettison.recover import recover
-from jettison.sealed import read_sealed, write_sealed
+from jettison.core.errors import JettisonError, UsageError
+from jettison.core.files import write_tensors
+from jettison.core.journal import Journal, read_records
+from jettison.core.locks import locked
+from jettison.core.sealed import read_sealed, write_sealed
+from jettison.pipeline.compression import JOURNAL, compress
+from jettison.pipeline.recovery import recover
 
 CALIBRATION = {"text": "books", "samples": 4, "length": 32}
 GPTQ = {
@@ -212,7 +212,7 @@ class TestJournal:
 
 
 class TestLock:
-    SECOND = "from pathlib import Path; from jettison.locks import locked\nwith locked(Path({!r})): print('taken')"
+    SECOND = "from pathlib import Path; from jettison.core.locks import locked\nwith locked(Path({!r})): print('taken')"
 
     def second(self, folder):
         return subprocess.run([sys.executable, "-c", self.SECOND.format(str(folder))], capture_output=True, text=True)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from jettison.calibrate import token_windows
-from jettison.calibrate.prior import prior_loss, recovered_part
-from jettison.calibrate.sensitivity import LENGTH, SAMPLES, Bench, known_sensitivity, sensitivity, unseen_windows
-from jettison.errors import UsageError
-from jettison.grid import Grid
-from jettison.models import ModelFolder
-from jettison.plan.units import find_units
+from jettison.core.errors import UsageError
+from jettison.domains.text.data import token_windows
+from jettison.encodings.grid import Grid
+from jettison.graph.folder import ModelFolder
+from jettison.planning.groups import find_units
+from jettison.statistics.prior import prior_loss, recovered_part
+from jettison.statistics.sensitivity import LENGTH, SAMPLES, Bench, known_sensitivity, sensitivity, unseen_windows
 
 SMALL = {"samples": 4, "length": 32}
 GRIDS = (Grid(3, 32), Grid(5, 32))
@@ -54,7 +54,7 @@ def test_it_is_kept_and_goes_on(tiny, monkeypatch):
     one = sensitivity(source, first, dict.fromkeys(first, GRIDS), kind="measured", method="rtn", **SMALL)
     whole = find(source, "measured")
     assert {name: whole[name] for name in one} == one
-    monkeypatch.setattr("jettison.calibrate.sensitivity._by_measuring", None)  # nothing is left to measure
+    monkeypatch.setattr("jettison.statistics.sensitivity._by_measuring", None)  # nothing is left to measure
     assert find(source, "measured") == whole
 
 

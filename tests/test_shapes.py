@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 import jettison
-from jettison.errors import JettisonError, UsageError
-from jettison.models import ModelFolder, ModelShape, families, find_folder, open_shape, shape_names
-from jettison.models.shape import shapes
-from jettison.models.skeleton import build_skeleton
+from jettison.core.errors import JettisonError, UsageError
+from jettison.graph.anatomy import families
+from jettison.graph.folder import ModelFolder, find_folder, open_shape
+from jettison.graph.shape import ModelShape, shape_names, shapes
+from jettison.graph.skeleton import build_skeleton
 
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 100}
 BLOOM = {"model_type": "bloom", "n_embed": 32, "n_layer": 1, "n_head": 4, "vocab_size": 100}
@@ -294,7 +295,7 @@ class TestSkeleton:
         def fail(*arguments):
             raise RuntimeError("out of memory")
 
-        monkeypatch.setattr("jettison.models.skeleton.Experts", fail)
+        monkeypatch.setattr("jettison.graph.skeleton.Experts", fail)
         with pytest.raises(RuntimeError):
             build_skeleton(config)
         assert gc.isenabled()
@@ -302,7 +303,7 @@ class TestSkeleton:
     def test_one_skeleton_serves_all_who_only_read(self, monkeypatch):
         built = []
         monkeypatch.setattr(
-            "jettison.models.shape.build_skeleton", lambda config: built.append(1) or build_skeleton(config)
+            "jettison.graph.skeleton.build_skeleton", lambda config: built.append(1) or build_skeleton(config)
         )
         shape = open_shape("opt-125m")
         assert shape.skeleton is shape.skeleton

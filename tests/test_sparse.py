@@ -5,16 +5,17 @@ import torch
 from compressed_tensors.compressors import BaseCompressor
 from torch import nn
 
-from jettison.devices import find_device
-from jettison.errors import UsageError
-from jettison.formats.engines import find_engine
-from jettison.grid import Grid
-from jettison.models import open_shape, semi_structured
-from jettison.models.semi_structured import use_semi_structured
-from jettison.pattern import Pattern
-from jettison.plan.cost import Setting, planned, predict, stored_bits
-from jettison.plan.units import find_units
-from jettison.recipe import load_recipe
+from jettison.core.errors import UsageError
+from jettison.devices.device import find_device
+from jettison.encodings.grid import Grid
+from jettison.encodings.pattern import Pattern
+from jettison.formats.runtimes import find_engine
+from jettison.graph.folder import open_shape
+from jettison.planning.cost import Setting, planned, predict, stored_bits
+from jettison.planning.groups import find_units
+from jettison.recipe.recipe import load_recipe
+from jettison.runtime import semi_structured
+from jettison.runtime.semi_structured import use_semi_structured
 
 TWO_OF_FOUR = Pattern.parse("2:4")
 BLOCKS = ["q", "k", "v", "o", "gate", "up", "down"]

@@ -9,20 +9,20 @@ import torch
 from scipy import stats
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.decode.draft import Draft, View
-from jettison.decode.engine import Engine
-from jettison.decode.lookup import Corpus, Lookup, Trie
-from jettison.decode.propose import Proposal, Proposer, Tally
-from jettison.decode.sampling import Sampling
-from jettison.decode.speculate import Round, Speculation, judge, speculate
-from jettison.decode.speedup import closed_speedup, loop_start, needed_acceptance, recut, rounds_speedup
-from jettison.decode.targets import EngineTarget
-from jettison.decode.write import Speed
-from jettison.errors import UsageError
+from jettison.core.errors import UsageError
 from jettison.kernels import native
-from jettison.recipe import load_recipe
+from jettison.pipeline.compression import compress
+from jettison.recipe.recipe import load_recipe
+from jettison.runtime.load import load
+from jettison.runtime.native_decoder import Engine
+from jettison.runtime.sampling import Sampling
+from jettison.runtime.speculative.draft import Draft, View
+from jettison.runtime.speculative.lookup import Corpus, Lookup, Trie
+from jettison.runtime.speculative.propose import Proposal, Proposer, Tally
+from jettison.runtime.speculative.speculate import Round, Speculation, judge, speculate
+from jettison.runtime.speculative.speedup import closed_speedup, loop_start, needed_acceptance, recut, rounds_speedup
+from jettison.runtime.targets import EngineTarget
+from jettison.runtime.write import Speed
 
 engine_only = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
 PACKED = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32, "clip": False}}]}

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from jettison.calibrate.text import read_documents
 from jettison.cli.app import main
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.errors import JettisonError, UsageError
-from jettison.evaluate import compare_tasks, evaluate_tasks, items, suite
-from jettison.files import digest
-from jettison.recover import recover
+from jettison.core.errors import JettisonError, UsageError
+from jettison.core.files import digest
+from jettison.domains.text.data import read_documents
+from jettison.domains.text.tasks import items, suite
+from jettison.pipeline.compression import compress
+from jettison.pipeline.recovery import recover
+from jettison.pipeline.tasks import compare_tasks, evaluate_tasks
+from jettison.runtime.load import load
 
 DOCS = Path(__file__).parents[1] / "docs" / "tasks.md"
 STEPS = {

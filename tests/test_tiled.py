@@ -6,16 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jettison import kept
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.decode.draft import Draft, read_corpus, read_draft, write_corpus, write_draft
-from jettison.errors import JettisonError
+from jettison.core import kept
+from jettison.core.errors import JettisonError
 from jettison.formats import tiled
+from jettison.graph.folder import ModelFolder
+from jettison.graph.modules import QuantLinear
 from jettison.kernels import native
-from jettison.models import ModelFolder
-from jettison.models.modules import QuantLinear
-from jettison.recipe import load_recipe
+from jettison.pipeline.compression import compress
+from jettison.recipe.recipe import load_recipe
+from jettison.runtime.load import load
+from jettison.runtime.speculative.draft import Draft, read_corpus, read_draft, write_corpus, write_draft
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
 STEPS = {

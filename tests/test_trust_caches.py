@@ -11,18 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from jettison import caches, kept
-from jettison.caches import cache_folder
-from jettison.compress import compress
+from jettison.bench import llama_cpp
+from jettison.core import caches, kept
+from jettison.core.caches import cache_folder
+from jettison.core.errors import JettisonError
+from jettison.core.files import content_digest, write_json, write_text
 from jettison.devices import machine
-from jettison.errors import JettisonError
-from jettison.evaluate import llama_cpp
-from jettison.files import content_digest, write_json, write_text
-from jettison.models import ModelFolder, ModelShape, open_shape
-from jettison.recipe import load_recipe
-from jettison.recover.synthesize import synthesize
+from jettison.domains.text.synthesize import synthesize
+from jettison.graph.folder import ModelFolder, open_shape
+from jettison.graph.shape import ModelShape
+from jettison.pipeline.compression import compress
+from jettison.recipe.recipe import load_recipe
 
-synthetic = sys.modules["jettison.recover.synthesize"]  # its function has the same name
+synthetic = sys.modules["jettison.domains.text.synthesize"]  # its function has the same name
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ class TestWhereItIs:
         assert cache_folder().is_dir() and not caches.cache_is_kept() and "$JETTISON_CACHE" in said[0]
 
     def test_its_temporary_stand_in_goes_with_the_process(self):
-        code = "from jettison.files import *; write_text(cache_folder() / 'a', ''); print(cache_folder())"
+        code = "from jettison.core.files import *; write_text(cache_folder() / 'a', ''); print(cache_folder())"
         environment = os.environ | {"JETTISON_CACHE": os.devnull}
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -135,7 +136,7 @@ class TestDigests:
 
     @pytest.fixture(autouse=True)
     def not_racy(self, monkeypatch):
-        monkeypatch.setattr("jettison.files.RACY", 0.0)
+        monkeypatch.setattr("jettison.core.files.RACY", 0.0)
 
     def test_what_is_remembered_is_not_trusted(self, file, cache):
         expected = content_digest(file)
@@ -151,7 +152,7 @@ class TestDigests:
 
     def test_it_is_remembered_and_a_change_in_place_is_seen(self, file, monkeypatch):
         first = content_digest(file)
-        monkeypatch.setattr("jettison.files._hash", lambda *_: "again")
+        monkeypatch.setattr("jettison.core.files._hash", lambda *_: "again")
         assert content_digest(file) == first
         flip(file, 0.5)
         assert content_digest(file) == "again"

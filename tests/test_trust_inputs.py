@@ -8,13 +8,13 @@ import signal
 import pytest
 import torch
 
-from jettison.calibrate.text import read_documents
-from jettison.documents import parse_json, read_json
-from jettison.errors import JettisonError, UsageError, guarded
-from jettison.files import write_json
-from jettison.models import ModelFolder, open_shape
-from jettison.models.checkpoint import INDEX
-from jettison.models.dense import load_dense
+from jettison.core.documents import parse_json, read_json
+from jettison.core.errors import JettisonError, UsageError, guarded
+from jettison.core.files import write_json
+from jettison.domains.text.data import read_documents
+from jettison.graph.checkpoint import INDEX
+from jettison.graph.dense import load_dense
+from jettison.graph.folder import ModelFolder, open_shape
 
 UP = "model.layers.0.mlp.up_proj.weight"
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from jettison.decode import load
-from jettison.decode.engine import Engine
-from jettison.errors import JettisonError, UsageError
-from jettison.grid import Grid
+from jettison.core.errors import JettisonError, UsageError
+from jettison.encodings.grid import Grid
+from jettison.graph.modules import QuantLinear
 from jettison.kernels import native
 from jettison.kernels.specs import SPECS
 from jettison.kernels.tiles import Tiling, dense
-from jettison.models.modules import QuantLinear
-from jettison.quantize.methods.rtn import rtn
+from jettison.methods.quantize.rtn import rtn
+from jettison.runtime.load import load
+from jettison.runtime.native_decoder import Engine
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
 KINDS = {1: "not enough memory", 2: "a vector of absurd length", 3: "none of the standard library's"}

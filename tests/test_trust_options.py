@@ -7,7 +7,7 @@ from importlib import import_module
 import pytest
 
 from jettison.cli.app import COMMANDS, build
-from jettison.units import LAST_SEED
+from jettison.core.numbers import LAST_SEED
 
 ROW = {"bandwidth": 50e9, "memory": 4e9, "flops": {"fp32": 1e12}, "share": 1.0}
 PLAN = "plan qwen3-4b --device strix-halo --memory 3GB"
@@ -143,7 +143,7 @@ def idle(monkeypatch):
         monkeypatch.setattr(import_module(f"jettison.{room}"), name, by)
 
     stop("devices.device", "measure", lambda *_, **__: ROW)
-    monkeypatch.setattr(import_module("jettison.models.checkpoint").Checkpoint, "read", work)
+    monkeypatch.setattr(import_module("jettison.graph.checkpoint").Checkpoint, "read", work)
     monkeypatch.setattr(import_module("jettison.xr.units").Units, "__enter__", work)
     stop("evaluate.operators", "read_limit")
     stop("xr.sources", "open_variant")

@@ -6,13 +6,13 @@ import time
 import pytest
 import yaml
 
-from jettison.devices import find_device
-from jettison.errors import UsageError
-from jettison.jobs import assign
-from jettison.models import ModelFolder
-from jettison.plan import make_plan
-from jettison.recipe import load_recipe, with_windows
-from jettison.xr import find_scenario
+from jettison.core.errors import UsageError
+from jettison.devices.device import find_device
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline.jobs import assign
+from jettison.planning.planner import make_plan
+from jettison.recipe.recipe import load_recipe, with_windows
+from jettison.xr.definitions import find_scenario
 from jettison.xr.results import compare
 from jettison.xr.sources import read_costs
 
@@ -259,7 +259,7 @@ class TestWhatAModelHas:
 
 def test_what_a_plan_writes_is_a_recipe(tiny, monkeypatch):
     """Whatever the budget and the engine: what has steps is read back as it is, and fits the model."""
-    monkeypatch.setattr("jettison.devices.device.measure", lambda: GOOD)
+    monkeypatch.setattr("jettison.devices.machine.measure", lambda: GOOD)
     source = ModelFolder(tiny("llama"))
     for engine in (None, "jettison", "transformers", "vllm"):
         for memory in (650e3, 800e3):

@@ -12,19 +12,22 @@ import pytest
 from runs import FULL, SPEED, Page, drawn, make_run, rates
 
 from jettison.cli.fit_command import show_stages
-from jettison.errors import JettisonError, UsageError
-from jettison.evaluate.generation import _speed
-from jettison.files import write_json
+from jettison.core.bytesize import format_bytes
+from jettison.core.errors import JettisonError, UsageError
+from jettison.core.files import write_json
+from jettison.core.kept import write_record
+from jettison.core.numbers import figures, format_rate
 from jettison.formats.card import write_card
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
 from jettison.formats.schema import Plan, checked
-from jettison.kept import write_record
-from jettison.plan import make_plan
-from jettison.plan.picture import plan_data
-from jettison.report import charts, write_comparison, write_report
-from jettison.report.commands import commands
-from jettison.report.run import read_run
-from jettison.units import figures, format_bytes, format_rate
+from jettison.pipeline.generation import _speed
+from jettison.planning.picture import plan_data
+from jettison.planning.planner import make_plan
+from jettison.reports import charts
+from jettison.reports.commands import commands
+from jettison.reports.compare import write_comparison
+from jettison.reports.page import write_report
+from jettison.reports.run import read_run
 
 NAMES = (
     "my-text.txt", "a.b.c", "{{ 7 * 7 }}", "{% if x %}", "%{x}", "%s %d {0}", "[bold]", "[/red]", "items",
@@ -176,7 +179,7 @@ class TestShares:
 
     def test_fit_prints_the_tasks(self, jettison, tmp_path, monkeypatch):
         result = FULL["results"] | {"tasks": FULL["tasks"], "plan": {}}
-        monkeypatch.setattr(importlib.import_module("jettison.fit"), "fit", lambda *_, **__: result)
+        monkeypatch.setattr(importlib.import_module("jettison.fitting"), "fit", lambda *_, **__: result)
         code, out, _ = jettison("fit", "scribe", "--recipe", "w4", "--tasks", "piqa", "-o", tmp_path / "o")
         assert code == 0
         assert " ".join(out.split()).count("piqa 0.700 0.600 0.680 ± 0.010 0.500 100 80 ± 9 %") == 1
@@ -306,7 +309,7 @@ class TestManifests:
 
     def test_results_of_another_version(self, made, tmp_path):
         """Which did not note on what."""
-        fit = importlib.import_module("jettison.fit")
+        fit = importlib.import_module("jettison.fitting")
         folder = made(request={"model": "x"})
         with pytest.raises(UsageError, match="does not say on what it was measured"):
             fit._check_measured(folder, FULL["request"] | {"items": None})

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jettison.compress import compress
-from jettison.errors import JettisonError, UsageError
-from jettison.files import write_json
+from jettison.core.errors import JettisonError, UsageError
+from jettison.core.files import write_json
 from jettison.formats.compressed_tensors import read_grids
-from jettison.models import ModelFolder
-from jettison.models.checkpoint import Checkpoint
-from jettison.models.dense import load_dense
+from jettison.graph.checkpoint import Checkpoint
+from jettison.graph.dense import load_dense
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline.compression import compress
 
 RTN = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}]}
 UP = "model.layers.0.mlp.up_proj.weight"

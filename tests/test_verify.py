@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jettison import verify
-from jettison.compress import compress
-from jettison.errors import UsageError
-from jettison.recover import recover
+from jettison.core.errors import UsageError
+from jettison.pipeline.compression import compress
+from jettison.pipeline.recovery import recover
 
 RECIPE = {
     "calibration": {"text": "books", "samples": 4, "length": 32},

@@ -3,23 +3,22 @@
 import pytest
 import torch
 
-from jettison.calibrate import token_windows
-from jettison.calibrate.importance import measure_units
-from jettison.calibrate.sensitivity import sensitivity, unseen_windows
-from jettison.compress import compress
-from jettison.decode import load
-from jettison.draft import draft
-from jettison.errors import UsageError
-from jettison.evaluate import evaluate
-from jettison.fit import fit
-from jettison.jobs import assign
-from jettison.models import ModelFolder
-from jettison.models.dense import load_dense
-from jettison.plan import forecast
-from jettison.recipe import load_recipe
-from jettison.recover import recover, synthesize
-from jettison.recover.run import training_windows
-from jettison.recover.synthesize import write_batch
+from jettison.core.errors import UsageError
+from jettison.domains.text.data import token_windows
+from jettison.domains.text.synthesize import synthesize, write_batch
+from jettison.fitting import fit
+from jettison.graph.dense import load_dense
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline.compression import compress
+from jettison.pipeline.evaluation import evaluate
+from jettison.pipeline.jobs import assign
+from jettison.pipeline.recovery import recover, training_windows
+from jettison.planning.forecast import forecast
+from jettison.recipe.recipe import load_recipe
+from jettison.runtime.load import load
+from jettison.runtime.speculative.choose import draft
+from jettison.statistics.importance import measure_units
+from jettison.statistics.sensitivity import sensitivity, unseen_windows
 
 GPTQ = {"quantize": {"method": "gptq", "bits": 4, "group_size": 32}}
 RTN = {"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}

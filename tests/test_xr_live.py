@@ -7,11 +7,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from jettison.errors import UsageError
-from jettison.report.xr_charts import heat_map, score_bars
-from jettison.xr import find_accelerator, find_scenario, score, simulate, table_costs
+from jettison.core.errors import UsageError
+from jettison.reports.xr_charts import heat_map, score_bars
+from jettison.xr.costs import table_costs
+from jettison.xr.definitions import find_accelerator, find_scenario
 from jettison.xr.live import run_live, scenario_variants
 from jettison.xr.results import compare, write_page
+from jettison.xr.scores import score
+from jettison.xr.simulator import simulate
 from jettison.xr.sweep import sweep, table, vary
 from jettison.xr.trace import from_dict, to_dict, write_trace
 from jettison.xr.tune import check_runs, tune

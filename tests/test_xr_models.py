@@ -5,15 +5,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from jettison.compress import compress
-from jettison.devices import find_device
-from jettison.errors import JettisonError, UsageError
-from jettison.models.modules import QuantLinear
-from jettison.recipe import load_recipe
-from jettison.xr import find_scenario, model_names, simulate
+from jettison.core.errors import JettisonError, UsageError
+from jettison.devices.device import find_device
+from jettison.domains.perception.xr.catalog import model_names
+from jettison.domains.perception.xr.models import NATIVE, native_input, native_model
+from jettison.graph.modules import QuantLinear
+from jettison.pipeline.compression import compress
+from jettison.recipe.recipe import load_recipe
 from jettison.xr.costs import layer_table
-from jettison.xr.models import NATIVE, native_input, native_model
+from jettison.xr.definitions import find_scenario
 from jettison.xr.operators import count_operators, energy_of, operators_cost, table_operators
+from jettison.xr.simulator import simulate
 from jettison.xr.sources import find_costs
 from jettison.xr.variants import Variant, agreement, open_variant
 

@@ -6,21 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from jettison.errors import UsageError
-from jettison.xr import (
-    Cost,
-    Costs,
-    accelerator_names,
-    benchmark_score,
-    expected_score,
-    find_accelerator,
-    find_scenario,
-    scenario_names,
-    score,
-    simulate,
-    table_costs,
-)
+from jettison.core.errors import UsageError
+from jettison.xr.costs import Cost, Costs, table_costs
+from jettison.xr.definitions import accelerator_names, find_accelerator, find_scenario, scenario_names
 from jettison.xr.official import COLUMNS, patterns, requests, simulate_official, write_schedule
+from jettison.xr.scores import benchmark_score, expected_score, score
+from jettison.xr.simulator import simulate
 
 GOLDEN = Path(__file__).parent / "golden" / "xrbench"
 

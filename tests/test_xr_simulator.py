@@ -7,22 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jettison.errors import UsageError
-from jettison.xr import (
-    SCHEDULERS,
-    Cost,
-    Costs,
-    find_accelerator,
-    find_scenario,
-    inference_score,
-    score,
-    simulate,
-    summary,
-    table_costs,
-)
-from jettison.xr.definitions import Scenario, Task, UnitModel, scenario_names
+from jettison.core.errors import UsageError
+from jettison.domains.perception.xr.catalog import UnitModel
+from jettison.xr.costs import Cost, Costs, table_costs
+from jettison.xr.definitions import Scenario, Task, find_accelerator, find_scenario, scenario_names
+from jettison.xr.dispatch import SCHEDULERS
 from jettison.xr.frames import make_frames
-from jettison.xr.scores import energy_score, real_time_score
+from jettison.xr.scores import energy_score, inference_score, real_time_score, score, summary
+from jettison.xr.simulator import simulate
 
 EPS = 1e-9
 latency = st.floats(0.1, 60.0)

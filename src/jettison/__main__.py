@@ -1,6 +1,6 @@
 """``python -m jettison``, and through it ``accelerate launch -m jettison``."""
 
-from jettison.cli import main
+from jettison.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jettison.cli.stopping import Stoppable
-from jettison.errors import JettisonError, UsageError
+from jettison.core.errors import JettisonError, UsageError
 
 if TYPE_CHECKING:
     import typer

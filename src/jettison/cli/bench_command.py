@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jettison.cli import common
-from jettison.errors import JettisonError, UsageError, unknown
+from jettison.core.errors import JettisonError, UsageError, unknown
 
 DRAFTS = ("none", "auto", "lookup")
 DRAFTED = 96  # tokens of each text
@@ -91,15 +91,15 @@ def _decoding(
     against: str | None,
     rounds: int,
 ) -> dict[str, Any]:
-    from jettison.caches import cache_folder, cache_is_kept
-    from jettison.decode import load
-    from jettison.evaluate.decoding import PROMPT, STEPS, check_decoding, measure_decoding, measure_prefill
-    from jettison.evaluate.llama_cpp import llama_cpp
-    from jettison.evaluate.random_model import random_model
+    from jettison.bench.decoding import PROMPT, STEPS, check_decoding, measure_decoding, measure_prefill
+    from jettison.bench.llama_cpp import llama_cpp
+    from jettison.bench.random_model import random_model
+    from jettison.core.caches import cache_folder, cache_is_kept
+    from jettison.core.numbers import figures, format_rate
+    from jettison.graph.folder import open_shape
     from jettison.kernels import native
-    from jettison.models import open_shape
-    from jettison.recipe import load_recipe
-    from jettison.units import figures, format_rate
+    from jettison.recipe.recipe import load_recipe
+    from jettison.runtime.load import load
 
     check_decoding(contexts, rounds)
     chosen = {recipe: load_recipe(recipe, changes) for recipe in recipes}
@@ -135,10 +135,10 @@ def _decoding(
 
 def _drafted(folder: str, name: str) -> dict[str, Any]:
     """How many times as fast texts are written with a draft, after beginnings of books."""
-    from jettison.decode import load
-    from jettison.decode.sampling import Sampling
-    from jettison.draft import starts
-    from jettison.evaluate.drafts import compare_speed
+    from jettison.runtime.load import load
+    from jettison.runtime.sampling import Sampling
+    from jettison.runtime.speculative.choose import starts
+    from jettison.runtime.speculative.measure import compare_speed
 
     loaded = load(folder)
     draft = loaded.find_draft(name)
@@ -160,9 +160,9 @@ def _ops(
     peer: list[str] | None,
     rounds: int,
 ) -> dict[str, Any]:
-    from jettison.evaluate.operators import linear_shapes, measure_operators
-    from jettison.evaluate.peers import PEERS
-    from jettison.models import open_shape
+    from jettison.bench.operators import linear_shapes, measure_operators
+    from jettison.bench.peers import PEERS
+    from jettison.graph.folder import open_shape
 
     shapes = dict(map(_parse, matrix)) or linear_shapes(open_shape(shape))
     peers = tuple(PEERS) if peer is None else peer

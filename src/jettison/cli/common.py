@@ -14,8 +14,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from jettison.errors import UsageError
-from jettison.progress import Console, set_quiet
+from jettison.core.errors import UsageError
+from jettison.core.progress import Console, set_quiet
 
 MAY_BE_EMPTY = ("--prompt", "-p")
 PAGE = 100  # columns, where no terminal says how many there are
@@ -82,7 +82,7 @@ def begin(quiet: bool, *files: Path | None, several: bool = False) -> None:
 
 
 def _check_files(files: list[Path]) -> None:
-    from jettison.files import writable_file
+    from jettison.core.files import writable_file
 
     places = [writable_file(file).resolve() for file in files]
     if len(set(places)) < len(places):
@@ -91,7 +91,7 @@ def _check_files(files: list[Path]) -> None:
 
 def finish(result: Any, file: Path | None) -> None:
     if file is not None and not out.quiet:
-        from jettison.files import write_json
+        from jettison.core.files import write_json
 
         write_json(file, json.loads(json.dumps(result, default=str)))
 

@@ -20,8 +20,9 @@ def compare(
     quiet: common.Quiet = False,
 ) -> None:
     """Compare runs: size, speed, and quality on the texts they have in common."""
-    from jettison.report import write_comparison
-    from jettison.units import format_bytes, format_rate
+    from jettison.core.bytesize import format_bytes
+    from jettison.core.numbers import format_rate
+    from jettison.reports.compare import write_comparison
 
     common.begin(quiet, json, out)
     result = write_comparison(folders, out)

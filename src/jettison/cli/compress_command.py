@@ -31,11 +31,11 @@ def compress(
     quiet: common.Quiet = False,
 ) -> None:
     """Apply the prune and quantize steps of a recipe, block by block. A killed run continues when called again."""
-    from jettison.compress import compress as run
-    from jettison.evaluate import measure_size
-    from jettison.plan import forecast
-    from jettison.recipe import load_recipe
-    from jettison.units import format_bytes
+    from jettison.core.bytesize import format_bytes
+    from jettison.pipeline.compression import compress as run
+    from jettison.pipeline.size import measure_size
+    from jettison.planning.forecast import forecast
+    from jettison.recipe.recipe import load_recipe
 
     if changes is None:
         changes = []

@@ -22,8 +22,8 @@ def list_devices(context: typer.Context, json: common.Json = None, quiet: common
     """List the devices a plan can be made for, and this machine."""
     if context.invoked_subcommand:
         return
-    from jettison.devices import device_names, find_device
-    from jettison.units import format_bytes
+    from jettison.core.bytesize import format_bytes
+    from jettison.devices.device import device_names, find_device
 
     common.begin(quiet, json)
     found = [find_device(name) for name in ("this", *device_names())]
@@ -47,9 +47,9 @@ def list_devices(context: typer.Context, json: common.Json = None, quiet: common
 
 def measure(json: common.Json = None, quiet: common.Quiet = False) -> None:
     """Measure this machine anew: reads by threads and streams, matrix products, the overhead of an operator."""
-    from jettison.devices import find_device
-    from jettison.devices import measure as measure_this
-    from jettison.units import format_bytes
+    from jettison.core.bytesize import format_bytes
+    from jettison.devices.device import find_device
+    from jettison.devices.machine import measure as measure_this
 
     common.begin(quiet, json)
     result = measure_this(again=True)
@@ -69,7 +69,7 @@ def show(
     quiet: common.Quiet = False,
 ) -> None:
     """Show the figures of a device and where each is from."""
-    from jettison.devices import find_device
+    from jettison.devices.device import find_device
 
     common.begin(quiet, json)
     device = find_device(name)
@@ -78,7 +78,7 @@ def show(
 
 
 def _print_figures(device) -> None:
-    from jettison.units import format_bytes
+    from jettison.core.bytesize import format_bytes
 
     of = f"\n{device.share:.0%} of {format_bytes(device.bandwidth / device.share)}/s" if device.share < 1 else ""
     figures = [
@@ -94,12 +94,12 @@ def _print_figures(device) -> None:
 
 
 def _tera(count: float) -> str:
-    from jettison.units import figures
+    from jettison.core.numbers import figures
 
     return figures(count / 1e12)
 
 
 def _microseconds(seconds: float) -> str:
-    from jettison.units import figures
+    from jettison.core.numbers import figures
 
     return f"{figures(1e6 * seconds)} µs"

@@ -52,10 +52,10 @@ def draft(
     """Choose how a checkpoint drafts for itself, and record it: nothing is trained, and no output changes."""
     common.begin(quiet, json)
     if export is not None:
-        from jettison.decode.draft import read_draft
-        from jettison.draft import export_draft
-        from jettison.errors import UsageError
-        from jettison.models import ModelFolder
+        from jettison.core.errors import UsageError
+        from jettison.graph.folder import ModelFolder
+        from jettison.runtime.speculative.choose import export_draft
+        from jettison.runtime.speculative.draft import read_draft
 
         chosen, reason = read_draft(ModelFolder(model))
         if chosen is None:
@@ -63,8 +63,8 @@ def draft(
         export_draft(model, chosen, export)
         common.out.print(f"{export}: {chosen}", markup=False)
         return common.finish({"draft": str(chosen), "folder": str(export)}, json)
-    from jettison.draft import RATIOS
-    from jettison.draft import draft as choose
+    from jettison.runtime.speculative.choose import RATIOS
+    from jettison.runtime.speculative.choose import draft as choose
 
     found = choose(
         model, ratios=RATIOS if ratio is None else [each for each in ratio if each], method=method,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from jettison.cli import common
-from jettison.errors import UsageError
+from jettison.core.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -30,12 +30,11 @@ def evaluate(
     quiet: common.Quiet = False,
 ) -> None:
     """Measure size, perplexity, and distance from the original; with --tasks, accuracy too."""
-    from jettison.calibrate.text import read_documents
-    from jettison.evaluate import evaluate as run
-    from jettison.evaluate import evaluate_tasks
-    from jettison.evaluate.quality import TEXTS
-    from jettison.evaluate.tasks import check_tasks
-    from jettison.units import format_bytes
+    from jettison.core.bytesize import format_bytes
+    from jettison.domains.text.data import read_documents
+    from jettison.pipeline.evaluation import TEXTS
+    from jettison.pipeline.evaluation import evaluate as run
+    from jettison.pipeline.tasks import check_tasks, evaluate_tasks
 
     if texts is None:
         texts = []
@@ -69,7 +68,7 @@ def evaluate(
 
 def _print_tasks(answered: dict[str, dict[str, Any]]) -> None:
     """A table for each text of the suite, and one for everything else."""
-    from jettison.evaluate.suite import GROUPS
+    from jettison.domains.text.tasks.suite import GROUPS
 
     titles = {"jettison_books": "books", "jettison_wikitext": "WikiText-2"}
     bundled = {task: titles[group] for group, members in GROUPS.items() for task in members}

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from jettison.cli import common
-from jettison.progress import duration
+from jettison.core.progress import duration
 
 STAGES = ("original", "quantized", "recovered")
 
@@ -38,8 +38,8 @@ def fit(
     quiet: common.Quiet = False,
 ) -> None:
     """Make a model fit a device and a budget: plan, compress, recover, evaluate, report."""
-    from jettison.fit import TEXTS
-    from jettison.fit import fit as run
+    from jettison.fitting import fit as run
+    from jettison.pipeline.evaluation import TEXTS
 
     common.begin(quiet, json)
     result = run(
@@ -62,7 +62,8 @@ def fit(
 
 
 def show_plan(planned: dict[str, Any]) -> None:
-    from jettison.units import format_bytes, format_rate
+    from jettison.core.bytesize import format_bytes
+    from jettison.core.numbers import format_rate
 
     recipe, predicted = planned["recipe"], planned["predicted"]
     common.out.print(f"recipe [bold]{escape(recipe['name'])}[/bold]: {escape(recipe.get('use', ''))}")
@@ -75,7 +76,7 @@ def show_plan(planned: dict[str, Any]) -> None:
 
 
 def show_forecast(forecast: dict[str, Any]) -> None:
-    from jettison.units import format_bytes
+    from jettison.core.bytesize import format_bytes
 
     rows = [
         [step["step"], format_bytes(step["memory"]), format_bytes(step["disk"]), duration(step["seconds"])]
@@ -88,7 +89,7 @@ def show_forecast(forecast: dict[str, Any]) -> None:
 
 def show_stages(result: dict[str, Any]) -> None:
     """Original, quantized, recovered: size, bits, and on each text perplexity, distance, agreement."""
-    from jettison.units import format_bytes
+    from jettison.core.bytesize import format_bytes
 
     stages = [name for name in STAGES if name in result]
     texts = list(result[stages[0]]["texts"])

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from jettison.cli import common
-from jettison.errors import unknown
+from jettison.core.errors import unknown
 
 IN_CACHE = 1 << 26  # bytes of weights that a processor may not have to read from memory
 
@@ -40,8 +40,8 @@ def generate(
     quiet: common.Quiet = False,
 ) -> None:
     """Let a checkpoint write. Weights stay packed in memory."""
-    from jettison.decode import load
-    from jettison.decode.sampling import Sampling
+    from jettison.runtime.load import load
+    from jettison.runtime.sampling import Sampling
 
     common.begin(quiet, json)
     if draft not in ("none", "auto", "lookup"):
@@ -65,7 +65,7 @@ def generate(
 
 
 def _speed(loaded) -> dict[str, Any]:
-    from jettison.evaluate.decoding import cache_bytes, measured_limit, read_bytes
+    from jettison.bench.decoding import cache_bytes, measured_limit, read_bytes
 
     speed, weights = loaded.speed, read_bytes(loaded.model)
     found = {"tokens_per_second": speed.decode, "prefill_tokens_per_second": speed.prefill}
@@ -83,7 +83,7 @@ def _speed(loaded) -> dict[str, Any]:
 
 
 def _said(result: dict[str, Any]) -> str:
-    from jettison.units import format_bytes
+    from jettison.core.bytesize import format_bytes
 
     said = f"read {result['prefill_tokens_per_second']:.1f} tokens/s, wrote {result['tokens_per_second']:.1f} tokens/s"
     if "tokens_per_step" in result:

@@ -39,10 +39,10 @@ def plan(
 ) -> None:
     """Choose bits for every layer, for a device and a budget. Reads the config of the model, no weights unless asked
     to by --losses or --refine."""
-    from jettison.files import write_text
-    from jettison.plan import make_plan
-    from jettison.plan.picture import plan_data, plan_summary
-    from jettison.report import write_plan
+    from jettison.core.files import write_text
+    from jettison.planning.picture import plan_data, plan_summary
+    from jettison.planning.planner import make_plan
+    from jettison.reports.plan_page import write_plan
 
     common.begin(quiet, json, out, report)
     found = make_plan(
@@ -71,7 +71,8 @@ def plan(
 
 def show_roles(data: dict[str, Any]) -> None:
     """Per role: bits in how many blocks, weights, bytes, part of the time, expected loss."""
-    from jettison.units import figures, format_bytes
+    from jettison.core.bytesize import format_bytes
+    from jettison.core.numbers import figures
 
     rows = [
         [
@@ -90,7 +91,8 @@ def show_roles(data: dict[str, Any]) -> None:
 
 def show_presets(data: dict[str, Any]) -> None:
     """The plan among the presets."""
-    from jettison.units import format_bytes, format_rate
+    from jettison.core.bytesize import format_bytes
+    from jettison.core.numbers import format_rate
 
     figures = lambda each: [format_bytes(each["memory"]), format_rate(each["tokens_per_second"]), f"{each['loss']:.4f}"]
     rows = [["this plan", *figures(data), "chosen"]]
@@ -100,7 +102,8 @@ def show_presets(data: dict[str, Any]) -> None:
 
 
 def show_front(data: dict[str, Any]) -> None:
-    from jettison.units import format_bytes, format_rate
+    from jettison.core.bytesize import format_bytes
+    from jettison.core.numbers import format_rate
 
     rows = [
         [format_bytes(point["memory"]), format_rate(point["tokens_per_second"]), f"{point['loss']:.4f}"]

@@ -11,8 +11,8 @@ def register(app: typer.Typer) -> None:
 
 def recipes(json: common.Json = None) -> None:
     """List the recipes that are shipped and when to use each, and the methods that a recipe can name."""
-    from jettison import registry
-    from jettison.recipe import load_recipe, preset_names
+    from jettison.recipe import registry
+    from jettison.recipe.recipe import load_recipe, preset_names
 
     common.begin(False, json)
     presets = [load_recipe(name) for name in preset_names()]

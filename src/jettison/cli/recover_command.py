@@ -31,8 +31,8 @@ def recover(
     quiet: common.Quiet = False,
 ) -> None:
     """Win accuracy back: distil the original into side paths or scales. A killed run continues when called again."""
-    from jettison.plan.forecast import forecast_recovery
-    from jettison.recover import recover as run
+    from jettison.pipeline.recovery import recover as run
+    from jettison.planning.forecast import forecast_recovery
 
     if changes is None:
         changes = []

@@ -19,7 +19,7 @@ def report(
     quiet: common.Quiet = False,
 ) -> None:
     """Write what a run did as one HTML page that needs nothing else."""
-    from jettison.report import write_report
+    from jettison.reports.page import write_report
 
     common.begin(quiet, json, out)
     page = write_report(folder, out)

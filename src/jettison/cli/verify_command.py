@@ -21,7 +21,7 @@ def verify(
 ) -> None:
     """Check that a folder is whole: hashes, tensors, finite values, tokenizer, that it runs. Exits with 1 if it is
     not. Nothing is written."""
-    from jettison.verify import verify as run
+    from jettison.pipeline.verification import verify as run
 
     common.begin(quiet)
     result = run(folder, original=original)

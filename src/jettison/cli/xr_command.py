@@ -7,8 +7,8 @@ import typer
 
 from jettison.cli import common
 from jettison.cli import xr_options as xr
-from jettison.errors import UsageError
-from jettison.units import check_number
+from jettison.core.errors import UsageError
+from jettison.core.numbers import check_number
 
 
 def register(app: typer.Typer) -> None:
@@ -54,13 +54,13 @@ def run(
     quiet: common.Quiet = False,
 ) -> None:
     """Simulate a scenario on known costs: an accelerator's, a device's roofline, or a file's."""
-    from jettison.xr import find_scenario, score, simulate, summary
+    from jettison.xr.definitions import find_scenario
     from jettison.xr.dispatch import check_scheduler
     from jettison.xr.frames import check_run
     from jettison.xr.official import write_schedule
     from jettison.xr.results import result
-    from jettison.xr.scores import check_penalty
-    from jettison.xr.simulator import check_compat
+    from jettison.xr.scores import check_penalty, score, summary
+    from jettison.xr.simulator import check_compat, simulate
     from jettison.xr.sources import find_costs
     from jettison.xr.sweep import MOST_SEEDS
 
@@ -119,8 +119,8 @@ def sweep(
     quiet: common.Quiet = False,
 ) -> None:
     """Scores of scenarios by accelerators, devices, recipes, schedulers, probabilities, over seeds."""
-    from jettison.report import write_xr
-    from jettison.xr import accelerator_names, find_scenario, scenario_names
+    from jettison.reports.xr_page import write_xr
+    from jettison.xr.definitions import accelerator_names, find_scenario, scenario_names
     from jettison.xr.sources import find_costs
     from jettison.xr.sweep import check_sweep, table, vary
     from jettison.xr.sweep import sweep as make_sweep
@@ -186,12 +186,13 @@ def live(
     quiet: common.Quiet = False,
 ) -> None:
     """Run a scenario on this machine by the clock: frames arrive, models run, deadlines pass. And simulate the same."""
-    from jettison.xr import find_scenario, score, simulate
+    from jettison.xr.definitions import find_scenario
     from jettison.xr.dispatch import check_scheduler
     from jettison.xr.frames import check_run
     from jettison.xr.live import run_live, scenario_variants
     from jettison.xr.results import result, write_page
-    from jettison.xr.scores import check_penalty
+    from jettison.xr.scores import check_penalty, score
+    from jettison.xr.simulator import simulate
     from jettison.xr.trace import write_trace
     from jettison.xr.units import Units as Running
 
@@ -277,8 +278,8 @@ def tune(
     quiet: common.Quiet = False,
 ) -> None:
     """Choose a recipe for every model so that the scenario's score rises most."""
-    from jettison.documents import read_yaml
-    from jettison.xr import find_scenario
+    from jettison.core.documents import read_yaml
+    from jettison.xr.definitions import find_scenario
     from jettison.xr.frames import check_run
     from jettison.xr.tune import RECIPES, check_runs
     from jettison.xr.tune import tune as find_best

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from jettison.cli import common
-from jettison.errors import UsageError
+from jettison.core.errors import UsageError
 
 SCENARIOS = "social-interaction-a, -b, outdoor-activity-a, -b, ar-assistant, ar-gaming, vr-gaming, or FILE.yaml."
 Scenario = Annotated[str, typer.Argument(help=SCENARIOS)]

@@ -8,9 +8,9 @@ from math import ulp
 from pathlib import Path
 from typing import Any
 
+from jettison.core.documents import parse_yaml, read_yaml
+from jettison.core.errors import UsageError, shown, unknown
 from jettison.devices.machine import measure
-from jettison.documents import parse_yaml, read_yaml
-from jettison.errors import UsageError, shown, unknown
 
 THIS = "this"
 SOURCED = ("bandwidth", "memory", "flops", "cache", "overhead")

@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 import torch
 
-from jettison.caches import cache_folder
-from jettison.errors import JettisonError
-from jettison.grid import Grid
-from jettison.kept import read_record, write_record
+from jettison.core.caches import cache_folder
+from jettison.core.errors import JettisonError
+from jettison.core.kept import read_record, write_record
+from jettison.core.progress import say
+from jettison.encodings.grid import Grid
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling
-from jettison.progress import say
 
 READ_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 20

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 
-from jettison.errors import JettisonError
+from jettison.core.errors import JettisonError
+from jettison.encodings.grid import AT_ONCE, QuantizedWeight
 from jettison.formats import compressed_tensors, writer
-from jettison.grid import AT_ONCE, QuantizedWeight
-from jettison.models import Linear, ModelFolder, Walk
-from jettison.models.checkpoint import Checkpoint
+from jettison.graph.anatomy import Linear
+from jettison.graph.checkpoint import Checkpoint
+from jettison.graph.folder import ModelFolder
+from jettison.graph.walk import Walk
 
 TOKENS = 16
 CLOSE = 1e-4  # of the largest output: both sides multiply the same float32 weights

@@ -21,12 +21,13 @@ from compressed_tensors.utils.match import match_targets
 from pydantic import ValidationError
 from torch import nn
 
-from jettison.errors import JettisonError, guarded
-from jettison.grid import WHOLE_ROW, Grid, QuantizedWeight, unpack
-from jettison.models import Anatomy, Linear, ModelFolder
-from jettison.models.dense import with_defaults
-from jettison.models.modules import QuantLinear, packed_parts
-from jettison.progress import waiting
+from jettison.core.errors import JettisonError, guarded
+from jettison.core.progress import waiting
+from jettison.encodings.grid import WHOLE_ROW, Grid, QuantizedWeight, unpack
+from jettison.graph.anatomy import Anatomy, Linear
+from jettison.graph.dense import with_defaults
+from jettison.graph.folder import ModelFolder
+from jettison.graph.modules import QuantLinear, packed_parts
 
 FORMAT, MIXED = "pack-quantized", "mixed-precision"  # of a group; of a section whose groups differ
 STORED_LAYOUTS = ("linear", "embedding")

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 
-from jettison.errors import UsageError
-from jettison.files import write_json, write_tensors
+from jettison.core.errors import UsageError
+from jettison.core.files import write_json, write_tensors
+from jettison.encodings.grid import Grid, QuantizedWeight
 from jettison.formats import compressed_tensors
 from jettison.formats.compressed_tensors import UnpackedFolder, read_grids
 from jettison.formats.writer import copy_companions
-from jettison.grid import Grid, QuantizedWeight
-from jettison.models import Linear, open_shape
-from jettison.models.checkpoint import INDEX, Checkpoint
+from jettison.graph.anatomy import Linear
+from jettison.graph.checkpoint import INDEX, Checkpoint
+from jettison.graph.folder import open_shape
 
 LISTED = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of config.json, one entry a block
 

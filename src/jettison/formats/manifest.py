@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jettison.documents import read_json
-from jettison.errors import UsageError
-from jettison.files import write_json, write_text
+from jettison.core.documents import read_json
+from jettison.core.errors import UsageError
+from jettison.core.files import write_json, write_text
 from jettison.formats.card import write_card
 from jettison.formats.schema import Manifest, checked
 

@@ -12,12 +12,12 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
-from jettison.documents import read_json
-from jettison.errors import JettisonError
-from jettison.files import digest, file_digest, write_json, write_tensors
+from jettison.core.documents import read_json
+from jettison.core.errors import JettisonError
+from jettison.core.files import digest, file_digest, write_json, write_tensors
 from jettison.formats.manifest import NAME, read_manifest
-from jettison.models.checkpoint import Checkpoint
-from jettison.models.modules import Adapted
+from jettison.graph.checkpoint import Checkpoint
+from jettison.graph.modules import Adapted
 
 FOLDER = "adapter"
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"

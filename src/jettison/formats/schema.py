@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from jettison.errors import JettisonError
+from jettison.core.errors import JettisonError
 
 MANY = 100_000  # blocks; a chart has a column for each
 Positive = Annotated[float, Field(gt=0, le=1e30)]

@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from jettison.errors import JettisonError
-from jettison.files import digest
+from jettison.core.errors import JettisonError
+from jettison.core.files import digest
+from jettison.core.kept import is_kept, keep, places, write_first
+from jettison.core.progress import say, waiting
+from jettison.encodings.grid import Grid
 from jettison.formats.compressed_tensors import load_packed, read_grids
-from jettison.grid import Grid
-from jettison.kept import is_kept, keep, places, write_first
+from jettison.graph.checkpoint import Checkpoint
+from jettison.graph.dense import with_defaults
+from jettison.graph.folder import ModelFolder
+from jettison.graph.modules import PARTS, QuantLinear, tile_linears
 from jettison.kernels.tiles import LAYOUT, Tiling
-from jettison.models import ModelFolder
-from jettison.models.checkpoint import Checkpoint
-from jettison.models.dense import with_defaults
-from jettison.models.modules import PARTS, QuantLinear, tile_linears
-from jettison.progress import say, waiting
 
 FILE = Path(".tiles") / "model.safetensors"
 ALIGNED = 64

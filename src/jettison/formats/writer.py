@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from jettison.files import write_atomic, write_json
+from jettison.core.files import write_atomic, write_json
+from jettison.core.progress import say
+from jettison.encodings.grid import Grid, QuantizedWeight
 from jettison.formats import compressed_tensors
-from jettison.grid import Grid, QuantizedWeight
-from jettison.models import Linear, ModelFolder
-from jettison.models.checkpoint import INDEX, Checkpoint
-from jettison.models.folder import TOKENIZER
-from jettison.progress import say
+from jettison.graph.anatomy import Linear
+from jettison.graph.checkpoint import INDEX, Checkpoint
+from jettison.graph.folder import TOKENIZER, ModelFolder
 
 Stored = QuantizedWeight | torch.Tensor  # packed; or dense, (out, in) float32, in the original's type once it is stored
 # What stands beside the weights of a model. Nothing else is copied: no code, no results of an earlier run.

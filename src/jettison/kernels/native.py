@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from jettison.errors import JettisonError, UsageError
+from jettison.core.errors import JettisonError, UsageError
 from jettison.kernels.specs import SPECS
 from jettison.kernels.tiles import Tiling
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from jettison.grid import Grid, unpack
+from jettison.encodings.grid import Grid, unpack
 from jettison.kernels import gpu, native
 from jettison.kernels.tiles import SCALE_TYPES, SPARSE, Tiling, dense, pack_codes, pack_zero, spread, zero_points
 

@@ -6,16 +6,9 @@ modules of their own.
 Source: XRBench (arXiv:2211.08675) and its official program, whose published scores ``compat="v0.1"`` gives again.
 """
 
+from jettison.domains.perception.xr.catalog import find_model, model_names
 from jettison.xr.costs import Cost, Costs, table_costs
-from jettison.xr.definitions import (
-    Scenario,
-    accelerator_names,
-    find_accelerator,
-    find_model,
-    find_scenario,
-    model_names,
-    scenario_names,
-)
+from jettison.xr.definitions import Scenario, accelerator_names, find_accelerator, find_scenario, scenario_names
 from jettison.xr.dispatch import SCHEDULERS
 from jettison.xr.frames import Frame, Timeline
 from jettison.xr.scores import ScenarioScore, benchmark_score, expected_score, inference_score, score, summary

@@ -9,7 +9,7 @@ from itertools import accumulate
 from numbers import Real
 from typing import Any
 
-from jettison.errors import UsageError, shown, unknown
+from jettison.core.errors import UsageError, shown, unknown
 from jettison.xr.definitions import DATA, Accelerator, Unit
 
 CYCLES_PER_MS = 1e6  # 1 GHz

@@ -3,53 +3,31 @@
 Source: XRBench (arXiv:2211.08675, sections 3 and 4) and the files of its official program; see ``data/*.yaml``.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jettison.documents import parse_yaml, read_yaml
-from jettison.errors import UsageError, shown, unknown
+from jettison.core.documents import parse_yaml, read_yaml
+from jettison.core.errors import UsageError, shown, unknown
+from jettison.domains.perception.xr.catalog import (
+    UnitModel,
+    check_fields,
+    check_names,
+    check_text,
+    find_model,
+    is_number,
+    model_names,
+    parse_model,
+)
 
 DATA = files("jettison.xr") / "data"
 THROUGH = ("data", "control")
-MODEL_FIELDS = ("title", "network", "sensor", "input", "dataset", "metric", "target", "better", "file")
 TASK_FIELDS = ("model", "fps", "after", "through", "probability", "network")
 SCENARIO_FIELDS = ("title", "official", "tasks", "models")
-BETTER = ("higher", "lower")
 SLOWEST, FASTEST = 0.001, 10_000  # frames per second
-LONGEST_SIDE = 1 << 16  # of a frame
-
-
-@dataclass(frozen=True)
-class UnitModel:
-    """A task of perception and the network that does it. input: shape of a frame, no batch. target: quality that is
-    asked for, in ``metric``, ``better`` higher or lower. jitter_ms: of its slowest sensor. file: an ONNX file or a
-    folder of Jettison's, of a model that is not among the eleven."""
-
-    name: str
-    title: str
-    network: str
-    input: tuple[int, ...] = ()
-    dataset: str = ""
-    metric: str = ""
-    target: float = 0.0
-    better: str = "higher"
-    jitter_ms: float = 0.0
-    file: str = ""
-
-    def accuracy_score(self, measured: float) -> float:
-        """min(1, measured / target), of a metric that shall be low min(1, target / measured) (section 4.2)."""
-        if not self.target:
-            raise UsageError(f"model {self.name!r} has no quality target")
-        if not _is_number(measured) or not 0 <= measured < float("inf"):
-            raise UsageError(
-                f"quality of model {self.name!r} = {shown(measured)}: a number that is not negative is needed"
-            )
-        ratio = measured / self.target if self.better == "higher" else self.target / max(measured, 1e-12)
-        return min(1.0, max(0.0, ratio))
 
 
 @dataclass(frozen=True)
@@ -129,60 +107,6 @@ def _read(name: str) -> Any:
     return parse_yaml((DATA / name).read_text(encoding="utf-8"), name)
 
 
-def model_names() -> list[str]:
-    return list(_read("models.yaml"))
-
-
-def find_model(name: str) -> UnitModel:
-    """Raises UsageError that lists the models."""
-    if name not in _read("models.yaml"):
-        raise unknown("model", name, model_names())
-    return _model(name, _read("models.yaml")[name])
-
-
-def _model(name: str, row: Any) -> UnitModel:
-    owner = f"model {name!r}"
-    if not isinstance(row, Mapping):
-        raise UsageError(f"{owner}: a mapping of fields is needed ({', '.join(MODEL_FIELDS)}); this is {shown(row)}")
-    _check_fields("field", row, MODEL_FIELDS, owner)
-    sides, target = row.get("input", ()), row.get("target", 0.0)
-    if not isinstance(sides, list | tuple) or not all(type(side) is int and 0 < side <= LONGEST_SIDE for side in sides):
-        raise UsageError(
-            f"{owner}: input = {shown(sides)}; a list of whole numbers from 1 to {LONGEST_SIDE:,} is needed"
-        )
-    if not _is_number(target) or not 0 <= target < float("inf"):
-        raise UsageError(f"{owner}: target = {shown(target)}; a number that is not negative is needed")
-    if (better := row.get("better", "higher")) not in BETTER:
-        raise unknown("value of better", better, BETTER, f" of {owner}")
-    known = _read("sensors.yaml")
-    sensors = _names(row.get("sensor"), f"sensor of {owner}")
-    for sensor in sensors:
-        if sensor not in known:
-            raise unknown("sensor", sensor, known, f" of {owner}")
-    texts = {
-        field: _text(row[field], f"{field} of {owner}")
-        for field in ("title", "network", "dataset", "metric", "file")
-        if field in row
-    }
-    jitter = max((known[sensor]["jitter_ms"] for sensor in sensors), default=0.0)
-    texts = {"title": name, "network": name} | texts
-    return UnitModel(name, **texts, input=tuple(sides), target=target, better=better, jitter_ms=jitter)
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise UsageError(f"{what} = {shown(value)}: a text is needed")
-    return value
-
-
-def _names(value: Any, what: str) -> tuple[str, ...]:
-    """Of one name, a list of them, or nothing."""
-    listed = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(listed, list | tuple) or not all(isinstance(each, str) for each in listed):
-        raise UsageError(f"{what} = {shown(value)}: a name or a list of names is needed")
-    return tuple(listed)
-
-
 def scenario_names() -> list[str]:
     return list(_read("scenarios.yaml"))
 
@@ -216,14 +140,14 @@ def find_scenario(source: str | Path) -> Scenario:
 def _scenario(name: str, row: Any) -> Scenario:
     if not isinstance(row, Mapping) or not isinstance(row.get("tasks"), list) or not row["tasks"]:
         raise UsageError(f"scenario {name!r}: a mapping with a list of tasks is needed; this is {shown(row)}")
-    _check_fields("field", row, SCENARIO_FIELDS, f"scenario {name!r}")
+    check_fields("field", row, SCENARIO_FIELDS, f"scenario {name!r}")
     models = {} if row.get("models") is None else row["models"]
     if not isinstance(models, Mapping):
         raise UsageError(f"scenario {name!r}: models are a mapping from names to fields; this is {shown(models)}")
-    own = {str(key): _model(str(key), found) for key, found in models.items()}
+    own = {str(key): parse_model(str(key), found) for key, found in models.items()}
     tasks = tuple(_task(name, task, own) for task in row["tasks"])
     title, official = (
-        _text(row.get(f, d), f"{f} of scenario {name!r}") for f, d in (("title", str(name)), ("official", ""))
+        check_text(row.get(f, d), f"{f} of scenario {name!r}") for f, d in (("title", str(name)), ("official", ""))
     )
     return _checked(Scenario(str(name), title, tasks, official))
 
@@ -231,15 +155,15 @@ def _scenario(name: str, row: Any) -> Scenario:
 def _task(scenario: str, row: Any, own: Mapping[str, UnitModel]) -> Task:
     if not isinstance(row, Mapping) or "model" not in row or "fps" not in row:
         raise UsageError(f"scenario {scenario!r}: a task is a mapping with model and fps; this is {shown(row)}")
-    _check_fields("field", row, TASK_FIELDS, f"a task of scenario {scenario!r}")
+    check_fields("field", row, TASK_FIELDS, f"a task of scenario {scenario!r}")
     name = str(row["model"])
     if name not in own and name not in model_names():
         raise unknown("model", name, [*own, *model_names()], f" of scenario {scenario!r}")
     model = own.get(name) or find_model(name)
     where = f"{name} in scenario {scenario!r}"
-    after = _names(row.get("after"), f"after of {where}")
+    after = check_names(row.get("after"), f"after of {where}")
     given = {field: row[field] for field in ("through", "probability") if field in row}
-    network = _text(row.get("network", model.network), f"network of {where}")
+    network = check_text(row.get("network", model.network), f"network of {where}")
     return Task(model, row["fps"], after, **given, network=network)
 
 
@@ -248,11 +172,11 @@ def _checked(scenario: Scenario) -> Scenario:
     if len(set(names)) < len(names):
         raise UsageError(f"{where}: {', '.join(sorted({n for n in names if names.count(n) > 1}))} stands there twice")
     for task in scenario.tasks:
-        if not _is_number(task.fps) or not SLOWEST <= task.fps <= FASTEST:
+        if not is_number(task.fps) or not SLOWEST <= task.fps <= FASTEST:
             raise UsageError(
                 f"{where}: {task.name} fps = {shown(task.fps)}; valid: a rate from {SLOWEST} to {FASTEST:,}"
             )
-        if not _is_number(task.probability) or not 0 <= task.probability <= 1:
+        if not is_number(task.probability) or not 0 <= task.probability <= 1:
             raise UsageError(f"{where}: {task.name} probability = {shown(task.probability)}; valid: from 0 to 1")
         if task.through not in THROUGH:
             raise unknown("value of through", task.through, THROUGH, f" of {task.name} in {where}")
@@ -269,16 +193,6 @@ def _checked(scenario: Scenario) -> Scenario:
             raise UsageError(f"{where}: the dependencies of {circle} run in a circle")
         done += free
     return scenario
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_fields(kind: str, names: Iterable[str], valid: Iterable[str], owner: str) -> None:
-    for name in names:
-        if name not in valid:
-            raise unknown(kind, name, valid, f" of {owner}")
 
 
 def accelerator_names() -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from jettison.errors import unknown
+from jettison.core.errors import unknown
 from jettison.xr.costs import Costs
 from jettison.xr.definitions import Scenario
 from jettison.xr.frames import Frame, settle

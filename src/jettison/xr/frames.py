@@ -6,8 +6,8 @@ from math import ceil
 
 import numpy as np
 
-from jettison.errors import UsageError, shown
-from jettison.units import check_seed
+from jettison.core.errors import UsageError, shown
+from jettison.core.numbers import check_seed
 from jettison.xr.definitions import Scenario
 
 LONGEST_MS = 3_600_000.0

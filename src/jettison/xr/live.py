@@ -3,8 +3,8 @@
 import time
 from collections.abc import Mapping
 
-from jettison.errors import UsageError
-from jettison.progress import bar
+from jettison.core.errors import UsageError
+from jettison.core.progress import bar
 from jettison.xr.costs import Costs
 from jettison.xr.definitions import Scenario
 from jettison.xr.dispatch import Dispatcher, last_frames

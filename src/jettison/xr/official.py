@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from jettison.errors import JettisonError, UsageError, unknown
+from jettison.core.errors import JettisonError, UsageError, unknown
 from jettison.xr.costs import CYCLES_PER_MS, Cost, Costs
 from jettison.xr.definitions import Scenario, Task
 from jettison.xr.frames import Frame, Timeline

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from jettison.devices import Device
+from jettison.devices.device import Device
 from jettison.xr.costs import Cost, Costs, ends, layer_table
 
 MAC_PJ = {"fp32": 4.6, "fp16": 1.5, "int8": 0.3}  # multiply and add; int8 into int32

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jettison.errors import UsageError
-from jettison.report import write_xr
+from jettison.core.errors import UsageError
+from jettison.reports.xr_page import write_xr
 from jettison.xr.frames import Timeline
 from jettison.xr.scores import ScenarioScore, score
 from jettison.xr.trace import read_timeline, to_dict

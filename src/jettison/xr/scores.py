@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from jettison.errors import UsageError, unknown
+from jettison.core.errors import UsageError, unknown
 from jettison.xr.costs import Costs
 from jettison.xr.definitions import Scenario
 from jettison.xr.frames import Frame, Timeline

@@ -7,7 +7,7 @@ not begun is dropped. What has begun ends, late if it must. Whatever arrives wit
 
 from heapq import heappop, heappush
 
-from jettison.errors import UsageError, unknown
+from jettison.core.errors import UsageError, unknown
 from jettison.xr.costs import Costs
 from jettison.xr.definitions import Scenario
 from jettison.xr.dispatch import Dispatcher, last_frames

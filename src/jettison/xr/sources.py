@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jettison.devices import find_device
-from jettison.documents import read_yaml
-from jettison.errors import UsageError, unknown
-from jettison.progress import bar
+from jettison.core.documents import read_yaml
+from jettison.core.errors import UsageError, unknown
+from jettison.core.progress import bar
+from jettison.devices.device import find_device
 from jettison.xr.costs import Costs, table_costs
 from jettison.xr.definitions import Scenario, find_accelerator
 from jettison.xr.live import scenario_variants

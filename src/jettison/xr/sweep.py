@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from jettison import parallel
-from jettison.errors import UsageError, unknown
-from jettison.units import check_number
+from jettison.core import parallel
+from jettison.core.errors import UsageError, unknown
+from jettison.core.numbers import check_number
 from jettison.xr.costs import Costs
 from jettison.xr.definitions import Scenario
 from jettison.xr.dispatch import check_scheduler

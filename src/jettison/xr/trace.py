@@ -6,9 +6,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from jettison.documents import read_json
-from jettison.errors import JettisonError, UsageError, shown
-from jettison.files import write_text
+from jettison.core.documents import read_json
+from jettison.core.errors import JettisonError, UsageError, shown
+from jettison.core.files import write_text
 from jettison.xr.definitions import find_scenario
 from jettison.xr.frames import Frame, Timeline, check_run
 

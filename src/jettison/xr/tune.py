@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jettison.devices import find_device
-from jettison.errors import UsageError
-from jettison.progress import bar
-from jettison.units import check_number
+from jettison.core.errors import UsageError
+from jettison.core.numbers import check_number
+from jettison.core.progress import bar
+from jettison.devices.device import find_device
 from jettison.xr.costs import Costs
 from jettison.xr.definitions import Scenario
 from jettison.xr.dispatch import check_scheduler

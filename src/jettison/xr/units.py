@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
-from jettison.errors import JettisonError
-from jettison.parallel import deaf_children, end_with
-from jettison.progress import bar
-from jettison.units import check_number
+from jettison.core.errors import JettisonError
+from jettison.core.numbers import check_number
+from jettison.core.parallel import deaf_children, end_with
+from jettison.core.progress import bar
 from jettison.xr.costs import Cost, Costs, ends
 from jettison.xr.operators import count_operators, energy_of
 from jettison.xr.variants import Variant, open_variant

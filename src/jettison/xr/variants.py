@@ -17,13 +17,14 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from jettison.calibrate.stats import Stats
-from jettison.errors import JettisonError, UsageError, unknown
-from jettison.grid import WHOLE_ROW, Grid
-from jettison.models.modules import QuantLinear, tile_linears
-from jettison.recipe import Step, load_recipe, preset_names
-from jettison.registry import find
-from jettison.xr.models import MULTIPLE, SIZES, native_input, native_model
+from jettison.core.errors import JettisonError, UsageError, unknown
+from jettison.domains.perception.xr.blocks import SIZES
+from jettison.domains.perception.xr.models import MULTIPLE, native_input, native_model
+from jettison.encodings.grid import WHOLE_ROW, Grid
+from jettison.graph.modules import QuantLinear, tile_linears
+from jettison.recipe.recipe import Step, load_recipe, preset_names
+from jettison.recipe.registry import find
+from jettison.statistics.stats import Stats
 
 NATIVE_SOURCE, ORIGINAL = "native", "original"
 PARTS = (ORIGINAL, "folded", "bfloat16", "half")
@@ -77,7 +78,7 @@ def open_variant(variant: Variant) -> Runnable:
     if str(source).endswith(".onnx"):
         return _open_onnx(Path(source))
     if (Path(source) / "config.json").exists():
-        from jettison.decode import load
+        from jettison.runtime.load import load
 
         loaded = load(source)
         ids = torch.arange(SEGMENT).unsqueeze(0) % loaded.model.config.vocab_size

@@ -19,8 +19,8 @@ import torch
 import triton
 import triton.language as tl
 
-from jettison.errors import UsageError
-from jettison.grid import Grid
+from jettison.core.errors import UsageError
+from jettison.encodings.grid import Grid
 from jettison.kernels.gpu.unpack import codes_from, codes_of, magic, numbers, scales, span_of, zero_points
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)

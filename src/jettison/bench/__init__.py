@@ -1,0 +1,1 @@
+"""Speed, measured: operators, decoding, the same in other programs."""

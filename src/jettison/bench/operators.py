@@ -1,0 +1,187 @@
+"""How fast the operators are: packed linears against peers, in one interleaved run, next to the read limit."""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from jettison.bench.peers import PEERS, Operator
+from jettison.core.errors import UsageError, unknown
+from jettison.core.numbers import check_number
+from jettison.core.progress import bar
+from jettison.core.timing import sample
+from jettison.encodings.grid import Grid
+from jettison.graph.shape import ModelShape
+from jettison.kernels import native, ops
+from jettison.kernels.tiles import Tiling
+
+STREAMED = 256 << 20  # bytes of distinct weights that a run goes through, so that no cache holds them
+READ_BYTES = 1 << 30
+READS = [(streams, ahead) for streams in (1, 2, 4) for ahead in (0, 2048, 4096)]
+MOST_ROUNDS, MOST_SIDE = 10_000, 1 << 20
+
+
+@dataclass
+class Row:
+    """One operator at one shape. ``shares`` and ``seconds`` hold one entry a round, ``foreign`` the cores of others."""
+
+    shape: str
+    name: str
+    bits: int
+    count: int
+    nbytes: int
+    seconds: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    foreign: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        seconds = statistics.median(self.seconds)
+        return {
+            "shape": self.shape,
+            "operator": self.name,
+            "bits": self.bits,
+            "rows": self.count,
+            "microseconds": 1e6 * seconds,
+            "bandwidth": self.nbytes / seconds,
+            "share": statistics.median(self.shares),
+            "samples": [round(1e6 * each, 2) for each in self.seconds],
+            "foreign": round(max(self.foreign), 2),
+        }
+
+
+def linear_shapes(model: ModelShape) -> dict[str, tuple[int, int]]:
+    """(rows, columns) of the matrices of a block: q, k and v as one, gate and up each, of experts one."""
+    found: dict[str, tuple[int, int]] = {}
+    for linear in model.anatomy:
+        if linear.block == 0:
+            role = linear.roles[0]
+            kind = "qkv" if role in ("q", "k", "v") else "gate/up" if role in ("gate", "up") else role
+            before = found.get(kind, (0, 0))[0]
+            if kind == "qkv" or not before:
+                found[kind] = (before + linear.rows, linear.columns)
+    return found
+
+
+def measure_operators(
+    shapes: Mapping[str, tuple[int, int]],
+    *,
+    bits: Sequence[int] = (4, 2),
+    group_size: int = 128,
+    counts: Sequence[int] = (1,),
+    peers: Sequence[str] = tuple(PEERS),
+    rounds: int = 7,
+) -> dict[str, Any]:
+    """Time x Wᵀ for ``count`` rows of x: ``kernel`` is our C++ function, called as an engine calls it, ``jettison`` our
+    operator for PyTorch, the rest peers.
+
+    Each goes through copies of its weight that no cache holds. By rounds, so that drift meets all alike: every operator
+    once, and before and after each the read limit, the best of nine ways to read 1 GiB: 1, 2 or 4 streams of each
+    thread, prefetched or not. A sample is repeated while other processes use more than a fifth of a core.
+
+    Returns ``limit`` (bytes per second, the median), ``rows`` (each with microseconds, bandwidth and share of the limit
+    around it, medians), ``missing`` (peers that are not installed, and why), ``instruction_set`` and ``threads``.
+    """
+    for peer in peers:
+        if peer not in PEERS:
+            raise unknown("peer", peer, PEERS)
+    check_number("rounds", rounds, 1, MOST_ROUNDS, whole=True)
+    for name, values, least, most in (("rows", counts, 1, 1 << 16), ("bits", bits, 2, 8)):
+        if not values:
+            raise UsageError(f"{name}: one value at least is needed")
+        for value in values:
+            check_number(name, value, least, most, whole=True)
+    for each in bits:
+        if each not in (2, 3, 4, 8):
+            raise UsageError(f"bits = {each}: the kernels know 2, 3, 4 and 8")
+    for height, width in shapes.values():
+        check_number("a side of a matrix", max(height, width), 1, MOST_SIDE, whole=True)
+        for each in bits:
+            _tiling(width, height, each, group_size)
+    missing: dict[str, str] = {}
+    data = torch.ones(READ_BYTES // 4)
+    limits: list[float] = []
+    rows: list[Row] = []
+    with bar("operators", len(shapes) * rounds) as progress:
+        for shape, (height, width) in shapes.items():
+            made: list[Operator] = []
+            for count in counts:
+                made += [one for each in bits for one in _own(width, height, each, group_size, count)]
+                for peer in peers:
+                    try:
+                        made += PEERS[peer](width, height, bits, group_size, count, STREAMED)
+                    except (ImportError, RuntimeError, ValueError) as error:  # not there, or not for such a shape
+                        missing[peer] = str(error).partition("\n")[0]
+            found = [Row(shape, one.name, one.bits, one.count, one.nbytes) for one in made]
+            for _ in range(rounds):
+                limits.append(read_limit(data))
+                for row, one in zip(found, made, strict=True):
+                    seconds, foreign = sample(one.run)
+                    limits.append(read_limit(data))
+                    row.seconds.append(seconds / one.copies)
+                    row.shares.append(row.nbytes / row.seconds[-1] / statistics.mean(limits[-2:]))
+                    row.foreign.append(foreign)
+                progress.advance()
+            rows += found
+    return {
+        "limit": statistics.median(limits),
+        "instruction_set": native.instruction_set(),
+        "threads": native.threads(),
+        "rows": [row.to_dict() for row in rows],
+        "missing": missing,
+    }
+
+
+def read_limit(data: torch.Tensor) -> float:
+    """Bytes per second of the fastest way to read ``data`` once."""
+    best = 0.0
+    for streams, ahead in READS:
+        start = time.perf_counter()
+        native.read(data, streams, ahead)
+        best = max(best, data.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def random_tiles(tiling: Tiling, copies: int, seed: int = 0) -> list[torch.Tensor]:
+    """Tiles of random codes with scales of 0.01."""
+    torch.manual_seed(seed)
+    scale = torch.full((tiling.groups, 32), 0.01, dtype=tiling.scale_dtype).view(torch.uint8)
+    found = []
+    for _ in range(copies):
+        tiles = torch.randint(0, 256, tiling.tiles_shape, dtype=torch.uint8)
+        tiles[:, :, tiling.code_bytes :][:, :, : tiling.scale_bytes] = scale
+        found.append(tiles)
+    return found
+
+
+def _tiling(columns: int, rows: int, bits: int, group_size: int) -> Tiling:
+    grid = Grid(bits, group_size)
+    tiling = Tiling.of(grid, rows, columns) if grid.groups(columns) else None
+    if tiling is None:
+        raise UsageError(f"groups of {group_size} of {columns} columns: the kernels do not serve them")
+    return tiling
+
+
+def _own(columns: int, rows: int, bits: int, group_size: int, count: int) -> list[Operator]:
+    tiling = _tiling(columns, rows, bits, group_size)
+    nbytes = math.prod(tiling.tiles_shape)
+    tiles = random_tiles(tiling, max(2, -(-STREAMED // nbytes)))
+    x, y = torch.randn(count, columns), torch.empty(count, rows)
+    multiply = native.prepared(x, tiling, y)
+
+    def kernel() -> None:
+        for each in tiles:
+            multiply(each.data_ptr(), nbytes)
+
+    def operator() -> None:
+        with torch.inference_mode():
+            for each in tiles:
+                ops.tiled_linear(x, each, None, None, tiling)
+
+    return [
+        Operator(name, bits, count, nbytes, len(tiles), run)
+        for name, run in (("kernel", kernel), ("jettison", operator))
+    ]

@@ -1,0 +1,134 @@
+"""What a run has finished, one JSON line each, so that a killed run continues where it stopped.
+
+Every line ends with a digest of itself: a line that was cut off, zeroed or changed is dropped, and what it recorded is
+done again.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jettison.core.documents import JSON_LIMIT, parse_json
+from jettison.core.errors import JettisonError, UsageError
+from jettison.core.files import check_folder, digest, read_bytes, write_atomic
+from jettison.core.progress import say
+
+SUM = "sum"
+
+
+class Journal:
+    """An append-only log of a run that this process holds the lock of. The first line says which run it is.
+
+    cache: of a journal in the cache folder: another run, or a first line that is damaged, is dropped.
+    Raises UsageError if the folder already holds another run, naming the first thing that differs; JettisonError if the
+    first line is damaged and others are not.
+    """
+
+    def __init__(self, path: Path, run: Mapping[str, Any], cache: bool = False):
+        self.path = path
+        self.entries: list[dict[str, Any]] = []
+        run = json.loads(json.dumps(run, default=str))
+        try:
+            check_folder(path.parent, path.name)
+            known = path.exists() and self._read(run)
+        except JettisonError:
+            if not cache or path.is_dir():
+                raise
+            known = False
+        if not known:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)
+            self._append({"run": run})
+
+    def _read(self, run: dict[str, Any]) -> bool:
+        """Take up what the file records. Returns False if it records nothing."""
+        records, damaged = read_records(self.path)
+        if not any(records):
+            return False
+        before = records[0].get("run") if records[0] else None
+        if not isinstance(before, dict):
+            raise JettisonError(
+                f"{self.path}: line 1 is damaged or of another version, so it is not known which run the folder holds. "
+                "Choose another folder, or delete that one."
+            )
+        if found := _difference(before, run):
+            name, then, now = found
+            raise UsageError(
+                f"folder {self.path.parent} holds another run: its {name} is {_short(then)}, this one's is "
+                f"{_short(now)}. Choose another folder, or delete that one."
+            )
+        self.entries = [record for record in records[1:] if record]
+        if damaged:
+            say(f"note: {self.path}: {damaged} damaged lines are dropped; what they recorded is done again")
+            lines = b"".join(_line(record) for record in [{"run": before}, *self.entries])
+            write_atomic(self.path, lambda temporary: temporary.write_bytes(lines))
+        return True
+
+    def add(self, **entry: Any) -> None:
+        """Record something finished. Durable when this returns."""
+        self._append(entry)
+        self.entries.append(entry)
+
+    def last(self, **match: Any) -> dict[str, Any] | None:
+        """The newest entry with these values."""
+        for entry in reversed(self.entries):
+            if all(entry.get(name) == value for name, value in match.items()):
+                return entry
+        return None
+
+    def _append(self, record: dict[str, Any]) -> None:
+        size = None
+        try:
+            with open(self.path, "ab") as handle:
+                size = handle.seek(0, os.SEEK_END)
+                handle.write(_line(record))
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            if size is not None:  # half a line must not stand before the next one
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, size)
+            raise JettisonError(f"cannot write {self.path}: {error}. Free space, then run again.") from error
+
+
+def read_records(path: Path) -> tuple[list[dict[str, Any] | None], int]:
+    """The lines of a journal, None for one that is damaged, and how many are damaged, a cut-off last one included."""
+    *lines, rest = read_bytes(path, JSON_LIMIT).split(b"\n")
+    records = [_parse(line) for line in lines]
+    return records, sum(record is None for record in records) + bool(rest)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = parse_json(line, "a line")
+    except JettisonError:
+        return None
+    if not isinstance(record, dict) or record.pop(SUM, None) != _sum(record):
+        return None
+    return record
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps({**record, SUM: _sum(record)}, ensure_ascii=False).encode() + b"\n"
+
+
+def _sum(record: Mapping[str, Any]) -> str:
+    return digest(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first thing in which two runs differ: its name, and both values."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return None if before == now else (name, before, now)
+    for key in [*now, *(key for key in before if key not in now)]:
+        if found := _difference(before.get(key), now.get(key), f"{name} {key}".strip()):
+            return found
+    return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 90 else text[:87] + "..."

@@ -1,0 +1,1 @@
+"""Perception: models that see and hear."""

@@ -1,0 +1,1 @@
+"""The eleven unit models of XRBench."""

@@ -1,0 +1,1 @@
+"""Language: texts, token windows, text that a model writes, tasks."""

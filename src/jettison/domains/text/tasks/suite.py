@@ -1,0 +1,144 @@
+"""The bundled suite: the kinds of questions on the bundled texts, as files that lm-eval itself reads.
+
+``lm_eval --include_path FOLDER --tasks jettison_suite`` runs it without Jettison, and nothing is fetched.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jettison.core.caches import temporary_folder
+from jettison.core.errors import JettisonError, UsageError
+from jettison.core.files import sync_folder
+from jettison.domains.text.tasks import kinds
+from jettison.domains.text.tasks.items import Kind, Text, make_items
+
+VERSION = 1  # raise it when the items for the same text change
+ITEMS = 1000
+SUITE = "jettison_suite"
+TEXTS = {"books": "books-evaluation", "wikitext": "wikitext2"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of question. unconditional: a choice is scored by how much likelier the context makes it, since choices
+    that share no words differ too much in how likely they are anyway."""
+
+    make: Kind
+    asks: str
+    choices: int
+    unconditional: bool = False
+
+    @property
+    def random(self) -> float:
+        return 1 / self.choices
+
+    @property
+    def metric(self) -> str:
+        return "acc_mutual_info" if self.unconditional else "acc"
+
+
+KINDS = {
+    "last_word": Row(kinds.last_word, "Which of four words ends the sentence?", 4),
+    "next_sentence": Row(kinds.next_sentence, "Which of four sentences comes next?", 4, unconditional=True),
+    "sentence_order": Row(kinds.sentence_order, "Two sentences: as they stand, or exchanged?", 2),
+    "word_order": Row(kinds.word_order, "Two words around a small one: as they stand, or exchanged?", 2),
+    "intruder": Row(kinds.intruder, "A word, or another about as frequent in its place?", 2),
+    "recall": Row(kinds.recall, "Which of four words, one of which was said before, comes next?", 4),
+    "agreement": Row(kinds.agreement, "Was or were, is or are, has or have, this or these?", 2),
+    "pronoun": Row(kinds.pronoun, "He or she, his or her, it or they, its or their?", 2),
+    "preposition": Row(kinds.preposition, "Which of the text's four commonest prepositions but of and to?", 4),
+    "punctuation": Row(kinds.punctuation, "A comma, or the end of the sentence?", 2),
+    "quotation": Row(kinds.quotation, "Does the quotation close here, or go on?", 2),
+}
+TASKS = {f"jettison_{text}_{kind}": row for text in TEXTS for kind, row in KINDS.items()}
+GROUPS = {f"jettison_{text}": [f"jettison_{text}_{kind}" for kind in KINDS] for text in TEXTS}
+NAMES = (SUITE, *GROUPS, *TASKS)
+
+
+@cache
+def items_of(task: str) -> list[dict[str, Any]]:
+    """The items of a task of the suite: at most 1,000, fewer where its text has fewer places to ask."""
+    text = _text(task.split("_")[1])
+    return make_items(TASKS[task].make, text, ITEMS)
+
+
+@cache
+def _text(name: str) -> Text:
+    return Text.read(TEXTS[name])
+
+
+@cache
+def suite_folder() -> Path:
+    """The suite, written when first asked for, and deleted when this process ends: what a folder had that is kept could
+    be damaged, and `datasets` would not notice. Raises JettisonError if it cannot be written."""
+    try:
+        folder = temporary_folder("jettison-suite-")
+    except OSError as error:
+        raise JettisonError(f"the tasks need a temporary folder: {error}. $TMPDIR names one") from error
+    return write_suite(folder / SUITE)
+
+
+def write_suite(folder: str | Path) -> Path:
+    """Write every task's items (JSON lines), its configuration and the groups (YAML) to a folder that is not there yet.
+
+    The configurations name their items by absolute path; what `datasets` makes of them is kept beside them, so that
+    nothing stale from elsewhere is ever read. Written under another name and renamed: whole or absent.
+    Raises UsageError if the folder is there, JettisonError if it cannot be written.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise UsageError(f"{folder} is there already: name a new folder for the tasks")
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
+        for task, row in TASKS.items():
+            lines = [json.dumps(item, ensure_ascii=False) for item in items_of(task)]
+            (temporary / f"{task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+            _write_yaml(temporary / f"{task}.yaml", _task(task, row, folder))
+        for group, members in {**GROUPS, SUITE: list(GROUPS)}.items():
+            _write_yaml(temporary / f"{group}.yaml", {"group": group, "task": members} | _metadata())
+        temporary.chmod(0o755)  # temporary folders are their owner's alone
+        os.rename(temporary, folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise JettisonError(f"cannot write the tasks to {folder}: {error}") from error
+    finally:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _task(task: str, row: Row, folder: Path) -> dict[str, Any]:
+    return {
+        "task": task,
+        "dataset_path": "json",
+        "dataset_kwargs": {
+            "data_files": {"test": str(folder / f"{task}.jsonl")},
+            "cache_dir": str(folder / "datasets"),
+        },
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "context",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "target_delimiter": "",  # every choice begins with its own space
+        "num_fewshot": 0,
+        "metric_list": [{"metric": row.metric, "aggregation": "mean", "higher_is_better": True}],
+    } | _metadata(asks=row.asks, random_baseline=round(row.random, 4), items=len(items_of(task)))
+
+
+def _metadata(**more: Any) -> dict[str, Any]:
+    return {"metadata": {"version": VERSION, **more}}
+
+
+def _write_yaml(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(value, sort_keys=False, width=1000), encoding="utf-8", newline="\n")

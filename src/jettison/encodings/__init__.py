@@ -1,0 +1,1 @@
+"""How a weight may be stored: integer grids, and patterns of zeros."""

@@ -1,0 +1,214 @@
+"""The whole loop on one folder: plan, compress, recover, evaluate, report."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jettison.core.errors import UsageError
+from jettison.core.files import check_folder, write_json
+from jettison.core.locks import locked
+from jettison.core.numbers import check_seed
+from jettison.core.progress import logged, say
+from jettison.devices.device import find_device
+from jettison.domains.text.data import read_documents, text_digest
+from jettison.formats.manifest import command_line, read_manifest, update_manifest
+from jettison.formats.runtimes import find_engine
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline.compression import JOURNAL, compress
+from jettison.pipeline.evaluation import TEXTS, TOKENS, check_tokens, evaluate
+from jettison.pipeline.generation import measure_generation, sample_prompts
+from jettison.pipeline.recovery import recover
+from jettison.pipeline.tasks import check_tasks, compare_tasks, evaluate_tasks
+from jettison.planning.cost import CONTEXT, Setting, predict
+from jettison.planning.estimate import how_long
+from jettison.planning.forecast import forecast
+from jettison.planning.picture import plan_data
+from jettison.planning.planner import check_budgets, check_losses, make_plan
+from jettison.recipe.recipe import Recipe, load_recipe, with_windows
+from jettison.reports.page import write_report
+from jettison.reports.run import SPEED, read_speed
+
+UNCHANGED = Recipe("unchanged", steps=())
+
+
+@logged("out")
+def fit(
+    model: str | Path,
+    *,
+    out: str | Path,
+    device: str = "this",
+    tps: float | None = None,
+    memory: str | float | None = None,
+    context: int = CONTEXT,
+    engine: str | None = None,
+    recovery: bool = True,
+    losses: str = "auto",
+    refine: int = 0,
+    recipe: str | Path | Recipe | None = None,
+    changes: Iterable[str] = (),
+    texts: Iterable[str | Path] = TEXTS,
+    tokens: int | None = TOKENS,
+    tasks: Iterable[str] = (),
+    items: int | None = None,
+    seed: int = 0,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Make ``model`` fit a device and a budget: a smaller, recovered checkpoint in folder ``out``.
+
+    tps, memory, context: the budget; engine, recovery, losses, refine: how to plan for it, see ``make_plan``, but that
+    losses are found by gradients where nothing is known of the model and it fits in memory. Or ``recipe``, to choose
+    oneself; then ``engine`` is what it must load in. changes: ``verb.option=value``.
+    texts, tokens, tasks, items: what quality is measured on, see ``evaluate`` and ``evaluate_tasks``. Returns the rows
+    ``original``, ``quantized`` and, if the recipe recovers, ``recovered``, with ``plan`` (recipe and predicted cost)
+    and, for tasks after a recovery, ``tasks`` (see ``compare_tasks``).
+    ``out`` then holds report.html too. A killed run continues when it is called again. dry_run: returns ``plan`` and
+    ``forecast`` (time, memory, disk) and does nothing.
+    """
+    changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
+    _check_request(tps, memory, engine, losses, refine, seed, texts, tasks, items, planned=recipe is None)
+    check_tokens(tokens)
+    setting, pictured = Setting(context), None
+    source, target = ModelFolder(model), find_device(device)
+    out = check_folder(out, JOURNAL)
+    if recipe is None:
+        found = make_plan(
+            source, device=target, tps=tps, memory=memory, context=context, engine=engine, recovery=recovery,
+            losses=_losses(source, losses), refine=refine, changes=changes, seed=seed,
+        )  # fmt: skip
+        chosen, pictured = found.recipe, plan_data(found)
+        if not chosen.steps:
+            raise UsageError(
+                f"{model} meets this budget as it is: nothing to throw overboard. Ask for less, or give a recipe"
+            )
+    else:
+        chosen = load_recipe(recipe, changes)
+    chosen = with_windows(chosen, source.positions)
+    if seed and chosen.of("recover") and not any(change.startswith("recover.seed=") for change in changes):
+        chosen = load_recipe(chosen, [f"recover.seed={seed}"])
+    costs = {
+        "original": predict(source, UNCHANGED, target, setting),
+        "result": predict(source, chosen, target, setting),
+    }
+    predicted = {
+        name: {"tokens_per_second": cost.tokens_per_second, "memory": cost.memory} for name, cost in costs.items()
+    }
+    planned = {"recipe": chosen.to_dict(), "predicted": predicted["result"] | {"device": device, "context": context}}
+    for step in chosen.of("recover"):
+        for text in set(step.options["data"].split("+")) - {"synthetic"}:
+            read_documents(text)
+    if dry_run:
+        said = forecast(model, chosen, texts=texts, tokens=tokens, engine=engine)
+        if tasks:
+            said["warnings"].append(f"what {', '.join(tasks)} will take is not counted")
+        return {"plan": planned, "forecast": said}
+    say(f"recipe {chosen.name}: {chosen.use}")
+    for reason in chosen.why:
+        say(f"  {reason}")
+    if not (out / JOURNAL).exists():
+        for line in how_long(source, chosen, texts, tokens):
+            say(line)
+
+    request = {"model": str(model), "device": device, "tps": tps, "memory": memory, "context": context}
+    request |= {"recipe": None if recipe is None else chosen.name, "changes": changes, "texts": texts, "tasks": tasks}
+    request |= {"contents": {text: text_digest(text) for text in texts}, "tokens": tokens}
+    request |= {"items": items, "seed": seed, "predicted": predicted, "engine": engine}
+    if recipe is None:
+        request |= {"recovery": recovery, "losses": losses, "refine": refine}
+    options = {"device": device, "tps": tps, "memory": memory, "context": context, "engine": engine, "losses": losses}
+    options |= {"recovery": recovery, "refine": refine, "recipe": recipe, "set": changes, "text": texts, "tasks": tasks}
+    defaults = {"device": "this", "context": CONTEXT, "losses": "auto", "recovery": True, "refine": 0, "text": TEXTS}
+    request["command"] = command_line("fit", model, options | {"items": items, "seed": seed}, defaults | {"seed": 0})
+    with locked(out):
+        compress(model, chosen, out, seed=seed, engine=engine)
+        _check_measured(out, request)
+        update_manifest(out, request=request, plan=pictured)
+        stages: dict[str, dict[str, Any]] = {
+            "original": {"model": model},
+            "quantized": {"model": out, "adapter": False},
+        }
+        if chosen.of("recover"):
+            stages["recovered"] = {"model": out}
+        for stage, measured in stages.items():
+            if stage == "recovered":
+                recover(out)
+            if stage not in read_manifest(out).get("results", {}):  # the quantized one is not to be had after recovery
+                _measure(out, stage, measured, model, texts, tokens, tasks, items)
+        results, compared = read_manifest(out)["results"], {}
+        if tasks and "recovered" in results:
+            compared["tasks"] = compare_tasks(*(results[stage]["tasks"] for stage in stages))
+            update_manifest(out, **compared)
+        write_report(out)
+    return {"plan": planned} | results | compared
+
+
+def _check_request(
+    tps: float | None, memory: str | float | None, engine: str | None, losses: str, refine: int, seed: int,
+    texts: list[str], tasks: list[str], items: int | None, planned: bool,
+) -> None:  # fmt: skip
+    """Raises UsageError, before any work, for what is not valid, also where a recipe makes it needless."""
+    check_budgets(tps, memory, needed=planned)
+    check_losses(losses, refine)
+    check_seed(seed)
+    if engine is not None and (refusal := find_engine(engine).no_writer):
+        raise UsageError(refusal)
+    if not texts:
+        raise UsageError(f"no text to measure on: {', '.join(TEXTS)}, or a UTF-8 file")
+    for text in texts:
+        read_documents(text)
+    if tasks:
+        check_tasks(tasks, items)
+    elif items is not None:
+        raise UsageError(f"items = {items} without tasks: name some")
+
+
+def _losses(source: ModelFolder, losses: str) -> str:
+    """By gradients where nothing else is asked for and the model, in float32 and with its activations, fits."""
+    if losses != "auto":
+        return losses
+    return "gradients" if 8 * source.anatomy.parameters < psutil.virtual_memory().available else "prior"
+
+
+def _measure(
+    out: Path, stage: str, measured: dict, original: str | Path, texts: list[str], tokens: int | None,
+    tasks: list[str], items: int | None,
+) -> None:  # fmt: skip
+    """Measure a stage and keep it: what is the same in every run in jettison.json, speed in a file of its own."""
+    result = evaluate(**measured, texts=texts, tokens=tokens, teacher=original)
+    written = measure_generation(**measured, prompts=sample_prompts(original, texts[0]))
+    result["samples"] = written["samples"]
+    if tasks:
+        result["tasks"] = evaluate_tasks(**measured, tasks=tasks, items=items)
+    file = out / SPEED
+    stages = read_speed(file).get("stages", {}) if file.exists() else {}
+    write_json(
+        file,
+        {
+            "machine": find_device("this").title.removeprefix("This machine: "),
+            "stages": stages | {stage: written["speed"]},
+        },
+    )
+    update_manifest(out, results=read_manifest(out).get("results", {}) | {stage: result})
+
+
+def _check_measured(out: Path, request: dict[str, Any]) -> None:
+    """Raises UsageError if an earlier run into this folder measured something else: stages would not compare."""
+    manifest = read_manifest(out)
+    if not manifest.get("results"):
+        return
+    try:
+        before, now = _measures(manifest["request"]), _measures(request)
+    except KeyError as error:
+        raise UsageError(f"{out} does not say on what it was measured ({error}): choose another folder") from None
+    if before != now:
+        raise UsageError(
+            f"{out} was measured on {before}, not on {now}: continue with the same, or choose another folder"
+        )
+
+
+def _measures(request: dict[str, Any]) -> str:
+    texts = [f"{text} ({request['contents'][text]})" for text in request["texts"]]
+    tokens = [f"{request['tokens']} tokens" if request["tokens"] else "all tokens"]
+    limit = f" ({request['items']} items each)" if request["tasks"] and request["items"] else ""
+    return ", ".join([*texts, *tokens, *request["tasks"]]) + limit

@@ -1,0 +1,167 @@
+"""Which linears a model has, where they lie, what they do: ``families.yaml`` applied to a skeleton."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import torch
+import yaml
+from transformers.pytorch_utils import Conv1D
+
+from jettison.core.errors import UsageError
+
+# What a model that no row knows calls its linears: last part of the path -> role.
+USUAL_NAMES = {
+    "q": ("q_proj", "query", "wq", "q_lin", "to_q"),
+    "k": ("k_proj", "key", "wk", "k_lin", "to_k"),
+    "v": ("v_proj", "value", "wv", "v_lin", "to_v"),
+    "o": ("o_proj", "out_proj", "wo", "out_lin", "to_out"),
+    "gate": ("gate_proj", "w1"),
+    "up": ("up_proj", "fc1", "w3", "c_fc", "fc_in", "dense_h_to_4h", "lin1"),
+    "down": ("down_proj", "fc2", "w2", "c_proj", "fc_out", "dense_4h_to_h", "lin2"),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row of families.yaml. ``name`` is "generic" for a model that has none."""
+
+    name: str
+    blocks: str
+    linears: dict[str, tuple[str, ...]]
+    fused: dict[str, tuple[str, ...]]
+    experts: dict[str, str] | None = None
+    router: str = ""
+
+    def roles(self, path: str) -> tuple[str, ...] | None:
+        """The roles of the linear at ``path`` inside a block, None if the row does not list it."""
+        if self.name == "generic":
+            last = path.rpartition(".")[2]
+            return next(((role,) for role, names in USUAL_NAMES.items() if last in names), ("linear",))
+        return self.linears.get(re.sub(r"\.\d+\.", ".*.", path))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One matrix that a recipe can act on.
+
+    name: module path. rows, columns: its shape as a map from ``columns`` inputs to ``rows`` outputs.
+    block: number of its block, None for head and embedding. fused: what must share its grid. inputs: what shares its
+    input, and hence its statistics (one expert's gate and up; the experts of a block only share ``fused``).
+    layout: linear, conv1d or embedding.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    rows: int
+    columns: int
+    block: int | None
+    fused: str
+    inputs: str
+    layout: str = "linear"
+
+    @property
+    def role(self) -> str:
+        return self.roles[0] if len(self.roles) == 1 or "expert" in self.roles else "_".join(self.roles)
+
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """family, how many blocks, the linears in the order of the computation, and parameters in all."""
+
+    family: Family
+    blocks: int
+    linears: tuple[Linear, ...]
+    parameters: int
+    tied: bool
+
+    def __iter__(self) -> Iterator[Linear]:
+        return iter(self.linears)
+
+    def of_block(self, block: int | None) -> list[Linear]:
+        return [linear for linear in self.linears if linear.block == block]
+
+    @property
+    def head(self) -> Linear | None:
+        return next((linear for linear in self.linears if "head" in linear.roles), None)
+
+
+@cache
+def families() -> dict[str, Family]:
+    rows = yaml.safe_load((files("jettison.graph") / "families.yaml").read_text(encoding="utf-8"))
+    as_tuple = lambda value: (value,) if isinstance(value, str) else tuple(value)
+    return {
+        name: Family(
+            name=name,
+            blocks=row["blocks"],
+            linears={path: as_tuple(role) for path, role in row["linears"].items()},
+            fused={group: tuple(roles) for group, roles in row["fused"].items()},
+            experts=row.get("experts"),
+            router=row.get("router", ""),
+        )
+        for name, row in rows.items()
+    }
+
+
+def find_family(model_type: str, model: torch.nn.Module) -> Family:
+    """The row for ``model_type``, or the generic reading: every linear inside the longest list of like blocks.
+
+    Raises UsageError if the model has neither.
+    """
+    if model_type in families():
+        return families()[model_type]
+    candidates = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) > 1:
+            alike = len({type(child) for child in module}) == 1
+            linears = sum(isinstance(inner, torch.nn.Linear) for inner in module[0].modules())
+            if alike and linears:
+                candidates.append((len(module) * linears, name))
+    if not candidates:
+        raise UsageError(
+            f"model_type {model_type!r} has no row in families.yaml ({', '.join(sorted(families()))}) "
+            "and no list of like blocks with linear layers to read it by"
+        )
+    return Family("generic", max(candidates)[1], {}, {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")})
+
+
+def read_anatomy(model: torch.nn.Module, family: Family) -> Anatomy:
+    """The linears of a skeleton (see ``skeleton``), in order: embedding, blocks, head."""
+    blocks = model.get_submodule(family.blocks)
+    linears = []
+    for index, block in enumerate(blocks):
+        prefix = f"{family.blocks}.{index}"
+        for path, module in block.named_modules():
+            if isinstance(module, torch.nn.Linear | Conv1D) and (roles := family.roles(path)):
+                linears.append(_linear(f"{prefix}.{path}", module, roles, index, family))
+    head, embed = model.get_output_embeddings(), model.get_input_embeddings()
+    names = {id(module): name for name, module in model.named_modules()}
+    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    if embed is not None:
+        rows, columns = embed.weight.shape
+        name = names[id(embed)]
+        linears.insert(0, Linear(name, ("embed",), rows, columns, None, name, name, "embedding"))
+    if isinstance(head, torch.nn.Linear):
+        linears.append(_linear(names[id(head)], head, ("head",), None, family))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if tied and head is not None:
+        parameters -= 0 if head.weight is embed.weight else head.weight.numel()
+    return Anatomy(family, len(blocks), tuple(linears), parameters, tied)
+
+
+def _linear(name: str, module: torch.nn.Module, roles: tuple[str, ...], block: int | None, family: Family) -> Linear:
+    rows, columns = module.weight.shape
+    conv1d = isinstance(module, Conv1D)
+    if conv1d:
+        rows, columns = columns, rows
+    parent = name.rpartition(".")[0]
+    group = next((key for key, of in family.fused.items() if set(roles) & set(of)), "")
+    inputs = f"{parent}.{group}" if group else name
+    fused = re.sub(r"\.\d+\.([^.]*)$", r".\1", inputs) if "expert" in roles else inputs
+    return Linear(name, roles, rows, columns, block, fused, inputs, "conv1d" if conv1d else "linear")

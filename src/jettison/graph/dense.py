@@ -1,0 +1,65 @@
+"""A whole model in memory, in full precision."""
+
+import psutil
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from jettison.core.documents import read_json
+from jettison.core.errors import JettisonError, UsageError, guarded
+from jettison.core.numbers import figures
+from jettison.core.progress import waiting
+from jettison.graph.folder import FULL_PRECISION, ModelFolder
+
+ROOM = 1.1  # buffers and activations beside the weights
+
+
+def compute_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@waiting("loading the model")
+def load_dense(source: ModelFolder, dtype: torch.dtype | None = None) -> nn.Module:
+    """The causal language model of a folder, all weights in ``dtype`` (default: the type it is stored in).
+
+    Raises JettisonError if the model is larger than the memory that is free.
+    """
+    dtype = dtype or stored_dtype(source)
+    require_memory(source.anatomy.parameters * dtype.itemsize, f"{source.name} in {str(dtype).removeprefix('torch.')}")
+    model = source.new_skeleton()
+    source.fill(model, dtype=dtype)
+    return with_defaults(model, source, dtype)
+
+
+def with_defaults(model: nn.Module, source: ModelFolder, dtype: torch.dtype) -> nn.Module:
+    """Tell a filled skeleton its type and the folder's own settings for generation."""
+    model.config.dtype = dtype
+    file = source.folder / "generation_config.json"
+    if file.exists():
+        values = read_json(file)
+        with guarded(f"{file} cannot be used"):
+            model.generation_config = GenerationConfig.from_dict(values)
+    for ends in (model.generation_config.eos_token_id, model.config.get_text_config().eos_token_id):
+        if any(type(end) is not int for end in (ends if isinstance(ends, list) else [ends])) and ends is not None:
+            raise UsageError(f"{source.folder}: eos_token_id = {ends!r:.60}; a whole number or several are needed")
+    return model
+
+
+def stored_dtype(source: ModelFolder) -> torch.dtype:
+    """The type that a checkpoint's config says it has; float32 where it says nothing. Raises UsageError for others than
+    ``FULL_PRECISION``."""
+    name = str(getattr(source.config, "dtype", None) or "float32").removeprefix("torch.")
+    known = {str(dtype).removeprefix("torch."): dtype for dtype in FULL_PRECISION}
+    if name not in known:
+        raise UsageError(f"{source.where}: dtype = {name!r:.60}; valid: {', '.join(known)}")
+    return known[name]
+
+
+def require_memory(weights: float, what: str) -> None:
+    """Raises JettisonError if ``weights`` bytes and some room do not fit in free memory."""
+    free = psutil.virtual_memory().available
+    if weights * ROOM > free:
+        raise JettisonError(
+            f"{what} needs {figures(weights * ROOM / 1e9)} GB of memory at once; {figures(free / 1e9)} GB are free. "
+            "Methods that go block by block (quantize with calibration on text) need far less"
+        )

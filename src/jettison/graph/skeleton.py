@@ -1,0 +1,139 @@
+"""A model without weights: Hugging Face's own class on the meta device, experts as separate linears."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.activations import ACT2FN
+
+from jettison.core.errors import UsageError, guarded
+from jettison.core.numbers import figures
+from jettison.graph.anatomy import Family, find_family
+
+PARAMETERS = 10**13  # no model has as many
+
+
+def build_skeleton(config: PretrainedConfig) -> tuple[nn.Module, Family]:
+    """The causal language model of ``config``: parameters on meta in float32, computed buffers real, in eval mode.
+
+    Raises UsageError for a config that no causal language model of transformers has, or of an absurd size.
+    """
+    with guarded("no causal language model can be built from this config"):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        _check_size(model)
+        for module, name in _computed(model):
+            module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+        model.initialize_weights()  # fills the computed buffers; on meta parameters it does nothing
+    family = find_family(config.model_type, model)
+    if family.experts:
+        with collector_at_rest():
+            separate_experts(model, family)  # last: to initialize thousands of linears on meta takes seconds
+    return model.eval(), family
+
+
+def _computed(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The buffers that no checkpoint holds: modules and names."""
+    return [
+        (module, name)
+        for module in model.modules()
+        for name in module._non_persistent_buffers_set
+        if module._buffers[name] is not None
+    ]
+
+
+def _check_size(model: nn.Module) -> None:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if parameters > PARAMETERS:
+        raise UsageError(f"this config is of a model of {parameters:.3g} parameters; at most {PARAMETERS:.0e} are read")
+    tables, free = (
+        sum(module._buffers[name].nbytes for module, name in _computed(model)),
+        psutil.virtual_memory().available,
+    )
+    if tables > free:
+        raise UsageError(
+            f"the tables of this config take {figures(tables / 1e9)} GB; {figures(free / 1e9)} GB of memory are free"
+        )
+
+
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """Keep Python from looking for garbage: with thousands of new modules that takes longer than making them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class MetaLinear(nn.Linear):
+    """A linear that is made on meta without the random values it would not keep, which is most of the work."""
+
+    def __init__(self, columns: int, rows: int, bias: bool):
+        super().__init__(columns, rows, bias=bias, device="meta")
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Expert(nn.Module):
+    """down(gate(x) ⊙ up(x)), as three linears."""
+
+    def __init__(self, hidden: int, width: int, bias: bool):
+        super().__init__()
+        self.gate_proj = MetaLinear(hidden, width, bias)
+        self.up_proj = MetaLinear(hidden, width, bias)
+        self.down_proj = MetaLinear(width, hidden, bias)
+
+
+class Experts(nn.ModuleList):
+    """Experts with one linear per matrix, so that each can be measured, quantized and run on its own."""
+
+    def __init__(self, number: int, hidden: int, width: int, bias: bool, gate):
+        super().__init__(Expert(hidden, width, bias) for _ in range(number))
+        self.gate = gate
+
+    def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """hidden_states: (tokens, hidden). chosen: (tokens, k) expert numbers. shares: (tokens, k) their weights."""
+        result = torch.zeros_like(hidden_states)
+        for number, expert in enumerate(self):
+            token, place = torch.where(chosen == number)
+            if len(token):
+                x = hidden_states[token]
+                y = expert.down_proj(self.gate(expert.gate_proj(x), expert.up_proj(x)))
+                result.index_add_(0, token, (y * shares[token, place, None]).to(result.dtype))
+        return result
+
+
+def separate_experts(model: nn.Module, family: Family) -> None:
+    """Replace every stacked experts module by ``Experts``. The sizes come from the stacked parameters."""
+    config = model.config.get_text_config()
+    stacked_in_out = family.experts["stored"] == "stacked"
+    for block in model.get_submodule(family.blocks):
+        parent_path, _, name = family.experts["at"].rpartition(".")
+        parent = block.get_submodule(parent_path)
+        stacked = getattr(parent, name, None)
+        if stacked is None:
+            continue  # a dense block of a mixed model
+        number, *shape = stacked.down_proj.shape
+        width, hidden = shape if stacked_in_out else reversed(shape)
+        setattr(parent, name, Experts(number, hidden, width, stacked_in_out, _gate(family.experts["gate"], config)))
+
+
+def _gate(kind: str, config: PretrainedConfig):
+    if kind == "gated":
+        activation = ACT2FN[config.hidden_act]
+        return lambda gate, up: activation(gate) * up
+    alpha, limit = config.swiglu_alpha, config.swiglu_limit
+
+    def clamped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        return (up + 1) * gate * torch.sigmoid(alpha * gate)
+
+    return clamped

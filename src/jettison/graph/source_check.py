@@ -1,0 +1,70 @@
+"""A model is looked at before any work: every tensor that it needs, its shape, and that all values are finite."""
+
+import torch
+
+from jettison.core.errors import JettisonError
+from jettison.core.progress import bar
+from jettison.graph.folder import ModelFolder
+
+AT_ONCE = 1 << 24  # values
+FULL_PRECISION = ("F64", "F32", "F16", "BF16")
+SHOWN = 1 << 30  # bytes: reading less takes too short for a bar
+
+
+def check_source(source: ModelFolder) -> None:
+    """Read the whole checkpoint once.
+
+    Raises JettisonError, which names the tensor, if a parameter of the model is not stored, has another shape than the
+    config asks for, is not stored in floating point, or has a value that is NaN or infinite; of persistent buffers, if
+    what is stored of them has another shape or such a value.
+    """
+    needed = _needed(source)
+    with bar("check", len(needed), shown=source.checkpoint.file_bytes > SHOWN) as progress:
+        for tensor in sorted(needed):
+            _check_finite(source, tensor)
+            progress.advance()
+    source.checkpoint.release()
+
+
+def _needed(source: ModelFolder) -> set[str]:
+    """The tensors of the checkpoint that the model's parameters and buffers are read from, shapes compared."""
+    needed: set[str] = set()
+    for name, value in source.skeleton.named_parameters():
+        stored, shape = source.stored_shape(name)
+        if shape != tuple(value.shape):
+            raise JettisonError(
+                f"{stored} of {source.folder} has shape {source.checkpoint.shape(stored)}, the config asks for "
+                f"{tuple(value.shape)} at {name}"
+            )
+        if source.checkpoint.dtype(stored) not in FULL_PRECISION:
+            raise JettisonError(
+                f"{stored} of {source.folder} is stored as {source.checkpoint.dtype(stored)}: full-precision weights "
+                "are needed"
+            )
+        needed.add(stored)
+    parameters = {name for name, _ in source.skeleton.named_parameters(remove_duplicate=False)}
+    for name, value in source.skeleton.state_dict().items():
+        if name in parameters or not source.has(name):
+            continue
+        stored, shape = source.stored_shape(name)
+        if shape != tuple(value.shape):
+            raise JettisonError(
+                f"{source.folder}: {stored} has shape {shape}; {tuple(value.shape)} is needed at {name}"
+            )
+        needed.add(stored)
+    return needed
+
+
+def _check_finite(source: ModelFolder, tensor: str) -> None:
+    shape = source.checkpoint.shape(tensor)
+    rows = max(1, AT_ONCE * shape[0] // max(1, torch.Size(shape).numel())) if shape else 1
+    for first in range(0, shape[0] if shape else 1, rows):
+        value = source.checkpoint.read(tensor, slice(first, first + rows) if shape else None)
+        if not value.is_floating_point():
+            return
+        finite = torch.isfinite(value if value.element_size() > 1 else value.float())
+        if not finite.all():
+            raise JettisonError(
+                f"{tensor} of {source.folder} has {int((~finite).sum())} values that are NaN or infinite: "
+                "fetch the model again"
+            )

@@ -1,0 +1,156 @@
+"""Run a model one block at a time: only the block at hand has its weights in memory."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from jettison.graph.activations import Activations
+from jettison.graph.folder import ModelFolder, empty
+
+BATCH = 8
+
+
+class _Stop(Exception):
+    """Raised inside a forward pass once what was wanted has been seen."""
+
+
+class Walk:
+    """The hidden states of some token windows on their way through the blocks of a model.
+
+    tokens: (windows, length) ids, or (windows, length, width) embeddings, which spares reading the embedding of a large
+    model. The model's own forward pass prepares masks, positions and embeddings; each block is
+    then called with just what the model would have called it with. ``hidden`` are the states, batch by batch; whoever
+    walks moves them on with ``advance``. With ``twice``, ``original`` is a second stream, for the model as it was.
+    spill: a folder to keep the states in, in place of memory. batch: windows of a batch, at most.
+    """
+
+    def __init__(
+        self,
+        source: ModelFolder,
+        tokens: torch.Tensor,
+        twice: bool = False,
+        spill: Path | None = None,
+        batch: int = BATCH,
+    ):
+        self.source, self._spill = source, spill
+        self.model = source.new_skeleton()
+        self.blocks = self.model.get_submodule(source.anatomy.family.blocks)
+        self.head = self.model.get_output_embeddings()
+        unused = [*self.blocks, *self._untied_head()]
+        if tokens.is_floating_point():
+            unused += [self.model.get_input_embeddings(), self.head]
+        source.fill(self.model, dtype=torch.float32, skip=unused)
+        size = next(size for size in range(batch, 0, -1) if len(tokens) % size == 0)
+        self.batches = tokens.split(size)
+        self._calls: list[tuple[tuple, dict]] = []
+        self.hidden = self.new_stream("hidden")
+        self.original = self.new_stream("original") if twice else None
+        for batch in self.batches:
+            entered = self._enter(batch)
+            self.hidden.append(entered)
+            if twice:
+                self.original.append(entered)
+
+    def new_stream(self, name: str) -> Activations:
+        """An empty list of states, kept where this walk keeps its own."""
+        return Activations(self._spill / name if self._spill else None)
+
+    def _untied_head(self) -> list[nn.Module]:
+        return [] if self.source.anatomy.tied else [self.head]
+
+    def _run(self, batch: torch.Tensor):
+        return self.model(**{"inputs_embeds" if batch.is_floating_point() else "input_ids": batch}, use_cache=False)
+
+    @torch.no_grad()
+    def _enter(self, batch: torch.Tensor) -> torch.Tensor:
+        """Embed a batch; the first one also shows what each block is called with beside the hidden states."""
+        entered: list[torch.Tensor] = []
+        calls: list[tuple[tuple, dict]] = []
+
+        def record(hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+            entered.append(hidden_states)
+            calls.append((args, kwargs))
+            if len(calls) == len(self.blocks):
+                raise _Stop
+            return hidden_states
+
+        with self._replaced(record), suppress(_Stop):
+            self._run(batch)
+        self._calls = self._calls or calls
+        return entered[0]
+
+    @contextmanager
+    def _replaced(self, forward: Callable) -> Iterator[None]:
+        for block in self.blocks:
+            block.forward = forward
+        try:
+            yield
+        finally:
+            for block in self.blocks:
+                del block.forward
+
+    def prefix(self, index: int) -> str:
+        """The module path of a block."""
+        return f"{self.source.anatomy.family.blocks}.{index}"
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """The block with its weights in float32; they are let go at the end."""
+        block = self.blocks[index]
+        self.source.fill(block, self.prefix(index), torch.float32)
+        try:
+            yield block
+        finally:
+            empty(block)
+
+    def advance(self, index: int, stream: Activations) -> None:
+        """Lead a stream through block ``index`` as it stands."""
+        for number, part in enumerate(stream):
+            stream[number] = self.batch_through(index, part)
+
+    @torch.no_grad()
+    def batch_through(self, index: int, part: torch.Tensor) -> torch.Tensor:
+        return self.through(index, part)
+
+    def through(self, index: int, part: torch.Tensor) -> torch.Tensor:
+        """As ``batch_through``, with gradients where they are enabled."""
+        args, kwargs = self._calls[index]
+        output = self.blocks[index](part, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    @torch.no_grad()
+    def head_inputs(self, stream: Activations) -> Iterator[torch.Tensor]:
+        """(batch, length, width) each: what the head is given when ``stream`` leaves the last block."""
+        seen: list[torch.Tensor] = []
+
+        def stop(module: nn.Module, args: tuple) -> None:
+            seen.append(args[0])
+            raise _Stop
+
+        for batch, part in zip(self.batches, stream, strict=True):
+            hook = self.head.register_forward_pre_hook(stop)
+            with self._replaced(lambda hidden_states, *args, part=part, **kwargs: part), suppress(_Stop):
+                self._run(batch)
+            hook.remove()
+            yield seen.pop()
+
+    @contextmanager
+    def whole_head(self) -> Iterator[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+        """A function from what leaves the last block for a batch, and the batch, to logits (batch, length, vocabulary).
+        The head's weights are in memory meanwhile; gradients pass."""
+
+        def logits(states: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+            with self._replaced(lambda hidden_states, *args, **kwargs: states):
+                return self._run(batch).logits
+
+        untied = self._untied_head()
+        for head in untied:
+            self.source.fill(head, self.source.anatomy.head.name, torch.float32)
+        try:
+            yield logits
+        finally:
+            for head in untied:
+                empty(head)

@@ -1,0 +1,1 @@
+"""One-shot pruning: a method, a file."""

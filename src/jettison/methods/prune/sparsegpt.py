@@ -1,0 +1,84 @@
+"""SparseGPT: prune column by column, with or without quantizing on the way."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.pattern import Pattern
+from jettison.numerics.columns import inverse_factor, never_active, spread_errors
+from jettison.numerics.masks import lowest, smallest
+from jettison.numerics.ranges import find_range
+from jettison.recipe.registry import pruner
+from jettison.statistics.stats import Stats
+
+
+@pruner("sparsegpt", paper="arXiv:2301.00774, algorithm 1", needs=("hessian",))
+def sparsegpt(
+    weight: torch.Tensor,
+    pattern: Pattern,
+    stats: Stats,
+    grid: Grid | None = None,
+    *,
+    damp: Annotated[float, Field(gt=0)] = 0.01,
+    block_size: Annotated[int, Field(ge=1)] = 128,
+    clip: bool = True,
+    joint: bool = False,
+) -> torch.Tensor | QuantizedWeight:
+    """Zero what costs least by the inverse Hessian, column by column; the columns left make up for it.
+
+    weight: (out, in) float32; returns the same with zeros, and what stays moved. stats.hessian: (in, in), the mean of
+    x xᵀ over calibration tokens. damp: added to its diagonal, as a share of the mean.
+    block_size: columns whose mask is chosen at once, of all outputs together (N:M chooses within its own few columns).
+    joint: quantize in the same pass, on the grid of the recipe's quantize step for the same linears, which must be
+    gptq: a column's rounding error, too, is made up for by those left, pruned or not. clip: search the groups' ranges.
+    With ``grid`` a QuantizedWeight comes back, whose zeros are zero exactly. Where blocks share the count, it is exact
+    over the whole matrix; the original code prunes one weight more per block. Columns that were never active go first.
+    Raises JettisonError if the Hessian cannot be factored.
+    """
+    rows, columns = weight.shape
+    hessian = stats.hessian.float()
+    dead = hessian.diagonal() == 0
+    if never_active(hessian):  # no input ever: nothing to choose by but the weights
+        hessian, dead = torch.eye(columns).to(weight), torch.zeros_like(dead)
+    weight, importance = weight.masked_fill(dead, 0.0), hessian.diagonal()
+    factor = inverse_factor(hessian, damp)
+    spread = factor.diagonal()
+    score = lambda part, start: (part / spread[start : start + part.shape[1]]).square()
+    gone = torch.zeros_like(weight, dtype=torch.bool)
+    width = columns // grid.groups(columns) if grid else columns
+    step = max(block_size // pattern.of, 1) * pattern.of if pattern.grouped else block_size
+    fits = not pattern.grouped or width % pattern.of == 0
+    likely = lambda part, start: part.masked_fill(smallest(score(part, start), pattern, "row"), 0.0) if fits else part
+    if grid:
+        scale, zero = find_range(grid.grouped(weight), grid, clip, importance.view(-1, width))
+        codes = torch.empty_like(weight)
+
+    def choose(start: int, block: torch.Tensor) -> torch.Tensor:
+        """The mask of a block of columns: what it takes to have the right count up to its end."""
+        stop = start + block.shape[1]
+        if pattern.scope == "row":
+            return lowest(score(block, start), pattern.zeros(stop) - pattern.zeros(start))
+        count = pattern.zeros(rows * stop) - pattern.zeros(rows * start)
+        return lowest(score(block, start).flatten(), count).view_as(block)
+
+    def replace(at: int, rest: torch.Tensor) -> torch.Tensor:
+        if pattern.grouped:
+            if at % pattern.of == 0:
+                gone[:, at : at + pattern.of] = smallest(score(rest[:, : pattern.of], at), pattern)
+        elif at % step == 0:
+            gone[:, at : at + rest.shape[1]] = choose(at, rest)
+        if not grid:
+            return rest[:, 0].masked_fill(gone[:, at], 0.0)
+        group = at // width
+        if at % width == 0 and width < columns:
+            # With all errors so far, where the group lies in one block. What is likely to go need not be in the range.
+            here = rest[:, :width] if rest.shape[1] >= width else weight[:, at : at + width]
+            scale[:, group], zero[:, group] = find_range(likely(here, at), grid, clip, importance[at : at + width])
+        code = grid.encode(rest[:, 0], scale[:, group], zero[:, group])
+        codes[:, at] = torch.where(gone[:, at] | dead[at], zero[:, group], code)
+        return (codes[:, at] - zero[:, group]) * scale[:, group]
+
+    spread_errors(weight, factor, step, replace)
+    return QuantizedWeight.of(codes, scale, zero, grid) if grid else weight

@@ -1,0 +1,1 @@
+"""Weight quantization: a method, a file. Weights that are zero stay zero."""

@@ -1,0 +1,74 @@
+"""GPTQ: second-order quantization, column by column."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.numerics.columns import inverse_factor, spread_errors
+from jettison.numerics.ranges import find_range
+from jettison.recipe.registry import quantizer
+from jettison.statistics.stats import Stats
+
+
+@quantizer("gptq", paper="arXiv:2210.17323, algorithm 1", needs=("hessian",))
+def gptq(
+    weight: torch.Tensor,
+    grid: Grid,
+    stats: Stats,
+    held: torch.Tensor | None = None,
+    *,
+    damp: Annotated[float, Field(gt=0)] = 0.01,
+    act_order: bool = False,
+    clip: bool = True,
+    block_size: Annotated[int, Field(ge=0)] = 0,
+) -> QuantizedWeight:
+    """Quantize column by column, spreading each column's error over the ones left.
+
+    weight: (out, in) float32. stats.hessian: (in, in), the mean of x xᵀ over calibration tokens. held: (out, in)
+    bool, what stays zero, by default what is zero: a pruned weight keeps its mask.
+    damp: added to the Hessian's diagonal, as a share of its mean.
+    act_order: most active columns first, with every group's range fixed beforehand (the only order that checkpoints
+    without an index per column can store).
+    clip: search each group's range for the least squared error, columns weighted by their mean squared input.
+    block_size: columns per lazy update. A group's range is found when its block begins, so 0 (one group per block)
+    uses weights that hold all errors so far; 128 with smaller groups is the original code's behaviour.
+    Columns that were never active are set to zero. Raises JettisonError if the Hessian cannot be factored.
+    """
+    columns = weight.shape[1]
+    width = columns // grid.groups(columns)
+    hessian = stats.hessian.float().clone()
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    diagonal[dead] = 1.0
+    weight = weight.masked_fill(dead, 0.0)
+    importance = diagonal.clone()
+
+    ranges_first = act_order or width == columns
+    scale = weight.new_empty(weight.shape[0], columns // width)
+    zero = torch.empty_like(scale)
+    if ranges_first:
+        scale, zero = find_range(grid.grouped(weight), grid, clip, importance.view(-1, width))
+    order = torch.argsort(diagonal, descending=True) if act_order else torch.arange(columns)
+    group_of = order // width
+    held = (weight == 0 if held is None else held | dead)[:, order]
+    weight, hessian = weight[:, order].masked_fill(held, 0.0), hessian[order][:, order]
+    factor = inverse_factor(hessian, damp)
+
+    codes = torch.empty_like(weight)
+
+    def replace(at: int, rest: torch.Tensor) -> torch.Tensor:
+        group = group_of[at]
+        if not ranges_first and at % width == 0:
+            # From ``weight``, not ``rest``: errors of this very block have not reached it yet.
+            here = slice(at, at + width)
+            scale[:, group], zero[:, group] = find_range(
+                weight[:, here].masked_fill(held[:, here], 0.0), grid, clip, importance[here]
+            )
+        code = grid.encode(rest[:, 0], scale[:, group], zero[:, group])
+        codes[:, at] = torch.where(held[:, at], zero[:, group], code)
+        return (codes[:, at] - zero[:, group]) * scale[:, group]
+
+    spread_errors(weight, factor, block_size or (128 if ranges_first else width), replace)
+    return QuantizedWeight.of(codes[:, torch.argsort(order)], scale, zero, grid)

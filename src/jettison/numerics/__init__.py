@@ -1,0 +1,1 @@
+"""Range search, column updates, low-rank corrections, masks: functions of tensors."""

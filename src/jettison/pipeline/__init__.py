@@ -1,0 +1,1 @@
+"""What is done to a folder: compress, prune, recover, evaluate, verify; unit by unit, with a journal."""

@@ -1,0 +1,355 @@
+"""The block loop: stream a block, measure what flows into it, apply the recipe's methods, write its shard, let go.
+
+At no time is more than one block in memory. A journal line after every block lets a killed run continue and write the
+same bytes.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jettison.core import parallel
+from jettison.core.errors import JettisonError, UsageError
+from jettison.core.files import check_folder, file_digest, write_tensors
+from jettison.core.journal import Journal
+from jettison.core.locks import locked
+from jettison.core.numbers import check_seed
+from jettison.core.progress import bar, logged, say
+from jettison.domains.text.data import text_digest, token_windows
+from jettison.domains.text.synthesize import synthesize
+from jettison.encodings.grid import Grid
+from jettison.formats import check, compressed_tensors, writer
+from jettison.formats.manifest import NAME as MANIFEST
+from jettison.formats.manifest import command_line, read_manifest, update_manifest
+from jettison.formats.writer import Stored
+from jettison.graph.activations import Activations
+from jettison.graph.anatomy import Linear
+from jettison.graph.checkpoint import Checkpoint
+from jettison.graph.folder import ModelFolder
+from jettison.graph.source_check import check_source
+from jettison.graph.walk import Walk
+from jettison.pipeline.jobs import Job, adjusted, apply_methods, assign, one_by_one, say_adjusted
+from jettison.pipeline.recovery import written_shards
+from jettison.recipe.recipe import Recipe, load_recipe, with_windows
+from jettison.statistics.allocation import allocate
+from jettison.statistics.stats import Stats, watch
+
+JOURNAL, SPILL = "journal.jsonl", "activations"
+
+
+@logged("out")
+def compress(
+    model: str | Path,
+    recipe: str | Path | Mapping | Recipe,
+    out: str | Path,
+    *,
+    changes: Iterable[str] = (),
+    seed: int = 0,
+    spill: bool = False,
+    engine: str | None = None,
+    workers: int = 1,
+    address: str | None = None,
+) -> dict[str, Any]:
+    """Compress a model by a recipe into folder ``out``, a Hugging Face checkpoint. Returns its jettison.json.
+
+    model: ``scribe``, a local folder, or a hub id. recipe: a preset's name, a YAML file, a mapping or a Recipe, with
+    ``changes`` of the form ``verb.option=value``. spill: keep the activations of the calibration text in files of
+    ``out``, not in memory. engine: refuse at once what it would not load. workers, address: of ``parallel.map``, which
+    prunes the linears of a block side by side. A run that was killed continues when it is called again.
+
+    Shards that are missing or damaged then are made again.
+
+    Raises UsageError for a recipe that does not fit the model or the engine, a model that is already quantized, or a
+    folder that holds another run (other weights, tokenizer, text or settings); JettisonError for missing, misshapen or
+    non-finite weights, a full disk, or a folder that another process works on.
+    """
+    check_seed(seed)
+    parallel.check_workers(workers, address)
+    changes, asked, source = list(changes), recipe, ModelFolder(model)
+    recipe = with_windows(load_recipe(recipe, changes), source.positions)
+    if source.quantization:
+        method = source.quantization.get("quant_method")
+        raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
+    if (source.folder / MANIFEST).exists():
+        read_manifest(source.folder)  # whose teacher is recorded at the end: a damaged one is met before work
+    jobs, out = assign(source, recipe, engine), check_folder(out, JOURNAL)
+    if note := say_adjusted(jobs):
+        say(f"note: {note}")
+    if not (out / MANIFEST).exists():
+        _check_disk(source, out, dense=any(not job.grid for job in jobs))
+    with locked(out):
+        alone = workers == 1 and address is None
+        pool = one_by_one if alone else partial(parallel.map, workers=workers, address=address)
+        _compress(source, recipe, jobs, out, seed, out / SPILL if spill else None, pool)
+    for note in compressed_tensors.problems(source.anatomy, _packed_grids(jobs)):
+        say(f"note: {note}")
+    options = {"recipe": asked, "set": changes, "seed": seed, "engine": engine}
+    command = command_line("compress", model, options, {"seed": 0})
+    if "command" not in read_manifest(out):
+        update_manifest(out, command=command)
+    return read_manifest(out)
+
+
+def _compress(
+    source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, seed: int, spill: Path | None, pool: Callable
+) -> None:
+    adaptive = any(job.adaptive for job in jobs)
+    needs = frozenset().union(*(job.needs for job in jobs))
+    calibrated = bool(needs) or adaptive
+
+    def checked_inputs() -> torch.Tensor | None:
+        check_source(source)
+        return calibration_tokens(source, recipe, seed) if calibrated else None
+
+    fresh = not (out / JOURNAL).exists()
+    tokens = checked_inputs() if fresh else None  # before the folder is that of a run, so that another try may use it
+    journal = Journal(out / JOURNAL, _inputs(source, recipe, jobs, seed, calibrated))
+    finished = journal.last(finished=True)
+    kept = _intact(out, journal)
+    if finished and len(kept) == source.anatomy.blocks + 1:
+        return
+    tokens = tokens if fresh else checked_inputs()
+    shutil.rmtree(out / SPILL, ignore_errors=True)  # of a killed run: its states are computed again
+    walk = None
+    if adaptive:
+        jobs = _allocated(source, jobs, tokens, recipe.calibration["text"], journal)
+    if needs:
+        walk = Walk(source, tokens, twice="cross" in needs, spill=spill)
+    _run(source, jobs, out, journal, kept, walk, pool)
+    shutil.rmtree(out / SPILL, ignore_errors=True)
+    _finish(source, recipe, jobs, out, journal, seed)
+    journal.add(finished=True)
+
+
+def _inputs(source: ModelFolder, recipe: Recipe, jobs: list[Job], seed: int, calibrated: bool) -> dict[str, Any]:
+    """All that the written bytes depend on, as content, for the journal's first line."""
+    text = recipe.calibration["text"]
+    grids = {job.linear.name: str(job.grid) for job in adjusted(jobs)}  # they depend on the engine too
+    return {
+        "kind": "compress",
+        "model": source.identity(),
+        "steps": recipe.to_dict()["steps"],
+        "calibration": recipe.calibration if calibrated else None,
+        "calibration text": text_digest(text) if calibrated and text != "synthetic" else None,
+        "seed": seed,
+        "versions": {"jettison": version("jettison"), "torch": torch.__version__},
+    } | ({"grids": grids} if grids else {})
+
+
+def _intact(out: Path, journal: Journal) -> dict[int, dict[str, Any]]:
+    """Unit -> its entry, where its shard is as it was written. A recovery may have written it anew.
+
+    If one shard is not, those that a recovery wrote anew are not either: the lost one was made from those before it as
+    they were then.
+    """
+    units = {entry["unit"]: entry for entry in journal.entries if "unit" in entry}
+    files = {unit: out / entry["file"] for unit, entry in units.items()}
+    found = {unit: file_digest(file) if file.is_file() else None for unit, file in files.items()}
+    first = {unit: entry for unit, entry in units.items() if found[unit] == entry["sha256"]}
+    later = written_shards(out)
+    if all(unit in first or found[unit] in later.get(units[unit]["file"], ()) for unit in units):
+        return units
+    lost = [files[unit].name for unit in units if unit not in first]
+    say(f"note: {', '.join(lost[:3])} of {out} is missing or damaged, so it is made again")
+    return first
+
+
+def calibration_tokens(source: ModelFolder, recipe: Recipe, seed: int) -> torch.Tensor:
+    """(samples, length) token ids, as the recipe's ``calibration`` asks."""
+    text, samples, length = (recipe.calibration[name] for name in ("text", "samples", "length"))
+    if text == "synthetic":
+        return synthesize(source, samples=samples, length=length, seed=seed)
+    return token_windows(source, text, length, samples)
+
+
+def _allocated(source: ModelFolder, jobs: list[Job], tokens: torch.Tensor, text: str, journal: Journal) -> list[Job]:
+    """The jobs, each with the sparsity that its step's allocation gives it, which the journal keeps."""
+    entry = journal.last(allocated=True)
+    if not entry:
+        found: dict[str, float] = {}
+        for step in dict.fromkeys(job.prune.allocation for job in jobs if job.prune):
+            here = {job.linear: job.pattern for job in jobs if job.prune and job.prune.allocation == step}
+            found |= allocate(source, here, step, tokens, text)
+        journal.add(allocated=True, sparsity=found)
+        entry = journal.last(allocated=True)
+    given = lambda job: replace(job.pattern, sparsity=entry["sparsity"][job.linear.name])
+    return [replace(job, pattern=given(job)) if job.linear.name in entry["sparsity"] else job for job in jobs]
+
+
+def _run(
+    source: ModelFolder,
+    jobs: list[Job],
+    out: Path,
+    journal: Journal,
+    kept: dict[int, dict[str, Any]],
+    walk: Walk | None,
+    pool: Callable = one_by_one,
+) -> None:
+    blocks = source.anatomy.blocks
+    with bar("compress", blocks + 1, len(kept)) as progress:
+        for unit in range(blocks + 1):  # the last unit is what lies outside the blocks
+            block = unit if unit < blocks else None
+            if entry := kept.get(unit):
+                if walk and block is not None:
+                    here = [job for job in jobs if job.linear.block == block]
+                    _replay(source, here, block, walk, Checkpoint(out, [out / entry["file"]]))
+                continue
+            entry = compress_unit(source, jobs, block, walk, out, pool)
+            journal.add(unit=unit, **entry)
+            error = entry["error"]
+            progress.advance(note="" if error is None else f"error of block {error:.4f}")
+
+
+def compress_unit(
+    source: ModelFolder, jobs: list[Job], block: int | None, walk: Walk | None, out: Path, pool: Callable = one_by_one
+) -> dict[str, Any]:
+    """Do a block, or with None what lies outside the blocks: prune and quantize it, write its shard, check that.
+    Returns the shard's ``file`` and ``sha256``, the ``error`` of the block's output, and a record for each of
+    ``linears``. pool: ``parallel.map`` with its workers."""
+    blocks = source.anatomy.blocks
+    here = [job for job in jobs if job.linear.block == block]
+    weights, records, error = _compress_block(source, here, block, walk, pool)
+    file = out / f"model-{(blocks if block is None else block) + 1:05d}-of-{blocks + 1:05d}.safetensors"
+    write_tensors(file, writer.shard_tensors(source, block, weights, _unties(source, jobs)))
+    check.check_shard(source, file, weights)
+    source.checkpoint.release()
+    return {"file": file.name, "sha256": file_digest(file), "error": error, "linears": records}
+
+
+def _compress_block(
+    source: ModelFolder, jobs: list[Job], block: int | None, walk: Walk | None, pool: Callable
+) -> tuple[dict[Linear, Stored], dict[str, dict], float | None]:
+    """New weights, a record per linear, and with a walk the relative squared error of the block's output."""
+    if walk is None or block is None:
+        stats = {}
+        if walk and any("head" in job.linear.roles for job in jobs):
+            stats[source.anatomy.head.inputs] = _head_stats(walk, source.anatomy.head)
+        return *apply_methods(source, jobs, stats, pool), None
+    with walk.block(block) as module:
+        dense = any("dense" in job.needs for job in jobs)
+        stats, wanted = _measure(walk, module, block, [job.linear for job in jobs], dense)
+        weights, records = apply_methods(source, jobs, stats, pool)
+        for linear, weight in weights.items():
+            _install(module, walk.prefix(block), linear, writer.as_stored(source, linear, weight))
+        walk.advance(block, walk.hidden)
+    off = size = 0.0
+    for found, meant in zip(walk.hidden, wanted, strict=True):
+        off += float((found - meant).square().sum())
+        size += float(meant.square().sum())
+    return weights, records, off / max(size, 1e-30)  # the states may all be zero
+
+
+def _measure(
+    walk: Walk, module: torch.nn.Module, block: int, linears: list[Linear], dense: bool
+) -> tuple[dict[str, Stats], Activations]:
+    """What flows into the linears of a block that is still as it was, and what it makes of the compressed inputs. The
+    original's stream, if the walk has one, is led through."""
+    outputs = walk.new_stream("outputs")
+    with watch(module, walk.prefix(block), linears, dense) as watching:
+        for number, hidden in enumerate(walk.hidden):
+            if walk.original is not None:
+                watching.original = True
+                walk.original[number] = walk.batch_through(block, walk.original[number])
+                watching.original = False
+            outputs.append(walk.batch_through(block, hidden))
+    return watching.stats, outputs
+
+
+def _head_stats(walk: Walk, head: Linear) -> Stats:
+    stats = Stats.empty(head.columns, dense=walk.original is not None)
+    originals = walk.head_inputs(walk.original) if walk.original is not None else [None] * len(walk.hidden)
+    for inputs, original in zip(walk.head_inputs(walk.hidden), originals, strict=True):
+        stats.add(inputs, original)
+    return stats
+
+
+def _replay(source: ModelFolder, jobs: list[Job], block: int, walk: Walk, shard: Checkpoint) -> None:
+    """Lead the hidden states through a block that an earlier run has finished."""
+    with walk.block(block) as module:
+        if walk.original is not None:
+            walk.advance(block, walk.original)
+        for job in jobs:
+            dense = writer.read_back(source, shard, job.linear, job.grid)
+            _install(module, walk.prefix(block), job.linear, dense)
+        walk.advance(block, walk.hidden)
+
+
+def _install(module: torch.nn.Module, prefix: str, linear: Linear, dense: torch.Tensor) -> None:
+    module.get_submodule(linear.name.removeprefix(prefix + ".")).weight.data = dense
+
+
+def _unties(source: ModelFolder, jobs: list[Job]) -> bool:
+    return source.anatomy.tied and any({"head", "embed"} & set(job.linear.roles) for job in jobs)
+
+
+def _packed_grids(jobs: list[Job]) -> dict[str, Grid]:
+    return {job.linear.name: job.grid for job in jobs if job.grid and compressed_tensors.storable(job.linear)}
+
+
+def _finish(source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, journal: Journal, seed: int) -> None:
+    entries = [journal.last(unit=unit) for unit in range(source.anatomy.blocks + 1)]
+    grids = _packed_grids(jobs)
+    writer.finish(source, out, [entry["file"] for entry in entries], grids, _unties(source, jobs))
+    unseen = [name for entry in entries for name, record in entry["linears"].items() if record.get("tokens") == 0]
+    if unseen:
+        say(f"note: no calibration token reached {len(unseen)} expert matrices, such as {unseen[0]}: calibrate on more")
+    update_manifest(
+        out,
+        jettison=version("jettison"),
+        teacher=_teacher(source),
+        license=source.license,
+        recipe=recipe.to_dict(),
+        seed=seed,
+        versions={name: version(name) for name in ("torch", "transformers", "compressed-tensors", "safetensors")},
+        hashes={entry["file"]: entry["sha256"] for entry in entries},
+        not_in_transformers=compressed_tensors.problems(source.anatomy, grids),
+        stored_dense=[job.linear.name for job in jobs if job.grid and job.linear.name not in grids],
+        uncalibrated=unseen,
+        check=_check(source, jobs, out, entries),
+        blocks=[{"error": entry["error"], "linears": entry["linears"]} for entry in entries],
+    )
+
+
+def _teacher(source: ModelFolder) -> dict[str, str]:
+    """What the result should speak like: the model, or where an earlier run wrote that (pruned, or grown dense again),
+    what it was made from."""
+    if (source.folder / MANIFEST).exists():
+        return read_manifest(source.folder)["teacher"]
+    return {"name": source.name, "folder": str(source.folder), "fingerprint": source.fingerprint()}
+
+
+def _check(source: ModelFolder, jobs: list[Job], out: Path, entries: list[dict]) -> dict[str, Any]:
+    """What the checks after the export found. Codes were compared as each shard was written."""
+    notes = []
+    for kind, meaning in (("constant", "one code throughout"), ("saturated", "every code at an end of the grid")):
+        odd = {name: record[kind] for entry in entries for name, record in entry["linears"].items() if kind in record}
+        if odd:
+            worst = max(odd, key=odd.get)
+            notes.append(f"{kind} groups ({meaning}): {sum(odd.values())} in {len(odd)} linears, most in {worst}")
+    tokens = {name: record.get("tokens") for entry in entries for name, record in entry["linears"].items()}
+    few = [job.linear for job in jobs if job.prune and 0 < (tokens[job.linear.name] or 0) < job.linear.columns]
+    if few:
+        first = f"{few[0].name} ({tokens[few[0].name]} for {few[0].columns})"
+        notes.append(f"{len(few)} matrices saw fewer tokens than they have inputs, such as {first}: calibrate on more")
+    for note in notes:
+        say(f"note: {note}")
+    block = check.check_block(source, out, [job.linear for job in jobs])
+    return {"linears": len(jobs), "block": block, "notes": notes}
+
+
+def _check_disk(source: ModelFolder, out: Path, dense: bool) -> None:
+    """dense: some of it is as large as before."""
+    folder = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
+    written = sum(file.stat().st_size for file in out.glob("model-*.safetensors"))
+    free, needed = shutil.disk_usage(folder).free, source.checkpoint.file_bytes // (1 if dense else 2) - written
+    if free < needed:
+        raise JettisonError(
+            f"{folder} has {free / 1e9:.3f} GB free; {source.name} has {source.checkpoint.file_bytes / 1e9:.3f} GB and "
+            f"compressing it may need {needed / 1e9:.3f} GB"
+        )

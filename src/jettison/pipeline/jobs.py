@@ -1,0 +1,277 @@
+"""Which linear gets which steps of a recipe, and what they make of it."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from jettison.core.errors import JettisonError, UsageError
+from jettison.encodings.grid import AT_ONCE, WHOLE_ROW, Grid, QuantizedWeight
+from jettison.encodings.pattern import Pattern
+from jettison.formats import check
+from jettison.formats.runtimes import Engine, find_engine, fitted_grids, illegal
+from jettison.formats.writer import Stored
+from jettison.graph.anatomy import Linear
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline.pruning import Task, run_task
+from jettison.recipe import registry
+from jettison.recipe.recipe import Recipe, Step
+from jettison.statistics.stats import Stats
+
+LARGEST = 1e8  # of a weight: squares of what it makes of an input must fit in float32
+
+
+@dataclass(frozen=True)
+class Job:
+    """One linear and what is done to it, first ``prune``, then ``step``, which quantizes: None where it is not done.
+
+    grid: with a group size that its rows can have, and the type in which its scales are stored; that of ``step`` is as
+    wished. pattern: of the pruning, once sparsity has been allocated.
+    """
+
+    linear: Linear
+    step: Step | None = None
+    grid: Grid | None = None
+    prune: Step | None = None
+    pattern: Pattern | None = None
+
+    @property
+    def steps(self) -> list[Step]:
+        return [step for step in (self.prune, self.step) if step]
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether its sparsity depends on the calibration text."""
+        return self.prune is not None and self.prune.allocation.kind != "uniform"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics that its methods want."""
+        return frozenset().union(
+            *(registry.find(step.verb, step.method).needs_with(step.options) for step in self.steps)
+        )
+
+
+def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> list[Job]:
+    """The linears that the prune and quantize steps claim. Where a group size does not fit, the next smaller one that
+    does is taken (see ``engines.fitted``).
+
+    Raises UsageError if two steps of a verb claim one linear, a step claims nothing or a block that is not there, an
+    N:M does not divide, parts of what engines fuse get different grids, the engine named would not load the result, or
+    windows of text are longer than the model has positions for.
+    """
+    target = None if engine is None else find_engine(engine)
+    for step in recipe.steps:
+        _claimed(source, step)
+    jobs: dict[Linear, Job] = {}
+    for step in recipe.of("prune"):
+        for linear in _claimed(source, step):
+            if linear in jobs:
+                raise UsageError(f"two steps claim {linear.name}: «{jobs[linear].prune}» and «{step}»")
+            _check_pruning(source, linear, step)
+            jobs[linear] = Job(linear, prune=step, pattern=step.pattern)
+    for step in recipe.of("quantize"):
+        claimed = _claimed(source, step)
+        grids = fitted_grids(claimed, step.grid, target)
+        for linear in claimed:
+            job = jobs.get(linear, Job(linear))
+            if job.step:
+                raise UsageError(f"two steps claim {linear.name}: «{job.step}» and «{step}»")
+            if "embed" in linear.roles and registry.find("quantize", step.method).needs:
+                raise UsageError(
+                    f"{linear.name} is looked up, not multiplied: rtn and hqq fit it, {step.method} does not"
+                )
+            jobs[linear] = replace(job, step=step, grid=_stored_grid(source, linear, grids[linear]))
+    for job in jobs.values():
+        _check_together(source, job)
+    parts: dict[str, Linear] = {}
+    for linear in source.anatomy:
+        other = parts.setdefault(linear.fused, linear)
+        grids = [str(jobs[part].grid) if part in jobs else "None" for part in (other, linear)]
+        if grids[0] != grids[1]:
+            raise UsageError(
+                f"engines run {linear.fused} as one matrix, so its parts share a grid; this recipe gives "
+                f"{other.name} {grids[0].lower()} and {linear.name} {grids[1].lower()}"
+            )
+    if target is not None:
+        _check_engine(target, source, jobs)
+    _check_lengths(source, recipe, jobs.values())
+    return [jobs[linear] for linear in source.anatomy if linear in jobs]
+
+
+def adjusted(jobs: Iterable[Job]) -> list[Job]:
+    """Those that got another group size than their step wished for."""
+    return [job for job in jobs if job.grid and job.grid.group_size != job.step.grid.group_size]
+
+
+def say_adjusted(jobs: Iterable[Job]) -> str:
+    """One line about the group sizes that were ``adjusted``; '' if none was."""
+    found = Counter((job.step.grid.group_size, job.linear.columns, job.grid.group_size) for job in adjusted(jobs))
+    used = lambda size: "one group per row" if size == WHOLE_ROW else f"groups of {size}"
+    counted = lambda count: f"{count} {'matrix' if count == 1 else 'matrices'}"
+    return "; ".join(
+        f"group_size {wish} does not fit rows of {columns} weights: {used(size)} instead in {counted(count)}"
+        for (wish, columns, size), count in sorted(found.items())
+    )
+
+
+def _check_lengths(source: ModelFolder, recipe: Recipe, jobs: Iterable[Job]) -> None:
+    if any(job.needs or job.adaptive for job in jobs):  # else no text is read
+        source.check_window(recipe.calibration["length"], "calibration.length")
+    for step in recipe.of("recover"):
+        source.check_window(step.options["length"], "recover.length")
+
+
+def claims(step: Step, linear: Linear) -> bool:
+    """Without a role a prune step is for the blocks alone: nobody prunes a head without saying so."""
+    outside = step.verb == "prune" and not step.where.role and linear.block is None
+    return not outside and step.where.matches(linear.roles, linear.block)
+
+
+def _claimed(source: ModelFolder, step: Step) -> list[Linear]:
+    blocks = source.anatomy.blocks
+    if beyond := [block for block in step.where.blocks if block >= blocks]:
+        raise UsageError(f"block {beyond[0]} of «{step}»: {source.name} has blocks 0 to {blocks - 1}")
+    claimed = [linear for linear in source.anatomy if claims(step, linear)]
+    if not claimed:
+        present = sorted({role for linear in source.anatomy for role in linear.roles})
+        raise UsageError(f"«{step}» fits nothing in {source.name}, whose roles are {', '.join(present)}")
+    return claimed
+
+
+def _check_pruning(source: ModelFolder, linear: Linear, step: Step) -> None:
+    if "embed" in linear.roles:
+        raise UsageError(f"{linear.name} is looked up, not multiplied: it is not pruned")
+    try:
+        step.pattern.check_columns(linear.columns)
+    except UsageError as error:
+        raise UsageError(f"{linear.name}: {error}") from None
+
+
+def _check_together(source: ModelFolder, job: Job) -> None:
+    """Raises UsageError where what is done first and what is done then do not go together."""
+    if job.prune and job.prune.options.get("joint") and (not job.step or job.step.method != "gptq"):
+        given = f"is «{job.step}»" if job.step else "is missing"
+        raise UsageError(f"{job.linear.name}: joint: true needs a quantize step with gptq for the same; that {given}")
+    stacked = source.locate(f"{job.linear.name}.weight")[1] is not None
+    if stacked and not job.step:
+        raise UsageError(
+            f"{job.linear.name} lies in one tensor with other experts, of which none can be stored alone: "
+            "quantize it too, or leave experts out of the prune step"
+        )
+
+
+def _check_engine(engine: Engine, source: ModelFolder, jobs: Mapping[Linear, Job]) -> None:
+    grids = {linear.name: job.grid for linear, job in jobs.items() if job.grid}
+    reasons = illegal(engine, source.anatomy, grids)
+    if engine.no_writer or reasons:
+        raise UsageError("; ".join([engine.no_writer or f"{engine.title} would not load this", *reasons]))
+
+
+def _stored_grid(source: ModelFolder, linear: Linear, grid: Grid) -> Grid:
+    """Scales are stored in the model's own 16-bit type; bfloat16 for a float32 model."""
+    tensor, _, _ = source.locate(f"{linear.name}.weight")
+    return replace(grid, scale_dtype=torch.float16 if source.checkpoint.dtype(tensor) == "F16" else torch.bfloat16)
+
+
+def one_by_one(function: Callable, items: Iterable) -> list:
+    return [function(item) for item in items]
+
+
+def apply_methods(
+    source: ModelFolder, jobs: list[Job], stats: Mapping[str, Stats], pool: Callable = one_by_one
+) -> tuple[dict[Linear, Stored], dict[str, dict]]:
+    """New weights, and a record of each linear's error, zeros and odd groups. stats: by what the linears share."""
+    # An expert that no calibration token reached counts every input alike; the record shows 0 tokens.
+    known: dict[Linear, Stats | None] = {}
+    for job in jobs:
+        seen = stats.get(job.linear.inputs)
+        known[job.linear] = seen if seen and seen.tokens else None
+        if job.needs and known[job.linear] is None:
+            known[job.linear] = Stats(torch.eye(job.linear.columns))
+    pruned = _prune(source, [job for job in jobs if job.prune], known, pool)
+    weights, records = {}, {}
+    for job in jobs:
+        linear, seen = job.linear, stats.get(job.linear.inputs)
+        weights[linear], record = _finish_linear(source, job, pruned.get(linear), known[linear])
+        records[linear.name] = record | ({"tokens": seen.tokens} if seen else {})
+    return weights, records
+
+
+def _prune(
+    source: ModelFolder, jobs: list[Job], known: Mapping[Linear, Stats | None], pool: Callable
+) -> dict[Linear, Stored]:
+    read = lambda linear: _read(source, linear)[: linear.rows]
+    tasks = [
+        Task(
+            job.linear.name,
+            job.prune.method,
+            job.prune.options,
+            read(job.linear),
+            job.pattern,
+            known[job.linear],
+            job.grid if job.prune.options.get("joint") else None,
+        )
+        for job in jobs
+    ]
+    return dict(zip([job.linear for job in jobs], pool(run_task, tasks), strict=True))
+
+
+def _read(source: ModelFolder, linear: Linear, rows: slice | None = None) -> torch.Tensor:
+    """(rows, columns) float32. Raises JettisonError for weights that are not finite or too large to work with."""
+    weight = source.read_weight(linear.name, linear.layout, rows)
+    if (largest := float(torch.linalg.vector_norm(weight, ord=math.inf))) > LARGEST:
+        raise JettisonError(f"{linear.name} has a weight of {largest:g}; at most {LARGEST:g} can be worked with")
+    return weight
+
+
+def _finish_linear(
+    source: ModelFolder, job: Job, pruned: Stored | None, known: Stats | None
+) -> tuple[Stored, dict[str, Any]]:
+    """Quantize what is to be, and say how far the result is from the original: error, zeros, odd groups."""
+    linear, record = job.linear, {}
+    joint = isinstance(pruned, QuantizedWeight)
+    # Without statistics rows are independent: the head of a large model is read and quantized in parts.
+    height = linear.rows if job.needs or pruned is not None else max(1, AT_ONCE // linear.columns)
+    parts, off, size, odd = [], 0.0, 0.0, Counter()
+    for first in range(0, linear.rows, height):
+        original = _read(source, linear, slice(first, first + height))
+        weight = original if pruned is None else pruned
+        if job.grid and not joint:
+            weight = _quantize(job, weight, known)
+        dense = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
+        off += _energy(original - dense, known)
+        size += _energy(original, known)
+        if isinstance(weight, QuantizedWeight):
+            odd.update(check.inspect(linear.name, weight))
+        if pruned is not None:
+            job.pattern.check(dense)
+            record |= {"pattern": str(job.pattern), "zeros": round(float((dense == 0).float().mean()), 6)}
+        parts.append(weight)
+    weight = QuantizedWeight.stack(parts) if job.grid else parts[0]
+    record = ({"grid": str(job.grid)} if job.grid else {}) | {"error": round(off / max(size, 1e-30), 8)} | record
+    return weight, record | dict(odd)
+
+
+def _quantize(job: Job, weight: torch.Tensor, known: Stats | None) -> QuantizedWeight:
+    """Zeros stay zero. Raises JettisonError if they do not, UsageError for what no checkpoint can store."""
+    linear, method = job.linear, registry.find("quantize", job.step.method)
+    try:
+        quantized = method.function(weight, job.grid, known, **job.step.options)
+    except JettisonError as error:
+        raise type(error)(f"{linear.name}: {error}") from error
+    if not torch.isfinite(quantized.scale).all():
+        raise JettisonError(f"{linear.name}: {method.name} gave scales that are not finite")
+    if quantized.zero is not None and quantized.zero.is_floating_point():
+        raise UsageError(f"{linear.name}: {method.name} gave fractional zero points, which no checkpoint can store")
+    if job.prune and (filled := int((quantized.dequantize()[weight == 0] != 0).sum())):
+        raise JettisonError(f"{linear.name}: {method.name} made {filled} of the zeros that pruning left nonzero")
+    return quantized
+
+
+def _energy(matrix: torch.Tensor, stats: Stats | None) -> float:
+    """The mean of ‖matrix x‖² over the calibration inputs x; ‖matrix‖² where there are none."""
+    return float((matrix * (matrix @ stats.hessian if stats else matrix)).sum(dtype=torch.float64))

@@ -1,0 +1,338 @@
+"""``recover`` on a folder: data, training, and what it changes in the checkpoint."""
+
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from jettison.core.errors import JettisonError, UsageError
+from jettison.core.files import file_digest, inside, write_tensors
+from jettison.core.journal import Journal, read_records
+from jettison.core.locks import locked
+from jettison.core.numbers import check_number
+from jettison.core.progress import logged, say
+from jettison.core.sealed import read_sealed, write_sealed
+from jettison.domains.text.data import text_digest, token_windows
+from jettison.domains.text.synthesize import synthesize
+from jettison.encodings.grid import Grid
+from jettison.formats import compressed_tensors
+from jettison.formats.manifest import read_manifest, update_manifest
+from jettison.formats.peft import FOLDER as ADAPTER
+from jettison.formats.peft import write_adapter
+from jettison.graph.anatomy import Linear
+from jettison.graph.checkpoint import Checkpoint
+from jettison.graph.dense import load_dense, require_memory
+from jettison.graph.folder import ModelFolder
+from jettison.methods.recover.distill import Pupil, distill, training_dtype
+from jettison.recipe.recipe import Recipe, Step, load_recipe, with_windows
+
+WORK = "recover"
+ORIGINALS, STATE, JOURNAL = "originals.safetensors", "state.safetensors", "journal.jsonl"
+SAVE_EVERY = 60.0
+
+
+@logged("folder")
+def recover(
+    folder: str | Path,
+    *,
+    changes: Iterable[str] = (),
+    teacher: str | Path | None = None,
+    restart: bool = False,
+    save_every: float = SAVE_EVERY,
+) -> dict[str, Any]:
+    """Train what the folder's recipe says (side paths, scales, weights) until it speaks like its teacher again.
+
+    Writes ``adapter/`` (PEFT), new scales or new weights, and returns jettison.json with its section ``recovery``.
+    changes: ``recover.option=value`` strings. teacher: where the original lies now, if not where it was. A run that was
+    killed continues when it is called again; ``restart`` drops an earlier recovery and puts the first scales and
+    weights back.
+    ``accelerate launch -m jettison recover DIR`` spreads it over processes.
+
+    Raises UsageError for a folder that Jettison did not compress or that holds another recovery, JettisonError if
+    teacher and student do not fit in memory.
+    """
+    check_number("save_every", save_every, 0)
+    folder, state = Path(folder), PartialState(cpu=not torch.cuda.is_available())
+    step = recovery_step(load_recipe(read_manifest(folder)["recipe"]), changes, ModelFolder(folder).positions)
+    options = step.options
+    if options["batch"] % state.num_processes:
+        raise UsageError(f"batch {options['batch']} does not divide among {state.num_processes} processes")
+    with ExitStack() as held:
+        _on_main(state, lambda: held.enter_context(locked(folder)))
+        if restart:
+            _on_main(state, lambda: _undo(folder))
+        return _recover(folder, step, teacher, save_every, state)
+
+
+def _recover(
+    folder: Path, step: Step, teacher: str | Path | None, save_every: float, state: PartialState
+) -> dict[str, Any]:
+    manifest, options = read_manifest(folder), step.options
+    first = (manifest.get("recovery") or manifest)["hashes"]  # of the shards as they were before any recovery
+    _on_main(state, lambda: _check_shards(folder, first))
+    original = _open_teacher(folder, manifest, teacher)
+    original.check_window(options["length"], "recover.length")
+    work, source = folder / WORK, ModelFolder(folder)
+    grids = compressed_tensors.read_grids(source)
+    linears = [linear for linear in source.anatomy if step.where.matches(linear.roles, linear.block)]
+    linears = [linear for linear in linears if "embed" not in linear.roles]
+    quantized = [linear for linear in source.anatomy if linear.name in grids and "embed" not in linear.roles]
+    dense = _dense_names(source, linears, grids) if "weights" in options["train"] else []
+    empty = {"scales": not quantized, "weights": not dense}
+    if not linears or any(empty.get(each) for each in options["train"]):
+        raise UsageError(f"«{step}» fits no linear of {folder} for {', '.join(options['train'])}")
+    texts = [text for text in options["data"].split("+") if text != "synthetic"]
+    run = {"kind": "recover", "step": _as_dict(step), "checkpoint": first}
+    run |= {"data": {text: text_digest(text) for text in texts}}
+    journal = _on_main(state, lambda: Journal(work / JOURNAL, run))
+    finished = [journal is not None and _is_finished(folder, journal)]
+    if broadcast_object_list(finished)[0]:
+        if journal and _shard_hashes(folder) != first and read_sealed(work / ORIGINALS) is None:
+            say(f"note: {work / ORIGINALS} is missing or damaged: the recovery is whole, but --restart cannot undo it")
+        return manifest
+    if journal:
+        _require_losses(work / STATE, journal)
+    if journal and {"scales", "weights"} & set(options["train"]):
+        names = [f"{linear.name}.weight_scale" for linear in quantized if "scales" in options["train"]]
+        names += [f"{name}.weight" for name in dense]
+        _keep_originals(source, work, names, first)
+    state.wait_for_everyone()
+    windows = training_windows(original, options, (state.process_index, state.num_processes), state.wait_for_everyone)
+    fast = training_dtype()
+    require_memory(original.anatomy.parameters * (fast.itemsize + 4), f"recovering {original.name}")
+    pupil = Pupil(
+        student=compressed_tensors.load_packed(source, torch.float32),
+        teacher=load_dense(original, fast),
+        linears=linears,
+        quantized=quantized,
+        dense=[linear for linear in linears if linear.name in dense],
+        windows=windows,
+        state=work / STATE,
+        save_every=save_every,
+        record=lambda at, loss: journal.add(step=at, loss=round(loss, 6)) if journal else None,
+    )
+    trained = distill(pupil, **options)
+    if journal:
+        _store(folder, source, trained, options, grids, journal)
+        losses = {entry["step"]: entry["loss"] for entry in journal.entries if "loss" in entry}
+        update_manifest(
+            folder,
+            recovery=_as_dict(step) | {"loss": [losses[at] for at in sorted(losses)], "hashes": first},
+            hashes=_shard_hashes(folder),
+        )
+        _store_adapter(folder, source, trained, options)
+        journal.add(finished=True, hashes=_result_hashes(folder))
+    state.wait_for_everyone()
+    return read_manifest(folder)
+
+
+def _on_main(state: PartialState, work: Callable[[], Any]) -> Any:
+    """What ``work`` returns in the main process, None in others. If it fails, all fail, so that none waits for it."""
+    result, failure = None, [None]
+    if state.is_main_process:
+        try:
+            result = work()
+        except JettisonError as error:
+            failure = [error]
+    if state.num_processes > 1:
+        broadcast_object_list(failure)
+    if failure[0]:
+        raise failure[0]
+    return result
+
+
+def written_shards(folder: Path) -> dict[str, set[str]]:
+    """Shard -> SHA-256 of what the recovery of ``folder`` has written, or was about to write, in its place."""
+    path, found = folder / WORK / JOURNAL, {}
+    for record in read_records(path)[0] if path.is_file() else []:
+        if record and "stored" in record:
+            found.setdefault(record["stored"], set()).add(record["sha256"])
+    return found
+
+
+def _check_shards(folder: Path, first: dict[str, str]) -> None:
+    """Raises JettisonError if a shard is neither as it was before the recovery nor as the recovery wrote it."""
+    later = written_shards(folder)
+    for name, expected in first.items():
+        found = file_digest(inside(folder, name)) if (folder / name).is_file() else None
+        if found != expected and found not in later.get(name, ()):
+            raise JettisonError(
+                f"shard {folder / name} is missing or damaged: run `jettison compress` (or `fit`) again with the same "
+                "recipe and folder, which makes it again"
+            )
+
+
+def _shard_hashes(folder: Path) -> dict[str, str]:
+    return {file.name: file_digest(file) for file in sorted(folder.glob("model-*.safetensors"))}
+
+
+def _result_hashes(folder: Path) -> dict[str, str]:
+    adapter = [file for file in sorted((folder / ADAPTER).glob("*")) if file.is_file()]
+    return _shard_hashes(folder) | {f"{ADAPTER}/{file.name}": file_digest(file) for file in adapter}
+
+
+def _is_finished(folder: Path, journal: Journal) -> bool:
+    """Whether all that the recovery wrote is there, as it was written."""
+    entry = journal.last(finished=True)
+    return entry is not None and entry["hashes"] == _result_hashes(folder)
+
+
+def _require_losses(state: Path, journal: Journal) -> None:
+    """Drop the training so far if the journal has lost the loss of a step: all of them are part of the result."""
+    stored = read_sealed(state)
+    recorded = {entry["step"] for entry in journal.entries if "loss" in entry}
+    if stored and not set(range(int(stored[1]["step"]))) <= recorded:
+        say(f"note: {journal.path} has lost the losses of some steps, so training starts again")
+        state.unlink()
+
+
+def _keep_originals(source: ModelFolder, work: Path, names: list[str], first: dict[str, str]) -> None:
+    """Keep the scales and weights that will change, once. Where an earlier try has changed them and its state is lost,
+    put them back: training starts again.
+
+    Raises JettisonError if they have changed and what was kept of them is damaged.
+    """
+    changed = _shard_hashes(source.folder) != first
+    kept = read_sealed(work / ORIGINALS)
+    if kept is None and changed:
+        raise JettisonError(
+            f"{work / ORIGINALS} is damaged, and the shards of {source.folder} have changed since: "
+            "compress into a new folder"
+        )
+    if kept is None:
+        write_sealed(work / ORIGINALS, {name: source.read(name) for name in names})
+    elif changed and read_sealed(work / STATE) is None:
+        _replace(source, kept[0])
+
+
+def _open_teacher(folder: Path, manifest: dict[str, Any], teacher: str | Path | None) -> ModelFolder:
+    try:
+        original = ModelFolder(teacher or manifest["teacher"]["folder"])
+    except UsageError as error:
+        raise UsageError(f"{error}; if the original of {folder} has moved, say where it is with --teacher") from None
+    if original.fingerprint() != manifest["teacher"]["fingerprint"]:
+        raise UsageError(f"{original.name} is not the model {manifest['teacher']['name']} that {folder} was made from")
+    return original
+
+
+def recovery_step(recipe: Recipe, changes: Iterable[str] = (), positions: int | None = None) -> Step:
+    """The recipe's recover step with changes applied; one with all defaults if it has none. positions: of the model."""
+    changes = list(changes)
+    for change in changes:
+        if not change.startswith("recover."):
+            raise UsageError(f"recovery can only change recover.option=value; this is {change!r}")
+    if not recipe.of("recover"):
+        recipe = load_recipe(recipe.to_dict() | {"steps": [*recipe.to_dict()["steps"], {"recover": {}}]})
+    if len(recipe.of("recover")) > 1:
+        raise UsageError("a recipe has at most one recover step; this one has several")
+    return load_recipe(with_windows(recipe, positions), changes).of("recover")[0]
+
+
+def training_windows(source: ModelFolder, options: dict[str, Any], process: tuple[int, int], wait) -> torch.Tensor:
+    """(samples, length) token ids from the step's ``data``: a text, or a mix of several in equal parts."""
+    texts = options["data"].split("+")
+    share = -(-options["samples"] // len(texts))
+    parts = []
+    for text in texts:
+        if text == "synthetic":
+            settings = {"length": options["length"], "seed": options["seed"], "process": process, "wait": wait}
+            parts.append(synthesize(source, samples=share, temperatures=options["text_temperatures"], **settings))
+        else:
+            parts.append(token_windows(source, text, options["length"], share))
+    if len(parts) == 1 and len(parts[0]) < share:
+        say(f"note: {options['data']} has {len(parts[0])} windows of {options['length']} tokens, not {share}")
+    if len(parts) > 1:  # a text that is shorter than its part is repeated
+        parts = [part[torch.arange(share) % len(part)] for part in parts]
+    return torch.cat(parts)
+
+
+def _store_adapter(
+    folder: Path, source: ModelFolder, trained: dict[str, torch.Tensor], options: dict[str, Any]
+) -> None:
+    """Write the side paths that were trained, last: they record the hash of the final shards."""
+    lora = {name: value for name, value in trained.items() if name.endswith((".lora_a", ".lora_b"))}
+    if lora:
+        alpha = options["alpha"] or 2.0 * options["rank"]
+        write_adapter(folder, lora, options["rank"], alpha, [linear.name for linear in source.anatomy])
+
+
+def _store(
+    folder: Path,
+    source: ModelFolder,
+    trained: dict[str, torch.Tensor],
+    options: dict[str, Any],
+    grids: dict[str, Grid],
+    journal: Journal,
+) -> None:
+    """Write the scales and weights that were trained. Can be repeated: new scales are computed from the first ones."""
+    record = lambda name, sha256: journal.add(stored=name, sha256=sha256)
+    first = read_sealed(folder / WORK / ORIGINALS)
+    if first is None and set(options["train"]) != {"lora"}:
+        raise JettisonError(f"{folder / WORK / ORIGINALS} is missing or damaged: start again with --restart")
+    weights = {name: value for name, value in trained.items() if name.endswith(".weight")}
+    gains = {name.removesuffix(".gain"): value for name, value in trained.items() if name.endswith(".gain")}
+    if gains:
+        scales = {}
+        for name, gain in gains.items():
+            scale = first[0][f"{name}.weight_scale"]
+            scales[f"{name}.weight_scale"] = (scale.float() * gain.exp()).to(grids[name].scale_dtype)
+        _replace(source, scales, record)
+    if weights:
+        for name, value in weights.items():
+            before = first[0][name]
+            weights[name] = value.to(before.dtype)
+            filled = int(((before == 0) & (weights[name] != 0)).sum())
+            if filled and options["masked"]:
+                raise JettisonError(f"{name}: {filled} of the zeros that pruning left were trained away")
+        _replace(source, weights, record)
+
+
+def _dense_names(source: ModelFolder, linears: list[Linear], grids: dict[str, Grid]) -> list[str]:
+    """Those whose weights lie in a tensor of their own: neither packed, nor one expert of many, nor a tied head."""
+    own = lambda linear: linear.name not in grids and source.locate(f"{linear.name}.weight")[1] is None
+    tied = lambda linear: source.anatomy.tied and "head" in linear.roles
+    return [linear.name for linear in linears if own(linear) and not tied(linear)]
+
+
+def _replace(
+    source: ModelFolder,
+    tensors: dict[str, torch.Tensor],
+    record: Callable[[str, str], None] = lambda name, sha256: None,
+) -> None:
+    """Rewrite the shards that hold these tensors, each at one stroke. record: told the name and SHA-256 of each just
+    before, so that no shard is ever one that nobody knows."""
+    stored = {source.locate(name)[0]: value for name, value in tensors.items()}
+    for file in sorted({source.checkpoint.home(name) for name in stored}):
+        shard = Checkpoint(source.folder, [file])
+        ready = lambda temporary, name=file.name: record(name, file_digest(temporary))
+        write_tensors(file, {name: stored.get(name, shard.read(name)) for name in shard}, ready=ready)
+    source.checkpoint.release()  # what is open still shows the old files
+
+
+def _undo(folder: Path) -> None:
+    work, source, manifest = folder / WORK, ModelFolder(folder), read_manifest(folder)
+    kept = read_sealed(work / ORIGINALS)
+    changed = (manifest.get("recovery") or manifest)["hashes"] != _shard_hashes(folder)
+    if kept is None and changed:
+        raise JettisonError(f"{work / ORIGINALS} is missing or damaged: compress into a new folder")
+    if kept is not None:
+        _replace(source, kept[0])
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(folder / ADAPTER, ignore_errors=True)
+    results = manifest.get("results", {})
+    update_manifest(
+        folder,
+        recovery=None,
+        results={stage: result for stage, result in results.items() if stage != "recovered"},
+        hashes=_shard_hashes(folder),
+    )
+
+
+def _as_dict(step: Step) -> dict[str, Any]:
+    where = step.where.to_dict()
+    return {"method": step.method} | step.options | ({"where": where} if where else {})

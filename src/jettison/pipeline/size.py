@@ -1,0 +1,66 @@
+"""Bytes and bits, counted from what the files hold."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jettison.formats import compressed_tensors
+from jettison.formats.peft import adapter_bytes
+from jettison.graph.anatomy import Linear
+from jettison.graph.folder import ModelFolder
+
+PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point")
+
+
+def measure_size(folder: str | Path) -> dict[str, Any]:
+    """Sizes of a checkpoint.
+
+    bytes: tensors, adapter included. disk_bytes: the same as files. bits_per_weight: over all linears but the
+    embedding, with scales, zero points and adapter. adapter_bits_per_weight: over the linears that have a side path.
+    """
+    source = ModelFolder(folder)
+    adapter = adapter_bytes(source.folder)
+    linears = [linear for linear in source.anatomy if "embed" not in linear.roles]
+    bits = 8 * sum(_stored_bytes(source, linear) for linear in linears)
+    weights = sum(linear.weights for linear in linears)
+    files = source.checkpoint.file_bytes + _file_bytes(source.folder / "adapter")
+    size = {
+        "bytes": source.checkpoint.tensor_bytes + adapter,
+        "disk_bytes": files,
+        "bits_per_weight": round((bits + 8 * adapter) / weights, 4),
+        "bits_per_weight_without_adapter": round(bits / weights, 4),
+    }
+    if adapter:
+        size["adapter_bits_per_weight"] = round(8 * adapter / _adapted_weights(source, linears), 4)
+    if source.quantization:
+        size["quantized_linears"] = len(compressed_tensors.read_grids(source))
+    return size
+
+
+def _stored_bytes(source: ModelFolder, linear: Linear) -> int:
+    total = 0
+    for part in PARTS:
+        name = f"{linear.name}.{part}"
+        if source.has(name) or (part == "weight" and not source.has(f"{linear.name}.weight_packed")):
+            tensor, expert, _ = source.locate(name)
+            stored = source.checkpoint.bytes_of(tensor)
+            total += stored if expert is None else linear.weights * stored // _numel(source, tensor)
+    return total
+
+
+def _numel(source: ModelFolder, tensor: str) -> int:
+    total = 1
+    for size in source.checkpoint.shape(tensor):
+        total *= size
+    return total
+
+
+def _adapted_weights(source: ModelFolder, linears: Iterable[Linear]) -> int:
+    from jettison.formats.peft import adapted_names
+
+    names = adapted_names(source.folder)
+    return sum(linear.weights for linear in linears if linear.name in names)
+
+
+def _file_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0

@@ -1,0 +1,187 @@
+"""What a run will take on this machine, step by step, before it starts."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from jettison.core.progress import bar, silent
+from jettison.devices.device import find_device
+from jettison.domains.text.data import token_windows
+from jettison.domains.text.synthesize import BATCH as WRITTEN_AT_ONCE
+from jettison.encodings.grid import AT_ONCE
+from jettison.formats.manifest import read_manifest
+from jettison.graph.folder import ModelFolder
+from jettison.graph.walk import Walk
+from jettison.methods.recover.distill import training_dtype
+from jettison.pipeline import trial
+from jettison.pipeline.evaluation import WINDOW, check_tokens
+from jettison.pipeline.generation import PROMPTS, TOKENS
+from jettison.pipeline.jobs import Job, assign
+from jettison.pipeline.recovery import recovery_step
+from jettison.planning.cost import Setting, predict
+from jettison.recipe.recipe import Recipe, load_recipe, with_windows
+
+DAY = 86400.0
+FEW = 1 << 23  # weights outside the blocks up to which they are tried too
+
+
+def forecast(
+    model: str | Path,
+    recipe: Recipe,
+    *,
+    texts: Iterable[str] = (),
+    tokens: int | None = None,
+    engine: str | None = None,
+) -> dict[str, Any]:
+    """Per step: time in seconds, peak resident memory and disk in bytes; and ``warnings`` in plain words.
+
+    Tries small parts of the run first (see trial.py): from seconds to a few minutes, about as long as one block of the
+    model takes. texts, tokens: what ``fit`` will measure on; without texts no evaluation is counted. Also checks that
+    the recipe fits the model and the engine: raises UsageError as ``compress`` would.
+    """
+    source = ModelFolder(model)
+    recipe = with_windows(recipe, source.positions)
+    jobs = assign(source, recipe, engine)
+    check_tokens(tokens)
+    counts = [_windows(source, text, tokens) for text in texts]
+    with bar("trying", 3) as progress:
+        with silent():
+            steps = [_compression(source, recipe, jobs)]
+        progress.advance(note="a block")
+        with silent():
+            recoveries = [_recovery(source, jobs, step) for step in recipe.of("recover")]
+        progress.advance(note="a training step")
+        with silent():
+            before, after = _evaluations(source, jobs, sum(counts), bool(recoveries)) if counts else ([], [])
+        progress.advance(note="an evaluation")
+    steps += [*before, *recoveries, *after]
+    return {"steps": steps, "warnings": _warnings(steps)}
+
+
+def forecast_recovery(
+    folder: str | Path, changes: Iterable[str] = (), teacher: str | Path | None = None
+) -> dict[str, Any]:
+    """As ``forecast``, for recovering a folder that ``compress`` wrote."""
+    manifest = read_manifest(folder)
+    recipe = load_recipe(manifest["recipe"])
+    source = ModelFolder(teacher or manifest["teacher"]["folder"])
+    with silent():
+        steps = [_recovery(source, assign(source, recipe), recovery_step(recipe, changes, source.positions))]
+    return {"steps": steps, "warnings": _warnings(steps)}
+
+
+def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[str, Any]:
+    needs = frozenset().union(*(job.needs for job in jobs))
+    samples, length = recipe.calibration["samples"], recipe.calibration["length"]
+    seconds, walk = 0.0, None
+    if needs:
+        if recipe.calibration["text"] == "synthetic":
+            seconds += _rounded_up(samples) * trial.synthesis_seconds(source, length)
+        width = source.skeleton.get_input_embeddings().embedding_dim
+        with trial.timed() as entry:
+            walk = Walk(source, torch.randn(samples, length, width), twice="cross" in needs)
+        seconds += entry.seconds
+    memory = 0.0
+    for blocks in _kinds(source, jobs):
+        tried = trial.try_block(source, jobs, blocks[len(blocks) // 2], walk)
+        seconds += tried.seconds * len(blocks)
+        memory = max(memory, tried.memory)
+    outside = [job for job in jobs if job.linear.block is None]
+    if sum(linear.weights for linear in source.anatomy if linear.block is None) <= FEW:
+        tried = trial.try_block(source, jobs, None, walk)
+        seconds, memory = seconds + tried.seconds, max(memory, tried.memory)
+    else:
+        seconds += sum(trial.try_rows(source, job, FEW) for job in outside)
+        packed = sum(job.linear.weights * (job.grid.bits if job.grid else 16) / 8 for job in outside)
+        unquantized = sum(source.checkpoint.bytes_of(tensor) for tensor in source.tensors_of(None))
+        seconds += (packed + unquantized) * trial.try_writing()
+        codes = sum(job.linear.weights for job in outside)
+        largest = max((job.linear.weights for job in outside), default=0)
+        held = 12 * AT_ONCE if walk is None else 28 * largest  # gptq holds five copies in float32 beside the original
+        memory = max(memory, psutil.Process().memory_info().rss + unquantized + packed + codes + held)
+    quantized = replace(recipe, steps=tuple(recipe.of("quantize")))
+    stored = predict(source, quantized, find_device("this"), Setting(context=0)).memory
+    return {"step": "compress", "seconds": seconds, "memory": memory, "disk": stored}
+
+
+def _kinds(source: ModelFolder, jobs: list[Job]) -> list[list[int]]:
+    """Blocks to which the same is done."""
+    kinds: dict[tuple, list[int]] = {}
+    for block in range(source.anatomy.blocks):
+        here = [(job.linear.role, str(job.steps), job.linear.weights) for job in jobs if job.linear.block == block]
+        kinds.setdefault(tuple(here), []).append(block)
+    return list(kinds.values())
+
+
+def _recovery(source: ModelFolder, jobs: list[Job], step) -> dict[str, Any]:
+    options, anatomy = step.options, source.anatomy
+    source.check_window(options["length"], "recover.length")
+    each, start = trial.training_seconds(source, jobs, step)
+    parts = options["data"].split("+")
+    written = options["samples"] / len(parts) if "synthetic" in parts else 0
+    seconds = start + each * max(1, options["samples"] * options["epochs"] / options["batch"])
+    if written:
+        seconds += _rounded_up(written) * trial.synthesis_seconds(source, options["length"])
+    trained = 0
+    for linear in anatomy:
+        if (
+            "lora" in options["train"]
+            and step.where.matches(linear.roles, linear.block)
+            and "embed" not in linear.roles
+        ):
+            trained += options["rank"] * (linear.rows + linear.columns)
+    if "scales" in options["train"]:
+        trained += sum(job.linear.rows * job.grid.groups(job.linear.columns) for job in jobs if job.grid)
+    if "weights" in options["train"]:
+        here = [linear for linear in anatomy if step.where.matches(linear.roles, linear.block)]
+        packed = {job.linear for job in jobs if job.grid}
+        trained += sum(linear.weights for linear in here if linear not in packed and "embed" not in linear.roles)
+    width = source.skeleton.get_input_embeddings().embedding_dim
+    activations = 4 * options["batch"] * options["length"] * width * anatomy.blocks * 16
+    weights = anatomy.parameters * (training_dtype().itemsize + 4)
+    memory = psutil.Process().memory_info().rss + weights + 16 * trained + activations
+    disk = 14 * trained + 8 * written * options["length"]
+    return {"step": "recover", "seconds": seconds, "memory": memory, "disk": disk}
+
+
+def _evaluations(
+    source: ModelFolder, jobs: list[Job], windows: int, recovers: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What fit measures before recovery (the original and the quantized model), and after it."""
+    one, both = (windows * trial.evaluation_seconds(source, jobs, quantized) for quantized in (False, True))
+    plain, packed = (PROMPTS * TOKENS * trial.speech_seconds(source, jobs, quantized) for quantized in (False, True))
+    base, parameters = psutil.Process().memory_info().rss, source.anatomy.parameters
+    entry = lambda step, seconds: {"step": step, "seconds": seconds, "memory": base + 5.0 * parameters, "disk": 0.0}
+    after = [entry("evaluate again", both + packed)] if recovers else []
+    return [entry("evaluate", one + both + plain + packed)], after
+
+
+def _windows(source: ModelFolder, text: str, tokens: int | None) -> int:
+    window = source.window(WINDOW)
+    return len(token_windows(source, text, window, None if tokens is None else max(1, tokens // window)))
+
+
+def _rounded_up(samples: float) -> float:
+    """Text is written a batch at a time."""
+    return -(-samples // WRITTEN_AT_ONCE) * WRITTEN_AT_ONCE
+
+
+def _warnings(steps: list[dict[str, Any]]) -> list[str]:
+    found, free = [], psutil.virtual_memory().available
+    cheaper = {
+        "recover": "fewer samples (--set recover.samples=...), fewer or shorter windows, or a machine with a GPU",
+        "compress": "a method without calibration (--set quantize.method=rtn), or a faster machine",
+    }
+    for step in steps:
+        if step["seconds"] >= DAY:
+            advice = cheaper.get(step["step"], "fewer tokens")
+            found.append(f"{step['step']} would take {step['seconds'] / DAY:.1f} days on this machine: {advice}")
+        if step["memory"] > free:
+            found.append(
+                f"{step['step']} needs {step['memory'] / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free here"
+            )
+    return found

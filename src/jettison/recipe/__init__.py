@@ -1,0 +1,1 @@
+"""What to do: recipes, their presets, and the methods that they may name."""

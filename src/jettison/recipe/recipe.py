@@ -1,0 +1,348 @@
+"""A recipe says what to do to which part of a model. People write it, the planner writes it, ``compress`` runs it."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jettison.core.documents import parse_yaml, read_yaml
+from jettison.core.errors import UsageError, shown, unknown
+from jettison.core.numbers import check_number
+from jettison.core.progress import say
+from jettison.encodings.grid import Grid
+from jettison.encodings.pattern import Allocation, Pattern
+from jettison.recipe import registry
+
+ROLES = ("q", "k", "v", "o", "gate", "up", "down", "expert", "router", "head", "embed", "linear")
+GRID_OPTIONS = ("bits", "group_size", "symmetric")
+PATTERN_OPTIONS = ("sparsity", "pattern", "scope", "allocation", "spread")
+OWN_OPTIONS = {"quantize": GRID_OPTIONS, "prune": PATTERN_OPTIONS}  # of a verb, whatever the method
+DEFAULT_METHOD = {"recover": "distill"}
+CALIBRATION = {"text": "books", "samples": 128, "length": 256}
+PRESETS = files("jettison.recipe") / "presets"
+FIELDS = ("name", "use", "calibration", "steps", "why", "loss")
+LAST_BLOCK = 9999
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which linears a step is for: any of these roles, in these blocks; or what one of ``others`` says. Empty means
+    all."""
+
+    role: tuple[str, ...] = ()
+    block: tuple[int, ...] = ()
+    others: tuple["Where", ...] = ()
+
+    def matches(self, roles: Iterable[str], block: int | None) -> bool:
+        if any(other.matches(roles, block) for other in self.others):
+            return True
+        if self.block and block not in self.block:
+            return False
+        return bool(set(self.role) & set(roles)) if self.role else not {"embed", "router"} & set(roles)
+
+    @property
+    def blocks(self) -> list[int]:
+        """All that are named."""
+        return [*self.block, *(block for other in self.others for block in other.blocks)]
+
+    def in_any_block(self) -> "Where":
+        return Where(self.role, (), tuple(other.in_any_block() for other in self.others))
+
+    def to_dict(self) -> dict[str, Any] | list[dict[str, Any]]:
+        """As in a recipe: a mapping, or a list of them."""
+        own = {"role": list(self.role), "block": _spans(self.block)}
+        own = {name: value for name, value in own.items() if value}
+        return [own, *(other.to_dict() for other in self.others)] if self.others else own
+
+    def __str__(self) -> str:
+        where = ", ".join(self.role) or "all linears"
+        blocks = f" of blocks {', '.join(map(str, _spans(self.block)))}" if self.block else ""
+        return "; ".join([where + blocks, *map(str, self.others)])
+
+
+@dataclass(frozen=True)
+class Step:
+    """One action: a verb (``quantize``), a method, its complete options, and where it applies.
+
+    grid: of a quantize step. pattern, allocation: of a prune step.
+    """
+
+    verb: str
+    method: str
+    options: dict[str, Any]
+    where: Where = Where()
+    grid: Grid | None = None
+    pattern: Pattern | None = None
+    allocation: Allocation | None = None
+
+    def __str__(self) -> str:
+        what = f"{self.method} to {self.grid or self.pattern}" if self.grid or self.pattern else self.method
+        return f"{self.verb} {what}: {self.where}"
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """Those of the verb, as in a recipe."""
+        if self.pattern:
+            return self.pattern.options() | (self.allocation.options() if self.allocation else {})
+        return {name: getattr(self.grid, name) for name in GRID_OPTIONS} if self.grid else {}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """steps, in order. calibration: the text that methods with statistics see. why: the planner's reasons."""
+
+    name: str
+    steps: tuple[Step, ...]
+    use: str = ""
+    calibration: dict[str, Any] = field(default_factory=lambda: dict(CALIBRATION))
+    why: tuple[str, ...] = ()
+    loss: float | None = None  # log-perplexity lost on scribe, measured; orders the presets for the planner
+
+    def of(self, verb: str) -> list[Step]:
+        return [step for step in self.steps if step.verb == verb]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the file: only what differs from a default is left out, so that a file records what was run."""
+        steps = []
+        for step in self.steps:
+            entry: dict[str, Any] = {step.verb: {"method": step.method} | step.own_options | step.options}
+            if step.where != Where():
+                entry["where"] = step.where.to_dict()
+            steps.append(entry)
+        found = {"name": self.name, "use": self.use, "loss": self.loss, "why": list(self.why)}
+        given = {name: value for name, value in found.items() if value not in (None, "", [])}
+        return given | {"calibration": self.calibration, "steps": steps}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100, default_flow_style=None)
+
+
+def preset_names() -> list[str]:
+    return sorted(entry.name.removesuffix(".yaml") for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(source: "str | Path | Mapping | Recipe", changes: Iterable[str] = ()) -> Recipe:
+    """A preset's name, the path of a YAML file, a mapping, or a Recipe; with ``verb.option=value`` changes applied.
+
+    A change applies to every step of its verb that knows the option; ``calibration.option=value`` works too.
+    Raises UsageError naming the field and what is valid.
+    """
+    changes = [_parse_change(change) for change in changes]
+    if isinstance(source, Recipe) and not changes:
+        return source
+    if isinstance(source, Recipe):
+        data: Any = source.to_dict()
+    elif not isinstance(source, str | Path):
+        data = source
+    elif str(source) in preset_names():
+        data = parse_yaml((PRESETS / f"{source}.yaml").read_text(encoding="utf-8"), f"recipe {source}")
+    elif Path(source).suffix in (".yaml", ".yml", ".json"):
+        data = read_yaml(Path(source), "recipe")
+    else:
+        raise unknown("recipe", str(source), preset_names(), " (neither a preset nor a .yaml file)")
+    return _parse(data, changes)
+
+
+def _parse(data: Any, changes: list[tuple[str, str, Any]]) -> Recipe:
+    if not isinstance(data, Mapping):
+        raise UsageError(f"a recipe is a mapping with the field 'steps'; this one is a {type(data).__name__}")
+    for name in data:
+        if name not in FIELDS:
+            raise unknown("recipe field", name, FIELDS)
+    if not isinstance(data.get("steps"), list) or not data["steps"]:
+        raise UsageError("recipe field 'steps' must be a list with at least one step")
+    why = data.get("why") or []
+    if not isinstance(why, list | tuple):
+        raise UsageError(f"recipe field why = {shown(why)}: a list of texts is needed")
+    if data.get("loss") is not None:
+        check_number("recipe field loss", data["loss"], 0)
+    used: set[tuple[str, str]] = set()
+    steps = tuple(_parse_step(step, changes, used) for step in data["steps"])
+    for verb, option, _ in changes:
+        if verb != "calibration" and (verb, option) not in used:
+            raise unknown("change", f"{verb}.{option}", _changeable(steps))
+    return Recipe(
+        name=_text("recipe field name", data.get("name", "custom")),
+        steps=steps,
+        use=_text("recipe field use", data.get("use", ""), empty=True),
+        calibration=_parse_calibration(data.get("calibration"), changes),
+        why=tuple(_text("recipe field why", each) for each in why),
+        loss=data.get("loss"),
+    )
+
+
+def _parse_calibration(data: Any, changes: list[tuple[str, str, Any]]) -> dict[str, Any]:
+    given = _mapping(data, "calibration is a mapping such as {text: books}")
+    given |= {option: value for verb, option, value in changes if verb == "calibration"}
+    for name in given:
+        if name not in CALIBRATION:
+            raise unknown("calibration option", name, CALIBRATION)
+    found = CALIBRATION | given
+    _text("calibration option text", found["text"])
+    for name in ("samples", "length"):
+        if type(found[name]) is not int or found[name] < 1:
+            raise UsageError(f"calibration option {name} = {shown(found[name])}: a positive whole number is needed")
+    return found
+
+
+def _text(name: str, value: Any, empty: bool = False) -> str:
+    if not isinstance(value, str) or not (value or empty):
+        raise UsageError(f"{name} = {shown(value)}: a text is needed")
+    return value
+
+
+def _mapping(data: Any, what: str) -> dict[Any, Any]:
+    """What stands there, as a dict of its own; an empty one for nothing."""
+    if data is not None and not isinstance(data, Mapping):
+        raise UsageError(f"{what}; this is {shown(data)}")
+    return dict(data or {})
+
+
+def _changeable(steps: Iterable[Step]) -> set[str]:
+    found = {f"calibration.{name}" for name in CALIBRATION}
+    for step in steps:
+        names = [*step.options, *OWN_OPTIONS.get(step.verb, ())]
+        found |= {f"{step.verb}.{name}" for name in names}
+    return found
+
+
+def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[str, str]]) -> Step:
+    verbs = [name for name in data if name != "where"] if isinstance(data, Mapping) else []
+    if len(verbs) != 1:
+        valid = f"a step has one verb ({', '.join(registry.verbs())}) and perhaps 'where'"
+        raise UsageError(f"{valid}; this is {shown(data)}")
+    verb = verbs[0]
+    if verb not in registry.verbs():
+        raise unknown("step", verb, registry.verbs())
+    options = _mapping(data[verb], f"the options of {verb} are a mapping such as {{method: ...}}")
+    mine = [(option, value) for of, option, value in changes if of == verb]
+    name = dict(mine).get("method", options.pop("method", DEFAULT_METHOD.get(verb, "")))
+    method = registry.find(verb, name)
+    known = {*method.defaults, *OWN_OPTIONS.get(verb, ())}
+    if "method" in dict(mine):  # another method need not know the options of the first
+        options = {option: value for option, value in options.items() if option in known}
+    options |= {option: value for option, value in mine if option in known}
+    used |= {(verb, option) for option, _ in mine if option in known | {"method"}}
+    own = {name: options.pop(name) for name in OWN_OPTIONS.get(verb, ()) if name in options}
+    what: dict[str, Any] = {}
+    if verb == "quantize":
+        if "bits" not in own:
+            raise UsageError(f"a quantize step needs 'bits' (2 to 8); this is {shown(data)}")
+        what["grid"] = _parse_grid(own)
+    if verb == "prune":
+        what["pattern"], what["allocation"] = _parse_pattern(own, dict(mine), data)
+    where = _parse_where(data["where"]) if "where" in data else Where()
+    return Step(verb, method.name, method.check(options), where, **what)
+
+
+def _parse_pattern(options: dict[str, Any], changed: dict[str, Any], data: Any) -> tuple[Pattern, Allocation]:
+    for name, other in (("sparsity", "pattern"), ("pattern", "sparsity")):
+        if name in changed and other not in changed:  # a change to one does away with the other
+            options.pop(other, None)
+    if ("sparsity" in options) == ("pattern" in options):
+        valid = "a prune step needs 'sparsity' (0 to 1) or 'pattern' (such as \"2:4\")"
+        raise UsageError(f"{valid}; this is {shown(data)}")
+    for name in ("sparsity", "spread"):
+        if name in options:
+            check_number(f"prune option {name}", options[name], 0, 1)
+    for name in ("scope", "allocation"):
+        if name in options:
+            _text(f"prune option {name}", options[name], empty=True)
+    named = {"allocation": "kind", "spread": "spread"}
+    allocation = Allocation(**{field: options[name] for name, field in named.items() if name in options})
+    scope = options.get("scope") or ""
+    if "sparsity" in options:
+        return Pattern(float(options["sparsity"]), scope=scope), allocation
+    if allocation.kind != "uniform":
+        raise UsageError(
+            f"allocation = {allocation.kind!r}: {options['pattern']!r} is the same everywhere; give a sparsity"
+        )
+    return replace(Pattern.parse(options["pattern"]), scope=scope), allocation
+
+
+def _parse_grid(options: dict[str, Any]) -> Grid:
+    for name, value in options.items():
+        kind = bool if name == "symmetric" else int
+        if type(value) is not kind:
+            raise UsageError(f"quantize option {name} = {shown(value)}: {kind.__name__} is needed")
+    return Grid(**options)
+
+
+def _parse_where(data: Any) -> Where:
+    if isinstance(data, list) and data and not any(isinstance(each, list) for each in data):
+        first, *others = map(_parse_where, data)
+        return replace(first, others=tuple(others))
+    if not isinstance(data, Mapping) or not data:
+        raise UsageError(f"'where' is a mapping with role and block, or a list of such; this is {shown(data)}")
+    for name in data:
+        if name not in ("role", "block"):
+            raise unknown("field of where", name, ("role", "block"))
+    roles = _listed("role", data["role"]) if "role" in data else []
+    for role in roles:
+        if role not in ROLES:
+            raise unknown("role", role, ROLES)
+    spans = [_parse_span(entry) for entry in _listed("block", data["block"])] if "block" in data else []
+    blocks = [block for span in spans for block in span]
+    for name, entries in (("role", roles), ("block", blocks)):
+        if len(set(entries)) < len(entries):
+            twice = max(entries, key=entries.count)
+            raise UsageError(f"{name} {twice} of where stands there twice")
+    return Where(tuple(roles), tuple(blocks))
+
+
+def _listed(name: str, value: Any) -> list:
+    """Of one value or a list of them."""
+    listed = list(value) if isinstance(value, list | tuple | range) else [value]
+    if not listed:
+        raise UsageError(f"{name} of where is an empty list: leave {name} out, or name one at least")
+    return listed
+
+
+def _parse_span(entry: Any) -> range:
+    span = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", str(entry) if type(entry) in (int, str) else "")
+    if not span:
+        valid = f"a number from 0 to {LAST_BLOCK} or a span such as 0-3 is needed"
+        raise UsageError(f"block {shown(entry)} of where: {valid}")
+    first, last = int(span[1]), int(span[2] or span[1])
+    if last < first:
+        raise UsageError(f"block {shown(entry)} of where: a span begins with the lower number, {last}-{first}")
+    return range(first, last + 1)
+
+
+def _spans(blocks: Iterable[int]) -> list[int | str]:
+    """Numbers as a recipe writes them: runs of three and more as a span such as 0-3."""
+    runs: list[list[int]] = []
+    for block in sorted(blocks):
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return [entry for run in runs for entry in ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else run)]
+
+
+def _parse_change(change: str) -> tuple[str, str, Any]:
+    found = re.fullmatch(r"(\w+)\.(\w+)=(.*)", str(change), re.DOTALL)
+    if not found:
+        raise UsageError(f"a change has the form verb.option=value, such as recover.rank=16; this is {shown(change)}")
+    return found[1], found[2], parse_yaml(found[3], f"the value of change {shown(change)}")
+
+
+def with_windows(recipe: Recipe, positions: int | None) -> Recipe:
+    """The recipe with windows of text that are no longer than the model has positions for: a length is a wish, as a
+    group size is. What was cut is said."""
+    cut = lambda of, length: say(f"note: {of}.length {length} is cut to {positions}, the positions that the model has")
+    if positions is None:
+        return recipe
+    if (length := recipe.calibration["length"]) > positions:
+        cut("calibration", length)
+        recipe = replace(recipe, calibration=recipe.calibration | {"length": positions})
+    steps = list(recipe.steps)
+    for place, step in enumerate(steps):
+        if step.verb == "recover" and step.options["length"] > positions:
+            cut("recover", step.options["length"])
+            steps[place] = replace(step, options=step.options | {"length": positions})
+    return replace(recipe, steps=tuple(steps))

@@ -1,0 +1,118 @@
+"""Several runs beside each other: rows for programs, a page for people."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jettison.core.errors import UsageError
+from jettison.core.files import write_text
+from jettison.reports import charts
+from jettison.reports.render import render
+from jettison.reports.run import Run, read_run
+
+
+def write_comparison(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
+    """Compare finished runs on the texts that all were measured on, and write the page ``out``.
+
+    Returns ``texts``, ``rows`` (one per folder, in order) and ``notes`` (what limits the comparison). A row has name,
+    recipe, stage (the last one measured: what the folder holds), bytes, bits_per_weight, decode_tokens_per_second
+    (None if not measured), and under texts: perplexity, kl, agreement, and recovered, the share of the lost
+    log-perplexity (None if there was no recovery). Raises UsageError for fewer than two folders, for one that was not
+    measured, and if no text is common to all.
+    """
+    if len(folders) < 2:
+        raise UsageError(f"a comparison needs two folders at least; {len(folders)} given")
+    runs = [read_run(folder) for folder in folders]
+    for run in runs:
+        if run.last is None or "original" not in run.results:
+            raise UsageError(f"{run.folder} has no measured result yet: continue it with `jettison fit`")
+    texts = [text for text in runs[0].texts if all(text in run.texts for run in runs)]
+    if not texts:
+        measured = "; ".join(f"{run.folder}: {', '.join(run.texts) or 'none'}" for run in runs)
+        raise UsageError(f"the runs have no text in common, so nothing compares: {measured}")
+    result = {
+        "texts": texts,
+        "rows": [_row(run, name, texts) for run, name in zip(runs, _names(runs), strict=True)],
+        "notes": _notes(runs, _names(runs), texts),
+    }
+    losses = {number: run.losses for number, run in enumerate(runs, 1) if run.losses}
+    lowered = sorted({run.loss_name for run in runs if run.losses})
+    page = render(
+        "compare.html.jinja",
+        **result,
+        recovers={text: any(row["texts"][text]["recovered"] is not None for row in result["rows"]) for text in texts},
+        speeds=any(row["decode_tokens_per_second"] for row in result["rows"]),
+        reference=_same_original(runs),
+        scatters=[(text, _scatter(runs, text, number)) for number, text in enumerate(texts)],
+        curves=charts.embed(charts.curves(losses), "recovery-chart") if losses else None,
+        curve_numbers=list(losses),
+        curves_show="; or ".join(lowered),
+    )
+    write_text(Path(out), page)
+    return result
+
+
+def _row(run: Run, name: str, texts: Sequence[str]) -> dict[str, Any]:
+    stage = run.results[run.last]
+    return {
+        "name": name,
+        "model": run.name,
+        "recipe": run.manifest["recipe"].get("name", "custom"),
+        "stage": run.last,
+        "bytes": stage["size"]["bytes"],
+        "bits_per_weight": stage["size"]["bits_per_weight"],
+        "decode_tokens_per_second": run.measured_speed("decode").get(run.last),
+        "texts": {
+            text: {
+                "perplexity": stage["texts"][text]["perplexity"],
+                "kl": stage["texts"][text].get("kl"),
+                "agreement": stage["texts"][text].get("agreement"),
+                "recovered": run.share(text),
+            }
+            for text in texts
+        },
+    }
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """The folders' own names; whole paths if two are called the same."""
+    short = [run.folder.resolve().name for run in runs]
+    return short if len(set(short)) == len(short) else [str(run.folder) for run in runs]
+
+
+def _notes(runs: Sequence[Run], names: Sequence[str], texts: Sequence[str]) -> list[str]:
+    notes = []
+    if not _same_original(runs):
+        originals = ", ".join(dict.fromkeys(run.name for run in runs))
+        notes.append(f"Different originals ({originals}): perplexity compares only where they share a tokenizer.")
+    for text in texts:
+        tokens = {run.results[run.last]["texts"][text].get("tokens") for run in runs}
+        if len(tokens) > 1:
+            notes.append(f"{text} was measured on different numbers of tokens.")
+    machines = {run.speed.get("machine") for run in runs if run.measured_speed("decode")}
+    if len(machines) > 1:
+        notes.append(f"Speeds are from different machines: {', '.join(sorted(map(str, machines)))}.")
+    for run, name in zip(runs, names, strict=True):
+        if run.last in run.measured_speed("decode") and len(run.speed_samples("decode", run.last)) == 1:
+            notes.append(f"The speed of {name} is one sample.")
+        better = [text for text in texts if (run.share(text) or 0.0) > 1]
+        if better:
+            notes.append(f"{name} recovers more than 100 %: on {', '.join(better)} it is better than its original.")
+    return notes
+
+
+def _same_original(runs: Sequence[Run]) -> bool:
+    """Whether all were made from one model."""
+    known = [run.manifest["teacher"] for run in runs]
+    return len({teacher.get("fingerprint", teacher["name"]) for teacher in known}) == 1
+
+
+def _scatter(runs: Sequence[Run], text: str, number: int):
+    points = {}
+    for place, run in enumerate(runs, 1):
+        stage = run.results[run.last]
+        points[place] = (stage["size"]["bytes"], stage["texts"][text]["perplexity"])
+    reference = None
+    if _same_original(runs):
+        reference = runs[0].results["original"]["texts"][text]["perplexity"]
+    return charts.embed(charts.scatter(points, reference), f"scatter-{number}")

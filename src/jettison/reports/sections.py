@@ -1,0 +1,254 @@
+"""What the page says in words: each section from a run, None where the run has nothing to say about it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import yaml
+
+from jettison.core.bytesize import format_bytes, parse_bytes
+from jettison.core.numbers import format_rate
+from jettison.encodings.grid import Grid
+from jettison.reports.commands import commands
+from jettison.reports.run import Run
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}{NO_BREAK}%"
+
+
+def size(count: float) -> str:
+    """Figure and unit stay on one line, in a headline as in a narrow table."""
+    return format_bytes(count).replace(" ", NO_BREAK)
+
+
+def headline(run: Run) -> str:
+    """The key result in one line."""
+    if run.last is None:
+        return f"{run.name}, compressed by the recipe {run.manifest['recipe']['name']}"
+    sizes = [run.results[stage]["size"]["bytes"] for stage in ("original", run.last) if stage in run.results]
+    line = f"{run.name}: {' → '.join(size(count) for count in sizes)}"
+    if not run.texts or "original" not in run.results:
+        return line
+    text = run.texts[0]
+    before, after = (run.results[stage]["texts"][text]["perplexity"] for stage in ("original", run.last))
+    return f"{line}, perplexity on {text} {before:.2f} → {after:.2f}"
+
+
+def lead(run: Run) -> str:
+    """What the headline leaves open: on which texts, how far from the original, by which recipe."""
+    lines = [f"Recipe {run.manifest['recipe']['name']}."]
+    for text in run.texts if run.last else ():
+        measured = run.results[run.last]["texts"][text]
+        line = f"On {text}: "
+        if "original" in run.results:
+            line += f"perplexity {run.results['original']['texts'][text]['perplexity']:.2f} → "
+        line += f"{measured['perplexity']:.2f}"
+        if "agreement" in measured:
+            line += f", the same likeliest next token in {percent(measured['agreement'])} of places"
+        lines.append(line + ".")
+    return " ".join(lines)
+
+
+def tiles(run: Run) -> list[tuple[str, str, str]]:
+    """Figure, what it is, and what to hold it against."""
+    if run.last is None or "original" not in run.results:
+        return []
+    before, after = run.results["original"], run.results[run.last]
+    large, small = before["size"], after["size"]
+    ratio = f"{large['bytes'] / small['bytes']:.1f}×"
+    found = [
+        (ratio, "smaller", f"{size(large['bytes'])} → {size(small['bytes'])}"),
+        (f"{small['bits_per_weight']:.2f}", "bits per weight", f"{large['bits_per_weight']:.2f} before"),
+    ]
+    for text in run.texts[:1]:
+        measured = after["texts"][text]
+        if "kl" in measured:
+            found.append((f"{measured['kl']:.3f}", "nats from the original", f"KL on {text}"))
+            found.append((percent(measured["agreement"]), "same likeliest token", f"on {text}"))
+    for kind, rates in (
+        ("measured", run.measured_speed("decode")),
+        ("predicted", predicted(run, "tokens_per_second")),
+    ):
+        if "original" in rates and run.last in rates:
+            faster = f"{rates[run.last] / rates['original']:.1f}×"
+            against = f"{format_rate(rates[run.last])} tokens/s decoding"
+            if kind == "measured":
+                fewest = min(len(run.speed_samples("decode", stage)) for stage in ("original", run.last))
+                against += ", one sample" if fewest == 1 else f", median of {fewest}"
+            found.append((faster, f"the speed, {kind}", against))
+            break
+    return found
+
+
+def predicted(run: Run, what: str) -> dict[str, float]:
+    """What the roofline says of the original and of the result, under the result's stage."""
+    said = (run.manifest.get("request") or {}).get("predicted") or {}
+    stages = {"original": said.get("original"), run.last or "quantized": said.get("result")}
+    return {stage: figures[what] for stage, figures in stages.items() if figures and figures.get(what)}
+
+
+def drafts(run: Run) -> dict[str, Any] | None:
+    """What `jettison draft` found: its verdict, candidates, and what was written with some of them."""
+    if not run.draft:
+        return None
+    measured = run.draft.get("measured") or {}
+    rows = [
+        [row["draft"], percent(row["acceptance"], 0), f"{row['step']:.2f}", f"{row['expected']:.2f}×"]
+        for row in measured.get("rows") or []
+    ]
+    tried = [
+        [row["draft"], f"{row['expected']:.2f}×", f"{row['measured']:.2f}×"] for row in measured.get("tried") or []
+    ]
+    pays = run.draft.get("draft") is not None
+    return {"verdict": ("" if pays else "No draft pays: ") + run.draft.get("reason", ""), "rows": rows, "tried": tried}
+
+
+def asked(run: Run) -> dict[str, Any] | None:
+    """wishes: label and value. budgets: what, asked, original, result, whether the result is predicted to meet it."""
+    request = run.manifest.get("request")
+    if not request:
+        return None
+    tps, memory, recipe = request.get("tps"), request.get("memory"), request.get("recipe")
+    wishes = [
+        ("model", request["model"]),
+        ("device", run.device),
+        ("recipe", recipe if recipe else "the planner's choice"),
+        ("changes to it", ", ".join(request.get("changes") or [])),
+        ("measured on", ", ".join([*(request.get("texts") or []), *(request.get("tasks") or [])])),
+    ]
+    speeds, sizes = predicted(run, "tokens_per_second"), predicted(run, "memory")
+    limit = parse_bytes(memory) if memory else None
+    budgets = [
+        _budget(run, "tokens per second", speeds, tps, "at least", format_rate, lambda got: got >= tps),
+        _budget(run, "memory", sizes, limit, "at most", size, lambda got: got <= limit),
+    ]
+    return {
+        "wishes": [(name, value) for name, value in wishes if value],
+        "context": request.get("context"),
+        "device": run.device,
+        "budgets": [budget for budget in budgets if budget],
+    }
+
+
+def _budget(
+    run: Run,
+    what: str,
+    figures: Mapping[str, float],
+    wish: float | None,
+    word: str,
+    show: Callable[[float], str],
+    meets: Callable[[float], bool],
+) -> dict[str, str] | None:
+    if not figures and wish is None:
+        return None
+    original, result = figures.get("original"), figures.get(run.last or "quantized")
+    return {
+        "what": what,
+        "asked": "" if wish is None else f"{word} {show(wish)}",
+        "original": "" if original is None else show(original),
+        "result": "" if result is None else show(result),
+        "met": "" if wish is None or result is None else "met" if meets(result) else "missed",
+    }
+
+
+def recipe(run: Run) -> dict[str, Any]:
+    found = run.manifest["recipe"]
+    calibration = found.get("calibration") or {}
+    return {
+        "name": found.get("name", "custom"),
+        "use": found.get("use", ""),
+        "why": found.get("why") or [],
+        "steps": [_step(step) for step in found.get("steps") or []],
+        "calibration": ", ".join(f"{name} {value}" for name, value in calibration.items()),
+    }
+
+
+def _step(entry: Mapping[str, Any]) -> dict[str, str]:
+    verb = next(name for name in entry if name != "where")
+    options = dict(entry[verb] or {})
+    what = []
+    if "bits" in options:
+        shape = {name: options[name] for name in ("bits", "group_size", "symmetric") if name in options}
+        what.append(str(Grid(**shape)))
+    if "train" in options:
+        what.append(f"trains {' and '.join(options['train'])}")
+    what += [f"{name} {options[name]}" for name in ("rank", "samples", "length", "lr") if name in options]
+    where = entry.get("where") or {}
+    places = "; ".join(map(_place, where if isinstance(where, list) else [where]))
+    return {"verb": verb, "method": options.get("method", ""), "what": ", ".join(what), "where": places}
+
+
+def _place(where: Mapping[str, Any]) -> str:
+    blocks = f", blocks {', '.join(map(str, where['block']))}" if where.get("block") else ""
+    return ", ".join(where.get("role") or ["all linears"]) + blocks
+
+
+def quality(run: Run) -> dict[str, Any] | None:
+    """Per text the figures of every stage and the share recovered."""
+    if not run.texts:
+        return None
+    stages = {stage: result["texts"] for stage, result in run.results.items()}
+    texts = [
+        {
+            "name": text,
+            "share": run.share(text),
+            "rows": [(stage, measured[text]) for stage, measured in stages.items()],
+        }
+        for text in run.texts
+    ]
+    recoveries = [step["recover"] or {} for step in run.manifest["recipe"]["steps"] if "recover" in step]
+    side_paths = any("lora" in recovery.get("train", ()) for recovery in recoveries)
+    return {"texts": texts, "side_paths": side_paths and "recovered" in stages}
+
+
+def tasks(run: Run) -> dict[str, Any] | None:
+    """stages: those that have accuracies. shares: of tasks whose loss counts. unsure: tasks whose loss does not.
+    better: tasks on which the recovered model is better than the original."""
+    measured = [stage for stage, result in run.results.items() if result.get("tasks")]
+    shares = run.manifest.get("tasks") or []
+    if not measured and not shares:
+        return None
+    unsure = [share["task"] for share in shares if not share["counts"]]
+    sure = [share for share in shares if share["counts"]]
+    better = [share["task"] for share in sure if share["recovered"] > 1]
+    return {"stages": measured, "shares": sure, "unsure": unsure, "better": better}
+
+
+def samples(run: Run) -> list[dict[str, Any]]:
+    """Prompts in order, and what each stage went on with."""
+    found: dict[str, dict[str, str]] = {}
+    for stage, result in run.results.items():
+        for sample in result.get("samples") or []:
+            found.setdefault(sample["prompt"], {})[stage] = sample["text"]
+    return [{"prompt": prompt, "texts": texts} for prompt, texts in found.items()]
+
+
+def check(run: Run) -> dict[str, Any] | None:
+    found = run.manifest.get("check")
+    if not found:
+        return None
+    line = (
+        f"After the write, all {found['linears']} compressed linears were read back and compared with what was meant."
+    )
+    if found.get("block"):
+        index, difference = found["block"]["index"], found["block"]["difference"]
+        line += f" Block {index}, run from its packed weights, differs by {difference:.1e} from the same weights dense."
+    return {"line": line, "notes": found.get("notes") or []}
+
+
+def reproduce(run: Run) -> dict[str, Any]:
+    """commands: lines for a shell. versions, seed, recipe as YAML: what else it takes."""
+    manifest = run.manifest
+    versions = {"jettison": manifest.get("jettison")} | (manifest.get("versions") or {})
+    return {
+        "commands": commands(run),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "seed": manifest.get("seed", 0),
+        "recipe": yaml.safe_dump(
+            manifest["recipe"], sort_keys=False, allow_unicode=True, width=90, default_flow_style=None
+        ),
+        "license": manifest.get("license"),
+        "notes": manifest.get("not_in_transformers") or [],
+    }

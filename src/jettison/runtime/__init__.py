@@ -1,0 +1,1 @@
+"""Run a checkpoint: load it, packed, and let it write."""

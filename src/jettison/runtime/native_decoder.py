@@ -1,0 +1,280 @@
+"""Whole tokens without Python or PyTorch in between: the C++ decoder (``kernels/cpu/engine.cpp``) on a loaded model.
+
+It serves decoders of the llama kind: RMS norms, rotary positions, gated MLPs. What it does not know it refuses, and
+says why; such a model runs as it is, in transformers, with packed linears.
+"""
+
+import ctypes
+import weakref
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from jettison.core.errors import JettisonError, UsageError
+from jettison.graph.modules import Adapted, QuantLinear
+from jettison.kernels import native
+from jettison.kernels.specs import EXPERT, INT, INT64, POINTER, ExpertSpec, LayerSpec, LinearSpec, ModelSpec, RowsSpec
+
+FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma3_text")
+ROPES = ("default", "linear", "llama3", "yarn")  # whose frequencies do not depend on the length
+CACHES = {"float32": 0, "bfloat16": 1, "int8": 3}  # see Type in cpu/tiles.h
+ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
+FULL = 6  # see Status in cpu/isa.h
+AT_ONCE = 512  # rows: kMostAtOnce in cpu/engine.cpp
+
+
+class Unsupported(JettisonError):
+    """The engine does not know this model; the message says what of it."""
+
+
+class Engine:
+    """A model in the engine. The model's tensors are used where they are, so it is kept alive.
+
+    Raises Unsupported for what the engine does not know.
+    """
+
+    def __init__(self, model: nn.Module, stand_ins: Mapping[str, nn.Module] | None = None):
+        """stand_ins: linears in the place of others, by the path of these (side paths stay): a view of the model in
+        fewer bits, which may read and write the sessions of the model itself."""
+        self._held: list[object] = [model]
+        places = {path: model.get_submodule(path) for path in stand_ins or {}}
+        places = {path: place.base if isinstance(place, Adapted) else place for path, place in places.items()}
+        self._stand_ins = {id(place): stand_ins[path] for path, place in places.items()}
+        config = model.config.get_text_config()
+        _require(native.library() is not None, "the CPU kernels are not there")
+        _require(config.model_type in FAMILIES, f"{config.model_type} models are not among {', '.join(FAMILIES)}")
+        core, head = model.model, model.lm_head
+        _require(next(core.parameters()).is_cpu, "it is not on the CPU")
+        layers = (LayerSpec * len(core.layers))()
+        for layer, block in zip(layers, core.layers, strict=True):
+            self._fill(layer, block, config)
+        spec, attention = ModelSpec(), core.layers[0].self_attn
+        spec.hidden, spec.vocabulary, spec.layers = config.hidden_size, config.vocab_size, len(core.layers)
+        spec.heads, spec.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        spec.head_dim, spec.intermediate = attention.head_dim, config.intermediate_size
+        self._rope(spec, core.rotary_emb, config)
+        embedding = core.embed_tokens.weight
+        _require(embedding.dtype in (torch.float32, torch.bfloat16), f"its embedding is of {embedding.dtype}")
+        spec.embedding, spec.embedding_type = self._keep(embedding.detach()), int(embedding.dtype == torch.bfloat16)
+        scale = getattr(core.embed_tokens, "embed_scale", None)
+        spec.embedding_scale = 1.0 if scale is None else float(scale.to(embedding.dtype))
+        spec.final_norm, spec.head = self._norm(core.norm), self._linear(head)
+        spec.epsilon, spec.attention_scale = config.rms_norm_eps, attention.scaling
+        activation = getattr(config, "hidden_activation", None) or config.hidden_act
+        _require(activation in ACTIVATIONS, f"its activation {activation} is not among {', '.join(ACTIVATIONS)}")
+        spec.gelu, spec.layer = ACTIVATIONS[activation], layers
+        for name in ("final_logit_softcapping", "attn_logit_softcapping"):
+            _require(getattr(config, name, None) is None, f"it has a {name}")
+        self.vocabulary, self.limit = config.vocab_size, config.max_position_embeddings
+        self.layers = len(core.layers)
+        self._library = _declared(native.library())
+        made = POINTER()
+        status = self._library.jettison_engine_new(ctypes.byref(spec), ctypes.byref(made))
+        native.raise_thrown(status)
+        _require(not status, "the sizes of its matrices do not fit its configuration")
+        self.handle = made.value
+        weakref.finalize(self, self._library.jettison_engine_free, self.handle)
+
+    def session(self, capacity: int | None = None, cache: str = "bfloat16") -> "Session":
+        """Room for ``capacity`` tokens, by default as many as the model has positions for. cache: of what type keys and
+        values are, float32, bfloat16 or int8 (with a scale for each head and position)."""
+        return Session(self, self.limit if capacity is None else capacity, cache)
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        sessions: Sequence["Session"],
+        wanted: Sequence[bool],
+        fine: bool = False,
+        *,
+        parents: Sequence[int] | None = None,
+        halves: bytes | None = None,
+    ) -> torch.Tensor:
+        """Append token i to session i. Returns the logits, float32 (rows wanted, vocabulary).
+
+        Tokens of the same session follow each other. fine: activations keep 15 bits where they meet packed weights, not
+        8: two int8 numbers each, which costs a few rows nothing, for weights are what is waited for, and many rows
+        twice the time. parents: of each row the number of the row that it follows, or -1 for what the session held,
+        where drafts branch; see ``Session.keep``. halves: of each block whether attention (1) and MLP (2) run; the
+        model without the rest writes no keys and values there. Nothing is appended if a session is full or a token is
+        not in the vocabulary, UsageError, or if memory runs out, JettisonError.
+        """
+        count = len(tokens)
+        logits = torch.empty(sum(map(bool, wanted)), self.vocabulary)
+        if halves is not None and len(halves) != self.layers:
+            raise UsageError(f"halves for {len(halves)} blocks: the model has {self.layers}")
+        arrays = [(INT * count)(*tokens), (POINTER * count)(*(session.handle for session in sessions))]
+        arrays += [ctypes.create_string_buffer(bytes(map(bool, wanted)), count)]
+        arrays += [None if parents is None else (INT64 * count)(*parents)]
+        arrays += [None if halves is None else ctypes.create_string_buffer(halves, self.layers)]
+        pointers = [None if array is None else ctypes.addressof(array) for array in arrays]
+        rows = RowsSpec(count, *pointers, fine, torch.get_num_threads())
+        status = self._library.jettison_forward(self.handle, ctypes.byref(rows), logits.data_ptr())
+        native.raise_thrown(status)
+        if status == FULL:
+            room = min(session.capacity - session.length for session in sessions)
+            raise UsageError(f"{count} more tokens: a session has room for {room}")
+        if status:
+            raise UsageError(
+                f"the tokens {list(tokens)[:8]}...: at least one, each from 0 to {self.vocabulary - 1}"
+                + ("" if parents is None else f", after parents that came before: {list(parents)[:8]}...")
+            )
+        return logits
+
+    def _fill(self, layer: LayerSpec, block: nn.Module, config) -> None:
+        attention, mlp = block.self_attn, block.mlp
+        gemma = hasattr(block, "pre_feedforward_layernorm")
+        norms = {
+            "attention_norm": block.input_layernorm,
+            "q_norm": getattr(attention, "q_norm", None),
+            "k_norm": getattr(attention, "k_norm", None),
+            "after_attention_norm": block.post_attention_layernorm if gemma else None,
+            "mlp_norm": block.pre_feedforward_layernorm if gemma else block.post_attention_layernorm,
+            "after_mlp_norm": block.post_feedforward_layernorm if gemma else None,
+        }
+        for name, norm in norms.items():
+            setattr(layer, name, None if norm is None else self._norm(norm))
+        linears = {"o": attention.o_proj}
+        if hasattr(attention, "qkv_proj"):
+            linears |= {"q": attention.qkv_proj, "gate": mlp.gate_up_proj, "down": mlp.down_proj}
+        else:
+            linears |= {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
+            if hasattr(mlp, "experts"):
+                self._mixture(layer, mlp, config)
+            else:
+                linears |= {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
+        for name, module in linears.items():
+            setattr(layer, name, self._linear(module))
+        kinds = getattr(config, "layer_types", None)  # without, a window is every block's
+        sliding = kinds is None or kinds[attention.layer_idx] == "sliding_attention"
+        layer.window = sliding * (getattr(config, "sliding_window", None) or 0)
+        layer.rope = int(config.model_type == "gemma3_text" and bool(layer.window))
+
+    def _mixture(self, layer: LayerSpec, mlp: nn.Module, config) -> None:
+        experts = (ExpertSpec * len(mlp.experts))()
+        for spec, expert in zip(experts, mlp.experts, strict=True):
+            for name in EXPERT:
+                setattr(spec, name, self._linear(getattr(expert, f"{name}_proj")))
+        self._held.append(experts)
+        layer.router, layer.experts, layer.expert_count = self._dense(mlp.gate.weight), experts, len(experts)
+        layer.chosen, layer.normalized = config.num_experts_per_tok, bool(config.norm_topk_prob)
+
+    def _rope(self, spec: ModelSpec, rotary: nn.Module, config) -> None:
+        rules = config.rope_parameters
+        rules = [rules] if "rope_type" in rules else [rules[kind] for kind in ("full_attention", "sliding_attention")]
+        prefixes = [""] if len(rules) == 1 else ["full_attention_", "sliding_attention_"]
+        for number, (prefix, rule) in enumerate(zip(prefixes, rules, strict=True)):
+            _require(rule["rope_type"] in ROPES, f"its positions are of type {rule['rope_type']}")
+            frequency = getattr(rotary, f"{prefix}inv_freq", None)
+            if frequency is None:  # no block is of this kind
+                continue
+            frequency = frequency.float().contiguous()
+            spec.frequency[number], spec.rotary = self._keep(frequency), 2 * len(frequency)
+            spec.rope_scale[number] = getattr(rotary, f"{prefix}attention_scaling", 1.0)
+
+    def _norm(self, norm: nn.Module) -> int:
+        weight = norm.weight.detach().float()
+        return self._keep(1.0 + weight if type(norm).__name__.startswith("Gemma") else weight)
+
+    def _linear(self, module: nn.Module) -> LinearSpec:
+        spec, module = LinearSpec(), self._stand_ins.get(id(module), module)
+        if isinstance(module, Adapted):
+            a, b = module.lora_a.detach().float(), module.lora_b.detach().float().T
+            spec = self._linear(module.base)
+            spec.lora_a, spec.lora_b, spec.rank, spec.scaling = self._keep(a), self._keep(b), len(a), module.scaling
+            return spec
+        spec.rows, spec.columns = module.out_features, module.in_features
+        bias = module.bias
+        spec.bias = None if bias is None else self._keep(bias.detach().float())
+        if isinstance(module, QuantLinear):
+            module.tile()
+            _require(module.tiling is not None, f"the kernels do not serve {module.grid}")
+            tiling = module.tiling
+            spec.tiles, spec.tiles_bytes = self._keep(module.tiles), module.tiles.nbytes
+            if module.tile_zero is not None:
+                spec.zero, spec.zero_bytes = self._keep(module.tile_zero), module.tile_zero.nbytes
+            _, _, spec.span, spec.bits, spec.middle, spec.scale_type = tiling.numbers
+            return spec
+        dense = self._dense(module.weight)
+        dense.bias = spec.bias
+        return dense
+
+    def _dense(self, weight: torch.Tensor) -> LinearSpec:
+        spec, weight = LinearSpec(), weight.detach()
+        _require(weight.dtype in (torch.float32, torch.bfloat16), f"a matrix is of {weight.dtype}")
+        spec.rows, spec.columns = weight.shape
+        spec.tiles, spec.tiles_bytes, spec.bits = self._keep(weight), weight.nbytes, 8 * weight.itemsize
+        return spec
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        tensor = tensor.contiguous()
+        self._held.append(tensor)
+        return tensor.data_ptr()
+
+
+class Session:
+    """Keys and values of one sequence."""
+
+    def __init__(self, engine: Engine, capacity: int, cache: str):
+        if cache not in CACHES:
+            raise UsageError(f"cache {cache!r}: it is one of {', '.join(CACHES)}")
+        if not 1 <= capacity <= engine.limit:
+            raise UsageError(f"room for {capacity} tokens: the model has positions for 1 to {engine.limit}")
+        self.engine, self.capacity, self._library = engine, capacity, engine._library
+        made = POINTER()
+        if self._library.jettison_session_new(engine.handle, capacity, CACHES[cache], ctypes.byref(made)):
+            raise JettisonError(f"no memory for the keys and values of {capacity} tokens as {cache}")
+        self.handle = made.value
+        weakref.finalize(self, self._library.jettison_session_free, self.handle)
+
+    @property
+    def length(self) -> int:
+        return self._library.jettison_session_length(self.handle)
+
+    def append(self, tokens: Sequence[int], every: bool = False, fine: bool = False, **branches) -> torch.Tensor:
+        """Logits after the last token, (1, vocabulary), or after each, (n, vocabulary). See ``Engine.forward``."""
+        wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
+        step = len(tokens) if branches.get("parents") or self.length + len(tokens) > self.capacity else AT_ONCE
+        parts, before = [], self.length
+        try:  # a long prompt in parts, as the engine reads it anyway: Python hears of Ctrl-C between calls
+            for first in range(0, max(1, len(tokens)), max(1, step)):
+                part = slice(first, first + step)
+                parts.append(
+                    self.engine.forward(tokens[part], [self] * len(tokens[part]), wanted[part], fine, **branches)
+                )
+        except BaseException:
+            self.cut(before)
+            raise
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def cut(self, length: int) -> None:
+        """Forget what follows the first ``length`` tokens."""
+        self._library.jettison_session_cut(self.handle, length)
+
+    def keep(self, length: int, slots: Sequence[int]) -> None:
+        """Of what follows the first ``length`` tokens, keep those at ``slots``, rising, and forget the rest."""
+        status = self._library.jettison_session_keep(
+            self.engine.handle, self.handle, length, (INT64 * len(slots))(*slots), len(slots)
+        )
+        if status:
+            raise UsageError(
+                f"slots {list(slots)[:8]} after {length} tokens: rising, from {length} to {self.length - 1}"
+            )
+
+
+def _require(fine: bool, otherwise: str) -> None:
+    if not fine:
+        raise Unsupported(otherwise)
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    library.jettison_engine_new.argtypes = [POINTER, POINTER]
+    library.jettison_engine_free.argtypes, library.jettison_engine_free.restype = [POINTER], None
+    library.jettison_session_new.argtypes = [POINTER, INT64, INT, POINTER]
+    library.jettison_session_free.argtypes, library.jettison_session_free.restype = [POINTER], None
+    library.jettison_session_length.argtypes, library.jettison_session_length.restype = [POINTER], INT64
+    library.jettison_session_cut.argtypes, library.jettison_session_cut.restype = [POINTER, INT64], None
+    library.jettison_session_keep.argtypes = [POINTER, POINTER, INT64, POINTER, INT64]
+    library.jettison_forward.argtypes = [POINTER, POINTER, POINTER]
+    return library

@@ -1,0 +1,1 @@
+"""Speculative decoding: draft models, draft tokens and their verification."""

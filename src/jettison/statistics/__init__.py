@@ -1,0 +1,1 @@
+"""Statistics of activations, and how much each part of a model matters."""

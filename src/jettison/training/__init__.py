@@ -1,0 +1,1 @@
+"""What every training shares: losses, and the parameters that are trained."""

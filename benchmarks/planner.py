@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 from witness import RESULTS, ROOT, RUNS, cell, claim, compare, origin, write_result
 
 from jettison.devices.device import find_device
-from jettison.domains.text.data import token_windows
+from jettison.domains.text.data import Text, token_windows
 from jettison.graph.folder import ModelFolder, open_shape
 from jettison.pipeline.compression import compress
 from jettison.pipeline.evaluation import evaluate
@@ -159,7 +159,7 @@ def on_scribe() -> dict:
         }
     limited = problem.within(memory=fixed_plans["GateUp"]["memory"])
     source = whole.shape
-    steering = Bench(source, unseen_windows(source), "gptq")
+    steering = Bench(source, unseen_windows(source, Text()), "gptq")
     best, history = refine(limited, search(limited), steering, EVALUATIONS)
     refined = {"steering": [history[0], min(history)], "measured": measure(problem, best, bench)}
     return {"budgets": budgets, "random": plans, "fixed": fixed_plans, "refined": refined}

@@ -20,7 +20,7 @@ from witness import RUNS, claim
 
 from jettison.bench.random_model import random_model
 from jettison.core.timing import calmest, sample
-from jettison.domains.text.data import read_documents, token_windows
+from jettison.domains.text.data import Text, read_documents, token_windows
 from jettison.graph.folder import open_shape
 from jettison.graph.halves import unit_names
 from jettison.recipe.recipe import load_recipe
@@ -105,7 +105,7 @@ def _verify(target: EngineTarget, ids: list[int], count: int, keep: int) -> None
 
 def drafts(model: str, known: dict[str, Any]) -> dict[str, Draft]:
     """What is recorded on a trained model. The costs that decide how long drafts are, are those of the large shape."""
-    measured = measure_units({"scribe": "scribe", "deep": str(RUNS / "fixtures" / "deep")}[model])
+    measured = measure_units({"scribe": "scribe", "deep": str(RUNS / "fixtures" / "deep")}[model], Text())
     more = (known["verify"][4] - 1) / 4
     cost = lambda name: Costs(known["draft"].get(name, 0.5), more)
     found = {

@@ -27,7 +27,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from witness import RESULTS, RUNS, cell, claim, compare, write_result
 
 from jettison.core.progress import set_quiet
-from jettison.domains.text.data import token_windows
+from jettison.domains.text.data import Text, token_windows
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import compress
 from jettison.runtime.load import Loaded, load
@@ -134,7 +134,7 @@ def chi2(times: int = 12_000) -> dict[str, Any]:
 def acceptance(model: str, text: str, temperature: float, halves: bool = False) -> dict[str, Any]:
     """By ratio and method: of each prompt, tokens taken and tokens judged. halves: units are halves of blocks."""
     loaded = packed(model)
-    measured = measure_units(ModelFolder(MODELS[model]))
+    measured = measure_units(ModelFolder(MODELS[model]), Text())
     prompts, known, found = starts(loaded, text), {}, {}
 
     def run(skip: tuple[str, ...]) -> list[list[int]]:

@@ -12,6 +12,7 @@ from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import write_tensors
 from jettison.core.kept import read_record, write_record
 from jettison.core.sealed import write_sealed
+from jettison.domains.text.data import Text
 from jettison.formats.compressed_tensors import UnpackedFolder
 from jettison.graph.dense import load_dense
 from jettison.graph.folder import ModelFolder
@@ -48,7 +49,7 @@ class TestImportance:
     def test_block_by_block_as_in_one_piece(self, tiny, family):
         """The trace of the Fisher information and a block's influence, from one backward pass of the whole model."""
         source = ModelFolder(tiny(family))
-        found = measure_units(source, samples=2, length=16)
+        found = measure_units(source, Text(), samples=2, length=16)
         windows = importance.token_windows(source, "books", 16, 2)
         model = load_dense(source, torch.float32).eval()
         linears = [linear for linear in source.anatomy.of_block(1) if "down" in linear.roles or "up" in linear.roles]
@@ -69,7 +70,7 @@ class TestImportance:
         assert found["0"]["influence"] == pytest.approx(1 - float(cosine), rel=1e-3, abs=1e-5)
 
     def test_a_killed_run_continues(self, deep, monkeypatch):
-        whole = measure_units(deep, samples=2, length=12)
+        whole = measure_units(deep, Text(), samples=2, length=12)
         seen, backward = [], importance._backward
 
         def counted(*arguments):
@@ -81,12 +82,12 @@ class TestImportance:
         monkeypatch.setattr(importance, "_backward", counted)
         monkeypatch.setattr(importance, "cache_folder", lambda folder=importance.cache_folder() / "again": folder)
         with pytest.raises(KeyboardInterrupt):
-            measure_units(deep, samples=2, length=12)
-        assert measure_units(deep, samples=2, length=12) == whole
+            measure_units(deep, Text(), samples=2, length=12)
+        assert measure_units(deep, Text(), samples=2, length=12) == whole
         assert seen == [3, 2, 1, 1, 0]
 
     def test_all_readings_and_baselines(self, deep):
-        found = measure_units(deep, samples=2, length=12)
+        found = measure_units(deep, Text(), samples=2, length=12)
         for halves, count in ((False, 4), (True, 8)):
             for method in importance.METHODS:
                 for perturbation in importance.PERTURBATIONS:
@@ -101,16 +102,16 @@ class TestImportance:
     @pytest.mark.parametrize(("ratio", "method"), [(0.75, "fisher"), (0.05, "last"), (1.0, "last"), (-1, "fisher")])
     def test_ratios_that_cannot_be(self, deep, ratio, method):
         with pytest.raises(UsageError, match=r"it is 0.25 to 0.5 here"):
-            choose(measure_units(deep, samples=2, length=12), ratio, method)
+            choose(measure_units(deep, Text(), samples=2, length=12), ratio, method)
 
     def test_names_that_are_none(self, deep):
-        found = measure_units(deep, samples=2, length=12)
+        found = measure_units(deep, Text(), samples=2, length=12)
         with pytest.raises(UsageError, match="unknown method 'fischer' .*did you mean 'fisher'"):
             rank(found, "fischer")
         with pytest.raises(UsageError, match="unknown perturbation"):
             rank(found, perturbation="noise")
         with pytest.raises(UsageError, match="at least 2"):
-            measure_units(deep, length=1)
+            measure_units(deep, Text(), length=1)
 
 
 class TestUnits:

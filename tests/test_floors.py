@@ -7,24 +7,25 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "jettison"
 
-# From the top. A room is a folder or a single file of the package.
+# From the top. A room is a folder or a single file of the package; rooms of one line do not import each other.
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"fit", "xr"},
-    {"draft", "plan"},
-    {"compress", "evaluate", "report", "verify"},
-    {"jobs"},
-    {"prune", "quantize", "recover", "decode"},
-    {"formats", "calibrate"},
-    {"models", "devices", "recipe", "journal"},
-    {"kernels", "locks", "registry", "parallel", "pattern", "sealed", "kept"},
-    {"documents", "grid"},
-    {"files"},
-    {"caches"},
-    {"progress"},
-    {"units"},
-    {"errors"},
+    {"fitting"},
+    {"xr"},
+    {"planning", "reports", "bench"},
+    {"pipeline"},
+    {"runtime"},
+    {"methods"},
+    {"domains"},
+    {"training"},
+    {"metrics", "formats"},
+    {"statistics"},
+    {"graph", "recipe", "devices"},
+    {"kernels"},
+    {"numerics"},
+    {"encodings"},
+    {"core"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -60,6 +61,16 @@ def test_imports_run_downward(path):
     for room in imported_rooms(path) - {here}:
         assert room in FLOOR_OF, f"{path.name} imports jettison.{room}, which is no room"
         assert FLOOR_OF[room] > FLOOR_OF[here], f"{here} imports {room}, which is not on a lower floor"
+
+
+MOST, MOST_OF_A_FRAME = 8, 14  # rooms that a room imports; a frame is one that puts the others together
+FRAMES = {"cli", "fitting", "pipeline", "xr"}
+
+
+@pytest.mark.parametrize("room", sorted(FLOOR_OF))
+def test_a_room_knows_few_others(room):
+    found = set().union(*(imported_rooms(path) for path in FILES if room_of(path) == room)) - {room}
+    assert len(found) <= (MOST_OF_A_FRAME if room in FRAMES else MOST), f"{room} imports {sorted(found)}"
 
 
 def test_files_stay_readable():

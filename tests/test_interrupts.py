@@ -162,7 +162,11 @@ def test_ctrl_c_at_ten_moments(room, fitted, tmp_path, command):
 @pytest.mark.parametrize("how", ["in C++", "swallowed", "twice", "in a finalizer"])
 def test_where_an_exception_does_not_help(room, fitted, how):
     folder, parent = room
-    assert_stopped(parent.run(*arguments("verify", folder, folder, fitted), place=Place("jettison.pipeline.verification:load", how)))
+    assert_stopped(
+        parent.run(
+            *arguments("verify", folder, folder, fitted), place=Place("jettison.pipeline.verification:load", how)
+        )
+    )
 
 
 def test_sigterm(room, tmp_path):

@@ -9,7 +9,7 @@ from killing import count_writes, files_of, killed_at
 from transformers import AutoModelForCausalLM
 
 from jettison.core.errors import UsageError
-from jettison.domains.text.data import token_windows
+from jettison.domains.text.data import Text, token_windows
 from jettison.encodings.pattern import Allocation, Pattern
 from jettison.formats import compressed_tensors
 from jettison.formats.manifest import read_manifest
@@ -110,7 +110,7 @@ def test_adaptive_sparsity_keeps_the_mean_at_its_limits(tiny, kind, sparsity):
     source = ModelFolder(tiny("llama"))
     patterns = {linear: Pattern(sparsity) for linear in source.anatomy if linear.block is not None}
     tokens = token_windows(source, "books", 32, 4)
-    found = allocate(source, patterns, Allocation(kind, 0.1), tokens, "books")
+    found = allocate(source, patterns, Allocation(kind, 0.1), tokens, Text("books"))
     assert set(found) == {linear.name for linear in patterns}
     assert all(0 <= share <= max(0.99, sparsity) for share in found.values())
     total = sum(linear.weights for linear in patterns)
@@ -124,7 +124,7 @@ def test_sensitivity_of_a_part_that_lacks_some_of_it_is_not_taken_for_that_of_al
     inside = [linear for linear in source.anatomy if linear.block is not None]
     tokens = token_windows(source, "books", 32, 4)
     find = lambda linears: allocate(
-        source, {linear: Pattern(0.6) for linear in linears}, Allocation("sensitivity"), tokens, "books"
+        source, {linear: Pattern(0.6) for linear in linears}, Allocation("sensitivity"), tokens, Text()
     )
     monkeypatch.setenv("JETTISON_CACHE", str(tmp_path / "fresh"))
     fresh = find(inside)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jettison.core.errors import UsageError
-from jettison.domains.text.data import token_windows
+from jettison.domains.text.data import Text, token_windows
 from jettison.encodings.grid import Grid
 from jettison.graph.folder import ModelFolder
 from jettison.planning.groups import find_units
@@ -27,7 +27,7 @@ def parts_of(source):
 
 def find(source, kind, grids=GRIDS, **more):
     parts = parts_of(source)
-    return sensitivity(source, parts, dict.fromkeys(parts, grids), kind=kind, method="rtn", **(SMALL | more))
+    return sensitivity(source, parts, dict.fromkeys(parts, grids), Text(), kind=kind, method="rtn", **(SMALL | more))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -51,7 +51,7 @@ def test_it_is_kept_and_goes_on(tiny, monkeypatch):
     source = ModelFolder(tiny("llama"))
     parts = parts_of(source)
     first = dict(list(parts.items())[:3])
-    one = sensitivity(source, first, dict.fromkeys(first, GRIDS), kind="measured", method="rtn", **SMALL)
+    one = sensitivity(source, first, dict.fromkeys(first, GRIDS), Text(), kind="measured", method="rtn", **SMALL)
     whole = find(source, "measured")
     assert {name: whole[name] for name in one} == one
     monkeypatch.setattr("jettison.statistics.sensitivity._by_measuring", None)  # nothing is left to measure
@@ -62,16 +62,16 @@ def test_what_is_known(tiny):
     source = ModelFolder(tiny("llama"))
     parts = {name: linears for name, linears in parts_of(source).items() if "layers.0" in name}
     grids = dict.fromkeys(parts, (Grid(4, 32),))
-    assert known_sensitivity(source, parts, grids) == ({}, "prior")
-    found = sensitivity(source, parts, grids)
-    assert known_sensitivity(source, parts, grids) == (found, "gradients")
-    assert known_sensitivity(source, parts, dict.fromkeys(parts, GRIDS)) == ({}, "prior")
+    assert known_sensitivity(source, parts, grids, Text()) == ({}, "prior")
+    found = sensitivity(source, parts, grids, Text())
+    assert known_sensitivity(source, parts, grids, Text()) == (found, "gradients")
+    assert known_sensitivity(source, parts, dict.fromkeys(parts, GRIDS), Text()) == ({}, "prior")
 
 
 def test_what_steers_refinement_was_not_seen(tiny):
     source = ModelFolder(tiny("llama"))
     length = source.window(LENGTH)
-    seen, unseen = token_windows(source, "books", length, SAMPLES), unseen_windows(source)
+    seen, unseen = token_windows(source, "books", length, SAMPLES), unseen_windows(source, Text())
     assert unseen.shape == seen.shape and len({tuple(row.tolist()) for row in unseen}) == SAMPLES
     assert not {tuple(row.tolist()) for row in unseen} & {tuple(row.tolist()) for row in seen}
 

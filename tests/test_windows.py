@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jettison.core.errors import UsageError
-from jettison.domains.text.data import token_windows
+from jettison.domains.text.data import Text, token_windows
 from jettison.domains.text.synthesize import synthesize, write_batch
 from jettison.fitting import fit
 from jettison.graph.dense import load_dense
@@ -36,7 +36,7 @@ def test_as_many_positions_as_there_are_can_be_used(tiny, family):
     """And without a length, no more are."""
     measured = evaluate(tiny(family), texts=["wikitext2"], tokens=256)["texts"]
     assert measured == evaluate(tiny(family), texts=["wikitext2"], tokens=256, window=128)["texts"]
-    assert unseen_windows(ModelFolder(tiny(family)), 2).shape == (2, 128)
+    assert unseen_windows(ModelFolder(tiny(family)), Text(), 2).shape == (2, 128)
 
 
 REFUSED = {
@@ -47,8 +47,8 @@ REFUSED = {
         lambda folder, out: assign(ModelFolder(folder), recipe(RTN, {"recover": {"length": 129}})),
     ),
     "evaluate": ("window", lambda folder, out: evaluate(folder, window=129, texts=["wikitext2"])),
-    "importance": ("length", lambda folder, out: measure_units(folder, length=129)),
-    "sensitivity": ("length", lambda folder, out: sensitivity(folder, {}, {}, length=129)),
+    "importance": ("length", lambda folder, out: measure_units(folder, Text(), length=129)),
+    "sensitivity": ("length", lambda folder, out: sensitivity(folder, {}, {}, Text(), length=129)),
     "synthesis": (
         "length of synthetic text",
         lambda folder, out: synthesize(ModelFolder(folder), samples=1, length=129),
@@ -90,7 +90,7 @@ UNKNOWN = {
     "allocation": lambda folder, out: compress(folder, recipe(OWL, length=32, samples=2), out),
     "evaluate": lambda folder, out: evaluate(folder, texts=["books"], window=32, tokens=64),
     "dry run": lambda folder, out: forecast(folder, recipe(RTN), texts=["books"]),
-    "importance": lambda folder, out: measure_units(folder, samples=2, length=32),
+    "importance": lambda folder, out: measure_units(folder, Text(), samples=2, length=32),
     "recover": lambda folder, out: training_windows(
         ModelFolder(folder), {"data": "books", "samples": 2, "length": 32}, (0, 1), lambda: None
     ),

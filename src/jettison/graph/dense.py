@@ -63,3 +63,15 @@ def require_memory(weights: float, what: str) -> None:
             f"{what} needs {figures(weights * ROOM / 1e9)} GB of memory at once; {figures(free / 1e9)} GB are free. "
             "Methods that go block by block (quantize with calibration on text) need far less"
         )
+
+
+def training_dtype() -> torch.dtype:
+    """What the teacher is loaded in."""
+    return torch.bfloat16 if has_fast_bfloat16(compute_device()) else torch.float32
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether this device multiplies bfloat16 natively; on other CPUs it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

@@ -16,29 +16,26 @@ import torch
 
 from jettison.core import parallel
 from jettison.core.errors import JettisonError, UsageError
-from jettison.core.files import check_folder, file_digest, write_tensors
+from jettison.core.files import check_folder, file_digest
 from jettison.core.journal import Journal
 from jettison.core.locks import locked
 from jettison.core.numbers import check_seed
 from jettison.core.progress import bar, logged, say
-from jettison.domains.text.data import text_digest, token_windows
+from jettison.domains.text.data import Text, text_digest, token_windows
 from jettison.domains.text.synthesize import synthesize
 from jettison.encodings.grid import Grid
 from jettison.formats import check, compressed_tensors, writer
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
-from jettison.formats.writer import Stored
-from jettison.graph.activations import Activations
-from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.folder import ModelFolder
 from jettison.graph.source_check import check_source
 from jettison.graph.walk import Walk
-from jettison.pipeline.jobs import Job, adjusted, apply_methods, assign, one_by_one, say_adjusted
+from jettison.pipeline.jobs import Job, adjusted, assign, one_by_one, say_adjusted
 from jettison.pipeline.recovery import written_shards
+from jettison.pipeline.units import compress_unit, replay, unties
 from jettison.recipe.recipe import Recipe, load_recipe, with_windows
 from jettison.statistics.allocation import allocate
-from jettison.statistics.stats import Stats, watch
 
 JOURNAL, SPILL = "journal.jsonl", "activations"
 
@@ -175,7 +172,7 @@ def _allocated(source: ModelFolder, jobs: list[Job], tokens: torch.Tensor, text:
         found: dict[str, float] = {}
         for step in dict.fromkeys(job.prune.allocation for job in jobs if job.prune):
             here = {job.linear: job.pattern for job in jobs if job.prune and job.prune.allocation == step}
-            found |= allocate(source, here, step, tokens, text)
+            found |= allocate(source, here, step, tokens, Text("books" if text == "synthetic" else text))
         journal.add(allocated=True, sparsity=found)
         entry = journal.last(allocated=True)
     given = lambda job: replace(job.pattern, sparsity=entry["sparsity"][job.linear.name])
@@ -198,94 +195,12 @@ def _run(
             if entry := kept.get(unit):
                 if walk and block is not None:
                     here = [job for job in jobs if job.linear.block == block]
-                    _replay(source, here, block, walk, Checkpoint(out, [out / entry["file"]]))
+                    replay(source, here, block, walk, Checkpoint(out, [out / entry["file"]]))
                 continue
             entry = compress_unit(source, jobs, block, walk, out, pool)
             journal.add(unit=unit, **entry)
             error = entry["error"]
             progress.advance(note="" if error is None else f"error of block {error:.4f}")
-
-
-def compress_unit(
-    source: ModelFolder, jobs: list[Job], block: int | None, walk: Walk | None, out: Path, pool: Callable = one_by_one
-) -> dict[str, Any]:
-    """Do a block, or with None what lies outside the blocks: prune and quantize it, write its shard, check that.
-    Returns the shard's ``file`` and ``sha256``, the ``error`` of the block's output, and a record for each of
-    ``linears``. pool: ``parallel.map`` with its workers."""
-    blocks = source.anatomy.blocks
-    here = [job for job in jobs if job.linear.block == block]
-    weights, records, error = _compress_block(source, here, block, walk, pool)
-    file = out / f"model-{(blocks if block is None else block) + 1:05d}-of-{blocks + 1:05d}.safetensors"
-    write_tensors(file, writer.shard_tensors(source, block, weights, _unties(source, jobs)))
-    check.check_shard(source, file, weights)
-    source.checkpoint.release()
-    return {"file": file.name, "sha256": file_digest(file), "error": error, "linears": records}
-
-
-def _compress_block(
-    source: ModelFolder, jobs: list[Job], block: int | None, walk: Walk | None, pool: Callable
-) -> tuple[dict[Linear, Stored], dict[str, dict], float | None]:
-    """New weights, a record per linear, and with a walk the relative squared error of the block's output."""
-    if walk is None or block is None:
-        stats = {}
-        if walk and any("head" in job.linear.roles for job in jobs):
-            stats[source.anatomy.head.inputs] = _head_stats(walk, source.anatomy.head)
-        return *apply_methods(source, jobs, stats, pool), None
-    with walk.block(block) as module:
-        dense = any("dense" in job.needs for job in jobs)
-        stats, wanted = _measure(walk, module, block, [job.linear for job in jobs], dense)
-        weights, records = apply_methods(source, jobs, stats, pool)
-        for linear, weight in weights.items():
-            _install(module, walk.prefix(block), linear, writer.as_stored(source, linear, weight))
-        walk.advance(block, walk.hidden)
-    off = size = 0.0
-    for found, meant in zip(walk.hidden, wanted, strict=True):
-        off += float((found - meant).square().sum())
-        size += float(meant.square().sum())
-    return weights, records, off / max(size, 1e-30)  # the states may all be zero
-
-
-def _measure(
-    walk: Walk, module: torch.nn.Module, block: int, linears: list[Linear], dense: bool
-) -> tuple[dict[str, Stats], Activations]:
-    """What flows into the linears of a block that is still as it was, and what it makes of the compressed inputs. The
-    original's stream, if the walk has one, is led through."""
-    outputs = walk.new_stream("outputs")
-    with watch(module, walk.prefix(block), linears, dense) as watching:
-        for number, hidden in enumerate(walk.hidden):
-            if walk.original is not None:
-                watching.original = True
-                walk.original[number] = walk.batch_through(block, walk.original[number])
-                watching.original = False
-            outputs.append(walk.batch_through(block, hidden))
-    return watching.stats, outputs
-
-
-def _head_stats(walk: Walk, head: Linear) -> Stats:
-    stats = Stats.empty(head.columns, dense=walk.original is not None)
-    originals = walk.head_inputs(walk.original) if walk.original is not None else [None] * len(walk.hidden)
-    for inputs, original in zip(walk.head_inputs(walk.hidden), originals, strict=True):
-        stats.add(inputs, original)
-    return stats
-
-
-def _replay(source: ModelFolder, jobs: list[Job], block: int, walk: Walk, shard: Checkpoint) -> None:
-    """Lead the hidden states through a block that an earlier run has finished."""
-    with walk.block(block) as module:
-        if walk.original is not None:
-            walk.advance(block, walk.original)
-        for job in jobs:
-            dense = writer.read_back(source, shard, job.linear, job.grid)
-            _install(module, walk.prefix(block), job.linear, dense)
-        walk.advance(block, walk.hidden)
-
-
-def _install(module: torch.nn.Module, prefix: str, linear: Linear, dense: torch.Tensor) -> None:
-    module.get_submodule(linear.name.removeprefix(prefix + ".")).weight.data = dense
-
-
-def _unties(source: ModelFolder, jobs: list[Job]) -> bool:
-    return source.anatomy.tied and any({"head", "embed"} & set(job.linear.roles) for job in jobs)
 
 
 def _packed_grids(jobs: list[Job]) -> dict[str, Grid]:
@@ -295,7 +210,7 @@ def _packed_grids(jobs: list[Job]) -> dict[str, Grid]:
 def _finish(source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, journal: Journal, seed: int) -> None:
     entries = [journal.last(unit=unit) for unit in range(source.anatomy.blocks + 1)]
     grids = _packed_grids(jobs)
-    writer.finish(source, out, [entry["file"] for entry in entries], grids, _unties(source, jobs))
+    writer.finish(source, out, [entry["file"] for entry in entries], grids, unties(source, jobs))
     unseen = [name for entry in entries for name, record in entry["linears"].items() if record.get("tokens") == 0]
     if unseen:
         say(f"note: no calibration token reached {len(unseen)} expert matrices, such as {unseen[0]}: calibrate on more")

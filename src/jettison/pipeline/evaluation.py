@@ -58,10 +58,14 @@ def evaluate(
     if other:
         result["teacher"] = other
     for text in texts:
-        count = None if tokens is None else max(1, tokens // window)
-        ids = token_windows(source, text, window, count)
+        ids = text_windows(source, text, window, tokens)
         result["texts"][str(text)] = compare(student, reference, ids, str(text), windows)
     return result
+
+
+def text_windows(source: ModelFolder, text: str | Path, window: int, tokens: int | None) -> torch.Tensor:
+    """(windows, window) ids: ``tokens`` in all, but one window at least; None: the whole text."""
+    return token_windows(source, text, window, None if tokens is None else max(1, tokens // window))
 
 
 def check_tokens(tokens: int | None) -> None:

@@ -26,9 +26,9 @@ from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.formats.peft import write_adapter
 from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import Checkpoint
-from jettison.graph.dense import load_dense, require_memory
+from jettison.graph.dense import load_dense, require_memory, training_dtype
 from jettison.graph.folder import ModelFolder
-from jettison.methods.recover.distill import Pupil, distill, training_dtype
+from jettison.methods.recover.distill import Pupil, distill
 from jettison.recipe.recipe import Recipe, Step, load_recipe, with_windows
 
 WORK = "recover"

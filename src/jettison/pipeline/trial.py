@@ -21,15 +21,15 @@ from torch import nn
 from jettison.core.files import write_tensors
 from jettison.domains.text.synthesize import BATCH as WRITTEN_AT_ONCE
 from jettison.domains.text.synthesize import write_batch
-from jettison.graph.dense import compute_device, load_dense, stored_dtype
+from jettison.graph.dense import compute_device, load_dense, stored_dtype, training_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import QuantLinear
 from jettison.graph.walk import Walk
 from jettison.methods.quantize.rtn import rtn
-from jettison.methods.recover.distill import Pupil, distill, training_dtype
-from jettison.pipeline.compression import compress_unit
+from jettison.methods.recover.distill import Pupil, distill
 from jettison.pipeline.evaluation import BATCH, WINDOW, compare
 from jettison.pipeline.jobs import Job, apply_methods
+from jettison.pipeline.units import compress_unit
 from jettison.recipe.recipe import Step
 from jettison.runtime.load import Loaded
 from jettison.statistics.stats import Stats

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from jettison.core.progress import duration
-from jettison.domains.text.synthesize import BATCH
 from jettison.graph.dense import compute_device, stored_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.evaluation import TOKENS, WINDOW
 from jettison.pipeline.generation import PROMPTS
 from jettison.pipeline.generation import TOKENS as WRITTEN
 from jettison.pipeline.jobs import assign
+from jettison.pipeline.trial import WRITTEN_AT_ONCE
 from jettison.recipe.recipe import Recipe, load_recipe
 
 HOUR = 3600.0
@@ -99,8 +99,11 @@ class Estimate:
 
     def _writing(self, samples: float, length: int) -> float:
         """Text of the model's own, a batch at a time, token by token."""
-        step = 2 * BATCH * self.used / self.product[torch.float32] + self.source.anatomy.blocks * CALLS * self.call
-        return -(-samples // BATCH) * length * step
+        step = (
+            2 * WRITTEN_AT_ONCE * self.used / self.product[torch.float32]
+            + self.source.anatomy.blocks * CALLS * self.call
+        )
+        return -(-samples // WRITTEN_AT_ONCE) * length * step
 
 
 def how_long(source: ModelFolder, recipe: Recipe, texts: Iterable[str], tokens: int | None) -> list[str]:

@@ -10,18 +10,17 @@ import torch
 
 from jettison.core.progress import bar, silent
 from jettison.devices.device import find_device
-from jettison.domains.text.data import token_windows
-from jettison.domains.text.synthesize import BATCH as WRITTEN_AT_ONCE
 from jettison.encodings.grid import AT_ONCE
 from jettison.formats.manifest import read_manifest
+from jettison.graph.dense import training_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.graph.walk import Walk
-from jettison.methods.recover.distill import training_dtype
 from jettison.pipeline import trial
-from jettison.pipeline.evaluation import WINDOW, check_tokens
+from jettison.pipeline.evaluation import WINDOW, check_tokens, text_windows
 from jettison.pipeline.generation import PROMPTS, TOKENS
 from jettison.pipeline.jobs import Job, assign
 from jettison.pipeline.recovery import recovery_step
+from jettison.pipeline.trial import WRITTEN_AT_ONCE
 from jettison.planning.cost import Setting, predict
 from jettison.recipe.recipe import Recipe, load_recipe, with_windows
 
@@ -161,8 +160,7 @@ def _evaluations(
 
 
 def _windows(source: ModelFolder, text: str, tokens: int | None) -> int:
-    window = source.window(WINDOW)
-    return len(token_windows(source, text, window, None if tokens is None else max(1, tokens // window)))
+    return len(text_windows(source, text, source.window(WINDOW), tokens))
 
 
 def _rounded_up(samples: float) -> float:

@@ -13,10 +13,10 @@ from jettison.core.errors import UsageError, shown
 from jettison.core.numbers import check_number, check_seed, format_rate
 from jettison.devices.device import Device, find_device
 from jettison.devices.roofline import Cost, step_cost
-from jettison.domains.text.data import token_windows
 from jettison.formats.runtimes import find_engine, illegal
 from jettison.graph.folder import open_shape
 from jettison.graph.shape import ModelShape
+from jettison.pipeline.losses import find_losses, unseen_bench
 from jettison.planning.cost import CONTEXT, Setting, fixed_operators, planned_all, predict, unit_operators
 from jettison.planning.groups import BITS, GROUP_SIZES, Choice, Unit, choices, find_units, tie
 from jettison.planning.refine import refine as refine_picks
@@ -24,7 +24,6 @@ from jettison.planning.search import Picks, Problem, least, pareto, quickest, se
 from jettison.planning.writing import changed, check_changes, to_recipe
 from jettison.recipe.recipe import Recipe, load_recipe, preset_names
 from jettison.statistics.prior import prior_loss, recovered_part
-from jettison.statistics.sensitivity import LENGTH, SAMPLES, Bench, known_sensitivity, sensitivity, unseen_windows
 
 LOSSES = ("auto", "prior", "gradients", "measured")
 RATES = (1e-6, 1e9)  # tokens per second that may be asked for
@@ -222,10 +221,7 @@ def _losses(shape: ModelShape, open_to: dict[Unit, list[Choice]], kind: str) -> 
     if kind != "prior":
         parts = {unit.name: unit.linears for unit in open_to if unit.role != "embed"}
         grids = {unit.name: list(dict.fromkeys(each.grid for each in of if each.grid)) for unit, of in open_to.items()}
-        if kind == "auto":
-            table, kind = known_sensitivity(shape, parts, grids) if shape.weights else ({}, "prior")
-        else:
-            table = sensitivity(shape, parts, grids, kind=kind)
+        table, kind = find_losses(shape, parts, grids, kind) if shape.weights or kind != "auto" else ({}, "prior")
 
     def loss(unit: Unit, choice: Choice) -> float:
         if choice.grid is None:
@@ -269,9 +265,7 @@ def _infeasible(problem: Problem, shape: ModelShape, device: Device, setting: Se
 def _refine(
     shape: ModelShape, problem: Problem, picks: Picks, evaluations: int, seed: int
 ) -> tuple[Picks, list[float]]:
-    seen = token_windows(shape, "books", shape.window(LENGTH), SAMPLES)
-    bench = Bench(shape, unseen_windows(shape), "gptq", statistics=seen)
-    return refine_picks(problem, picks, bench, evaluations, seed)
+    return refine_picks(problem, picks, unseen_bench(shape), evaluations, seed)
 
 
 def _why(found: Plan) -> list[str]:

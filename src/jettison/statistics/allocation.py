@@ -12,6 +12,7 @@ from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import dense_weight
 from jettison.graph.walk import Walk
 from jettison.numerics.masks import column_norms
+from jettison.statistics.data import Data
 from jettison.statistics.sensitivity import sensitivity
 from jettison.statistics.stats import watch
 
@@ -22,19 +23,19 @@ LEVELS = 2  # steps up and down that are tried
 
 
 def allocate(
-    source: ModelFolder, patterns: Mapping[Linear, Pattern], allocation: Allocation, tokens: torch.Tensor, text: str
+    source: ModelFolder, patterns: Mapping[Linear, Pattern], allocation: Allocation, tokens: torch.Tensor, data: Data
 ) -> dict[str, float]:
     """The sparsity of each linear; the mean over all weights stays what ``patterns`` say.
 
-    tokens: (windows, length) of the calibration text. text: its name, for ``sensitivity``, which reads a part of its
-    own. Linears outside the blocks keep what they have.
+    tokens: (windows, length) of the calibration text. data: for ``sensitivity``, which reads a part of its own. Linears
+    outside the blocks keep what they have.
     """
     given = {linear: pattern.sparsity for linear, pattern in patterns.items()}
     inside = {linear: sparsity for linear, sparsity in given.items() if linear.block is not None}
     if allocation.kind == "owl" and inside:
         given |= by_outliers(source, inside, allocation.spread, tokens)
     if allocation.kind == "sensitivity" and inside:
-        given |= by_sensitivity(source, inside, allocation.spread, text)
+        given |= by_sensitivity(source, inside, allocation.spread, data)
     return {linear.name: round(sparsity, 6) for linear, sparsity in given.items()}
 
 
@@ -67,7 +68,9 @@ def _outliers(module: torch.nn.Module, prefix: str, linears: Iterable[Linear], s
     return float((every > OUTLIER * every.mean()).float().mean())
 
 
-def by_sensitivity(source: ModelFolder, given: Mapping[Linear, float], spread: float, text: str) -> dict[Linear, float]:
+def by_sensitivity(
+    source: ModelFolder, given: Mapping[Linear, float], spread: float, data: Data
+) -> dict[Linear, float]:
     """Sparsity where it costs least: of what engines fuse, each part is tried (by Wanda) at sparsities up to ``spread``
     below and above its own, and all of them together lose the least that ``sensitivity`` expects. Greedy, step by step
     from the least sparsity on."""
@@ -76,8 +79,7 @@ def by_sensitivity(source: ModelFolder, given: Mapping[Linear, float], spread: f
     weights = {name: sum(linear.weights for linear in of) for name, of in parts.items()}
     own = {name: sum(given[linear] * linear.weights for linear in of) / weights[name] for name, of in parts.items()}
     tried = {name: [Pattern(_limited(own[name], step)) for step in steps] for name in parts}
-    text = "books" if text == "synthetic" else text
-    found = sensitivity(source, parts, tried, method="wanda", text=text)
+    found = sensitivity(source, parts, tried, data, method="wanda")
     losses = {name: [found[name][pattern] for pattern in tried[name]] for name in parts}
     level = dict.fromkeys(parts, 0)
     asked = sum(own[name] * weights[name] for name in parts)

@@ -20,12 +20,12 @@ from jettison.core.journal import Journal
 from jettison.core.locks import locked
 from jettison.core.progress import bar
 from jettison.core.sealed import read_sealed, write_sealed
-from jettison.domains.text.data import text_digest, token_windows
 from jettison.graph.activations import Activations
 from jettison.graph.folder import ModelFolder
 from jettison.graph.halves import HALVES, half_of, unit_names, without
 from jettison.graph.source_check import check_source
 from jettison.graph.walk import Walk
+from jettison.statistics.data import Data
 
 SAMPLES, LENGTH = 32, 256
 METHODS = ("fisher", "cosine", "magnitude", "random", "stride", "last")
@@ -35,8 +35,8 @@ Measured = Mapping[str, Mapping[str, float]]  # unit -> what was found of it
 
 def measure_units(
     model: str | Path | ModelFolder,
+    data: Data,
     *,
-    text: str | Path = "books",
     samples: int = SAMPLES,
     length: int | None = None,
     spill: Path | None = None,
@@ -46,7 +46,7 @@ def measure_units(
     ``count`` of its weights; and of halves and blocks ``influence``, 1 − cos between the block's output with it and
     without.
 
-    text, samples, length: windows of calibration text, by default of 256 tokens or as many as the model has positions
+    samples, length: windows of the calibration data, by default of 256 tokens or as many as the model has positions
     for, each with a gradient of its own. spill: a folder for the states, in place of memory. Raises UsageError for
     windows of fewer than 2 tokens, or more than there are positions.
     """
@@ -55,14 +55,14 @@ def measure_units(
     if length < 2:
         raise UsageError(f"length = {length}: every token but the first is predicted, so at least 2 are needed")
     source.check_window(length, "length")
-    run = {"model": source.fingerprint(), "text": text_digest(text), "samples": samples, "length": length}
+    run = {"model": source.fingerprint(), "text": data.digest, "samples": samples, "length": length}
     folder = cache_folder() / "importance" / digest(*map(str, run.values()))
     with locked(folder, wait=True):
         journal = Journal(folder / "units.jsonl", run, cache=True)
         if any(journal.last(block=block) is None for block in range(source.anatomy.blocks)):
             if not source.quantization:
                 check_source(source)
-            _measure(source, token_windows(source, text, length, samples), journal, folder, spill)
+            _measure(source, data.windows(source, length, samples), journal, folder, spill)
     units = [journal.last(block=block)["units"] for block in reversed(range(source.anatomy.blocks))]
     return {unit: found for of_block in units for unit, found in sorted(of_block.items())}
 

@@ -21,7 +21,6 @@ from jettison.core.files import digest
 from jettison.core.journal import Journal, read_records
 from jettison.core.locks import locked
 from jettison.core.progress import bar
-from jettison.domains.text.data import text_digest, token_windows
 from jettison.encodings.grid import Grid
 from jettison.encodings.pattern import Pattern
 from jettison.graph.anatomy import Linear
@@ -30,6 +29,7 @@ from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import dense_weight
 from jettison.graph.source_check import check_source
 from jettison.recipe import registry
+from jettison.statistics.data import Data
 from jettison.statistics.stats import Stats, watch
 
 BATCH, SAMPLES, LENGTH = 4, 16, 256
@@ -43,10 +43,10 @@ def sensitivity(
     model: str | Path | ModelFolder,
     parts: Parts,
     grids: Grids,
+    data: Data,
     *,
     kind: str = "gradients",
     method: str = "gptq",
-    text: str = "books",
     samples: int = SAMPLES,
     length: int | None = None,
     seed: int = 0,
@@ -56,7 +56,7 @@ def sensitivity(
 
     parts: name -> linears that share their grid. grids: name -> grids to try. kind: ``gradients``, one backward pass
     for all of them, or ``measured``, a forward pass for each. method: the quantizer that chooses the codes, or the
-    pruner; its statistics are of the same text. text, samples, length: of calibration, by
+    pruner; its statistics are of the same data. samples, length: of the calibration data, by
     default windows of 256 tokens or as many as the model has positions for. The result is kept in the cache folder.
 
     ``gradients`` is the second order of KL, ½ E[(gᵀ E x)²] with E a matrix's change, x its input and g the gradient
@@ -69,7 +69,7 @@ def sensitivity(
     source = model if isinstance(model, ModelFolder) else ModelFolder(model)
     length = source.window(LENGTH) if length is None else length
     source.check_window(length, "length")
-    path, run = _record(source, kind, method, text, samples, length, seed)
+    path, run = _record(source, data, kind, method, samples, length, seed)
     with locked(path.parent, wait=True):
         journal = Journal(path, run, cache=True)
         known = _known(journal.entries)
@@ -78,7 +78,7 @@ def sensitivity(
         if wanted:
             if not source.quantization:
                 check_source(source)
-            windows = token_windows(source, text, length, samples)
+            windows = data.windows(source, length, samples)
             find = partial(_by_gradients, seed=seed) if kind == "gradients" else _by_measuring
             missing = {name: parts[name] for name in wanted}
             inputs = {name: len({linear.inputs for linear in parts[name]}) for name in wanted}
@@ -94,13 +94,15 @@ def sensitivity(
     return {name: {grid: known[name, str(grid)] for grid in grids[name]} for name in parts}
 
 
-def known_sensitivity(source: ModelFolder, parts: Parts, grids: Grids) -> tuple[dict[str, dict[Grid, float]], str]:
+def known_sensitivity(
+    source: ModelFolder, parts: Parts, grids: Grids, data: Data
+) -> tuple[dict[str, dict[Grid, float]], str]:
     """What ``sensitivity`` with its default settings has found for a model before, and which kind that was; measured
     losses sooner than gradients. Empty and ``prior`` if something is missing."""
     if not _folder().is_dir():  # saves a fingerprint, which reads the whole model
         return {}, "prior"
     for kind in reversed(KINDS):
-        path, run = _record(source, kind)
+        path, run = _record(source, data, kind)
         records = read_records(path)[0] if path.exists() else []
         known = _known(records[1:]) if records and records[0] == {"run": run} else {}
         if all((name, str(grid)) in known for name in parts for grid in grids[name]):
@@ -108,10 +110,10 @@ def known_sensitivity(source: ModelFolder, parts: Parts, grids: Grids) -> tuple[
     return {}, "prior"
 
 
-def unseen_windows(source: ModelFolder, count: int = SAMPLES) -> torch.Tensor:
-    """(count, length) token ids of the calibration text that ``sensitivity`` with its default settings does not see."""
-    every = token_windows(source, "books", source.window(LENGTH))
-    seen = token_windows(source, "books", source.window(LENGTH), SAMPLES)
+def unseen_windows(source: ModelFolder, data: Data, count: int = SAMPLES) -> torch.Tensor:
+    """(count, length) token ids of the calibration data that ``sensitivity`` with its default settings does not see."""
+    every = data.windows(source, source.window(LENGTH))
+    seen = data.windows(source, source.window(LENGTH), SAMPLES)
     rest = every[[not bool((seen == row).all(-1).any()) for row in every]]
     return rest[torch.arange(count) * len(rest) // count]
 
@@ -121,14 +123,14 @@ def _folder() -> Path:
 
 
 def _record(
-    source: ModelFolder, kind: str, method: str = "gptq", text: str = "books", samples: int = SAMPLES,
+    source: ModelFolder, data: Data, kind: str, method: str = "gptq", samples: int = SAMPLES,
     length: int | None = None, seed: int = 0,
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """The journal of what these settings find, and what its first line says."""
     if kind not in KINDS:
         raise UsageError(f"sensitivity {kind!r}: {' and '.join(KINDS)} are valid")
     length = source.window(LENGTH) if length is None else length
-    settings = {"kind": kind, "method": method, "text": text_digest(text), "samples": samples}
+    settings = {"kind": kind, "method": method, "text": data.digest, "samples": samples}
     run = {"model": source.fingerprint()} | settings | {"length": length, "seed": seed}
     return _folder() / digest(*map(str, run.values())) / "losses.jsonl", run
 

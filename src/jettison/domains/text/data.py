@@ -1,5 +1,6 @@
 """Text to token windows. The bundled texts are public-domain prose and, for evaluation, a part of WikiText-2."""
 
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -48,6 +49,21 @@ def _find_text(source: str | Path) -> Path:
 def text_digest(source: str | Path) -> str:
     """16 hex digits that name the content of a text. Raises UsageError as ``read_documents`` does."""
     return digest(*read_documents(source))
+
+
+@dataclass(frozen=True)
+class Text:
+    """Calibration data (``statistics.data``): windows of a bundled text or of a UTF-8 file."""
+
+    name: str | Path = "books"
+
+    @property
+    def digest(self) -> str:
+        return text_digest(self.name)
+
+    def windows(self, model: ModelFolder, length: int, count: int | None = None) -> torch.Tensor:
+        """(windows, length) token ids, see ``token_windows``."""
+        return token_windows(model, self.name, length, count)
 
 
 def encode(tokenizer, text: str) -> list[int]:

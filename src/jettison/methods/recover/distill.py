@@ -19,7 +19,7 @@ from jettison.core.numbers import LAST_SEED
 from jettison.core.progress import bar, say, waiting
 from jettison.core.sealed import read_sealed, write_sealed
 from jettison.graph.anatomy import Linear
-from jettison.graph.dense import compute_device
+from jettison.graph.dense import has_fast_bfloat16
 from jettison.recipe.registry import recoverer
 from jettison.statistics.stats import watch
 from jettison.training.losses import chunked_kl, head_of, kl, square_head
@@ -183,18 +183,6 @@ class _Lesson(nn.Module):
 def _rates(train: list[str], lr: float, scale_lr: float, weight_lr: float) -> str:
     rates = {"lora": f"lr ({lr})", "scales": f"scale_lr ({scale_lr})", "weights": f"weight_lr ({weight_lr})"}
     return " or ".join(rates[each] for each in train)
-
-
-def training_dtype() -> torch.dtype:
-    """What the teacher is loaded in."""
-    return torch.bfloat16 if has_fast_bfloat16(compute_device()) else torch.float32
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether this device multiplies bfloat16 natively; on other CPUs it is slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def _schedule(step: int, steps: int, warmup: float) -> float:

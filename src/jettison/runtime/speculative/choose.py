@@ -17,7 +17,7 @@ from jettison.core.errors import UsageError, unknown
 from jettison.core.files import check_folder
 from jettison.core.numbers import check_number
 from jettison.core.progress import bar
-from jettison.domains.text.data import encode, read_documents, token_windows
+from jettison.domains.text.data import Text, encode, read_documents, token_windows
 from jettison.formats.compressed_tensors import UnpackedFolder
 from jettison.formats.draft_model import write_draft_model
 from jettison.graph.folder import BUNDLED, ModelFolder
@@ -133,7 +133,7 @@ def draft(
         check_choice(unit_names(source.anatomy.blocks, halves), ratio, method, perturbation)
     loaded = load(source.folder, adapter=adapter)
     named = _views(loaded, views)
-    measured = measure_units(UnpackedFolder(source.folder), text=text) if ratios else {}
+    measured = measure_units(UnpackedFolder(source.folder), Text(text)) if ratios else {}
     skips = [choose(measured, ratio, method, perturbation=perturbation, halves=halves) for ratio in ratios]
     if corpus is not None:
         ids = [encode(loaded.tokenizer, document) for document in read_documents(corpus)]

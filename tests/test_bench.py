@@ -10,6 +10,7 @@ import pytest
 from jettison.bench import decoding, llama_cpp, operators
 from jettison.bench.peers import PEERS
 from jettison.bench.random_model import random_model
+from jettison.core import timing
 from jettison.core.errors import JettisonError, UsageError
 from jettison.graph.folder import open_shape
 from jettison.graph.modules import Adapted, QuantLinear
@@ -27,8 +28,8 @@ def small(monkeypatch):
     monkeypatch.setattr(operators, "STREAMED", 1 << 16)
     monkeypatch.setattr(operators, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(decoding, "READ_BYTES", 1 << 20)
-    monkeypatch.setattr(operators, "SECONDS", 0.001)
-    monkeypatch.setattr(operators, "CALM", 0.0)
+    monkeypatch.setattr(timing, "SECONDS", 0.001)
+    monkeypatch.setattr(timing, "CALM", 0.0)
 
 
 def test_the_table(jettison, tmp_path):
@@ -68,10 +69,10 @@ def test_onnxruntime_is_measured(jettison):
 def test_a_sample_is_taken_again_while_others_work(monkeypatch):
     """The clock says that others use a whole core in the first two samples, and nothing in the third."""
     others, calls = iter([0, 1000, 0, 1000, 0, 0]), []
-    monkeypatch.setattr(operators, "_busy_seconds", lambda: next(others))
-    monkeypatch.setattr(operators, "_own_seconds", lambda: 0.0)
-    monkeypatch.setattr(operators, "CALM", 0.01)
-    seconds, foreign = operators.sample(lambda: calls.append(1))
+    monkeypatch.setattr(timing, "_busy_seconds", lambda: next(others))
+    monkeypatch.setattr(timing, "_own_seconds", lambda: 0.0)
+    monkeypatch.setattr(timing, "CALM", 0.01)
+    seconds, foreign = timing.sample(lambda: calls.append(1))
     assert foreign == 0 and seconds > 0 and next(others, None) is None
 
 

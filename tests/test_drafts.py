@@ -50,7 +50,7 @@ class TestImportance:
         """The trace of the Fisher information and a block's influence, from one backward pass of the whole model."""
         source = ModelFolder(tiny(family))
         found = measure_units(source, Text(), samples=2, length=16)
-        windows = importance.token_windows(source, "books", 16, 2)
+        windows = Text().windows(source, 16, 2)
         model = load_dense(source, torch.float32).eval()
         linears = [linear for linear in source.anatomy.of_block(1) if "down" in linear.roles or "up" in linear.roles]
         linears += [linear for linear in source.anatomy.of_block(1) if "gate" in linear.roles]

@@ -145,7 +145,7 @@ def idle(monkeypatch):
     stop("devices.device", "measure", lambda *_, **__: ROW)
     monkeypatch.setattr(import_module("jettison.graph.checkpoint").Checkpoint, "read", work)
     monkeypatch.setattr(import_module("jettison.xr.units").Units, "__enter__", work)
-    stop("evaluate.operators", "read_limit")
+    stop("bench.operators", "read_limit")
     stop("xr.sources", "open_variant")
     stop("xr.tune", "agreement")
     stop("plan.search", "milp")

@@ -11,7 +11,8 @@ import time
 import torch
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.graph.modules import packed_parts
 from jettison.kernels import native, ops
 from jettison.kernels.tiles import Tiling, dense, pack_codes, spread, to_checkpoint, two_of_four

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from jettison import compress as compress_model
 from jettison.core.errors import JettisonError
 from jettison.core.files import write_tensors
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.formats.card import write_card
 from jettison.formats.check import check_block, check_shard, inspect
 from jettison.formats.manifest import read_manifest, update_manifest

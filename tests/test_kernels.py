@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.graph.modules import QuantLinear
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling, dense

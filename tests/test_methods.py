@@ -15,7 +15,7 @@ from jettison.numerics.low_rank import best_correction
 from jettison.recipe.registry import methods
 from jettison.statistics.stats import Stats
 
-EXACT = {"scale_dtype": torch.float32}
+EXACT = {"scale_type": "float32"}
 
 
 def share_of_other_codes(quantized, case) -> float:

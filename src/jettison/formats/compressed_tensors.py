@@ -23,7 +23,8 @@ from torch import nn
 
 from jettison.core.errors import JettisonError, guarded
 from jettison.core.progress import waiting
-from jettison.encodings.grid import WHOLE_ROW, Grid, QuantizedWeight, unpack
+from jettison.encodings.grid import WHOLE_ROW, Grid
+from jettison.encodings.uniform import QuantizedWeight, unpack
 from jettison.graph.anatomy import Anatomy, Linear
 from jettison.graph.dense import with_defaults
 from jettison.graph.folder import ModelFolder

@@ -10,7 +10,8 @@ from functools import lru_cache
 
 import torch
 
-from jettison.encodings.grid import Grid, unpack
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import unpack
 from jettison.kernels import gpu, native
 from jettison.kernels.tiles import SCALE_TYPES, SPARSE, Tiling, dense, pack_codes, pack_zero, spread, zero_points
 

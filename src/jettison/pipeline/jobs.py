@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.encodings.grid import AT_ONCE, WHOLE_ROW, Grid, QuantizedWeight
+from jettison.encodings.grid import WHOLE_ROW, Grid
 from jettison.encodings.pattern import Pattern
+from jettison.encodings.uniform import AT_ONCE, QuantizedWeight
 from jettison.formats import check
 from jettison.formats.runtimes import Engine, find_engine, fitted_grids, illegal
 from jettison.formats.writer import Stored
@@ -174,7 +175,7 @@ def _check_engine(engine: Engine, source: ModelFolder, jobs: Mapping[Linear, Job
 def _stored_grid(source: ModelFolder, linear: Linear, grid: Grid) -> Grid:
     """Scales are stored in the model's own 16-bit type; bfloat16 for a float32 model."""
     tensor, _, _ = source.locate(f"{linear.name}.weight")
-    return replace(grid, scale_dtype=torch.float16 if source.checkpoint.dtype(tensor) == "F16" else torch.bfloat16)
+    return replace(grid, scale_type="float16" if source.checkpoint.dtype(tensor) == "F16" else "bfloat16")
 
 
 def one_by_one(function: Callable, items: Iterable) -> list:

@@ -17,6 +17,7 @@ from jettison.formats.runtimes import Engine, find_engine, fitted_grids, illegal
 from jettison.formats.writer import Stored
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
+from jettison.pipeline.claims import claims
 from jettison.pipeline.pruning import Task, run_task
 from jettison.recipe import registry
 from jettison.recipe.recipe import Recipe, Step
@@ -124,12 +125,6 @@ def _check_lengths(source: ModelFolder, recipe: Recipe, jobs: Iterable[Job]) -> 
         source.check_window(recipe.calibration["length"], "calibration.length")
     for step in recipe.of("recover"):
         source.check_window(step.options["length"], "recover.length")
-
-
-def claims(step: Step, linear: Linear) -> bool:
-    """Without a role a prune step is for the blocks alone: nobody prunes a head without saying so."""
-    outside = step.verb == "prune" and not step.where.role and linear.block is None
-    return not outside and step.where.matches(linear.roles, linear.block)
 
 
 def _claimed(source: ModelFolder, step: Step) -> list[Linear]:

@@ -23,7 +23,7 @@ from jettison.pipeline.compression import compress
 from jettison.recipe.recipe import load_recipe
 from jettison.runtime.load import load
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
 CASES = [  # bits, group size, symmetric
     (2, 64, True), (2, 128, False), (3, 128, True), (4, 32, False), (4, 128, True), (8, -1, True), (5, 64, False),
@@ -335,7 +335,7 @@ def test_without_the_library_pytorch_serves_with_one_warning():
 @pytest.mark.slow
 @needs_kernels
 def test_sanitizers_find_nothing(tmp_path):
-    source = HERE.parent / "src" / "jettison" / "kernels" / "cpu"
+    source = TESTS.parent / "src" / "jettison" / "kernels" / "cpu"
     build = ["cmake", "-S", str(source), "-B", str(tmp_path), "-DJETTISON_SANITIZE=ON"]
     subprocess.run(build, check=True, capture_output=True)
     subprocess.run(["cmake", "--build", str(tmp_path), "-j2"], check=True, capture_output=True)
@@ -346,7 +346,7 @@ def test_sanitizers_find_nothing(tmp_path):
         "JETTISON_KERNELS": str(next(tmp_path.glob("*jettison_kernels.*"))),
     }
     for script in ("fuzz_kernels.py", "fuzz_engine.py"):
-        command = [sys.executable, str(HERE / script), "60"]
+        command = [sys.executable, str(TESTS / script), "60"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "runtime error" not in done.stderr, done.stderr[-3000:]
         assert "cases passed" in done.stdout
@@ -365,7 +365,7 @@ def test_the_package_installs_without_a_compiler(tmp_path):
         "--no-deps",
         "--wheel-dir",
         str(tmp_path),
-        str(HERE.parent),
+        str(TESTS.parent),
     ]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     wheel = next(tmp_path.glob("jettison-*.whl"))
@@ -378,7 +378,7 @@ def test_the_package_installs_without_a_compiler(tmp_path):
 
 def run_python(code: str, **environment: str) -> None:
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    folders = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    folders = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": folders} | environment, capture_output=True, text=True, timeout=240
     )

@@ -11,37 +11,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from forking import alive
+from mapped import die, fail_or_sleep, picky, slow_square
 
 from jettison.core import parallel
 from jettison.core.errors import JettisonError, UsageError
-
-
-def slow_square(number: int) -> tuple[int, int]:
-    time.sleep(0.2 if number == 0 else 0.0)  # the first ends last
-    return number * number, os.getpid()
-
-
-def picky(number: int) -> int:
-    if number == 2:
-        raise ValueError("two is not liked")
-    if number == 3:
-        raise UsageError("three = 3: valid are others")
-    return number
-
-
-def die(number: int) -> int:
-    os._exit(1)
-
-
-def slow_start(folder: str) -> None:
-    (Path(folder) / f"{os.getpid()}.pid").touch()
-    time.sleep(600)
-
-
-def fail_or_sleep(number: int) -> int:
-    if number:
-        time.sleep(600)
-    raise UsageError("zero is not valid")
 
 
 def test_here():
@@ -79,10 +52,10 @@ def test_workers_end_with_the_process_that_waits(tmp_path):
     """Also where it is killed."""
     script = f"""if __name__ == '__main__':
         import sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from jettison import parallel
-        import test_parallel
-        parallel.map(test_parallel.slow_start, [{str(tmp_path)!r}] * 2, workers=2)"""
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        from jettison.core import parallel
+        import mapped
+        parallel.map(mapped.slow_start, [{str(tmp_path)!r}] * 2, workers=2)"""
     (tmp_path / "waits.py").write_text(script)
     process = subprocess.Popen([sys.executable, str(tmp_path / "waits.py")], start_new_session=True)
     until = time.monotonic() + 120

@@ -210,7 +210,7 @@ class TestTune:
 class TestDocs:
     @pytest.fixture(autouse=True)
     def docs(self, monkeypatch):
-        folder = Path(__file__).parents[1] / "docs"
+        folder = Path(__file__).parents[2] / "docs"
         monkeypatch.syspath_prepend(str(folder))
         return folder
 

@@ -124,7 +124,7 @@ class TestTable:
                         assert set(format[sort]) <= of_parts | set(more)
 
     def test_the_page_shows_the_table(self, monkeypatch):
-        docs = Path(__file__).parents[1] / "docs"
+        docs = Path(__file__).parents[2] / "docs"
         monkeypatch.syspath_prepend(str(docs))
         import generate
 

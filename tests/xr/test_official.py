@@ -13,7 +13,7 @@ from jettison.xr.official import COLUMNS, patterns, requests, simulate_official,
 from jettison.xr.scores import benchmark_score, expected_score, score
 from jettison.xr.simulator import simulate
 
-GOLDEN = Path(__file__).parent / "golden" / "xrbench"
+GOLDEN = Path(__file__).parents[1] / "golden" / "xrbench"
 
 
 def rows(name: str) -> list[dict[str, str]]:

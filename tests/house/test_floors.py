@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "jettison"
+SOURCE = Path(__file__).parents[2] / "src" / "jettison"
 
 # From the top. A room is a folder or a single file of the package; rooms of one line do not import each other.
 FLOORS = [

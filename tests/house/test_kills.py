@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-BENCHMARKS = HERE.parent / "benchmarks"
+TESTS = Path(__file__).parents[1]
+BENCHMARKS = TESTS.parent / "benchmarks"
 # A process that holds the lock of a folder until it is told to end.
 HOLD = """
 import sys
 from pathlib import Path
-from jettison.locks import locked
+from jettison.core.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -22,7 +22,7 @@ with locked(Path(sys.argv[1])):
 
 
 def trials(file, *arguments):
-    command = [sys.executable, HERE / "kill_trials.py", *map(str, arguments), "--json", file]
+    command = [sys.executable, TESTS / "kill_trials.py", *map(str, arguments), "--json", file]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
     assert file.exists(), done.stderr[-3000:]
     return json.loads(file.read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_plan import problem
+from problems import problem
 
 from jettison.domains.text.data import token_windows
 from jettison.graph.dense import load_dense
@@ -18,7 +18,7 @@ from jettison.planning.search import ERROR_NATS, ERROR_SHARE, quickest, search
 from jettison.recipe.recipe import load_recipe
 
 search_room = import_module("jettison.planning.search")
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 AMPLE = {"device": "strix-halo", "memory": "8GB"}  # which qwen3-4b in 16 bits does not fit
 
 

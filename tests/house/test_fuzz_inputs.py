@@ -12,13 +12,13 @@ import fuzz_mutations
 import fuzz_yaml
 import pytest
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 KINDS = ["safetensors", "index", "config", "tokenizer", "recipe", "device", "scenario"]
 KINDS += ["journal", "manifest", "tiles", "adapter"]
 
 
 def fuzz(file, *arguments):
-    command = [sys.executable, HERE / "fuzz_inputs.py", "--json", file, *map(str, arguments)]
+    command = [sys.executable, TESTS / "fuzz_inputs.py", "--json", file, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     assert file.exists(), done.stderr[-3000:]
     return done.returncode, json.loads(file.read_text())
@@ -64,7 +64,7 @@ sys.exit(fuzz_inputs.main())
 def test_faults_are_found(tmp_path):
     """Where a check is taken away, and where a process dies, a finding says so, and in which function."""
     file, arguments = tmp_path / "f.json", ["--kind", "device", "--kind", "recipe", "--count", "80"]
-    source = BROKEN.format(here=str(HERE), arguments=[*arguments, "--json", str(file)])
+    source = BROKEN.format(here=str(TESTS), arguments=[*arguments, "--json", str(file)])
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     assert file.exists(), done.stderr[-3000:]
     found = {each["what"]: each for each in json.loads(file.read_text())["findings"]}

@@ -2,6 +2,8 @@
 
 import os
 
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # before torch is imported: a core for each worker
+
 import pytest
 import torch
 
@@ -13,7 +15,15 @@ def cache(tmp_path_factory):
     from jettison.core.progress import set_quiet
 
     set_quiet(True)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def two_threads():
+    """For what is about threads: all else runs on one."""
     torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ def test_thousands_of_inputs(tmp_path, seed):
 BROKEN = """
 import os, signal, sys
 sys.path.insert(0, {here!r})
-import fuzz_inputs, jettison.devices.device as device, jettison.recipe as recipe
+import fuzz_inputs, jettison.devices.device as device, jettison.recipe.recipe as recipe
 real = recipe._parse_where
 def crash(where):
     if not isinstance(where, dict | list | None):

@@ -107,8 +107,8 @@ def test_a_model_runs_without_any_place_to_write(tiny, tmp_path):
     compress(tiny("llama"), recipe, tmp_path / "out")
     code = """
         import resource, sys, torch
-        from jettison.decode import load
-        from jettison.decode.draft import Draft, View
+        from jettison.runtime.load import load
+        from jettison.runtime.speculative.draft import Draft, View
         torch.set_num_threads(1)
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         loaded = load(sys.argv[1])

@@ -12,13 +12,13 @@ from pathlib import Path
 import fuzz_kernels
 import pytest
 import torch
+from products import random_weight, tiled
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.grid import Grid
 from jettison.graph.modules import QuantLinear
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling, dense
-from jettison.methods.quantize.rtn import rtn
 from jettison.pipeline.compression import compress
 from jettison.recipe.recipe import load_recipe
 from jettison.runtime.load import load
@@ -28,18 +28,6 @@ needs_kernels = pytest.mark.skipif(native.library() is None, reason="built witho
 CASES = [  # bits, group size, symmetric
     (2, 64, True), (2, 128, False), (3, 128, True), (4, 32, False), (4, 128, True), (8, -1, True), (5, 64, False),
 ]  # fmt: skip
-
-
-def random_weight(grid: Grid, rows: int, columns: int, seed: int = 0) -> QuantizedWeight:
-    torch.manual_seed(seed)
-    return rtn(torch.randn(rows, columns) * 0.02, grid, clip=False)
-
-
-def tiled(weight: QuantizedWeight, bias: torch.Tensor | None = None) -> QuantLinear:
-    module = QuantLinear.of(weight, bias)
-    module.tile()
-    assert module.tiles is not None
-    return module
 
 
 @pytest.fixture
@@ -165,6 +153,7 @@ class TestFaults:
 
 
 @needs_kernels
+@pytest.mark.usefixtures("two_threads")
 class TestThreads:
     def test_callers_at_once(self):
         module, x = tiled(random_weight(Grid(4, 64), 512, 1024)), torch.randn(8, 2, 1024)
@@ -182,18 +171,16 @@ class TestThreads:
 
     def test_one_thread_gives_the_same_bits(self):
         module, x = tiled(random_weight(Grid(2, 64), 512, 1024)), torch.randn(3, 1024)
-        torch.set_num_threads(2)
         two = module(x)
-        try:
-            torch.set_num_threads(1)
-            assert torch.equal(module(x), two)
-        finally:
-            torch.set_num_threads(2)
+        torch.set_num_threads(1)
+        assert torch.equal(module(x), two)
 
     def test_the_child_of_a_fork_has_threads_of_its_own(self):
         run_python("""
             import os, torch
-            from test_kernels import Grid, random_weight, tiled
+            from products import random_weight, tiled
+            from jettison.encodings.grid import Grid
+            torch.set_num_threads(2)
             module, x = tiled(random_weight(Grid(4, 64), 2048, 1024)), torch.randn(2, 1024)
             right = module(x)
             child = os.fork()
@@ -315,7 +302,9 @@ def test_without_the_library_pytorch_serves_with_one_warning():
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             import torch
-            from test_kernels import Grid, QuantLinear, random_weight
+            from products import random_weight
+            from jettison.encodings.grid import Grid
+            from jettison.graph.modules import QuantLinear
             weight = random_weight(Grid(4, 64), 40, 256)
             x = torch.randn(3, 256)
             for _ in range(3):

@@ -41,6 +41,7 @@ def product() -> tuple[torch.Tensor, torch.Tensor]:
     return native.linear(x, module.tiles, None, None, module.tiling), x @ weight.T
 
 
+@pytest.mark.usefixtures("two_threads")
 class TestThrown:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("threads", [0, 1, 2])
@@ -94,9 +95,9 @@ def test_memory_that_runs_out_is_an_error(tmp_path):
     code = """
         import resource, torch
         from pathlib import Path
-        from jettison.decode import load
-        from jettison.decode.engine import Engine
-        from jettison.errors import JettisonError
+        from jettison.runtime.load import load
+        from jettison.runtime.native_decoder import Engine
+        from jettison.core.errors import JettisonError
         torch.set_num_threads(2)
         engine = Engine(load("scribe").model)
         session = engine.session()

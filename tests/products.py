@@ -1,0 +1,19 @@
+"""Random packed weights, and modules that the CPU kernels serve."""
+
+import torch
+
+from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.graph.modules import QuantLinear
+from jettison.methods.quantize.rtn import rtn
+
+
+def random_weight(grid: Grid, rows: int, columns: int, seed: int = 0) -> QuantizedWeight:
+    torch.manual_seed(seed)
+    return rtn(torch.randn(rows, columns) * 0.02, grid, clip=False)
+
+
+def tiled(weight: QuantizedWeight, bias: torch.Tensor | None = None) -> QuantLinear:
+    module = QuantLinear.of(weight, bias)
+    module.tile()
+    assert module.tiles is not None
+    return module

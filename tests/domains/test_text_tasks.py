@@ -123,7 +123,9 @@ class TestFiles:
     def test_every_process_has_files_of_its_own(self):
         """So that nothing damaged or stale is read; they go when the process ends."""
         code = (
-            "from jettison.evaluate import suite; a, b = suite.suite_folder(), suite.suite_folder(); print(a, a == b)"
+            "from jettison.domains.text.tasks import suite\n"
+            "a, b = suite.suite_folder(), suite.suite_folder()\n"
+            "print(a, a == b)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         folder, same = done.stdout.split()
@@ -158,11 +160,8 @@ def answers(model, task: str, count: int, adapter: bool = True) -> str:
 
 class TestModels:
     @pytest.fixture(scope="class")
-    def compressed(self, tiny, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("tasks") / "out"
-        compress(tiny("llama"), STEPS, folder)
-        recover(folder)
-        return folder
+    def compressed(self, tiny, made_once):
+        return made_once("tasks", lambda folder: (compress(tiny("llama"), STEPS, folder), recover(folder)))
 
     def test_scribe_knows_and_a_random_model_guesses(self, tiny):
         found = evaluate_tasks("scribe", ["jettison_books"], items=24)

@@ -175,16 +175,13 @@ class TestBase:
     """Our own adapters know the weights that they were trained for."""
 
     @pytest.fixture(scope="class")
-    def folder(self, tiny, tmp_path_factory):
+    def folder(self, tiny, made_once):
         """Recovered with scales, which rewrites shards after training."""
         steps = [
             {"quantize": {"method": "rtn", "bits": 4, "group_size": 32}},
             {"recover": {"train": ["lora", "scales"], "data": "books", "samples": 4, "length": 16, "batch": 4}},
         ]
-        folder = tmp_path_factory.mktemp("base") / "out"
-        compress(tiny("llama"), {"steps": steps}, folder)
-        recover(folder)
-        return folder
+        return made_once("peft", lambda folder: (compress(tiny("llama"), {"steps": steps}, folder), recover(folder)))
 
     def test_it_is_that_of_the_final_shards(self, folder, tmp_path):
         recorded = Checkpoint(folder, [folder / "adapter" / "adapter_model.safetensors"]).metadata[BASE]

@@ -24,11 +24,8 @@ SHARD = "model-00001-of-00003.safetensors"
 
 
 @pytest.fixture(scope="module")
-def written(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("verify") / "out"
-    compress(tiny("llama"), RECIPE, folder)
-    recover(folder)
-    return folder
+def written(tiny, made_once):
+    return made_once("verify", lambda folder: (compress(tiny("llama"), RECIPE, folder), recover(folder)))
 
 
 @pytest.fixture

@@ -19,8 +19,6 @@ from jettison.encodings.grid import Grid
 from jettison.graph.modules import QuantLinear
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling, dense
-from jettison.pipeline.compression import compress
-from jettison.recipe.recipe import load_recipe
 from jettison.runtime.load import load
 
 TESTS = Path(__file__).parents[1]
@@ -245,11 +243,9 @@ class TestModule:
             assert torch.allclose(QuantLinear.of(weight)(x), x @ weight.dequantize().T, atol=1e-5)
 
     @needs_kernels
-    def test_a_model_runs_on_them(self, tmp_path):
+    def test_a_model_runs_on_them(self, scribe_w4):
         """Close to exact products, through a whole model and transformers' generate."""
-        steps = [{"quantize": {"method": "rtn", "bits": 4, "group_size": 64}}]
-        compress("scribe", load_recipe({"steps": steps}), tmp_path / "out")
-        exact, fast = load(tmp_path / "out", exact=True), load(tmp_path / "out")
+        exact, fast = load(scribe_w4, exact=True), load(scribe_w4)
         packed = [module for module in fast.model.modules() if isinstance(module, QuantLinear)]
         assert packed and all(module.tiling is not None for module in packed)
         assert not any(module.tiling is not None for module in exact.model.modules() if isinstance(module, QuantLinear))

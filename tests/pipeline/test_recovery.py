@@ -151,14 +151,15 @@ class TestOnScribe:
     """One real, small recovery, looked at from all sides."""
 
     @pytest.fixture(scope="class")
-    def folders(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("scribe") / "run"
-        steps = recipe(train=["lora", "scales"], samples=96, length=64, batch=8, epochs=2)
-        compress("scribe", steps, folder)
-        before = folder.with_name("before")
-        shutil.copytree(folder, before)
-        recover(folder)
-        return before, folder
+    def folders(self, made_once):
+        def make(folder):
+            steps = recipe(train=["lora", "scales"], samples=96, length=64, batch=8, epochs=2)
+            compress("scribe", steps, folder / "run")
+            shutil.copytree(folder / "run", folder / "before")
+            recover(folder / "run")
+
+        folder = made_once("scribe-recovered", make)
+        return folder / "before", folder / "run"
 
     def test_it_wins_back(self, folders):
         before, after = (evaluate(f, tokens=4096, window=128, texts=["books-evaluation"]) for f in folders)

@@ -28,15 +28,6 @@ def ids():
     return torch.randint(0, 4096, (1, 40), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="module")
-def scribe(tmp_path_factory):
-    """scribe with 4 bits everywhere, and side paths with something in them beside gate and up."""
-    folder = tmp_path_factory.mktemp("engine") / "out"
-    steps = [{"quantize": {"method": "rtn", "bits": 4, "group_size": 64}}]
-    compress("scribe", load_recipe({"steps": steps}), folder)
-    return folder
-
-
 class TestAgainstTransformers:
     @pytest.mark.parametrize("family", TESTED)
     def test_the_same_logits_in_float32(self, tiny, family, ids):
@@ -83,9 +74,9 @@ class TestAgainstTransformers:
         exact, short = (engine.session(40, each).append(ids[0].tolist(), every=True) for each in ("float32", cache))
         assert 0 < (short - exact).norm() / exact.norm() < limit
 
-    def test_scribe(self, scribe):
+    def test_scribe(self, scribe_w4):
         """Greedy text is that of PyTorch on the same kernels, but where two tokens are nearly as likely."""
-        loaded = load(scribe, dtype=torch.float32)
+        loaded = load(scribe_w4, dtype=torch.float32)
         text = torch.tensor([loaded.tokenizer(PROMPT + loaded.generate(PROMPT, tokens=120)).input_ids])
         found = loaded.engine.session(200).append(text[0].tolist(), every=True).log_softmax(-1)
         expected = loaded.logits(text)[0].float().log_softmax(-1)
@@ -182,8 +173,8 @@ class TestSessions:
 
 class TestWriting:
     @pytest.fixture(scope="class")
-    def loaded(self, scribe):
-        return load(scribe)
+    def loaded(self, scribe_w4):
+        return load(scribe_w4)
 
     def test_the_engine_writes(self, loaded):
         assert loaded.engine is not None
@@ -207,8 +198,8 @@ class TestWriting:
         assert loaded.generate(PROMPT, tokens=40, stop=["never there", stop]) == whole[: whole.find(stop)]
 
     @pytest.mark.parametrize("exact", [False, True], ids=["engine", "pytorch"])
-    def test_why_a_text_is_over_is_said(self, scribe, exact, monkeypatch):
-        loaded = load(scribe, exact=exact)
+    def test_why_a_text_is_over_is_said(self, scribe_w4, exact, monkeypatch):
+        loaded = load(scribe_w4, exact=exact)
         whole = loaded.generate(PROMPT, tokens=12)
         assert loaded.finish_reason == "length" and loaded.finish_reasons == ["length"]
         stop = whole[4:9]
@@ -228,8 +219,8 @@ class TestWriting:
         assert loaded.finish_reason is None  # it is not over
 
     @pytest.mark.parametrize("reader", [EngineReader, TorchReader])
-    def test_rows_that_are_over_cost_no_step(self, scribe, reader, monkeypatch):
-        loaded, stepped = load(scribe, exact=reader is TorchReader), []
+    def test_rows_that_are_over_cost_no_step(self, scribe_w4, reader, monkeypatch):
+        loaded, stepped = load(scribe_w4, exact=reader is TorchReader), []
         prompts, step = [PROMPT, "Once upon a time", "The"], reader.step
         texts = [loaded.generate(prompt, tokens=16) for prompt in prompts]
         stop = texts[1][:3]

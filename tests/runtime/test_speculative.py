@@ -11,8 +11,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from jettison.core.errors import UsageError
 from jettison.kernels import native
-from jettison.pipeline.compression import compress
-from jettison.recipe.recipe import load_recipe
 from jettison.runtime.load import load
 from jettison.runtime.native_decoder import Engine
 from jettison.runtime.sampling import Sampling
@@ -39,10 +37,8 @@ DRAFTS = {
 
 
 @pytest.fixture(scope="module")
-def scribe(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drafts") / "out"
-    compress("scribe", load_recipe(PACKED), folder)
-    return load(folder)
+def scribe(scribe_w4):
+    return load(scribe_w4)
 
 
 @engine_only

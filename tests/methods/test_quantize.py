@@ -15,6 +15,7 @@ from jettison.numerics.low_rank import best_correction
 from jettison.recipe.registry import methods
 from jettison.statistics.stats import Stats
 
+FEW = {"caldera": {"iterations": 2}}  # where not the error is looked at
 EXACT = {"scale_dtype": torch.float32}
 
 
@@ -172,7 +173,7 @@ def test_scales_are_stored_as_seen(layer, name, grid):
     if name == "hqq" and grid.symmetric:
         pytest.skip("hqq is asymmetric")
     weight, inputs = layer
-    quantized = methods("quantize")[name].function(weight, grid, Stats.of(inputs))
+    quantized = methods("quantize")[name].function(weight, grid, Stats.of(inputs), **FEW.get(name, {}))
     assert quantized.scale.dtype == torch.bfloat16
     assert quantized.codes.max() <= grid.max_code
     assert (quantized.zero is None) == grid.symmetric

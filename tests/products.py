@@ -3,7 +3,7 @@
 import torch
 
 from jettison.encodings.grid import Grid, QuantizedWeight
-from jettison.graph.modules import QuantLinear
+from jettison.graph.modules import PackedLinear, TiledLinear
 from jettison.methods.quantize.rtn import rtn
 
 
@@ -12,8 +12,5 @@ def random_weight(grid: Grid, rows: int, columns: int, seed: int = 0) -> Quantiz
     return rtn(torch.randn(rows, columns) * 0.02, grid, clip=False)
 
 
-def tiled(weight: QuantizedWeight, bias: torch.Tensor | None = None) -> QuantLinear:
-    module = QuantLinear.of(weight, bias)
-    module.tile()
-    assert module.tiles is not None
-    return module
+def tiled(weight: QuantizedWeight, bias: torch.Tensor | None = None) -> TiledLinear:
+    return PackedLinear.of(weight, bias).tiled()

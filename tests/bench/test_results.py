@@ -13,7 +13,7 @@ from jettison.bench.random_model import random_model
 from jettison.core import timing
 from jettison.core.errors import JettisonError, UsageError
 from jettison.graph.folder import open_shape
-from jettison.graph.modules import Adapted, QuantLinear
+from jettison.graph.modules import Adapted, TiledLinear
 from jettison.kernels import native
 from jettison.pipeline.compression import compress
 from jettison.recipe.recipe import load_recipe
@@ -96,7 +96,7 @@ class TestDecoding:
             (30, 1, 2),
         ]
         model = load(tmp_path / "out").model
-        linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
+        linears = [module for module in model.modules() if isinstance(module, TiledLinear)]
         packed = sum(linear.tiles.nbytes for linear in linears)
         assert packed < next(iter(result["bytes"].values())) < 1.1 * packed  # the norms, and no embedding
 
@@ -117,7 +117,7 @@ class TestDecoding:
     def test_random_models_are_what_the_recipe_says(self):
         shape, recipe = open_shape("scribe"), load_recipe("gateup-w4w2")
         plain, adapted = (random_model(shape, recipe, adapter=adapter) for adapter in (False, True))
-        grids = {name: module.grid.bits for name, module in plain.named_modules() if isinstance(module, QuantLinear)}
+        grids = {name: module.grid.bits for name, module in plain.named_modules() if isinstance(module, TiledLinear)}
         assert {bits for name, bits in grids.items() if "gate" in name or "up_proj" in name} == {2}
         assert grids["lm_head"] == grids["model.layers.0.self_attn.q_proj"] == 4
         sides = [module for module in adapted.modules() if isinstance(module, Adapted)]

@@ -10,7 +10,7 @@ from jettison.core import kept
 from jettison.core.errors import JettisonError
 from jettison.formats import tiled
 from jettison.graph.folder import ModelFolder
-from jettison.graph.modules import QuantLinear
+from jettison.graph.modules import QuantizedLinear, TiledLinear
 from jettison.kernels import native
 from jettison.pipeline.compression import compress
 from jettison.recipe.recipe import load_recipe
@@ -73,9 +73,9 @@ def test_it_is_mapped_and_not_made_again(made, monkeypatch):
     load(folder)
     monkeypatch.setattr(tiled, "load_packed", lambda *_: pytest.fail("the checkpoint was read"))
     model = load(folder).model
-    assert all(module.tiling for module in model.modules() if isinstance(module, QuantLinear))
+    assert all(isinstance(module, TiledLinear) for module in model.modules() if isinstance(module, QuantizedLinear))
     starts = [
-        tensor.data_ptr() for module in model.modules() if isinstance(module, QuantLinear) for tensor in [module.tiles]
+        tensor.data_ptr() for module in model.modules() if isinstance(module, TiledLinear) for tensor in [module.tiles]
     ]
     assert starts and all(start % tiled.ALIGNED == 0 for start in starts)
 

@@ -16,7 +16,7 @@ from products import random_weight, tiled
 
 from jettison.core.errors import UsageError
 from jettison.encodings.grid import Grid
-from jettison.graph.modules import QuantLinear
+from jettison.graph.modules import PackedLinear, TiledLinear
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling, dense
 from jettison.runtime.load import load
@@ -141,9 +141,8 @@ class TestFaults:
     def test_grids_that_they_do_not_serve(self):
         assert Tiling.of(Grid(4, 2 * 257), 32, 4 * 257) is None  # no divisor of 514 between 32 and 256
         assert Tiling.of(Grid(3, 16), 32, 64) is None  # a step has 32 columns: half of it would be empty
-        module = QuantLinear.of(random_weight(Grid(4, 2 * 257), 32, 4 * 257))
-        module.tile()
-        assert module.tiling is None and module(torch.randn(1, 4 * 257)).shape == (1, 32)
+        module = PackedLinear.of(random_weight(Grid(4, 2 * 257), 32, 4 * 257))
+        assert module.tiled() is None and module(torch.randn(1, 4 * 257)).shape == (1, 32)
 
     def test_unknown_instruction_set(self):
         with pytest.raises(UsageError, match="sse9"):
@@ -195,18 +194,15 @@ class TestModule:
     @pytest.mark.parametrize(("bits", "group_size", "symmetric"), CASES)
     def test_to_tiles_and_back(self, bits, group_size, symmetric):
         weight = random_weight(Grid(bits, group_size, symmetric), 40, 256)
-        module = QuantLinear.of(weight)
-        before = {name: value.clone() for name, value in module.state_dict().items()}
-        module.tile()
+        packed = PackedLinear.of(weight)
+        before, module = packed.state_dict(), packed.tiled()
         assert {name for name, _ in module.named_buffers()} == {"tiles"} | ({"tile_zero"} if not symmetric else set())
         assert torch.equal(module.weight(), weight.dequantize())
         self.same(module.state_dict(), before)  # what a checkpoint holds
         self.same(copy.deepcopy(module).state_dict(), before)
-        other = tiled(random_weight(weight.grid, 40, 256, seed=1))
-        other.load_state_dict(before)
-        assert torch.equal(other.weight(), weight.dequantize())
-        module.untile()
-        self.same(dict(module.named_buffers()), before)
+        with pytest.raises(RuntimeError, match="Unexpected key"):  # a checkpoint is loaded packed, then tiled
+            tiled(random_weight(weight.grid, 40, 256, seed=1)).load_state_dict(before)
+        self.same(dict(module.packed().named_buffers()), before)
 
     def same(self, found: dict, wanted: dict) -> None:
         assert found.keys() == wanted.keys()
@@ -216,9 +212,8 @@ class TestModule:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
     def test_scales_that_were_turned_to_another_type_stay_out_of_tiles(self, dtype):
         weight = random_weight(Grid(4, 64), 40, 256)
-        module, x = QuantLinear.of(weight).to(dtype), torch.randn(3, 256)
-        module.tile()
-        assert module.tiling is None
+        module, x = PackedLinear.of(weight).to(dtype), torch.randn(3, 256)
+        assert module.tiled() is None
         with torch.no_grad():
             assert torch.allclose(module(x), x @ weight.dequantize().T, atol=1e-2)
 
@@ -234,21 +229,21 @@ class TestModule:
         module, x = tiled(weight), torch.randn(3, 256, requires_grad=True)
         module(x).sum().backward()
         assert torch.allclose(x.grad, weight.dequantize().sum(0).expand(3, -1), atol=1e-5)
-        assert module.tiling is not None
+        assert isinstance(module, TiledLinear)
 
     def test_a_module_without_tiles_is_exact(self):
         weight = random_weight(Grid(4, 64), 40, 256)
         x = torch.randn(3, 256)
         with torch.no_grad():
-            assert torch.allclose(QuantLinear.of(weight)(x), x @ weight.dequantize().T, atol=1e-5)
+            assert torch.allclose(PackedLinear.of(weight)(x), x @ weight.dequantize().T, atol=1e-5)
 
     @needs_kernels
     def test_a_model_runs_on_them(self, scribe_w4):
         """Close to exact products, through a whole model and transformers' generate."""
         exact, fast = load(scribe_w4, exact=True), load(scribe_w4)
-        packed = [module for module in fast.model.modules() if isinstance(module, QuantLinear)]
-        assert packed and all(module.tiling is not None for module in packed)
-        assert not any(module.tiling is not None for module in exact.model.modules() if isinstance(module, QuantLinear))
+        kinds = [{type(module) for module in each.model.modules()} for each in (fast, exact)]
+        assert TiledLinear in kinds[0] and PackedLinear not in kinds[0]
+        assert PackedLinear in kinds[1] and TiledLinear not in kinds[1]
         ids = fast.tokenizer("It was a dark and stormy night, and the", return_tensors="pt").input_ids
         first, second = (each.logits(ids).float().log_softmax(-1) for each in (exact, fast))
         kl = (first.exp() * (first - second)).sum(-1).mean()
@@ -266,7 +261,7 @@ class TestOperators:
     @needs_kernels
     def test_torch_checks_them(self):
         torch.library.opcheck(torch.ops.jettison.tiled_linear.default, self.arguments())
-        module = QuantLinear.of(random_weight(Grid(4, 32), 40, 64))
+        module = PackedLinear.of(random_weight(Grid(4, 32), 40, 64))
         packed = (module.weight_packed, module.weight_scale, None, None, 4, 32)
         torch.library.opcheck(torch.ops.jettison.quant_linear.default, (torch.randn(2, 64), *packed))
 
@@ -300,13 +295,12 @@ def test_without_the_library_pytorch_serves_with_one_warning():
             import torch
             from products import random_weight
             from jettison.encodings.grid import Grid
-            from jettison.graph.modules import QuantLinear
+            from jettison.graph.modules import PackedLinear
             weight = random_weight(Grid(4, 64), 40, 256)
             x = torch.randn(3, 256)
             for _ in range(3):
-                module = QuantLinear.of(weight)
-                module.tile()
-                assert module.tiling is None
+                module = PackedLinear.of(weight)
+                assert module.tiled() is None
                 with torch.no_grad():
                     assert torch.allclose(module(x), x @ weight.dequantize().T, atol=1e-5)
         said = [str(each.message) for each in said if "kernels" in str(each.message)]

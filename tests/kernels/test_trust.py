@@ -15,7 +15,7 @@ import torch
 
 from jettison.core.errors import JettisonError, UsageError
 from jettison.encodings.grid import Grid
-from jettison.graph.modules import QuantLinear
+from jettison.graph.modules import PackedLinear
 from jettison.kernels import native
 from jettison.kernels.specs import SPECS
 from jettison.kernels.tiles import Tiling, dense
@@ -35,9 +35,8 @@ def throw(kind: int, part: int, count: int = 1000, threads: int = 0) -> None:
 def product() -> tuple[torch.Tensor, torch.Tensor]:
     """Of large tiles, on all threads: what the kernels give, and what is right."""
     torch.manual_seed(0)
-    module = QuantLinear.of(rtn(torch.randn(1024, 512) * 0.02, Grid(4, 64), clip=False))
+    module = PackedLinear.of(rtn(torch.randn(1024, 512) * 0.02, Grid(4, 64), clip=False)).tiled()
     x, weight = torch.randn(8, 512), module.weight()
-    module.tile()
     return native.linear(x, module.tiles, None, None, module.tiling), x @ weight.T
 
 

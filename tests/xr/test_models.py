@@ -9,7 +9,7 @@ from jettison.core.errors import JettisonError, UsageError
 from jettison.devices.device import find_device
 from jettison.domains.perception.xr.catalog import model_names
 from jettison.domains.perception.xr.models import NATIVE, native_input, native_model
-from jettison.graph.modules import QuantLinear
+from jettison.graph.modules import QuantizedLinear
 from jettison.pipeline.compression import compress
 from jettison.recipe.recipe import load_recipe
 from jettison.xr.costs import layer_table
@@ -82,8 +82,8 @@ class TestRecipes:
         for recipe in ("w8", "w4"):
             variant = Variant("GE", size="tiny", recipe=recipe)
             modules = open_variant(variant).module.modules()
-            linears = [each for each in modules if isinstance(each, nn.Linear | QuantLinear)]
-            assert len(linears) == 2 and all(isinstance(each, QuantLinear) for each in linears)
+            linears = [each for each in modules if isinstance(each, nn.Linear | QuantizedLinear)]
+            assert len(linears) == 2 and all(isinstance(each, QuantizedLinear) for each in linears)
             alike[recipe] = agreement(variant)
         assert 0.9 < alike["w4"] < alike["w8"] and alike["w8"] > 0.999
 
@@ -115,7 +115,7 @@ class TestRecipes:
     def test_a_module_of_ones_own(self):
         module = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
         run = open_variant(Variant("mine", module, recipe="w8", inputs=torch.randn(1, 64)))
-        assert run().shape == (1, 8) and isinstance(run.module[0], QuantLinear)
+        assert run().shape == (1, 8) and isinstance(run.module[0], QuantizedLinear)
         assert isinstance(module[0], nn.Linear), "the original is left alone"
         assert sum(each.macs for each in count_operators(run)) == 64 * 32 + 32 * 8
 

@@ -24,7 +24,7 @@ CHANGES += ["recover.samples=64", "recover.length=32", "recover.batch=8"]
 def no_measuring():
     patch = pytest.MonkeyPatch()
     row = {"bandwidth": 50e9, "memory": 4e9, "flops": 1e12, "share": 1.0}
-    patch.setattr("jettison.devices.machine.measure", lambda: row)
+    patch.setattr("jettison.devices.device.measure", lambda: row)
     yield
     patch.undo()
 

@@ -30,7 +30,7 @@ ROW = {"bandwidth": 50e9, "memory": 4e9, "flops": {"fp32": 1e12}, "share": 1.0}
 def this_machine(tmp_path_factory):
     """A device ``this`` without measuring, and a cache of its own: nothing here depends on the machine."""
     patch = pytest.MonkeyPatch()
-    patch.setattr("jettison.devices.machine.measure", lambda: ROW)
+    patch.setattr("jettison.devices.device.measure", lambda: ROW)
     patch.setenv("JETTISON_CACHE", str(tmp_path_factory.mktemp("cache")))
     yield
     patch.undo()

@@ -259,7 +259,7 @@ class TestWhatAModelHas:
 
 def test_what_a_plan_writes_is_a_recipe(tiny, monkeypatch):
     """Whatever the budget and the engine: what has steps is read back as it is, and fits the model."""
-    monkeypatch.setattr("jettison.devices.machine.measure", lambda: GOOD)
+    monkeypatch.setattr("jettison.devices.device.measure", lambda: GOOD)
     source = ModelFolder(tiny("llama"))
     for engine in (None, "jettison", "transformers", "vllm"):
         for memory in (650e3, 800e3):

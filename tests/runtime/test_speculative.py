@@ -139,7 +139,7 @@ def exact(engine: Engine, sampling: Sampling) -> np.ndarray:
     ],
 )
 def test_sampling_keeps_the_distribution(small, draft, settings):
-    """Joint frequencies of three tokens against the exact ones. (benchmarks/self_draft.py: 100,000 draws.)"""
+    """Joint frequencies of three tokens against the exact ones. (benchmarks/drafting/self_draft.py: 100,000 draws.)"""
     drawn = draw(small, draft, settings, 2500)
     expected = exact(small, Sampling(**settings))
     p = chi_squared(drawn, expected)

@@ -1,7 +1,7 @@
 """Whole tokens, random weights in known shapes: against the read limit, our own 4 bits, llama.cpp, and the prediction.
 
-    python benchmarks/engine.py           # about 40 minutes on 2 cores, 20 GB of memory; other programs must rest
-    python benchmarks/engine.py --check   # the shape of Qwen3-0.6B, and the agreement on scribe: a minute or two
+    python -m benchmarks.decoding.native_decoder          # 40 minutes on 2 cores, 20 GB; other programs must rest
+    python -m benchmarks.decoding.native_decoder --check  # the shape of Qwen3-0.6B, and agreement: a minute or two
 
 W4 and W4/W2-GateUp, groups of 128, packed head: `jettison bench --shape qwen3-4b` in more detail. llama.cpp: its
 Python package's sources, built with -DGGML_NATIVE=ON; LLAMA_BENCH names the program, else those claims are left out.
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_checkpoint import write_random_checkpoint
-from witness import RUNS, cell, claim, compare, write_result
 
+from benchmarks.random_checkpoint import write_random_checkpoint
+from benchmarks.witness import ROOT, RUNS, cell, claim, compare, write_result
 from jettison.bench.decoding import cache_bytes, measure_decoding, measure_prefill, read_bytes
 from jettison.bench.llama_cpp import KINDS, LlamaCpp, llama_cpp
 from jettison.bench.random_model import random_model
@@ -121,8 +121,9 @@ def loading() -> dict[str, Any]:
     """A 4B checkpoint of GateUp, in processes of their own: first without, then with the file beside it."""
     folder = RUNS / NAME / "qwen3-4b-gateup"
     write_random_checkpoint(open_shape(SHAPE), recipe("gateup-w4w2"), folder)
-    command = [sys.executable, __file__, "--load", str(folder)]
-    runs = [json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(6)]
+    command = [sys.executable, "-m", __spec__.name, "--load", str(folder)]
+    ask = lambda: subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    runs = [json.loads(ask()) for _ in range(6)]
     return {"first": runs[0], "warm": runs[1:]}
 
 
@@ -199,7 +200,7 @@ def main() -> None:
     details = {"agreement": agreed, "loading": loaded, "prediction": predicted}
     details |= {f"short-{SHAPE}": short, f"sides-{SHAPE}": sides, f"long-{SHAPE}": long, f"prompt-{SHAPE}": read}
     details |= {f"short-{name}": of for name, of in smaller.items()}
-    write_result(NAME, claims, time.perf_counter() - start, details)
+    write_result(NAME, claims, time.perf_counter() - start, details, script=__file__)
 
 
 def claims_of(agreed, loaded, short, sides, long, read, smaller, predicted) -> list[dict]:

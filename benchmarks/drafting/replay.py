@@ -16,8 +16,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from witness import RUNS, claim
 
+from benchmarks.witness import RUNS, claim
 from jettison.bench.random_model import random_model
 from jettison.core.timing import calmest, sample
 from jettison.domains.text.data import Text, read_documents, token_windows

@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes of the tests, of one thread each.
+WORKERS ?= 2
 
 .PHONY: setup demo test test-slow test-engines lint docs claims clean
 
@@ -25,7 +27,7 @@ demo: setup
 	$(BIN)/jettison fit scribe --recipe gateup-w4w2 --context 512 $(DEMO_RECOVERY) --out runs/demo
 
 test: setup
-	$(BIN)/pytest -m "not slow and not engines"
+	$(BIN)/pytest -m "not slow and not engines" -n $(WORKERS) --dist worksteal --timeout 900
 
 test-slow: setup
 	$(BIN)/pytest -m slow
@@ -43,7 +45,7 @@ docs: setup
 	$(BIN)/mkdocs build --strict
 
 claims: setup
-	$(BIN)/python benchmarks/claims.py
+	$(BIN)/python -m benchmarks.claims
 
 clean:
 	rm -rf site runs .pytest_cache .ruff_cache

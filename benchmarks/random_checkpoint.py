@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 
-from jettison.core.files import write_json, write_tensors
+from jettison.core.files import write_json
+from jettison.core.tensors import write_tensors
 from jettison.formats.compressed_tensors import config_section
 from jettison.graph.checkpoint import INDEX
-from jettison.graph.modules import PARTS, QuantLinear
+from jettison.graph.modules import empty_parts
 from jettison.graph.shape import ModelShape
 from jettison.recipe.recipe import Recipe
 
@@ -53,11 +54,8 @@ def write_random_checkpoint(shape: ModelShape, recipe: Recipe, out: Path, seed: 
 
 def _packed(name: str, module: torch.nn.Module, grid, chance: torch.Generator) -> dict[str, torch.Tensor]:
     rows, columns = module.weight.shape
-    packed = QuantLinear(rows, columns, grid)
     tensors = {f"{name}.weight_shape": torch.tensor([rows, columns])}
-    for part in PARTS:
-        if (empty := getattr(packed, part)) is None:
-            continue
+    for part, empty in empty_parts(rows, columns, grid).items():
         if part == "weight_scale":
             value = torch.full(empty.shape, 2.0 / (columns**0.5 * 2**grid.bits), dtype=empty.dtype)
         else:

@@ -1,9 +1,13 @@
 """Every test gets a cache folder of its own session and leaves nothing behind."""
 
 import os
+import shutil
+
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # before torch is imported: a core for each worker
 
 import pytest
 import torch
+from filelock import FileLock
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -13,7 +17,18 @@ def cache(tmp_path_factory):
     from jettison.core.progress import set_quiet
 
     set_quiet(True)
+    torch.set_num_threads(1)
+    from jettison.devices import machine
+
+    machine.READ_BYTES, machine.MATRIX, machine.ENOUGH = 1 << 22, 256, 0.0  # to know this machine takes no time
+
+
+@pytest.fixture
+def two_threads():
+    """For what is about threads: all else runs on one."""
     torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +45,36 @@ def tiny(tmp_path_factory):
         return made[key]
 
     return of
+
+
+@pytest.fixture(scope="session")
+def made_once(request, tmp_path_factory):
+    """made_once(name, make) -> a folder that make(folder) fills, once per run: the first worker that asks makes it, the
+    others wait. Nobody changes it; a test that has to, copies it."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if hasattr(request.config, "workerinput") else base) / "made-once"
+    place.mkdir(exist_ok=True)
+
+    def of(name, make):
+        folder, done = place / name, place / f"{name}.done"
+        with FileLock(place / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a failure left
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def scribe_w4(made_once):
+    """The folder of scribe with 4 bits everywhere."""
+    from jettison.pipeline.compression import compress
+
+    steps = [{"quantize": {"method": "rtn", "bits": 4, "group_size": 64}}]
+    return made_once("scribe-w4", lambda folder: compress("scribe", {"steps": steps}, folder))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Random configurations, batches and faults against the C++ decoder: ``python tests/fuzz_engine.py SECONDS [SEED]``.
 
-Run under sanitizers by tests/test_kernels.py. Prints how many cases passed; any disagreement is an error.
+Run under sanitizers by tests/kernels/test_cpu.py. Prints how many cases passed; any disagreement is an error.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from jettison.core.errors import UsageError
 from jettison.encodings.grid import Grid
 from jettison.encodings.uniform import QuantizedWeight
-from jettison.graph.modules import Adapted, QuantLinear
+from jettison.graph.modules import Adapted, PackedLinear, QuantizedLinear
 from jettison.kernels.tiles import Tiling
 from jettison.runtime.native_decoder import CACHES, Engine
 
@@ -51,7 +51,7 @@ def random_model(chance: random.Random) -> tuple[nn.Module, bool]:
         if isinstance(module, nn.Linear) and name != "lm_head" and chance.random() < 0.2:
             a, b = torch.randn(3, module.in_features) / 8, torch.randn(module.out_features, 3) / 8
             model.set_submodule(name, Adapted(model.get_submodule(name), a, b, 0.5))
-    return model, any(isinstance(module, QuantLinear) for module in model.modules())
+    return model, any(isinstance(module, QuantizedLinear) for module in model.modules())
 
 
 def pack(chance: random.Random, linear: nn.Linear) -> nn.Module:
@@ -65,9 +65,8 @@ def pack(chance: random.Random, linear: nn.Linear) -> nn.Module:
     scale = (torch.rand(shape) / (columns**0.5 * 2**grid.bits)).to(grid.scale_dtype)
     zero = None if grid.symmetric else torch.randint(0, 2**grid.bits, shape, dtype=torch.uint8)
     bias = None if linear.bias is None else linear.bias.detach()
-    module = QuantLinear.of(QuantizedWeight(codes, scale, zero, grid), bias)
-    module.tile()
-    return module
+    packed = PackedLinear.of(QuantizedWeight(codes, scale, zero, grid), bias)
+    return packed.tiled() or packed
 
 
 def check(chance: random.Random) -> None:
@@ -148,7 +147,7 @@ def branch(chance: random.Random, engine: Engine, text: list[int], cache: str, f
 
 def reference(model: nn.Module, text: list[int]) -> torch.Tensor:
     """Logits after the last token by PyTorch, packed weights dequantized."""
-    held = {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+    held = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
     for name, module in held.items():
         dense = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
         dense.weight = nn.Parameter(module.weight(), requires_grad=False)

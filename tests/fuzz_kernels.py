@@ -1,6 +1,6 @@
 """Random weights, sizes and faults against the CPU kernels: ``python tests/fuzz_kernels.py SECONDS [SEED]``.
 
-Run under sanitizers by tests/test_kernels.py. Prints how many cases passed; any disagreement is an error.
+Run under sanitizers by tests/kernels/test_cpu.py. Prints how many cases passed; any disagreement is an error.
 """
 
 import itertools

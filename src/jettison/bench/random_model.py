@@ -8,7 +8,7 @@ from jettison.core.progress import waiting
 from jettison.encodings.grid import Grid
 from jettison.formats.runtimes import fitted_grids
 from jettison.graph.anatomy import Linear
-from jettison.graph.modules import Adapted, QuantLinear
+from jettison.graph.modules import Adapted, TiledLinear
 from jettison.graph.shape import ModelShape
 from jettison.kernels.tiles import Tiling
 from jettison.recipe.recipe import Recipe
@@ -50,15 +50,14 @@ def random_model(
 
 def _packed(
     linear: Linear, grid: Grid, bias: torch.Tensor | None, sparse: bool, chance: torch.Generator
-) -> QuantLinear:
+) -> TiledLinear:
     """In tiles right away: to make codes, pack and tile them would take minutes for billions of weights."""
     rows, columns = linear.rows, linear.columns
-    module, tiling = QuantLinear(rows, columns, grid, bias), Tiling.of(grid, rows, columns, sparse)
+    tiling = Tiling.of(grid, rows, columns, sparse)
     if tiling is None:
         raise UsageError(f"{linear.name}: the kernels do not serve {grid} with rows of {columns} weights")
     tiles = torch.randint(0, 256, tiling.tiles_shape, dtype=torch.uint8, generator=chance)
     scale = torch.full((32,), 2.0 / (columns**0.5 * 2**grid.bits), dtype=grid.scale_dtype)
     tiles[:, :, tiling.code_bytes :][:, :, : tiling.scale_bytes] = scale.view(torch.uint8)
     zero = None if grid.symmetric else torch.full(tiling.zero_shape, grid.middle, dtype=torch.uint8)
-    module.hold_tiles(tiling, tiles, zero)
-    return module
+    return TiledLinear(grid, tiling, tiles, zero, bias)

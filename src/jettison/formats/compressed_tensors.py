@@ -28,7 +28,7 @@ from jettison.encodings.uniform import QuantizedWeight, unpack
 from jettison.graph.anatomy import Anatomy, Linear
 from jettison.graph.dense import with_defaults
 from jettison.graph.folder import ModelFolder
-from jettison.graph.modules import QuantLinear, packed_parts
+from jettison.graph.modules import PackedLinear, empty_parts, packed_parts
 
 FORMAT, MIXED = "pack-quantized", "mixed-precision"  # of a group; of a section whose groups differ
 STORED_LAYOUTS = ("linear", "embedding")
@@ -143,7 +143,7 @@ def _grid(source: ModelFolder, linear: Linear, scheme: QuantizationScheme) -> Gr
         raise JettisonError(f"{where}.weight_scale is stored as {kind}; valid: {', '.join(DTYPES)}")
     size = WHOLE_ROW if weights.strategy == "channel" else weights.group_size
     grid = Grid(weights.num_bits, size, weights.symmetric, DTYPES[kind])
-    for part, value in QuantLinear(linear.rows, linear.columns, grid).named_buffers():
+    for part, value in empty_parts(linear.rows, linear.columns, grid).items():
         shape, kind = source.checkpoint.shape(stored(part)), source.checkpoint.dtype(stored(part))
         if shape != tuple(value.shape) or (value.dtype == torch.int32 and kind != "I32"):
             wanted = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
@@ -163,19 +163,16 @@ def read_weight(
     return QuantizedWeight(codes, read(f"{name}.weight_scale")[rows], zero, grid)
 
 
-def packed_linear(source: ModelFolder, name: str, grid: Grid, bias: torch.Tensor | None = None) -> QuantLinear:
+def packed_linear(source: ModelFolder, name: str, grid: Grid, bias: torch.Tensor | None = None) -> PackedLinear:
     """A quantized linear of a folder, as it is stored."""
     rows, columns = source.read(f"{name}.weight_shape").tolist()
-    packed = QuantLinear(rows, columns, grid, bias)
-    for part in ("weight_packed", "weight_scale", "weight_zero_point"):
-        if getattr(packed, part) is not None:
-            setattr(packed, part, source.read(f"{name}.{part}"))
-    return packed
+    parts = {part: source.read(f"{name}.{part}") for part in empty_parts(rows, columns, grid)}
+    return PackedLinear(grid, columns, **parts, bias=bias)
 
 
 @waiting("loading the model")
 def load_packed(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
-    """The causal language model of a folder, its quantized linears as ``QuantLinear``, the rest in ``dtype``."""
+    """The causal language model of a folder, its quantized linears as ``PackedLinear``, the rest in ``dtype``."""
     model = source.new_skeleton()
     embedding = model.get_input_embeddings()
     for name, grid in read_grids(source).items():

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from jettison.core.errors import UsageError
-from jettison.core.files import write_json, write_tensors
+from jettison.core.files import write_json
+from jettison.core.tensors import write_tensors
 from jettison.encodings.grid import Grid
 from jettison.encodings.uniform import QuantizedWeight
 from jettison.formats import compressed_tensors

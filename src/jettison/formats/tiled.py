@@ -23,7 +23,7 @@ from jettison.formats.compressed_tensors import load_packed, read_grids
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.dense import with_defaults
 from jettison.graph.folder import ModelFolder
-from jettison.graph.modules import PARTS, QuantLinear, tile_linears
+from jettison.graph.modules import PARTS, PackedLinear, QuantizedLinear, TiledLinear, tile_linears
 from jettison.kernels.tiles import LAYOUT, Tiling
 
 FILE = Path(".tiles") / "model.safetensors"
@@ -83,8 +83,8 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Everything that has a value of its own: parameters, and what packed linears hold."""
     for path, module in model.named_modules():
         held = dict(module._parameters)
-        if isinstance(module, QuantLinear):
-            held |= {name: getattr(module, name) for name in (*PARTS, "tiles", "tile_zero", "bias")}
+        if isinstance(module, QuantizedLinear):
+            held |= dict(module.named_buffers())
         for name, tensor in held.items():
             if tensor is not None:
                 yield f"{path}.{name}", tensor
@@ -116,7 +116,7 @@ def _read(source: ModelFolder, dtype: torch.dtype, stored: Checkpoint) -> nn.Mod
         if module is embedding:
             continue
         rows, columns = source.read(f"{name}.weight_shape").tolist()
-        model.set_submodule(name, _packed(value, name, rows, columns, grid))
+        model.set_submodule(name, _linear(value, name, rows, columns, grid))
     seen: dict[str, nn.Parameter] = {}
     for path, owner in model.named_modules():
         for name, parameter in list(owner._parameters.items()):
@@ -128,25 +128,25 @@ def _read(source: ModelFolder, dtype: torch.dtype, stored: Checkpoint) -> nn.Mod
     return with_defaults(model, source, dtype)
 
 
-def _packed(value: Callable[[str], torch.Tensor | None], name: str, rows: int, columns: int, grid: Grid) -> QuantLinear:
+def _linear(
+    value: Callable[[str], torch.Tensor | None], name: str, rows: int, columns: int, grid: Grid
+) -> QuantizedLinear:
     """A linear from what ``value`` finds under its name: tiles, or the parts of a checkpoint."""
-    parts = {part: value(f"{name}.{part}") for part in (*PARTS, "tiles", "tile_zero", "bias")}
-    packed = QuantLinear(rows, columns, grid, parts["bias"])
-    if parts["tiles"] is not None:
-        kinds = (Tiling.of(grid, rows, columns, sparse) for sparse in (False, True))
-        tiling = next(kind for kind in kinds if kind and kind.tiles_shape == tuple(parts["tiles"].shape))
-        packed.hold_tiles(tiling, parts["tiles"], parts["tile_zero"])
-    else:
-        for part in PARTS:
-            packed._hold(part, parts[part])
-    return packed
+    tiles, zero, bias = (value(f"{name}.{part}") for part in ("tiles", "tile_zero", "bias"))
+    if tiles is None:
+        return PackedLinear(grid, columns, *(value(f"{name}.{part}") for part in PARTS), bias=bias)
+    tilings = (Tiling.of(grid, rows, columns, sparse) for sparse in (False, True))
+    tiling = next(each for each in tilings if each and each.tiles_shape == tuple(tiles.shape))
+    return TiledLinear(grid, tiling, tiles, zero, bias)
 
 
-def read_linears(path: Path, key: str, linears: Mapping[str, tuple[int, int, Grid]]) -> dict[str, QuantLinear] | None:
+def read_linears(
+    path: Path, key: str, linears: Mapping[str, tuple[int, int, Grid]]
+) -> dict[str, QuantizedLinear] | None:
     """Of a file that ``write_tiled`` wrote: the linears of these names, rows, columns and grids. None where the file is
     missing, damaged, or of something else."""
     stored = _opened(path, key)
     if stored is None:
         return None
     value = lambda name: stored.read(name) if name in stored else None
-    return {name: _packed(value, name, *linears[name]) for name in linears}
+    return {name: _linear(value, name, *linears[name]) for name in linears}

@@ -18,12 +18,12 @@ import psutil
 import torch
 from torch import nn
 
-from jettison.core.files import write_tensors
+from jettison.core.tensors import write_tensors
 from jettison.domains.text.synthesize import BATCH as WRITTEN_AT_ONCE
 from jettison.domains.text.synthesize import write_batch
 from jettison.graph.dense import compute_device, load_dense, stored_dtype, training_dtype
 from jettison.graph.folder import ModelFolder
-from jettison.graph.modules import QuantLinear
+from jettison.graph.modules import PackedLinear
 from jettison.graph.walk import Walk
 from jettison.methods.quantize.rtn import rtn
 from jettison.methods.recover.distill import Pupil, distill
@@ -200,5 +200,5 @@ def _pack(source: ModelFolder, jobs: list[Job], dtype: torch.dtype) -> nn.Module
         if job.grid and job.linear.name in _names(source) and job.linear.layout == "linear":
             inner = model.get_submodule(job.linear.name)
             weight = rtn(inner.weight.detach().float(), job.grid, clip=False)
-            model.set_submodule(job.linear.name, QuantLinear.of(weight, inner.bias))
+            model.set_submodule(job.linear.name, PackedLinear.of(weight, inner.bias))
     return model

@@ -24,7 +24,7 @@ from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.graph.checkpoint import INDEX, Checkpoint
 from jettison.graph.dense import require_memory
 from jettison.graph.folder import ModelFolder
-from jettison.graph.modules import PARTS, QuantLinear
+from jettison.graph.modules import empty_parts
 from jettison.runtime.load import load
 
 JOURNAL = "journal.jsonl"
@@ -120,10 +120,9 @@ def _shapes(looked: Folder) -> str:
         if linear.name in grids:
             if source.read(f"{linear.name}.weight_shape").tolist() != [linear.rows, linear.columns]:
                 raise JettisonError(f"{linear.name}.weight_shape is not {linear.rows} x {linear.columns}")
-            module = QuantLinear(linear.rows, linear.columns, grids[linear.name])
+            parts = empty_parts(linear.rows, linear.columns, grids[linear.name])
             expected.pop(f"{linear.name}.weight", None)
-            parts = {f"{linear.name}.{part}": getattr(module, part) for part in PARTS}
-            expected |= {name: tuple(part.shape) for name, part in parts.items() if part is not None}
+            expected |= {f"{linear.name}.{name}": tuple(part.shape) for name, part in parts.items()}
     for name, meant in expected.items():
         tensor, expert, _ = source.locate(name)
         shape = source.checkpoint.shape(tensor) if expert is None else tuple(source.read(name).shape)

@@ -36,7 +36,7 @@ class Setting:
     once, 1 in decoding. cache_bits: of keys and values (below 16, a 16-bit scale per head and token comes on top).
     dropped: blocks that are left out. engine: in whose format weights are stored; None: as codes and scales are.
     semi_structured: 2:4 in 16 bits runs as PyTorch's semi-structured tensors, as on NVIDIA GPUs from Ampere on; for
-    some hundred rows and more, since with few those are slower than dense ones (``benchmarks/gpu_kernels.py``).
+    some hundred rows and more, since with few those are slower than dense ones (``benchmarks/kernels/gpu.py``).
     """
 
     context: int = CONTEXT

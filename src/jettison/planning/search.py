@@ -21,7 +21,7 @@ from jettison.planning.groups import Choice, Unit
 Picks = tuple[int, ...]  # the number of the choice, per group
 GAP, NODES = 5e-3, 100  # where the solver stops: share of the objective left unproven, nodes of its tree
 # How far apart two expected losses must be to be told apart, as a share of them and in nats per token. See
-# docs/planning.md, "How it chooses", and tests/test_planner_ties.py, which holds both to what was measured.
+# docs/planning.md, "How it chooses", and tests/planning/test_ties.py, which holds both to what was measured.
 ERROR_SHARE, ERROR_NATS = 0.04, 1e-4
 TRIES = 100_000
 

@@ -18,7 +18,7 @@ from jettison.formats.peft import attach_adapter
 from jettison.formats.tiled import load_tiled
 from jettison.graph.dense import compute_device, load_dense, stored_dtype
 from jettison.graph.folder import ModelFolder
-from jettison.graph.modules import QuantLinear, tile_linears
+from jettison.graph.modules import QuantizedLinear, tile_linears
 from jettison.kernels import native
 from jettison.runtime.native_decoder import Engine, Unsupported
 from jettison.runtime.sampling import Sampling
@@ -78,7 +78,7 @@ class Loaded:
         try:
             return Engine(self.model)
         except Unsupported as reason:
-            if any(isinstance(module, QuantLinear) for module in self.model.modules()):
+            if any(isinstance(module, QuantizedLinear) for module in self.model.modules()):
                 say(f"note: {self.source.name} is decoded by PyTorch, not by the engine: {reason}")
             return None
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.graph.modules import Adapted, QuantLinear
+from jettison.graph.modules import Adapted, PackedLinear, TiledLinear
 from jettison.kernels import native
 from jettison.kernels.specs import EXPERT, INT, INT64, POINTER, ExpertSpec, LayerSpec, LinearSpec, ModelSpec, RowsSpec
 
@@ -187,14 +187,15 @@ class Engine:
         spec.rows, spec.columns = module.out_features, module.in_features
         bias = module.bias
         spec.bias = None if bias is None else self._keep(bias.detach().float())
-        if isinstance(module, QuantLinear):
-            module.tile()
-            _require(module.tiling is not None, f"the kernels do not serve {module.grid}")
-            tiling = module.tiling
+        if isinstance(module, PackedLinear):
+            tiled = module.tiled()
+            _require(tiled is not None, f"the kernels do not serve {module.grid}")
+            module = tiled
+        if isinstance(module, TiledLinear):
             spec.tiles, spec.tiles_bytes = self._keep(module.tiles), module.tiles.nbytes
             if module.tile_zero is not None:
                 spec.zero, spec.zero_bytes = self._keep(module.tile_zero), module.tile_zero.nbytes
-            _, _, spec.span, spec.bits, spec.middle, spec.scale_type = tiling.numbers
+            _, _, spec.span, spec.bits, spec.middle, spec.scale_type = module.tiling.numbers
             return spec
         dense = self._dense(module.weight)
         dense.bias = spec.bias

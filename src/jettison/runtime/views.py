@@ -14,7 +14,7 @@ from jettison.encodings.uniform import QuantizedWeight
 from jettison.formats.tiled import read_linears, write_tiled
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
-from jettison.graph.modules import Adapted, QuantLinear, dense_weight
+from jettison.graph.modules import Adapted, PackedLinear, QuantizedLinear, dense_weight
 from jettison.kernels.tiles import LAYOUT
 from jettison.numerics.ranges import find_range
 from jettison.runtime.speculative.draft import View
@@ -40,9 +40,8 @@ def view_linears(source: ModelFolder, model: nn.Module, view: View) -> dict[str,
     with bar("draft", len(linears)) as progress:
         for linear in linears:
             base = _base(model, linear)
-            module = QuantLinear.of(rounded(dense_weight(base, linear), view_grid(linear, view)), base.bias)
-            module.tile()
-            stand_ins[linear.name] = module
+            packed = PackedLinear.of(rounded(dense_weight(base, linear), view_grid(linear, view)), base.bias)
+            stand_ins[linear.name] = packed.tiled() or packed
             progress.advance(note=linear.name)
     if cache_is_kept():
         try:
@@ -60,7 +59,7 @@ def _base(model: nn.Module, linear: Linear) -> nn.Module:
 def _more(model: nn.Module, linear: Linear, view: View) -> bool:
     module = _base(model, linear)
     return not isinstance(module, nn.Embedding) and (
-        not isinstance(module, QuantLinear) or module.grid.bits > view.bits
+        not isinstance(module, QuantizedLinear) or module.grid.bits > view.bits
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from jettison.graph.anatomy import Linear
-from jettison.graph.modules import Adapted, QuantLinear, dense_weight
+from jettison.graph.modules import Adapted, PackedLinear, QuantizedLinear, dense_weight
 from jettison.numerics.low_rank import best_correction
 from jettison.statistics.stats import Stats
 
@@ -45,15 +45,31 @@ def add_lora(
     return parameters
 
 
+class ScaledLinear(PackedLinear):
+    """A packed linear whose scales are trained: scale · exp(gain). gain: (out, groups), 0 at the start."""
+
+    def __init__(self, packed: PackedLinear):
+        parts = (packed.weight_packed, packed.weight_scale, packed.weight_zero_point, packed.bias)
+        super().__init__(packed.grid, packed.in_features, *parts)
+        self.gain = nn.Parameter(torch.zeros(packed.weight_scale.shape, device=packed.weight_scale.device))
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """What the scales would be stored as, with the gradient passed through the rounding."""
+        exact = self.weight_scale.float() * self.gain.exp()
+        return exact + (exact.to(self.grid.scale_dtype).float() - exact).detach()
+
+
 def train_scales(student: nn.Module, linears: Iterable[Linear]) -> dict[str, nn.Parameter]:
     """Let every group's scale grow or shrink: scale · exp(gain), gain starting at 0. Returns the gains by name."""
     parameters = {}
     for linear in linears:
         module = student.get_submodule(linear.name)
-        module = module.base if isinstance(module, Adapted) else module
-        if isinstance(module, QuantLinear):
-            module.gain = nn.Parameter(torch.zeros(module.weight_scale.shape, device=module.weight_scale.device))
-            parameters[f"{linear.name}.gain"] = module.gain
+        owner = module.base if isinstance(module, Adapted) else module
+        if isinstance(owner, PackedLinear):
+            scaled = ScaledLinear(owner)
+            student.set_submodule(f"{linear.name}.base" if isinstance(module, Adapted) else linear.name, scaled)
+            parameters[f"{linear.name}.gain"] = scaled.gain
     return parameters
 
 
@@ -63,7 +79,7 @@ def train_weights(student: nn.Module, linears: Iterable[Linear], masked: bool) -
     for linear in linears:
         module = student.get_submodule(linear.name)
         module = module.base if isinstance(module, Adapted) else module
-        if not isinstance(module, QuantLinear):
+        if not isinstance(module, QuantizedLinear):
             weight = module.weight.requires_grad_()
             if masked:
                 kept = weight.detach() != 0

@@ -21,7 +21,7 @@ from jettison.core.errors import JettisonError, UsageError, unknown
 from jettison.domains.perception.xr.blocks import SIZES
 from jettison.domains.perception.xr.models import MULTIPLE, native_input, native_model
 from jettison.encodings.grid import WHOLE_ROW, Grid
-from jettison.graph.modules import QuantLinear, tile_linears
+from jettison.graph.modules import PackedLinear, tile_linears
 from jettison.recipe.recipe import Step, load_recipe, preset_names
 from jettison.recipe.registry import find
 from jettison.statistics.stats import Stats
@@ -202,7 +202,7 @@ def _quantize(module: nn.Module, frames: torch.Tensor, name: str, variant: Varia
         bias = None if layer.bias is None else layer.bias.detach()
         found = method.function(layer.weight.detach().float(), grid, stats.get(path), **step.options)
         parent, _, last = path.rpartition(".")
-        setattr(module.get_submodule(parent), last, QuantLinear.of(getattr(found, "weight", found), bias))
+        setattr(module.get_submodule(parent), last, PackedLinear.of(getattr(found, "weight", found), bias))
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from jettison.formats.compressed_tensors import UnpackedFolder
 from jettison.formats.draft_model import write_draft_model
 from jettison.graph.folder import BUNDLED, ModelFolder
 from jettison.graph.halves import unit_names
-from jettison.graph.modules import QuantLinear
+from jettison.graph.modules import QuantizedLinear
 from jettison.runtime.load import LOOKUP, Loaded, load
 from jettison.runtime.sampling import Sampling
 from jettison.runtime.speculative.draft import LONGEST_MATCH, ROLES, Costs, Draft, View, write_corpus, write_draft
@@ -223,7 +223,7 @@ def export_draft(model: str | Path, chosen: Draft, out: str | Path) -> None:
 
 def _views(loaded: Loaded, names: list[str] | None) -> list[View]:
     if names is None:
-        packed = [module.grid.bits for module in loaded.model.modules() if isinstance(module, QuantLinear)]
+        packed = [module.grid.bits for module in loaded.model.modules() if isinstance(module, QuantizedLinear)]
         bits = statistics.median(packed) if packed else 16
         return [view for view in VIEWS.values() if loaded.engine and 2 * view.bits <= bits]
     return [VIEWS[name] for name in names]

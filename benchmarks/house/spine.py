@@ -1,0 +1,246 @@
+"""The spine's claims: the demo, the recovery on scribe, kills, and the files in transformers.
+
+    python -m benchmarks.house.spine          # about an hour and a half on two cores; continues cell by cell
+    python -m benchmarks.house.spine --check  # recomputes the start and the files in about four minutes
+
+Recovery is the share of lost log-perplexity that comes back: (start − recovered) / (start − original), where the start
+is W4/W2-GateUp rounded to nearest with a clipped range. It uses text that scribe wrote, nothing else.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from benchmarks.witness import RESULTS, ROOT, RUNS, cell, claim, compare, origin, write_result
+from jettison.core.files import file_digest
+from jettison.domains.text.data import token_windows
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline.compression import compress
+from jettison.pipeline.evaluation import evaluate
+from jettison.pipeline.recovery import recover
+from jettison.runtime.load import load
+
+NAME = "spine"
+TEXTS = ("books-evaluation", "wikitext2")
+KILLS = 10
+ROUNDED = {
+    "name": "gateup-w4w2, rounded",
+    "steps": [
+        {
+            "quantize": {"method": "rtn", "bits": 4, "group_size": 64},
+            "where": {"role": ["q", "k", "v", "o", "down", "head"]},
+        },
+        {"quantize": {"method": "rtn", "bits": 2, "group_size": 64}, "where": {"role": ["gate", "up"]}},
+    ],
+}
+RECOVERED = ["quantize.group_size=64", "quantize.iterations=30", "recover.samples=8192", "recover.length=256"]
+RECOVERED += ["recover.epochs=2", "recover.batch=8", "recover.lr=0.003", "recover.scale_lr=0.003"]
+MISSED = (
+    "first attempt on this text; text written before a flaw was mended gave 0.801 on books and 1.24 on WikiText-2, and "
+    "study.py's seeds differ by 0.008 and 0.27: not tried yet: its loss temperature 2, text at temperature 1 alone"
+)
+SMALL = [
+    "recover.samples=64",
+    "recover.length=64",
+    "recover.epochs=4",
+    "calibration.samples=32",
+    "calibration.length=64",
+    "quantize.iterations=2",
+]
+
+
+def measure(model: Path | str, **options) -> dict:
+    return evaluate(model, texts=TEXTS, tokens=None, **options)
+
+
+def start() -> dict:
+    folder = fresh("start")
+    compress("scribe", ROUNDED, folder)
+    return {"original": measure("scribe", teacher="scribe"), "rounded": measure(folder)}
+
+
+def recovery() -> dict:
+    folder = RUNS / NAME / "recovered"  # not fresh: a killed benchmark goes on with its recovery
+    compress("scribe", "gateup-w4w2", folder, changes=RECOVERED)
+    quantized_file = RUNS / NAME / "quantized.json"
+    if not quantized_file.exists():
+        quantized_file.write_text(json.dumps(measure(folder, adapter=False)))
+    manifest = recover(folder)
+    return {
+        "quantized": json.loads(quantized_file.read_text()),
+        "recovered": measure(folder),
+        "recipe": manifest["recipe"],
+        "loss": manifest["recovery"]["loss"][:: max(1, len(manifest["recovery"]["loss"]) // 64)],
+    }
+
+
+def demo() -> dict:
+    """`make demo` as it stands in the Makefile, without the set-up: a new folder, an empty cache."""
+    makefile = (ROOT / "Makefile").read_text()
+    options = re.search(r"DEMO_RECOVERY := (.*?[^\\])\n", makefile, re.DOTALL)[1].replace("\\\n\t", "")
+    line = re.search(r"jettison (fit scribe .*)", makefile)[1].replace("$(DEMO_RECOVERY)", options)
+    folder = fresh("demo")
+    arguments = line.replace("runs/demo", str(folder)).split()
+    environment = {"JETTISON_CACHE": str(fresh("demo-cache"))}
+    began = time.perf_counter()
+    done = run(arguments, environment)
+    minutes = (time.perf_counter() - began) / 60
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "jettison.json").read_text())["results"]
+    return {"minutes": minutes, "command": line, "results": results}
+
+
+def kills(kind: str) -> dict:
+    """Ten runs killed at random moments and called again: how many end with an undisturbed run's bytes."""
+    whole = fresh(f"kill-{kind}-whole")
+    source = fresh(f"kill-{kind}-start")
+    if kind == "recover":
+        compress("scribe", "gateup-w4w2", source, changes=SMALL)
+        shutil.copytree(source, whole)
+    changes = [f"--set={change}" for change in SMALL]
+    arguments = {
+        "compress": lambda folder: ["compress", "scribe", "--recipe", "gateup-w4w2", "--out", str(folder), *changes],
+        "recover": lambda folder: ["recover", str(folder), "--save-every", "0"],
+    }[kind]
+    run(arguments(whole), check=True)  # makes the synthetic text, so that kills hit the work itself
+    if kind == "recover":
+        shutil.rmtree(whole)
+        shutil.copytree(source, whole)
+    else:
+        shutil.rmtree(whole)
+    began = time.perf_counter()
+    run(arguments(whole), check=True)
+    seconds = time.perf_counter() - began
+    wanted, chance, trials = digests(whole), random.Random(0), []
+    for trial in range(KILLS):
+        folder = fresh(f"kill-{kind}-{trial}")
+        if kind == "recover":
+            shutil.copytree(source, folder)
+        after = chance.uniform(0.25, 1.0) * seconds
+        process = run(arguments(folder), background=True)
+        try:
+            process.wait(after)
+            killed = False
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed = True
+        run(arguments(folder), check=True)
+        trials.append({"after": round(after, 2), "killed": killed, "identical": digests(folder) == wanted})
+        shutil.rmtree(folder)
+    return {"undisturbed_seconds": round(seconds, 1), "trials": trials}
+
+
+def files() -> dict:
+    """The largest difference between transformers + PEFT and jettison.load, float32, over 20 windows of books."""
+    return {"maxdiff": largest_difference(RUNS / NAME / "recovered")}
+
+
+def largest_difference(folder: Path) -> float:
+    windows = token_windows(ModelFolder("scribe"), "books-evaluation", 256, 20)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base(**base.dummy_inputs)  # unpacks
+    theirs, ours = PeftModel.from_pretrained(base, folder / "adapter"), load(folder, dtype=torch.float32, exact=True)
+    with torch.no_grad():
+        return max(float((theirs(ids).logits - ours.logits(ids)).abs().max()) for ids in windows.split(4))
+
+
+def fresh(name: str) -> Path:
+    folder = RUNS / NAME / name
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def run(arguments: list[str], environment: dict | None = None, background: bool = False, check: bool = False):
+    command = [sys.executable, "-m", "jettison", *arguments]
+    settings = {"env": os.environ | (environment or {}), "text": True, "cwd": ROOT}
+    if background:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **settings)
+    return subprocess.run(command, capture_output=True, check=check, **settings)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Everything a run leaves but its logs and what a kill left half written."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    kept = [path for path in files if path.name != "journal.jsonl" and path.suffix not in (".log", ".tmp")]
+    return {str(path.relative_to(folder)): file_digest(path) for path in sorted(kept)}
+
+
+def share(start: dict, recovered: dict, text: str) -> float:
+    log_ppl = lambda result: result["texts"][text]["log_perplexity"]
+    lost = log_ppl(start["rounded"]) - log_ppl(start["original"])
+    return (log_ppl(start["rounded"]) - log_ppl(recovered)) / lost
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    if parser.parse_args().check:
+        return check()
+    began = cell(NAME, "start", start)
+    won = cell(NAME, "recovery", recovery)
+    shown = cell(NAME, "demo", demo)
+    killed = {kind: cell(NAME, f"kills-{kind}", lambda kind=kind: kills(kind)) for kind in ("compress", "recover")}
+    same = cell(NAME, "files", files)
+    identical = sum(t["identical"] for kind in killed.values() for t in kind["trials"])
+    size = won["recovered"]["size"]
+    claims = [
+        claim("demo_minutes", shown["minutes"], "min", "lower", 10, origin(shown)),
+        claim("recovery_books", share(began, won["recovered"], "books-evaluation"), "", "higher", 0.80, MISSED),
+        claim("recovery_wikitext2", share(began, won["recovered"], "wikitext2"), "", "higher", 0.70, MISSED),
+        claim("adapter_bits_per_weight", size["adapter_bits_per_weight"], "bits", "lower", 0.7, origin(won)),
+        claim("resume_identical", identical, "of 20", "equal", 2 * KILLS, origin(killed["recover"])),
+        claim("transformers_logit_maxdiff", same["maxdiff"], "", "lower", 1e-4, origin(same)),
+    ]
+    stages = {"original": began["original"], "rounded to nearest": began["rounded"]}
+    stages |= {"quantized (gptq, caldera)": won["quantized"], "recovered": won["recovered"]}
+    rows = []
+    for stage, result in stages.items():
+        row = [stage, f"{result['size']['bytes'] / 1e6:.2f} MB", f"{result['size']['bits_per_weight']:.2f}"]
+        for text in TEXTS:
+            found = result["texts"][text]
+            row += [f"{found['perplexity']:.2f}", f"{found['kl']:.4f}"]
+        rows.append(row)
+    columns = ["scribe", "size", "bits/weight"]
+    columns += ["books", "KL", "WikiText-2", "KL"]
+    seconds = sum(result["seconds"] for result in (began, won, shown, *killed.values(), same))
+    details = {
+        "tables": {
+            "W4/W2-GateUp with recovery (perplexity, and KL from the original)": {"columns": columns, "rows": rows}
+        }
+    }
+    details |= {"start": began, "recovery": won, "demo": shown, "kills": killed, "files": same}
+    write_result(NAME, claims, seconds, details, script=__file__)
+
+
+def check() -> None:
+    recorded = json.loads((RESULTS / f"{NAME}.json").read_text())["details"]
+    found = {}
+    now = start()
+    for stage in ("original", "rounded"):
+        for text in TEXTS:
+            values = [result[stage]["texts"][text]["log_perplexity"] for result in (now, recorded["start"])]
+            found[f"{stage}, {text}"] = (*values, 0.005)
+    folder = fresh("check")
+    compress("scribe", "gateup-w4w2", folder, changes=["quantize.group_size=64", *SMALL])
+    recover(folder)
+    size = evaluate(folder, texts=())["size"]["adapter_bits_per_weight"]
+    found["adapter bits per weight"] = (size, recorded["recovery"]["recovered"]["size"]["adapter_bits_per_weight"], 0)
+    found["transformers, largest difference"] = (largest_difference(folder), 0.0, 1e-4)
+    compare(found)
+
+
+if __name__ == "__main__":
+    main()

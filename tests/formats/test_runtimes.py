@@ -1,0 +1,337 @@
+"""What engines load: the table, the reasons, and what transformers itself says to a few of them."""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny import CONFIGS
+from transformers import AutoModelForCausalLM
+
+from jettison.core.errors import UsageError
+from jettison.encodings.grid import Grid
+from jettison.formats import compressed_tensors
+from jettison.formats.runtimes import engine_names, find_engine, illegal
+from jettison.graph.anatomy import Anatomy, Linear, families
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline.compression import compress
+from jettison.pipeline.jobs import assign
+from jettison.recipe.recipe import load_recipe
+from jettison.runtime.load import load
+
+ROLES = {f"{role}_proj": role for role in ("q", "k", "v", "o", "gate", "up", "down")}
+GROUPS = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+
+
+def linear(role: str = "o", columns: int = 1024, rows: int = 1024, **fields) -> Linear:
+    name = fields.pop("name", f"model.layers.0.{role}_proj")
+    return Linear(name, (role,), rows, columns, 0, name, name, **fields)
+
+
+def anatomy(blocks: int, experts: int = 0) -> Anatomy:
+    """A Llama of 256 × 256 matrices, or a Qwen3-MoE; no model behind it."""
+    found = [Linear("model.embed_tokens", ("embed",), 512, 256, None, "model.embed_tokens", "e", "embedding")]
+    for block in range(blocks):
+        at = f"model.layers.{block}"
+        for path, role in ROLES.items():
+            inner = "self_attn" if role in "qkvo" else "mlp"
+            fused = f"{at}.{inner}.{GROUPS.get(role, path)}"
+            if inner == "self_attn" or not experts:
+                found.append(Linear(f"{at}.{inner}.{path}", (role,), 256, 256, block, fused, fused))
+                continue
+            together = fused.replace(".mlp.", ".mlp.experts.")
+            for number in range(experts):
+                name = f"{at}.mlp.experts.{number}.{path}"
+                found.append(Linear(name, (role, "expert"), 256, 256, block, together, name))
+    found.append(Linear("lm_head", ("head",), 512, 256, None, "lm_head", "lm_head"))
+    family = families()["qwen3_moe" if experts else "llama"]
+    return Anatomy(family, blocks, tuple(found), 0, False)
+
+
+def given(model: Anatomy, *rules: tuple[str, Grid | None]) -> dict[str, Grid]:
+    """The last rule whose pattern is found in a linear's name gives its grid."""
+    grids = {}
+    for each in model:
+        for pattern, grid in rules:
+            if re.search(pattern, each.name):
+                grids[each.name] = grid
+    return {name: grid for name, grid in grids.items() if grid}
+
+
+W4, W2, W8 = Grid(4, 128), Grid(2, 64), Grid(8, 128)
+BLOCKS = r"layers"
+
+
+class TestTable:
+    @pytest.mark.parametrize("name", engine_names())
+    def test_every_row_is_sound(self, name):
+        engine = find_engine(name)
+        assert engine.name == name and engine.formats
+        groups = {group for family in families().values() for group in family.fused} | {"experts"}
+        for format in engine.formats:
+            assert set(format.fused) <= groups
+            assert format.share in ("fused", "block", "model")
+            assert format.source and format.where
+            assert format.parts["linears"].kinds
+            for part in format.parts.values():
+                assert set(part.only) | set(part.not_in) <= set(families())
+                assert type(part.verified) is bool
+                for kind in part.kinds:
+                    for bits in kind.bits:
+                        for size in kind.group_sizes or (64,):
+                            assert str(Grid(bits, size)).startswith(f"int{bits}")
+                    assert kind.symmetric and set(kind.symmetric) <= {True, False}
+
+    def test_the_engines_of_the_field_are_there(self):
+        assert set(engine_names()) >= {"jettison", "transformers", "vllm", "sglang", "llama.cpp", "onnxruntime"}
+
+    def test_an_unknown_engine(self):
+        with pytest.raises(UsageError, match=r"unknown engine 'vlm' \(did you mean 'vllm'\?\); valid: jettison, llama"):
+            find_engine("vlm")
+
+    def test_an_engine_is_judged_by_the_format_that_is_written(self):
+        assert find_engine("sglang").format.name == "compressed-tensors"
+        assert find_engine("sglang").no_writer == ""
+        assert find_engine("llama.cpp").format.name == "gguf"
+        reason = find_engine("llama.cpp").no_writer
+        assert re.search("loads gguf, which Jettison does not write yet.*made for .*vllm", reason)
+
+    def test_fields_are_known(self):
+        """A field that the reader does not know would be a rule that nothing follows."""
+        file = Path(sys.modules["jettison.formats.runtimes"].__file__).with_suffix(".yaml")
+        known = {
+            "grids",
+            "head",
+            "embedding",
+            "experts",
+            "fused",
+            "stored_dense",
+            "where",
+            "note",
+            "source",
+            "verified",
+        }
+        of_parts = {"grids", "only", "not_in", "verified"}
+        for row in yaml.safe_load(file.read_text(encoding="utf-8")).values():
+            assert set(row) <= {"title", "max_rank", "formats"}
+            for format in row["formats"].values():
+                assert set(format) <= known
+                for sort, more in (("head", ()), ("embedding", ()), ("experts", ("share", "stacked", "may_stay"))):
+                    if isinstance(format[sort], dict):
+                        assert set(format[sort]) <= of_parts | set(more)
+
+    def test_the_page_shows_the_table(self, monkeypatch):
+        docs = Path(__file__).parents[2] / "docs"
+        monkeypatch.syspath_prepend(str(docs))
+        import generate
+
+        page = (docs / "engines.md").read_text(encoding="utf-8")
+        assert "| vllm | compressed-tensors | Humming |" in page
+        assert generate.engines() == page, "run docs/generate.py"
+
+
+LOADS = [
+    ("jettison", linear(), Grid(3, 32, False)),
+    ("jettison", linear("embed", layout="embedding"), Grid(4, 64)),
+    ("transformers", linear(), Grid(7, 256)),
+    ("vllm", linear(), Grid(2, 64)),
+    ("vllm", linear(), Grid(3, 64, False)),
+    ("vllm", linear("head"), Grid(2, -1)),
+    ("sglang", linear(), Grid(4, 128, False)),
+    ("sglang", linear("head", rows=151_669), Grid(8, 128)),  # the vocabulary is padded
+    ("sglang", linear(layout="conv1d"), Grid(2, 64)),  # stored dense
+    ("llama.cpp", linear(), Grid(2, 16, False)),
+    ("llama.cpp", linear(columns=96), Grid(4, 32)),
+    ("onnxruntime", linear(), Grid(2, 128, False)),
+]
+
+REFUSED = [
+    ("jettison", linear(columns=96), Grid(4, 64), "group_size 64 does not divide a row of 96"),
+    ("transformers", linear(), Grid(4, 64, False), "symmetric false with bits 4; valid: true$"),
+    ("transformers", linear("embed", layout="embedding"), Grid(4, 64), "quantized embedding; valid: 16 bits$"),
+    ("vllm", linear(), Grid(4, 48), "group_size 48 with bits 4, symmetric true; valid: -1, 16, 32, 64, 128$"),
+    ("vllm", linear("embed", layout="embedding"), Grid(3, 64), "bits 3; valid: 2, 4, 8$"),
+    ("sglang", linear(), Grid(2, 64), "sglang, compressed-tensors: .*o_proj: bits 2; valid: 4, 8$"),
+    ("sglang", linear(), Grid(8, 128, False), "symmetric false with bits 8; valid: true$"),
+    ("sglang", linear(columns=192), Grid(4, 64), "192 columns with bits 4.*; valid: multiples of 128$"),
+    ("sglang", linear(rows=96), Grid(4, 64), "96 rows with bits 4.*; valid: multiples of 64$"),
+    ("llama.cpp", linear(), Grid(2, 64), "symmetric true with bits 2; valid: false$"),
+    ("llama.cpp", linear(), Grid(4, 128), "group_size 128 with bits 4, symmetric true; valid: 32$"),
+    ("llama.cpp", linear(columns=96), Grid(2, 16, False), "96 columns with bits 2.*; valid: multiples of 256$"),
+    ("onnxruntime", linear(), Grid(3, 128), "bits 3; valid: 2, 4, 8$"),
+    ("onnxruntime", linear("embed", layout="embedding"), Grid(8, 32), r"bits 8; valid: 4 \(not verified\)$"),
+]
+
+
+class TestOneMatrix:
+    @pytest.mark.parametrize(("engine", "matrix", "grid"), LOADS, ids=lambda value: str(value)[:30])
+    def test_loads(self, engine, matrix, grid):
+        assert find_engine(engine).allows(matrix, grid) == ""
+
+    @pytest.mark.parametrize(("engine", "matrix", "grid", "words"), REFUSED, ids=[row[3][:40] for row in REFUSED])
+    def test_refused_with_what_would_be_valid(self, engine, matrix, grid, words):
+        reason = find_engine(engine).allows(matrix, grid)
+        assert re.search(words, reason) and "\n" not in reason
+
+    def test_some_families_keep_their_head_and_embedding(self):
+        vllm, head, embedding = find_engine("vllm"), linear("head"), linear("embed", layout="embedding")
+        assert vllm.allows(head, W4, families()["llama"]) == ""
+        assert "quantized head of gemma2; valid: 16 bits" in vllm.allows(head, W4, families()["gemma2"])
+        assert vllm.allows(embedding, W4, families()["qwen3"]) == ""
+        assert "quantized embedding of llama" in vllm.allows(embedding, W4, families()["llama"])
+
+    def test_experts_stacked_in_one_tensor(self):
+        expert = Linear("experts.0.up_proj", ("up", "expert"), 256, 256, 0, "experts.gate_up", "experts.0.gate_up")
+        for name in ("transformers", "vllm", "sglang"):
+            assert find_engine(name).allows(expert, W4, families()["qwen3_moe"]) == ""
+            assert "quantized experts of gpt_oss; valid: 16" in find_engine(name).allows(
+                expert, W4, families()["gpt_oss"]
+            )
+        assert find_engine("jettison").allows(expert, W4, families()["gpt_oss"]) == ""
+
+    def test_offered_grids_load_and_others_do_not(self):
+        matrix = linear(columns=96)
+        for name in engine_names():
+            engine = find_engine(name)
+            offered = engine.grids(matrix)
+            every = [
+                Grid(b, size, sign) for b in range(2, 9) for size in (-1, 16, 32, 48, 64) for sign in (True, False)
+            ]
+            legal = {grid for grid in every if not engine.allows(matrix, grid)}
+            assert set(offered) == {grid for grid in legal if grid.group_size != 48}, name
+            assert [grid.bits for grid in offered] == sorted(grid.bits for grid in offered)
+        assert Grid(4, 32) in find_engine("llama.cpp").grids(matrix)
+
+    def test_bits_as_the_format_stores_them(self):
+        gguf = find_engine("llama.cpp")
+        assert gguf.bits_per_weight(linear(), Grid(2, 16, False)) == 84 * 8 / 256
+        assert gguf.bits_per_weight(linear(), Grid(4, 32, False)) == 144 * 8 / 256  # Q4_K
+        assert gguf.bits_per_weight(linear(columns=96), Grid(4, 32, False)) == 20 * 8 / 32  # Q4_1
+        assert find_engine("vllm").bits_per_weight(linear(), W2) == W2.bits_per_weight(1024)
+
+
+class TestWholeModel:
+    @pytest.mark.parametrize("engine", ["jettison", "transformers", "vllm"])
+    def test_a_legal_mix_has_no_reasons(self, engine):
+        model = anatomy(36)
+        assert illegal(find_engine(engine), model, given(model, (BLOCKS, W4), ("gate|up", W2), ("head", W8))) == []
+
+    def test_all_reasons_at_once_one_line_each(self):
+        model = anatomy(36)
+        grids = given(model, (BLOCKS, W4), ("gate|up", W2), ("head", Grid(3, 64)), ("embed", W4))
+        lines = illegal(find_engine("sglang"), model, grids)
+        assert [line.removeprefix("sglang, compressed-tensors: ") for line in lines] == [
+            "model.embed_tokens: quantized embedding; valid: 16 bits",
+            "gate, up (72 matrices, first model.layers.0.mlp.gate_proj): bits 2; valid: 4, 8",
+            "lm_head: bits 3; valid: 4, 8",
+        ]
+
+    def test_what_is_fused_shares_a_grid(self):
+        model = anatomy(36)
+        grids = given(model, (BLOCKS, W4), ("k_proj", W8), ("v_proj", None))
+        (line,) = illegal(find_engine("vllm"), model, grids)
+        assert "qkv needs one grid; given: q int4 g128 sym, k int8 g128 sym, v 16 bits (36 times, first model" in line
+        one = given(model, (BLOCKS, W4), (r"layers\.7\..*up_proj", W2))
+        (line,) = illegal(find_engine("vllm"), model, one)
+        assert line.endswith("model.layers.*.mlp.gate_up needs one grid; given: gate int4 g128 sym, up int2 g64 sym")
+
+    def test_llama_cpp_has_a_type_for_each_tensor(self):
+        model = anatomy(2)
+        grids = given(model, (BLOCKS, Grid(4, 32)), ("k_proj|up_proj", Grid(8, 32)))
+        assert illegal(find_engine("llama.cpp"), model, grids) == []
+        assert len(illegal(find_engine("jettison"), model, grids)) == 2
+
+    @pytest.mark.parametrize(
+        ("rule", "refusing"),
+        [
+            (("none", None), set()),
+            ((r"down", W8), {"transformers", "vllm", "sglang"}),  # gate and up on one grid, down on another
+            ((r"layers\.1\..*experts", W8), {"transformers"}),
+            ((r"layers\.1\..*experts", None), {"transformers"}),
+            ((r"layers\.1\..*experts\.2\.", W8), {"jettison", "transformers", "vllm", "sglang"}),
+            ((r"experts\.2\.down", None), {"jettison", "transformers", "vllm", "sglang"}),
+            ((r"experts", None), {"transformers"}),
+        ],
+    )
+    def test_experts_share_a_grid_as_far_as_the_loader_asks(self, rule, refusing):
+        model = anatomy(3, experts=4)
+        grids = given(model, (BLOCKS, W4), rule)
+        names = ("jettison", "transformers", "vllm", "sglang")
+        assert {name for name in names if illegal(find_engine(name), model, grids)} == refusing
+
+    def test_rows_of_whole_groups_for_experts_of_vllm(self):
+        model = anatomy(1, experts=2)
+        assert illegal(find_engine("vllm"), model, given(model, ("experts", Grid(4, -1)))) == []
+        (line,) = illegal(find_engine("vllm"), model, given(model, ("experts", Grid(2, -1))))
+        assert "group_size -1 with bits 2, symmetric true; valid: 32, 64, 128" in line
+
+    def test_nothing_quantized_loads_everywhere(self, tiny):
+        for family in CONFIGS:
+            for name in engine_names():
+                assert illegal(find_engine(name), ModelFolder(tiny(family)).anatomy, {}) == []
+
+    @pytest.mark.parametrize("experts", [0, 128])
+    def test_it_takes_a_blink(self, experts):
+        model = anatomy(48 if experts else 2500, experts=experts)
+        assert len(model.linears) > 17_000
+        grids = given(model, (BLOCKS, W2), ("k_proj", W8), ("experts.*down", Grid(3, 48)))
+        start = time.process_time()
+        assert illegal(find_engine("sglang"), model, grids)
+        assert time.process_time() - start < 0.8
+
+
+class TestAgainstTheRest:
+    """The table and the code that writes and loads must say the same."""
+
+    @pytest.mark.parametrize("family", list(CONFIGS))
+    def test_jettison_loads_what_compress_accepts(self, tiny, family):
+        source = ModelFolder(tiny(family))
+        quantize = lambda roles, **grid: {"quantize": {"method": "rtn", **grid}, "where": {"role": roles}}
+        steps = [
+            quantize(["down", "o"], bits=3, group_size=32, symmetric=False),
+            quantize(["q", "k", "v", "head"], bits=8, group_size=-1),
+            quantize(["embed"], bits=2, group_size=16),
+        ]
+        jobs = assign(source, load_recipe({"steps": steps}))
+        assert illegal(find_engine("jettison"), source.anatomy, {job.linear.name: job.grid for job in jobs}) == []
+
+    @pytest.mark.parametrize(
+        "rules", [[(".", W4)], [(".", Grid(4, 32, False))], [("expert|head|q_proj", W4), ("down", W8)]]
+    )
+    @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt_oss", "gpt2"])
+    def test_what_is_known_of_transformers_is_refused(self, tiny, family, rules):
+        model = ModelFolder(tiny(family)).anatomy
+        small = [(pattern, Grid(grid.bits, 32, grid.symmetric)) for pattern, grid in rules]
+        grids = given(model, *small)
+        packed = {each.name for each in model if compressed_tensors.storable(each)} & set(grids)
+        if compressed_tensors.problems(model, {name: grids[name] for name in packed}):
+            assert illegal(find_engine("transformers"), model, grids)
+
+    @pytest.mark.parametrize(
+        ("role", "legal"),
+        [(["expert"], True), (["expert", "q", "k", "v"], True), (["head"], False), (["gate", "up"], False)],
+    )
+    def test_transformers_takes_all_experts_or_nothing(self, tiny, tmp_path, role, legal):
+        source = ModelFolder(tiny("qwen3_moe"))
+        recipe = load_recipe(
+            {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}, "where": {"role": role}}]}
+        )
+        grids = {job.linear.name: job.grid for job in assign(source, recipe)}
+        assert (illegal(find_engine("transformers"), source.anatomy, grids) == []) is legal
+        manifest = compress(source.folder, recipe, tmp_path / "out")
+        assert (manifest["not_in_transformers"] == []) is legal
+        ids = torch.randint(1, 4096, (2, 24), generator=torch.Generator().manual_seed(0))
+        ours = load(tmp_path / "out", dtype=torch.bfloat16, exact=True).logits(ids).float()
+        try:
+            with torch.no_grad():
+                theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)(
+                    ids
+                ).logits.float()
+        except RuntimeError:
+            assert not legal
+            return
+        same = float((ours - theirs).square().mean()) < 1e-3 * float(ours.square().mean())
+        assert same is legal

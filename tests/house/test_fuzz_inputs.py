@@ -1,0 +1,92 @@
+"""Mutated inputs end in an error of ours or in a right result; see tests/fuzz_inputs.py."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import fuzz_bases
+import fuzz_kinds
+import fuzz_mutations
+import fuzz_yaml
+import pytest
+
+TESTS = Path(__file__).parents[1]
+KINDS = ["safetensors", "index", "config", "tokenizer", "recipe", "device", "scenario"]
+KINDS += ["journal", "manifest", "tiles", "adapter"]
+
+
+def fuzz(file, *arguments):
+    command = [sys.executable, TESTS / "fuzz_inputs.py", "--json", file, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    assert file.exists(), done.stderr[-3000:]
+    return done.returncode, json.loads(file.read_text())
+
+
+def told(found):
+    return "\n".join(f"{each['what']} ({each['verb']}): {each['reproduce']}" for each in found["findings"])
+
+
+def test_a_few_hundred_inputs(tmp_path):
+    code, found = fuzz(tmp_path / "f.json", "--count", 11 * 20, "--seed", 0, "--jobs", 2)
+    assert code == 0 and not found["findings"], told(found)
+    assert list(found["by_kind"]) == KINDS
+    rows = found["by_kind"].values()
+    assert {row["inputs"] for row in rows} == {20}
+    assert all(sum(row[outcome] for row in rows) > 40 for outcome in ("refused", "accepted"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_thousands_of_inputs(tmp_path, seed):
+    code, found = fuzz(tmp_path / "f.json", "--count", 11 * 200, "--seed", seed, "--jobs", 2)
+    assert code == 0 and not found["findings"], told(found)
+
+
+BROKEN = """
+import os, signal, sys
+sys.path.insert(0, {here!r})
+import fuzz_inputs, jettison.devices.device as device, jettison.recipe.recipe as recipe
+real = recipe._parse_where
+def crash(where):
+    if not isinstance(where, dict | list | None):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return real(where)
+recipe._parse_where = crash
+device._number = lambda name, figure, value: float(value)  # ValueError, TypeError, or a figure that is absurd
+sys.argv = ["fuzz_inputs.py", *{arguments!r}]
+sys.exit(fuzz_inputs.main())
+"""
+
+
+@pytest.mark.slow
+def test_faults_are_found(tmp_path):
+    """Where a check is taken away, and where a process dies, a finding says so, and in which function."""
+    file, arguments = tmp_path / "f.json", ["--kind", "device", "--kind", "recipe", "--count", "80"]
+    source = BROKEN.format(here=str(TESTS), arguments=[*arguments, "--json", str(file)])
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert file.exists(), done.stderr[-3000:]
+    found = {each["what"]: each for each in json.loads(file.read_text())["findings"]}
+    assert "SIGSEGV in recipe.py:_parse_step" in found, done.stderr[-3000:]
+    assert any("Error in devices/device.py" in what for what in found), list(found)
+
+
+@pytest.mark.parametrize("kind", ["tree", "json", "bytes"])
+def test_mutations_follow_their_seed(kind):
+    data = json.dumps(fuzz_bases.WHOLE).encode()
+    change = {
+        "tree": lambda rng: fuzz_mutations.tree(rng, fuzz_bases.WHOLE),
+        "json": lambda rng: fuzz_mutations.change_json(rng, data),
+        "bytes": lambda rng: fuzz_mutations.change_bytes(rng, data),
+    }[kind]
+    one, two = ([repr(change(random.Random(seed))) for seed in range(50)] for _ in range(2))
+    assert one == two and len(set(one)) > 30
+    assert json.dumps(fuzz_bases.WHOLE).encode() == data, "the healthy input was changed"
+
+
+def test_kinds_are_those_that_are_asked_for():
+    import fuzz_child
+
+    assert list(fuzz_child.kinds()) == KINDS
+    assert {fuzz_child.kinds()[kind].__module__ for kind in KINDS} == {fuzz_kinds.__name__, fuzz_yaml.__name__}

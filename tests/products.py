@@ -1,0 +1,17 @@
+"""Random packed weights, and modules that the CPU kernels serve."""
+
+import torch
+
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
+from jettison.graph.modules import PackedLinear, TiledLinear
+from jettison.methods.quantize.rtn import rtn
+
+
+def random_weight(grid: Grid, rows: int, columns: int, seed: int = 0) -> QuantizedWeight:
+    torch.manual_seed(seed)
+    return rtn(torch.randn(rows, columns) * 0.02, grid, clip=False)
+
+
+def tiled(weight: QuantizedWeight, bias: torch.Tensor | None = None) -> TiledLinear:
+    return PackedLinear.of(weight, bias).tiled()

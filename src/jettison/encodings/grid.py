@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 WHOLE_ROW = -1
-SCALE_BITS = {"bfloat16": 16, "float16": 16, "float32": 32}
+SCALE_BITS = {"bfloat16": 16, "float16": 16, "float32": 32, "float64": 64}
 
 
 @dataclass(frozen=True)

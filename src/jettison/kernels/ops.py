@@ -95,7 +95,7 @@ _library.define(
 
 
 def _quant_linear(x, packed, scale, zero_point, bias, bits, group_size):
-    grid = Grid(bits, group_size, zero_point is None, scale.dtype)
+    grid = Grid(bits, group_size, zero_point is None, str(scale.dtype).removeprefix("torch."))
     return dense_linear(x, dequantize(packed, scale, zero_point, grid, x.shape[-1]), bias)
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.decoding.native_decoder          # 40 minutes on 2 cores, 20 GB; other programs must rest
     python -m benchmarks.decoding.native_decoder --check  # the shape of Qwen3-0.6B, and agreement: a minute or two
 
-W4 and W4/W2-GateUp, groups of 128, packed head: `jettison bench --shape qwen3-4b` in more detail. llama.cpp: its
+W4 and W4/W2-GateUp, groups of 128, packed head: `jettison bench decode --shape qwen3-4b` in more detail. llama.cpp: its
 Python package's sources, built with -DGGML_NATIVE=ON; LLAMA_BENCH names the program, else those claims are left out.
 """
 
@@ -131,7 +131,7 @@ def load_once(folder: Path) -> dict[str, float]:
     """Seconds until the engine is ready, and until it has written a token; memory beyond what the imports took."""
     before, start = resident(), time.perf_counter()
     loaded = load(folder)
-    session = loaded.engine.session(LOAD_WITHIN)
+    session = loaded.decoder.session(LOAD_WITHIN)
     ready = time.perf_counter() - start
     session.append([1, 2, 3])
     first = time.perf_counter() - start

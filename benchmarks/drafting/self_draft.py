@@ -31,7 +31,7 @@ from jettison.domains.text.data import Text, token_windows
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import compress
 from jettison.runtime.load import Loaded, load
-from jettison.runtime.native_decoder import Engine
+from jettison.runtime.native_decoder import NativeDecoder
 from jettison.runtime.sampling import Sampling
 from jettison.runtime.speculative.draft import Draft, View
 from jettison.runtime.speculative.lookup import Lookup
@@ -39,7 +39,7 @@ from jettison.runtime.speculative.measure import write_ids
 from jettison.runtime.speculative.propose import Proposer, Tally
 from jettison.runtime.speculative.speculate import Speculation, speculate
 from jettison.runtime.speculative.speedup import before_loop
-from jettison.runtime.targets import EngineTarget
+from jettison.runtime.targets import NativeTarget
 from jettison.runtime.write import Speed
 from jettison.statistics.importance import choose, measure_units
 
@@ -106,7 +106,7 @@ def chi2(times: int = 12_000) -> dict[str, Any]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.25)
-    engine, prompt, sampling = Engine(model), [1, 2, 3, 1, 2], Sampling(temperature=1.0)
+    engine, prompt, sampling = NativeDecoder(model), [1, 2, 3, 1, 2], Sampling(temperature=1.0)
     joint = np.zeros((7, 7, 7))
     for first in range(7):
         for second in range(7):
@@ -118,7 +118,7 @@ def chi2(times: int = 12_000) -> dict[str, Any]:
     for name, draft in DRAWN.items():
         drawn, tally = Counter(), Tally()
         for number in range(times):
-            target = EngineTarget(engine, 24, "float32", skip=draft.skip)
+            target = NativeTarget(engine, 24, "float32", skip=draft.skip)
             proposer = Proposer(draft, Lookup(draft.lookup) if draft.lookup else None, tally)
             each = replace(sampling, seed=number)
             drawn[tuple(speculate(target, proposer, prompt, each, 3, set(), Speed(), Speculation()))] += 1

@@ -114,7 +114,7 @@ def test_a_model_runs_without_any_place_to_write(tiny, tmp_path):
         loaded = load(sys.argv[1])
         plain = loaded.generate("It was", tokens=6)
         view = Draft(view=View(2, 32, ("up",)))
-        assert loaded.engine is None or loaded.generate("It was", tokens=6, draft=view) == plain
+        assert loaded.decoder is None or loaded.generate("It was", tokens=6, draft=view) == plain
         print("fine")
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "out")]

@@ -12,14 +12,14 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from jettison.core.errors import UsageError
 from jettison.kernels import native
 from jettison.runtime.load import load
-from jettison.runtime.native_decoder import Engine
+from jettison.runtime.native_decoder import NativeDecoder
 from jettison.runtime.sampling import Sampling
 from jettison.runtime.speculative.draft import Draft, View
 from jettison.runtime.speculative.lookup import Corpus, Lookup, Trie
 from jettison.runtime.speculative.propose import Proposal, Proposer, Tally
 from jettison.runtime.speculative.speculate import Round, Speculation, judge, speculate
 from jettison.runtime.speculative.speedup import closed_speedup, loop_start, needed_acceptance, recut, rounds_speedup
-from jettison.runtime.targets import EngineTarget
+from jettison.runtime.targets import NativeTarget
 from jettison.runtime.write import Speed
 
 engine_only = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
@@ -86,7 +86,7 @@ class TestGreedy:
 class TestInPyTorch:
     @pytest.mark.parametrize("family", ["qwen3", "opt", "gpt2", "gpt_oss"])
     def test_the_text_is_that_of_plain_decoding(self, tiny, family):
-        """Where the engine does not serve, or is not wanted."""
+        """Where the decoder does not serve, or is not wanted."""
         loaded = load(tiny(family), exact=True, dtype=torch.float32)
         plain = loaded.generate("It was a", tokens=20)
         for draft in (Draft(skip=("1.mlp",), adaptive=False), Draft(skip=("1",), length=2), Draft(lookup=2, length=3)):
@@ -94,13 +94,13 @@ class TestInPyTorch:
             assert loaded.speculation.rounds
 
     def test_views_need_the_engine(self, tiny):
-        with pytest.raises(UsageError, match="views need the engine"):
+        with pytest.raises(UsageError, match="views need the native decoder"):
             load(tiny("opt")).generate("It was", tokens=20, draft=Draft(view=View()))
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A model of 7 tokens in the engine."""
+    """A model of 7 tokens in the decoder."""
     torch.manual_seed(3)
     config = Qwen3Config(
         vocab_size=7, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2,
@@ -110,17 +110,17 @@ def small():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.25)
-    return Engine(model)
+    return NativeDecoder(model)
 
 
 PROMPT = [1, 2, 3, 1, 2]
 
 
-def exact(engine: Engine, sampling: Sampling) -> np.ndarray:
+def exact(decoder: NativeDecoder, sampling: Sampling) -> np.ndarray:
     """(7, 7, 7): of three tokens after the prompt."""
     joint = np.zeros((7, 7, 7))
     for first, second in itertools.product(range(7), repeat=2):
-        session = engine.session(16, "float32")
+        session = decoder.session(16, "float32")
         logits = torch.cat([session.append(PROMPT), session.append([first, second], every=True, fine=True)])
         chances = [sampling.chances(row, []).double() for row in logits]
         p, q, r = (each / each.sum() for each in chances)
@@ -146,10 +146,10 @@ def test_sampling_keeps_the_distribution(small, draft, settings):
     assert p > 1e-4, f"p = {p:.2g}"
 
 
-def draw(engine: Engine, draft: Draft, settings: dict, times: int) -> Counter:
+def draw(decoder: NativeDecoder, draft: Draft, settings: dict, times: int) -> Counter:
     found, tally = Counter(), Tally()
     for number in range(times):
-        target = EngineTarget(engine, 24, "float32", skip=draft.skip)
+        target = NativeTarget(decoder, 24, "float32", skip=draft.skip)
         proposer = Proposer(draft, Lookup(draft.lookup) if draft.lookup else None, tally)
         sampling = Sampling(seed=number, **settings)
         found[tuple(speculate(target, proposer, PROMPT, sampling, 3, set(), Speed(), Speculation()))] += 1
@@ -160,13 +160,13 @@ def chi_squared(drawn: Counter, expected: np.ndarray) -> float:
     """p of the draws under ``expected``; cells of fewer than 5 are one. Impossible ones must not occur."""
     total = drawn.total()
     cells, rest = [], [0.0, 0.0]
-    for place, chance in np.ndenumerate(expected):
+    for place, rng in np.ndenumerate(expected):
         count = drawn.get(place, 0)
-        assert chance > 0 or not count, f"{place} cannot be"
-        if chance * total >= 5:
-            cells.append((count, chance * total))
+        assert rng > 0 or not count, f"{place} cannot be"
+        if rng * total >= 5:
+            cells.append((count, rng * total))
         else:
-            rest = [rest[0] + count, rest[1] + chance * total]
+            rest = [rest[0] + count, rest[1] + rng * total]
     cells += [tuple(rest)] if rest[1] >= 1 else []
     observed, wanted = map(np.array, zip(*cells, strict=True))
     return float(stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue)
@@ -204,7 +204,7 @@ class TestJudging:
 
         drawn, draft = Counter(), Draft(skip=("1", "2"), length=2, adaptive=False)
         for number in range(2500):
-            target = EngineTarget(small, 24, "float32", skip=draft.skip)
+            target = NativeTarget(small, 24, "float32", skip=draft.skip)
             sampling = Sampling(temperature=1.0, seed=number)
             found = speculate(target, Credulous(draft), PROMPT, sampling, 3, set(), Speed(), Speculation())
             drawn[tuple(found)] += 1
@@ -221,12 +221,12 @@ class TestLookup:
 
     @pytest.mark.parametrize("seed", range(4))
     def test_a_corpus_finds_what_a_trie_finds(self, seed):
-        chance = np.random.default_rng(seed)
-        text = chance.integers(0, 6, 200)
+        rng = np.random.default_rng(seed)
+        text = rng.integers(0, 6, 200)
         trie, corpus = Trie(4), Corpus(text, 4)
         trie.learn(text.tolist())
         for _ in range(100):
-            context = chance.integers(0, 7, chance.integers(0, 6)).tolist()
+            context = rng.integers(0, 7, rng.integers(0, 6)).tolist()
             size, followed = trie.after(context)
             found, tokens = corpus.after(context)
             assert (found, set(tokens)) == (size, set(followed))
@@ -253,10 +253,10 @@ class TestSpeedup:
 
     def test_rounds_agree_with_it(self):
         """Tokens taken with the same probability: recut to any length, rounds give what the formula gives."""
-        chance = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         rounds = []
         for _ in range(6000):
-            refused = chance.random(6) >= 0.7
+            refused = rng.random(6) >= 0.7
             taken = int(refused.argmax()) if refused.any() else 6
             rounds.append(Round("model", 6, 6, taken))
         for length in (1, 2, 4, 6):

@@ -1,4 +1,4 @@
-"""A draft model as a folder of its own, for engines that take one (vLLM, assisted generation of transformers)."""
+"""A draft model as a folder of its own, for runtimes that take one (vLLM, assisted generation of transformers)."""
 
 import re
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def write_draft_model(
     """The checkpoint without the blocks ``skip``, the rest renumbered; linears of blocks in fewer bits (``view``: name
     in ``source`` -> weight). A shard at a time; the index is written last.
 
-    Raises UsageError where a half of a block is skipped, which no other engine can, and for a folder that holds a
+    Raises UsageError where a half of a block is skipped, which no other runtime can, and for a folder that holds a
     model.
     """
     if halves := [unit for unit in skip if "." in unit]:

@@ -93,7 +93,7 @@ def check_fine(x, weight: QuantizedWeight, tiles, zero, tiling: Tiling, names: l
     found = []
     for name in names:
         native.instruction_set(name)
-        found.append(native.linear(x, tiles, zero, None, tiling, fine=True))
+        found.append(native.linear(x, tiles, zero, None, tiling, activation_bits=15))
     assert ((found[0] - exact).abs() / size).max() < 3.5e-5, f"{tiling}: fine"
     for name, other in zip(names, found, strict=True):
         assert torch.equal(other, found[0]), f"{name} differs: {tiling}, fine, {len(x)} rows"

@@ -35,7 +35,6 @@ from jettison.runtime.speculative.propose import Proposer, Tally
 from jettison.runtime.speculative.speculate import Round, Speculation, speculate
 from jettison.runtime.speculative.speedup import before_loop, closed_speedup, needed_acceptance, rounds_speedup
 from jettison.runtime.targets import NativeTarget
-from jettison.runtime.write import Speed
 from jettison.statistics.importance import choose, measure_units
 
 NAME, SHAPE, GROUP = "self_draft", "qwen3-1.7b", 128
@@ -72,7 +71,7 @@ class Large:
         ratio = RATIOS["a quarter skipped"] if name == BOTH else RATIOS.get(name, 0.0)
         skip = unit_names(self.blocks)[1 : 1 + round(ratio * self.blocks)]
         view = self.views["gate and up in 2 bits" if name == BOTH else name] if name in (*SMALL, BOTH) else None
-        target = NativeTarget(self.engine, CONTEXT + 4096, fine=False, skip=skip, drafter=view)
+        target = NativeTarget(self.engine, CONTEXT + 4096, activation_bits=8, skip=skip, drafter=view)
         target.read(self.ids[:CONTEXT])
         return target
 
@@ -133,11 +132,11 @@ def record(loaded: Loaded, model: str, known: dict[str, Any]) -> dict[str, Any]:
         for kind, each in kinds.items():
             tally, rounds = Tally(), []
             for prompt in prompts:
-                target, speculation = loaded.target(each, PROMPT + TOKENS, fine=False), Speculation()
+                target, told = loaded.target(each, PROMPT + TOKENS, activation_bits=8), Record([None])
                 lookup = Lookup(each.lookup, corpus if each.corpus else None) if each.lookup else None
                 proposer = Proposer(each, lookup, tally)
-                written = speculate(target, proposer, prompt, Sampling(), TOKENS, set(), Speed(), speculation)
-                rounds += before_loop(speculation.rounds, list(written))
+                written = speculate(target, proposer, prompt, Sampling(), TOKENS, set(), told)
+                rounds += before_loop(told.speculation.rounds, list(written))
             found[name + kind] = [list(asdict(each).values()) for each in rounds]
     return {"rounds": found}
 

@@ -179,9 +179,8 @@ class TestLlamaCpp:
         pytest.importorskip("gguf")
         monkeypatch.setenv("JETTISON_CACHE", str(tmp_path / "cache"))
         program("import json; print(json.dumps([{'avg_ts': 50.0}]))")
-        command = (
-            "bench decode --shape scribe --recipe w4 --set quantize.group_size=64 --against llama.cpp --context 3 --rounds 1"
-        )
+        command = "bench decode --shape scribe --recipe w4 --set quantize.group_size=64 --against llama.cpp"
+        command += " --context 3 --rounds 1"
         code, out, err = jettison(*command.split(), "--json", tmp_path / "out.json")
         assert code == 0 and "llama.cpp Q4_0" in out, err
         rows = json.loads((tmp_path / "out.json").read_text())["rows"]

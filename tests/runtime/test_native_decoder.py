@@ -77,7 +77,7 @@ class TestAgainstTransformers:
     def test_scribe(self, scribe_w4):
         """Greedy text is that of PyTorch on the same kernels, but where two tokens are nearly as likely."""
         loaded = load(scribe_w4, dtype=torch.float32)
-        text = torch.tensor([loaded.tokenizer(PROMPT + loaded.generate(PROMPT, tokens=120)).input_ids])
+        text = torch.tensor([loaded.tokenizer(PROMPT + loaded.generate(PROMPT, tokens=120).text).input_ids])
         found = loaded.decoder.session(200).append(text[0].tolist(), every=True).log_softmax(-1)
         expected = loaded.logits(text)[0].float().log_softmax(-1)
         assert (expected.exp() * (expected - found)).sum(-1).mean() < 1e-3
@@ -176,67 +176,88 @@ class TestWriting:
     def loaded(self, scribe_w4):
         return load(scribe_w4)
 
-    def test_the_engine_writes(self, loaded):
+    def test_the_native_decoder_writes(self, loaded):
         assert loaded.decoder is not None
-        text = loaded.generate(PROMPT, tokens=24)
-        assert text and loaded.speed.written == 23 and loaded.speed.decode > 0 and loaded.speed.prefill > 0
-        assert "".join(loaded.stream(PROMPT, tokens=24)) == text
+        written = loaded.generate(PROMPT, tokens=24)
+        timings = written.timings
+        assert str(written) == written.text and len(written.tokens) == 24
+        assert timings.read == len(loaded.tokenizer(PROMPT).input_ids) and timings.written == 23
+        assert timings.decode > 0 and timings.prefill > 0 and not written.speculation.rounds
+        assert "".join(loaded.stream(PROMPT, tokens=24)) == written.text
         assert load(loaded.source.folder, exact=True).decoder is None
+
+    def test_what_is_wrong_is_said_at_the_call(self, loaded):
+        for wrong in ({"tokens": 0}, {"cache": "int3"}, {"activation_bits": 9}, {"temperature": -1}, {"draft": "x"}):
+            with pytest.raises(UsageError, match=next(iter(wrong))):
+                loaded.stream(PROMPT, **wrong)  # nothing is asked of the stream
+
+    def test_a_text_is_not_touched_by_the_next(self, loaded):
+        first = loaded.generate(PROMPT, tokens=8, draft="lookup")
+        before = (first.text, first.tokens, first.finish_reason, first.timings.written, len(first.speculation.rounds))
+        loaded.generate("The", tokens=16)
+        assert before == (
+            first.text, first.tokens, first.finish_reason, first.timings.written, len(first.speculation.rounds)
+        )  # fmt: skip
 
     def test_sampling_is_the_same_with_the_same_seed(self, loaded):
         settings = {"tokens": 24, "temperature": 1.0, "top_k": 50, "top_p": 0.95, "min_p": 0.01}
-        one, two, other = (loaded.generate(PROMPT, seed=seed, **settings) for seed in (1, 1, 2))
+        one, two, other = (loaded.generate(PROMPT, seed=seed, **settings).text for seed in (1, 1, 2))
         assert one == two != other
 
     def test_a_batch_gives_the_texts_of_its_prompts(self, loaded):
         prompts = [PROMPT, "Once upon a time", "The"]
-        assert loaded.generate(prompts, tokens=16) == [loaded.generate(prompt, tokens=16) for prompt in prompts]
+        alone = [loaded.generate(prompt, tokens=16).text for prompt in prompts]
+        assert [each.text for each in loaded.generate(prompts, tokens=16)] == alone
 
     def test_stop_texts_end_it_and_are_left_out(self, loaded):
-        whole = loaded.generate(PROMPT, tokens=40)
+        whole = loaded.generate(PROMPT, tokens=40).text
         stop = whole[12:19]
-        assert loaded.generate(PROMPT, tokens=40, stop=["never there", stop]) == whole[: whole.find(stop)]
+        assert loaded.generate(PROMPT, tokens=40, stop=["never there", stop]).text == whole[: whole.find(stop)]
 
     @pytest.mark.parametrize("exact", [False, True], ids=["engine", "pytorch"])
     def test_why_a_text_is_over_is_said(self, scribe_w4, exact, monkeypatch):
         loaded = load(scribe_w4, exact=exact)
-        whole = loaded.generate(PROMPT, tokens=12)
-        assert loaded.finish_reason == "length" and loaded.finish_reasons == ["length"]
-        stop = whole[4:9]
-        assert loaded.generate(PROMPT, tokens=12, stop=stop) == whole[: whole.find(stop)]  # one text, not its letters
-        assert loaded.finish_reason == "stop"
-        loaded.generate([PROMPT, "The"], tokens=12, stop=[stop])
-        assert loaded.finish_reasons == ["stop", "length"]
-        ids = [token for _, token in loaded.write([loaded._encode(PROMPT)], 12, Sampling())]
-        assert loaded.finish_reason == "length"
+        write = lambda prompt=PROMPT, **options: loaded.generate(prompt, tokens=12, **options)
+        whole = write()
+        assert whole.finish_reason == "length"
+        stop = whole.text[4:9]
+        assert write(stop=stop).text == whole.text[: whole.text.find(stop)]  # one text, not its letters
+        assert write(stop=stop).finish_reason == "stop"
+        assert [each.finish_reason for each in write([PROMPT, "The"], stop=[stop])] == ["stop", "length"]
+        tokens = loaded.write([loaded._encode(PROMPT)], 12, Sampling())
+        ids = [token for _, token in tokens]
+        assert tokens.record.finish_reasons == ["length"] and tuple(ids) == whole.tokens
         monkeypatch.setattr(loaded, "_ends", lambda: {ids[5]})
-        assert loaded.generate(PROMPT, tokens=12) and loaded.finish_reason == "stop"
-        assert loaded.generate(PROMPT, tokens=12, draft="lookup") and loaded.finish_reason == "stop"
+        assert write().finish_reason == write(draft="lookup").finish_reason == "stop"
         monkeypatch.undo()
-        assert loaded.generate(PROMPT, tokens=12, draft="lookup") == whole and loaded.finish_reason == "length"
-        assert loaded.generate(PROMPT, tokens=12, stop=stop, draft="lookup") and loaded.finish_reason == "stop"
-        next(loaded.stream(PROMPT, tokens=12))
-        assert loaded.finish_reason is None  # it is not over
+        drafted = write(draft="lookup")
+        assert drafted.text == whole.text and drafted.finish_reason == "length"
+        assert write(stop=stop, draft="lookup").finish_reason == "stop"
+        stream = loaded.stream(PROMPT, tokens=12)
+        next(stream)
+        assert stream.generation.finish_reason is None  # it is not over
+        assert "".join(stream) and stream.generation.text == whole.text
 
     @pytest.mark.parametrize("reader", [NativeReader, TorchReader])
     def test_rows_that_are_over_cost_no_step(self, scribe_w4, reader, monkeypatch):
         loaded, stepped = load(scribe_w4, exact=reader is TorchReader), []
         prompts, step = [PROMPT, "Once upon a time", "The"], reader.step
-        texts = [loaded.generate(prompt, tokens=16) for prompt in prompts]
+        texts = [loaded.generate(prompt, tokens=16).text for prompt in prompts]
         stop = texts[1][:3]
         record = lambda self, rows, tokens: stepped.append(list(rows)) or step(self, rows, tokens)
         monkeypatch.setattr(reader, "step", record)
-        found = loaded.generate(prompts, tokens=16, stop=[stop])
+        written = loaded.generate(prompts, tokens=16, stop=[stop])
+        found = [each.text for each in written]
         cut = lambda text: text[: text.find(stop)] if stop in text else text
         assert found == [cut(text) for text in texts] and found[1] == "" and found[0]
-        assert sum(1 in rows for rows in stepped) < 3 and loaded.finish_reasons[1] == "stop"
+        assert sum(1 in rows for rows in stepped) < 3 and written[1].finish_reason == "stop"
         assert max(sum(row in rows for rows in stepped) for row in (0, 2)) == 15
         stepped.clear()
-        loaded.generate(PROMPT, tokens=16, stop=[texts[0][:1]])
+        loaded.generate(PROMPT, tokens=16, stop=[texts[0][:1]]).text
         assert stepped == []  # the first token says it
 
     def test_what_may_begin_a_stop_text_is_held_until_it_is_certain(self, loaded):
-        whole = loaded.generate(PROMPT, tokens=16)
+        whole = loaded.generate(PROMPT, tokens=16).text
         pieces = list(loaded.stream(PROMPT, tokens=16, stop=[whole[-3:] + "#"]))
         assert "".join(pieces) == whole
 
@@ -246,7 +267,7 @@ class TestWriting:
         assert loaded.decoder is None
         ids = loaded.tokenizer(PROMPT, return_tensors="pt").input_ids
         expected = loaded.model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
-        assert loaded.generate(PROMPT, tokens=8) == loaded.tokenizer.decode(expected, skip_special_tokens=True)
+        assert loaded.generate(PROMPT, tokens=8).text == loaded.tokenizer.decode(expected, skip_special_tokens=True)
 
     @pytest.mark.parametrize(
         ("prompt", "options", "words"),

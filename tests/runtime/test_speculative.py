@@ -13,14 +13,14 @@ from jettison.core.errors import UsageError
 from jettison.kernels import native
 from jettison.runtime.load import load
 from jettison.runtime.native_decoder import NativeDecoder
+from jettison.runtime.record import Record, Round
 from jettison.runtime.sampling import Sampling
 from jettison.runtime.speculative.draft import Draft, View
 from jettison.runtime.speculative.lookup import Corpus, Lookup, Trie
 from jettison.runtime.speculative.propose import Proposal, Proposer, Tally
-from jettison.runtime.speculative.speculate import Round, Speculation, judge, speculate
+from jettison.runtime.speculative.speculate import judge, speculate
 from jettison.runtime.speculative.speedup import closed_speedup, loop_start, needed_acceptance, recut, rounds_speedup
 from jettison.runtime.targets import NativeTarget
-from jettison.runtime.write import Speed
 
 engine_only = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
 PACKED = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32, "clip": False}}]}
@@ -47,40 +47,41 @@ class TestGreedy:
     def test_the_text_is_that_of_plain_decoding(self, scribe, name):
         taken = 0
         for prompt in PROMPTS:
-            plain = scribe.generate(prompt, tokens=40)
-            assert scribe.generate(prompt, tokens=40, draft=DRAFTS[name]) == plain
-            rounds = scribe.speculation.rounds
+            plain = scribe.generate(prompt, tokens=40).text
+            drafted = scribe.generate(prompt, tokens=40, draft=DRAFTS[name])
+            assert drafted.text == plain
+            rounds = drafted.speculation.rounds
             assert sum(1 + each.taken for each in rounds) == 39
             taken += sum(each.taken for each in rounds)
         assert taken > 0
 
     @pytest.mark.parametrize("cache", ["float32", "int8"])
     def test_with_every_cache_and_penalties(self, scribe, cache):
-        options = {"tokens": 40, "cache": cache, "repetition_penalty": 1.2, "activations": "int8"}
-        plain = scribe.generate(PROMPTS[0], **options)
+        options = {"tokens": 40, "cache": cache, "repetition_penalty": 1.2, "activation_bits": 8}
+        plain = scribe.generate(PROMPTS[0], **options).text
         for name in ("skipped blocks", "branches"):
-            assert scribe.generate(PROMPTS[0], draft=DRAFTS[name], **options) == plain
+            assert scribe.generate(PROMPTS[0], draft=DRAFTS[name], **options).text == plain
 
     def test_up_to_the_last_position(self, scribe):
         """A draft may not take places that the model has no positions for."""
         prompt = "the sea and " * 250
         count = len(scribe.tokenizer(prompt).input_ids)
         options = {"tokens": 1024 - count}
-        plain = scribe.generate(prompt, **options)
+        plain = scribe.generate(prompt, **options).text
         for name in ("branches", "skipped blocks"):
-            assert scribe.generate(prompt, draft=DRAFTS[name], **options) == plain
+            assert scribe.generate(prompt, draft=DRAFTS[name], **options).text == plain
 
     def test_a_text_ends_where_it_would(self, scribe):
-        plain = scribe.generate(PROMPTS[2], tokens=40, stop=["one"])
-        assert scribe.generate(PROMPTS[2], tokens=40, stop=["one"], draft=DRAFTS["lookup"]) == plain
+        plain = scribe.generate(PROMPTS[2], tokens=40, stop=["one"]).text
+        assert scribe.generate(PROMPTS[2], tokens=40, stop=["one"], draft=DRAFTS["lookup"]).text == plain
 
     @pytest.mark.parametrize("family", ["mistral", "gemma3_text", "qwen3_moe", "phi3"])
     def test_families(self, tiny, family):
         loaded = load(tiny(family, num_hidden_layers=4, layer_types=None) if family != "gemma3_text" else tiny(family))
         skip = ("1",) if family != "gemma3_text" else ("1.mlp",)
-        plain = loaded.generate("It was a", tokens=30)
+        plain = loaded.generate("It was a", tokens=30).text
         for draft in (Draft(skip=skip, adaptive=False), Draft(lookup=2, branches=2, adaptive=False)):
-            assert loaded.generate("It was a", tokens=30, draft=draft) == plain
+            assert loaded.generate("It was a", tokens=30, draft=draft).text == plain
 
 
 class TestInPyTorch:
@@ -88,14 +89,14 @@ class TestInPyTorch:
     def test_the_text_is_that_of_plain_decoding(self, tiny, family):
         """Where the decoder does not serve, or is not wanted."""
         loaded = load(tiny(family), exact=True, dtype=torch.float32)
-        plain = loaded.generate("It was a", tokens=20)
+        plain = loaded.generate("It was a", tokens=20).text
         for draft in (Draft(skip=("1.mlp",), adaptive=False), Draft(skip=("1",), length=2), Draft(lookup=2, length=3)):
-            assert loaded.generate("It was a", tokens=20, draft=draft) == plain
-            assert loaded.speculation.rounds
+            drafted = loaded.generate("It was a", tokens=20, draft=draft)
+            assert drafted.text == plain and drafted.speculation.rounds
 
     def test_views_need_the_engine(self, tiny):
         with pytest.raises(UsageError, match="views need the native decoder"):
-            load(tiny("opt")).generate("It was", tokens=20, draft=Draft(view=View()))
+            load(tiny("opt")).generate("It was", tokens=20, draft=Draft(view=View())).text
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def exact(decoder: NativeDecoder, sampling: Sampling) -> np.ndarray:
     joint = np.zeros((7, 7, 7))
     for first, second in itertools.product(range(7), repeat=2):
         session = decoder.session(16, "float32")
-        logits = torch.cat([session.append(PROMPT), session.append([first, second], every=True, fine=True)])
+        logits = torch.cat([session.append(PROMPT), session.append([first, second], every=True, activation_bits=15)])
         chances = [sampling.chances(row, []).double() for row in logits]
         p, q, r = (each / each.sum() for each in chances)
         joint[first, second] = p[first] * q[second] * r
@@ -152,7 +153,7 @@ def draw(decoder: NativeDecoder, draft: Draft, settings: dict, times: int) -> Co
         target = NativeTarget(decoder, 24, "float32", skip=draft.skip)
         proposer = Proposer(draft, Lookup(draft.lookup) if draft.lookup else None, tally)
         sampling = Sampling(seed=number, **settings)
-        found[tuple(speculate(target, proposer, PROMPT, sampling, 3, set(), Speed(), Speculation()))] += 1
+        found[tuple(speculate(target, proposer, PROMPT, sampling, 3, set(), Record([None])))] += 1
     return found
 
 
@@ -206,7 +207,7 @@ class TestJudging:
         for number in range(2500):
             target = NativeTarget(small, 24, "float32", skip=draft.skip)
             sampling = Sampling(temperature=1.0, seed=number)
-            found = speculate(target, Credulous(draft), PROMPT, sampling, 3, set(), Speed(), Speculation())
+            found = speculate(target, Credulous(draft), PROMPT, sampling, 3, set(), Record([None]))
             drawn[tuple(found)] += 1
         assert chi_squared(drawn, exact(small, Sampling(temperature=1.0))) < 1e-6
 

@@ -60,7 +60,8 @@ def bench_decode(
 
 def bench_draft(folder: str | Path, draft: str = "auto") -> dict[str, Any]:
     """How many times as fast a checkpoint writes with a draft, after beginnings of books, and what became of the draft
-    tokens of the last text. draft: ``auto`` (of ``jettison draft``) or ``lookup``. ``draft`` is None where none pays."""
+    tokens of the last text. draft: ``auto`` (of ``jettison draft``) or ``lookup``. Returns ``draft``, None where none
+    pays."""
     if draft not in ("auto", "lookup"):
         raise unknown("draft", draft, ("auto", "lookup"))
     loaded = load(folder)

@@ -106,10 +106,10 @@ class NativeDecoder:
 
         Tokens of the same session follow each other. activation_bits: of activations where they meet packed weights, 8
         or 15; 15 are two int8 numbers each, which costs a few rows nothing, for weights are what is waited for, and
-        many rows twice the time. parents: of each row the number of the row that it follows, or -1 for what the session held,
-        where drafts branch; see ``Session.keep``. halves: of each block whether attention (1) and MLP (2) run; the
-        model without the rest writes no keys and values there. Nothing is appended if a session is full or a token is
-        not in the vocabulary, UsageError, or if memory runs out, JettisonError.
+        many rows twice the time. parents: of each row the number of the row that it follows, or -1 for what the session
+        held, where drafts branch; see ``Session.keep``. halves: of each block whether attention (1) and MLP (2) run;
+        the model without the rest writes no keys and values there. Nothing is appended if a session is full or a token
+        is not in the vocabulary, UsageError, or if memory runs out, JettisonError.
         """
         count = len(tokens)
         logits = torch.empty(sum(map(bool, wanted)), self.vocabulary)

@@ -26,13 +26,14 @@ from jettison.graph.halves import unit_names
 from jettison.recipe.recipe import load_recipe
 from jettison.runtime.load import Loaded
 from jettison.runtime.native_decoder import NativeDecoder
+from jettison.runtime.record import Record, Round, Speculation
 from jettison.runtime.sampling import Sampling
 from jettison.runtime.speculative.choose import VIEWS
 from jettison.runtime.speculative.draft import Costs, Draft
 from jettison.runtime.speculative.lookup import Corpus, Lookup
 from jettison.runtime.speculative.measure import compare_speed
 from jettison.runtime.speculative.propose import Proposer, Tally
-from jettison.runtime.speculative.speculate import Round, Speculation, speculate
+from jettison.runtime.speculative.speculate import speculate
 from jettison.runtime.speculative.speedup import before_loop, closed_speedup, needed_acceptance, rounds_speedup
 from jettison.runtime.targets import NativeTarget
 from jettison.statistics.importance import choose, measure_units

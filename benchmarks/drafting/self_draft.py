@@ -32,12 +32,13 @@ from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import compress
 from jettison.runtime.load import Loaded, load
 from jettison.runtime.native_decoder import NativeDecoder
+from jettison.runtime.record import Record, Speculation
 from jettison.runtime.sampling import Sampling
 from jettison.runtime.speculative.draft import Draft, View
 from jettison.runtime.speculative.lookup import Lookup
 from jettison.runtime.speculative.measure import write_ids
 from jettison.runtime.speculative.propose import Proposer, Tally
-from jettison.runtime.speculative.speculate import Speculation, speculate
+from jettison.runtime.speculative.speculate import speculate
 from jettison.runtime.speculative.speedup import before_loop
 from jettison.runtime.targets import NativeTarget
 from jettison.statistics.importance import choose, measure_units

@@ -156,7 +156,7 @@ class TestDraft:
         write_draft(ModelFolder(packed), Draft(lookup=2), "", {})
         (other / "draft.json").write_bytes((packed / "draft.json").read_bytes())
         with pytest.raises(UsageError, match="is of another checkpoint"):
-            load(other).generate("It was", tokens=4, draft="auto").text
+            load(other).generate("It was", tokens=4, draft="auto")
 
     def test_a_damaged_record(self, packed):
         """Any bit of it; and what is whole, but no draft."""
@@ -207,24 +207,24 @@ class TestDraft:
 
     def test_none_recorded(self, tiny):
         with pytest.raises(UsageError, match="`jettison draft .*` chooses a draft"):
-            load(tiny("llama")).generate("It was", tokens=4, draft="auto").text
+            load(tiny("llama")).generate("It was", tokens=4, draft="auto")
 
     def test_a_corpus_with_tokens_that_the_model_has_not(self, packed):
         loaded, chosen = load(packed), Draft(lookup=2, corpus=True)
         write_corpus(loaded.source, torch.tensor([1, 2, 4096]))
         with pytest.raises(UsageError, match="has token 4096: .* has tokens 0 to 4095"):
-            loaded.generate("It was", tokens=4, draft=chosen).text
+            loaded.generate("It was", tokens=4, draft=chosen)
         write_corpus(loaded.source, torch.tensor([1, 2, 3, 1, 2, 3]))
         assert loaded.generate("It was", tokens=8, draft=chosen).text == loaded.generate("It was", tokens=8).text
 
     def test_several_prompts(self, packed):
         with pytest.raises(UsageError, match="one prompt at a time"):
-            load(packed).generate(["It was", "He"], tokens=4, draft=Draft(lookup=2)).text
+            load(packed).generate(["It was", "He"], tokens=4, draft=Draft(lookup=2))
 
     @pytest.mark.skipif(native.library() is None, reason="built without a compiler")
     def test_a_view_of_as_many_bits(self, packed):
         with pytest.raises(UsageError, match="no linear of .* has more bits"):
-            load(packed).generate("It was", tokens=4, draft=Draft(view=View(4))).text
+            load(packed).generate("It was", tokens=4, draft=Draft(view=View(4)))
 
     @pytest.mark.skipif(native.library() is None, reason="built without a compiler")
     def test_views_are_kept_and_made_again_when_damaged(self, packed, monkeypatch, tmp_path):

@@ -253,7 +253,7 @@ class TestWriting:
         assert sum(1 in rows for rows in stepped) < 3 and written[1].finish_reason == "stop"
         assert max(sum(row in rows for rows in stepped) for row in (0, 2)) == 15
         stepped.clear()
-        loaded.generate(PROMPT, tokens=16, stop=[texts[0][:1]]).text
+        loaded.generate(PROMPT, tokens=16, stop=[texts[0][:1]])
         assert stepped == []  # the first token says it
 
     def test_what_may_begin_a_stop_text_is_held_until_it_is_certain(self, loaded):

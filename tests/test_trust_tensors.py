@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from jettison.compress import compress
 from jettison.errors import JettisonError, UsageError
+from jettison.evaluate.size import measure_size
 from jettison.files import write_json
 from jettison.formats.compressed_tensors import read_grids
 from jettison.models import ModelFolder
@@ -183,6 +184,22 @@ class TestPackedFolders:
     def test_malformed_sections(self, grids, where, value, words):
         with pytest.raises(JettisonError, match=words):
             grids(where, value)
+
+    @pytest.mark.parametrize("target", ["nowhere", "model-00001-of-00003.safetensors"], ids=["nowhere", "itself"])
+    def test_a_shard_that_leads_nowhere_is_made_again(self, packed, tiny, tmp_path, target):
+        folder = shutil.copytree(packed, tmp_path / "packed")
+        shard = folder / "model-00001-of-00003.safetensors"
+        (folder / "jettison.json").unlink()
+        shard.unlink()
+        shard.symlink_to(target)
+        compress(tiny("llama"), RTN, folder)
+        assert shard.read_bytes() == (packed / shard.name).read_bytes() and not shard.is_symlink()
+
+    def test_a_link_that_leads_nowhere_has_no_size(self, packed, tmp_path):
+        folder = shutil.copytree(packed, tmp_path / "packed")
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "adapter_model.safetensors").symlink_to("nowhere")
+        assert measure_size(folder) == measure_size(packed)
 
     def test_groups_by_activation_order_would_be_read_wrongly(self, packed, tmp_path):
         folder = shutil.copytree(packed, tmp_path / "packed")

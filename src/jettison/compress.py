@@ -17,7 +17,7 @@ import torch
 from jettison import parallel
 from jettison.calibrate import Stats, text_digest, token_windows, watch
 from jettison.errors import JettisonError, UsageError
-from jettison.files import check_folder, file_digest, write_tensors
+from jettison.files import check_folder, file_digest, size_of, write_tensors
 from jettison.formats import check, compressed_tensors, writer
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
@@ -341,7 +341,7 @@ def _check(source: ModelFolder, jobs: list[Job], out: Path, entries: list[dict])
 def _check_disk(source: ModelFolder, out: Path, dense: bool) -> None:
     """dense: some of it is as large as before."""
     folder = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
-    written = sum(file.stat().st_size for file in out.glob("model-*.safetensors"))
+    written = size_of(out.glob("model-*.safetensors"))
     free, needed = shutil.disk_usage(folder).free, source.checkpoint.file_bytes // (1 if dense else 2) - written
     if free < needed:
         raise JettisonError(

@@ -109,6 +109,16 @@ class TestJson:
     def test_nesting_that_occurs(self):
         assert parse_json(b"[" * 60 + b"]" * 60, "it")
 
+    @pytest.mark.parametrize("digits", [101, 400, 5000])
+    def test_numbers_of_too_many_digits(self, folder, digits):
+        """Of 309 digits and more no float can be made, of 4,301 and more no text."""
+        (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": ' + "9" * digits + "}")
+        with pytest.raises(
+            JettisonError, match=f"not readable JSON: it has a number of {digits:,} digits; at most 100"
+        ):
+            ModelFolder(folder)
+        assert parse_json(b"9" * 100, "it") == 10**100 - 1
+
     def test_halves_of_surrogate_pairs_are_written_and_read_back(self, tmp_path):
         value = {"caf\udce9": "\ud800", "é": "日本"}  # names of files that are not UTF-8 look like this
         write_json(tmp_path / "x.json", value)

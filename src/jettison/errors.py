@@ -45,6 +45,6 @@ def shown(value: object) -> str:
 def unknown(kind: str, value: object, valid: Iterable[object], context: str = "") -> UsageError:
     """The error for a name that is not in a list: says what is valid and, if one is close, what was meant."""
     names = sorted(map(str, valid))
-    close = get_close_matches(str(value)[:LONGEST], names, n=1)
+    close = get_close_matches(value[:LONGEST], names, n=1) if isinstance(value, str) else []
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return UsageError(f"unknown {kind} {shown(value)}{context}{hint}; valid: {', '.join(names)}")

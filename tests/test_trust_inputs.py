@@ -83,11 +83,12 @@ class TestNoFiles:
         with pytest.raises(UsageError, match="has zero bytes"):
             read_documents(tmp_path / "wide.txt")
 
-    @pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "caf\udce9"])
+    @pytest.mark.parametrize("name", ["a\0b", "x" * 20_000, "x/" * 10_000, "x " * 10_000, "caf\udce9"])
     def test_names_that_are_none(self, name):
         for read in (read_documents, ModelFolder, open_shape):
-            with pytest.raises(UsageError, match="^no (text|model|folder)"):
+            with pytest.raises(UsageError, match="^no (text|model|folder)") as caught:
                 read(name)
+            assert len(str(caught.value)) < 6000
 
     @pytest.mark.parametrize("kind", ["latin", *KINDS])
     def test_a_card_that_cannot_be_read_states_no_licence(self, folder, kind):
@@ -144,6 +145,15 @@ class TestIndex:
         write_json(folder / INDEX, {"weight_map": {UP: name}})
         with pytest.raises(JettisonError, match=rf"weight_map says .* of '{UP}'; the name of a file is needed"):
             _ = ModelFolder(folder).checkpoint
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [("a\nb", r"a\nb"), ("\x1b[31m", r"\x1b[31m"), ("\u202e", r"\u202e"), ("é :cat: [b]", "é :cat: [b]")],
+    )
+    def test_names_are_repeated_on_one_line(self, folder, name, said, jettison):
+        write_json(folder / INDEX, {"weight_map": {UP: name}})
+        code, _, err = jettison("evaluate", folder)
+        assert code == 1 and err == f"error: {folder}: shard {said} is named by {INDEX} but missing\n"
 
     @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/../../x"])
     def test_names_that_leave_the_folder(self, folder, name):

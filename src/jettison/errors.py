@@ -1,19 +1,31 @@
 """The two kinds of error that a user sees. Each is one clear line: the thing, the value, what would be valid."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
 LONGEST = 120  # characters of a value that an error repeats
+LONGEST_ERROR = 5000
 LONGEST_REASON = 500  # characters of another program's reason that are repeated
 
 
 class JettisonError(Exception):
     """Something went wrong while doing what was asked. The command line exits with 1."""
 
+    def __init__(self, message: str):
+        super().__init__(_line(message))
+
 
 class UsageError(JettisonError):
     """What was asked cannot be done as asked. The command line exits with 2."""
+
+
+def _line(text: str) -> str:
+    """On one line and not endless, whatever names it repeats; of a long name both ends stay."""
+    text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    text = re.sub(r"\S{1000,}", lambda name: f"{name[0][:400]}...{name[0][-400:]}", text)
+    return text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]} ..."
 
 
 @contextmanager

@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
 
 from jettison.calibrate.text import read_documents
 from jettison.documents import parse_json, read_json
-from jettison.errors import JettisonError, UsageError, guarded
+from jettison.errors import JettisonError, UsageError, guarded, stderr
 from jettison.files import write_json
 from jettison.models import ModelFolder, open_shape
 from jettison.models.checkpoint import INDEX
@@ -214,13 +215,20 @@ class TestConfig:
         with pytest.raises(UsageError, match=f"dtype = '{dtype}'; valid: float16, bfloat16, float32, float64"):
             load_dense(ModelFolder(folder))
 
-    def test_errors_of_others_are_one_line(self):
+    def test_errors_of_others_are_one_line(self, capfd):
         class PanicException(BaseException):
             """What Rust's panics are in Python: no Exception."""
 
         for error in (ValueError("a\nb\n\nadvice"), PanicException("a\nb")):
-            with pytest.raises(UsageError, match="^reading: a b$"), guarded("reading"):
+            with pytest.raises(UsageError, match="^reading: a b$"), guarded("reading", rust=True):
+                os.write(2, b"noise")
                 raise error
+        assert capfd.readouterr().err == "noise", "a panic's is the error itself"
+        with guarded("outer", rust=True), guarded("inner", rust=True):
+            os.write(stderr(), b"last words")
+            os.write(2, b"from C")
+            print("from Python", file=sys.stderr)
+        assert capfd.readouterr().err in ("last wordsfrom Python\nfrom C", "last wordsfrom Cfrom Python\n")
         for error in (KeyboardInterrupt(), SystemExit(), JettisonError("mine")):
             with pytest.raises(type(error)) as caught, guarded("reading"):
                 raise error

@@ -101,6 +101,13 @@ class TestTokenizer:
         with pytest.raises(UsageError, match="has no usable tokenizer"):
             _ = ModelFolder(folder).tokenizer
 
+    def test_a_panic_is_not_said_twice(self, folder, jettison):
+        """Rust writes it to stderr at length before it raises it."""
+        data = json.loads((folder / "tokenizer.json").read_text())
+        change(folder / "tokenizer.json", model=data["model"] | {"continuing_subword_prefix": "##########"})
+        code, _, err = jettison("generate", folder, "-p", "It", "-n", 2)
+        assert code == 2 and err.startswith(f"error: {folder} has no usable tokenizer: ") and err.count("\n") == 1
+
     @pytest.mark.parametrize(
         "template", ["{{", "{{ raise_exception('no') }}", "{% for i in range(10 ** 12) %}x{% endfor %}"]
     )

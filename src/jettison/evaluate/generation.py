@@ -10,6 +10,7 @@ import torch
 
 from jettison.calibrate import token_windows
 from jettison.decode import load
+from jettison.errors import guarded
 from jettison.models import ModelFolder
 from jettison.progress import waiting
 
@@ -20,7 +21,8 @@ def sample_prompts(model: str | Path, text: str | Path) -> list[str]:
     """The beginnings of a few windows of a text."""
     source = ModelFolder(model)
     windows = token_windows(source, text, 4 * PROMPT_TOKENS, PROMPTS)
-    return [source.tokenizer.decode(ids[:PROMPT_TOKENS], skip_special_tokens=True) for ids in windows]
+    with guarded(f"the tokenizer of {source.name} fails", rust=True):
+        return [source.tokenizer.decode(ids[:PROMPT_TOKENS], skip_special_tokens=True) for ids in windows]
 
 
 @waiting("timing what is written")

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import StaticCache
 
 from jettison.caches import cache_folder
+from jettison.calibrate.text import encode
 from jettison.errors import JettisonError, guarded
 from jettison.files import digest
 from jettison.models import ModelFolder
@@ -225,7 +226,7 @@ def _converse(
         )
     before, _, after = rendered.partition(MARK)
     before, after = (
-        torch.tensor(tokenizer(part, add_special_tokens=False).input_ids, dtype=torch.int64) for part in (before, after)
+        torch.tensor(encode(tokenizer, part, special=False), dtype=torch.int64) for part in (before, after)
     )
     source.check_tokens(torch.cat([before, after]), f"the chat template of {source.name}")
     ends = _end_tokens(teacher)

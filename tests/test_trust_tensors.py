@@ -192,6 +192,16 @@ class TestPackedFolders:
         with pytest.raises(JettisonError, match=words):
             grids(where, value)
 
+    @pytest.mark.parametrize("dtype", [torch.complex64, torch.float32, torch.int16, torch.bool], ids=str)
+    def test_shapes_that_are_no_whole_numbers(self, packed, tmp_path, dtype):
+        folder = shutil.copytree(packed, tmp_path / "packed")
+        tensors = load_file(folder / "model-00001-of-00003.safetensors")
+        name = UP.replace("weight", "weight_shape")
+        tensors[name] = tensors[name].to(dtype)
+        save_file(tensors, folder / "model-00001-of-00003.safetensors", {"format": "pt"})
+        with pytest.raises(JettisonError, match=r"weight_shape is stored as (C64|F32|I16|BOOL); valid: I64, I32"):
+            read_grids(ModelFolder(folder))
+
     @pytest.mark.parametrize("target", ["nowhere", "model-00001-of-00003.safetensors"], ids=["nowhere", "itself"])
     def test_a_shard_that_leads_nowhere_is_made_again(self, packed, tiny, tmp_path, target):
         folder = shutil.copytree(packed, tmp_path / "packed")

@@ -8,11 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from jettison.calibrate.sensitivity import sensitivity
 from jettison.compress import compress
 from jettison.errors import JettisonError, UsageError
 from jettison.evaluate.size import measure_size
 from jettison.files import write_json
 from jettison.formats.compressed_tensors import read_grids
+from jettison.grid import Grid
 from jettison.models import ModelFolder
 from jettison.models.checkpoint import Checkpoint
 from jettison.models.dense import load_dense
@@ -51,6 +53,16 @@ class TestTensors:
             ModelFolder(folder).read_weight(UP.removesuffix(".weight"), "linear")
         with pytest.raises(JettisonError, match=f"{UP} is stored as {dtype}"):
             load_dense(ModelFolder(folder))
+
+    @pytest.mark.parametrize("kind", ["gradients", "measured"])
+    def test_weights_that_let_the_outputs_overflow(self, folder, kind):
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.norm.weight"][0] = torch.finfo(tensors["model.norm.weight"].dtype).max
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        source = ModelFolder(folder)
+        parts = {"up": [linear for linear in source.anatomy if "up" in linear.roles]}
+        with pytest.raises(JettisonError, match="its outputs overflow|activations are not sound"):
+            sensitivity(source, parts, {"up": [Grid(4, 32)]}, kind=kind, samples=1, length=16)
 
     @pytest.mark.parametrize("shape", [(-1,), (), (4, -1)], ids=str)
     def test_stacked_experts_of_other_shapes(self, tiny, tmp_path, shape):

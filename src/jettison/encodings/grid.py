@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from jettison.core.errors import UsageError
+from jettison.core.errors import UsageError, shown
 
 WHOLE_ROW = -1
 AT_ONCE = 1 << 25  # weights of one matrix that are worked on at once where rows do not depend on each other
@@ -30,9 +30,9 @@ class Grid:
 
     def __post_init__(self):
         if not 2 <= self.bits <= 8:
-            raise UsageError(f"bits = {self.bits}: a grid has 2 to 8 bits")
+            raise UsageError(f"bits = {shown(self.bits)}: a grid has 2 to 8 bits")
         if self.group_size != WHOLE_ROW and self.group_size < 1:
-            raise UsageError(f"group_size = {self.group_size}: it must be positive, or -1 for the whole row")
+            raise UsageError(f"group_size = {shown(self.group_size)}: it must be positive, or -1 for the whole row")
 
     def __str__(self) -> str:
         group = "row" if self.group_size == WHOLE_ROW else f"g{self.group_size}"

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.graph.modules import Adapted, PackedLinear, QuantizedLinear
 from jettison.kernels.tiles import Tiling
 from jettison.runtime.native_decoder import CACHES, NativeDecoder

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import write_json
+from jettison.domains.text.data import Text
 from jettison.encodings.grid import Grid
 from jettison.formats.compressed_tensors import read_grids
 from jettison.graph.checkpoint import Checkpoint

@@ -17,7 +17,7 @@ from jettison.encodings.grid import Grid
 from jettison.formats.runtimes import Runtime, fitted
 from jettison.graph.anatomy import Linear
 from jettison.graph.shape import ModelShape
-from jettison.pipeline.jobs import claims
+from jettison.pipeline.claims import claims
 from jettison.planning.groups import Choice, Unit, find_units
 from jettison.recipe.recipe import Recipe
 
@@ -153,7 +153,7 @@ def unit_operators(
     tokens = setting.batch * (1 if unit.role == "head" else setting.rows)  # of a prompt, the last token has a head
     rows, used, passes = sum(linear.rows for linear in unit.linears), 1.0, 1.0
     if unit.experts:
-        passes = shape.config.get_text_config().num_experts_per_tok  # experts that a token goes through
+        passes = shape.sizes.experts_per_token  # experts that a token goes through
         used = 1 - (1 - passes / unit.experts) ** tokens  # share of them that some token is expected to go through
         rows /= unit.experts
     size = unit.weights * stored_bits(unit, choice) / 8
@@ -176,25 +176,23 @@ def unit_operators(
 
 def fixed_operators(shape: ModelShape, units: list[Unit], setting: Setting) -> list[Operator]:
     """What bits do not change: attention over the cache, norms, and the rest."""
-    config, anatomy = shape.config.get_text_config(), shape.anatomy
+    sizes, anatomy = shape.sizes, shape.anatomy
     blocks = [block for block in range(anatomy.blocks) if block not in setting.dropped]
     found, tokens = [], setting.batch * setting.rows
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    per_token = 2 * shared * (width * setting.cache_bits + (16 if setting.cache_bits < 16 else 0)) / 8
-    for block, window in enumerate(windows(config, anatomy.blocks)):
+    width = sizes.head_width
+    per_token = 2 * sizes.key_value_heads * (width * setting.cache_bits + (16 if setting.cache_bits < 16 else 0)) / 8
+    for block, window in enumerate(sizes.windows):
         if block not in blocks:
             continue
         kept = min(setting.context + setting.rows - 1, window)  # in the cache of each sequence, once the step is done
         seen = _seen(setting, window)
         moved = setting.batch * (
-            per_token * (kept + setting.rows) + 2 * ACTIVATION_BYTES * setting.rows * heads * width
+            per_token * (kept + setting.rows) + 2 * ACTIVATION_BYTES * setting.rows * sizes.heads * width
         )
-        flops = 4 * setting.batch * seen * heads * width
+        flops = 4 * setting.batch * seen * sizes.heads * width
         found.append(Operator(f"attention {block}", "attention", setting.batch * per_token * kept, moved, flops))
     rest = UNQUANTIZED_BYTES * _rest(anatomy, units) * len(blocks) / max(1, anatomy.blocks)
-    moved = rest + 3 * ACTIVATION_BYTES * tokens * config.hidden_size * SMALL_OPERATORS * len(blocks)
+    moved = rest + 3 * ACTIVATION_BYTES * tokens * sizes.hidden * SMALL_OPERATORS * len(blocks)
     found.append(Operator("norms and the rest", "rest", rest, moved, launches=SMALL_OPERATORS * len(blocks)))
     return found
 
@@ -203,15 +201,6 @@ def _rest(anatomy, units: list[Unit]) -> int:
     """Parameters of no unit. A tied head is one with the embedding."""
     counted = sum(unit.weights for unit in units if not (unit.role == "head" and anatomy.tied))
     return max(0, anatomy.parameters - counted)
-
-
-def windows(config, blocks: int) -> list[float]:
-    """How many tokens each block looks back at most."""
-    window = getattr(config, "sliding_window", None)
-    if not window or getattr(config, "use_sliding_window", True) is False:
-        return [float("inf")] * blocks
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * blocks
-    return [window if "sliding" in kind else float("inf") for kind in kinds]
 
 
 def _seen(setting: Setting, window: float) -> float:

@@ -1,11 +1,9 @@
 """Recovery: the loss, what it trains, the text it writes itself, and kills in the middle."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -302,20 +300,14 @@ def test_a_run_killed_at_any_write_gives_the_same_bytes(tiny, tmp_path, most):
         shutil.rmtree(out)
 
 
-def launch(folder: Path, processes: int) -> None:
-    program = ["-m", "jettison", "recover", str(folder), "--quiet"]
-    if processes > 1:
-        program = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), *program]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *program], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 def test_two_processes_learn_what_one_does(tiny, tmp_path):
     compress(tiny("llama"), recipe(train=["lora", "scales"], samples=130), tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    launch(tmp_path / "one", 1)
-    launch(tmp_path / "two", 2)
+    recover(tmp_path / "one")
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [sys.executable, *launcher, "-m", "jettison", "recover", str(tmp_path / "two"), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
     curves = [json.loads((tmp_path / n / "jettison.json").read_text())["recovery"]["loss"] for n in ("one", "two")]
     assert len(curves[0]) == 65
     assert torch.allclose(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=0.02)

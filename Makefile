@@ -45,7 +45,7 @@ docs: setup
 	$(BIN)/mkdocs build --strict
 
 claims: setup
-	$(BIN)/python benchmarks/claims.py
+	$(BIN)/python -m benchmarks.claims
 
 clean:
 	rm -rf site runs .pytest_cache .ruff_cache

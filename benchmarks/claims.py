@@ -1,8 +1,8 @@
-"""Print every claim of the project and what falls short: ``python benchmarks/claims.py``."""
+"""Print every claim of the project and what falls short: ``python -m benchmarks.claims``."""
 
 import json
 
-from witness import RESULTS, show
+from benchmarks.witness import RESULTS, show
 
 
 def main() -> None:

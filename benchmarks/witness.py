@@ -1,8 +1,12 @@
-"""What every benchmark needs: cells that are kept, and a result file that says where its numbers are from."""
+"""What every benchmark needs: cells that are kept, and a result file that says where its numbers are from.
+
+Cells with all their samples are in runs/NAME, outside git. A result has claims, tables and summaries, at most 60 KB.
+"""
 
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -14,11 +18,12 @@ from typing import Any
 import psutil
 import torch
 
-from jettison.core.files import write_json
+from jettison.core.files import write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RUNS = ROOT / "runs"
+MOST_BYTES, WIDTH = 60_000, 120  # of a result file; of a line that holds a whole table or object
 
 
 def claim(id: str, value: Any, unit: str, better: str, target: Any, note: str = "") -> dict[str, Any]:
@@ -63,24 +68,74 @@ def write_result(
     claims: list[dict[str, Any]],
     seconds: float,
     details: dict[str, Any],
+    *,
+    script: str,
     seed: int = 0,
-    script: str | None = None,
 ) -> None:
-    write_json(
-        RESULTS / f"{name}.json",
+    """Write benchmarks/results/NAME.json and print the claims.
+
+    seconds: what all cells took. details: tables and summaries; of lists of samples, a summary is written.
+    script: the ``__file__`` of the script whose result this is.
+    Raises ValueError if the file would have more than MOST_BYTES.
+    """
+    place = Path(script).resolve().relative_to(ROOT)
+    text = result_text(
+        name,
         {
             "claims": claims,
-            "command": f"python benchmarks/{script or name}.py",
+            "script": place.as_posix(),
+            "command": f"python -m {'.'.join(place.with_suffix('').parts)}",
             "machine": machine(),
             "versions": {p: version(p) for p in ("torch", "transformers", "compressed-tensors", "peft", "accelerate")},
             "commit": git("rev-parse", "HEAD"),
             "dirty": dirty(),
             "seed": seed,
             "seconds": round(seconds),
-            "details": details,
+            "details": {"raw": f"runs/{name}, outside git, has every cell with its samples"} | details,
         },
     )
+    write_text(RESULTS / f"{name}.json", text)
     show(claims)
+
+
+def result_text(name: str, result: dict[str, Any]) -> str:
+    """A result as it is written. Raises ValueError if it is too large."""
+    details = json.loads(json.dumps(without_samples(result["details"])))  # keys are strings from here on
+    text = lay_out(result | {"details": details}) + "\n"
+    if (size := len(text.encode())) > MOST_BYTES:
+        raise ValueError(
+            f"the result {name} has {size:,} bytes, more than {MOST_BYTES:,}: "
+            f"keep raw samples in runs/{name}, and only claims, tables and summaries in the result"
+        )
+    return text
+
+
+def without_samples(value: Any) -> Any:
+    """The same, with a summary in place of every list of numbers that is called ``samples``."""
+    if isinstance(value, dict):
+        return {
+            key: summary(each) if key == "samples" and isinstance(each, list) else without_samples(each)
+            for key, each in value.items()
+        }
+    return [without_samples(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def summary(samples: list[float]) -> dict[str, float]:
+    middle = statistics.median(samples)
+    return {"median": middle, "least": min(samples), "most": max(samples), "count": len(samples)}
+
+
+def lay_out(value: Any, indent: str = "") -> str:
+    """JSON in which a list of single values, such as a row of a table, and all that fits, stands on one line."""
+    line = json.dumps(value, ensure_ascii=False)
+    row = isinstance(value, list) and not any(isinstance(each, (list, dict)) for each in value)
+    if row or not isinstance(value, (list, dict)) or len(indent) + len(line) <= WIDTH:
+        return line
+    deeper = indent + " "
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(deeper + lay_out(each, deeper) for each in value) + f"\n{indent}]"
+    items = (f"{deeper}{json.dumps(key, ensure_ascii=False)}: {lay_out(each, deeper)}" for key, each in value.items())
+    return "{\n" + ",\n".join(items) + f"\n{indent}}}"
 
 
 def machine() -> dict[str, Any]:

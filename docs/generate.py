@@ -30,7 +30,8 @@ def recipes() -> str:
         text = (ROOT / "src" / "jettison" / "recipe" / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
         lines += [f"## {name}", "", recipe.use, "", "```yaml", text.strip(), "```", ""]
     lines += [
-        "`loss` is the log-perplexity lost on books with `scribe`, in nats, measured by `benchmarks/presets.py`.",
+        "`loss` is the log-perplexity lost on books with `scribe`, in nats, measured by "
+        "`benchmarks/recovery/presets.py`.",
         "",
     ]
     lines += ["# Methods", ""]
@@ -67,7 +68,7 @@ def engines() -> str:
 
 
 def xr() -> str:
-    """docs/xr.md, its tables made anew from what benchmarks/xrbench.py measured."""
+    """docs/xr.md, its tables made anew from what benchmarks/xr/xrbench.py measured."""
     details = json.loads((ROOT / "benchmarks" / "results" / "xrbench.json").read_text(encoding="utf-8"))["details"]
     scores = next(iter(details["tables"].values()))
     live = [["scenario", "scheduler", "score live", "simulated", "dropped live", "simulated"]]
@@ -144,7 +145,7 @@ def _loads(format: Format, sort: str) -> str:
 
 
 def pruning() -> str:
-    """docs/pruning.md, its tables made anew from what benchmarks/sds.py found."""
+    """docs/pruning.md, its tables made anew from what benchmarks/sds/study.py found."""
     text, file = (DOCS / "pruning.md").read_text(encoding="utf-8"), ROOT / "benchmarks" / "results" / "sds.json"
     lines = ["<!-- made by generate.py -->", "<!-- end -->"]
     if file.exists():
@@ -166,7 +167,7 @@ def pruning() -> str:
 
 
 def drafting() -> str:
-    """docs/drafting.md, its tables made anew from what benchmarks/self_draft.py found."""
+    """docs/drafting.md, its tables made anew from what benchmarks/drafting/self_draft.py found."""
     text, file = (DOCS / "drafting.md").read_text(encoding="utf-8"), ROOT / "benchmarks" / "results" / "self_draft.json"
     lines = ["<!-- made by generate.py -->", "<!-- end -->"]
     if file.exists():
@@ -188,8 +189,8 @@ def drafting() -> str:
     return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
 
 
-def _spread(samples: list[float]) -> float:
-    return (max(samples) - min(samples)) / 4  # the line that ``plot`` draws goes from one end to the other
+def _spread(samples: dict[str, float]) -> float:
+    return (samples["most"] - samples["least"]) / 4  # the line that ``plot`` draws goes from one end to the other
 
 
 def _lines(table: dict) -> list[str]:

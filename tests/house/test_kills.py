@@ -1,9 +1,9 @@
 """SIGKILL at every write and inside it, at random moments, and two processes in one folder; with real processes."""
 
-import importlib.util
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -75,15 +75,12 @@ def test_the_second_process_is_told_who_works(tiny, tmp_path, jettison):
 @pytest.fixture(scope="module")
 def spine(tmp_path_factory):
     patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("spine", BENCHMARKS / "spine.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    patch.syspath_prepend(str(BENCHMARKS.parent))
+    module = import_module("benchmarks.house.spine")
     patch.setattr(module, "RUNS", tmp_path_factory.mktemp("runs"))
     patch.setattr(module, "KILLS", 4)
     yield module
     patch.undo()
-    sys.modules.pop("witness", None)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Dry runs: what they try, and what they say. How near they come is measured by benchmarks/proof.py, not here."""
+"""Dry runs: what they try, and what they say. How near they come is measured by benchmarks/house/proof.py, not here."""
 
 import re
 

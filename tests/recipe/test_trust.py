@@ -258,11 +258,11 @@ class TestWhatAModelHas:
 
 
 def test_what_a_plan_writes_is_a_recipe(tiny, monkeypatch):
-    """Whatever the budget and the engine: what has steps is read back as it is, and fits the model."""
+    """Whatever the budget and the runtime: what has steps is read back as it is, and fits the model."""
     monkeypatch.setattr("jettison.devices.device.measure", lambda: GOOD)
     source = ModelFolder(tiny("llama"))
-    for engine in (None, "jettison", "transformers", "vllm"):
+    for runtime in (None, "jettison", "transformers", "vllm"):
         for memory in (650e3, 800e3):
-            found = make_plan(source, memory=memory, context=0, losses="prior", engine=engine)
+            found = make_plan(source, memory=memory, context=0, losses="prior", runtime=runtime)
             assert found.recipe.steps and load_recipe(yaml.safe_load(found.recipe.to_yaml())) == found.recipe
-            assert assign(source, with_windows(found.recipe, source.positions), engine)
+            assert assign(source, with_windows(found.recipe, source.positions), runtime)

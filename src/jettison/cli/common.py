@@ -33,9 +33,9 @@ DeviceName = Annotated[str, typer.Option("--device", help="A name of `jettison d
 Tps = Annotated[float | None, typer.Option("--tps", help="Tokens per second to reach.")]
 Memory = Annotated[str | None, typer.Option("--memory", help="Memory to stay within, such as 3GB.")]
 Context = Annotated[int, typer.Option("--context", help="Tokens of context the budget is for.")]
-EngineName = Annotated[
+RuntimeName = Annotated[
     str | None,
-    typer.Option("--engine", help="Only what it loads: jettison, transformers, vllm, sglang, llama.cpp, ..."),
+    typer.Option("--runtime", "--engine", help="Only what it loads: jettison, transformers, vllm, llama.cpp, ..."),
 ]
 Recovery = Annotated[
     bool, typer.Option("--recovery/--no-recovery", help="Whether 2 bits to be recovered by training may be chosen.")

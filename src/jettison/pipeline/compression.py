@@ -49,7 +49,7 @@ def compress(
     changes: Iterable[str] = (),
     seed: int = 0,
     spill: bool = False,
-    engine: str | None = None,
+    runtime: str | None = None,
     workers: int = 1,
     address: str | None = None,
 ) -> dict[str, Any]:
@@ -57,12 +57,12 @@ def compress(
 
     model: ``scribe``, a local folder, or a hub id. recipe: a preset's name, a YAML file, a mapping or a Recipe, with
     ``changes`` of the form ``verb.option=value``. spill: keep the activations of the calibration text in files of
-    ``out``, not in memory. engine: refuse at once what it would not load. workers, address: of ``parallel.map``, which
+    ``out``, not in memory. runtime: refuse at once what it would not load. workers, address: of ``parallel.map``, which
     prunes the linears of a block side by side. A run that was killed continues when it is called again.
 
     Shards that are missing or damaged then are made again.
 
-    Raises UsageError for a recipe that does not fit the model or the engine, a model that is already quantized, or a
+    Raises UsageError for a recipe that does not fit the model or the runtime, a model that is already quantized, or a
     folder that holds another run (other weights, tokenizer, text or settings); JettisonError for missing, misshapen or
     non-finite weights, a full disk, or a folder that another process works on.
     """
@@ -75,7 +75,7 @@ def compress(
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
     if (source.folder / MANIFEST).exists():
         read_manifest(source.folder)  # whose teacher is recorded at the end: a damaged one is met before work
-    jobs, out = assign(source, recipe, engine), check_folder(out, JOURNAL)
+    jobs, out = assign(source, recipe, runtime), check_folder(out, JOURNAL)
     if note := say_adjusted(jobs):
         say(f"note: {note}")
     if not (out / MANIFEST).exists():
@@ -86,7 +86,7 @@ def compress(
         _compress(source, recipe, jobs, out, seed, out / SPILL if spill else None, pool)
     for note in compressed_tensors.problems(source.anatomy, _packed_grids(jobs)):
         say(f"note: {note}")
-    options = {"recipe": asked, "set": changes, "seed": seed, "engine": engine}
+    options = {"recipe": asked, "set": changes, "seed": seed, "runtime": runtime}
     command = command_line("compress", model, options, {"seed": 0})
     if "command" not in read_manifest(out):
         update_manifest(out, command=command)
@@ -127,7 +127,7 @@ def _compress(
 def _inputs(source: ModelFolder, recipe: Recipe, jobs: list[Job], seed: int, calibrated: bool) -> dict[str, Any]:
     """All that the written bytes depend on, as content, for the journal's first line."""
     text = recipe.calibration["text"]
-    grids = {job.linear.name: str(job.grid) for job in adjusted(jobs)}  # they depend on the engine too
+    grids = {job.linear.name: str(job.grid) for job in adjusted(jobs)}  # they depend on the runtime too
     return {
         "kind": "compress",
         "model": source.identity(),

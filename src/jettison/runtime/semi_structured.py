@@ -19,7 +19,7 @@ def use_semi_structured(model: nn.Module, *, fallback: bool = True) -> dict[str,
 
     The model must be on an NVIDIA GPU of compute capability 8.0 (Ampere) or later, in float16 or bfloat16. Elsewhere it
     stays dense, which is said, or with ``fallback`` false UsageError is raised. On an H200 some products with 512 rows
-    are faster than dense ones, and those with 16 or fewer take 2 to 4 times as long (``benchmarks/gpu_kernels.py``).
+    are faster than dense ones, and those with 16 or fewer take 2 to 4 times as long (``benchmarks/kernels/gpu.py``).
     """
     if reason := _unable(model):
         if not fallback:

@@ -24,8 +24,9 @@ def prior_loss(role: str, depth: float | None, blocks: int, grid: Grid, columns:
     role: ``qkv``, ``o``, ``gate_up``, ``down`` or ``head``, perhaps after ``expert``; others are their mean.
     depth: where the block lies, from 0 to 1; None outside the blocks. blocks: how many there are; together they are
     expected to lose what scribe's lose together, each its part. columns: of its rows, the size of a group that is one.
-    A log-linear fit to measured KL (benchmarks/planner.py --fit-prior): right about which roles and widths hurt, a
-    guess about any other model's figures. Beyond 128, twice the group size costs what the last doubling of the fit did.
+    A log-linear fit to measured KL (benchmarks/planning/planner.py --fit-prior): right about which roles and widths
+    hurt, a guess about any other model's figures. Beyond 128, twice the group size costs what the last doubling of the
+    fit did.
     """
     fitted = _fitted()
     roles = fitted["roles"]

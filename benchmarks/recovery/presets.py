@@ -1,7 +1,7 @@
 """What each preset loses on scribe: the table of the README, and the ``loss`` that orders presets for the planner.
 
-    python benchmarks/presets.py           # about half an hour on two cores; continues preset by preset
-    python benchmarks/presets.py --check   # recomputes those without recovery, about three minutes
+    python -m benchmarks.recovery.presets          # about half an hour on two cores; continues preset by preset
+    python -m benchmarks.recovery.presets --check  # recomputes those without recovery, about three minutes
 
 Recovery runs with 1024 samples of 256 tokens, gone through twice: minutes, not the hours of the presets' defaults.
 """
@@ -9,8 +9,7 @@ Recovery runs with 1024 samples of 256 tokens, gone through twice: minutes, not 
 import argparse
 import json
 
-from witness import RESULTS, RUNS, cell, claim, compare, origin, write_result
-
+from benchmarks.witness import RESULTS, RUNS, cell, claim, compare, origin, write_result
 from jettison.pipeline.compression import compress
 from jettison.pipeline.evaluation import TEXTS, evaluate
 from jettison.pipeline.recovery import recover
@@ -62,8 +61,8 @@ def main() -> None:
     details = {"tables": {"Presets (perplexity, and KL from the original)": {"columns": columns, "rows": rows}}}
     details |= {"loss": measured, "original": original, "results": results}
     seconds = sum(result["seconds"] for result in (original, *results.values()))
-    note = origin(results["gateup-w4w2"])
-    write_result(NAME, [claim("recorded_loss_off_by_at_most", worst, "nats", "lower", 0.005, note)], seconds, details)
+    off = claim("recorded_loss_off_by_at_most", worst, "nats", "lower", 0.005, origin(results["gateup-w4w2"]))
+    write_result(NAME, [off], seconds, details, script=__file__)
     print(json.dumps(measured, indent=1))
 
 

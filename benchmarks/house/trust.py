@@ -1,8 +1,8 @@
 """Trust: inputs that are wrong in any way, and runs that are killed anywhere.
 
-    python benchmarks/trust.py            # about an hour on two cores; continues cell by cell, and within the fuzzing
-    python benchmarks/trust.py --check    # 440 inputs of another seed and some kills, in a few minutes
-    python benchmarks/trust.py --small    # the same, shorter still; writes nothing, to see that the script works
+    python -m benchmarks.house.trust          # an hour on two cores; continues cell by cell, and within the fuzzing
+    python -m benchmarks.house.trust --check  # 440 inputs of another seed and some kills, in a few minutes
+    python -m benchmarks.house.trust --small  # the same, shorter still; writes nothing, to see that the script works
 
 An input is one file of eleven kinds that is changed and then taken through the commands that read it, in a child
 process: tests/fuzz_inputs.py says what counts as a finding. A kill is SIGKILL at one event of a run, as
@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from witness import ROOT, RUNS, cell, claim, compare, origin, show, write_result
+from benchmarks.witness import ROOT, RUNS, cell, claim, compare, origin, show, write_result
 
 NAME = "trust"
 COUNT, SEED, JOBS = 20_000, 0, 2
@@ -128,7 +128,7 @@ def main() -> None:
     killed["pairs"] = cell(NAME, "kills-pairs", lambda: kills("", pairs=PAIRS))
     seconds = sum(each["seconds"] for each in (fuzzed, *killed.values()))
     details = {"tables": tables(fuzzed, killed), "findings": fuzzed["findings"][:SHOWN], "kills": killed}
-    return write_result(NAME, claims_of(fuzzed, killed, COUNT), seconds, details, seed=SEED)
+    return write_result(NAME, claims_of(fuzzed, killed, COUNT), seconds, details, script=__file__, seed=SEED)
 
 
 if __name__ == "__main__":

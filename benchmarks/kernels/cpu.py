@@ -1,8 +1,8 @@
 """The CPU kernels against the read limit, against peers, and against exact arithmetic.
 
     pip install 'jettison[onnx]'       # the peer that PyTorch does not bring
-    python benchmarks/cpu_kernels.py       # about fifteen minutes on 2 cores; other programs must rest
-    python benchmarks/cpu_kernels.py --check
+    python -m benchmarks.kernels.cpu  # about fifteen minutes on 2 cores; other programs must rest
+    python -m benchmarks.kernels.cpu --check
 
 Matrices of Qwen3-4B, distinct weights streamed. ``kernel`` is the C++ function as an engine calls it: shares of the
 read limit are its. ``jettison`` is the operator as PyTorch calls it: it is what meets the peers.
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 import torch
-from witness import RESULTS, RUNS, cell, claim, compare, write_result
 
+from benchmarks.witness import RESULTS, RUNS, cell, claim, compare, write_result
 from jettison.bench.operators import linear_shapes, measure_operators, random_tiles
 from jettison.domains.text.data import token_windows
 from jettison.encodings.grid import Grid
@@ -147,7 +147,7 @@ def main() -> None:
         ],
         time.perf_counter() - start,
         {"decode": decode, "rows": several, "prefill": prefill, "errors": error, "quality": costs},
-        script="cpu_kernels",
+        script=__file__,
     )  # fmt: skip
 
 

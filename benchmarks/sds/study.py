@@ -1,10 +1,10 @@
 """One-shot pruning, with and without SDS, and with as many steps of reconstruction without its dense stage.
 
-    python benchmarks/fixtures/opt.py --books train.parquet    # the OPT-architecture model, ten minutes, once
-    python benchmarks/sds.py                                   # about four hours on one core; continues cell by cell
-    python benchmarks/sds.py --cells 1                         # one more cell
-    python benchmarks/sds.py --summary --block                 # what a block of a 1.7B model takes, one thread
-    python benchmarks/sds.py --check                           # recomputes some cells, about four minutes
+    python -m benchmarks.fixtures.opt --books train.parquet  # the OPT-architecture model, ten minutes, once
+    python -m benchmarks.sds.study                           # about four hours on one core; continues cell by cell
+    python -m benchmarks.sds.study --cells 1                 # one more cell
+    python -m benchmarks.sds.study --summary --block         # what a block of a 1.7B model takes, one thread
+    python -m benchmarks.sds.study --check                   # recomputes some cells, about four minutes
 
 On scribe: four methods, each plain, with SDS, and with two controls of equal budget: the method, then as many steps on
 what it left as both stages of SDS take together, the mask chosen anew as in SDS, or held as the method left it; at 50 %
@@ -21,13 +21,12 @@ import shutil
 import statistics
 from pathlib import Path
 
-import sds_distance
-import sparse_kernels
-from sds_block import block_cost, block_table, known_blocks
-from sds_cells import CELLS, DISTANT, FOLDER, ITEMS, NAME, OPT, slug
-from sds_tables import accuracy, claims, gain, tables
-from witness import RESULTS, RUNS, cell, compare, origin, write_result
-
+from benchmarks.kernels import sparse
+from benchmarks.sds import distance
+from benchmarks.sds.block import block_cost, block_table, known_blocks
+from benchmarks.sds.cells import CELLS, DISTANT, FOLDER, ITEMS, NAME, OPT, slug
+from benchmarks.sds.tables import accuracy, claims, gain, tables
+from benchmarks.witness import RESULTS, RUNS, cell, compare, origin, write_result
 from jettison.core.progress import set_quiet
 from jettison.domains.text.data import token_windows
 from jettison.pipeline.compression import compress
@@ -58,21 +57,21 @@ def measure(model: str, prune: dict | None, folder: Path) -> dict:
 
 
 def measure_distances() -> None:
-    sds_distance.confidence()
+    distance.confidence()
     steps = {slug(key): prune for key, (_, prune) in CELLS.items()}
     for name in (name for variants in DISTANT.values() for name in variants.values()):
-        sds_distance.distance(name, steps[name])
+        distance.distance(name, steps[name])
 
 
 def speed_claims() -> list[dict]:
-    """What benchmarks/sparse_kernels.py measured of 2:4 with 4 bits, once it has been run."""
-    files = [RUNS / sparse_kernels.NAME / f"{key}.json" for key in ("products", "tokens")]
+    """What benchmarks/kernels/sparse.py measured of 2:4 with 4 bits, once it has been run."""
+    files = [RUNS / sparse.NAME / f"{key}.json" for key in ("products", "tokens")]
     if not all(file.exists() for file in files):
         return []
     measured = [json.loads(file.read_text()) for file in files]
-    found = [each for each in sparse_kernels.claims(*measured) if each["id"].startswith("sparse24_w4")]
+    found = [each for each in sparse.claims(*measured) if each["id"].startswith("sparse24_w4")]
     for each, result in zip(found, measured, strict=True):  # per linear, end to end
-        each["note"] = "; ".join(filter(None, [f"by benchmarks/sparse_kernels.py: {each['note']}", origin(result)]))
+        each["note"] = "; ".join(filter(None, [f"by benchmarks/kernels/sparse.py: {each['note']}", origin(result)]))
     return found
 
 
@@ -114,7 +113,7 @@ def main() -> None:
 
 def _brief(result: dict, dense: dict | None) -> dict:
     """Without windows and items; with what is lost against the model as it was, in nats per token."""
-    texts = {text: {k: v for k, v in of.items() if k != "windows"} for text, of in result["texts"].items()}
+    texts = {text: {"log_perplexity": of["log_perplexity"]} for text, of in result["texts"].items()}
     for text in texts if dense else ():
         mean, error = gain(result, dense, text)
         texts[text] |= {"lost": round(mean, 6), "lost_error": round(error, 6)}
@@ -130,14 +129,14 @@ def write_summary() -> None:
     found += speed_claims()
     brief = {key: _brief(result, have.get(f"{key.partition(':')[0]}: dense")) for key, result in have.items()}
     details = {
-        "tables": tables(have) | sds_distance.tables(DISTANT) | block_table(blocks),
+        "tables": tables(have) | distance.tables(DISTANT) | block_table(blocks),
         "block": blocks,
         "wins": wins,
         "cells": brief,
         "missing": [key for key in CELLS if key not in have],
     }
     details["commits"] = sorted({of["commit"] for of in have.values()})
-    write_result(NAME, found, sum(of["seconds"] for of in have.values()), details)
+    write_result(NAME, found, sum(of["seconds"] for of in have.values()), details, script=__file__)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How far pruned models are from scribe, in KL, where perplexity alone does not tell. ``sds.py`` runs it.
+"""How far pruned models are from scribe, in KL, where perplexity alone does not tell. ``study.py`` runs it.
 
 Perplexity on a text that a model is too sure of falls when its outputs are blurred, whatever blurs them. scribe is that
 sure on WikiText-2: ``confidence`` measures it. KL(original ‖ pruned), on the same windows, knows no such reward.
@@ -9,8 +9,8 @@ import shutil
 import statistics
 
 import torch
-from witness import RUNS, cell, claim
 
+from benchmarks.witness import RUNS, cell, claim
 from jettison.domains.text.data import token_windows
 from jettison.pipeline.compression import compress
 from jettison.pipeline.evaluation import BATCH, TEXTS, TOKENS, WINDOW, compare

@@ -1,7 +1,7 @@
 """Linear layers on packed weights on a GPU: time against bf16, and against torchao and gemlite where installed.
 
-    python benchmarks/gpu_kernels.py           # some minutes; needs a GPU and Triton
-    python benchmarks/gpu_kernels.py --ours    # neither torchao nor gemlite
+    python -m benchmarks.kernels.gpu         # some minutes; needs a GPU and Triton
+    python -m benchmarks.kernels.gpu --ours  # neither torchao nor gemlite
 
 The layers of Qwen3-4B and Llama-3.1-8B, 4 bits in groups of 128 and 2 bits in groups of 64, symmetric, and bf16 weights
 of which two of four are zero, as PyTorch's semi-structured tensors. A time is that of one call among many in a CUDA
@@ -9,7 +9,7 @@ graph, each with a copy of the weights of its own, so that no cache holds them: 
 it. The median of 20 replays. Bandwidth is what the machine reads when it sums 2 GB. First everything is compiled, a
 layer to a process; then each layer is a cell in runs/gpu_kernels, so that a stopped run goes on.
 
-For torchao and gemlite: pip install -r benchmarks/gpu_requirements.txt
+For torchao and gemlite: pip install -r benchmarks/kernels/gpu_requirements.txt
 """
 
 import argparse
@@ -21,8 +21,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 import torch
-from witness import RUNS, cell, claim, origin, write_result
 
+from benchmarks.witness import RUNS, cell, claim, origin, write_result
 from jettison.encodings.grid import Grid
 from jettison.kernels import gpu, ops
 from jettison.runtime.semi_structured import use_semi_structured
@@ -255,7 +255,7 @@ def main() -> None:
     for model, role in layers:
         cells[f"{model} {role}"] = cell(NAME, f"{model}-{role}", lambda key=(model, role): rows_of(*key, others))
     seconds = sum(each["seconds"] for each in cells.values())
-    write_result(NAME, claims_of(cells), seconds, {"layers": LAYERS, "cells": cells})
+    write_result(NAME, claims_of(cells), seconds, {"layers": LAYERS, "cells": cells}, script=__file__)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The planner's claims: gains of W4/W2-GateUp by the roofline, how long planning takes, and plans for scribe, measured.
 
-    python benchmarks/planner.py               # about ten minutes on two cores; continues cell by cell
-    python benchmarks/planner.py --fit-prior   # fits src/jettison/calibrate/prior.yaml to scribe
-    python benchmarks/planner.py --check       # gains, planning times and expected losses, about a minute
+    python -m benchmarks.planning.planner              # about ten minutes on two cores; continues cell by cell
+    python -m benchmarks.planning.planner --fit-prior  # fits src/jettison/statistics/prior.yaml to scribe
+    python -m benchmarks.planning.planner --check      # gains, planning times and expected losses, about a minute
 
 Gains (arXiv:2606.04238): tokens per second of W4/W2-GateUp over uniform W4, batch 1, from config.json alone. On scribe:
 losses are found by gradients on the calibration books, plans are searched for, and what they lose is measured on other
@@ -26,8 +26,8 @@ from unittest.mock import patch
 import numpy as np
 import yaml
 from scipy.stats import spearmanr
-from witness import RESULTS, ROOT, RUNS, cell, claim, compare, origin, write_result
 
+from benchmarks.witness import RESULTS, ROOT, RUNS, cell, claim, compare, origin, write_result
 from jettison.devices.device import find_device
 from jettison.domains.text.data import Text, token_windows
 from jettison.graph.folder import ModelFolder, open_shape
@@ -96,7 +96,7 @@ def all_gains() -> dict:
 def planning(model: str, **budget) -> float:
     """Seconds of `plan` in a process of its own, imports not counted; the best of three."""
     script = (
-        "import time; from jettison.plan import make_plan\n"
+        "import time; from jettison.planning.planner import make_plan\n"
         f"start = time.perf_counter(); make_plan({model!r}, **{budget!r}); print(time.perf_counter() - start)"
     )
     runs = [subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT) for _ in range(3)]
@@ -231,11 +231,11 @@ def fit_prior() -> None:
     }
     head = (
         "# What a unit is expected to lose: the logarithm of nats per token, summed over these. Written by\n"
-        "# `python benchmarks/planner.py --fit-prior` from losses found by gradients on scribe (GPTQ's codes); of the\n"
-        f"# variance of those logarithms it explains {explained:.0%}. left_after_recovery: of what 2 bits lose, what\n"
-        "# is left after recovery (benchmarks/study.py).\n"
+        "# `python -m benchmarks.planning.planner --fit-prior` from losses found by gradients on scribe (GPTQ's\n"
+        f"# codes); of the variance of those logarithms it explains {explained:.0%}. left_after_recovery: of what\n"
+        "# 2 bits lose, what is left after recovery (benchmarks/recovery/study.py).\n"
     )
-    file = Path(ROOT / "src" / "jettison" / "calibrate" / "prior.yaml")
+    file = Path(ROOT / "src" / "jettison" / "statistics" / "prior.yaml")
     file.write_text(head + yaml.safe_dump(prior, sort_keys=False))
     print(file.read_text())
 
@@ -284,7 +284,7 @@ def main() -> None:
         "scribe": scribe,
         "compressed": through,
     }
-    write_result(NAME, claims, seconds, details)
+    write_result(NAME, claims, seconds, details, script=__file__)
 
 
 def tables(gained: dict, scribe: dict, through: dict) -> dict:

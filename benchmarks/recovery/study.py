@@ -1,7 +1,7 @@
 """The recovery study on scribe: one factor at a time from one setting.
 
-    python benchmarks/study.py --books train.parquet     # about two hours on two cores; continues cell by cell
-    python benchmarks/study.py --check                   # recomputes the cells without recovery, about five minutes
+    python -m benchmarks.recovery.study --books train.parquet  # about two hours on two cores; continues cell by cell
+    python -m benchmarks.recovery.study --check                # recomputes the cells without recovery: five minutes
 
 The setting is the spine's in little: gate and up at 2 bits (caldera, 10 iterations), the rest at 4 (gptq), groups of
 64; side paths of rank 8 and all scales learn from 3,072 windows of 128 tokens that scribe wrote, gone through once.
@@ -20,8 +20,7 @@ import shutil
 import statistics
 from pathlib import Path
 
-from witness import RESULTS, RUNS, cell, compare, write_result
-
+from benchmarks.witness import RESULTS, RUNS, cell, compare, write_result
 from jettison.core.files import write_text
 from jettison.core.progress import set_quiet
 from jettison.domains.text.synthesize import synthesize
@@ -308,7 +307,7 @@ def write_summary() -> None:
         "commits": sorted({c["commit"] for c in cells.values()}),
     }
     details["seeds"] = {text: {data: spread(summary, names, text) for data, names in SEEDS.items()} for text in TEXTS}
-    write_result(NAME, [], seconds, details)
+    write_result(NAME, [], seconds, details, script=__file__)
 
 
 if __name__ == "__main__":

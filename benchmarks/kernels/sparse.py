@@ -1,9 +1,9 @@
 """Two of each four columns (2:4) in the CPU kernels, against dense weights of the same bits. Random weights.
 
-    python benchmarks/sparse_kernels.py           # about five minutes on 2 cores; other programs must rest
-    python benchmarks/sparse_kernels.py --check   # one matrix, a few seconds
+    python -m benchmarks.kernels.sparse          # about five minutes on 2 cores; other programs must rest
+    python -m benchmarks.kernels.sparse --check  # one matrix, a few seconds
 
-`python benchmarks/sds.py --summary` then takes the claims of 4 bits over into its own results.
+`python -m benchmarks.sds.study --summary` then takes the claims of 4 bits over into its own results.
 The matrices of Qwen3-1.7B, groups of 128, one row of activations; then whole tokens in its shape, packed dense head.
 """
 
@@ -14,8 +14,8 @@ import time
 from typing import Any
 
 import torch
-from witness import RESULTS, cell, claim, compare, write_result
 
+from benchmarks.witness import RESULTS, cell, claim, compare, write_result
 from jettison.bench.decoding import measure_decoding
 from jettison.bench.operators import READ_BYTES, STREAMED, linear_shapes, random_tiles, read_limit
 from jettison.bench.random_model import random_model
@@ -99,7 +99,7 @@ def main() -> None:
         })  # fmt: skip
     found, whole = cell(NAME, "products", lambda: products(shapes, 5)), cell(NAME, "tokens", tokens)
     seconds = time.perf_counter() - start
-    write_result(NAME, claims(found, whole), seconds, {"products": found, "tokens": whole})
+    write_result(NAME, claims(found, whole), seconds, {"products": found, "tokens": whole}, script=__file__)
 
 
 if __name__ == "__main__":

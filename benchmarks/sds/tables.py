@@ -1,13 +1,23 @@
-"""What ``sds.py`` makes of its cells: tables and claims. Differences are paired, by window and by item."""
+"""What ``study.py`` makes of its cells: tables and claims. Differences are paired, by window and by item."""
 
 import math
 import statistics
 
-import sds_distance
-from sds_block import BASES
-from sds_cells import ABLATED, ABLATIONS, CONTROLLED, DISTANT, HELD, ITEMS, NAMES, OPT_CELLS, PATTERNS, VARIANTS
-from witness import claim
-
+from benchmarks.sds import distance
+from benchmarks.sds.block import BASES
+from benchmarks.sds.cells import (
+    ABLATED,
+    ABLATIONS,
+    CONTROLLED,
+    DISTANT,
+    HELD,
+    ITEMS,
+    NAMES,
+    OPT_CELLS,
+    PATTERNS,
+    VARIANTS,
+)
+from benchmarks.witness import claim
 from jettison.pipeline.evaluation import TEXTS
 
 OTHERS = {
@@ -160,7 +170,7 @@ def claims(have: dict[str, dict]) -> tuple[list[dict], dict]:
             f"± {error:.2f}, mean over the 22 bundled tasks, {ITEMS} items each, and {len(gained)} settings",
         )
     )  # fmt: skip
-    return found + sds_distance.claims(DISTANT), wins
+    return found + distance.claims(DISTANT), wins
 
 
 def counted(wins: dict[str, list[str]]) -> str:

@@ -1,4 +1,4 @@
-"""What pruning takes for one block in the shape of Qwen3-1.7B: processor time and memory. ``sds.py --block`` runs it.
+"""What pruning takes for one block in the shape of Qwen3-1.7B: processor time and memory. ``study.py --block`` runs it.
 
 Random weights and activations, 2:4, one matrix after the other on one thread, whatever else runs on the machine: the
 time is the process's own, which on a quiet machine is that of a clock.
@@ -9,8 +9,8 @@ import time
 from functools import partial
 
 import torch
-from witness import RUNS, cell
 
+from benchmarks.witness import RUNS, cell
 from jettison.encodings.pattern import Pattern
 from jettison.pipeline.trial import timed as watched
 from jettison.recipe import registry

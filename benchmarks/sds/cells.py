@@ -1,9 +1,9 @@
-"""What ``sds.py`` computes: its cells, by key, in the order in which they are worth having."""
+"""What ``study.py`` computes: its cells, by key, in the order in which they are worth having."""
 
 import re
 
-from sds_block import BASES, STEPS
-from witness import RUNS
+from benchmarks.sds.block import BASES, STEPS
+from benchmarks.witness import RUNS
 
 NAME = "sds"
 FOLDER = RUNS / NAME

@@ -1,7 +1,7 @@
 """The spine's claims: the demo, the recovery on scribe, kills, and the files in transformers.
 
-    python benchmarks/spine.py            # about an hour and a half on two cores; continues cell by cell
-    python benchmarks/spine.py --check    # recomputes the start and the files in about four minutes
+    python -m benchmarks.house.spine          # about an hour and a half on two cores; continues cell by cell
+    python -m benchmarks.house.spine --check  # recomputes the start and the files in about four minutes
 
 Recovery is the share of lost log-perplexity that comes back: (start − recovered) / (start − original), where the start
 is W4/W2-GateUp rounded to nearest with a clipped range. It uses text that scribe wrote, nothing else.
@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-from witness import RESULTS, ROOT, RUNS, cell, claim, compare, origin, write_result
 
+from benchmarks.witness import RESULTS, ROOT, RUNS, cell, claim, compare, origin, write_result
 from jettison.core.files import file_digest
 from jettison.domains.text.data import token_windows
 from jettison.graph.folder import ModelFolder
@@ -123,12 +123,12 @@ def kills(kind: str) -> dict:
     began = time.perf_counter()
     run(arguments(whole), check=True)
     seconds = time.perf_counter() - began
-    wanted, chance, trials = digests(whole), random.Random(0), []
+    wanted, rng, trials = digests(whole), random.Random(0), []
     for trial in range(KILLS):
         folder = fresh(f"kill-{kind}-{trial}")
         if kind == "recover":
             shutil.copytree(source, folder)
-        after = chance.uniform(0.25, 1.0) * seconds
+        after = rng.uniform(0.25, 1.0) * seconds
         process = run(arguments(folder), background=True)
         try:
             process.wait(after)
@@ -222,7 +222,7 @@ def main() -> None:
         }
     }
     details |= {"start": began, "recovery": won, "demo": shown, "kills": killed, "files": same}
-    write_result(NAME, claims, seconds, details)
+    write_result(NAME, claims, seconds, details, script=__file__)
 
 
 def check() -> None:

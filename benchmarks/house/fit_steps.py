@@ -1,7 +1,7 @@
 """The steps of the demo's fit, with the seconds and the largest memory so far of each. proof.py runs it in a process
 of its own:
 
-    python benchmarks/fit_steps.py OUT TOOK.json recover.samples=1024 ...
+    python -m benchmarks.house.fit_steps OUT TOOK.json recover.samples=1024 ...
 """
 
 import importlib

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pictures import timelines
 
-from jettison.formats.runtimes import Format, engine_names, find_engine
+from jettison.formats.runtimes import Format, find_runtime, runtime_names
 from jettison.recipe import registry
 from jettison.recipe.recipe import load_recipe, preset_names
 from jettison.xr.definitions import find_scenario
@@ -49,7 +49,7 @@ def engines() -> str:
     grids = [["engine", "format", "what", "bits", "group sizes", "symmetric", "columns", "rows"]]
     parts = [["engine", "format", "head", "embedding", "experts", "share one grid"]]
     notes = []
-    for engine in map(find_engine, engine_names()):
+    for engine in map(find_runtime, runtime_names()):
         for format in engine.formats:
             start = [engine.name, format.name]
             grids += [[*start, *row] for row in _grids(format)]

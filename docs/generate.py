@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pictures import timelines
 
-from jettison.formats.runtimes import Format, runtime_names, find_runtime
+from jettison.formats.runtimes import Format, find_runtime, runtime_names
 from jettison.recipe import registry
 from jettison.recipe.recipe import load_recipe, preset_names
 from jettison.xr.definitions import find_scenario
@@ -57,7 +57,9 @@ def runtimes() -> str:
             parts.append(
                 [*start, *(_loads(format, sort) for sort in ("head", "embedding", "experts")), ", ".join(shared)]
             )
-            said = [f"on {format.where}"] + ([f"LoRA adapters up to rank {runtime.max_rank}"] if runtime.max_rank else [])
+            said = [f"on {format.where}"] + (
+                [f"LoRA adapters up to rank {runtime.max_rank}"] if runtime.max_rank else []
+            )
             said += [format.note] * bool(format.note) + ["not written yet"] * (not format.written)
             checked = "Read in" if format.parts["linears"].verified else "**Not verified**:"
             notes.append(f"- {runtime.title}, {format.name}: {'; '.join(said)}. {checked} {format.source}.")

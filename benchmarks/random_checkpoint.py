@@ -18,7 +18,7 @@ def write_random_checkpoint(shape: ModelShape, recipe: Recipe, out: Path, seed: 
     rest. No tokenizer. Nothing is done where there is one already."""
     if (out / "config.json").exists():
         return
-    chance, model = torch.Generator().manual_seed(seed), shape.new_skeleton()
+    rng, model = torch.Generator().manual_seed(seed), shape.new_skeleton()
     modules = dict(model.named_modules())
     grids = {
         linear.name: step.grid
@@ -35,11 +35,11 @@ def write_random_checkpoint(shape: ModelShape, recipe: Recipe, out: Path, seed: 
         tensors = {}
         for name, grid in grids.items():
             if inside(name):
-                tensors |= _packed(name, modules[name], grid, chance)
+                tensors |= _packed(name, modules[name], grid, rng)
         for name, parameter in model.named_parameters():
             if inside(name) and name.rpartition(".")[0] not in grids:
                 size = parameter.shape
-                random = torch.randn(size, generator=chance) * size[-1] ** -0.5 if len(size) > 1 else torch.ones(size)
+                random = torch.randn(size, generator=rng) * size[-1] ** -0.5 if len(size) > 1 else torch.ones(size)
                 tensors[name] = random.bfloat16()
         shard = f"model-{'rest' if block is None else f'{block:03}'}.safetensors"
         write_tensors(out / shard, tensors)
@@ -52,13 +52,13 @@ def write_random_checkpoint(shape: ModelShape, recipe: Recipe, out: Path, seed: 
     )
 
 
-def _packed(name: str, module: torch.nn.Module, grid, chance: torch.Generator) -> dict[str, torch.Tensor]:
+def _packed(name: str, module: torch.nn.Module, grid, rng: torch.Generator) -> dict[str, torch.Tensor]:
     rows, columns = module.weight.shape
     tensors = {f"{name}.weight_shape": torch.tensor([rows, columns])}
     for part, empty in empty_parts(rows, columns, grid).items():
         if part == "weight_scale":
             value = torch.full(empty.shape, 2.0 / (columns**0.5 * 2**grid.bits), dtype=empty.dtype)
         else:
-            value = torch.randint(-(2**31), 2**31, empty.shape, generator=chance).int()
+            value = torch.randint(-(2**31), 2**31, empty.shape, generator=rng).int()
         tensors[f"{name}.{part}"] = value
     return tensors

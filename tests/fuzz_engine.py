@@ -17,47 +17,47 @@ from jettison.encodings.grid import Grid
 from jettison.encodings.uniform import QuantizedWeight
 from jettison.graph.modules import Adapted, PackedLinear, QuantizedLinear
 from jettison.kernels.tiles import Tiling
-from jettison.runtime.native_decoder import CACHES, Engine
+from jettison.runtime.native_decoder import CACHES, NativeDecoder
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text")
 
 
-def random_model(chance: random.Random) -> tuple[nn.Module, bool]:
+def random_model(rng: random.Random) -> tuple[nn.Module, bool]:
     """A tiny model, dense or in part packed, and whether something is packed."""
     kind, kv_heads, head_dim = (
-        chance.choice(FAMILIES),
-        chance.choice([1, 2, 3]),
-        2 * chance.choice([1, 3, 8, 10, 17, 40]),
+        rng.choice(FAMILIES),
+        rng.choice([1, 2, 3]),
+        2 * rng.choice([1, 3, 8, 10, 17, 40]),
     )
-    heads = kv_heads * chance.randint(1, 6)
-    hidden = heads * (head_dim if kind == "phi3" else chance.randint(1, 12))
-    layers = chance.randint(1, 3)
+    heads = kv_heads * rng.randint(1, 6)
+    hidden = heads * (head_dim if kind == "phi3" else rng.randint(1, 12))
+    layers = rng.randint(1, 3)
     config = AutoConfig.for_model(
         kind, hidden_size=hidden, num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
-        intermediate_size=chance.randint(1, 90), vocab_size=chance.randint(4, 300), num_hidden_layers=layers,
-        max_position_embeddings=chance.choice([1, 2, 17, 70, 140]), pad_token_id=0,
-        tie_word_embeddings=chance.random() < 0.5, eos_token_id=None, bos_token_id=None,
+        intermediate_size=rng.randint(1, 90), vocab_size=rng.randint(4, 300), num_hidden_layers=layers,
+        max_position_embeddings=rng.choice([1, 2, 17, 70, 140]), pad_token_id=0,
+        tie_word_embeddings=rng.random() < 0.5, eos_token_id=None, bos_token_id=None,
     )  # fmt: skip
     if kind in ("mistral", "phi3", "gemma3_text"):
-        config.sliding_window = chance.choice([1, 3, 20, 1000])
-    torch.manual_seed(chance.randint(0, 1 << 30))
+        config.sliding_window = rng.choice([1, 3, 20, 1000])
+    torch.manual_seed(rng.randint(0, 1 << 30))
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    packed = chance.random() < 0.6
+    packed = rng.random() < 0.6
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and packed and chance.random() < 0.8:
-            model.set_submodule(name, pack(chance, module))
-        if isinstance(module, nn.Linear) and name != "lm_head" and chance.random() < 0.2:
+        if isinstance(module, nn.Linear) and packed and rng.random() < 0.8:
+            model.set_submodule(name, pack(rng, module))
+        if isinstance(module, nn.Linear) and name != "lm_head" and rng.random() < 0.2:
             a, b = torch.randn(3, module.in_features) / 8, torch.randn(module.out_features, 3) / 8
             model.set_submodule(name, Adapted(model.get_submodule(name), a, b, 0.5))
     return model, any(isinstance(module, QuantizedLinear) for module in model.modules())
 
 
-def pack(chance: random.Random, linear: nn.Linear) -> nn.Module:
+def pack(rng: random.Random, linear: nn.Linear) -> nn.Module:
     rows, columns = linear.weight.shape
-    group = chance.choice([each for each in (-1, 8, 16, 32, 64) if each == -1 or columns % each == 0])
-    grid = Grid(chance.choice([2, 3, 4, 8]), group, chance.random() < 0.5)
+    group = rng.choice([each for each in (-1, 8, 16, 32, 64) if each == -1 or columns % each == 0])
+    grid = Grid(rng.choice([2, 3, 4, 8]), group, rng.random() < 0.5)
     if Tiling.of(grid, rows, columns) is None:
         return linear
     codes = torch.randint(0, 2**grid.bits, (rows, columns), dtype=torch.uint8)
@@ -69,72 +69,72 @@ def pack(chance: random.Random, linear: nn.Linear) -> nn.Module:
     return packed.tiled() or packed
 
 
-def check(chance: random.Random) -> None:
-    model, packed = random_model(chance)
-    engine, vocabulary = Engine(model), model.config.vocab_size
-    texts = [
-        torch.randint(0, vocabulary, (chance.randint(1, engine.limit),)).tolist() for _ in range(chance.randint(1, 4))
-    ]
-    cache, fine = chance.choice(sorted(CACHES)), chance.random() < 0.5
-    sessions = [engine.session(chance.randint(len(text), engine.limit), cache) for text in texts]
-    torch.set_num_threads(chance.choice([1, 2]))  # main puts it back
+def check(rng: random.Random) -> None:
+    model, packed = random_model(rng)
+    decoder, vocabulary = NativeDecoder(model), model.config.vocab_size
+    texts = [torch.randint(0, vocabulary, (rng.randint(1, decoder.limit),)).tolist() for _ in range(rng.randint(1, 4))]
+    cache, bits = rng.choice(sorted(CACHES)), rng.choice((8, 15))
+    sessions = [decoder.session(rng.randint(len(text), decoder.limit), cache) for text in texts]
+    torch.set_num_threads(rng.choice([1, 2]))  # main puts it back
     last: dict[int, torch.Tensor] = {}
     while any(session.length < len(text) for session, text in zip(sessions, texts, strict=True)):
         rows, tokens, places = [], [], []
         for number, (session, text) in enumerate(zip(sessions, texts, strict=True)):
-            if session.length and chance.random() < 0.1:
-                session.cut(chance.randint(0, session.length))
-            count = min(len(text) - session.length, chance.choice([0, 1, 1, 2, 9, 40]))
+            if session.length and rng.random() < 0.1:
+                session.cut(rng.randint(0, session.length))
+            count = min(len(text) - session.length, rng.choice([0, 1, 1, 2, 9, 40]))
             rows += [session] * count
             tokens += text[session.length : session.length + count]
             places += [number] * count
         if not tokens:
             continue
         ends = [i + 1 == len(places) or places[i + 1] != place for i, place in enumerate(places)]
-        found = engine.forward(tokens, rows, ends, fine)
+        found = decoder.forward(tokens, rows, ends, bits)
         last |= {
             place: row
             for place, row in zip([p for p, end in zip(places, ends, strict=True) if end], found, strict=True)
         }
-    if fine or not packed:  # else int8 activations of so few columns say little
+    if bits == 15 or not packed:  # else int8 activations of so few columns say little
         for number, text in enumerate(texts):
             with torch.no_grad():
                 expected = reference(model, text)
             off = float((last[number] - expected).norm() / (expected.norm() + 1e-6))
             limit = {"float32": 2e-3 if packed else 1e-4, "bfloat16": 5e-2, "int8": 0.2}[cache]
             assert off < limit, f"{model.config.model_type}, {cache}, {len(text)} tokens: off by {off:.2g}"
-    branch(chance, engine, texts[0], cache, fine)
-    spoil(chance, engine, vocabulary)
+    branch(rng, decoder, texts[0], cache, bits)
+    spoil(rng, decoder, vocabulary)
 
 
-def branch(chance: random.Random, engine: Engine, text: list[int], cache: str, fine: bool) -> None:
+def branch(rng: random.Random, decoder: NativeDecoder, text: list[int], cache: str, bits: int) -> None:
     """Rows that branch give the bits of each branch read alone, and so does what is kept of them; and without a half of
     a block, drafts leave no trace once they are cut off."""
-    if engine.limit < 12:
+    if decoder.limit < 12:
         return
-    start, free = text[: chance.randint(0, min(len(text), engine.limit - 10))], range(engine.vocabulary)
-    session, parents, tokens = engine.session(engine.limit, cache), [], []
+    start, free = text[: rng.randint(0, min(len(text), decoder.limit - 10))], range(decoder.vocabulary)
+    session, parents, tokens = decoder.session(decoder.limit, cache), [], []
     if start:
-        session.append(start, fine=fine)
-    halves = bytes(chance.choice([0, 1, 2, 3]) for _ in range(engine.layers))
-    session.append([chance.choice(free) for _ in range(3)], fine=fine, halves=halves)
+        session.append(start, activation_bits=bits)
+    halves = bytes(rng.choice([0, 1, 2, 3]) for _ in range(decoder.layers))
+    session.append([rng.choice(free) for _ in range(3)], activation_bits=bits, halves=halves)
     session.cut(len(start))
-    for row in range(chance.randint(1, 8)):
-        parents.append(chance.randint(-1, row - 1))
-        tokens.append(chance.choice(free))
-    found = session.append(tokens, every=True, fine=fine, parents=parents)
-    row, path = chance.randrange(len(tokens)), []
+    for row in range(rng.randint(1, 8)):
+        parents.append(rng.randint(-1, row - 1))
+        tokens.append(rng.choice(free))
+    found = session.append(tokens, every=True, activation_bits=bits, parents=parents)
+    row, path = rng.randrange(len(tokens)), []
     while row >= 0:
         path.insert(0, row)
         row = parents[row]
-    alone = engine.session(engine.limit, cache)
+    alone = decoder.session(decoder.limit, cache)
     if start:
-        alone.append(start, fine=fine)
-    expected = torch.cat([alone.append([tokens[row]], fine=fine) for row in path])
+        alone.append(start, activation_bits=bits)
+    expected = torch.cat([alone.append([tokens[row]], activation_bits=bits) for row in path])
     assert torch.equal(found[path], expected), f"branches {parents} after {len(start)} tokens, {cache}: other bits"
     session.keep(len(start), [len(start) + row for row in path])
-    last = chance.choice(free)
-    assert torch.equal(session.append([last], fine=fine), alone.append([last], fine=fine)), "kept rows give other bits"
+    last = rng.choice(free)
+    assert torch.equal(session.append([last], activation_bits=bits), alone.append([last], activation_bits=bits)), (
+        "kept rows give other bits"
+    )
     length = session.length
     for before, slots in ((0, [0, 0]), (0, [length]), (0, [-1]), (length + 1, []), (-1, [])):
         try:
@@ -159,15 +159,15 @@ def reference(model: nn.Module, text: list[int]) -> torch.Tensor:
     return logits
 
 
-def spoil(chance: random.Random, engine: Engine, vocabulary: int) -> None:
+def spoil(rng: random.Random, decoder: NativeDecoder, vocabulary: int) -> None:
     """A token too many, or one that is none: an error, and the session as it was."""
-    capacity = chance.randint(1, engine.limit)
-    session = engine.session(capacity)
+    capacity = rng.randint(1, decoder.limit)
+    session = decoder.session(capacity)
     session.append([0] * (capacity - 1) or [0])
     length = session.length
     for tokens in ([0] * (capacity - length + 1), [vocabulary], [-1], []):
         try:
-            engine.forward(tokens, [session] * len(tokens), [True] * len(tokens))
+            decoder.forward(tokens, [session] * len(tokens), [True] * len(tokens))
         except UsageError:
             assert session.length == length, "a failed call changed the session"
         else:

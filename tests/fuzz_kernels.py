@@ -31,15 +31,15 @@ def available() -> list[str]:
     return found
 
 
-def random_weight(chance: random.Random) -> QuantizedWeight:
-    bits, group = chance.choice([2, 3, 4, 5, 8]), chance.choice([-1, -1, 1, 8, 16, 24, 32, 48, 64, 128, 200, 384, 512])
-    columns = chance.randint(1, 700) if group == -1 else group * chance.randint(1, max(1, 700 // group))
-    rows, symmetric = chance.randint(1, 80), chance.random() < 0.5
-    kind = chance.choice(["bfloat16", "float16", "float32"])
+def random_weight(rng: random.Random) -> QuantizedWeight:
+    bits, group = rng.choice([2, 3, 4, 5, 8]), rng.choice([-1, -1, 1, 8, 16, 24, 32, 48, 64, 128, 200, 384, 512])
+    columns = rng.randint(1, 700) if group == -1 else group * rng.randint(1, max(1, 700 // group))
+    rows, symmetric = rng.randint(1, 80), rng.random() < 0.5
+    kind = rng.choice(["bfloat16", "float16", "float32"])
     grid = Grid(bits, group, symmetric, kind)
     shape = (rows, grid.groups(columns))
     codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
-    if symmetric and bits in (4, 8) and columns % 4 == 0 and chance.random() < 0.5:
+    if symmetric and bits in (4, 8) and columns % 4 == 0 and rng.random() < 0.5:
         least = torch.rand(rows, columns // 4, 4).argsort(-1).flatten(1) < 2  # two of each four
         codes[least] = grid.middle
     zero = None if symmetric else torch.randint(0, 2**bits, shape, dtype=torch.uint8)
@@ -54,8 +54,8 @@ def representable(count: int, tiling: Tiling) -> torch.Tensor:
     return x.flatten(1)[:, : tiling.columns]
 
 
-def check(chance: random.Random, names: list[str]) -> None:
-    weight = random_weight(chance)
+def check(rng: random.Random, names: list[str]) -> None:
+    weight = random_weight(rng)
     rows, columns = weight.codes.shape
     grid, sparse = weight.grid, two_of_four(weight.codes, weight.grid)
     tiling = Tiling.of(grid, rows, columns, sparse)
@@ -69,11 +69,11 @@ def check(chance: random.Random, names: list[str]) -> None:
         assert (before is None and after is None) or torch.equal(before, after), "unpacking"
     assert torch.equal(dense(tiles, zero, tiling), weight.dequantize()), "dense"
 
-    count = chance.choice([1, 1, 2, 3, 5, 8, 9, 16, 17, 40, 600])
-    x, bias = representable(count, tiling), torch.randn(rows) if chance.random() < 0.5 else None
+    count = rng.choice([1, 1, 2, 3, 5, 8, 9, 16, 17, 40, 600])
+    x, bias = representable(count, tiling), torch.randn(rows) if rng.random() < 0.5 else None
     exact = x.double() @ weight.dequantize(torch.float64).T + (0 if bias is None else bias)
     size = x.double().abs() @ weight.dequantize(torch.float64).abs().T + 1
-    torch.set_num_threads(chance.choice([1, 2]))  # main puts it back
+    torch.set_num_threads(rng.choice([1, 2]))  # main puts it back
     for dtype in (torch.float32, torch.bfloat16):
         found = []
         for name in names:
@@ -84,7 +84,7 @@ def check(chance: random.Random, names: list[str]) -> None:
         for name, other in zip(names, found, strict=True):
             assert torch.equal(other, found[0]), f"{name} differs: {tiling}, {count} rows"
     check_fine(torch.randn_like(x) * x.abs().max(), weight, tiles, zero, tiling, names)
-    spoil(chance, x, tiles, zero, bias, tiling)
+    spoil(rng, x, tiles, zero, bias, tiling)
 
 
 def check_fine(x, weight: QuantizedWeight, tiles, zero, tiling: Tiling, names: list[str]) -> None:
@@ -94,13 +94,13 @@ def check_fine(x, weight: QuantizedWeight, tiles, zero, tiling: Tiling, names: l
     found = []
     for name in names:
         native.instruction_set(name)
-        found.append(native.linear(x, tiles, zero, None, tiling, fine=True))
+        found.append(native.linear(x, tiles, zero, None, tiling, activation_bits=15))
     assert ((found[0] - exact).abs() / size).max() < 3.5e-5, f"{tiling}: fine"
     for name, other in zip(names, found, strict=True):
         assert torch.equal(other, found[0]), f"{name} differs: {tiling}, fine, {len(x)} rows"
 
 
-def spoil(chance: random.Random, x, tiles, zero, bias, tiling: Tiling) -> None:
+def spoil(rng: random.Random, x, tiles, zero, bias, tiling: Tiling) -> None:
     """One thing wrong: an error that says so, and nothing read or written out of place."""
     shorter = lambda tensor: tensor.flatten()[:-1].clone()
     faults = {
@@ -111,7 +111,7 @@ def spoil(chance: random.Random, x, tiles, zero, bias, tiling: Tiling) -> None:
         "zero": lambda: (x, tiles, torch.zeros(tiling.zero_shape, dtype=torch.uint8)[:, :, :-1].contiguous(), bias),
         "bias": lambda: (x, tiles, zero, torch.zeros(tiling.rows + 1)),
     }
-    name = chance.choice(sorted(faults))
+    name = rng.choice(sorted(faults))
     try:
         native.linear(*faults[name](), tiling)
     except UsageError:

@@ -32,6 +32,17 @@ def count_writes(work: Callable[[], object]) -> int:
     return calls
 
 
+SOME = 4  # writes of a run that it is killed at in the fast tests; in the slow ones at every one
+some_writes = pytest.mark.parametrize("most", [SOME, pytest.param(None, marks=pytest.mark.slow, id="every")])
+
+
+def spread(writes: int, most: int | None) -> list[int]:
+    """So many of the writes, the first and the last among them; None for all."""
+    if most is None:
+        return list(range(writes))
+    return sorted({round(part * (writes - 1) / (most - 1)) for part in range(most)})
+
+
 @contextmanager
 def killed_at(write: int) -> Iterator[None]:
     """Write number ``write``, from 0, does not happen, and nothing after it."""

@@ -8,10 +8,10 @@ from jettison.planning.search import Problem
 
 def problem(seed=0, units=6, of=4, **budget):
     """A small problem with random losses and costs: fewer bytes, more loss, roughly."""
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     groups = tuple((Unit(f"u{number}", "o", number, ()),) for number in range(units))
-    losses = np.sort(chance.random((units, of)), axis=1)
-    costs = np.stack([np.sort(chance.random((units, of)), axis=1)[:, ::-1] for _ in range(2)], -1)
+    losses = np.sort(rng.random((units, of)), axis=1)
+    costs = np.stack([np.sort(rng.random((units, of)), axis=1)[:, ::-1] for _ in range(2)], -1)
     return Problem(
         groups, tuple((tuple(Choice(8 - pick, 32) for pick in range(of)),) * units), tuple(map(tuple, losses)),
         tuple(tuple(map(tuple, each)) for each in costs), (0.5, 0.25), **budget,

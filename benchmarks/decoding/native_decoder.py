@@ -3,7 +3,7 @@
     python -m benchmarks.decoding.native_decoder          # 40 minutes on 2 cores, 20 GB; other programs must rest
     python -m benchmarks.decoding.native_decoder --check  # the shape of Qwen3-0.6B, and agreement: a minute or two
 
-W4 and W4/W2-GateUp, groups of 128, packed head: `jettison bench --shape qwen3-4b` in more detail. llama.cpp: its
+W4 and W4/W2-GateUp, groups of 128, packed head: `jettison bench decode --shape qwen3-4b` in more detail. llama.cpp: its
 Python package's sources, built with -DGGML_NATIVE=ON; LLAMA_BENCH names the program, else those claims are left out.
 """
 
@@ -69,7 +69,7 @@ def agreement(tokens: int = PROMPTS * 256) -> dict[str, Any]:
     for ids in token_windows(exact.source, "books-evaluation", 256, tokens // 256):
         expected = exact.logits(ids.unsqueeze(0))[0].log_softmax(-1)
         session = packed.engine.session(256)
-        one_by_one = torch.cat([session.append([token], fine=True) for token in ids.tolist()])
+        one_by_one = torch.cat([session.append([token], activation_bits=15) for token in ids.tolist()])
         for way, logits in (("prompts", packed.engine.session(256).append(ids.tolist(), every=True)),
                             ("written", one_by_one)):  # fmt: skip
             given = logits.log_softmax(-1)
@@ -95,7 +95,7 @@ def text(exact, packed, prompt: str) -> dict[str, Any]:
     logits, ids = session.append(start)[0], list(start)
     for _ in range(WRITTEN):
         ids.append(int(logits.argmax()))
-        logits = session.append(ids[-1:], fine=True)[0]
+        logits = session.append(ids[-1:], activation_bits=15)[0]
     expected = exact.logits(torch.tensor([ids]))[0, len(start) - 1 : -1]
     chosen = expected.gather(1, torch.tensor(ids[len(start) :]).unsqueeze(1)).squeeze(1)
     worst = float((expected.max(-1).values - chosen).max())
@@ -131,12 +131,12 @@ def load_once(folder: Path) -> dict[str, float]:
     """Seconds until the engine is ready, and until it has written a token; memory beyond what the imports took."""
     before, start = resident(), time.perf_counter()
     loaded = load(folder)
-    session = loaded.engine.session(LOAD_WITHIN)
+    session = loaded.decoder.session(LOAD_WITHIN)
     ready = time.perf_counter() - start
     session.append([1, 2, 3])
     first = time.perf_counter() - start
     for _ in range(LOAD_WITHIN - 3):
-        session.append([5], fine=True)
+        session.append([5], activation_bits=15)
     packed = read_bytes(loaded.model) + LOAD_WITHIN * cache_bytes(loaded.model)
     return {"ready": ready, "first_token": first, "memory_vs_packed": (resident() - before) / packed, "packed": packed}
 
@@ -206,7 +206,7 @@ def main() -> None:
 def claims_of(agreed, loaded, short, sides, long, read, smaller, predicted) -> list[dict]:
     rows, far = by_kind(short), by_kind(long)
     beside, allowed = by_kind(sides), short["bytes"]["w4"] / short["bytes"]["gateup-w4w2"]
-    samples = lambda name, count=1, fine=True: beside[name, count, fine]["samples"]
+    samples = lambda name, count=1, wide=True: beside[name, count, wide]["samples"]
     gateup, w4 = rows["gateup-w4w2", 1, True]["samples"], rows["w4", 1, True]["samples"]
     speed = lambda of: ", ".join(f"{name} {row['tokens_per_second']:.1f}" for (name, count, fine), row in of.items()
                                  if (count, fine) == (1, True))  # fmt: skip

@@ -25,17 +25,17 @@ from jettison.graph.folder import open_shape
 from jettison.graph.halves import unit_names
 from jettison.recipe.recipe import load_recipe
 from jettison.runtime.load import Loaded
-from jettison.runtime.native_decoder import Engine
+from jettison.runtime.native_decoder import NativeDecoder
+from jettison.runtime.record import Record, Round, Speculation
 from jettison.runtime.sampling import Sampling
 from jettison.runtime.speculative.choose import VIEWS
 from jettison.runtime.speculative.draft import Costs, Draft
 from jettison.runtime.speculative.lookup import Corpus, Lookup
 from jettison.runtime.speculative.measure import compare_speed
 from jettison.runtime.speculative.propose import Proposer, Tally
-from jettison.runtime.speculative.speculate import Round, Speculation, speculate
+from jettison.runtime.speculative.speculate import speculate
 from jettison.runtime.speculative.speedup import before_loop, closed_speedup, needed_acceptance, rounds_speedup
-from jettison.runtime.targets import EngineTarget
-from jettison.runtime.write import Speed
+from jettison.runtime.targets import NativeTarget
 from jettison.statistics.importance import choose, measure_units
 
 NAME, SHAPE, GROUP = "self_draft", "qwen3-1.7b", 128
@@ -63,16 +63,16 @@ class Large:
             for linear in shape.anatomy
             if set(linear.roles) & set(view.roles)
         }
-        self.engine, self.blocks = Engine(model), shape.anatomy.blocks
-        self.views = {name: Engine(model, stand_ins(VIEWS[view])) for name, view in SMALL.items()}
+        self.engine, self.blocks = NativeDecoder(model), shape.anatomy.blocks
+        self.views = {name: NativeDecoder(model, stand_ins(VIEWS[view])) for name, view in SMALL.items()}
         self.ids = np.random.default_rng(0).integers(0, self.engine.vocabulary, CONTEXT + MOST + 2).tolist()
 
-    def target(self, name: str) -> EngineTarget:
+    def target(self, name: str) -> NativeTarget:
         """Of the draft model ``name``; which blocks are skipped makes no difference to speed."""
         ratio = RATIOS["a quarter skipped"] if name == BOTH else RATIOS.get(name, 0.0)
         skip = unit_names(self.blocks)[1 : 1 + round(ratio * self.blocks)]
         view = self.views["gate and up in 2 bits" if name == BOTH else name] if name in (*SMALL, BOTH) else None
-        target = EngineTarget(self.engine, CONTEXT + 4096, fine=False, skip=skip, drafter=view)
+        target = NativeTarget(self.engine, CONTEXT + 4096, activation_bits=8, skip=skip, drafter=view)
         target.read(self.ids[:CONTEXT])
         return target
 
@@ -98,7 +98,7 @@ def costs(large: Large) -> dict[str, Any]:
     }
 
 
-def _verify(target: EngineTarget, ids: list[int], count: int, keep: int) -> None:
+def _verify(target: NativeTarget, ids: list[int], count: int, keep: int) -> None:
     target.verify(ids[:count], list(range(-1, count - 1)))
     target.keep(list(range(keep)))
 
@@ -133,29 +133,29 @@ def record(loaded: Loaded, model: str, known: dict[str, Any]) -> dict[str, Any]:
         for kind, each in kinds.items():
             tally, rounds = Tally(), []
             for prompt in prompts:
-                target, speculation = loaded.target(each, PROMPT + TOKENS, fine=False), Speculation()
+                target, told = loaded.target(each, PROMPT + TOKENS, activation_bits=8), Record([None])
                 lookup = Lookup(each.lookup, corpus if each.corpus else None) if each.lookup else None
                 proposer = Proposer(each, lookup, tally)
-                written = speculate(target, proposer, prompt, Sampling(), TOKENS, set(), Speed(), speculation)
-                rounds += before_loop(speculation.rounds, list(written))
+                written = speculate(target, proposer, prompt, Sampling(), TOKENS, set(), told)
+                rounds += before_loop(told.speculation.rounds, list(written))
             found[name + kind] = [list(asdict(each).values()) for each in rounds]
     return {"rounds": found}
 
 
 def repetitive(loaded: Loaded, known: dict[str, Any]) -> dict[str, Any]:
     """Rounds on given outputs: edits and summaries of passages that are in the prompt."""
-    ids, chance = _ids(loaded, "books-evaluation"), np.random.default_rng(0)
+    ids, rng = _ids(loaded, "books-evaluation"), np.random.default_rng(0)
     tokenizer = loaded.tokenizer
     more = (known["verify"][4] - 1) / 4
     found: dict[str, list] = {"edits": [], "summaries": []}
     for number in range(PROMPTS):
         passage = ids[(number * 7919) % (len(ids) - PASSAGE) :][:PASSAGE].tolist()
-        edit = [int(chance.choice(ids)) if chance.random() < 1 / CHANGED else token for token in passage]
+        edit = [int(rng.choice(ids)) if rng.random() < 1 / CHANGED else token for token in passage]
         sentences = re.split(r"(?<=[.!?]) ", tokenizer.decode(passage))
         summary = tokenizer(" ".join(sentences[::3])).input_ids
         for kind, output in (("edits", edit), ("summaries", summary)):
             draft = Draft(lookup=4, length=MOST, costs=Costs(0.5, more))
-            rounds = _forced(Proposer(draft), passage, output, loaded.engine.vocabulary)
+            rounds = _forced(Proposer(draft), passage, output, loaded.decoder.vocabulary)
             found[kind] += [list(asdict(each).values()) for each in rounds]
     return {"rounds": found}
 

@@ -31,16 +31,16 @@ from jettison.domains.text.data import Text, token_windows
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import compress
 from jettison.runtime.load import Loaded, load
-from jettison.runtime.native_decoder import Engine
+from jettison.runtime.native_decoder import NativeDecoder
+from jettison.runtime.record import Record, Speculation
 from jettison.runtime.sampling import Sampling
 from jettison.runtime.speculative.draft import Draft, View
 from jettison.runtime.speculative.lookup import Lookup
 from jettison.runtime.speculative.measure import write_ids
 from jettison.runtime.speculative.propose import Proposer, Tally
-from jettison.runtime.speculative.speculate import Speculation, speculate
+from jettison.runtime.speculative.speculate import speculate
 from jettison.runtime.speculative.speedup import before_loop
-from jettison.runtime.targets import EngineTarget
-from jettison.runtime.write import Speed
+from jettison.runtime.targets import NativeTarget
 from jettison.statistics.importance import choose, measure_units
 
 NAME = "self_draft"
@@ -106,22 +106,24 @@ def chi2(times: int = 12_000) -> dict[str, Any]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.25)
-    engine, prompt, sampling = Engine(model), [1, 2, 3, 1, 2], Sampling(temperature=1.0)
+    engine, prompt, sampling = NativeDecoder(model), [1, 2, 3, 1, 2], Sampling(temperature=1.0)
     joint = np.zeros((7, 7, 7))
     for first in range(7):
         for second in range(7):
             session = engine.session(16, "float32")
-            logits = torch.cat([session.append(prompt), session.append([first, second], every=True, fine=True)])
+            logits = torch.cat(
+                [session.append(prompt), session.append([first, second], every=True, activation_bits=15)]
+            )
             p, q, r = (sampling.chances(row, []).double() for row in logits)
             joint[first, second] = (p / p.sum())[first] * (q / q.sum())[second] * (r / r.sum())
     found = {}
     for name, draft in DRAWN.items():
         drawn, tally = Counter(), Tally()
         for number in range(times):
-            target = EngineTarget(engine, 24, "float32", skip=draft.skip)
+            target = NativeTarget(engine, 24, "float32", skip=draft.skip)
             proposer = Proposer(draft, Lookup(draft.lookup) if draft.lookup else None, tally)
             each = replace(sampling, seed=number)
-            drawn[tuple(speculate(target, proposer, prompt, each, 3, set(), Speed(), Speculation()))] += 1
+            drawn[tuple(speculate(target, proposer, prompt, each, 3, set(), Record([None])))] += 1
         observed = np.array([drawn.get(place, 0) for place in np.ndindex(7, 7, 7)], dtype=float)
         expected = joint.flatten() * times
         few = expected < 5
@@ -143,8 +145,8 @@ def acceptance(model: str, text: str, temperature: float, halves: bool = False) 
             for number, start in enumerate(prompts):
                 sampling = Sampling(temperature=temperature, seed=number)
                 draft = Draft(skip=skip, length=LENGTH, adaptive=False)
-                written = write_ids(loaded, start, TOKENS, sampling, draft=draft)
-                rounds = loaded.speculation.rounds
+                written, told = write_ids(loaded, start, TOKENS, sampling, draft=draft)
+                rounds = told.speculation.rounds
                 record = Speculation(before_loop(rounds, written) if temperature == 0 else rounds)
                 taken = sum(each.taken for each in record.rounds)
                 refused = sum(each.taken < each.proposed for each in record.rounds)

@@ -123,12 +123,12 @@ def kills(kind: str) -> dict:
     began = time.perf_counter()
     run(arguments(whole), check=True)
     seconds = time.perf_counter() - began
-    wanted, chance, trials = digests(whole), random.Random(0), []
+    wanted, rng, trials = digests(whole), random.Random(0), []
     for trial in range(KILLS):
         folder = fresh(f"kill-{kind}-{trial}")
         if kind == "recover":
             shutil.copytree(source, folder)
-        after = chance.uniform(0.25, 1.0) * seconds
+        after = rng.uniform(0.25, 1.0) * seconds
         process = run(arguments(folder), background=True)
         try:
             process.wait(after)

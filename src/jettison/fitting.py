@@ -14,7 +14,7 @@ from jettison.core.progress import logged, say
 from jettison.devices.device import find_device
 from jettison.domains.text.data import read_documents, text_digest
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
-from jettison.formats.runtimes import find_engine
+from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import JOURNAL, compress
 from jettison.pipeline.evaluation import TEXTS, TOKENS, check_tokens, evaluate
@@ -42,7 +42,7 @@ def fit(
     tps: float | None = None,
     memory: str | float | None = None,
     context: int = CONTEXT,
-    engine: str | None = None,
+    runtime: str | None = None,
     recovery: bool = True,
     losses: str = "auto",
     refine: int = 0,
@@ -57,9 +57,9 @@ def fit(
 ) -> dict[str, Any]:
     """Make ``model`` fit a device and a budget: a smaller, recovered checkpoint in folder ``out``.
 
-    tps, memory, context: the budget; engine, recovery, losses, refine: how to plan for it, see ``make_plan``, but that
+    tps, memory, context: the budget; runtime, recovery, losses, refine: how to plan for it, see ``make_plan``, but that
     losses are found by gradients where nothing is known of the model and it fits in memory. Or ``recipe``, to choose
-    oneself; then ``engine`` is what it must load in. changes: ``verb.option=value``.
+    oneself; then ``runtime`` is what it must load in. changes: ``verb.option=value``.
     texts, tokens, tasks, items: what quality is measured on, see ``evaluate`` and ``evaluate_tasks``. Returns the rows
     ``original``, ``quantized`` and, if the recipe recovers, ``recovered``, with ``plan`` (recipe and predicted cost)
     and, for tasks after a recovery, ``tasks`` (see ``compare_tasks``).
@@ -67,14 +67,14 @@ def fit(
     ``forecast`` (time, memory, disk) and does nothing.
     """
     changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
-    _check_request(tps, memory, engine, losses, refine, seed, texts, tasks, items, planned=recipe is None)
+    _check_request(tps, memory, runtime, losses, refine, seed, texts, tasks, items, planned=recipe is None)
     check_tokens(tokens)
     setting, pictured = Setting(context), None
     source, target = ModelFolder(model), find_device(device)
     out = check_folder(out, JOURNAL)
     if recipe is None:
         found = make_plan(
-            source, device=target, tps=tps, memory=memory, context=context, engine=engine, recovery=recovery,
+            source, device=target, tps=tps, memory=memory, context=context, runtime=runtime, recovery=recovery,
             losses=_losses(source, losses), refine=refine, changes=changes, seed=seed,
         )  # fmt: skip
         chosen, pictured = found.recipe, plan_data(found)
@@ -99,7 +99,7 @@ def fit(
         for text in set(step.options["data"].split("+")) - {"synthetic"}:
             read_documents(text)
     if dry_run:
-        said = forecast(model, chosen, texts=texts, tokens=tokens, engine=engine)
+        said = forecast(model, chosen, texts=texts, tokens=tokens, runtime=runtime)
         if tasks:
             said["warnings"].append(f"what {', '.join(tasks)} will take is not counted")
         return {"plan": planned, "forecast": said}
@@ -113,15 +113,15 @@ def fit(
     request = {"model": str(model), "device": device, "tps": tps, "memory": memory, "context": context}
     request |= {"recipe": None if recipe is None else chosen.name, "changes": changes, "texts": texts, "tasks": tasks}
     request |= {"contents": {text: text_digest(text) for text in texts}, "tokens": tokens}
-    request |= {"items": items, "seed": seed, "predicted": predicted, "engine": engine}
+    request |= {"items": items, "seed": seed, "predicted": predicted, "engine": runtime}
     if recipe is None:
         request |= {"recovery": recovery, "losses": losses, "refine": refine}
-    options = {"device": device, "tps": tps, "memory": memory, "context": context, "engine": engine, "losses": losses}
+    options = {"device": device, "tps": tps, "memory": memory, "context": context, "runtime": runtime, "losses": losses}
     options |= {"recovery": recovery, "refine": refine, "recipe": recipe, "set": changes, "text": texts, "tasks": tasks}
     defaults = {"device": "this", "context": CONTEXT, "losses": "auto", "recovery": True, "refine": 0, "text": TEXTS}
     request["command"] = command_line("fit", model, options | {"items": items, "seed": seed}, defaults | {"seed": 0})
     with locked(out):
-        compress(model, chosen, out, seed=seed, engine=engine)
+        compress(model, chosen, out, seed=seed, runtime=runtime)
         _check_measured(out, request)
         update_manifest(out, request=request, plan=pictured)
         stages: dict[str, dict[str, Any]] = {
@@ -144,14 +144,14 @@ def fit(
 
 
 def _check_request(
-    tps: float | None, memory: str | float | None, engine: str | None, losses: str, refine: int, seed: int,
+    tps: float | None, memory: str | float | None, runtime: str | None, losses: str, refine: int, seed: int,
     texts: list[str], tasks: list[str], items: int | None, planned: bool,
 ) -> None:  # fmt: skip
     """Raises UsageError, before any work, for what is not valid, also where a recipe makes it needless."""
     check_budgets(tps, memory, needed=planned)
     check_losses(losses, refine)
     check_seed(seed)
-    if engine is not None and (refusal := find_engine(engine).no_writer):
+    if runtime is not None and (refusal := find_runtime(runtime).no_writer):
         raise UsageError(refusal)
     if not texts:
         raise UsageError(f"no text to measure on: {', '.join(TEXTS)}, or a UTF-8 file")

@@ -88,7 +88,7 @@ class TestDecoding:
         steps = [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}]
         compress(tiny("qwen3"), load_recipe({"steps": steps}), tmp_path / "out")
         arguments = ["--context", "8", "--context", "30", "--rounds", "2", "--json", tmp_path / "b.json"]
-        code, out, _ = jettison("bench", tmp_path / "out", *arguments)
+        code, out, _ = jettison("bench", "decode", tmp_path / "out", *arguments)
         assert code == 0 and "of the" in out
         result = json.loads((tmp_path / "b.json").read_text())
         assert [(row["context"], row["at_once"], len(row["samples"])) for row in result["rows"]] == [
@@ -111,7 +111,7 @@ class TestDecoding:
             "--set",
             "quantize.group_size=64",
         ]
-        code, out, _ = jettison("bench", *arguments, "--context", "8", "--rounds", "1")
+        code, out, _ = jettison("bench", "decode", *arguments, "--context", "8", "--rounds", "1")
         assert code == 0 and out.count("gateup-w4w2") == 1
 
     def test_random_models_are_what_the_recipe_says(self):
@@ -131,9 +131,9 @@ class TestDecoding:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "a checkpoint, a --shape, or ops"),
-        (["DIR", "--shape", "qwen3-4b"], "a checkpoint, a --shape, or ops"),
-        (["scribe", "--context", "0"], "context = 0: a whole number"),
+        (["decode"], "a checkpoint or a --shape"),
+        (["decode", "DIR", "--shape", "qwen3-4b"], "a checkpoint or a --shape"),
+        (["decode", "scribe", "--context", "0"], "context = 0: a whole number"),
         (["ops", "--matrix", "64"], "such as 9728x2560"),
         (["ops", "--peer", "mkl"], "unknown peer 'mkl'; valid: bfloat16, int4pack, onnxruntime"),
         (["ops", "--matrix", "64x100", "--group-size", "64"], "64 does not divide"),
@@ -179,9 +179,8 @@ class TestLlamaCpp:
         pytest.importorskip("gguf")
         monkeypatch.setenv("JETTISON_CACHE", str(tmp_path / "cache"))
         program("import json; print(json.dumps([{'avg_ts': 50.0}]))")
-        command = (
-            "bench --shape scribe --recipe w4 --set quantize.group_size=64 --against llama.cpp --context 3 --rounds 1"
-        )
+        command = "bench decode --shape scribe --recipe w4 --set quantize.group_size=64 --against llama.cpp"
+        command += " --context 3 --rounds 1"
         code, out, err = jettison(*command.split(), "--json", tmp_path / "out.json")
         assert code == 0 and "llama.cpp Q4_0" in out, err
         rows = json.loads((tmp_path / "out.json").read_text())["rows"]

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from jettison.core.errors import UsageError
 from jettison.encodings.grid import Grid
 from jettison.formats import compressed_tensors
-from jettison.formats.runtimes import engine_names, find_engine, illegal
+from jettison.formats.runtimes import find_runtime, illegal, runtime_names
 from jettison.graph.anatomy import Anatomy, Linear, families
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import compress
@@ -66,12 +66,12 @@ BLOCKS = r"layers"
 
 
 class TestTable:
-    @pytest.mark.parametrize("name", engine_names())
+    @pytest.mark.parametrize("name", runtime_names())
     def test_every_row_is_sound(self, name):
-        engine = find_engine(name)
-        assert engine.name == name and engine.formats
+        runtime = find_runtime(name)
+        assert runtime.name == name and runtime.formats
         groups = {group for family in families().values() for group in family.fused} | {"experts"}
-        for format in engine.formats:
+        for format in runtime.formats:
             assert set(format.fused) <= groups
             assert format.share in ("fused", "block", "model")
             assert format.source and format.where
@@ -86,17 +86,19 @@ class TestTable:
                     assert kind.symmetric and set(kind.symmetric) <= {True, False}
 
     def test_the_engines_of_the_field_are_there(self):
-        assert set(engine_names()) >= {"jettison", "transformers", "vllm", "sglang", "llama.cpp", "onnxruntime"}
+        assert set(runtime_names()) >= {"jettison", "transformers", "vllm", "sglang", "llama.cpp", "onnxruntime"}
 
     def test_an_unknown_engine(self):
-        with pytest.raises(UsageError, match=r"unknown engine 'vlm' \(did you mean 'vllm'\?\); valid: jettison, llama"):
-            find_engine("vlm")
+        with pytest.raises(
+            UsageError, match=r"unknown runtime 'vlm' \(did you mean 'vllm'\?\); valid: jettison, llama"
+        ):
+            find_runtime("vlm")
 
     def test_an_engine_is_judged_by_the_format_that_is_written(self):
-        assert find_engine("sglang").format.name == "compressed-tensors"
-        assert find_engine("sglang").no_writer == ""
-        assert find_engine("llama.cpp").format.name == "gguf"
-        reason = find_engine("llama.cpp").no_writer
+        assert find_runtime("sglang").format.name == "compressed-tensors"
+        assert find_runtime("sglang").no_writer == ""
+        assert find_runtime("llama.cpp").format.name == "gguf"
+        reason = find_runtime("llama.cpp").no_writer
         assert re.search("loads gguf, which Jettison does not write yet.*made for .*vllm", reason)
 
     def test_fields_are_known(self):
@@ -128,7 +130,7 @@ class TestTable:
         monkeypatch.syspath_prepend(str(docs))
         import generate
 
-        page = (docs / "engines.md").read_text(encoding="utf-8")
+        page = (docs / "runtimes.md").read_text(encoding="utf-8")
         assert "| vllm | compressed-tensors | Humming |" in page
         assert generate.engines() == page, "run docs/generate.py"
 
@@ -167,17 +169,17 @@ REFUSED = [
 
 
 class TestOneMatrix:
-    @pytest.mark.parametrize(("engine", "matrix", "grid"), LOADS, ids=lambda value: str(value)[:30])
-    def test_loads(self, engine, matrix, grid):
-        assert find_engine(engine).allows(matrix, grid) == ""
+    @pytest.mark.parametrize(("runtime", "matrix", "grid"), LOADS, ids=lambda value: str(value)[:30])
+    def test_loads(self, runtime, matrix, grid):
+        assert find_runtime(runtime).allows(matrix, grid) == ""
 
-    @pytest.mark.parametrize(("engine", "matrix", "grid", "words"), REFUSED, ids=[row[3][:40] for row in REFUSED])
-    def test_refused_with_what_would_be_valid(self, engine, matrix, grid, words):
-        reason = find_engine(engine).allows(matrix, grid)
+    @pytest.mark.parametrize(("runtime", "matrix", "grid", "words"), REFUSED, ids=[row[3][:40] for row in REFUSED])
+    def test_refused_with_what_would_be_valid(self, runtime, matrix, grid, words):
+        reason = find_runtime(runtime).allows(matrix, grid)
         assert re.search(words, reason) and "\n" not in reason
 
     def test_some_families_keep_their_head_and_embedding(self):
-        vllm, head, embedding = find_engine("vllm"), linear("head"), linear("embed", layout="embedding")
+        vllm, head, embedding = find_runtime("vllm"), linear("head"), linear("embed", layout="embedding")
         assert vllm.allows(head, W4, families()["llama"]) == ""
         assert "quantized head of gemma2; valid: 16 bits" in vllm.allows(head, W4, families()["gemma2"])
         assert vllm.allows(embedding, W4, families()["qwen3"]) == ""
@@ -186,43 +188,43 @@ class TestOneMatrix:
     def test_experts_stacked_in_one_tensor(self):
         expert = Linear("experts.0.up_proj", ("up", "expert"), 256, 256, 0, "experts.gate_up", "experts.0.gate_up")
         for name in ("transformers", "vllm", "sglang"):
-            assert find_engine(name).allows(expert, W4, families()["qwen3_moe"]) == ""
-            assert "quantized experts of gpt_oss; valid: 16" in find_engine(name).allows(
+            assert find_runtime(name).allows(expert, W4, families()["qwen3_moe"]) == ""
+            assert "quantized experts of gpt_oss; valid: 16" in find_runtime(name).allows(
                 expert, W4, families()["gpt_oss"]
             )
-        assert find_engine("jettison").allows(expert, W4, families()["gpt_oss"]) == ""
+        assert find_runtime("jettison").allows(expert, W4, families()["gpt_oss"]) == ""
 
     def test_offered_grids_load_and_others_do_not(self):
         matrix = linear(columns=96)
-        for name in engine_names():
-            engine = find_engine(name)
-            offered = engine.grids(matrix)
+        for name in runtime_names():
+            runtime = find_runtime(name)
+            offered = runtime.grids(matrix)
             every = [
                 Grid(b, size, sign) for b in range(2, 9) for size in (-1, 16, 32, 48, 64) for sign in (True, False)
             ]
-            legal = {grid for grid in every if not engine.allows(matrix, grid)}
+            legal = {grid for grid in every if not runtime.allows(matrix, grid)}
             assert set(offered) == {grid for grid in legal if grid.group_size != 48}, name
             assert [grid.bits for grid in offered] == sorted(grid.bits for grid in offered)
-        assert Grid(4, 32) in find_engine("llama.cpp").grids(matrix)
+        assert Grid(4, 32) in find_runtime("llama.cpp").grids(matrix)
 
     def test_bits_as_the_format_stores_them(self):
-        gguf = find_engine("llama.cpp")
+        gguf = find_runtime("llama.cpp")
         assert gguf.bits_per_weight(linear(), Grid(2, 16, False)) == 84 * 8 / 256
         assert gguf.bits_per_weight(linear(), Grid(4, 32, False)) == 144 * 8 / 256  # Q4_K
         assert gguf.bits_per_weight(linear(columns=96), Grid(4, 32, False)) == 20 * 8 / 32  # Q4_1
-        assert find_engine("vllm").bits_per_weight(linear(), W2) == W2.bits_per_weight(1024)
+        assert find_runtime("vllm").bits_per_weight(linear(), W2) == W2.bits_per_weight(1024)
 
 
 class TestWholeModel:
-    @pytest.mark.parametrize("engine", ["jettison", "transformers", "vllm"])
-    def test_a_legal_mix_has_no_reasons(self, engine):
+    @pytest.mark.parametrize("runtime", ["jettison", "transformers", "vllm"])
+    def test_a_legal_mix_has_no_reasons(self, runtime):
         model = anatomy(36)
-        assert illegal(find_engine(engine), model, given(model, (BLOCKS, W4), ("gate|up", W2), ("head", W8))) == []
+        assert illegal(find_runtime(runtime), model, given(model, (BLOCKS, W4), ("gate|up", W2), ("head", W8))) == []
 
     def test_all_reasons_at_once_one_line_each(self):
         model = anatomy(36)
         grids = given(model, (BLOCKS, W4), ("gate|up", W2), ("head", Grid(3, 64)), ("embed", W4))
-        lines = illegal(find_engine("sglang"), model, grids)
+        lines = illegal(find_runtime("sglang"), model, grids)
         assert [line.removeprefix("sglang, compressed-tensors: ") for line in lines] == [
             "model.embed_tokens: quantized embedding; valid: 16 bits",
             "gate, up (72 matrices, first model.layers.0.mlp.gate_proj): bits 2; valid: 4, 8",
@@ -232,17 +234,17 @@ class TestWholeModel:
     def test_what_is_fused_shares_a_grid(self):
         model = anatomy(36)
         grids = given(model, (BLOCKS, W4), ("k_proj", W8), ("v_proj", None))
-        (line,) = illegal(find_engine("vllm"), model, grids)
+        (line,) = illegal(find_runtime("vllm"), model, grids)
         assert "qkv needs one grid; given: q int4 g128 sym, k int8 g128 sym, v 16 bits (36 times, first model" in line
         one = given(model, (BLOCKS, W4), (r"layers\.7\..*up_proj", W2))
-        (line,) = illegal(find_engine("vllm"), model, one)
+        (line,) = illegal(find_runtime("vllm"), model, one)
         assert line.endswith("model.layers.*.mlp.gate_up needs one grid; given: gate int4 g128 sym, up int2 g64 sym")
 
     def test_llama_cpp_has_a_type_for_each_tensor(self):
         model = anatomy(2)
         grids = given(model, (BLOCKS, Grid(4, 32)), ("k_proj|up_proj", Grid(8, 32)))
-        assert illegal(find_engine("llama.cpp"), model, grids) == []
-        assert len(illegal(find_engine("jettison"), model, grids)) == 2
+        assert illegal(find_runtime("llama.cpp"), model, grids) == []
+        assert len(illegal(find_runtime("jettison"), model, grids)) == 2
 
     @pytest.mark.parametrize(
         ("rule", "refusing"),
@@ -260,18 +262,18 @@ class TestWholeModel:
         model = anatomy(3, experts=4)
         grids = given(model, (BLOCKS, W4), rule)
         names = ("jettison", "transformers", "vllm", "sglang")
-        assert {name for name in names if illegal(find_engine(name), model, grids)} == refusing
+        assert {name for name in names if illegal(find_runtime(name), model, grids)} == refusing
 
     def test_rows_of_whole_groups_for_experts_of_vllm(self):
         model = anatomy(1, experts=2)
-        assert illegal(find_engine("vllm"), model, given(model, ("experts", Grid(4, -1)))) == []
-        (line,) = illegal(find_engine("vllm"), model, given(model, ("experts", Grid(2, -1))))
+        assert illegal(find_runtime("vllm"), model, given(model, ("experts", Grid(4, -1)))) == []
+        (line,) = illegal(find_runtime("vllm"), model, given(model, ("experts", Grid(2, -1))))
         assert "group_size -1 with bits 2, symmetric true; valid: 32, 64, 128" in line
 
     def test_nothing_quantized_loads_everywhere(self, tiny):
         for family in CONFIGS:
-            for name in engine_names():
-                assert illegal(find_engine(name), ModelFolder(tiny(family)).anatomy, {}) == []
+            for name in runtime_names():
+                assert illegal(find_runtime(name), ModelFolder(tiny(family)).anatomy, {}) == []
 
     @pytest.mark.parametrize("experts", [0, 128])
     def test_it_takes_a_blink(self, experts):
@@ -279,7 +281,7 @@ class TestWholeModel:
         assert len(model.linears) > 17_000
         grids = given(model, (BLOCKS, W2), ("k_proj", W8), ("experts.*down", Grid(3, 48)))
         start = time.process_time()
-        assert illegal(find_engine("sglang"), model, grids)
+        assert illegal(find_runtime("sglang"), model, grids)
         assert time.process_time() - start < 0.8
 
 
@@ -296,7 +298,7 @@ class TestAgainstTheRest:
             quantize(["embed"], bits=2, group_size=16),
         ]
         jobs = assign(source, load_recipe({"steps": steps}))
-        assert illegal(find_engine("jettison"), source.anatomy, {job.linear.name: job.grid for job in jobs}) == []
+        assert illegal(find_runtime("jettison"), source.anatomy, {job.linear.name: job.grid for job in jobs}) == []
 
     @pytest.mark.parametrize(
         "rules", [[(".", W4)], [(".", Grid(4, 32, False))], [("expert|head|q_proj", W4), ("down", W8)]]
@@ -308,7 +310,7 @@ class TestAgainstTheRest:
         grids = given(model, *small)
         packed = {each.name for each in model if compressed_tensors.storable(each)} & set(grids)
         if compressed_tensors.problems(model, {name: grids[name] for name in packed}):
-            assert illegal(find_engine("transformers"), model, grids)
+            assert illegal(find_runtime("transformers"), model, grids)
 
     @pytest.mark.parametrize(
         ("role", "legal"),
@@ -320,7 +322,7 @@ class TestAgainstTheRest:
             {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}, "where": {"role": role}}]}
         )
         grids = {job.linear.name: job.grid for job in assign(source, recipe)}
-        assert (illegal(find_engine("transformers"), source.anatomy, grids) == []) is legal
+        assert (illegal(find_runtime("transformers"), source.anatomy, grids) == []) is legal
         manifest = compress(source.folder, recipe, tmp_path / "out")
         assert (manifest["not_in_transformers"] == []) is legal
         ids = torch.randint(1, 4096, (2, 24), generator=torch.Generator().manual_seed(0))

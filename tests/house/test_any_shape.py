@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from jettison.devices.device import find_device
 from jettison.encodings.grid import WHOLE_ROW, Grid
-from jettison.formats.runtimes import find_engine, fitted, illegal
+from jettison.formats.runtimes import find_runtime, fitted, illegal
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder, open_shape
 from jettison.graph.modules import QuantizedLinear, TiledLinear
@@ -42,7 +42,7 @@ WISHES = [
 @pytest.mark.parametrize(("wish", "columns", "engine", "wanted"), WISHES, ids=str)
 def test_the_largest_size_below_that_fits(wish, columns, engine, wanted):
     linears = [linear(width) for width in columns]
-    found = fitted(Grid(4, wish), linears, engine and find_engine(engine))
+    found = fitted(Grid(4, wish), linears, engine and find_runtime(engine))
     assert found == Grid(4, wanted)
     for each in linears:
         assert found.groups(each.columns) >= 1
@@ -51,7 +51,7 @@ def test_the_largest_size_below_that_fits(wish, columns, engine, wanted):
 def test_an_engine_that_loads_none_says_why_itself(tiny):
     """SGLang wants rows of a multiple of 128."""
     source = ModelFolder(tiny("llama"))
-    assert fitted(Grid(4, 128), [linear(72)], find_engine("sglang")) == Grid(4, WHOLE_ROW)
+    assert fitted(Grid(4, 128), [linear(72)], find_runtime("sglang")) == Grid(4, WHOLE_ROW)
     with pytest.raises(Exception, match="valid: multiples of 128"):
         assign(source, load_recipe("w4"), "sglang")
 
@@ -131,8 +131,8 @@ class TestCompressed:
         first = compress(source, recipe, tmp_path / "out")
         assert {each["grid"] for block in first["blocks"] for each in block["linears"].values()} == {"int4 g48 sym"}
         with pytest.raises(Exception, match="holds another run"):
-            compress(source, recipe, tmp_path / "out", engine="vllm")
-        other = compress(source, recipe, tmp_path / "other", engine="vllm")
+            compress(source, recipe, tmp_path / "out", runtime="vllm")
+        other = compress(source, recipe, tmp_path / "other", runtime="vllm")
         assert {each["grid"] for block in other["blocks"] for each in block["linears"].values()} == {"int4 g32 sym"}
 
 
@@ -155,7 +155,7 @@ class TestShared:
     def test_the_cost_model_takes_what_compress_takes(self, tiny, family, preset, engine):
         source = ModelFolder(tiny(family))
         recipe = with_windows(load_recipe(preset), source.positions)
-        target = engine and find_engine(engine)
+        target = engine and find_runtime(engine)
         jobs = {job.linear: job.grid for job in assign(source, recipe, engine)}
         for unit, choice in planned_all(find_units(source.anatomy), recipe, target).items():
             for each in unit.linears:
@@ -165,17 +165,17 @@ class TestShared:
 
     @pytest.mark.parametrize("engine", [None, "vllm"])
     def test_the_planner_offers_what_compress_takes(self, engine):
-        family, target = open_shape("llama-3.2-1b").anatomy.family, engine and find_engine(engine)
+        family, target = open_shape("llama-3.2-1b").anatomy.family, engine and find_runtime(engine)
         for columns, wanted in ((576, [32, 64]), (1536, [32, 64, 128]), (100, [WHOLE_ROW]), (97, [WHOLE_ROW])):
             unit = Unit("u", "o", 0, (linear(columns, 576, "o"),))
-            found = choices(unit, family, bits=(4,), engine=target)
+            found = choices(unit, family, bits=(4,), runtime=target)
             assert [choice.group_size for choice in found] == wanted
             assert not target or not any(target.allows(unit.linears[0], choice.grid) for choice in found)
 
 
 def test_known_shapes_have_every_preset():
     """Of widths such as 2880 and 1152: a cost, bits above those of the codes, and group sizes that vLLM loads."""
-    device, vllm = find_device("strix-halo"), find_engine("vllm")
+    device, vllm = find_device("strix-halo"), find_runtime("vllm")
     for name in ("gpt-oss-20b", "gemma-3-1b", "opt-125m"):
         shape = open_shape(name)
         for preset in preset_names():

@@ -63,7 +63,7 @@ def arguments(command: str, folder: Path, out: Path, fitted: Path | None = None)
         "report": ["report", fitted, "-o", out / "page.html"],
         "compare": ["compare", fitted, fitted, "-o", out / "page.html"],
         "verify": ["verify", fitted],
-        "bench": ["bench", fitted, "--context", 16, "--rounds", 1],
+        "bench": ["bench", "decode", fitted, "--context", 16, "--rounds", 1],
         "devices": ["devices", "measure"],
         "recipes": ["recipes"],
         "xr": ["xr", "sweep", "ar-gaming", "-a", "A", "-a", "J", "--seeds", 2, "--workers", 2],

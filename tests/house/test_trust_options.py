@@ -12,7 +12,7 @@ from jettison.core.numbers import LAST_SEED
 ROW = {"bandwidth": 50e9, "memory": 4e9, "flops": {"fp32": 1e12}, "share": 1.0}
 PLAN = "plan qwen3-4b --device strix-halo --memory 3GB"
 FIT, CHOSEN = "fit scribe -o OUT --memory 8MB", "fit scribe -o OUT --recipe w4"
-COMPRESS, SHAPE = "compress scribe -o OUT --recipe w4", "bench --shape qwen3-4b"
+COMPRESS, SHAPE = "compress scribe -o OUT --recipe w4", "bench decode --shape qwen3-4b"
 RUN, SWEEP, LIVE, TUNE = (f"xr {verb} vr-gaming" for verb in ("run", "sweep", "live", "tune"))
 SEEDS = {"--seed": [("-1", "seed = -1: "), (str(2**64), f"from 0 to {LAST_SEED:,}"), ("1.5", "")]}
 BUDGET = {
@@ -81,7 +81,6 @@ OPTIONS = {
     SHAPE: CHANGES | {
         "--rounds": [("0", "rounds = 0"), ("-1", "rounds = -1")], "--context": [("0", "context = 0"), ("-1", "-1")],
         "--recipe": [("w5", "unknown recipe 'w5'")], "--against": [("x", "it can be llama.cpp")],
-        "--draft": [("x", "unknown draft 'x'"), ("auto", "random weights write nothing")],
     },
     "bench ops": {
         "--rounds": [("0", "rounds = 0")], "--bits": [("5", "bits = 5"), ("0", "bits = 0")],
@@ -90,7 +89,8 @@ OPTIONS = {
         "--matrix": [("axb", "such as 9728x2560"), ("0x5", "9728x2560"), (f"128x{10**12}", "a side of a matrix")],
         "--shape": [("nowhere", "nowhere"), ("", "--shape is empty")],
     },
-    "bench": {"--shape": [("", "--shape is empty"), ("nowhere", "nowhere")]},
+    "bench draft FOLDER": {"--draft": [("x", "unknown draft 'x'")]},
+    "bench decode": {"--shape": [("", "--shape is empty"), ("nowhere", "nowhere")]},
     "devices show": {"--": [("abacus", "unknown device 'abacus'"), ("", "an argument is empty")]},
     RUN: SIZES | TIMED | COMPAT | SEEDS | {
         "--accelerator": [("Z", "unknown accelerator 'Z'"), ("A/9K", "unknown size '9K'")], "--trace": FILES,

@@ -153,9 +153,9 @@ def test_tasks_are_checked_before_anything_is_compressed(tiny, tmp_path, what):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("bench", "scribe", "--rounds", 0), "rounds = 0"),
-        (("bench", "scribe", "--context", -3), "context = -3"),
-        (("bench", "scribe", "--context", 1020), "1020 tokens of context and 16 more = 1036 tokens"),
+        (("bench", "decode", "scribe", "--rounds", 0), "rounds = 0"),
+        (("bench", "decode", "scribe", "--context", -3), "context = -3"),
+        (("bench", "decode", "scribe", "--context", 1020), "1020 tokens of context and 16 more = 1036 tokens"),
         (("evaluate", "scribe", "--tokens", -4), "tokens = -4"),
         (("evaluate", "scribe", "--window", -4), "window = -4"),
         (("evaluate", "scribe", "--window", 1025), "window = 1025 tokens: scribe has positions for at most 1024"),

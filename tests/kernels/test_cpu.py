@@ -248,7 +248,7 @@ class TestModule:
         first, second = (each.logits(ids).float().log_softmax(-1) for each in (exact, fast))
         kl = (first.exp() * (first - second)).sum(-1).mean()
         assert 0 < kl < 5e-3
-        assert fast.generate("It was a", tokens=8)
+        assert fast.generate("It was a", tokens=8).text
 
 
 class TestOperators:

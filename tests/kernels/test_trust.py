@@ -21,7 +21,7 @@ from jettison.kernels.specs import SPECS
 from jettison.kernels.tiles import Tiling, dense
 from jettison.methods.quantize.rtn import rtn
 from jettison.runtime.load import load
-from jettison.runtime.native_decoder import Engine
+from jettison.runtime.native_decoder import NativeDecoder
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
 KINDS = {1: "not enough memory", 2: "a vector of absurd length", 3: "none of the standard library's"}
@@ -90,23 +90,23 @@ class TestThrown:
 
 
 def test_memory_that_runs_out_is_an_error(tmp_path):
-    """Really: the process may have little more than it has. The engine is as it was, and goes on when there is more."""
+    """Really: the process may have little more than it has. The decoder is as it was, and goes on with more."""
     code = """
         import resource, torch
         from pathlib import Path
         from jettison.runtime.load import load
-        from jettison.runtime.native_decoder import Engine
+        from jettison.runtime.native_decoder import NativeDecoder
         from jettison.core.errors import JettisonError
         torch.set_num_threads(2)
-        engine = Engine(load("scribe").model)
-        session = engine.session()
+        decoder = NativeDecoder(load("scribe").model)
+        session = decoder.session()
         expected = session.append([1, 2, 3, 4])
         session.cut(0)
         limit = resource.getrlimit(resource.RLIMIT_AS)
         now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         for more in (0, 1 << 20):
             resource.setrlimit(resource.RLIMIT_AS, (now + more, limit[1]))
-            for attempt in (lambda: engine.session(cache="float32"), lambda: session.append([5] * 400)):
+            for attempt in (lambda: decoder.session(cache="float32"), lambda: session.append([5] * 400)):
                 try:
                     attempt()
                     raise SystemExit("there was memory for it")
@@ -123,9 +123,9 @@ def test_memory_that_runs_out_is_an_error(tmp_path):
 
 class TestStatus:
     def test_no_memory_in_the_engine_is_not_blamed_on_the_tokens(self, tiny, monkeypatch):
-        engine = Engine(load(tiny("llama")).model)
-        session = engine.session()
-        monkeypatch.setattr(engine, "_library", Fake(engine._library, jettison_forward=lambda *_: 4))
+        decoder = NativeDecoder(load(tiny("llama")).model)
+        session = decoder.session()
+        monkeypatch.setattr(decoder, "_library", Fake(decoder._library, jettison_forward=lambda *_: 4))
         with pytest.raises(JettisonError, match="the CPU kernels gave up") as error:
             session.append([1])
         assert not isinstance(error.value, UsageError)

@@ -21,7 +21,7 @@ from jettison.pipeline.evaluation import evaluate
 room = importlib.import_module("jettison.fitting")
 W4 = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}]}
 QUICK = ["recover.samples=16", "recover.length=32", "recover.batch=4", "quantize.group_size=32"]
-QUICK += ["calibration.samples=8", "calibration.length=32"]
+QUICK += ["calibration.samples=8", "calibration.length=32", "quantize.iterations=2"]
 STAGES = ("original", "quantized", "recovered")
 SHORT = {"texts": ["books-evaluation"], "tokens": 1024}
 

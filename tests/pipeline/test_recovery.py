@@ -1,15 +1,13 @@
 """Recovery: the loss, what it trains, the text it writes itself, and kills in the middle."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from killing import count_writes, files_of, killed_at
+from killing import count_writes, files_of, killed_at, some_writes, spread
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
@@ -286,12 +284,13 @@ def test_other_data(tiny, tmp_path, data):
     assert len(recover(tmp_path / "out")["recovery"]["loss"]) == 8
 
 
-def test_a_run_killed_at_every_write_gives_the_same_bytes(tiny, tmp_path):
+@some_writes
+def test_a_run_killed_at_any_write_gives_the_same_bytes(tiny, tmp_path, most):
     compress(tiny("llama"), recipe(train=["lora", "scales"], epochs=1), tmp_path / "start")
     shutil.copytree(tmp_path / "start", tmp_path / "whole")
     recover(tmp_path / "whole", save_every=0)
     shutil.copytree(tmp_path / "start", tmp_path / "counted")
-    for write in range(count_writes(lambda: recover(tmp_path / "counted", save_every=0))):
+    for write in spread(count_writes(lambda: recover(tmp_path / "counted", save_every=0)), most):
         out = tmp_path / f"killed-{write}"
         shutil.copytree(tmp_path / "start", out)
         with killed_at(write):
@@ -301,20 +300,14 @@ def test_a_run_killed_at_every_write_gives_the_same_bytes(tiny, tmp_path):
         shutil.rmtree(out)
 
 
-def launch(folder: Path, processes: int) -> None:
-    program = ["-m", "jettison", "recover", str(folder), "--quiet"]
-    if processes > 1:
-        program = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), *program]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *program], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 def test_two_processes_learn_what_one_does(tiny, tmp_path):
     compress(tiny("llama"), recipe(train=["lora", "scales"], samples=130), tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    launch(tmp_path / "one", 1)
-    launch(tmp_path / "two", 2)
+    recover(tmp_path / "one")
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [sys.executable, *launcher, "-m", "jettison", "recover", str(tmp_path / "two"), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
     curves = [json.loads((tmp_path / n / "jettison.json").read_text())["recovery"]["loss"] for n in ("one", "two")]
     assert len(curves[0]) == 65
     assert torch.allclose(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=0.02)

@@ -173,7 +173,7 @@ class TestPlan:
             ({"tps": 1, "context": -1}, "context = -1"),
             ({"memory": "3 apples"}, "apples"),
             ({"memory": "1GB", "losses": "guess"}, "losses = 'guess': auto, prior, gradients, measured"),
-            ({"memory": "1GB", "engine": "vlm"}, "unknown engine 'vlm'.*did you mean 'vllm'"),
+            ({"memory": "1GB", "runtime": "vlm"}, "unknown runtime 'vlm'.*did you mean 'vllm'"),
             ({"memory": "6MB", "context": 0, "changes": ["recover.sampels=64"]}, "unknown change 'recover.sampels'"),
             ({"memory": "6MB", "context": 0, "changes": ["quantize.bits=9"]}, "bits = 9"),
             (
@@ -203,14 +203,14 @@ class TestPlan:
 
 class TestEngines:
     def test_plans_are_legal_by_construction(self):
-        found = make_plan("qwen3-4b", device="rtx-4090", memory="3GB", engine="sglang", context=0)
+        found = make_plan("qwen3-4b", device="rtx-4090", memory="3GB", runtime="sglang", context=0)
         assert {choice.bits for choice in found.assignment.values()} <= {4, 8, 16}
-        moe = make_plan("qwen3-30b-a3b", device="rtx-4090", memory="14GB", engine="vllm", context=0, recovery=False)
+        moe = make_plan("qwen3-30b-a3b", device="rtx-4090", memory="14GB", runtime="vllm", context=0, recovery=False)
         shared = {choice for unit, choice in moe.assignment.items() if unit.experts and unit.block == 3}
         assert len(shared) == 1
 
     def test_a_format_that_stores_in_its_own_way(self):
-        found = make_plan("llama-3.1-8b", device="strix-halo", memory="4GB", engine="llama.cpp", context=0)
+        found = make_plan("llama-3.1-8b", device="strix-halo", memory="4GB", runtime="llama.cpp", context=0)
         narrow = [choice for choice in found.assignment.values() if choice.bits < 16]
         assert narrow and all(choice.stored > choice.bits for choice in narrow)
 
@@ -264,7 +264,7 @@ class TestPage:
 
 
 def test_fit_plans_measures_and_shows(tiny, tmp_path):
-    asked = dict(device="raspberry-pi-5", memory="650KB", context=0, recovery=False, engine="vllm", tokens=1024)
+    asked = dict(device="raspberry-pi-5", memory="650KB", context=0, recovery=False, runtime="vllm", tokens=1024)
     made = jettison.fit(tiny("llama"), out=tmp_path / "out", refine=3, **asked)
     manifest = json.loads((tmp_path / "out" / "jettison.json").read_text())
     assert manifest["plan"]["losses"] == "gradients" and len(manifest["plan"]["measured"]) == 3

@@ -13,9 +13,9 @@ from jettison.kernels.specs import ModelSpec
 from jettison.pipeline.compression import compress
 from jettison.recipe.recipe import load_recipe
 from jettison.runtime.load import load
-from jettison.runtime.native_decoder import FAMILIES, Engine, Unsupported
+from jettison.runtime.native_decoder import FAMILIES, NativeDecoder, Unsupported
 from jettison.runtime.sampling import Sampling
-from jettison.runtime.write import EngineReader, TorchReader
+from jettison.runtime.write import NativeReader, TorchReader
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
 TESTED = sorted({*FAMILIES} - {"ministral"})  # mistral's twin
@@ -33,7 +33,7 @@ class TestAgainstTransformers:
     def test_the_same_logits_in_float32(self, tiny, family, ids):
         """Dense weights and a float32 cache: nothing is rounded, so nothing may differ, in parts or token by token."""
         model = load(tiny(family), dtype=torch.float32).model
-        session = Engine(model).session(40, cache="float32")
+        session = NativeDecoder(model).session(40, cache="float32")
         tokens = ids[0].tolist()
         parts = [session.append(tokens[:17], every=True), session.append(tokens[17:30], every=True)]
         found = torch.cat([*parts, *(session.append([token]) for token in tokens[30:])])
@@ -47,7 +47,7 @@ class TestAgainstTransformers:
         """Through the same kernels: what differs is the order of sums, and that int8 may round another way by it."""
         compress(tiny(family), load_recipe(PLAIN), tmp_path / "out")
         loaded = load(tmp_path / "out", dtype=torch.float32)
-        found = Engine(loaded.model).session(40, cache="float32").append(ids[0].tolist(), every=True)
+        found = NativeDecoder(loaded.model).session(40, cache="float32").append(ids[0].tolist(), every=True)
         expected = loaded.logits(ids)[0]
         assert (found - expected).norm() < 2e-2 * expected.norm()
 
@@ -55,14 +55,14 @@ class TestAgainstTransformers:
         """An adapter as large as the weights; a dense base, so that nothing is rounded."""
         from jettison.graph.modules import Adapted
 
-        model, chance = load(tiny("llama"), dtype=torch.float32).model, torch.Generator().manual_seed(1)
-        plain = Engine(model).session(40, cache="float32").append(ids[0].tolist())
+        model, rng = load(tiny("llama"), dtype=torch.float32).model, torch.Generator().manual_seed(1)
+        plain = NativeDecoder(model).session(40, cache="float32").append(ids[0].tolist())
         for block in model.model.layers:
             for part, name in ((block.mlp, "gate_proj"), (block.mlp, "down_proj"), (block.self_attn, "k_proj")):
                 base = getattr(part, name)
-                a = torch.randn(3, base.in_features, generator=chance) / 8
-                setattr(part, name, Adapted(base, a, torch.randn(base.out_features, 3, generator=chance) / 8, 0.5))
-        found = Engine(model).session(40, cache="float32").append(ids[0].tolist())
+                a = torch.randn(3, base.in_features, generator=rng) / 8
+                setattr(part, name, Adapted(base, a, torch.randn(base.out_features, 3, generator=rng) / 8, 0.5))
+        found = NativeDecoder(model).session(40, cache="float32").append(ids[0].tolist())
         with torch.no_grad():
             expected = model(ids).logits[0, -1:]
         assert (found - expected).norm() < 2e-5 * expected.norm()
@@ -70,15 +70,15 @@ class TestAgainstTransformers:
 
     @pytest.mark.parametrize(("cache", "limit"), [("bfloat16", 2e-2), ("int8", 6e-2)])
     def test_shorter_caches_are_close(self, tiny, ids, cache, limit):
-        engine = Engine(load(tiny("qwen3"), dtype=torch.float32).model)
-        exact, short = (engine.session(40, each).append(ids[0].tolist(), every=True) for each in ("float32", cache))
+        decoder = NativeDecoder(load(tiny("qwen3"), dtype=torch.float32).model)
+        exact, short = (decoder.session(40, each).append(ids[0].tolist(), every=True) for each in ("float32", cache))
         assert 0 < (short - exact).norm() / exact.norm() < limit
 
     def test_scribe(self, scribe_w4):
         """Greedy text is that of PyTorch on the same kernels, but where two tokens are nearly as likely."""
         loaded = load(scribe_w4, dtype=torch.float32)
-        text = torch.tensor([loaded.tokenizer(PROMPT + loaded.generate(PROMPT, tokens=120)).input_ids])
-        found = loaded.engine.session(200).append(text[0].tolist(), every=True).log_softmax(-1)
+        text = torch.tensor([loaded.tokenizer(PROMPT + loaded.generate(PROMPT, tokens=120).text).input_ids])
+        found = loaded.decoder.session(200).append(text[0].tolist(), every=True).log_softmax(-1)
         expected = loaded.logits(text)[0].float().log_softmax(-1)
         assert (expected.exp() * (expected - found)).sum(-1).mean() < 1e-3
         first, second = expected.topk(2).values.T
@@ -93,26 +93,26 @@ def test_random_configurations():
 
 class TestSessions:
     @pytest.fixture(scope="class")
-    def engine(self, tiny):
-        return Engine(load(tiny("qwen3"), dtype=torch.float32).model)
+    def decoder(self, tiny):
+        return NativeDecoder(load(tiny("qwen3"), dtype=torch.float32).model)
 
-    def test_a_batch_is_its_sequences(self, engine, ids):
+    def test_a_batch_is_its_sequences(self, decoder, ids):
         """Of different lengths, some rows of the same sequence, in one call."""
         tokens = ids[0].tolist()
-        alone = [engine.session(40) for _ in range(3)]
+        alone = [decoder.session(40) for _ in range(3)]
         first = [session.append(tokens[: 5 * (i + 1)]) for i, session in enumerate(alone)]
-        together = [engine.session(40) for _ in range(3)]
+        together = [decoder.session(40) for _ in range(3)]
         rows = [(session, token) for i, session in enumerate(together) for token in tokens[: 5 * (i + 1)]]
         wanted = [i in (4, 14, 29) for i in range(len(rows))]
-        found = engine.forward([token for _, token in rows], [session for session, _ in rows], wanted)
+        found = decoder.forward([token for _, token in rows], [session for session, _ in rows], wanted)
         assert torch.allclose(found, torch.cat(first), atol=1e-5)
-        step = engine.forward([7, 8, 9], together, [True] * 3)
+        step = decoder.forward([7, 8, 9], together, [True] * 3)
         assert torch.allclose(
             step, torch.cat([s.append([t]) for s, t in zip(alone, (7, 8, 9), strict=True)]), atol=1e-5
         )
 
-    def test_cutting_back(self, engine, ids):
-        session, tokens = engine.session(40), ids[0].tolist()
+    def test_cutting_back(self, decoder, ids):
+        session, tokens = decoder.session(40), ids[0].tolist()
         right = session.append(tokens[:20])
         session.append([1, 2, 3, 4])
         session.cut(19)
@@ -120,21 +120,21 @@ class TestSessions:
         assert torch.equal(session.append(tokens[19:20]), right)
 
     def test_long_prompts_go_through_in_parts(self, tiny):
-        engine = Engine(load(tiny("llama", max_position_embeddings=1200), dtype=torch.float32).model)
+        decoder = NativeDecoder(load(tiny("llama", max_position_embeddings=1200), dtype=torch.float32).model)
         tokens = torch.randint(0, 4096, (1100,), generator=torch.Generator().manual_seed(2)).tolist()
-        whole = engine.session(cache="float32").append(tokens)
-        parts = engine.session(cache="float32")
+        whole = decoder.session(cache="float32").append(tokens)
+        parts = decoder.session(cache="float32")
         for start in range(0, 1100, 100):
             last = parts.append(tokens[start : start + 100])
         assert torch.allclose(whole, last, atol=1e-4)
-        session = engine.session(cache="float32")
-        at_once = engine.forward(tokens, [session] * 1100, [False] * 1099 + [True])
-        assert torch.equal(whole, at_once)  # what ``append`` hands over in parts, the engine would have cut there
+        session = decoder.session(cache="float32")
+        at_once = decoder.forward(tokens, [session] * 1100, [False] * 1099 + [True])
+        assert torch.equal(whole, at_once)  # what ``append`` hands over in parts, the decoder would have cut there
 
     def test_an_interrupt_leaves_a_session_as_it_was(self, tiny, monkeypatch):
         """Ctrl-C comes between the parts of a long prompt."""
-        engine = Engine(load(tiny("llama", max_position_embeddings=1200), dtype=torch.float32).model)
-        session, forward, calls = engine.session(), engine.forward, []
+        decoder = NativeDecoder(load(tiny("llama", max_position_embeddings=1200), dtype=torch.float32).model)
+        session, forward, calls = decoder.session(), decoder.forward, []
 
         def interrupted(*arguments, **options):
             calls.append(len(arguments[0]))
@@ -143,32 +143,32 @@ class TestSessions:
             return forward(*arguments, **options)
 
         session.append([1, 2, 3])
-        monkeypatch.setattr(engine, "forward", interrupted)
+        monkeypatch.setattr(decoder, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             session.append([5] * 1100)
         assert calls == [512, 512, 76] and session.length == 3
 
-    def test_faults_change_nothing(self, engine):
-        session = engine.session(4)
+    def test_faults_change_nothing(self, decoder):
+        session = decoder.session(4)
         session.append([1, 2, 3])
         with pytest.raises(UsageError, match="2 more tokens: a session has room for 1"):
             session.append([4, 5])
         for wrong in ([4096], [-1], []):
             with pytest.raises(UsageError, match="each from 0 to 4095"):
-                engine.forward(wrong, [session] * len(wrong), [True] * len(wrong))
+                decoder.forward(wrong, [session] * len(wrong), [True] * len(wrong))
         assert session.length == 3
         with pytest.raises(UsageError, match="1 to 128"):
-            engine.session(129)
+            decoder.session(129)
         with pytest.raises(UsageError, match="bfloat16, int8"):
-            engine.session(4, cache="fp8")
+            decoder.session(4, cache="fp8")
 
     def test_other_families_are_refused_with_a_reason(self, tiny):
         with pytest.raises(Unsupported, match="gpt2 models are not among llama"):
-            Engine(load(tiny("gpt2")).model)
+            NativeDecoder(load(tiny("gpt2")).model)
 
-    def test_sizes_that_do_not_fit_are_refused(self, engine):
+    def test_sizes_that_do_not_fit_are_refused(self, decoder):
         made = ctypes.c_void_p()
-        assert engine._library.jettison_engine_new(ctypes.byref(ModelSpec()), ctypes.byref(made)) == 1 and not made
+        assert decoder._library.jettison_engine_new(ctypes.byref(ModelSpec()), ctypes.byref(made)) == 1 and not made
 
 
 class TestWriting:
@@ -176,77 +176,98 @@ class TestWriting:
     def loaded(self, scribe_w4):
         return load(scribe_w4)
 
-    def test_the_engine_writes(self, loaded):
-        assert loaded.engine is not None
-        text = loaded.generate(PROMPT, tokens=24)
-        assert text and loaded.speed.written == 23 and loaded.speed.decode > 0 and loaded.speed.prefill > 0
-        assert "".join(loaded.stream(PROMPT, tokens=24)) == text
-        assert load(loaded.source.folder, exact=True).engine is None
+    def test_the_native_decoder_writes(self, loaded):
+        assert loaded.decoder is not None
+        written = loaded.generate(PROMPT, tokens=24)
+        timings = written.timings
+        assert str(written) == written.text and len(written.tokens) == 24
+        assert timings.read == len(loaded.tokenizer(PROMPT).input_ids) and timings.written == 23
+        assert timings.decode > 0 and timings.prefill > 0 and not written.speculation.rounds
+        assert "".join(loaded.stream(PROMPT, tokens=24)) == written.text
+        assert load(loaded.source.folder, exact=True).decoder is None
+
+    def test_what_is_wrong_is_said_at_the_call(self, loaded):
+        for wrong in ({"tokens": 0}, {"cache": "int3"}, {"activation_bits": 9}, {"temperature": -1}, {"draft": "x"}):
+            with pytest.raises(UsageError, match=next(iter(wrong))):
+                loaded.stream(PROMPT, **wrong)  # nothing is asked of the stream
+
+    def test_a_text_is_not_touched_by_the_next(self, loaded):
+        first = loaded.generate(PROMPT, tokens=8, draft="lookup")
+        before = (first.text, first.tokens, first.finish_reason, first.timings.written, len(first.speculation.rounds))
+        loaded.generate("The", tokens=16)
+        assert before == (
+            first.text, first.tokens, first.finish_reason, first.timings.written, len(first.speculation.rounds)
+        )  # fmt: skip
 
     def test_sampling_is_the_same_with_the_same_seed(self, loaded):
         settings = {"tokens": 24, "temperature": 1.0, "top_k": 50, "top_p": 0.95, "min_p": 0.01}
-        one, two, other = (loaded.generate(PROMPT, seed=seed, **settings) for seed in (1, 1, 2))
+        one, two, other = (loaded.generate(PROMPT, seed=seed, **settings).text for seed in (1, 1, 2))
         assert one == two != other
 
     def test_a_batch_gives_the_texts_of_its_prompts(self, loaded):
         prompts = [PROMPT, "Once upon a time", "The"]
-        assert loaded.generate(prompts, tokens=16) == [loaded.generate(prompt, tokens=16) for prompt in prompts]
+        alone = [loaded.generate(prompt, tokens=16).text for prompt in prompts]
+        assert [each.text for each in loaded.generate(prompts, tokens=16)] == alone
 
     def test_stop_texts_end_it_and_are_left_out(self, loaded):
-        whole = loaded.generate(PROMPT, tokens=40)
+        whole = loaded.generate(PROMPT, tokens=40).text
         stop = whole[12:19]
-        assert loaded.generate(PROMPT, tokens=40, stop=["never there", stop]) == whole[: whole.find(stop)]
+        assert loaded.generate(PROMPT, tokens=40, stop=["never there", stop]).text == whole[: whole.find(stop)]
 
     @pytest.mark.parametrize("exact", [False, True], ids=["engine", "pytorch"])
     def test_why_a_text_is_over_is_said(self, scribe_w4, exact, monkeypatch):
         loaded = load(scribe_w4, exact=exact)
-        whole = loaded.generate(PROMPT, tokens=12)
-        assert loaded.finish_reason == "length" and loaded.finish_reasons == ["length"]
-        stop = whole[4:9]
-        assert loaded.generate(PROMPT, tokens=12, stop=stop) == whole[: whole.find(stop)]  # one text, not its letters
-        assert loaded.finish_reason == "stop"
-        loaded.generate([PROMPT, "The"], tokens=12, stop=[stop])
-        assert loaded.finish_reasons == ["stop", "length"]
-        ids = [token for _, token in loaded.write([loaded._encode(PROMPT)], 12, Sampling())]
-        assert loaded.finish_reason == "length"
+        write = lambda prompt=PROMPT, **options: loaded.generate(prompt, tokens=12, **options)
+        whole = write()
+        assert whole.finish_reason == "length"
+        stop = whole.text[4:9]
+        assert write(stop=stop).text == whole.text[: whole.text.find(stop)]  # one text, not its letters
+        assert write(stop=stop).finish_reason == "stop"
+        assert [each.finish_reason for each in write([PROMPT, "The"], stop=[stop])] == ["stop", "length"]
+        tokens = loaded.write([loaded._encode(PROMPT)], 12, Sampling())
+        ids = [token for _, token in tokens]
+        assert tokens.record.finish_reasons == ["length"] and tuple(ids) == whole.tokens
         monkeypatch.setattr(loaded, "_ends", lambda: {ids[5]})
-        assert loaded.generate(PROMPT, tokens=12) and loaded.finish_reason == "stop"
-        assert loaded.generate(PROMPT, tokens=12, draft="lookup") and loaded.finish_reason == "stop"
+        assert write().finish_reason == write(draft="lookup").finish_reason == "stop"
         monkeypatch.undo()
-        assert loaded.generate(PROMPT, tokens=12, draft="lookup") == whole and loaded.finish_reason == "length"
-        assert loaded.generate(PROMPT, tokens=12, stop=stop, draft="lookup") and loaded.finish_reason == "stop"
-        next(loaded.stream(PROMPT, tokens=12))
-        assert loaded.finish_reason is None  # it is not over
+        drafted = write(draft="lookup")
+        assert drafted.text == whole.text and drafted.finish_reason == "length"
+        assert write(stop=stop, draft="lookup").finish_reason == "stop"
+        stream = loaded.stream(PROMPT, tokens=12)
+        next(stream)
+        assert stream.generation.finish_reason is None  # it is not over
+        assert "".join(stream) and stream.generation.text == whole.text
 
-    @pytest.mark.parametrize("reader", [EngineReader, TorchReader])
+    @pytest.mark.parametrize("reader", [NativeReader, TorchReader])
     def test_rows_that_are_over_cost_no_step(self, scribe_w4, reader, monkeypatch):
         loaded, stepped = load(scribe_w4, exact=reader is TorchReader), []
         prompts, step = [PROMPT, "Once upon a time", "The"], reader.step
-        texts = [loaded.generate(prompt, tokens=16) for prompt in prompts]
+        texts = [loaded.generate(prompt, tokens=16).text for prompt in prompts]
         stop = texts[1][:3]
         record = lambda self, rows, tokens: stepped.append(list(rows)) or step(self, rows, tokens)
         monkeypatch.setattr(reader, "step", record)
-        found = loaded.generate(prompts, tokens=16, stop=[stop])
+        written = loaded.generate(prompts, tokens=16, stop=[stop])
+        found = [each.text for each in written]
         cut = lambda text: text[: text.find(stop)] if stop in text else text
         assert found == [cut(text) for text in texts] and found[1] == "" and found[0]
-        assert sum(1 in rows for rows in stepped) < 3 and loaded.finish_reasons[1] == "stop"
+        assert sum(1 in rows for rows in stepped) < 3 and written[1].finish_reason == "stop"
         assert max(sum(row in rows for rows in stepped) for row in (0, 2)) == 15
         stepped.clear()
         loaded.generate(PROMPT, tokens=16, stop=[texts[0][:1]])
         assert stepped == []  # the first token says it
 
     def test_what_may_begin_a_stop_text_is_held_until_it_is_certain(self, loaded):
-        whole = loaded.generate(PROMPT, tokens=16)
+        whole = loaded.generate(PROMPT, tokens=16).text
         pieces = list(loaded.stream(PROMPT, tokens=16, stop=[whole[-3:] + "#"]))
         assert "".join(pieces) == whole
 
     def test_other_families_are_written_by_pytorch(self, tiny, tmp_path):
         compress(tiny("opt"), load_recipe(PLAIN), tmp_path / "out")
         loaded = load(tmp_path / "out")
-        assert loaded.engine is None
+        assert loaded.decoder is None
         ids = loaded.tokenizer(PROMPT, return_tensors="pt").input_ids
         expected = loaded.model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
-        assert loaded.generate(PROMPT, tokens=8) == loaded.tokenizer.decode(expected, skip_special_tokens=True)
+        assert loaded.generate(PROMPT, tokens=8).text == loaded.tokenizer.decode(expected, skip_special_tokens=True)
 
     @pytest.mark.parametrize(
         ("prompt", "options", "words"),
@@ -295,8 +316,8 @@ class TestSampling:
     def test_extremes_give_the_likeliest_token(self, extreme):
         for scale in (1.0, 1e4, 1e-3):
             sampling = Sampling(**{"temperature": 1e-6} | extreme)
-            logits, chance = scale * self.logits[[1, 2, 0, 3, 4]], sampling.generator(0)
-            assert {sampling.choose(logits.clone(), [], chance) for _ in range(20)} == {2}
+            logits, rng = scale * self.logits[[1, 2, 0, 3, 4]], sampling.generator(0)
+            assert {sampling.choose(logits.clone(), [], rng) for _ in range(20)} == {2}
 
     def test_extreme_penalties_leave_numbers(self):
         for penalty in (1e-3, 1e3):
@@ -315,8 +336,8 @@ class TestSampling:
 
     def drawn(self, before=(), **settings) -> set[int]:
         sampling = Sampling(**{"temperature": 1.0} | settings)
-        chance = sampling.generator(0)
-        return {sampling.choose(self.logits.clone(), list(before), chance) for _ in range(400)}
+        rng = sampling.generator(0)
+        return {sampling.choose(self.logits.clone(), list(before), rng) for _ in range(400)}
 
     def test_filters(self):
         assert self.drawn() == {0, 1, 2, 3, 4}
@@ -330,7 +351,7 @@ class TestSampling:
 
     def test_shares_are_the_softmax(self):
         sampling, counts = Sampling(temperature=2.0), torch.zeros(5)
-        chance = sampling.generator(0)
+        rng = sampling.generator(0)
         for _ in range(4000):
-            counts[sampling.choose(self.logits.clone(), [], chance)] += 1
+            counts[sampling.choose(self.logits.clone(), [], rng)] += 1
         assert torch.allclose(counts / 4000, (self.logits / 2).softmax(-1), atol=0.03)

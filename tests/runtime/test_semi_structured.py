@@ -9,7 +9,7 @@ from jettison.core.errors import UsageError
 from jettison.devices.device import find_device
 from jettison.encodings.grid import Grid
 from jettison.encodings.pattern import Pattern
-from jettison.formats.runtimes import find_engine
+from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import open_shape
 from jettison.planning.cost import Setting, planned, predict, stored_bits
 from jettison.planning.groups import find_units
@@ -43,8 +43,8 @@ def test_bits_per_weight():
     [
         ([quantize(4)], Setting(), 3.25),
         ([quantize(8)], Setting(), 5.25),
-        ([quantize(4)], Setting(engine=find_engine("jettison")), 3.25),
-        ([quantize(4)], Setting(engine=find_engine("vllm")), 4.125),
+        ([quantize(4)], Setting(runtime=find_runtime("jettison")), 3.25),
+        ([quantize(4)], Setting(runtime=find_runtime("vllm")), 4.125),
         ([quantize(3)], Setting(), 3.125),
         ([], Setting(), 16.0),
         ([], Setting(semi_structured=True), 9.0),
@@ -57,9 +57,9 @@ def test_the_cost_model_counts_what_runs(steps, setting, bits):
     assert {unit.role for unit in units if unit.block == 0} == {"qkv", "o", "gate_up", "down"}
     for unit in units:
         if unit.block == 0:
-            assert stored_bits(unit, planned(unit, recipe(*steps), setting.engine, setting.semi_structured)) == bits
+            assert stored_bits(unit, planned(unit, recipe(*steps), setting.runtime, setting.semi_structured)) == bits
         elif unit.role == "head":  # nobody asked for it
-            assert planned(unit, recipe(*steps), setting.engine, setting.semi_structured).bits == 16
+            assert planned(unit, recipe(*steps), setting.runtime, setting.semi_structured).bits == 16
 
 
 def test_a_sparse_model_decodes_faster_and_takes_less_memory():

@@ -12,15 +12,15 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from jettison.core.errors import UsageError
 from jettison.kernels import native
 from jettison.runtime.load import load
-from jettison.runtime.native_decoder import Engine
+from jettison.runtime.native_decoder import NativeDecoder
+from jettison.runtime.record import Record, Round
 from jettison.runtime.sampling import Sampling
 from jettison.runtime.speculative.draft import Draft, View
 from jettison.runtime.speculative.lookup import Corpus, Lookup, Trie
 from jettison.runtime.speculative.propose import Proposal, Proposer, Tally
-from jettison.runtime.speculative.speculate import Round, Speculation, judge, speculate
+from jettison.runtime.speculative.speculate import judge, speculate
 from jettison.runtime.speculative.speedup import closed_speedup, loop_start, needed_acceptance, recut, rounds_speedup
-from jettison.runtime.targets import EngineTarget
-from jettison.runtime.write import Speed
+from jettison.runtime.targets import NativeTarget
 
 engine_only = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
 PACKED = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32, "clip": False}}]}
@@ -47,60 +47,61 @@ class TestGreedy:
     def test_the_text_is_that_of_plain_decoding(self, scribe, name):
         taken = 0
         for prompt in PROMPTS:
-            plain = scribe.generate(prompt, tokens=40)
-            assert scribe.generate(prompt, tokens=40, draft=DRAFTS[name]) == plain
-            rounds = scribe.speculation.rounds
+            plain = scribe.generate(prompt, tokens=40).text
+            drafted = scribe.generate(prompt, tokens=40, draft=DRAFTS[name])
+            assert drafted.text == plain
+            rounds = drafted.speculation.rounds
             assert sum(1 + each.taken for each in rounds) == 39
             taken += sum(each.taken for each in rounds)
         assert taken > 0
 
     @pytest.mark.parametrize("cache", ["float32", "int8"])
     def test_with_every_cache_and_penalties(self, scribe, cache):
-        options = {"tokens": 40, "cache": cache, "repetition_penalty": 1.2, "activations": "int8"}
-        plain = scribe.generate(PROMPTS[0], **options)
+        options = {"tokens": 40, "cache": cache, "repetition_penalty": 1.2, "activation_bits": 8}
+        plain = scribe.generate(PROMPTS[0], **options).text
         for name in ("skipped blocks", "branches"):
-            assert scribe.generate(PROMPTS[0], draft=DRAFTS[name], **options) == plain
+            assert scribe.generate(PROMPTS[0], draft=DRAFTS[name], **options).text == plain
 
     def test_up_to_the_last_position(self, scribe):
         """A draft may not take places that the model has no positions for."""
         prompt = "the sea and " * 250
         count = len(scribe.tokenizer(prompt).input_ids)
         options = {"tokens": 1024 - count}
-        plain = scribe.generate(prompt, **options)
+        plain = scribe.generate(prompt, **options).text
         for name in ("branches", "skipped blocks"):
-            assert scribe.generate(prompt, draft=DRAFTS[name], **options) == plain
+            assert scribe.generate(prompt, draft=DRAFTS[name], **options).text == plain
 
     def test_a_text_ends_where_it_would(self, scribe):
-        plain = scribe.generate(PROMPTS[2], tokens=40, stop=["one"])
-        assert scribe.generate(PROMPTS[2], tokens=40, stop=["one"], draft=DRAFTS["lookup"]) == plain
+        plain = scribe.generate(PROMPTS[2], tokens=40, stop=["one"]).text
+        assert scribe.generate(PROMPTS[2], tokens=40, stop=["one"], draft=DRAFTS["lookup"]).text == plain
 
     @pytest.mark.parametrize("family", ["mistral", "gemma3_text", "qwen3_moe", "phi3"])
     def test_families(self, tiny, family):
         loaded = load(tiny(family, num_hidden_layers=4, layer_types=None) if family != "gemma3_text" else tiny(family))
         skip = ("1",) if family != "gemma3_text" else ("1.mlp",)
-        plain = loaded.generate("It was a", tokens=30)
+        plain = loaded.generate("It was a", tokens=30).text
         for draft in (Draft(skip=skip, adaptive=False), Draft(lookup=2, branches=2, adaptive=False)):
-            assert loaded.generate("It was a", tokens=30, draft=draft) == plain
+            assert loaded.generate("It was a", tokens=30, draft=draft).text == plain
 
 
 class TestInPyTorch:
     @pytest.mark.parametrize("family", ["qwen3", "opt", "gpt2", "gpt_oss"])
     def test_the_text_is_that_of_plain_decoding(self, tiny, family):
-        """Where the engine does not serve, or is not wanted."""
+        """Where the decoder does not serve, or is not wanted."""
         loaded = load(tiny(family), exact=True, dtype=torch.float32)
-        plain = loaded.generate("It was a", tokens=20)
+        plain = loaded.generate("It was a", tokens=20).text
         for draft in (Draft(skip=("1.mlp",), adaptive=False), Draft(skip=("1",), length=2), Draft(lookup=2, length=3)):
-            assert loaded.generate("It was a", tokens=20, draft=draft) == plain
-            assert loaded.speculation.rounds
+            drafted = loaded.generate("It was a", tokens=20, draft=draft)
+            assert drafted.text == plain and drafted.speculation.rounds
 
     def test_views_need_the_engine(self, tiny):
-        with pytest.raises(UsageError, match="views need the engine"):
+        with pytest.raises(UsageError, match="views need the native decoder"):
             load(tiny("opt")).generate("It was", tokens=20, draft=Draft(view=View()))
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A model of 7 tokens in the engine."""
+    """A model of 7 tokens in the decoder."""
     torch.manual_seed(3)
     config = Qwen3Config(
         vocab_size=7, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2,
@@ -110,18 +111,18 @@ def small():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.25)
-    return Engine(model)
+    return NativeDecoder(model)
 
 
 PROMPT = [1, 2, 3, 1, 2]
 
 
-def exact(engine: Engine, sampling: Sampling) -> np.ndarray:
+def exact(decoder: NativeDecoder, sampling: Sampling) -> np.ndarray:
     """(7, 7, 7): of three tokens after the prompt."""
     joint = np.zeros((7, 7, 7))
     for first, second in itertools.product(range(7), repeat=2):
-        session = engine.session(16, "float32")
-        logits = torch.cat([session.append(PROMPT), session.append([first, second], every=True, fine=True)])
+        session = decoder.session(16, "float32")
+        logits = torch.cat([session.append(PROMPT), session.append([first, second], every=True, activation_bits=15)])
         chances = [sampling.chances(row, []).double() for row in logits]
         p, q, r = (each / each.sum() for each in chances)
         joint[first, second] = p[first] * q[second] * r
@@ -146,13 +147,13 @@ def test_sampling_keeps_the_distribution(small, draft, settings):
     assert p > 1e-4, f"p = {p:.2g}"
 
 
-def draw(engine: Engine, draft: Draft, settings: dict, times: int) -> Counter:
+def draw(decoder: NativeDecoder, draft: Draft, settings: dict, times: int) -> Counter:
     found, tally = Counter(), Tally()
     for number in range(times):
-        target = EngineTarget(engine, 24, "float32", skip=draft.skip)
+        target = NativeTarget(decoder, 24, "float32", skip=draft.skip)
         proposer = Proposer(draft, Lookup(draft.lookup) if draft.lookup else None, tally)
         sampling = Sampling(seed=number, **settings)
-        found[tuple(speculate(target, proposer, PROMPT, sampling, 3, set(), Speed(), Speculation()))] += 1
+        found[tuple(speculate(target, proposer, PROMPT, sampling, 3, set(), Record([None])))] += 1
     return found
 
 
@@ -160,13 +161,13 @@ def chi_squared(drawn: Counter, expected: np.ndarray) -> float:
     """p of the draws under ``expected``; cells of fewer than 5 are one. Impossible ones must not occur."""
     total = drawn.total()
     cells, rest = [], [0.0, 0.0]
-    for place, chance in np.ndenumerate(expected):
+    for place, rng in np.ndenumerate(expected):
         count = drawn.get(place, 0)
-        assert chance > 0 or not count, f"{place} cannot be"
-        if chance * total >= 5:
-            cells.append((count, chance * total))
+        assert rng > 0 or not count, f"{place} cannot be"
+        if rng * total >= 5:
+            cells.append((count, rng * total))
         else:
-            rest = [rest[0] + count, rest[1] + chance * total]
+            rest = [rest[0] + count, rest[1] + rng * total]
     cells += [tuple(rest)] if rest[1] >= 1 else []
     observed, wanted = map(np.array, zip(*cells, strict=True))
     return float(stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue)
@@ -204,9 +205,9 @@ class TestJudging:
 
         drawn, draft = Counter(), Draft(skip=("1", "2"), length=2, adaptive=False)
         for number in range(2500):
-            target = EngineTarget(small, 24, "float32", skip=draft.skip)
+            target = NativeTarget(small, 24, "float32", skip=draft.skip)
             sampling = Sampling(temperature=1.0, seed=number)
-            found = speculate(target, Credulous(draft), PROMPT, sampling, 3, set(), Speed(), Speculation())
+            found = speculate(target, Credulous(draft), PROMPT, sampling, 3, set(), Record([None]))
             drawn[tuple(found)] += 1
         assert chi_squared(drawn, exact(small, Sampling(temperature=1.0))) < 1e-6
 
@@ -221,12 +222,12 @@ class TestLookup:
 
     @pytest.mark.parametrize("seed", range(4))
     def test_a_corpus_finds_what_a_trie_finds(self, seed):
-        chance = np.random.default_rng(seed)
-        text = chance.integers(0, 6, 200)
+        rng = np.random.default_rng(seed)
+        text = rng.integers(0, 6, 200)
         trie, corpus = Trie(4), Corpus(text, 4)
         trie.learn(text.tolist())
         for _ in range(100):
-            context = chance.integers(0, 7, chance.integers(0, 6)).tolist()
+            context = rng.integers(0, 7, rng.integers(0, 6)).tolist()
             size, followed = trie.after(context)
             found, tokens = corpus.after(context)
             assert (found, set(tokens)) == (size, set(followed))
@@ -253,10 +254,10 @@ class TestSpeedup:
 
     def test_rounds_agree_with_it(self):
         """Tokens taken with the same probability: recut to any length, rounds give what the formula gives."""
-        chance = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         rounds = []
         for _ in range(6000):
-            refused = chance.random(6) >= 0.7
+            refused = rng.random(6) >= 0.7
             taken = int(refused.argmax()) if refused.any() else 6
             rounds.append(Round("model", 6, 6, taken))
         for length in (1, 2, 4, 6):

@@ -67,7 +67,7 @@ def test_published_scores():
         exact = expected_score(find_scenario(row["scenario"]), table_costs(find_accelerator(row["accelerator"])))
         published = float(row["overall"])
         assert min(abs(found.overall - published) for _, _, found in exact.outcomes) < 0.01
-        assert sum(chance for _, chance, _ in exact.outcomes) == pytest.approx(1)
+        assert sum(rng for _, rng, _ in exact.outcomes) == pytest.approx(1)
         if row["exact_mean"]:
             assert exact.mean == pytest.approx(float(row["exact_mean"]), abs=0.001)
             assert exact.std == pytest.approx(float(row["exact_std"]), abs=0.001)
@@ -119,7 +119,7 @@ def test_seeds_draw_outcomes():
 
 def test_patterns():
     scenario = find_scenario("outdoor-activity-a")
-    found = {tuple(coins["SR"]): chance for chance, coins in patterns(scenario)}
+    found = {tuple(coins["SR"]): rng for rng, coins in patterns(scenario)}
     assert found == pytest.approx(
         {(a, b): (0.2 if a else 0.8) * (0.2 if b else 0.8) for a, b in itertools.product((False, True), repeat=2)}
     )

@@ -16,7 +16,7 @@ from jettison.core.progress import bar
 from jettison.core.timing import calmest, sample
 from jettison.graph.skeleton import Experts
 from jettison.kernels import native
-from jettison.runtime.native_decoder import Engine, Session
+from jettison.runtime.native_decoder import NativeDecoder, Session
 from jettison.runtime.sampling import Sampling
 
 PROMPT = 512  # tokens of a prompt that go through at once
@@ -25,7 +25,7 @@ STEPS = 16  # tokens of a sample, at least
 
 
 class Other(Protocol):
-    """Another engine, with its own weights."""
+    """Another program, with its own weights."""
 
     nbytes: int  # of its weights
 
@@ -44,7 +44,7 @@ def measure_decoding(
     drafts: Sequence[int] = (),
     others: Mapping[str, Other] | None = None,
 ) -> dict[str, Any]:
-    """Time models in the engine, which must know them, and other engines; samples of all are interleaved.
+    """Time models in the decoder, which must know them, and other programs; samples of all are interleaved.
 
     contexts: tokens that were there before. drafts: also time reading so many tokens at once after the first context,
     with all their logits, as verifying a draft does.
@@ -55,24 +55,25 @@ def measure_decoding(
     medians, with ``samples`` in seconds. ``fine`` says whether activations had 15 bits, as they have by default.
     """
     check_decoding(contexts, rounds)
-    engines, others = {name: Engine(model) for name, model in models.items()}, others or {}
+    decoders, others = {name: NativeDecoder(model) for name, model in models.items()}, others or {}
     nbytes = {name: read_bytes(model) for name, model in models.items()}
     nbytes |= {name: other.nbytes for name, other in others.items()}
     caches = {name: cache_bytes(model) for name, model in models.items()}
     data, limits, rows = torch.ones(READ_BYTES // 4), [], []
-    prompt = random_prompt(engines, max(contexts))
+    prompt = random_prompt(decoders, max(contexts))
     with bar("decoding", len(contexts) * rounds) as progress:
         for context in contexts:
             runs: dict[tuple[str, int, bool], Callable[[], float]] = {}
-            for name, engine in engines.items():
-                session = engine.session(context + max(STEPS, *drafts, 1))
+            for name, decoder in decoders.items():
+                session = decoder.session(context + max(STEPS, *drafts, 1))
                 _fill(session, prompt[:context])
                 runs[name, 1, True] = _steps(session, context, prompt[0])
                 for count in drafts if context == contexts[0] else ():
-                    for fine in (False, True):
-                        runs[name, count, fine] = _read_at_once(session, context, prompt[:count], fine)
+                    for wide in (False, True):
+                        bits = 15 if wide else 8
+                        runs[name, count, wide] = _read_at_once(session, context, prompt[:count], bits)
                 if drafts and context == contexts[0]:
-                    runs[name, 1, False] = _read_at_once(session, context, prompt[:1], False)
+                    runs[name, 1, False] = _read_at_once(session, context, prompt[:1], 8)
             runs |= {(name, 1, True): _calm(other.decode, context) for name, other in others.items()}
             samples, shares = {kind: [] for kind in runs}, {kind: [] for kind in runs}
             limits.append(read_limit(data))
@@ -88,12 +89,12 @@ def measure_decoding(
                     "model": name,
                     "context": context,
                     "at_once": count,
-                    "fine": fine,
-                    "tokens_per_second": 1 / statistics.median(samples[name, count, fine]),
-                    "share": statistics.median(shares[name, count, fine]),
-                    "samples": samples[name, count, fine],
+                    "fine": wide,
+                    "tokens_per_second": 1 / statistics.median(samples[name, count, wide]),
+                    "share": statistics.median(shares[name, count, wide]),
+                    "samples": samples[name, count, wide],
                 }
-                for name, count, fine in runs
+                for name, count, wide in runs
             ]
     found = {"limit": statistics.median(limits), "rows": rows, "bytes": nbytes}
     return found | {"instruction_set": native.instruction_set(), "threads": native.threads()}
@@ -115,13 +116,13 @@ def measure_prefill(
     ``samples`` in seconds."""
     if rounds < 1 or tokens < 1:
         raise UsageError(f"rounds = {rounds}, tokens = {tokens}: both are at least 1")
-    engines, others = {name: Engine(model) for name, model in models.items()}, others or {}
-    prompt = random_prompt(engines, tokens)
-    samples: dict[str, list[float]] = {name: [] for name in (*engines, *others)}
+    decoders, others = {name: NativeDecoder(model) for name, model in models.items()}, others or {}
+    prompt = random_prompt(decoders, tokens)
+    samples: dict[str, list[float]] = {name: [] for name in (*decoders, *others)}
     with bar("prompts", rounds) as progress:
         for _ in range(rounds):
-            for name, engine in engines.items():
-                session = engine.session(tokens)
+            for name, decoder in decoders.items():
+                session = decoder.session(tokens)
                 samples[name].append(_calm(_seconds_of_prompt, session, prompt)())
             for name, other in others.items():
                 samples[name].append(_calm(other.prefill, tokens)())
@@ -137,8 +138,8 @@ def measured_limit() -> float:
     return read_limit(torch.ones(READ_BYTES // 16))
 
 
-def random_prompt(engines: Mapping[str, Engine], tokens: int) -> list[int]:
-    vocabulary = min(engine.vocabulary for engine in engines.values())
+def random_prompt(decoders: Mapping[str, NativeDecoder], tokens: int) -> list[int]:
+    vocabulary = min(decoder.vocabulary for decoder in decoders.values())
     return torch.randint(0, vocabulary, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
@@ -165,16 +166,16 @@ def _steps(session: Session, context: int, token: int) -> Callable[[], float]:
     def run() -> None:
         last = token
         for _ in range(STEPS):
-            last = sampling.choose(session.append([last], fine=True)[0], [], None)
+            last = sampling.choose(session.append([last], activation_bits=15)[0], [], None)
         session.cut(context)
 
     return lambda: sample(run)[0] / STEPS
 
 
-def _read_at_once(session: Session, context: int, tokens: list[int], fine: bool) -> Callable[[], float]:
+def _read_at_once(session: Session, context: int, tokens: list[int], activation_bits: int) -> Callable[[], float]:
     def run() -> None:
         for _ in range(STEPS // 4):
-            session.append(tokens, every=True, fine=fine)
+            session.append(tokens, every=True, activation_bits=activation_bits)
             session.cut(context)
 
     return lambda: sample(run)[0] / (STEPS // 4)

@@ -107,10 +107,10 @@ def write_gguf(shape: ModelShape, kinds: Mapping[str, str], rest: str, path: Pat
         writer.add_rope_freq_base(config.rope_parameters.get("rope_theta", 10000.0))
         writer.add_vocab_size(config.vocab_size)
         writer.add_tokenizer_model("no_vocab")
-        chance = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         for name, rows, columns, role in _matrices(shape, config):
             kind = kinds.get(role, rest)
-            data = _random_blocks(kind, rows, columns, chance)
+            data = _random_blocks(kind, rows, columns, rng)
             writer.add_tensor(f"{name}.weight", data, raw_dtype=GGMLQuantizationType[kind])
         for name, size in _vectors(config, head, architecture):
             writer.add_tensor(name, np.ones(size, dtype=np.float32))
@@ -150,12 +150,12 @@ def _vectors(config, head: int, architecture: str) -> Iterator[tuple[str, int]]:
             yield f"blk.{block}.attn_v.bias", config.num_key_value_heads * head
 
 
-def _random_blocks(kind: str, rows: int, columns: int, chance: np.random.Generator) -> np.ndarray:
+def _random_blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
     """uint8 (rows, bytes): random codes, block scales of about 1 / sqrt(columns)."""
     per_block, nbytes, scales = {"Q4_0": (32, 18, (0,)), "Q2_K": (256, 84, (80, 82))}[kind]
     if columns % per_block:
         raise UsageError(f"{kind} takes columns that are multiples of {per_block}: {columns} are not")
-    blocks = np.frombuffer(chance.bytes(rows * columns // per_block * nbytes), np.uint8).reshape(-1, nbytes).copy()
+    blocks = np.frombuffer(rng.bytes(rows * columns // per_block * nbytes), np.uint8).reshape(-1, nbytes).copy()
     scale = np.frombuffer(np.float16(0.1 / columns**0.5).tobytes(), np.uint8)
     for at in scales:
         blocks[:, at : at + 2] = scale

@@ -22,15 +22,15 @@ def random_model(
     bfloat16. adapter: with the side paths that the recipe's recovery would leave. sparse: two of each four columns of
     what lies in blocks. Raises UsageError for a grid that the kernels do not serve.
     """
-    chance = torch.Generator().manual_seed(seed)
-    normal = lambda *size, by: torch.randn(*size, generator=chance).mul(by).bfloat16()
+    rng = torch.Generator().manual_seed(seed)
+    normal = lambda *size, by: torch.randn(*size, generator=rng).mul(by).bfloat16()
     model = shape.new_skeleton()
     for step in recipe.of("quantize"):
         claimed = [linear for linear in shape.anatomy if step.where.matches(linear.roles, linear.block)]
         for linear, grid in fitted_grids(claimed, step.grid).items():
             if "embed" not in linear.roles:
                 bias = None if model.get_submodule(linear.name).bias is None else torch.zeros(linear.rows)
-                packed = _packed(linear, grid, bias, sparse and linear.block is not None, chance)
+                packed = _packed(linear, grid, bias, sparse and linear.block is not None, rng)
                 model.set_submodule(linear.name, packed)
     for name, parameter in list(model.named_parameters()):
         owner, _, last = name.rpartition(".")
@@ -48,15 +48,13 @@ def random_model(
     return model
 
 
-def _packed(
-    linear: Linear, grid: Grid, bias: torch.Tensor | None, sparse: bool, chance: torch.Generator
-) -> TiledLinear:
+def _packed(linear: Linear, grid: Grid, bias: torch.Tensor | None, sparse: bool, rng: torch.Generator) -> TiledLinear:
     """In tiles right away: to make codes, pack and tile them would take minutes for billions of weights."""
     rows, columns = linear.rows, linear.columns
     tiling = Tiling.of(grid, rows, columns, sparse)
     if tiling is None:
         raise UsageError(f"{linear.name}: the kernels do not serve {grid} with rows of {columns} weights")
-    tiles = torch.randint(0, 256, tiling.tiles_shape, dtype=torch.uint8, generator=chance)
+    tiles = torch.randint(0, 256, tiling.tiles_shape, dtype=torch.uint8, generator=rng)
     scale = torch.full((32,), 2.0 / (columns**0.5 * 2**grid.bits), dtype=grid.scale_dtype)
     tiles[:, :, tiling.code_bytes :][:, :, : tiling.scale_bytes] = scale.view(torch.uint8)
     zero = None if grid.symmetric else torch.full(tiling.zero_shape, grid.middle, dtype=torch.uint8)

@@ -21,7 +21,7 @@ MAY_BE_EMPTY = ("--prompt", "-p")
 PAGE = 100  # columns, where no terminal says how many there are
 if isinstance(sys.stdout, TextIOWrapper):
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files, and terminals, are not always UTF-8
-out = Console(highlight=False, width=None if sys.stdout.isatty() else PAGE)
+out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PAGE)
 
 Model = Annotated[str, typer.Argument(help="scribe (bundled), a model folder, or a hub id such as Qwen/Qwen3-4B.")]
 Shape = Annotated[
@@ -33,9 +33,9 @@ DeviceName = Annotated[str, typer.Option("--device", help="A name of `jettison d
 Tps = Annotated[float | None, typer.Option("--tps", help="Tokens per second to reach.")]
 Memory = Annotated[str | None, typer.Option("--memory", help="Memory to stay within, such as 3GB.")]
 Context = Annotated[int, typer.Option("--context", help="Tokens of context the budget is for.")]
-EngineName = Annotated[
+RuntimeName = Annotated[
     str | None,
-    typer.Option("--engine", help="Only what it loads: jettison, transformers, vllm, sglang, llama.cpp, ..."),
+    typer.Option("--runtime", "--engine", help="Only what it loads: jettison, transformers, vllm, llama.cpp, ..."),
 ]
 Recovery = Annotated[
     bool, typer.Option("--recovery/--no-recovery", help="Whether 2 bits to be recovered by training may be chosen.")

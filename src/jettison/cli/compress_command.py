@@ -23,7 +23,7 @@ def compress(
     spill: Annotated[
         bool, typer.Option("--spill", help="Keep calibration activations on disk, not in memory.")
     ] = False,
-    engine: common.EngineName = None,
+    runtime: common.RuntimeName = None,
     workers: Annotated[int, typer.Option("--workers", help="Processes that prune a block's matrices.")] = 1,
     address: Annotated[str | None, typer.Option("--address", help="Of a Ray cluster that does so.")] = None,
     dry_run: common.DryRun = False,
@@ -41,11 +41,11 @@ def compress(
         changes = []
     common.begin(quiet, json)
     if dry_run:
-        result = forecast(model, load_recipe(recipe, changes), engine=engine)
+        result = forecast(model, load_recipe(recipe, changes), runtime=runtime)
         show_forecast(result)
     else:
         spread = {"workers": workers, "address": address}
-        result = run(model, recipe, out, changes=changes, seed=seed, spill=spill, engine=engine, **spread)
+        result = run(model, recipe, out, changes=changes, seed=seed, spill=spill, runtime=runtime, **spread)
         size = measure_size(out)
         common.out.print(
             f"{out}: {format_bytes(size['bytes'])}, {size['bits_per_weight']:.2f} bits per weight",

@@ -41,7 +41,7 @@ def draft(
     text: Annotated[str, typer.Option("--text", help="Where prompts are from: books, or a UTF-8 file.")] = "books",
     prompts: Annotated[int, typer.Option("--prompts", min=1, help="Texts that are written.")] = 6,
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=8, help="Tokens of each.")] = 96,
-    activations: Annotated[str, typer.Option("--activations", help="int16 or int8, see docs/kernels.md.")] = "int16",
+    activation_bits: Annotated[int, typer.Option("--activation-bits", help="15 or 8, see docs/kernels.md.")] = 15,
     export: Annotated[
         Path | None, typer.Option("--export", help="Write the draft that was chosen before as a model folder.")
     ] = None,
@@ -70,7 +70,7 @@ def draft(
         model, ratios=RATIOS if ratio is None else [each for each in ratio if each], method=method,
         perturbation=perturbation, halves=halves, views=view and [name for name in view if name != "none"],
         lookup=lookup, corpus=corpus, temperature=temperature, text=text, prompts=prompts, tokens=tokens,
-        activations=activations, seed=seed,
+        activation_bits=activation_bits, seed=seed,
     )  # fmt: skip
     rows = [
         [row["draft"], f"{100 * row['acceptance']:.0f} %", f"{row['step']:.2f}", f"{row['expected']:.2f}"]

@@ -23,7 +23,7 @@ def fit(
     tps: common.Tps = None,
     memory: common.Memory = None,
     context: common.Context = 2048,
-    engine: common.EngineName = None,
+    runtime: common.RuntimeName = None,
     recovery: common.Recovery = True,
     losses: common.Losses = "auto",
     refine: common.Refine = 0,
@@ -43,7 +43,7 @@ def fit(
 
     common.begin(quiet, json)
     result = run(
-        model, out=out, device=device, tps=tps, memory=memory, context=context, engine=engine,
+        model, out=out, device=device, tps=tps, memory=memory, context=context, runtime=runtime,
         recovery=recovery, losses=losses, refine=refine, recipe=recipe,
         changes=changes or [], texts=texts or TEXTS, tasks=tasks or [], items=items, seed=seed, dry_run=dry_run,
     )  # fmt: skip
@@ -111,7 +111,7 @@ def show_stages(result: dict[str, Any]) -> None:
 
 
 def show_tasks(result: dict[str, Any]) -> None:
-    """Accuracy on each task, stage by stage, and what of a loss is recovered, where the loss is more than chance."""
+    """Accuracy on each task, stage by stage, and what of a loss is recovered, where the loss is more than rng."""
     stages = [name for name in STAGES if result.get(name, {}).get("tasks")]
     if not stages:
         return

@@ -49,35 +49,35 @@ def generate(
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     options |= {"repetition_penalty": repetition_penalty}
     Sampling(**options)  # before the model is loaded
-    loaded, text = load(model, adapter=adapter), ""
+    loaded = load(model, adapter=adapter)
     options |= {"tokens": tokens, "stop": stop, "draft": None if draft == "none" else loaded.find_draft(draft)}
-    pieces = loaded.stream([{"role": "user", "content": prompt}] if chat else prompt, **options)
+    stream = loaded.stream([{"role": "user", "content": prompt}] if chat else prompt, **options)
     if not chat:
         common.out.print(prompt, end="", markup=False)
-    for piece in pieces:
+    for piece in stream:
         common.out.print(piece, end="", markup=False, soft_wrap=True)
-        text += piece
     common.out.print()
-    result = {"prompt": prompt, "text": text, "finish_reason": loaded.finish_reason} | _speed(loaded)
+    written = stream.generation
+    result = {"prompt": prompt, "text": written.text, "finish_reason": written.finish_reason} | _speed(loaded, written)
     if not quiet:
         common.out.print(f"[dim]{_said(result)}[/dim]")
     common.finish(result, json)
 
 
-def _speed(loaded) -> dict[str, Any]:
+def _speed(loaded, written) -> dict[str, Any]:
     from jettison.bench.decoding import cache_bytes, measured_limit, read_bytes
 
-    speed, weights = loaded.speed, read_bytes(loaded.model)
+    speed, weights = written.timings, read_bytes(loaded.model)
     found = {"tokens_per_second": speed.decode, "prefill_tokens_per_second": speed.prefill}
-    found |= {"engine": loaded.engine is not None, "weight_bytes": weights}
-    if loaded.speculation.rounds:
-        found |= {"acceptance_rate": loaded.speculation.acceptance}
-        found |= {"tokens_per_step": loaded.speculation.tokens_per_step}
-    if loaded.engine:
+    found |= {"engine": loaded.decoder is not None, "weight_bytes": weights}
+    if written.speculation.rounds:
+        found |= {"acceptance_rate": written.speculation.acceptance}
+        found |= {"tokens_per_step": written.speculation.tokens_per_step}
+    if loaded.decoder:
         positions = speed.read + speed.written
         found["cache_bytes"] = cache_bytes(loaded.model) * positions
         read = weights + cache_bytes(loaded.model) * (speed.read + speed.written / 2)
-        if weights > IN_CACHE and not loaded.speculation.rounds:  # else a token is less than one reading
+        if weights > IN_CACHE and not written.speculation.rounds:  # else a token is less than one reading
             found["share_of_read_limit"] = speed.decode * read / measured_limit()
     return found
 
@@ -94,4 +94,4 @@ def _said(result: dict[str, Any]) -> str:
     if "share_of_read_limit" in result:
         said += f" ({100 * result['share_of_read_limit']:.0f} % of what memory allows)"
     memory = f"{format_bytes(result['weight_bytes'])} of weights, {format_bytes(result['cache_bytes'])} of cache"
-    return f"{said}, by the engine; {memory}"
+    return f"{said}, by the native decoder; {memory}"

@@ -25,7 +25,7 @@ def plan(
     context: common.Context = 2048,
     batch: Annotated[int, typer.Option("--batch", help="Sequences that are decoded together.")] = 1,
     cache_bits: Annotated[int, typer.Option("--cache-bits", help="Of keys and values: 16, 8 or 4.")] = 16,
-    engine: common.EngineName = None,
+    runtime: common.RuntimeName = None,
     recovery: common.Recovery = True,
     losses: common.Losses = "auto",
     refine: common.Refine = 0,
@@ -46,7 +46,7 @@ def plan(
     common.begin(quiet, json, out, report)
     found = make_plan(
         model, device=device, tps=tps, memory=memory, context=context, batch=batch, cache_bits=cache_bits,
-        engine=engine, recovery=recovery, losses=losses, refine=refine, changes=changes or [], seed=seed,
+        runtime=runtime, recovery=recovery, losses=losses, refine=refine, changes=changes or [], seed=seed,
     )  # fmt: skip
     data = plan_data(found) if report or pareto or json else plan_summary(found)
     show_roles(data)

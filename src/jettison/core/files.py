@@ -12,7 +12,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,11 @@ def check_regular(path: Path, limit: int | None = None) -> None:
         raise JettisonError(f"{path} is a {kind}; a file is needed")
     if limit is not None and status.st_size > limit:
         raise JettisonError(f"{path} has {status.st_size:,} bytes; at most {limit:,} are read")
+
+
+def size_of(files: Iterable[Path]) -> int:
+    """Bytes of those of these that are files: what is listed in a folder may be a link that leads nowhere."""
+    return sum(os.path.getsize(file) for file in files if os.path.isfile(file))
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -194,10 +199,7 @@ def content_digest(path: Path) -> str:
     It is remembered in the cache folder by device, inode, size, mtime_ns and ctime_ns: an edit in place is seen even if
     the modification time is put back, since no program can put back the change time.
     """
-    try:
-        before = path.stat()
-    except OSError as error:
-        raise JettisonError(f"cannot read {path}: {error}") from error
+    before = _status(path)
     key = "-".join(str(getattr(before, f"st_{part}")) for part in ("dev", "ino", "size", "mtime_ns", "ctime_ns"))
     kept = cache_folder() / "digests" / key
     with contextlib.suppress(JettisonError, ValueError):
@@ -205,7 +207,7 @@ def content_digest(path: Path) -> str:
         if own == digest(key, known):
             return known
     found = _hash(path, lambda: hashlib.blake2b(digest_size=32))
-    after = path.stat()
+    after = _status(path)
     steady = (before.st_mtime_ns, before.st_ctime_ns, before.st_size) == (
         after.st_mtime_ns, after.st_ctime_ns, after.st_size,
     )  # fmt: skip
@@ -213,6 +215,13 @@ def content_digest(path: Path) -> str:
         with contextlib.suppress(JettisonError):
             write_text(kept, f"{found} {digest(key, found)}\n")
     return found
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise JettisonError(f"cannot read {path}: {error}") from error
 
 
 def _hash(path: Path, kind: Any) -> str:

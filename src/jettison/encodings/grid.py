@@ -9,7 +9,7 @@ Planning only describes grids, so torch, which takes seconds to import, is impor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jettison.core.errors import UsageError, unknown
+from jettison.core.errors import UsageError, shown, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +33,9 @@ class Grid:
 
     def __post_init__(self):
         if not 2 <= self.bits <= 8:
-            raise UsageError(f"bits = {self.bits}: a grid has 2 to 8 bits")
+            raise UsageError(f"bits = {shown(self.bits)}: a grid has 2 to 8 bits")
         if self.group_size != WHOLE_ROW and self.group_size < 1:
-            raise UsageError(f"group_size = {self.group_size}: it must be positive, or -1 for the whole row")
+            raise UsageError(f"group_size = {shown(self.group_size)}: it must be positive, or -1 for the whole row")
         if self.scale_type not in SCALE_BITS:
             raise unknown("scale_type", self.scale_type, SCALE_BITS)
 

@@ -148,6 +148,8 @@ def _grid(source: ModelFolder, linear: Linear, scheme: QuantizationScheme) -> Gr
         if shape != tuple(value.shape) or (value.dtype == torch.int32 and kind != "I32"):
             wanted = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
             raise JettisonError(f"{where}.{part} is {kind} {shape}; a weight of {grid} has {wanted}")
+    if (kind := source.checkpoint.dtype(stored("weight_shape"))) not in ("I64", "I32"):  # 64.0 would equal 64
+        raise JettisonError(f"{where}.weight_shape is stored as {kind}; valid: I64, I32")
     if source.read(f"{linear.name}.weight_shape").tolist() != [linear.rows, linear.columns]:
         raise JettisonError(f"{where}.weight_shape is not that of the config, {linear.rows} x {linear.columns}")
     return grid

@@ -1,4 +1,4 @@
-"""A draft model as a folder of its own, for engines that take one (vLLM, assisted generation of transformers)."""
+"""A draft model as a folder of its own, for runtimes that take one (vLLM, assisted generation of transformers)."""
 
 import re
 from collections.abc import Mapping
@@ -17,8 +17,7 @@ from jettison.formats.writer import copy_companions
 from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import INDEX, Checkpoint
 from jettison.graph.folder import open_shape
-
-LISTED = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of config.json, one entry a block
+from jettison.graph.surgery import Renumbering, shortened
 
 
 def write_draft_model(
@@ -27,7 +26,7 @@ def write_draft_model(
     """The checkpoint without the blocks ``skip``, the rest renumbered; linears of blocks in fewer bits (``view``: name
     in ``source`` -> weight). A shard at a time; the index is written last.
 
-    Raises UsageError where a half of a block is skipped, which no other engine can, and for a folder that holds a
+    Raises UsageError where a half of a block is skipped, which no other runtime can, and for a folder that holds a
     model.
     """
     if halves := [unit for unit in skip if "." in unit]:
@@ -37,27 +36,22 @@ def write_draft_model(
     if "text_config" in source.raw_config:
         raise UsageError(f"a draft model of {source.name}: only models of text alone can be cut out")
     stay = [block for block in range(source.anatomy.blocks) if str(block) not in skip]
-    config = dict(source.raw_config) | {"num_hidden_layers": len(stay)}
-    for name in LISTED:
-        if isinstance(config.get(name), list):
-            config[name] = [config[name][block] for block in stay]
+    config = dict(source.raw_config) | shortened(source.raw_config, stay)
     config.pop("quantization_config", None)
     write_json(out / "config.json", config)
-    blocks = re.compile(rf"(^|\.){source.anatomy.family.blocks.rpartition('.')[2]}\.(\d+)\.")
-    place = lambda tensor: (found := blocks.search(tensor)) and int(found[2])  # None outside blocks
+    names = Renumbering(source.anatomy.family.blocks, stay)
     grids = read_grids(source) | {name: weight.grid for name, weight in (view or {}).items()}
     moved: dict[str, Grid] = {}
     weight_map: dict[str, str] = {}
     for old, new in [(None, None), *((block, number) for number, block in enumerate(stay))]:
-        rename = lambda name, new=new: blocks.sub(lambda found: found[0].replace(found[2], str(new)), name, count=1)
-        tensors = {name: source.checkpoint.read(name) for name in source.checkpoint if place(name) == old}
+        tensors = {name: source.checkpoint.read(name) for name in source.checkpoint if names.block(name) == old}
         for linear in source.anatomy.of_block(old):
             if view and linear.name in view:
                 _replace(source, linear, view[linear.name], tensors)
             if linear.name in grids:
-                moved[rename(linear.name)] = grids[linear.name]
+                moved[names.rename(linear.name)] = grids[linear.name]
         shard = f"model-{'rest' if new is None else f'{new:05d}'}.safetensors"
-        renamed = {rename(name): tensor for name, tensor in tensors.items()}
+        renamed = {names.rename(name): tensor for name, tensor in tensors.items()}
         write_tensors(out / shard, renamed)
         weight_map |= dict.fromkeys(renamed, shard)
     size = Checkpoint(out, [out / shard for shard in sorted(set(weight_map.values()))]).tensor_bytes

@@ -1,4 +1,4 @@
-"""What engines load (runtimes.yaml): which grids, and which matrices must share one. Needs shapes, no weights."""
+"""What runtimes load (runtimes.yaml): which grids, and which matrices must share one. Needs shapes, no weights."""
 
 import re
 from collections import defaultdict
@@ -48,7 +48,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Format:
-    """What an engine loads of one checkpoint format. parts: for linears, head, embedding and experts; the other fields
+    """What a runtime loads of one checkpoint format. parts: for linears, head, embedding and experts; the other fields
     are those of runtimes.yaml."""
 
     name: str
@@ -68,7 +68,7 @@ class Format:
 
 
 @dataclass(frozen=True)
-class Engine:
+class Runtime:
     """A row of runtimes.yaml. max_rank: of side paths; None where no limit is known."""
 
     name: str
@@ -81,15 +81,15 @@ class Engine:
 
     @cached_property
     def format(self) -> Format:
-        """The one that a checkpoint for this engine is in: the first that Jettison writes, else the first."""
+        """The one that a checkpoint for this runtime is in: the first that Jettison writes, else the first."""
         return next((format for format in self.formats if format.written), self.formats[0])
 
     @property
     def no_writer(self) -> str:
-        """Why nothing can be compressed for this engine yet, though it can be planned for; '' if it can."""
+        """Why nothing can be compressed for this runtime yet, though it can be planned for; '' if it can."""
         if self.format.written:
             return ""
-        able = ", ".join(name for name, engine in _engines().items() if engine.format.written)
+        able = ", ".join(name for name, runtime in _runtimes().items() if runtime.format.written)
         return (
             f"{self.name} loads {self.format.name}, which Jettison does not write yet: "
             f"only a plan can be made for it. Checkpoints can be made for {able}"
@@ -122,44 +122,44 @@ class Engine:
         return fit.bits_per_weight if fit and fit.bits_per_weight else grid.bits_per_weight(linear.columns)
 
 
-def fitted(grid: Grid, linears: Iterable[Linear], engine: Engine | None = None) -> Grid:
+def fitted(grid: Grid, linears: Iterable[Linear], runtime: Runtime | None = None) -> Grid:
     """The grid with the largest group size, not above its own, that divides the rows of all ``linears`` and that the
-    engine loads; where there is none, with one group per row. A group size is a wish: no recipe knows every shape.
+    runtime loads; where there is none, with one group per row. A group size is a wish: no recipe knows every shape.
 
-    linears: what shares the grid. Where the engine loads none, it is left out of account: ``illegal`` says the reason.
+    linears: what shares the grid. Where the runtime loads none, it is left out of account: ``illegal`` says the reason.
     """
     if grid.group_size == WHOLE_ROW:
         return grid
     kinds = {(linear.columns, linear.rows, linear.roles, linear.layout): linear for linear in linears}.values()
     below = sorted((size for size in USUAL_SIZES if 0 < size < grid.group_size), reverse=True)
     sizes = [s for s in (grid.group_size, *below) if not any(each.columns % s for each in kinds)] + [WHOLE_ROW]
-    loads = lambda size: not any(engine.allows(each, replace(grid, group_size=size)) for each in kinds)
-    size = next((size for size in sizes if engine is None or loads(size)), sizes[0])
+    loads = lambda size: not any(runtime.allows(each, replace(grid, group_size=size)) for each in kinds)
+    size = next((size for size in sizes if runtime is None or loads(size)), sizes[0])
     return replace(grid, group_size=size)
 
 
-def fitted_grids(linears: Iterable[Linear], grid: Grid, engine: Engine | None = None) -> dict[Linear, Grid]:
-    """``fitted``, for the linears of one step. What engines run as one matrix shares a grid, and so do all experts."""
+def fitted_grids(linears: Iterable[Linear], grid: Grid, runtime: Runtime | None = None) -> dict[Linear, Grid]:
+    """``fitted``, for the linears of one step. What runtimes run as one matrix shares a grid, and so do all experts."""
     shared: dict[str, list[Linear]] = defaultdict(list)
     part = lambda linear: "experts" if "expert" in linear.roles else linear.fused
     for linear in (linears := list(linears)):
         shared[part(linear)].append(linear)
-    found = {name: fitted(grid, each, engine) for name, each in shared.items()}
+    found = {name: fitted(grid, each, runtime) for name, each in shared.items()}
     return {linear: found[part(linear)] for linear in linears}
 
 
-def illegal(engine: Engine, anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
+def illegal(runtime: Runtime, anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
     """All reasons why a quantized model would not load, one line each, for however many matrices one holds.
 
     grids: linear name -> grid; what is absent stays in 16 bits. Whether the format is written is not asked here: see
-    ``Engine.no_writer``.
+    ``Runtime.no_writer``.
     """
-    format, found = engine.format, defaultdict(list)
+    format, found = runtime.format, defaultdict(list)
     for linear in anatomy:
         if linear.name in grids and (reason := _reason(format, linear, grids[linear.name], anatomy.family)):
             found[reason].append(linear)
     lines = [f"{_count(linears)}: {reason}" for reason, linears in found.items()]
-    return [f"{engine}: {line}" for line in lines + _mixtures(format, anatomy, grids)]
+    return [f"{runtime}: {line}" for line in lines + _mixtures(format, anatomy, grids)]
 
 
 def _sort(linear: Linear) -> str:
@@ -197,7 +197,7 @@ def _misfit(kinds: Iterable[Kind], linear: Linear, grid: Grid) -> str:
             return f"{_shown(name, value)}{with_these}; valid: {', '.join(str(choice).lower() for choice in valid)}"
         kinds, with_these = fit, f"{with_these}{',' if with_these else ' with'} {_shown(name, value)}"
     for name in ("columns", "rows"):
-        # Engines pad the rows of a head, the vocabulary.
+        # Runtimes pad the rows of a head, the vocabulary.
         value = 0 if name == "rows" and "head" in linear.roles else getattr(linear, name)
         fit = [kind for kind in kinds if value % getattr(kind, f"{name}_multiple_of") == 0]
         if not fit:
@@ -259,22 +259,22 @@ def _count(linears: list[Linear]) -> str:
     return f"{', '.join(roles)} ({len(linears)} matrices, first {linears[0].name})"
 
 
-def engine_names() -> list[str]:
-    return sorted(_engines())
+def runtime_names() -> list[str]:
+    return sorted(_runtimes())
 
 
-def find_engine(name: str) -> Engine:
+def find_runtime(name: str) -> Runtime:
     """Raises UsageError that lists the known ones."""
-    if name not in _engines():
-        raise unknown("engine", name, engine_names())
-    return _engines()[name]
+    if name not in _runtimes():
+        raise unknown("runtime", name, runtime_names())
+    return _runtimes()[name]
 
 
 @cache
-def _engines() -> dict[str, Engine]:
+def _runtimes() -> dict[str, Runtime]:
     rows = yaml.safe_load((files("jettison.formats") / "runtimes.yaml").read_text(encoding="utf-8"))
     return {
-        name: Engine(
+        name: Runtime(
             name=name,
             title=row["title"],
             formats=tuple(_format(each, fields) for each, fields in row["formats"].items()),

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from jettison.core.documents import read_json
 from jettison.core.errors import JettisonError, UsageError
-from jettison.core.files import check_regular, content_digest, inside
+from jettison.core.files import check_regular, content_digest, inside, size_of
 from jettison.core.progress import waiting
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Checkpoint:
 
     @property
     def file_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.files)
+        return size_of(self.files)
 
     @property
     def tensor_bytes(self) -> int:

@@ -104,7 +104,7 @@ class ModelFolder(ModelShape):
         for path in self.folder.iterdir():
             if TOKENIZER.fullmatch(path.name):
                 check_regular(path, TOKENIZER_LIMIT)
-        with guarded(f"{self.folder} has no usable tokenizer"):
+        with guarded(f"{self.folder} has no usable tokenizer", rust=True):
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
 
     def identity(self) -> dict[str, Any]:

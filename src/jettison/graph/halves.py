@@ -42,7 +42,7 @@ def skipped_halves(units: Iterable[str], blocks: int) -> list[set[str]]:
 
 
 def run_bits(units: Iterable[str], blocks: int) -> bytes:
-    """What ``Engine.forward`` takes as ``halves``: of each block what runs, when ``units`` are skipped."""
+    """What ``NativeDecoder.forward`` takes as ``halves``: of each block what runs, when ``units`` are skipped."""
     everything = sum(BITS.values())
     return bytes(everything - sum(BITS[half] for half in each) for each in skipped_halves(units, blocks))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.kernels.specs import SPECS
+from jettison.kernels.specs import SPECS, is_wide
 from jettison.kernels.tiles import Tiling
 
 ABI = 2  # as kAbi in cpu/isa.h
@@ -115,14 +115,14 @@ def linear(
     bias: torch.Tensor | None,
     tiling: Tiling,
     out: torch.Tensor | None = None,
-    fine: bool = False,
+    activation_bits: int = 8,
 ) -> torch.Tensor:
     """x Wᵀ + bias: (..., columns) -> (..., rows), float32 or bfloat16. See ``ops.pack_tiles`` for the weight.
 
-    bias: (rows,) float32. out: where the result goes, of its shape and type. fine:
-    activations keep 15 bits, not 8. Raises UsageError for what does not fit, JettisonError where memory runs out.
+    bias: (rows,) float32. out: where the result goes, of its shape and type.
+    activation_bits: 8 or 15. Raises UsageError for what does not fit, JettisonError where memory runs out.
     """
-    kind = TYPES.get(x.dtype)
+    kind, wide = TYPES.get(x.dtype), is_wide(activation_bits)
     fits = kind is not None and x.shape[-1] == tiling.columns and x.is_cpu
     fits = fits and tiles.dtype == torch.uint8 and tiles.is_cpu and tiles.is_contiguous()
     if zero is not None:
@@ -143,7 +143,7 @@ def linear(
             x.data_ptr(), out.data_ptr(), x.numel() // tiling.columns, kind,
             tiles.data_ptr(), tiles.numel(),
             None if zero is None else zero.data_ptr(), 0 if zero is None else zero.numel(),
-            None if bias is None else bias.data_ptr(), *tiling.numbers, fine, torch.get_num_threads(),
+            None if bias is None else bias.data_ptr(), *tiling.numbers, wide, torch.get_num_threads(),
         )  # fmt: skip
     raise_thrown(status)
     if status:

@@ -16,7 +16,7 @@ import torch
 
 from jettison.core import parallel
 from jettison.core.errors import JettisonError, UsageError
-from jettison.core.files import check_folder, file_digest
+from jettison.core.files import check_folder, file_digest, size_of
 from jettison.core.journal import Journal
 from jettison.core.locks import locked
 from jettison.core.numbers import check_seed
@@ -49,7 +49,7 @@ def compress(
     changes: Iterable[str] = (),
     seed: int = 0,
     spill: bool = False,
-    engine: str | None = None,
+    runtime: str | None = None,
     workers: int = 1,
     address: str | None = None,
 ) -> dict[str, Any]:
@@ -57,12 +57,12 @@ def compress(
 
     model: ``scribe``, a local folder, or a hub id. recipe: a preset's name, a YAML file, a mapping or a Recipe, with
     ``changes`` of the form ``verb.option=value``. spill: keep the activations of the calibration text in files of
-    ``out``, not in memory. engine: refuse at once what it would not load. workers, address: of ``parallel.map``, which
+    ``out``, not in memory. runtime: refuse at once what it would not load. workers, address: of ``parallel.map``, which
     prunes the linears of a block side by side. A run that was killed continues when it is called again.
 
     Shards that are missing or damaged then are made again.
 
-    Raises UsageError for a recipe that does not fit the model or the engine, a model that is already quantized, or a
+    Raises UsageError for a recipe that does not fit the model or the runtime, a model that is already quantized, or a
     folder that holds another run (other weights, tokenizer, text or settings); JettisonError for missing, misshapen or
     non-finite weights, a full disk, or a folder that another process works on.
     """
@@ -76,7 +76,7 @@ def compress(
     if (source.folder / MANIFEST).exists():
         read_manifest(source.folder)  # whose teacher is recorded at the end: a damaged one is met before work
     _ = source.skeleton  # what transformers cannot build is refused before any work
-    jobs, out = assign(source, recipe, engine), check_folder(out, JOURNAL)
+    jobs, out = assign(source, recipe, runtime), check_folder(out, JOURNAL)
     if note := say_adjusted(jobs):
         say(f"note: {note}")
     if not (out / MANIFEST).exists():
@@ -87,7 +87,7 @@ def compress(
         _compress(source, recipe, jobs, out, seed, out / SPILL if spill else None, pool)
     for note in compressed_tensors.problems(source.anatomy, _packed_grids(jobs)):
         say(f"note: {note}")
-    options = {"recipe": asked, "set": changes, "seed": seed, "engine": engine}
+    options = {"recipe": asked, "set": changes, "seed": seed, "runtime": runtime}
     command = command_line("compress", model, options, {"seed": 0})
     if "command" not in read_manifest(out):
         update_manifest(out, command=command)
@@ -128,7 +128,7 @@ def _compress(
 def _inputs(source: ModelFolder, recipe: Recipe, jobs: list[Job], seed: int, calibrated: bool) -> dict[str, Any]:
     """All that the written bytes depend on, as content, for the journal's first line."""
     text = recipe.calibration["text"]
-    grids = {job.linear.name: str(job.grid) for job in adjusted(jobs)}  # they depend on the engine too
+    grids = {job.linear.name: str(job.grid) for job in adjusted(jobs)}  # they depend on the runtime too
     return {
         "kind": "compress",
         "model": source.identity(),
@@ -262,7 +262,7 @@ def _check(source: ModelFolder, jobs: list[Job], out: Path, entries: list[dict])
 def _check_disk(source: ModelFolder, out: Path, dense: bool) -> None:
     """dense: some of it is as large as before."""
     folder = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
-    written = sum(file.stat().st_size for file in out.glob("model-*.safetensors"))
+    written = size_of(out.glob("model-*.safetensors"))
     free, needed = shutil.disk_usage(folder).free, source.checkpoint.file_bytes // (1 if dense else 2) - written
     if free < needed:
         raise JettisonError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from jettison.core.errors import guarded
 from jettison.core.progress import waiting
 from jettison.domains.text.data import token_windows
 from jettison.graph.folder import ModelFolder
@@ -20,25 +21,27 @@ def sample_prompts(model: str | Path, text: str | Path) -> list[str]:
     """The beginnings of a few windows of a text."""
     source = ModelFolder(model)
     windows = token_windows(source, text, 4 * PROMPT_TOKENS, PROMPTS)
-    return [source.tokenizer.decode(ids[:PROMPT_TOKENS], skip_special_tokens=True) for ids in windows]
+    with guarded(f"the tokenizer of {source.name} fails", rust=True):
+        return [source.tokenizer.decode(ids[:PROMPT_TOKENS], skip_special_tokens=True) for ids in windows]
 
 
 @waiting("timing what is written")
 def measure_generation(model: str | Path, prompts: Iterable[str], *, adapter: bool = True) -> dict[str, Any]:
     """``samples``: each prompt with its likeliest continuation. ``speed``: tokens per second of decoding (batch 1; a
     sample for each prompt) and of reading a prompt of 256 tokens (three samples): the medians, and the samples. In the
-    engine where it serves, else in PyTorch.
+    decoder where it serves, else in PyTorch.
     """
     loaded, samples, decode, prefill = load(model, adapter=adapter), [], [], []
     for prompt in prompts:
-        samples.append({"prompt": prompt, "text": loaded.generate(prompt, tokens=TOKENS)})
-        if loaded.speed.decode:  # else the first token ended the text
-            decode.append(loaded.speed.decode)
+        written = loaded.generate(prompt, tokens=TOKENS)
+        samples.append({"prompt": prompt, "text": written.text})
+        if written.timings.decode:  # else the first token ended the text
+            decode.append(written.timings.decode)
     ids = torch.zeros(1, loaded.source.window(PREFILL_TOKENS), dtype=torch.int64)
     for _ in range(REPEATS):
         start = time.perf_counter()
-        if loaded.engine:
-            loaded.engine.session(ids.shape[1]).append(ids[0].tolist())
+        if loaded.decoder:
+            loaded.decoder.session(ids.shape[1]).append(ids[0].tolist())
         else:
             loaded.logits(ids)
         prefill.append(ids.shape[1] / (time.perf_counter() - start))

@@ -13,7 +13,7 @@ from jettison.encodings.grid import WHOLE_ROW, Grid
 from jettison.encodings.pattern import Pattern
 from jettison.encodings.uniform import AT_ONCE, QuantizedWeight
 from jettison.formats import check
-from jettison.formats.runtimes import Engine, find_engine, fitted_grids, illegal
+from jettison.formats.runtimes import Runtime, find_runtime, fitted_grids, illegal
 from jettison.formats.writer import Stored
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
@@ -57,15 +57,15 @@ class Job:
         )
 
 
-def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> list[Job]:
+def assign(source: ModelFolder, recipe: Recipe, runtime: str | None = None) -> list[Job]:
     """The linears that the prune and quantize steps claim. Where a group size does not fit, the next smaller one that
-    does is taken (see ``engines.fitted``).
+    does is taken (see ``runtimes.fitted``).
 
     Raises UsageError if two steps of a verb claim one linear, a step claims nothing or a block that is not there, an
-    N:M does not divide, parts of what engines fuse get different grids, the engine named would not load the result, or
-    windows of text are longer than the model has positions for.
+    N:M does not divide, parts of what runtimes fuse get different grids, the runtime named would not load the result,
+    or windows of text are longer than the model has positions for.
     """
-    target = None if engine is None else find_engine(engine)
+    target = None if runtime is None else find_runtime(runtime)
     for step in recipe.steps:
         _claimed(source, step)
     jobs: dict[Linear, Job] = {}
@@ -95,11 +95,11 @@ def assign(source: ModelFolder, recipe: Recipe, engine: str | None = None) -> li
         grids = [str(jobs[part].grid) if part in jobs else "None" for part in (other, linear)]
         if grids[0] != grids[1]:
             raise UsageError(
-                f"engines run {linear.fused} as one matrix, so its parts share a grid; this recipe gives "
+                f"runtimes run {linear.fused} as one matrix, so its parts share a grid; this recipe gives "
                 f"{other.name} {grids[0].lower()} and {linear.name} {grids[1].lower()}"
             )
     if target is not None:
-        _check_engine(target, source, jobs)
+        _check_runtime(target, source, jobs)
     _check_lengths(source, recipe, jobs.values())
     return [jobs[linear] for linear in source.anatomy if linear in jobs]
 
@@ -160,11 +160,11 @@ def _check_together(source: ModelFolder, job: Job) -> None:
         )
 
 
-def _check_engine(engine: Engine, source: ModelFolder, jobs: Mapping[Linear, Job]) -> None:
+def _check_runtime(runtime: Runtime, source: ModelFolder, jobs: Mapping[Linear, Job]) -> None:
     grids = {linear.name: job.grid for linear, job in jobs.items() if job.grid}
-    reasons = illegal(engine, source.anatomy, grids)
-    if engine.no_writer or reasons:
-        raise UsageError("; ".join([engine.no_writer or f"{engine.title} would not load this", *reasons]))
+    reasons = illegal(runtime, source.anatomy, grids)
+    if runtime.no_writer or reasons:
+        raise UsageError("; ".join([runtime.no_writer or f"{runtime.title} would not load this", *reasons]))
 
 
 def _stored_grid(source: ModelFolder, linear: Linear, grid: Grid) -> Grid:

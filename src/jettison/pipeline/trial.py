@@ -177,8 +177,8 @@ def speech_seconds(source: ModelFolder, jobs: list[Job], quantized: bool) -> flo
         model = _pack(short, jobs, dtype) if quantized else load_dense(short, dtype)
         loaded = Loaded.ready(short, model)
         for _ in range(2):  # the first time warms up
-            loaded.generate("The", tokens=NEW_TOKENS)
-        return 1 / loaded.speed.decode
+            written = loaded.generate("The", tokens=NEW_TOKENS)
+        return 1 / written.timings.decode
 
     return per_model(source, measure)
 

@@ -14,7 +14,7 @@ from jettison.core.numbers import check_number
 from jettison.devices.device import Device
 from jettison.devices.roofline import Cost, Operator, step_cost
 from jettison.encodings.grid import Grid
-from jettison.formats.runtimes import Engine, fitted
+from jettison.formats.runtimes import Runtime, fitted
 from jettison.graph.anatomy import Linear
 from jettison.graph.shape import ModelShape
 from jettison.pipeline.claims import claims
@@ -34,7 +34,7 @@ class Setting:
 
     context: tokens in the cache of each sequence. batch: sequences. rows: tokens of each sequence that go through at
     once, 1 in decoding. cache_bits: of keys and values (below 16, a 16-bit scale per head and token comes on top).
-    dropped: blocks that are left out. engine: in whose format weights are stored; None: as codes and scales are.
+    dropped: blocks that are left out. runtime: in whose format weights are stored; None: as codes and scales are.
     semi_structured: 2:4 in 16 bits runs as PyTorch's semi-structured tensors, as on NVIDIA GPUs from Ampere on; for
     some hundred rows and more, since with few those are slower than dense ones (``benchmarks/kernels/gpu.py``).
     """
@@ -44,7 +44,7 @@ class Setting:
     rows: int = 1
     cache_bits: int = 16
     dropped: frozenset[int] = frozenset()
-    engine: Engine | None = None
+    runtime: Runtime | None = None
     semi_structured: bool = False
 
     def __post_init__(self):
@@ -88,7 +88,7 @@ def predict_drafted(
 def planned(
     unit: Unit,
     recipe: Recipe,
-    engine: Engine | None = None,
+    runtime: Runtime | None = None,
     semi_structured: bool = False,
     experts: Sequence[Sequence[Linear]] = (),
 ) -> Choice:
@@ -99,22 +99,22 @@ def planned(
     for number, step in enumerate(recipe.of("quantize")):
         if step.where.matches(linear.roles, linear.block):
             others = experts[number] if experts and unit.experts else ()
-            grid = fitted(step.grid, others or unit.linears, engine)
-            stored = engine.bits_per_weight(linear, grid) if engine else 0.0
-            if engine is None or engine.name == "jettison":
+            grid = fitted(step.grid, others or unit.linears, runtime)
+            stored = runtime.bits_per_weight(linear, grid) if runtime else 0.0
+            if runtime is None or runtime.name == "jettison":
                 stored = _sparse_bits(unit, recipe, grid) or stored
             return Choice(grid.bits, grid.group_size, rank, grid.symmetric, stored)
     return Choice(16, rank=rank, stored=(_sparse_bits(unit, recipe, None) if semi_structured else None) or 0.0)
 
 
 def planned_all(
-    units: Sequence[Unit], recipe: Recipe, engine: Engine | None = None, semi_structured: bool = False
+    units: Sequence[Unit], recipe: Recipe, runtime: Runtime | None = None, semi_structured: bool = False
 ) -> dict[Unit, Choice]:
     """``planned`` of every unit of a model."""
     firsts = [unit.linears[0] for unit in units if unit.experts]
     matched = lambda step: [each for each in firsts if step.where.matches(each.roles, each.block)]
     experts = [matched(step) for step in recipe.of("quantize")]
-    return {unit: planned(unit, recipe, engine, semi_structured, experts) for unit in units}
+    return {unit: planned(unit, recipe, runtime, semi_structured, experts) for unit in units}
 
 
 def _sparse_bits(unit: Unit, recipe: Recipe, grid: Grid | None) -> float | None:
@@ -142,7 +142,7 @@ def stored_bits(unit: Unit, choice: Choice) -> float:
 def operators(shape: ModelShape, recipe: Recipe, setting: Setting) -> list[Operator]:
     """Everything a step does."""
     units, found = find_units(shape.anatomy), []
-    for unit, choice in planned_all(units, recipe, setting.engine, setting.semi_structured).items():
+    for unit, choice in planned_all(units, recipe, setting.runtime, setting.semi_structured).items():
         if unit.block not in setting.dropped:
             of_kind = {(linear.roles, linear.block): side_path_rank(linear, recipe) for linear in unit.kinds}
             ranks = [of_kind[linear.roles, linear.block] for linear in unit.linears]

@@ -34,17 +34,17 @@ def forecast(
     *,
     texts: Iterable[str] = (),
     tokens: int | None = None,
-    engine: str | None = None,
+    runtime: str | None = None,
 ) -> dict[str, Any]:
     """Per step: time in seconds, peak resident memory and disk in bytes; and ``warnings`` in plain words.
 
     Tries small parts of the run first (see trial.py): from seconds to a few minutes, about as long as one block of the
     model takes. texts, tokens: what ``fit`` will measure on; without texts no evaluation is counted. Also checks that
-    the recipe fits the model and the engine: raises UsageError as ``compress`` would.
+    the recipe fits the model and the runtime: raises UsageError as ``compress`` would.
     """
     source = ModelFolder(model)
     recipe = with_windows(recipe, source.positions)
-    jobs = assign(source, recipe, engine)
+    jobs = assign(source, recipe, runtime)
     check_tokens(tokens)
     counts = [_windows(source, text, tokens) for text in texts]
     with bar("trying", 3) as progress:

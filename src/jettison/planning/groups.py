@@ -1,11 +1,11 @@
-"""What a plan decides on: the matrices that engines run as one, and what each may become."""
+"""What a plan decides on: the matrices that runtimes run as one, and what each may become."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from jettison.encodings.grid import WHOLE_ROW, Grid
-from jettison.formats.runtimes import Engine, fitted
+from jettison.formats.runtimes import Runtime, fitted
 from jettison.graph.anatomy import Anatomy, Family, Linear
 
 BITS = (2, 3, 4, 8, 16)
@@ -74,7 +74,7 @@ class Choice:
 
 
 def find_units(anatomy: Anatomy) -> list[Unit]:
-    """All linears of a model, the embedding included, by what engines run as one matrix."""
+    """All linears of a model, the embedding included, by what runtimes run as one matrix."""
     return list(_units(anatomy))
 
 
@@ -92,10 +92,10 @@ def _units(anatomy: Anatomy) -> tuple[Unit, ...]:
     return tuple(found)
 
 
-def tie(units: list[Unit], engine: Engine | None) -> list[tuple[Unit, ...]]:
+def tie(units: list[Unit], runtime: Runtime | None) -> list[tuple[Unit, ...]]:
     """Units that must share their choice: those that a recipe cannot tell apart, being of one role in one block (of a
-    model that is read generically); and experts where an engine wants one grid for a block's, or for all of them."""
-    share = "fused" if engine is None else engine.format.share
+    model that is read generically); and experts where a runtime wants one grid for a block's, or for all of them."""
+    share = "fused" if runtime is None else runtime.format.share
     groups: dict[tuple, list[Unit]] = {}
     for unit in units:
         key = (unit.role, unit.block)
@@ -111,32 +111,32 @@ def choices(
     bits: Iterable[int] = BITS,
     group_sizes: Iterable[int] = GROUP_SIZES,
     recovery: bool = False,
-    engine: Engine | None = None,
+    runtime: Runtime | None = None,
 ) -> list[Choice]:
     """What a unit may become; 16 bits where nothing else is possible. The embedding, which is looked up and not
     multiplied, stays as it is.
 
-    group_sizes: wishes, see ``engines.fitted``. recovery: 2 bits with a side path too. engine: only grids that it
+    group_sizes: wishes, see ``runtimes.fitted``. recovery: 2 bits with a side path too. runtime: only grids that it
     loads; of widths that it loads in none of these sizes, those it does load.
     """
     bits, sizes = list(bits), list(group_sizes)
-    grids = {fitted(Grid(width, size), unit.linears, engine): None for width in bits if width != 16 for size in sizes}
+    grids = {fitted(Grid(width, size), unit.linears, runtime): None for width in bits if width != 16 for size in sizes}
     found = [Choice(grid.bits, grid.group_size) for grid in grids]
     if unit.role == "embed":
         found = []
-    elif engine is not None:
-        found = _legal(unit, family, bits, list(grids), engine)
+    elif runtime is not None:
+        found = _legal(unit, family, bits, list(grids), runtime)
     if recovery and unit.block is not None:  # a head has no side path
         found += [replace(choice, rank=SIDE_PATH_RANK) for choice in found if choice.bits == 2]
-    stays = not (unit.experts and engine and not engine.format.may_stay)
+    stays = not (unit.experts and runtime and not runtime.format.may_stay)
     return [Choice(16), *found] if (16 in bits and stays) or not found else found
 
 
-def _legal(unit: Unit, family: Family, bits: list[int], wanted: list[Grid], engine: Engine) -> list[Choice]:
+def _legal(unit: Unit, family: Family, bits: list[int], wanted: list[Grid], runtime: Runtime) -> list[Choice]:
     found = []
     for width in bits:
-        grids = [grid for grid in engine.grids(unit.linears[0], family) if grid.bits == width]
+        grids = [grid for grid in runtime.grids(unit.linears[0], family) if grid.bits == width]
         for grid in [grid for grid in grids if grid in wanted] or grids:
-            stored = engine.bits_per_weight(unit.linears[0], grid)
+            stored = runtime.bits_per_weight(unit.linears[0], grid)
             found.append(Choice(grid.bits, grid.group_size, 0, grid.symmetric, stored))
     return found

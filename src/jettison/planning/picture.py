@@ -61,7 +61,7 @@ def plan_summary(found: Plan) -> dict[str, Any]:
             "context": found.setting.context,
             "batch": found.setting.batch,
             "cache_bits": found.setting.cache_bits,
-            "engine": found.setting.engine and found.setting.engine.name,
+            "engine": found.setting.runtime and found.setting.runtime.name,
         },
         "verdict": verdict(found),
         "losses": found.losses,

@@ -13,7 +13,7 @@ from jettison.core.errors import UsageError, shown
 from jettison.core.numbers import check_number, check_seed, format_rate
 from jettison.devices.device import Device, find_device
 from jettison.devices.roofline import Cost, step_cost
-from jettison.formats.runtimes import find_engine, illegal
+from jettison.formats.runtimes import find_runtime, illegal
 from jettison.graph.folder import open_shape
 from jettison.graph.shape import ModelShape
 from jettison.planning.cost import CONTEXT, Setting, fixed_operators, planned_all, predict, unit_operators
@@ -74,13 +74,13 @@ class Plan:
 
     def _alternative(self, recipe: Recipe) -> Alternative:
         cost = predict(self.shape, recipe, self.device, self.setting)
-        chosen = planned_all(list(self.assignment), recipe, self.setting.engine)
+        chosen = planned_all(list(self.assignment), recipe, self.setting.runtime)
         found = misses(cost, self.problem, self.device)
-        if self.setting.engine is not None:
+        if self.setting.runtime is not None:
             grids = {
                 linear.name: choice.grid for unit, choice in chosen.items() for linear in unit.linears if choice.grid
             }
-            found += illegal(self.setting.engine, self.shape.anatomy, grids)
+            found += illegal(self.setting.runtime, self.shape.anatomy, grids)
         return Alternative(recipe.name, cost, sum(map(self.loss_of, *zip(*chosen.items(), strict=True))), tuple(found))
 
     def front(self, points: int = 16) -> list[tuple[float, float, float, Picks]]:
@@ -107,7 +107,7 @@ def make_plan(
     context: int = CONTEXT,
     batch: int = 1,
     cache_bits: int = 16,
-    engine: str | None = None,
+    runtime: str | None = None,
     bits: Iterable[int] = BITS,
     group_sizes: Iterable[int] = GROUP_SIZES,
     recovery: bool = True,
@@ -120,7 +120,7 @@ def make_plan(
 
     model: a known shape such as ``qwen3-4b``, a config.json, a model folder or a hub id. tps: tokens per second to
     reach in decoding, all sequences of the batch together, each with ``context`` tokens in its cache. memory: bytes, or
-    a string such as "3GB", for weights, side paths and the cache of keys and values. engine: only what it loads (see
+    a string such as "3GB", for weights, side paths and the cache of keys and values. runtime: only what it loads (see
     formats/runtimes.yaml). recovery: whether 2 bits with a side path, to be recovered, may be chosen.
     losses: ``prior`` (role, depth and bits, fitted on scribe), ``gradients`` or ``measured`` (see ``sensitivity``: both
     read the weights), or ``auto``: what an earlier run has found for this model, else the prior. refine: how many plans
@@ -136,8 +136,8 @@ def make_plan(
     check_losses(losses, refine)
     check_changes(changes := list(changes))
     check_seed(seed)
-    legal = None if engine is None else find_engine(engine)
-    setting = Setting(context=context, batch=batch, cache_bits=cache_bits, engine=legal)
+    legal = None if runtime is None else find_runtime(runtime)
+    setting = Setting(context=context, batch=batch, cache_bits=cache_bits, runtime=legal)
     target = device if isinstance(device, Device) else find_device(device)
     shape = model if isinstance(model, ModelShape) else open_shape(model)
     if not shape.weights and (refine or losses in ("gradients", "measured")):
@@ -306,6 +306,6 @@ def _why(found: Plan) -> list[str]:
         elif not other.misses:
             reasons.append(f"{other.name} would fit too, expected loss {other.loss:.3g}")
             break
-    if found.setting.engine and found.setting.engine.no_writer:
-        reasons.append(f"note: {found.setting.engine.no_writer}")
+    if found.setting.runtime and found.setting.runtime.no_writer:
+        reasons.append(f"note: {found.setting.runtime.no_writer}")
     return reasons

@@ -16,12 +16,12 @@ def refine(problem: Problem, start: Picks, bench: Bench, evaluations: int, seed:
     close to the budget. bench: measures KL, on text that the losses were not found on. Returns the choices, and the KL
     measured for each plan that was tried. Our reconstruction: the paper names no refinement.
     """
-    chance = Random(seed)
+    rng = Random(seed)
     measured: dict[Picks, float] = {}
     history: list[float] = []
     with bar("refine", evaluations) as progress:
         for _ in range(evaluations):
-            picks = start if not measured else _child(problem, measured, chance)
+            picks = start if not measured else _child(problem, measured, rng)
             if picks is None:
                 break
             measured[picks] = measure(problem, picks, bench)
@@ -37,15 +37,15 @@ def measure(problem: Problem, picks: Picks, bench: Bench) -> float:
         return bench.divergence()
 
 
-def _child(problem: Problem, measured: dict[Picks, float], chance: Random) -> Picks | None:
+def _child(problem: Problem, measured: dict[Picks, float], rng: Random) -> Picks | None:
     """A plan that fits and was not measured yet; one with less expected loss is taken sooner."""
     parents = sorted(measured, key=measured.get)[:PARENTS]
     best: Picks | None = None
     found = 0
     for _ in range(2000):
-        picks = list(chance.choice(parents))
-        for number in chance.sample(range(len(picks)), 2):
-            picks[number] = chance.randrange(len(problem.choices[number]))
+        picks = list(rng.choice(parents))
+        for number in rng.sample(range(len(picks)), 2):
+            picks[number] = rng.randrange(len(problem.choices[number]))
         child = tuple(picks)
         if child in measured or not problem.fits(child):
             continue

@@ -146,14 +146,14 @@ def greedy(problem: Problem) -> Picks | None:
 
 def random_plan(problem: Problem, seed: int, tolerance: float = 0.02) -> Picks | None:
     """A baseline: any choices whose bytes are within ``tolerance`` below the memory budget. None if none was found."""
-    chance = Random(seed)
-    picks = [chance.randrange(len(of)) for of in problem.choices]
+    rng = Random(seed)
+    picks = [rng.randrange(len(of)) for of in problem.choices]
     memory = problem.cost(picks)[1]
     for _ in range(TRIES):
         if (1 - tolerance) * problem.memory <= memory <= problem.memory:
             return tuple(picks)
-        number = chance.randrange(len(picks))
-        other = chance.randrange(len(problem.choices[number]))
+        number = rng.randrange(len(picks))
+        other = rng.randrange(len(problem.choices[number]))
         change = problem.costs[number][other][1] - problem.costs[number][picks[number]][1]
         if (change > 0) == (memory < problem.memory):
             picks[number], memory = other, memory + change

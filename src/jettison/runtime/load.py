@@ -1,12 +1,11 @@
 """A checkpoint in memory, its weights still packed."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from tokenizers.decoders import DecodeStream
 from torch import nn
 
 from jettison.core.errors import UsageError, guarded, unknown
@@ -20,15 +19,18 @@ from jettison.graph.dense import compute_device, load_dense, stored_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import QuantizedLinear, tile_linears
 from jettison.kernels import native
-from jettison.runtime.native_decoder import Engine, Unsupported
+from jettison.kernels.specs import is_wide
+from jettison.runtime.generation import Generation, Generations, Stream
+from jettison.runtime.native_decoder import NativeDecoder, Unsupported
+from jettison.runtime.record import Record, Tokens
 from jettison.runtime.sampling import Sampling
 from jettison.runtime.speculative.draft import Draft, View, read_corpus, read_draft
 from jettison.runtime.speculative.lookup import Corpus, Lookup
 from jettison.runtime.speculative.propose import Proposer, Tally
-from jettison.runtime.speculative.speculate import Speculation, speculate
-from jettison.runtime.targets import EngineTarget, Target, TorchTarget
+from jettison.runtime.speculative.speculate import speculate
+from jettison.runtime.targets import NativeTarget, Target, TorchTarget
 from jettison.runtime.views import view_linears
-from jettison.runtime.write import STOP, EngineReader, Speed, TorchReader, write
+from jettison.runtime.write import NativeReader, TorchReader, write
 
 LOOKUP = 4  # tokens of a match at most, where nothing else is said
 Prompt = str | Sequence[dict[str, str]]  # text, or a chat: {"role": ..., "content": ...} each
@@ -36,19 +38,12 @@ Prompt = str | Sequence[dict[str, str]]  # text, or a chat: {"role": ..., "conte
 
 @dataclass
 class Loaded:
-    """A model and its tokenizer. ``model`` is a transformers model: everything that works on those works on it.
-
-    ``speed``, ``speculation`` and ``finish_reasons`` are of the last text written, or the last texts: of each, ``stop``
-    for an end token or a stop text, ``length`` for as many tokens as were asked for; None while it is being written.
-    """
+    """A model and its tokenizer. ``model`` is a transformers model: everything that works on those works on it."""
 
     source: ModelFolder
     model: nn.Module
     exact: bool = False
-    speed: Speed = field(default_factory=Speed)
-    speculation: Speculation = field(default_factory=Speculation)
-    finish_reasons: list[str | None] = field(default_factory=list)
-    _views: dict[View, Engine] = field(default_factory=dict, repr=False)
+    _views: dict[View, NativeDecoder] = field(default_factory=dict, repr=False)
     _corpora: dict[int, Corpus] = field(default_factory=dict, repr=False)
     _tallies: dict[Draft, Tally] = field(default_factory=dict, repr=False)
 
@@ -64,22 +59,17 @@ class Loaded:
     def tokenizer(self):
         return self.source.tokenizer
 
-    @property
-    def finish_reason(self) -> str | None:
-        """Of the first, or only, text written last."""
-        return self.finish_reasons[0] if self.finish_reasons else None
-
     @cached_property
-    def engine(self) -> Engine | None:
+    def decoder(self) -> NativeDecoder | None:
         """The C++ decoder on this model. None where ``exact`` was asked for, and where it does not serve, which is said
         once if something is packed."""
         if self.exact:
             return None
         try:
-            return Engine(self.model)
+            return NativeDecoder(self.model)
         except Unsupported as reason:
             if any(isinstance(module, QuantizedLinear) for module in self.model.modules()):
-                say(f"note: {self.source.name} is decoded by PyTorch, not by the engine: {reason}")
+                say(f"note: {self.source.name} is decoded by PyTorch, not by the native decoder: {reason}")
             return None
 
     @torch.no_grad()
@@ -87,54 +77,50 @@ class Loaded:
         """(batch, length) token ids -> (batch, length, vocabulary)."""
         return self.model(ids.to(self.model.device), use_cache=False).logits
 
-    def generate(self, prompt: Prompt | list[str], **options) -> str | list[str]:
+    def generate(self, prompt: Prompt | list[str], **options) -> Generation | list[Generation]:
         """Go on from ``prompt``; returns what was added. Options are those of ``stream``.
 
         Several prompts (a list of texts) go on side by side, and give a list. A text does not depend on its neighbours.
         """
         several = isinstance(prompt, list) and all(isinstance(each, str) for each in prompt)
-        prompts = prompt if several else [prompt]
-        texts = [""] * len(prompts)
-        for row, piece in self._pieces(prompts, **options):
-            texts[row] += piece
-        return texts if several else texts[0]
+        written = self._generations(prompt if several else [prompt], **options)
+        for _ in written:
+            pass
+        return [written.of(row) for row in range(len(prompt))] if several else written.of(0)
 
-    def stream(self, prompt: Prompt, **options) -> Iterator[str]:
-        """As ``generate``, piece by piece.
+    def stream(self, prompt: Prompt, **options) -> Stream:
+        """As ``generate``, piece by piece; ``generation`` of the stream has the rest.
 
         tokens: how many at most (128). stop: a text or several that end it, and are left out. cache: of what type keys
-        and values are in the engine, bfloat16, float32 or int8. activations: what the engine rounds them to while it
-        writes, int16 or int8 (prompts are read with int8, in half the time). The rest is ``Sampling``'s: temperature
-        (0: always the likeliest token), top_k, top_p, min_p, repetition_penalty, seed. A prompt of messages goes
-        through the chat template.
+        and values are in the native decoder, bfloat16, float32 or int8. activation_bits: what the native decoder rounds
+        activations to while it writes, 15 or 8 (prompts are read with 8, in half the time). The rest is ``Sampling``'s:
+        temperature (0: always the likeliest token), top_k, top_p, min_p, repetition_penalty, seed. A prompt of messages
+        goes through the chat template.
 
         draft: write by speculative decoding: a ``Draft``, ``lookup`` (from the text at hand), or ``auto``, the one that
         ``jettison draft`` recorded beside the checkpoint. The text is that of plain decoding for temperature 0, else of
-        the same distribution. ``speculation`` then has what became of the drafts. One prompt only.
+        the same distribution. ``speculation`` then has what became of the draft tokens. One prompt only.
 
         Raises UsageError for an empty prompt, and for more tokens than the model has positions for.
         """
-        return (piece for _, piece in self._pieces([prompt], **options))
+        return Stream(self._generations([prompt], **options))
 
-    def _pieces(
+    def _generations(
         self,
         prompts: Sequence[Prompt],
         *,
         tokens: int = 128,
         stop: str | Iterable[str] = (),
         cache: str = "bfloat16",
-        activations: str = "int16",
+        activation_bits: int = 15,
         draft: Draft | str | None = None,
         **sampling,
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Generations:
         settings, draft = Sampling(**sampling), self.find_draft(draft)
-        if activations not in ("int16", "int8"):
-            raise UsageError(f"activations {activations!r}: it is int16 or int8")
         encoded = [self._encode(prompt) for prompt in prompts]
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        texts = [_Text(self.tokenizer, ids, stop) for ids in encoded]
-        pairs = self.write(encoded, tokens, settings, self._ends(), cache, activations == "int16", draft)
-        return _spoken(pairs, texts, self.finish_reasons)
+        written = self.write(encoded, tokens, settings, self._ends(), cache, activation_bits, draft)
+        return Generations(written, self.tokenizer, encoded, stop)
 
     def write(
         self,
@@ -143,11 +129,11 @@ class Loaded:
         sampling: Sampling,
         ends: set[int] = frozenset(),
         cache: str = "bfloat16",
-        fine: bool = True,
+        activation_bits: int = 15,
         draft: Draft | None = None,
-    ) -> Iterator[tuple[int, int]]:
+    ) -> Tokens:
         """(row, token) as they come, from prompts as ids; see ``stream``. A row ends before a token of ``ends``."""
-        self.speed, self.speculation, self.finish_reasons = Speed(), Speculation(), [None] * len(prompts)
+        is_wide(activation_bits)  # checks it
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
             raise UsageError(f"tokens = {tokens!r}: a whole number of 1 or more must be asked for")
         for ids in prompts:
@@ -155,17 +141,16 @@ class Loaded:
             self.source.check_tokens(ids, "the prompt")
         if draft and len(prompts) != 1:
             raise UsageError(f"{len(prompts)} prompts with a draft: drafts are for one prompt at a time")
+        record = Record([None] * len(prompts))
         if draft:
-            target, proposer = self.target(draft, len(prompts[0]) + tokens, cache, fine), self.proposer(draft)
-            found = speculate(
-                target, proposer, prompts[0], sampling, tokens, ends, self.speed, self.speculation, self.finish_reasons
-            )
-            return ((0, token) for token in found)
-        if self.engine:
-            reader = EngineReader(self.engine, [len(ids) + tokens for ids in prompts], cache, fine)
+            target = self.target(draft, len(prompts[0]) + tokens, cache, activation_bits)
+            found = speculate(target, self.proposer(draft), prompts[0], sampling, tokens, ends, record)
+            return Tokens(((0, token) for token in found), record)
+        if self.decoder:
+            reader = NativeReader(self.decoder, [len(ids) + tokens for ids in prompts], cache, activation_bits)
         else:
             reader = TorchReader(self.model, len(prompts))
-        return write(reader, prompts, sampling, tokens, ends, self.speed, self.finish_reasons)
+        return Tokens(write(reader, prompts, sampling, tokens, ends, record), record)
 
     def find_draft(self, draft: Draft | str | None) -> Draft | None:
         """What ``stream`` takes as ``draft``. Raises UsageError for another word."""
@@ -180,15 +165,15 @@ class Loaded:
             say(f"note: no draft pays for {self.source.name} here: {reason}")
         return chosen
 
-    def target(self, draft: Draft, capacity: int, cache: str = "bfloat16", fine: bool = True) -> Target:
+    def target(self, draft: Draft, capacity: int, cache: str = "bfloat16", activation_bits: int = 15) -> Target:
         """An empty sequence to draft for and verify, with room for ``capacity`` tokens."""
-        if self.engine:
+        if self.decoder:
             room = capacity + draft.length * draft.branches  # branches take places of their own
             drafter = self._view(draft.view) if draft.view else None
-            return EngineTarget(self.engine, room, cache, fine, skip=draft.skip, drafter=drafter)
+            return NativeTarget(self.decoder, room, cache, activation_bits, skip=draft.skip, drafter=drafter)
         if draft.view:
             raise UsageError(
-                f"a draft with {draft.view}: views need the engine, which does not serve {self.source.name}"
+                f"a draft with {draft.view}: views need the native decoder, which does not serve {self.source.name}"
             )
         return TorchTarget(self.model, self.source.anatomy.family, capacity, draft.skip)
 
@@ -202,9 +187,9 @@ class Loaded:
         lookup = Lookup(draft.lookup, corpus) if draft.lookup else None
         return Proposer(draft, lookup, self._tallies.setdefault(draft, Tally()))
 
-    def _view(self, view: View) -> Engine:
+    def _view(self, view: View) -> NativeDecoder:
         if view not in self._views:
-            self._views[view] = Engine(self.model, view_linears(self.source, self.model, view))
+            self._views[view] = NativeDecoder(self.model, view_linears(self.source, self.model, view))
         return self._views[view]
 
     def _encode(self, prompt: Prompt) -> list[int]:
@@ -213,7 +198,7 @@ class Loaded:
         elif self.tokenizer.chat_template is None:
             raise UsageError(f"{self.source.name} has no chat template: give the prompt as text")
         else:
-            with guarded(f"the chat template of {self.source.name} does not take this prompt"):
+            with guarded(f"the chat template of {self.source.name} does not take this prompt", rust=True):
                 ids = self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False)
         if not ids:
             raise UsageError("the prompt is empty: it must be one token at least")
@@ -223,56 +208,6 @@ class Loaded:
         settings = getattr(self.model, "generation_config", None) or self.model.config
         ends = settings.eos_token_id
         return set() if ends is None else set(ends) if isinstance(ends, list) else {ends}
-
-
-def _spoken(
-    pairs: Iterator[tuple[int, int]], texts: Sequence["_Text"], reasons: list[str | None]
-) -> Iterator[tuple[int, str]]:
-    """(row, piece of text) from (row, token). A row whose stop text came is over: ``reasons`` tells the writer."""
-    for row, token in pairs:
-        if piece := texts[row].add(token):
-            yield row, piece
-        if texts[row].ended:
-            reasons[row] = STOP
-        if all(text.ended for text in texts):
-            break
-    for row, text in enumerate(texts):
-        if piece := text.rest():
-            yield row, piece
-
-
-class _Text:
-    """Tokens -> text as far as it is certain: whole characters, and nothing that may begin a stop text."""
-
-    def __init__(self, tokenizer, prompt: list[int], stop: Iterable[str]):
-        if not hasattr(tokenizer, "backend_tokenizer"):
-            raise UsageError(
-                f"{tokenizer.name_or_path} has a tokenizer without tokenizer.json, which is needed to write"
-            )
-        self._tokenizer = tokenizer.backend_tokenizer
-        self._stream = DecodeStream(ids=prompt, skip_special_tokens=True)
-        self._stop, self._held, self.ended = tuple(filter(None, stop)), "", False
-
-    def add(self, token: int) -> str:
-        if self.ended:
-            return ""
-        with guarded("the tokenizer fails"):
-            self._held += self._stream.step(self._tokenizer, token) or ""
-        found = [place for text in self._stop if (place := self._held.find(text)) >= 0]
-        if found:
-            piece, self._held, self.ended = self._held[: min(found)], "", True
-            return piece
-        certain = len(self._held) - max((self._begun(text) for text in self._stop), default=0)
-        piece, self._held = self._held[:certain], self._held[certain:]
-        return piece
-
-    def rest(self) -> str:
-        piece, self._held = self._held, ""
-        return piece
-
-    def _begun(self, text: str) -> int:
-        """How much of ``text`` stands at the end of what is held."""
-        return next((n for n in range(min(len(text), len(self._held)), 0, -1) if self._held.endswith(text[:n])), 0)
 
 
 def load(
@@ -286,7 +221,7 @@ def load(
     """Load a checkpoint of Jettison (or any pack-quantized one), or a plain model, for running.
 
     Quantized linears stay packed in memory. adapter: apply ``adapter/`` where there is one. dtype: of everything else,
-    by default the type the checkpoint names. exact: multiply in floating point on the CPU as well, as most engines do,
+    by default the type the checkpoint names. exact: multiply in floating point on the CPU as well, as most runtimes do,
     where the kernels round activations to int8: slower, and hardly different (docs/kernels.md says how much). cache:
     keep the packed weights in ``.tiles`` beside the checkpoint as the kernels read them, so that the next time they
     are there at once, and in memory only once for all who load them.

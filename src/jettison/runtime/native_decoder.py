@@ -14,7 +14,18 @@ from torch import nn
 from jettison.core.errors import JettisonError, UsageError
 from jettison.graph.modules import Adapted, PackedLinear, TiledLinear
 from jettison.kernels import native
-from jettison.kernels.specs import EXPERT, INT, INT64, POINTER, ExpertSpec, LayerSpec, LinearSpec, ModelSpec, RowsSpec
+from jettison.kernels.specs import (
+    EXPERT,
+    INT,
+    INT64,
+    POINTER,
+    ExpertSpec,
+    LayerSpec,
+    LinearSpec,
+    ModelSpec,
+    RowsSpec,
+    is_wide,
+)
 
 FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma3_text")
 ROPES = ("default", "linear", "llama3", "yarn")  # whose frequencies do not depend on the length
@@ -25,13 +36,13 @@ AT_ONCE = 512  # rows: kMostAtOnce in cpu/engine.cpp
 
 
 class Unsupported(JettisonError):
-    """The engine does not know this model; the message says what of it."""
+    """The decoder does not know this model; the message says what of it."""
 
 
-class Engine:
-    """A model in the engine. The model's tensors are used where they are, so it is kept alive.
+class NativeDecoder:
+    """A model in the decoder. The model's tensors are used where they are, so it is kept alive.
 
-    Raises Unsupported for what the engine does not know.
+    Raises Unsupported for what the decoder does not know.
     """
 
     def __init__(self, model: nn.Module, stand_ins: Mapping[str, nn.Module] | None = None):
@@ -86,19 +97,19 @@ class Engine:
         tokens: Sequence[int],
         sessions: Sequence["Session"],
         wanted: Sequence[bool],
-        fine: bool = False,
+        activation_bits: int = 8,
         *,
         parents: Sequence[int] | None = None,
         halves: bytes | None = None,
     ) -> torch.Tensor:
         """Append token i to session i. Returns the logits, float32 (rows wanted, vocabulary).
 
-        Tokens of the same session follow each other. fine: activations keep 15 bits where they meet packed weights, not
-        8: two int8 numbers each, which costs a few rows nothing, for weights are what is waited for, and many rows
-        twice the time. parents: of each row the number of the row that it follows, or -1 for what the session held,
-        where drafts branch; see ``Session.keep``. halves: of each block whether attention (1) and MLP (2) run; the
-        model without the rest writes no keys and values there. Nothing is appended if a session is full or a token is
-        not in the vocabulary, UsageError, or if memory runs out, JettisonError.
+        Tokens of the same session follow each other. activation_bits: of activations where they meet packed weights, 8
+        or 15; 15 are two int8 numbers each, which costs a few rows nothing, for weights are what is waited for, and
+        many rows twice the time. parents: of each row the number of the row that it follows, or -1 for what the session
+        held, where drafts branch; see ``Session.keep``. halves: of each block whether attention (1) and MLP (2) run;
+        the model without the rest writes no keys and values there. Nothing is appended if a session is full or a token
+        is not in the vocabulary, UsageError, or if memory runs out, JettisonError.
         """
         count = len(tokens)
         logits = torch.empty(sum(map(bool, wanted)), self.vocabulary)
@@ -109,7 +120,7 @@ class Engine:
         arrays += [None if parents is None else (INT64 * count)(*parents)]
         arrays += [None if halves is None else ctypes.create_string_buffer(halves, self.layers)]
         pointers = [None if array is None else ctypes.addressof(array) for array in arrays]
-        rows = RowsSpec(count, *pointers, fine, torch.get_num_threads())
+        rows = RowsSpec(count, *pointers, is_wide(activation_bits), torch.get_num_threads())
         status = self._library.jettison_forward(self.handle, ctypes.byref(rows), logits.data_ptr())
         native.raise_thrown(status)
         if status == FULL:
@@ -217,14 +228,14 @@ class Engine:
 class Session:
     """Keys and values of one sequence."""
 
-    def __init__(self, engine: Engine, capacity: int, cache: str):
+    def __init__(self, decoder: NativeDecoder, capacity: int, cache: str):
         if cache not in CACHES:
             raise UsageError(f"cache {cache!r}: it is one of {', '.join(CACHES)}")
-        if not 1 <= capacity <= engine.limit:
-            raise UsageError(f"room for {capacity} tokens: the model has positions for 1 to {engine.limit}")
-        self.engine, self.capacity, self._library = engine, capacity, engine._library
+        if not 1 <= capacity <= decoder.limit:
+            raise UsageError(f"room for {capacity} tokens: the model has positions for 1 to {decoder.limit}")
+        self.decoder, self.capacity, self._library = decoder, capacity, decoder._library
         made = POINTER()
-        if self._library.jettison_session_new(engine.handle, capacity, CACHES[cache], ctypes.byref(made)):
+        if self._library.jettison_session_new(decoder.handle, capacity, CACHES[cache], ctypes.byref(made)):
             raise JettisonError(f"no memory for the keys and values of {capacity} tokens as {cache}")
         self.handle = made.value
         weakref.finalize(self, self._library.jettison_session_free, self.handle)
@@ -233,16 +244,19 @@ class Session:
     def length(self) -> int:
         return self._library.jettison_session_length(self.handle)
 
-    def append(self, tokens: Sequence[int], every: bool = False, fine: bool = False, **branches) -> torch.Tensor:
-        """Logits after the last token, (1, vocabulary), or after each, (n, vocabulary). See ``Engine.forward``."""
+    def append(self, tokens: Sequence[int], every: bool = False, activation_bits: int = 8, **branches) -> torch.Tensor:
+        """Logits after the last token, (1, vocabulary), or after each, (n, vocabulary). See
+        ``NativeDecoder.forward``."""
         wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
         step = len(tokens) if branches.get("parents") or self.length + len(tokens) > self.capacity else AT_ONCE
         parts, before = [], self.length
-        try:  # a long prompt in parts, as the engine reads it anyway: Python hears of Ctrl-C between calls
+        try:  # a long prompt in parts, as the decoder reads it anyway: Python hears of Ctrl-C between calls
             for first in range(0, max(1, len(tokens)), max(1, step)):
                 part = slice(first, first + step)
                 parts.append(
-                    self.engine.forward(tokens[part], [self] * len(tokens[part]), wanted[part], fine, **branches)
+                    self.decoder.forward(
+                        tokens[part], [self] * len(tokens[part]), wanted[part], activation_bits, **branches
+                    )
                 )
         except BaseException:
             self.cut(before)
@@ -256,7 +270,7 @@ class Session:
     def keep(self, length: int, slots: Sequence[int]) -> None:
         """Of what follows the first ``length`` tokens, keep those at ``slots``, rising, and forget the rest."""
         status = self._library.jettison_session_keep(
-            self.engine.handle, self.handle, length, (INT64 * len(slots))(*slots), len(slots)
+            self.decoder.handle, self.handle, length, (INT64 * len(slots))(*slots), len(slots)
         )
         if status:
             raise UsageError(
@@ -264,8 +278,8 @@ class Session:
             )
 
 
-def _require(fine: bool, otherwise: str) -> None:
-    if not fine:
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
         raise Unsupported(otherwise)
 
 

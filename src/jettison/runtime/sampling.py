@@ -54,11 +54,11 @@ class Sampling:
         """Of a row of a batch, so that a text does not depend on its neighbours."""
         return torch.Generator().manual_seed(self.seed + row)
 
-    def choose(self, logits: torch.Tensor, before: Sequence[int], chance: torch.Generator) -> int:
+    def choose(self, logits: torch.Tensor, before: Sequence[int], rng: torch.Generator) -> int:
         """logits: float32 (vocabulary), changed in place. before: the tokens so far, prompt included."""
         if self.temperature == 0:
             return self.likeliest(logits, before)
-        return int(torch.multinomial(self.chances(logits, before), 1, generator=chance))
+        return int(torch.multinomial(self.chances(logits, before), 1, generator=rng))
 
     def likeliest(self, logits: torch.Tensor, before: Sequence[int]) -> int:
         self._penalize(logits, before)

@@ -1,4 +1,4 @@
-"""A sequence that is read, drafted and verified in one cache of keys and values: in the engine, or in transformers.
+"""A sequence that is read, drafted and verified in one cache of keys and values: in the decoder, or in transformers.
 
 The draft model writes its keys and values where the target's will be, and reads the target's for what came before; what
 it wrote is forgotten before the target verifies (SWIFT, arXiv:2410.06916, shares its cache in this way).
@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from jettison.graph.anatomy import Family
 from jettison.graph.halves import run_bits, skipped_halves, without
-from jettison.runtime.native_decoder import Engine
+from jettison.runtime.native_decoder import NativeDecoder
 
 
 class Target(Protocol):
@@ -33,30 +33,34 @@ class Target(Protocol):
         """Forget what the draft model appended."""
 
     def verify(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
-        """Append tokens; see ``Engine.forward`` for parents. Returns the logits (tokens, vocabulary)."""
+        """Append tokens; see ``NativeDecoder.forward`` for parents. Returns the logits (tokens, vocabulary)."""
 
     def keep(self, rows: Sequence[int]) -> None:
         """Of what was verified last, keep these rows, rising, and forget the rest."""
 
 
-class EngineTarget:
-    """fine: of all but the prompt; see ``Engine.forward``. drafter: the engine of a view, whose keys and values lie
-    where the target's do; the target's own without one."""
+class NativeTarget:
+    """activation_bits: for all but the prompt; see ``NativeDecoder.forward``. drafter: the decoder of a view, whose
+    keys and values lie where the target's do; the target's own without one."""
 
     branching = True
 
     def __init__(
         self,
-        engine: Engine,
+        decoder: NativeDecoder,
         capacity: int,
         cache: str = "bfloat16",
-        fine: bool = True,
+        activation_bits: int = 15,
         *,
         skip: Sequence[str] = (),
-        drafter: Engine | None = None,
+        drafter: NativeDecoder | None = None,
     ):
-        self.session, self.fine, self.engine = engine.session(min(capacity, engine.limit), cache), fine, engine
-        self.drafter, self._halves = drafter or engine, run_bits(skip, engine.layers)
+        self.session, self.activation_bits, self.decoder = (
+            decoder.session(min(capacity, decoder.limit), cache),
+            activation_bits,
+            decoder,
+        )
+        self.drafter, self._halves = drafter or decoder, run_bits(skip, decoder.layers)
         self._before = 0
 
     @property
@@ -69,7 +73,7 @@ class EngineTarget:
         return found
 
     def draft(self, token: int) -> torch.Tensor:
-        return self.drafter.forward([token], [self.session], [True], self.fine, halves=self._halves)[0]
+        return self.drafter.forward([token], [self.session], [True], self.activation_bits, halves=self._halves)[0]
 
     def undraft(self) -> None:
         self.session.cut(self._before)
@@ -81,7 +85,9 @@ class EngineTarget:
 
     def verify(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
         chain = all(parent == row - 1 for row, parent in enumerate(parents))
-        return self.session.append(tokens, every=True, fine=self.fine, parents=None if chain else parents)
+        return self.session.append(
+            tokens, every=True, activation_bits=self.activation_bits, parents=None if chain else parents
+        )
 
     def keep(self, rows: Sequence[int]) -> None:
         self.session.keep(self._before, [self._before + row for row in rows])

@@ -1,17 +1,15 @@
-"""The token loop: prompts in, tokens out, by the engine or by PyTorch."""
+"""The token loop: prompts in, tokens out, by the decoder or by PyTorch."""
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from jettison.runtime.native_decoder import Engine
+from jettison.runtime.native_decoder import NativeDecoder
+from jettison.runtime.record import LENGTH, STOP, Record
 from jettison.runtime.sampling import Sampling
-
-STOP, LENGTH = "stop", "length"  # why a text is over: an end token or a stop text; as many tokens as were asked for
 
 
 class Reader(Protocol):
@@ -24,18 +22,20 @@ class Reader(Protocol):
         """Append a token to each of some sequences. Returns the logits (rows, vocabulary)."""
 
 
-class EngineReader:
-    """fine: of the tokens that are written one by one; see ``Engine.forward``."""
+class NativeReader:
+    """activation_bits: for the tokens that are written one by one; see ``NativeDecoder.forward``."""
 
-    def __init__(self, engine: Engine, capacities: Sequence[int], cache: str, fine: bool):
-        self.engine, self.sessions = engine, [engine.session(capacity, cache) for capacity in capacities]
-        self.fine = fine
+    def __init__(self, decoder: NativeDecoder, capacities: Sequence[int], cache: str, activation_bits: int):
+        self.decoder, self.sessions = decoder, [decoder.session(capacity, cache) for capacity in capacities]
+        self.activation_bits = activation_bits
 
     def read(self, row: int, tokens: Sequence[int]) -> torch.Tensor:
         return self.sessions[row].append(tokens)[0]
 
     def step(self, rows: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        return self.engine.forward(tokens, [self.sessions[row] for row in rows], [True] * len(rows), self.fine)
+        return self.decoder.forward(
+            tokens, [self.sessions[row] for row in rows], [True] * len(rows), self.activation_bits
+        )
 
 
 class TorchReader:
@@ -55,45 +55,26 @@ class TorchReader:
         return torch.stack([self.read(row, [token]) for row, token in zip(rows, tokens, strict=True)])
 
 
-@dataclass
-class Speed:
-    """Tokens and seconds of reading prompts, and of writing after the first token."""
-
-    read: int = 0
-    reading: float = 0.0
-    written: int = 0
-    writing: float = 0.0
-
-    @property
-    def prefill(self) -> float:
-        """Tokens per second."""
-        return self.read / self.reading if self.reading else 0.0
-
-    @property
-    def decode(self) -> float:
-        return self.written / self.writing if self.writing else 0.0
-
-
 def write(
     reader: Reader,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     tokens: int,
     ends: set[int],
-    speed: Speed,
-    reasons: list[str | None],
+    record: Record,
 ) -> Iterator[tuple[int, int]]:
     """(row, token) as they come, at most ``tokens`` for each prompt; a row ends before a token of ``ends``.
 
-    reasons: of each row None, and in the end STOP or LENGTH. Whoever reads the tokens may set one before asking for the
-    next: the row is then over. Only rows that go on cost a step.
+    record: its finish reasons are None, and in the end STOP or LENGTH. Whoever reads the tokens may set one before
+    asking for the next: the row is then over. Only rows that go on cost a step.
     """
+    timings, reasons = record.timings, record.finish_reasons
     chances = [sampling.generator(row) for row in range(len(prompts))]
     seen = [list(prompt) for prompt in prompts]
     start = time.perf_counter()
     logits = {row: reader.read(row, prompt) for row, prompt in enumerate(prompts)}
-    speed.read += sum(map(len, prompts))
-    speed.reading += time.perf_counter() - start
+    timings.read += sum(map(len, prompts))
+    timings.reading += time.perf_counter() - start
     for number in range(tokens):
         start, chosen = time.perf_counter(), {}
         for row, each in logits.items():
@@ -110,6 +91,6 @@ def write(
             break
         start = time.perf_counter()
         logits = dict(zip(rows, reader.step(rows, [chosen[row] for row in rows]), strict=True))
-        speed.written += len(rows)
-        speed.writing += choosing + time.perf_counter() - start
+        timings.written += len(rows)
+        timings.writing += choosing + time.perf_counter() - start
     reasons[:] = [reason or LENGTH for reason in reasons]

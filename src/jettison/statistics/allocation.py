@@ -71,9 +71,9 @@ def _outliers(module: torch.nn.Module, prefix: str, linears: Iterable[Linear], s
 def by_sensitivity(
     source: ModelFolder, given: Mapping[Linear, float], spread: float, data: Data
 ) -> dict[Linear, float]:
-    """Sparsity where it costs least: of what engines fuse, each part is tried (by Wanda) at sparsities up to ``spread``
-    below and above its own, and all of them together lose the least that ``sensitivity`` expects. Greedy, step by step
-    from the least sparsity on."""
+    """Sparsity where it costs least: of what runtimes fuse, each part is tried (by Wanda) at sparsities up to
+    ``spread`` below and above its own, and all of them together lose the least that ``sensitivity`` expects. Greedy,
+    step by step from the least sparsity on."""
     parts = _parts(source, given)
     steps = [step * spread / LEVELS for step in range(-LEVELS, LEVELS + 1)]
     weights = {name: sum(linear.weights for linear in of) for name, of in parts.items()}
@@ -97,7 +97,7 @@ def by_sensitivity(
 
 
 def _parts(source: ModelFolder, linears: Iterable[Linear]) -> dict[str, list[Linear]]:
-    """By what engines fuse. A part that lacks some of it has a name of its own: losses are kept by names."""
+    """By what runtimes fuse. A part that lacks some of it has a name of its own: losses are kept by names."""
     found: dict[str, list[Linear]] = {}
     for linear in linears:
         found.setdefault(linear.fused, []).append(linear)

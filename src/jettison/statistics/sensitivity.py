@@ -189,9 +189,13 @@ def _by_gradients(
     windows = windows.to(compute_device())
     with torch.enable_grad():
         logits = model(windows, use_cache=False).logits.float()  # (samples, length, vocabulary)
-        chance = torch.Generator(logits.device).manual_seed(seed)
+        if not logits.isfinite().all():
+            raise JettisonError(
+                f"{source.name}: not all logits on the calibration text are finite: its outputs overflow"
+            )
+        rng = torch.Generator(logits.device).manual_seed(seed)
         flat = logits.detach().softmax(-1).flatten(0, 1)
-        drawn = torch.multinomial(flat, 1, generator=chance).view(windows.shape)
+        drawn = torch.multinomial(flat, 1, generator=rng).view(windows.shape)
         likelihood = logits.log_softmax(-1).gather(-1, drawn.unsqueeze(-1)).sum()
         likelihood.backward()
     for hook in hooks:

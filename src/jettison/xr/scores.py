@@ -165,12 +165,12 @@ class Exact:
 def expected_score(scenario: Scenario, costs: Costs, scheduler: str = "latency-greedy", **options: Any) -> Exact:
     """Of the official runtime: no seeds, all outcomes. options: of ``score``. Raises UsageError for too many."""
     outcomes = []
-    for chance, coins in patterns(scenario):
+    for rng, coins in patterns(scenario):
         found = score(simulate_official(scenario, costs, scheduler, 0, coins), **options)
         label = "".join(str(int(heads)) for task in scenario.tasks for heads in coins.get(task.name, ()))
-        outcomes.append((label, chance, found))
-    mean = sum(chance * found.overall for _, chance, found in outcomes)
-    spread = sum(chance * (found.overall - mean) ** 2 for _, chance, found in outcomes)
+        outcomes.append((label, rng, found))
+    mean = sum(rng * found.overall for _, rng, found in outcomes)
+    spread = sum(rng * (found.overall - mean) ** 2 for _, rng, found in outcomes)
     return Exact(mean, sqrt(spread), tuple(outcomes))
 
 

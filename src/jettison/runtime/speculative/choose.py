@@ -23,11 +23,12 @@ from jettison.formats.draft_model import write_draft_model
 from jettison.graph.folder import BUNDLED, ModelFolder
 from jettison.graph.halves import unit_names
 from jettison.graph.modules import QuantizedLinear
+from jettison.kernels.specs import is_wide
 from jettison.runtime.load import LOOKUP, Loaded, load
+from jettison.runtime.record import Round, Speculation
 from jettison.runtime.sampling import Sampling
 from jettison.runtime.speculative.draft import LONGEST_MATCH, ROLES, Costs, Draft, View, write_corpus, write_draft
 from jettison.runtime.speculative.measure import compare_speed, record_rounds, step_costs
-from jettison.runtime.speculative.speculate import Round, Speculation
 from jettison.runtime.speculative.speedup import closed_speedup, recut, rounds_speedup
 from jettison.runtime.views import rounded, view_grid
 from jettison.statistics.importance import check_choice, check_ranking, choose, measure_units
@@ -35,7 +36,6 @@ from jettison.statistics.importance import check_choice, check_ranking, choose, 
 RATIOS = (0.25, 0.375, 0.5)
 BLOCKS = tuple(role for role in ROLES if role != "head")
 VIEWS = {"gateup2": View(2, 64, ("gate", "up")), "all2": View(2, 64, BLOCKS), "all4": View(4, 64, ROLES)}
-ACTIVATIONS = ("int16", "int8")
 PROMPTS, PROMPT, TOKENS, MOST = 6, 48, 96, 6  # texts, their tokens, what is written, tokens of a draft while measuring
 PAYS, TRIED = 1.03, 3  # how many times as fast a draft must have been; how many are written with
 
@@ -98,7 +98,7 @@ def draft(
     prompts: int = PROMPTS,
     tokens: int = TOKENS,
     adapter: bool = True,
-    activations: str = "int16",
+    activation_bits: int = 15,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Choose a draft for a checkpoint and record it beside it. Returns ``draft``, None where none pays, the ``reason``,
@@ -114,8 +114,8 @@ def draft(
     nothing to choose from, and texts too short.
     """
     ratios, views = tuple(ratios), None if views is None else list(views)
-    sampling, fine = Sampling(temperature=temperature, seed=seed), activations == "int16"
-    _check(ratios, method, perturbation, views, lookup, prompts, tokens, activations)
+    sampling = Sampling(temperature=temperature, seed=seed)
+    _check(ratios, method, perturbation, views, lookup, prompts, tokens, activation_bits)
     for each in filter(None, (text, corpus)):
         read_documents(each)
     source = ModelFolder(model)
@@ -123,7 +123,6 @@ def draft(
         raise UsageError(
             f"{model} is a part of the package: compress it into a folder, whose draft can be recorded there"
         )
-    sampling, fine = Sampling(temperature=temperature, seed=seed), activations == "int16"
     if min(prompts, tokens) < 1:
         raise UsageError(f"prompts = {prompts}, tokens = {tokens}: both are at least 1")
     source.check_window(PROMPT + tokens, f"{PROMPT} tokens of prompt and {tokens} more")
@@ -149,8 +148,8 @@ def draft(
     with bar("drafts", len(singles + looked) + bool(singles and looked)) as progress:
 
         def measure(each: Draft) -> None:
-            rounds = record_rounds(loaded, each, beginnings, tokens, sampling, fine)
-            found.append(Candidate(each, tuple(rounds), *step_costs(loaded, each, beginnings[0], fine)))
+            rounds = record_rounds(loaded, each, beginnings, tokens, sampling, activation_bits)
+            found.append(Candidate(each, tuple(rounds), *step_costs(loaded, each, beginnings[0], activation_bits)))
             progress.advance(note=str(each))
 
         for each in singles:
@@ -162,7 +161,7 @@ def draft(
             measure(each)
     found.sort(key=lambda candidate: -candidate.best[1])
     settings = [each for candidate in found[:TRIED] for each in (candidate.steady(), candidate.adaptive())]
-    speeds = compare_speed(loaded, settings, beginnings, tokens, sampling, fine)
+    speeds = compare_speed(loaded, settings, beginnings, tokens, sampling, activation_bits)
     expected = [candidate.best[1] for candidate in found[:TRIED] for _ in range(2)]
     tried = [
         {"draft": str(each), "expected": round(guess, 4), "measured": round(speed, 4)}
@@ -172,7 +171,11 @@ def draft(
     chosen = settings[at] if speeds[at] >= PAYS else None
     reason = f"{settings[at]}: {speeds[at]:.2f} times as fast as plain decoding"
     reason += "" if chosen else f", which is less than the {PAYS} that a draft is worth"
-    result = {"temperature": temperature, "activations": activations, "rows": [each.row() for each in found]}
+    result = {
+        "temperature": temperature,
+        "activations": "int16" if activation_bits == 15 else "int8",
+        "rows": [each.row() for each in found],
+    }
     result["tried"] = tried
     write_draft(source, chosen, reason, result)
     return {"draft": None if chosen is None else str(chosen), "reason": reason} | result
@@ -180,7 +183,7 @@ def draft(
 
 def _check(
     ratios: tuple[float, ...], method: str, perturbation: str, views: list[str] | None, lookup: int, prompts: int,
-    tokens: int, activations: str,
+    tokens: int, activation_bits: int,
 ) -> None:  # fmt: skip
     """Raises UsageError, before anything is loaded, for what is not valid."""
     for ratio in ratios:
@@ -192,8 +195,7 @@ def _check(
     check_number("lookup", lookup, 0, LONGEST_MATCH, whole=True)
     check_number("prompts", prompts, 1, 1000, whole=True)
     check_number("tokens", tokens, 8, 100_000, whole=True)
-    if activations not in ACTIVATIONS:
-        raise unknown("activations", activations, ACTIVATIONS)
+    is_wide(activation_bits)  # checks it
     if not ratios and not lookup and views == []:
         raise UsageError("no draft to choose from: give ratios, views or lookup")
 
@@ -204,8 +206,8 @@ def starts(loaded: Loaded, text: str | Path, count: int = PROMPTS) -> list[list[
 
 
 def export_draft(model: str | Path, chosen: Draft, out: str | Path) -> None:
-    """The draft model as a folder of its own, for engines that take one. Raises UsageError for a draft without one, and
-    for a folder that is not empty."""
+    """The draft model as a folder of its own, for runtimes that take one. Raises UsageError for a draft without one,
+    and for a folder that is not empty."""
     folder = check_folder(out)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: choose another folder for the draft model")
@@ -225,5 +227,5 @@ def _views(loaded: Loaded, names: list[str] | None) -> list[View]:
     if names is None:
         packed = [module.grid.bits for module in loaded.model.modules() if isinstance(module, QuantizedLinear)]
         bits = statistics.median(packed) if packed else 16
-        return [view for view in VIEWS.values() if loaded.engine and 2 * view.bits <= bits]
+        return [view for view in VIEWS.values() if loaded.decoder and 2 * view.bits <= bits]
     return [VIEWS[name] for name in names]

@@ -88,7 +88,7 @@ class Proposer:
                     break
 
     def propose(
-        self, target: Target, text: Sequence[int], room: int, sampling: Sampling, chance: torch.Generator
+        self, target: Target, text: Sequence[int], room: int, sampling: Sampling, rng: torch.Generator
     ) -> Proposal:
         """text: all tokens, the last one not yet read. room: tokens that may be written after it."""
         room = min(room, self.draft.length)
@@ -99,12 +99,12 @@ class Proposer:
             return looked
         if not self.draft.adaptive:
             matched = looked.tokens and looked.keys[0][1] >= FEW
-            return looked if matched else self._ask(target, text, room, sampling, chance)
+            return looked if matched else self._ask(target, text, room, sampling, rng)
         if gain >= self._expected(room) and self._since < PATIENCE:
             self._since += 1
             return looked if gain > 0 else Proposal()
         self._since = 0
-        return self._ask(target, text, room, sampling, chance)
+        return self._ask(target, text, room, sampling, rng)
 
     def _expected(self, room: int) -> float:
         """What asking the draft model is expected to gain, at the best length."""
@@ -146,7 +146,7 @@ class Proposer:
         return gain
 
     def _ask(
-        self, target: Target, text: Sequence[int], room: int, sampling: Sampling, chance: torch.Generator
+        self, target: Target, text: Sequence[int], room: int, sampling: Sampling, rng: torch.Generator
     ) -> Proposal:
         """Whether a token is proposed must not depend on which one it is, or sampling would not be exact: so it is
         decided by how sure the draft model is before one is drawn."""
@@ -164,7 +164,7 @@ class Proposer:
                 chances = sampling.chances(logits, before)
                 chances = chances / chances.sum()
                 sure = float(chances.max())
-                token = int(torch.multinomial(chances, 1, generator=chance))
+                token = int(torch.multinomial(chances, 1, generator=rng))
             key = ("model", min(BINS - 1, int(sure * BINS)))
             likely *= self.tally.rate(key, (self.draft.acceptance + sure) / 2)
             if self.draft.adaptive and likely < costs.verify:

@@ -1,50 +1,19 @@
 """Speculative decoding: tokens are proposed cheaply and verified by the target all at once. Nothing is lost by it.
 
 Greedily, a proposed token is taken if it is the one that the target would have written. Sampling takes it with such a
-chance, and draws from such a rest, that what is written has the target's own distribution (arXiv:2211.17192, section
+rng, and draws from such a rest, that what is written has the target's own distribution (arXiv:2211.17192, section
 2.3; several candidates for one place, arXiv:2305.09781, section 4.3).
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
+from jettison.runtime.record import LENGTH, STOP, Record, Round
 from jettison.runtime.sampling import Sampling
 from jettison.runtime.speculative.propose import Proposal, Proposer
 from jettison.runtime.targets import Target
-from jettison.runtime.write import LENGTH, STOP, Speed
-
-
-@dataclass(frozen=True)
-class Round:
-    """kind: model, lookup or none. steps: of the draft model. proposed: tokens verified. taken: how many of those."""
-
-    kind: str
-    steps: int
-    proposed: int
-    taken: int
-
-
-@dataclass
-class Speculation:
-    """What became of the drafts of a text."""
-
-    rounds: list[Round] = field(default_factory=list)
-
-    @property
-    def acceptance(self) -> float:
-        """Of the tokens that were judged (those after the first refused one are not), the share that was taken."""
-        drafted = [each for each in self.rounds if each.proposed]
-        taken = sum(each.taken for each in drafted)
-        judged = taken + sum(each.taken < each.proposed for each in drafted)
-        return taken / judged if judged else 0.0
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Tokens written for each time that the target read its weights."""
-        return 1 + sum(each.taken for each in self.rounds) / len(self.rounds) if self.rounds else 1.0
 
 
 def speculate(
@@ -54,20 +23,18 @@ def speculate(
     sampling: Sampling,
     tokens: int,
     ends: set[int],
-    speed: Speed,
-    record: Speculation,
-    reasons: list[str | None] | None = None,
+    record: Record,
 ) -> Iterator[int]:
     """Tokens as they come, at most ``tokens``, none from a token of ``ends`` on: for temperature 0 those of ``write``,
-    else of the same distribution. reasons: as there, of one row."""
-    reasons = [None] if reasons is None else reasons
-    chance, text = sampling.generator(0), list(prompt)
+    else of the same distribution. record: as there, of one row."""
+    timings, reasons = record.timings, record.finish_reasons
+    rng, text = sampling.generator(0), list(prompt)
     start = time.perf_counter()
     logits = target.read(prompt)
     proposer.learn(prompt)
-    speed.read += len(prompt)
-    speed.reading += time.perf_counter() - start
-    fresh = [sampling.choose(logits, text, chance)]
+    timings.read += len(prompt)
+    timings.reading += time.perf_counter() - start
+    fresh = [sampling.choose(logits, text, rng)]
     while True:
         for token in fresh:
             if token in ends:
@@ -81,19 +48,19 @@ def speculate(
             return
         start = time.perf_counter()
         proposer.learn(text[-len(fresh) :])
-        proposal = proposer.propose(target, text, min(left, target.room) - 1, sampling, chance)
+        proposal = proposer.propose(target, text, min(left, target.room) - 1, sampling, rng)
         logits = target.verify([text[-1], *proposal.tokens], [-1, *proposal.parents])
-        path, last = judge(logits, proposal, text, sampling, chance)
+        path, last = judge(logits, proposal, text, sampling, rng)
         target.keep(path)
         proposer.judged(proposal, path)
         fresh = [*(proposal.tokens[row - 1] for row in path[1:]), last]
-        record.rounds.append(Round(proposal.kind, proposal.steps, len(proposal.tokens), len(path) - 1))
-        speed.written += len(fresh)
-        speed.writing += time.perf_counter() - start
+        record.speculation.rounds.append(Round(proposal.kind, proposal.steps, len(proposal.tokens), len(path) - 1))
+        timings.written += len(fresh)
+        timings.writing += time.perf_counter() - start
 
 
 def judge(
-    logits: torch.Tensor, proposal: Proposal, text: Sequence[int], sampling: Sampling, chance: torch.Generator
+    logits: torch.Tensor, proposal: Proposal, text: Sequence[int], sampling: Sampling, rng: torch.Generator
 ) -> tuple[list[int], int]:
     """The rows that are taken, row 0 (the last token of the text) first, and the token that follows them.
 
@@ -106,7 +73,7 @@ def judge(
             token = sampling.likeliest(logits[path[-1]], before)
             taken = next((row for row in children if proposal.tokens[row - 1] == token), None)
         else:
-            taken, token = _draw(sampling.chances(logits[path[-1]], before), children, proposal, chance)
+            taken, token = _draw(sampling.chances(logits[path[-1]], before), children, proposal, rng)
         if taken is None:
             return path, token
         path.append(taken)
@@ -114,14 +81,14 @@ def judge(
 
 
 def _draw(
-    chances: torch.Tensor, children: Sequence[int], proposal: Proposal, chance: torch.Generator
+    chances: torch.Tensor, children: Sequence[int], proposal: Proposal, rng: torch.Generator
 ) -> tuple[int | None, int]:
     """The child that is taken, or None and a token from what is left of ``chances`` once all are refused."""
     rest = chances / chances.sum()
     for row in children:
         token, drawn = proposal.tokens[row - 1], proposal.chances[row - 1]
         accept = rest[token] if drawn is None else rest[token] / drawn[token]
-        if float(torch.rand(1, generator=chance)) < float(accept):
+        if float(torch.rand(1, generator=rng)) < float(accept):
             return row, token
         if drawn is None:
             rest[token] = 0.0
@@ -132,4 +99,4 @@ def _draw(
             rest = chances.clone()
             total = rest.sum()
         rest = rest / total
-    return None, int(torch.multinomial(rest, 1, generator=chance))
+    return None, int(torch.multinomial(rest, 1, generator=rng))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jettison.core.errors import UsageError
-from jettison.runtime.speculative.speculate import Round, Speculation
+from jettison.runtime.record import Round, Speculation
 
 
 def closed_speedup(acceptance: float, length: int, draft: float, verify: float) -> float:

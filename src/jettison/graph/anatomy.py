@@ -64,6 +64,9 @@ class Linear:
     inputs: str
     layout: str = "linear"
 
+    def __hash__(self) -> int:  # of all fields it would take most of the time of a plan
+        return hash(self.name)
+
     @property
     def role(self) -> str:
         return self.roles[0] if len(self.roles) == 1 or "expert" in self.roles else "_".join(self.roles)
@@ -82,6 +85,9 @@ class Anatomy:
     linears: tuple[Linear, ...]
     parameters: int
     tied: bool
+
+    def __hash__(self) -> int:
+        return hash((self.family.name, self.blocks, self.parameters))
 
     def __iter__(self) -> Iterator[Linear]:
         return iter(self.linears)

@@ -75,6 +75,7 @@ def compress(
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
     if (source.folder / MANIFEST).exists():
         read_manifest(source.folder)  # whose teacher is recorded at the end: a damaged one is met before work
+    _ = source.skeleton  # what transformers cannot build is refused before any work
     jobs, out = assign(source, recipe, runtime), check_folder(out, JOURNAL)
     if note := say_adjusted(jobs):
         say(f"note: {note}")

@@ -90,14 +90,15 @@ def planned(
     recipe: Recipe,
     runtime: Runtime | None = None,
     semi_structured: bool = False,
-    experts: Sequence[Linear] = (),
+    experts: Sequence[Sequence[Linear]] = (),
 ) -> Choice:
     """What a recipe makes of a unit. One that has a side path in part counts as one that has it, one that is pruned in
-    part as one that is not. experts: of the model, one of each unit: those that a step quantizes share a grid."""
-    linear, rank = unit.linears[0], max(side_path_rank(linear, recipe) for linear in unit.linears)
-    for step in recipe.of("quantize"):
+    part as one that is not. experts: per quantize step, one of each of the model's units that it quantizes: they share
+    a grid."""
+    linear, rank = unit.linears[0], max(side_path_rank(linear, recipe) for linear in unit.kinds)
+    for number, step in enumerate(recipe.of("quantize")):
         if step.where.matches(linear.roles, linear.block):
-            others = [each for each in experts if unit.experts and step.where.matches(each.roles, each.block)]
+            others = experts[number] if experts and unit.experts else ()
             grid = fitted(step.grid, others or unit.linears, runtime)
             stored = runtime.bits_per_weight(linear, grid) if runtime else 0.0
             if runtime is None or runtime.name == "jettison":
@@ -110,14 +111,16 @@ def planned_all(
     units: Sequence[Unit], recipe: Recipe, runtime: Runtime | None = None, semi_structured: bool = False
 ) -> dict[Unit, Choice]:
     """``planned`` of every unit of a model."""
-    experts = [unit.linears[0] for unit in units if unit.experts]
+    firsts = [unit.linears[0] for unit in units if unit.experts]
+    matched = lambda step: [each for each in firsts if step.where.matches(each.roles, each.block)]
+    experts = [matched(step) for step in recipe.of("quantize")]
     return {unit: planned(unit, recipe, runtime, semi_structured, experts) for unit in units}
 
 
 def _sparse_bits(unit: Unit, recipe: Recipe, grid: Grid | None) -> float | None:
     """Bits per weight as they run, if all of the unit is pruned to a pattern that something runs."""
     found: set[float | None] = set()
-    for linear in unit.linears:
+    for linear in unit.kinds:
         steps = [step for step in recipe.of("prune") if claims(step, linear)]
         found.add(steps[0].pattern.packed_bits(grid) if steps else None)
     return found.pop() if len(found) == 1 else None
@@ -141,7 +144,8 @@ def operators(shape: ModelShape, recipe: Recipe, setting: Setting) -> list[Opera
     units, found = find_units(shape.anatomy), []
     for unit, choice in planned_all(units, recipe, setting.runtime, setting.semi_structured).items():
         if unit.block not in setting.dropped:
-            ranks = [side_path_rank(linear, recipe) for linear in unit.linears]
+            of_kind = {(linear.roles, linear.block): side_path_rank(linear, recipe) for linear in unit.kinds}
+            ranks = [of_kind[linear.roles, linear.block] for linear in unit.linears]
             found += unit_operators(shape, unit, choice, setting, ranks)
     return found + fixed_operators(shape, units, setting)
 

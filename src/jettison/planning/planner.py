@@ -18,7 +18,7 @@ from jettison.graph.folder import open_shape
 from jettison.graph.shape import ModelShape
 from jettison.planning.cost import CONTEXT, Setting, fixed_operators, planned_all, predict, unit_operators
 from jettison.planning.groups import BITS, GROUP_SIZES, Choice, Unit, choices, find_units, tie
-from jettison.planning.search import Picks, Problem, least, pareto, quickest, search
+from jettison.planning.search import Picks, Problem, feasible, least, pareto, quickest, search
 from jettison.planning.writing import changed, check_changes, to_recipe
 from jettison.recipe.recipe import Recipe, load_recipe, preset_names
 from jettison.statistics.known import any_known
@@ -166,7 +166,7 @@ def make_plan(
         time=inf if tps is None else batch / tps,
         memory=min(inf if limit is None else limit, target.memory),
     )
-    if least(problem, 1) is None:  # before losses are found, which may take long
+    if not feasible(problem):  # before losses are found, which may take long
         raise UsageError(_infeasible(problem, shape, target, setting))
     needless = problem.fits(tuple(of.index(Choice(16)) if Choice(16) in of else 0 for of in options))
     loss_of, losses = _losses(shape, open_to, "prior" if needless else losses)

@@ -13,8 +13,6 @@ from functools import cached_property
 from random import Random
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
 
 from jettison.planning.groups import Choice, Unit
 
@@ -104,6 +102,10 @@ def _solve(
     problem: Problem, objective: np.ndarray, limited: np.ndarray | None = None, limit: float = np.inf
 ) -> Picks | None:
     """The choices with the least sum of ``objective`` within the budgets, their sum of ``limited`` up to ``limit``."""
+    # Imported here, for what is refused before needs no solver: that takes half of the time of a plan's imports.
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import coo_array
+
     groups, _, costs = problem._flat
     one_each = coo_array((np.ones(len(groups)), (groups, np.arange(len(groups)))))
     constraints = [LinearConstraint(one_each, 1, 1)]

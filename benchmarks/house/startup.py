@@ -1,0 +1,134 @@
+"""Processor time of commands in fresh processes, which is mostly imports: plans, help, lists and bad usage.
+
+    python -m benchmarks.house.startup                      # about five minutes
+    python -m benchmarks.house.startup --before PYTHON      # also of an earlier commit, installed for that interpreter
+    python -m benchmarks.house.startup --check              # the claims alone, about half a minute
+
+User and system time of the process and its children. Rounds are interleaved; medians are taken. This machine is
+measured beforehand, as it is once in a user's life. Plans of every known shape show what the solver adds.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.witness import RESULTS, RUNS, cell, claim, compare, write_result
+from jettison.devices.machine import measure
+from jettison.graph.shape import shapes
+
+NAME = "startup"
+ROUNDS, SHAPE_ROUNDS = 7, 3
+PLAN_TARGET, HELP_TARGET = 1.5, 0.5
+BYTES = 0.9  # of memory per parameter, for the plans of every shape
+PLAN = "plan qwen3-4b --memory 3GB"
+REFUSED = ("plann", "plan qwen3-4b")  # bad usage
+LIGHT = ("--help", "plan --help", "bench --help", "devices", "recipes", *REFUSED)
+FOLDER = "plan FOLDER --memory 0.9GB"
+SHOWN = "a folder of Qwen3-0.6B with a config and safetensors"
+
+
+def seconds(python: str, command: list[str], code: int) -> float:
+    """Of one run of ``jettison COMMAND``. Raises RuntimeError if it exits with another code."""
+    spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    before = spent()
+    done = subprocess.run([python, "-m", "jettison", *command], capture_output=True, text=True, check=False)
+    if done.returncode != code:
+        raise RuntimeError(f"jettison {' '.join(command)} exits with {done.returncode}: {done.stderr[-500:]}")
+    return spent() - before
+
+
+def medians(commands: dict[str, list[str]], pythons: dict[str, str], rounds: int) -> dict[str, dict[str, dict]]:
+    """Interpreter's name -> command -> median and samples."""
+    found = {name: {shown: [] for shown in commands} for name in pythons}
+    for _ in range(rounds):
+        for shown, command in commands.items():
+            for name, python in pythons.items():
+                found[name][shown].append(round(seconds(python, command, 2 if shown in REFUSED else 0), 3))
+    return {
+        name: {shown: {"median": statistics.median(each), "samples": each} for shown, each in of.items()}
+        for name, of in found.items()
+    }
+
+
+def folder(path: Path) -> Path:
+    """A folder as the hub has it, weights of zeros that take no room on the disk."""
+    from safetensors.torch import save_file
+    from torch import zeros
+
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(shapes()["qwen3-0.6b"]["config"]))
+    save_file({"model.embed_tokens.weight": zeros(1, 1)}, path / "model.safetensors")
+    return path
+
+
+def commands(model: Path) -> dict[str, list[str]]:
+    given = {shown: shown.split() for shown in (PLAN, *LIGHT)}
+    return given | {FOLDER: [str(model) if word == "FOLDER" else word for word in FOLDER.split()]}
+
+
+def every_shape(python: str) -> dict[str, dict]:
+    """A plan of each known shape, for a device with room for all of them."""
+    asked = {
+        name: ["plan", name, "--device", "h200", "--context", "0", "--memory", str(int(BYTES * row["parameters"]))]
+        for name, row in shapes().items()
+    }
+    return medians(asked, {"now": python}, SHAPE_ROUNDS)["now"]
+
+
+def run(pythons: dict[str, str], rounds: int) -> dict[str, dict]:
+    with tempfile.TemporaryDirectory() as room:
+        return medians(commands(folder(Path(room) / "model")), pythons, rounds)
+
+
+def claims(found: dict[str, dict]) -> list[dict]:
+    worst = max(LIGHT, key=lambda shown: found[shown]["median"])
+    return [
+        claim("plan_known_shape_cpu_seconds", found[PLAN]["median"], "s", "lower", PLAN_TARGET, f"jettison {PLAN}"),
+        claim("plan_folder_cpu_seconds", found[FOLDER]["median"], "s", "lower", PLAN_TARGET, SHOWN),
+        claim("help_cpu_seconds", found[worst]["median"], "s", "lower", HELP_TARGET, f"the slowest: jettison {worst}"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", help="an interpreter for which an earlier commit is installed")
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args()
+    os.environ["JETTISON_CACHE"] = str(RUNS / NAME / "cache")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    measure()
+    if given.check:
+        return check()
+    start = time.perf_counter()
+    pythons = {"now": sys.executable} | ({"before": given.before} if given.before else {})
+    found = cell(NAME, "commands", lambda: run(pythons, ROUNDS))
+    plans = cell(NAME, "shapes", lambda: every_shape(sys.executable))
+    shown = [name for name in pythons if name in found]
+    rows = [[f"jettison {each}", *(f"{found[name][each]['median']:.2f}" for name in shown)] for each in found["now"]]
+    slow = [name for name in shapes() if plans[name]["median"] > PLAN_TARGET]
+    tables = {
+        "Processor seconds of a command, medians": {"columns": ["command", *shown], "rows": rows},
+        "Processor seconds of a plan by shape, medians": {
+            "columns": ["shape", "seconds"],
+            "rows": [[name, f"{plans[name]['median']:.2f}"] for name in shapes()],
+        },
+    }
+    details = {"tables": tables, "shapes above the target": slow, "commands": found, "shapes": plans}
+    write_result(NAME, claims(found["now"]), time.perf_counter() - start, details, script=__file__)
+
+
+def check() -> None:
+    recorded = {each["id"]: each["value"] for each in json.loads((RESULTS / f"{NAME}.json").read_text())["claims"]}
+    now = claims(run({"now": sys.executable}, 3)["now"])
+    compare({each["id"]: (each["value"], recorded[each["id"]], 0.5 * recorded[each["id"]]) for each in now})
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from jettison.core.files import write_json, write_tensors
+from jettison.core.files import write_json
+from jettison.core.tensors import write_tensors
 from jettison.formats.compressed_tensors import config_section
 from jettison.graph.checkpoint import INDEX
 from jettison.graph.modules import empty_parts

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pictures import timelines
 
-from jettison.formats.runtimes import Format, engine_names, find_engine
+from jettison.formats.runtimes import Format, find_runtime, runtime_names
 from jettison.recipe import registry
 from jettison.recipe.recipe import load_recipe, preset_names
 from jettison.xr.definitions import find_scenario
@@ -44,26 +44,28 @@ def recipes() -> str:
     return "\n".join(lines)
 
 
-def engines() -> str:
-    """docs/engines.md, its tables and the notes under them made anew."""
-    grids = [["engine", "format", "what", "bits", "group sizes", "symmetric", "columns", "rows"]]
-    parts = [["engine", "format", "head", "embedding", "experts", "share one grid"]]
+def runtimes() -> str:
+    """docs/runtimes.md, its tables and the notes under them made anew."""
+    grids = [["runtime", "format", "what", "bits", "group sizes", "symmetric", "columns", "rows"]]
+    parts = [["runtime", "format", "head", "embedding", "experts", "share one grid"]]
     notes = []
-    for engine in map(find_engine, engine_names()):
-        for format in engine.formats:
-            start = [engine.name, format.name]
+    for runtime in map(find_runtime, runtime_names()):
+        for format in runtime.formats:
+            start = [runtime.name, format.name]
             grids += [[*start, *row] for row in _grids(format)]
             shared = [SHARED[format.share] if group == "experts" else group for group in format.fused]
             parts.append(
                 [*start, *(_loads(format, sort) for sort in ("head", "embedding", "experts")), ", ".join(shared)]
             )
-            said = [f"on {format.where}"] + ([f"side paths up to rank {engine.max_rank}"] if engine.max_rank else [])
+            said = [f"on {format.where}"] + (
+                [f"LoRA adapters up to rank {runtime.max_rank}"] if runtime.max_rank else []
+            )
             said += [format.note] * bool(format.note) + ["not written yet"] * (not format.written)
             checked = "Read in" if format.parts["linears"].verified else "**Not verified**:"
-            notes.append(f"- {engine.title}, {format.name}: {'; '.join(said)}. {checked} {format.source}.")
+            notes.append(f"- {runtime.title}, {format.name}: {'; '.join(said)}. {checked} {format.source}.")
     table = lambda rows: [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
     lines = ["<!-- made by generate.py -->", *table(grids), "", *table(parts), "", *notes, "<!-- end -->"]
-    text = (DOCS / "engines.md").read_text(encoding="utf-8")
+    text = (DOCS / "runtimes.md").read_text(encoding="utf-8")
     return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
 
 
@@ -272,7 +274,7 @@ def plot(rows: list[tuple[str, float, float]]) -> str:
 
 
 if __name__ == "__main__":
-    pages = {"index": start(), "recipes": recipes(), "results": results(), "engines": engines(), "xr": xr()}
+    pages = {"index": start(), "recipes": recipes(), "results": results(), "runtimes": runtimes(), "xr": xr()}
     pages |= {"pruning": pruning(), "drafting": drafting()}
     for name, page in pages.items():
         (DOCS / f"{name}.md").write_text(page, encoding="utf-8")

@@ -18,9 +18,9 @@ def cache(tmp_path_factory):
 
     set_quiet(True)
     torch.set_num_threads(1)
-    from jettison.devices import machine
+    from jettison.devices import measuring
 
-    machine.READ_BYTES, machine.MATRIX, machine.ENOUGH = 1 << 22, 256, 0.0  # to know this machine takes no time
+    measuring.READ_BYTES, measuring.MATRIX, measuring.ENOUGH = 1 << 22, 256, 0.0  # to know this machine takes no time
 
 
 @pytest.fixture

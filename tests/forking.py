@@ -225,11 +225,11 @@ def _serve(model: str) -> None:
     import torch
 
     import jettison
-    from jettison.devices import machine
+    from jettison.devices import measuring
     from jettison.graph.folder import ModelFolder
 
     torch.set_num_threads(1)  # none are started here: a fork would lose them
-    machine.READ_BYTES, machine.MATRIX, machine.ENOUGH = 1 << 22, 256, 0.0  # to know this machine takes no time
+    measuring.READ_BYTES, measuring.MATRIX, measuring.ENOUGH = 1 << 22, 256, 0.0  # to know this machine takes no time
     for module in pkgutil.walk_packages(jettison.__path__, "jettison."):
         if not module.name.startswith(("jettison.kernels.gpu", "jettison.__main__")):
             import_module(module.name)

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.graph.modules import Adapted, PackedLinear, QuantizedLinear
 from jettison.kernels.tiles import Tiling
 from jettison.runtime.native_decoder import CACHES, NativeDecoder
@@ -72,7 +73,7 @@ def check(rng: random.Random) -> None:
     model, packed = random_model(rng)
     decoder, vocabulary = NativeDecoder(model), model.config.vocab_size
     texts = [torch.randint(0, vocabulary, (rng.randint(1, decoder.limit),)).tolist() for _ in range(rng.randint(1, 4))]
-    cache, fine = rng.choice(sorted(CACHES)), rng.random() < 0.5
+    cache, bits = rng.choice(sorted(CACHES)), rng.choice((8, 15))
     sessions = [decoder.session(rng.randint(len(text), decoder.limit), cache) for text in texts]
     torch.set_num_threads(rng.choice([1, 2]))  # main puts it back
     last: dict[int, torch.Tensor] = {}
@@ -88,23 +89,23 @@ def check(rng: random.Random) -> None:
         if not tokens:
             continue
         ends = [i + 1 == len(places) or places[i + 1] != place for i, place in enumerate(places)]
-        found = decoder.forward(tokens, rows, ends, fine)
+        found = decoder.forward(tokens, rows, ends, bits)
         last |= {
             place: row
             for place, row in zip([p for p, end in zip(places, ends, strict=True) if end], found, strict=True)
         }
-    if fine or not packed:  # else int8 activations of so few columns say little
+    if bits == 15 or not packed:  # else int8 activations of so few columns say little
         for number, text in enumerate(texts):
             with torch.no_grad():
                 expected = reference(model, text)
             off = float((last[number] - expected).norm() / (expected.norm() + 1e-6))
             limit = {"float32": 2e-3 if packed else 1e-4, "bfloat16": 5e-2, "int8": 0.2}[cache]
             assert off < limit, f"{model.config.model_type}, {cache}, {len(text)} tokens: off by {off:.2g}"
-    branch(rng, decoder, texts[0], cache, fine)
+    branch(rng, decoder, texts[0], cache, bits)
     spoil(rng, decoder, vocabulary)
 
 
-def branch(rng: random.Random, decoder: NativeDecoder, text: list[int], cache: str, fine: bool) -> None:
+def branch(rng: random.Random, decoder: NativeDecoder, text: list[int], cache: str, bits: int) -> None:
     """Rows that branch give the bits of each branch read alone, and so does what is kept of them; and without a half of
     a block, drafts leave no trace once they are cut off."""
     if decoder.limit < 12:
@@ -112,26 +113,28 @@ def branch(rng: random.Random, decoder: NativeDecoder, text: list[int], cache: s
     start, free = text[: rng.randint(0, min(len(text), decoder.limit - 10))], range(decoder.vocabulary)
     session, parents, tokens = decoder.session(decoder.limit, cache), [], []
     if start:
-        session.append(start, fine=fine)
+        session.append(start, activation_bits=bits)
     halves = bytes(rng.choice([0, 1, 2, 3]) for _ in range(decoder.layers))
-    session.append([rng.choice(free) for _ in range(3)], fine=fine, halves=halves)
+    session.append([rng.choice(free) for _ in range(3)], activation_bits=bits, halves=halves)
     session.cut(len(start))
     for row in range(rng.randint(1, 8)):
         parents.append(rng.randint(-1, row - 1))
         tokens.append(rng.choice(free))
-    found = session.append(tokens, every=True, fine=fine, parents=parents)
+    found = session.append(tokens, every=True, activation_bits=bits, parents=parents)
     row, path = rng.randrange(len(tokens)), []
     while row >= 0:
         path.insert(0, row)
         row = parents[row]
     alone = decoder.session(decoder.limit, cache)
     if start:
-        alone.append(start, fine=fine)
-    expected = torch.cat([alone.append([tokens[row]], fine=fine) for row in path])
+        alone.append(start, activation_bits=bits)
+    expected = torch.cat([alone.append([tokens[row]], activation_bits=bits) for row in path])
     assert torch.equal(found[path], expected), f"branches {parents} after {len(start)} tokens, {cache}: other bits"
     session.keep(len(start), [len(start) + row for row in path])
     last = rng.choice(free)
-    assert torch.equal(session.append([last], fine=fine), alone.append([last], fine=fine)), "kept rows give other bits"
+    assert torch.equal(session.append([last], activation_bits=bits), alone.append([last], activation_bits=bits)), (
+        "kept rows give other bits"
+    )
     length = session.length
     for before, slots in ((0, [0, 0]), (0, [length]), (0, [-1]), (length + 1, []), (-1, [])):
         try:

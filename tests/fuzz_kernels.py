@@ -11,7 +11,8 @@ import time
 import torch
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.graph.modules import packed_parts
 from jettison.kernels import native, ops
 from jettison.kernels.tiles import Tiling, dense, pack_codes, spread, to_checkpoint, two_of_four
@@ -34,15 +35,15 @@ def random_weight(rng: random.Random) -> QuantizedWeight:
     bits, group = rng.choice([2, 3, 4, 5, 8]), rng.choice([-1, -1, 1, 8, 16, 24, 32, 48, 64, 128, 200, 384, 512])
     columns = rng.randint(1, 700) if group == -1 else group * rng.randint(1, max(1, 700 // group))
     rows, symmetric = rng.randint(1, 80), rng.random() < 0.5
-    dtype = rng.choice([torch.bfloat16, torch.float16, torch.float32])
-    grid = Grid(bits, group, symmetric, dtype)
+    kind = rng.choice(["bfloat16", "float16", "float32"])
+    grid = Grid(bits, group, symmetric, kind)
     shape = (rows, grid.groups(columns))
     codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
     if symmetric and bits in (4, 8) and columns % 4 == 0 and rng.random() < 0.5:
         least = torch.rand(rows, columns // 4, 4).argsort(-1).flatten(1) < 2  # two of each four
         codes[least] = grid.middle
     zero = None if symmetric else torch.randint(0, 2**bits, shape, dtype=torch.uint8)
-    return QuantizedWeight(codes, torch.randn(shape).mul(0.1).to(dtype), zero, grid)
+    return QuantizedWeight(codes, torch.randn(shape).mul(0.1).to(grid.scale_dtype), zero, grid)
 
 
 def representable(count: int, tiling: Tiling) -> torch.Tensor:

@@ -95,6 +95,12 @@ def _near(rng: random.Random, old: Any) -> Any:
     return rng.choice(HOSTILE)
 
 
+def left(path: Path, most: int = 1 << 24) -> bytes:
+    """What stands at ``path`` after a change; nothing where that is no file (a pipe or a device may never end), or a
+    huge one."""
+    return path.read_bytes() if path.is_file() and path.stat().st_size <= most else b""
+
+
 def short(value: Any, most: int = 60) -> str:
     try:
         text = repr(value) if isinstance(value, str | float | int | None) else json.dumps(value)

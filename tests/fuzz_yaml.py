@@ -64,8 +64,7 @@ def give(room: Room, rng: random.Random, name: str, value: Any) -> str:
 def recipe(room: Room, rng: random.Random) -> Case:
     note = give(room, rng, "recipe.yaml", bases.placed(rng.choice(bases.RECIPES), room.base))
     file = room.given / "recipe.yaml"
-    text = file.read_bytes() if file.is_file() and file.stat().st_size < 1 << 24 else b""
-    verbs = (do.read_recipe,) if MUCH.search(text) else (do.read_recipe, do.compress_by)
+    verbs = (do.read_recipe,) if MUCH.search(mutate.left(file)) else (do.read_recipe, do.compress_by)
     if rng.random() < 0.06:  # they try the recipe in little, which takes seconds
         verbs = (do.compress_dry, do.fit_dry)
     return Case(note, chosen(rng, *verbs))

@@ -2,7 +2,8 @@
 
 import torch
 
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.graph.modules import PackedLinear, TiledLinear
 from jettison.methods.quantize.rtn import rtn
 

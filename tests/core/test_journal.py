@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.core.files import inside, write_json, write_tensors
+from jettison.core.files import inside, write_json
 from jettison.core.journal import Journal
+from jettison.core.tensors import write_tensors
 
 
 def test_entries_survive(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from jettison.core.errors import UsageError
 from jettison.core.kept import read_record, write_record
-from jettison.devices import machine
+from jettison.devices import measuring
 from jettison.devices.device import SOURCED, Device, device_names, find_device
 from jettison.devices.machine import measure
 
@@ -27,7 +27,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setenv("JETTISON_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name, value in {"READ_BYTES": 1 << 22, "MATRIX": 64, "REPEATS": 5, "ENOUGH": 0.0}.items():
-        monkeypatch.setattr(machine, name, value)
+        monkeypatch.setattr(measuring, name, value)
     return tmp_path / "device.json"
 
 
@@ -174,13 +174,13 @@ class TestMeasure:
 
     def test_measured_once(self, small, monkeypatch):
         calls = []
-        monkeypatch.setattr(machine, "_figures", lambda device: calls.append(device) or {"memory": len(calls)})
+        monkeypatch.setattr(measuring, "_figures", lambda device: calls.append(device) or {"memory": len(calls)})
         first = measure()
         assert measure() == first and len(calls) == 1
         assert measure(again=True)["memory"] == 2 and measure()["memory"] == 2
 
     def test_what_was_kept_for_another_layout_host_or_by_accident(self, small, monkeypatch):
-        monkeypatch.setattr(machine, "_figures", lambda device: {"memory": 7})
+        monkeypatch.setattr(measuring, "_figures", lambda device: {"memory": 7})
         measure()
         kept = json.loads(small.read_text())
         old = {"host": kept["host"], "bandwidth": 1e10, "memory": 1, "flops": 1e12}
@@ -190,23 +190,23 @@ class TestMeasure:
 
     @pytest.mark.parametrize(("threads", "streams"), [(1, 1), (1, 4), (2, 1), (2, 2), (3, 2)])
     def test_a_read_touches_every_byte_once(self, monkeypatch, threads, streams):
-        monkeypatch.setattr(machine, "CHUNK_BYTES", 40)  # 10 numbers
+        monkeypatch.setattr(measuring, "CHUNK_BYTES", 40)  # 10 numbers
         data, sums = torch.arange(96.0), []
         pool = SimpleNamespace(map=lambda work, turns: [sums.append(sum(work(turn))) for turn in turns])
-        machine._read(data, threads, streams, pool)
+        measuring._read(data, threads, streams, pool)
         assert len(sums) == threads and sum(sums) == data.sum()
         assert sums[0] == data[: 96 // threads].sum()
 
     def test_streams_are_read_by_turns(self, monkeypatch):
-        monkeypatch.setattr(machine, "CHUNK_BYTES", 8)  # 2 numbers
+        monkeypatch.setattr(measuring, "CHUNK_BYTES", 8)  # 2 numbers
         found = []
         pool = SimpleNamespace(map=lambda work, turns: found.extend(chunk.tolist() for chunk in turns[0]) or [])
-        machine._read(torch.arange(8.0), 1, 2, pool)
+        measuring._read(torch.arange(8.0), 1, 2, pool)
         assert found == [[0, 1], [4, 5], [2, 3], [6, 7]]
 
     def test_threads_of_torch_are_as_before(self, small):
         before = torch.get_num_threads()
-        ways = [(row["threads"], row["streams"]) for row in machine._read_table(5)]
+        ways = [(row["threads"], row["streams"]) for row in measuring._read_table(5)]
         assert ways == [(threads, streams) for threads in (1, 2, 4, 5) for streams in (1, 2, 4)]
         assert torch.get_num_threads() == before
 
@@ -217,7 +217,7 @@ class TestMeasure:
         monkeypatch.setattr(torch, "_int_mm", refuse)
         assert set(measure()["flops"]) == {"fp32", "fp16"}
         monkeypatch.delattr(torch, "_int_mm")
-        assert machine._product_peak(torch.int8, torch.device("cpu")) == 0
+        assert measuring._product_peak(torch.int8, torch.device("cpu")) == 0
 
     def test_widths_double_until_one_is_long(self, monkeypatch):
         widths = []
@@ -226,8 +226,9 @@ class TestMeasure:
             widths.append(len(work.args[0]))
             return {256: 1e-3, 512: 2e-3, 1024: 1.0}[widths[-1]]
 
-        monkeypatch.setattr(machine, "_best", timed)
-        peak = machine._product_peak(torch.float32, torch.device("cpu"))
+        monkeypatch.setattr(measuring, "_best", timed)
+        monkeypatch.setattr(measuring, "MATRIX", 8192)
+        peak = measuring._product_peak(torch.float32, torch.device("cpu"))
         assert widths == [256, 512, 1024] and peak == 2 * 512**3 / 2e-3
 
     def test_the_last_level_of_cache(self, tmp_path):
@@ -238,8 +239,8 @@ class TestMeasure:
             for name, text in (("level", level), ("shared_cpu_list", shared), ("size", size)):
                 (folder / name).write_text(f"{text}\n")
         (tmp_path / "cpu3/cache/index0").mkdir(parents=True)  # says nothing
-        assert machine._last_cache(tmp_path) == (32 + 16) << 20
-        assert machine._last_cache(tmp_path / "none") == 0
+        assert measuring._last_cache(tmp_path) == (32 + 16) << 20
+        assert measuring._last_cache(tmp_path / "none") == 0
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     def test_a_gpu(self, monkeypatch, tmp_path):
@@ -266,7 +267,7 @@ class TestCommands:
         assert measure()["memory"] == 1.0
         code, out, _ = jettison("devices", "measure", "--quiet", "--json", tmp_path / "this.json")
         result = json.loads((tmp_path / "this.json").read_text())
-        assert code == 0 and result == measure() and result["memory"] == machine.psutil.virtual_memory().total
+        assert code == 0 and result == measure() and result["memory"] == measuring.psutil.virtual_memory().total
         rows = re.findall(r"^(\d+) +(\d+) +[\d.]+ [KMGT]B/s", out, re.MULTILINE)
         assert rows == [(str(way["threads"]), str(way["streams"])) for way in result["measured"]]
         for label in ("fp32", "fp16", "overhead", "cache"):

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid, QuantizedWeight, pack, unpack
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight, pack, unpack
 
 
 @settings(max_examples=60, deadline=None)

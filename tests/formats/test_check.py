@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from jettison import compress as compress_model
 from jettison.core.errors import JettisonError
-from jettison.core.files import write_tensors
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.core.tensors import write_tensors
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.formats.card import write_card
 from jettison.formats.check import check_block, check_shard, inspect
 from jettison.formats.manifest import read_manifest, update_manifest
@@ -79,7 +80,7 @@ class TestReadBack:
             save_file({name: tensor + 1 for name, tensor in tensors.items()}, path, metadata)
 
         write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(3)})
-        monkeypatch.setattr("jettison.core.files.save_file", faulty)
+        monkeypatch.setattr("jettison.core.tensors.save_file", faulty)
         with pytest.raises(JettisonError, match="x reads back differently"):
             write_tensors(tmp_path / "a.safetensors", {"x": torch.ones(3)})
         assert load_file(tmp_path / "a.safetensors")["x"].tolist() == [0, 0, 0]

@@ -130,7 +130,7 @@ class TestTable:
         monkeypatch.syspath_prepend(str(docs))
         import generate
 
-        page = (docs / "engines.md").read_text(encoding="utf-8")
+        page = (docs / "runtimes.md").read_text(encoding="utf-8")
         assert "| vllm | compressed-tensors | Humming |" in page
         assert generate.engines() == page, "run docs/generate.py"
 

@@ -10,11 +10,15 @@ from safetensors.torch import load_file, save_file
 
 from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import write_json
+from jettison.domains.text.data import Text
+from jettison.encodings.grid import Grid
 from jettison.formats.compressed_tensors import read_grids
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.dense import load_dense
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import compress
+from jettison.pipeline.size import measure_size
+from jettison.statistics.sensitivity import sensitivity
 
 RTN = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}]}
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -50,6 +54,16 @@ class TestTensors:
             ModelFolder(folder).read_weight(UP.removesuffix(".weight"), "linear")
         with pytest.raises(JettisonError, match=f"{UP} is stored as {dtype}"):
             load_dense(ModelFolder(folder))
+
+    @pytest.mark.parametrize("kind", ["gradients", "measured"])
+    def test_weights_that_let_the_outputs_overflow(self, folder, kind):
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.norm.weight"][0] = torch.finfo(tensors["model.norm.weight"].dtype).max
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        source = ModelFolder(folder)
+        parts = {"up": [linear for linear in source.anatomy if "up" in linear.roles]}
+        with pytest.raises(JettisonError, match="its outputs overflow|activations are not sound"):
+            sensitivity(source, parts, {"up": [Grid(4, 32)]}, Text(), kind=kind, samples=1, length=16)
 
     @pytest.mark.parametrize("shape", [(-1,), (), (4, -1)], ids=str)
     def test_stacked_experts_of_other_shapes(self, tiny, tmp_path, shape):
@@ -99,6 +113,13 @@ class TestTokenizer:
         change(folder / "tokenizer.json", **values)
         with pytest.raises(UsageError, match="has no usable tokenizer"):
             _ = ModelFolder(folder).tokenizer
+
+    def test_a_panic_is_not_said_twice(self, folder, jettison):
+        """Rust writes it to stderr at length before it raises it."""
+        data = json.loads((folder / "tokenizer.json").read_text())
+        change(folder / "tokenizer.json", model=data["model"] | {"continuing_subword_prefix": "##########"})
+        code, _, err = jettison("generate", folder, "-p", "It", "-n", 2)
+        assert code == 2 and err.startswith(f"error: {folder} has no usable tokenizer: ") and err.count("\n") == 1
 
     @pytest.mark.parametrize(
         "template", ["{{", "{{ raise_exception('no') }}", "{% for i in range(10 ** 12) %}x{% endfor %}"]
@@ -183,6 +204,32 @@ class TestPackedFolders:
     def test_malformed_sections(self, grids, where, value, words):
         with pytest.raises(JettisonError, match=words):
             grids(where, value)
+
+    @pytest.mark.parametrize("dtype", [torch.complex64, torch.float32, torch.int16, torch.bool], ids=str)
+    def test_shapes_that_are_no_whole_numbers(self, packed, tmp_path, dtype):
+        folder = shutil.copytree(packed, tmp_path / "packed")
+        tensors = load_file(folder / "model-00001-of-00003.safetensors")
+        name = UP.replace("weight", "weight_shape")
+        tensors[name] = tensors[name].to(dtype)
+        save_file(tensors, folder / "model-00001-of-00003.safetensors", {"format": "pt"})
+        with pytest.raises(JettisonError, match=r"weight_shape is stored as (C64|F32|I16|BOOL); valid: I64, I32"):
+            read_grids(ModelFolder(folder))
+
+    @pytest.mark.parametrize("target", ["nowhere", "model-00001-of-00003.safetensors"], ids=["nowhere", "itself"])
+    def test_a_shard_that_leads_nowhere_is_made_again(self, packed, tiny, tmp_path, target):
+        folder = shutil.copytree(packed, tmp_path / "packed")
+        shard = folder / "model-00001-of-00003.safetensors"
+        (folder / "jettison.json").unlink()
+        shard.unlink()
+        shard.symlink_to(target)
+        compress(tiny("llama"), RTN, folder)
+        assert shard.read_bytes() == (packed / shard.name).read_bytes() and not shard.is_symlink()
+
+    def test_a_link_that_leads_nowhere_has_no_size(self, packed, tmp_path):
+        folder = shutil.copytree(packed, tmp_path / "packed")
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "adapter_model.safetensors").symlink_to("nowhere")
+        assert measure_size(folder) == measure_size(packed)
 
     def test_groups_by_activation_order_would_be_read_wrongly(self, packed, tmp_path):
         folder = shutil.copytree(packed, tmp_path / "packed")

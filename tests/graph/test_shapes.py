@@ -303,7 +303,7 @@ class TestSkeleton:
     def test_one_skeleton_serves_all_who_only_read(self, monkeypatch):
         built = []
         monkeypatch.setattr(
-            "jettison.graph.shape.build_skeleton", lambda config: built.append(1) or build_skeleton(config)
+            "jettison.graph.skeleton.build_skeleton", lambda config: built.append(1) or build_skeleton(config)
         )
         shape = open_shape("opt-125m")
         assert shape.skeleton is shape.skeleton

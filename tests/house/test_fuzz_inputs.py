@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,26 @@ def test_mutations_follow_their_seed(kind):
     one, two = ([repr(change(random.Random(seed))) for seed in range(50)] for _ in range(2))
     assert one == two and len(set(one)) > 30
     assert json.dumps(fuzz_bases.WHOLE).encode() == data, "the healthy input was changed"
+
+
+def test_what_is_no_file_says_nothing_of_what_must_be_refused(tmp_path):
+    """Sixty places have everything that can stand there: a pipe and a device never end, a sparse file has 32 GB."""
+
+    def late(*_):
+        raise AssertionError("it is read")
+
+    (tmp_path / "secret").write_text("secret")
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(10)
+    try:
+        for place in range(60):
+            file = tmp_path / f"{place}.json"
+            file.write_text('{"hidden_size": 64}')
+            fuzz_mutations.change_place(random.Random(place), file, tmp_path / "secret")
+            assert not fuzz_kinds.sizes_differ({"hidden_size": 64}, file) | fuzz_kinds.rank_differs({"r": 1}, file)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_kinds_are_those_that_are_asked_for():

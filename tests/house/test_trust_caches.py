@@ -16,7 +16,7 @@ from jettison.core import caches, kept
 from jettison.core.caches import cache_folder
 from jettison.core.errors import JettisonError
 from jettison.core.files import content_digest, write_json, write_text
-from jettison.devices import machine
+from jettison.devices import machine, measuring
 from jettison.domains.text.synthesize import synthesize
 from jettison.graph.folder import ModelFolder, open_shape
 from jettison.graph.shape import ModelShape
@@ -171,7 +171,7 @@ def test_figures_of_this_machine(cache, monkeypatch, said):
     """Any flipped bit, and whatever else stands there, is measured again; nothing to write to is no fault."""
     measured = []
     monkeypatch.setattr(
-        machine, "_figures", lambda device: measured.append(1) or {"memory": 7e9, "flops": {"fp32": 1e12}}
+        measuring, "_figures", lambda device: measured.append(1) or {"memory": 7e9, "flops": {"fp32": 1e12}}
     )
     row = machine.measure()
     file = cache / "device.json"

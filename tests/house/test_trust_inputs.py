@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
 
 from jettison.core.documents import parse_json, read_json
-from jettison.core.errors import JettisonError, UsageError, guarded
+from jettison.core.errors import JettisonError, UsageError, guarded, stderr
 from jettison.core.files import write_json
 from jettison.domains.text.data import read_documents
 from jettison.graph.checkpoint import INDEX
@@ -83,11 +84,12 @@ class TestNoFiles:
         with pytest.raises(UsageError, match="has zero bytes"):
             read_documents(tmp_path / "wide.txt")
 
-    @pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "caf\udce9"])
+    @pytest.mark.parametrize("name", ["a\0b", "x" * 20_000, "x/" * 10_000, "x " * 10_000, "caf\udce9"])
     def test_names_that_are_none(self, name):
         for read in (read_documents, ModelFolder, open_shape):
-            with pytest.raises(UsageError, match="^no (text|model|folder)"):
+            with pytest.raises(UsageError, match="^no (text|model|folder)") as caught:
                 read(name)
+            assert len(str(caught.value)) < 6000
 
     @pytest.mark.parametrize("kind", ["latin", *KINDS])
     def test_a_card_that_cannot_be_read_states_no_licence(self, folder, kind):
@@ -108,6 +110,16 @@ class TestJson:
 
     def test_nesting_that_occurs(self):
         assert parse_json(b"[" * 60 + b"]" * 60, "it")
+
+    @pytest.mark.parametrize("digits", [101, 400, 5000])
+    def test_numbers_of_too_many_digits(self, folder, digits):
+        """Of 309 digits and more no float can be made, of 4,301 and more no text."""
+        (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": ' + "9" * digits + "}")
+        with pytest.raises(
+            JettisonError, match=f"not readable JSON: it has a number of {digits:,} digits; at most 100"
+        ):
+            ModelFolder(folder)
+        assert parse_json(b"9" * 100, "it") == 10**100 - 1
 
     def test_halves_of_surrogate_pairs_are_written_and_read_back(self, tmp_path):
         value = {"caf\udce9": "\ud800", "é": "日本"}  # names of files that are not UTF-8 look like this
@@ -134,6 +146,15 @@ class TestIndex:
         write_json(folder / INDEX, {"weight_map": {UP: name}})
         with pytest.raises(JettisonError, match=rf"weight_map says .* of '{UP}'; the name of a file is needed"):
             _ = ModelFolder(folder).checkpoint
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [("a\nb", r"a\nb"), ("\x1b[31m", r"\x1b[31m"), ("\u202e", r"\u202e"), ("é :cat: [b]", "é :cat: [b]")],
+    )
+    def test_names_are_repeated_on_one_line(self, folder, name, said, jettison):
+        write_json(folder / INDEX, {"weight_map": {UP: name}})
+        code, _, err = jettison("evaluate", folder)
+        assert code == 1 and err == f"error: {folder}: shard {said} is named by {INDEX} but missing\n"
 
     @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/../../x"])
     def test_names_that_leave_the_folder(self, folder, name):
@@ -194,13 +215,20 @@ class TestConfig:
         with pytest.raises(UsageError, match=f"dtype = '{dtype}'; valid: float16, bfloat16, float32, float64"):
             load_dense(ModelFolder(folder))
 
-    def test_errors_of_others_are_one_line(self):
+    def test_errors_of_others_are_one_line(self, capfd):
         class PanicException(BaseException):
             """What Rust's panics are in Python: no Exception."""
 
         for error in (ValueError("a\nb\n\nadvice"), PanicException("a\nb")):
-            with pytest.raises(UsageError, match="^reading: a b$"), guarded("reading"):
+            with pytest.raises(UsageError, match="^reading: a b$"), guarded("reading", rust=True):
+                os.write(2, b"noise")
                 raise error
+        assert capfd.readouterr().err == "noise", "a panic's is the error itself"
+        with guarded("outer", rust=True), guarded("inner", rust=True):
+            os.write(stderr(), b"last words")
+            os.write(2, b"from C")
+            print("from Python", file=sys.stderr)
+        assert capfd.readouterr().err in ("last wordsfrom Python\nfrom C", "last wordsfrom Cfrom Python\n")
         for error in (KeyboardInterrupt(), SystemExit(), JettisonError("mine")):
             with pytest.raises(type(error)) as caught, guarded("reading"):
                 raise error

@@ -45,7 +45,7 @@ def test_sparsegpt(case):
 
 @pytest.mark.parametrize("case", [c for c in golden("sparsegpt") if c["bits"]], ids=lambda case: case.key)
 def test_sparsegpt_with_joint_quantization(case):
-    grid = Grid(case["bits"], -1, case["symmetric"], torch.float32)
+    grid = Grid(case["bits"], -1, case["symmetric"], "float32")
     ours = sparsegpt(case.weight, TWO_OF_FOUR, Stats.of(case.inputs), grid, damp=case["percdamp"], clip=False)
     assert float((ours.codes.float() != case.tensor("codes").float()).float().mean()) <= 0.01
     assert case.error_ratio(ours.dequantize()) == pytest.approx(case["error_ratio"], rel=0.01)

@@ -16,7 +16,7 @@ from jettison.recipe.registry import methods
 from jettison.statistics.stats import Stats
 
 FEW = {"caldera": {"iterations": 2}}  # where not the error is looked at
-EXACT = {"scale_dtype": torch.float32}
+EXACT = {"scale_type": "float32"}
 
 
 def share_of_other_codes(quantized, case) -> float:

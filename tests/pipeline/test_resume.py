@@ -12,10 +12,10 @@ from killing import files_of
 from tiny import change
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.core.files import write_tensors
 from jettison.core.journal import Journal, read_records
 from jettison.core.locks import locked
 from jettison.core.sealed import read_sealed, write_sealed
+from jettison.core.tensors import write_tensors
 from jettison.pipeline.compression import JOURNAL, compress
 from jettison.pipeline.recovery import recover
 

@@ -8,7 +8,7 @@ from jettison.devices.device import Device, find_device
 from jettison.devices.roofline import Operator, step_cost
 from jettison.graph.folder import ModelFolder, open_shape
 from jettison.planning.baselines import gain, gate_up_recipe, uniform_recipe
-from jettison.planning.cost import Setting, operators, predict, predict_drafted, predict_prefill, windows
+from jettison.planning.cost import Setting, operators, predict, predict_drafted, predict_prefill
 from jettison.recipe.recipe import Recipe, load_recipe
 
 FAST = Device("fast", "fast", bandwidth=256e9, memory=128e9, flops={"fp16": 1e18}, cache=0.0, overhead=0.0, sources={})
@@ -72,8 +72,7 @@ class TestCost:
 
     def test_sliding_windows_stop_growing(self):
         shape = open_shape("gpt-oss-20b")
-        config = shape.config.get_text_config()
-        assert windows(config, 24)[:3] == [128, float("inf"), 128]
+        assert shape.sizes.windows[:3] == (128, float("inf"), 128)
         memory = lambda context: predict(shape, uniform_recipe(4, 32), FAST, Setting(context=context)).memory
         token = 2 * 8 * 64 * 2
         assert memory(1128) - memory(128) == pytest.approx(1000 * token * 12)

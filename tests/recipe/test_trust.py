@@ -41,6 +41,7 @@ def recover(**options):
 
 
 NAN, INF = float("nan"), float("inf")
+HUGE = 16**5000  # of more digits than Python writes out
 WRONG = [
     (where(block=["3-1"]), "block '3-1' of where: .*lower number, 1-3"),
     (where(block=[]), "block of where is an empty"),
@@ -94,6 +95,14 @@ WRONG = [
     (gptq(block_size=10**30), "block_size = 1000"),
     (gptq(**{"bits": "4"}), "bits = '4'"),
     (gptq(bits=True), "bits = True"),
+    (gptq(bits=HUGE), "bits = a int: a grid has 2 to 8 bits"),
+    (gptq(group_size=-HUGE), "group_size = a int: it must be positive"),
+    (gptq(method=HUGE), "unknown quantize method a int"),
+    (where(block=HUGE), "block a int of where"),
+    (prune(pattern=HUGE, allocation="owl"), "a int is the same everywhere"),
+    (of(loss=10**400), "loss = 1000"),
+    (of(loss=HUGE), "loss = a int"),
+    ({HUGE: 5}, "unknown recipe field a int"),
     (gptq(group_size=-2), "group_size = -2"),
     (gptq(group_size=1.5), "group_size = 1.5"),
     (gptq(symmetric=1), "symmetric = 1"),
@@ -140,7 +149,9 @@ DOCUMENTS = {
     "no key": ("? [a]\n: b", "not valid YAML"),
     "tag": ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
     "date": ("a: 2000-13-01", "not valid YAML"),
-    "digits": ("a: " + "9" * 5000, "not valid YAML"),
+    "digits": ("a: " + "9" * 5000, "not valid YAML: it has a number of 5,000 digits; at most 100 are read"),
+    "digits to the base 16": ("a: 0x" + "f" * 5000, "not valid YAML: it has a number of 5,002 digits"),
+    "digits of a key": ("? 0x" + "f" * 5000 + "\n: a", "not valid YAML: it has a number of 5,002 digits"),
     "two": ("a: 1\n---\nb: 2", "not valid YAML"),
     "zero": ("a: \0", "not valid YAML"),
     "nothing": ("", "a mapping"),
@@ -192,7 +203,7 @@ LISTS = [
     (find_scenario, {"a": {"tasks": [{"model": "HT", "fps": NAN}]}}, "fps = nan"),
     (find_scenario, {"a": {"tasks": [{"model": "X", "fps": 1}], "models": {"X": {"input": [10**12]}}}}, "input = "),
     (read_costs, {"A": {"HT": {"latency_ms": NAN, "energy_mj": 1}}}, "latency_ms = nan"),
-    (read_costs, {"A": {"HT": {"latency_ms": 10**400, "energy_mj": 1}}}, "latency_ms = 1000"),
+    (read_costs, {"A": {"HT": {"latency_ms": 10**400, "energy_mj": 1}}}, "a number of 401 digits"),
     (read_costs, {"A": {"HT": {"latency_ms": "5", "energy_mj": 1}}}, "latency_ms = '5'"), (read_costs, {}, "0 units"),
 ]  # fmt: skip
 

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.core.files import write_tensors
 from jettison.core.kept import read_record, write_record
 from jettison.core.sealed import write_sealed
+from jettison.core.tensors import write_tensors
 from jettison.domains.text.data import Text
 from jettison.formats.compressed_tensors import UnpackedFolder
 from jettison.graph.dense import load_dense

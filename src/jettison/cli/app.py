@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
         except JettisonError as error:
             from rich.console import Console
 
-            Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+            Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"error: {error}", markup=False)
             sys.exit(BAD_USAGE if isinstance(error, UsageError) else FAILED)
 
 

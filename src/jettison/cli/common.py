@@ -21,7 +21,7 @@ MAY_BE_EMPTY = ("--prompt", "-p")
 PAGE = 100  # columns, where no terminal says how many there are
 if isinstance(sys.stdout, TextIOWrapper):
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files, and terminals, are not always UTF-8
-out = Console(highlight=False, width=None if sys.stdout.isatty() else PAGE)
+out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PAGE)
 
 Model = Annotated[str, typer.Argument(help="scribe (bundled), a model folder, or a hub id such as Qwen/Qwen3-4B.")]
 Shape = Annotated[

@@ -42,7 +42,6 @@ def plan(
     from jettison.core.files import write_text
     from jettison.planning.picture import plan_data, plan_summary
     from jettison.planning.planner import make_plan
-    from jettison.reports.plan_page import write_plan
 
     common.begin(quiet, json, out, report)
     found = make_plan(
@@ -65,6 +64,8 @@ def plan(
         unchanged = f"{model} meets this budget as it is: there is nothing to do, so {out} is not written"
         common.out.print(f"\n{unchanged}", markup=False, soft_wrap=True)
     if report is not None:
+        from jettison.reports.plan_page import write_plan  # imports plotly
+
         write_plan(data, report)
     common.finish({"recipe": found.recipe.to_dict(), "plan": data}, json)
 

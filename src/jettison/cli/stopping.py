@@ -17,6 +17,8 @@ import threading
 import time
 from typing import Any
 
+from jettison.core.errors import stderr
+
 PATIENCE = 1.5  # seconds
 APART = 0.2  # seconds: signals that come closer than this are one, sent to the process and to its group
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -99,8 +101,8 @@ class Stoppable:
 
     def _end(self, number: int) -> None:
         with contextlib.suppress(OSError):
-            if os.isatty(2):
-                os.write(2, b"\x1b[?25h")  # a bar hides the cursor
+            if os.isatty(stderr()):
+                os.write(stderr(), b"\x1b[?25h")  # a bar hides the cursor
         self._say()
         if "multiprocessing.process" in sys.modules:
             with contextlib.suppress(Exception):  # it is used past its own locks
@@ -112,7 +114,9 @@ class Stoppable:
         """Once, and under a launcher by the first process only. Past Python's buffers, whose locks may be held."""
         if self._said.acquire(blocking=False) and os.environ.get("RANK", "0") == "0":
             with contextlib.suppress(OSError):
-                os.write(2, b"\n" * os.isatty(2) + self.message.encode() + b"\n")  # after the terminal's own ^C
+                os.write(
+                    stderr(), b"\n" * os.isatty(stderr()) + self.message.encode() + b"\n"
+                )  # after the terminal's own ^C
 
     def _unraisable(self, found: Any) -> None:
         """An exception cannot leave a finalizer or a callback of an import: the second thread ends the process then."""

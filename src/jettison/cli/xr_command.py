@@ -1,14 +1,13 @@
 """jettison xr"""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from jettison.cli import common
 from jettison.cli import xr_options as xr
 from jettison.core.errors import UsageError
-from jettison.core.numbers import check_number
 
 
 def register(app: typer.Typer) -> None:
@@ -54,45 +53,27 @@ def run(
     quiet: common.Quiet = False,
 ) -> None:
     """Simulate a scenario on known costs: an accelerator's, a device's roofline, or a file's."""
-    from jettison.xr.definitions import find_scenario
-    from jettison.xr.dispatch import check_scheduler
-    from jettison.xr.frames import check_run
     from jettison.xr.official import write_schedule
-    from jettison.xr.results import result
-    from jettison.xr.scores import check_penalty, score, summary
-    from jettison.xr.simulator import check_compat, simulate
-    from jettison.xr.sources import find_costs
-    from jettison.xr.sweep import MOST_SEEDS
+    from jettison.xr.sessions import simulate_scenario
 
     common.begin(quiet, json, page, trace, csv)
-    check_number("seeds", seeds, 1, MOST_SEEDS, whole=True)
-    check_run(1e3 * seconds, seed)  # before models are counted
-    check_penalty(drop_penalty)
-    check_scheduler(scheduler)
-    check_compat(compat, preempt)
-    found = find_scenario(scenario)
-    known = find_costs(
-        found, accelerator=accelerator, devices=device, file=costs, workload=workload, size=size,
-        recipes=xr.recipes(recipe),
+    session = simulate_scenario(
+        scenario, accelerator=accelerator, devices=device, file=costs, workload=workload, size=size,
+        recipes=xr.recipes(recipe), scheduler=scheduler, seconds=seconds, seeds=seeds, compat=compat, preempt=preempt,
+        jitter=jitter, drop_penalty=drop_penalty, seed=seed,
     )  # fmt: skip
-    options: dict[str, Any] = {"scheduler": scheduler, "compat": compat, "preempt": preempt, "jitter": jitter}
-    runs = [
-        simulate(found, known, horizon_ms=1e3 * seconds, seed=each, **options) for each in range(seed, seed + seeds)
-    ]
-    scores = [score(each, drop_penalty=drop_penalty) for each in runs]
-    data = result(runs[0], scores[0])
+    data, timeline, score = session.data, session.timelines[0], session.scores[0]
     xr.print_models(data["score"])
-    common.out.print(f"\n[bold]score {scores[0].overall:.3f}[/bold], dropped {runs[0].drop_rate:.1%}, units busy "
+    common.out.print(f"\n[bold]score {score.overall:.3f}[/bold], dropped {timeline.drop_rate:.1%}, units busy "
                      f"{', '.join(f'{each:.0%}' for each in data['busy'])}")  # fmt: skip
     if compat:
-        common.out.print(f"as the official program prints it: {scores[0].overall_logged:.3f}", style="dim")
-    if seeds > 1:
-        told = summary([each.overall for each in scores])
-        data["summary"] = vars(told)
-        common.out.print(f"{seeds} seeds: mean {told.mean:.3f}, 95 % interval {told.low:.3f} to {told.high:.3f}")
+        common.out.print(f"as the official program prints it: {score.overall_logged:.3f}", style="dim")
+    if told := data.get("summary"):
+        interval = f"95 % interval {told['low']:.3f} to {told['high']:.3f}"
+        common.out.print(f"{seeds} seeds: mean {told['mean']:.3f}, {interval}")
     if csv is not None:
-        write_schedule(runs[0], csv)
-    xr.write(runs[0], scores[0], found.title, trace, page)
+        write_schedule(timeline, csv)
+    xr.write(timeline, score, session.scenario.title, trace, page)
     common.finish(data, json)
 
 
@@ -120,51 +101,27 @@ def sweep(
 ) -> None:
     """Scores of scenarios by accelerators, devices, recipes, schedulers, probabilities, over seeds."""
     from jettison.reports.xr_page import write_xr
-    from jettison.xr.definitions import accelerator_names, find_scenario, scenario_names
-    from jettison.xr.sources import find_costs
-    from jettison.xr.sweep import check_sweep, table, vary
-    from jettison.xr.sweep import sweep as make_sweep
+    from jettison.xr.sessions import sweep_scenarios
 
     common.begin(quiet, json, page)
-    chances = xr.probabilities(probability)
-    if accelerator and device:
-        raise UsageError("a sweep over accelerators or over devices: one of them")
-    if tuple(recipe) != ("original",) and not device:
-        raise UsageError(f"recipe = {', '.join(recipe)}: the table of accelerators knows no recipes; say --device")
-    options: dict[str, Any] = {"compat": compat, "preempt": preempt, "jitter": jitter, "horizon_ms": 1e3 * seconds}
-    check_sweep(scheduler, seeds, exact, drop_penalty, workers, address, options)  # before models are counted
-    scenarios = vary([find_scenario(name) for name in dict.fromkeys(scenario or scenario_names())], chances)
-    if device:
-        columns = {
-            f"{name}, {each}" if len(recipe) > 1 else name: {
-                found.name: find_costs(found, devices=[name], workload=workload, size=size, recipes=xr.recipes([each]))
-                for found in scenarios
-            }
-            for name in device
-            for each in recipe
-        }
-    else:
-        columns = {
-            name: {found.name: find_costs(found, accelerator=name, workload=workload, size=size) for found in scenarios}
-            for name in accelerator or accelerator_names()
-        }
-    cells = make_sweep(
-        scenarios, columns, schedulers=scheduler, seeds=seeds, exact=exact, drop_penalty=drop_penalty,
-        workers=workers, address=address, **options,
+    found = sweep_scenarios(
+        scenario or (), accelerators=accelerator or (), devices=device, workload=workload, size=size,
+        recipes={each: xr.recipes([each]) for each in recipe}, schedulers=scheduler, seconds=seconds, seeds=seeds,
+        exact=exact, compat=compat, preempt=preempt, probabilities=xr.probabilities(probability), jitter=jitter,
+        drop_penalty=drop_penalty, workers=workers, address=address,
     )  # fmt: skip
-    rows, names, means = table(cells, mean=all(len(each) == 1 for each in chances.values()))
-    lines = [[row, *(f"{each:.1f}" for each in line)] for row, line in zip(rows, means, strict=True)]
-    common.table("scenario", *names, rows=lines)
-    for cell in cells if len(cells) <= 12 else ():
+    lines = [[row, *(f"{each:.1f}" for each in line)] for row, line in zip(found.rows, found.means, strict=True)]
+    common.table("scenario", *found.columns, rows=lines)
+    for cell in found.cells if len(found.cells) <= 12 else ():
         if cell.summary and cell.summary.count > 1:
             interval = f"95 % interval {cell.summary.low:.3f} to {cell.summary.high:.3f}"
             common.out.print(f"{cell.scenario}, {cell.column}, {cell.scheduler}: {interval}", style="dim")
     if page is not None:
         said = "exact expectations" if exact else f"means over {seeds} seeds"
-        drawn = {"title": "Scenario scores", "caption": f"0 to 100, {said}", "rows": rows, "columns": names}
-        write_xr(page, "XRBench sweep", maps=[drawn | {"values": means}])
+        drawn = {"title": "Scenario scores", "caption": f"0 to 100, {said}", "rows": found.rows}
+        write_xr(page, "XRBench sweep", maps=[drawn | {"columns": found.columns, "values": found.means}])
         common.out.print(str(page), soft_wrap=True, markup=False)
-    common.finish({"rows": rows, "columns": names, "means": means, "cells": [cell.to_dict() for cell in cells]}, json)
+    common.finish(found.to_dict(), json)
 
 
 def live(
@@ -186,42 +143,31 @@ def live(
     quiet: common.Quiet = False,
 ) -> None:
     """Run a scenario on this machine by the clock: frames arrive, models run, deadlines pass. And simulate the same."""
-    from jettison.xr.definitions import find_scenario
-    from jettison.xr.dispatch import check_scheduler
-    from jettison.xr.frames import check_run
-    from jettison.xr.live import run_live, scenario_variants
-    from jettison.xr.results import result, write_page
-    from jettison.xr.scores import check_penalty, score
-    from jettison.xr.simulator import simulate
+    from jettison.xr.results import write_page
+    from jettison.xr.sessions import live_scenario
     from jettison.xr.trace import write_trace
-    from jettison.xr.units import Units as Running
 
     common.begin(quiet, json, page, trace)
-    found = find_scenario(scenario)
-    variants = scenario_variants(found, size, xr.recipes(recipe), xr.pairs("--model", file))
-    options: dict[str, Any] = {"scheduler": scheduler, "horizon_ms": 1e3 * seconds, "seed": seed, "jitter": jitter}
-    check_scheduler(scheduler)  # before models are loaded and timed
-    check_run(1e3 * seconds, seed)
-    check_penalty(drop_penalty)
-    check_number("rounds", rounds, 1, 10_000, whole=True)
-    with Running(variants, units, threads) as running:
-        known = running.measure(rounds)
-        lived = run_live(found, running, known, **options)
-    simulated = simulate(found, known, **options)
-    scores = [score(each, drop_penalty=drop_penalty) for each in (lived, simulated)]
-    data = result(lived, scores[0]) | {"costs": known.to_dict(), "simulated": result(simulated, scores[1])}
-    latencies = {name: " ".join(f"{row[name].latency_ms:.2f}" for row in known.rows) for name in variants}
-    xr.print_models(data["score"], latencies)
-    for name, timeline, scored in zip(("live", "simulated"), (lived, simulated), scores, strict=True):
+    session = live_scenario(
+        scenario, size=size, recipes=xr.recipes(recipe), files=xr.pairs("--model", file), units=units,
+        threads=threads, scheduler=scheduler, seconds=seconds, rounds=rounds, jitter=jitter,
+        drop_penalty=drop_penalty, seed=seed,
+    )  # fmt: skip
+    measured = list(session.data["costs"].values())  # of each unit: model -> cost
+    latencies = {name: " ".join(f"{of[name]['latency_ms']:.2f}" for of in measured) for name in measured[0]}
+    xr.print_models(session.data["score"], latencies)
+    named = {"live": 0, "simulated": 1}
+    for name, at in named.items():
+        timeline, scored = session.timelines[at], session.scores[at]
         common.out.print(f"[bold]{name:<9} {scored.overall:.2f}[/bold], dropped {timeline.drop_rate:.1%}")
     if trace is not None:
-        write_trace(lived, trace)
+        write_trace(session.timelines[0], trace)
         common.out.print(str(trace), soft_wrap=True, markup=False)
     if page is not None:
-        pairs = {"live": (lived, scores[0]), "simulated": (simulated, scores[1])}
-        write_page(page, f"{found.title} on this machine", pairs)
+        pairs = {name: (session.timelines[at], session.scores[at]) for name, at in named.items()}
+        write_page(page, f"{session.scenario.title} on this machine", pairs)
         common.out.print(str(page), soft_wrap=True, markup=False)
-    common.finish(data, json)
+    common.finish(session.data, json)
 
 
 def compare(

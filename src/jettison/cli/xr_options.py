@@ -73,9 +73,9 @@ def probabilities(given: list[str]) -> dict[str, list[float]]:
     """``MODEL=P``, several of a model too."""
     found: dict[str, list[float]] = {}
     for each in given:
-        model, _, rng = each.partition("=")
+        model, _, value = each.partition("=")
         try:
-            found.setdefault(model, []).append(float(rng))
+            found.setdefault(model, []).append(float(value))
         except ValueError as error:
             raise UsageError(f"--probability {each!r}: MODEL=P is needed, P from 0 to 1") from error
     return found

@@ -12,6 +12,7 @@ from jettison.core.files import read_bytes
 JSON_LIMIT, YAML_LIMIT = 1 << 28, 1 << 20  # bytes
 YAML_NODES, YAML_DEPTH = 100_000, 64  # of a document with its aliases written out
 JSON_DEPTH = 64
+DIGITS = 100  # of a whole number: it can then be turned to a float, and to a text
 
 
 def read_json(path: Path) -> dict:
@@ -26,7 +27,7 @@ def parse_json(data: bytes, where: str) -> Any:
     """Raises JettisonError, which calls the text ``where``, if it is not JSON in UTF-8, or nested too deeply."""
     deep = f"{where} is not readable JSON: it is nested too deeply, at most {JSON_DEPTH} levels are read"
     try:
-        found = json.loads(data.decode("utf-8"))
+        found = json.loads(data.decode("utf-8"), parse_int=_whole)
     except ValueError as error:
         raise JettisonError(f"{where} is not readable JSON: {error}") from error
     except RecursionError as error:
@@ -38,6 +39,12 @@ def parse_json(data: bytes, where: str) -> Any:
         if not level:
             return found
     raise JettisonError(deep)
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"it has a number of {len(text):,} digits; at most {DIGITS} are read")
+    return int(text)
 
 
 def read_yaml(path: Path, what: str) -> Any:
@@ -72,6 +79,10 @@ def _count_nodes(node: yaml.Node, known: dict[int, int], depth: int, where: str)
         raise UsageError(f"{where} is nested too deeply: at most {YAML_DEPTH} levels are read")
     if known.get(id(node)) == 0:
         raise UsageError(f"{where} refers to itself by an alias")
+    if node.tag.endswith(":int") and len(node.value) > DIGITS:
+        raise UsageError(
+            f"{where} is not valid YAML: it has a number of {len(node.value):,} digits; at most {DIGITS} are read"
+        )
     if id(node) not in known:
         known[id(node)] = 0
         pairs = node.value if isinstance(node, yaml.CollectionNode) else []

@@ -12,18 +12,15 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from jettison.core.caches import cache_folder, in_cache
 from jettison.core.errors import JettisonError, UsageError
 
-PIECE = 1 << 26  # bytes of a tensor that are read back at once
 TEMPORARY = ".tmp"
 RACY = 1.0  # seconds: a file that changed this recently may change again without its times showing it
 
@@ -78,61 +75,6 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_tensors(
-    path: Path,
-    tensors: Mapping[str, torch.Tensor],
-    metadata: Mapping[str, str] | None = None,
-    ready: Callable[[Path], object] = lambda temporary: None,
-) -> None:
-    """Write a safetensors file. Same tensors, same bytes. It is read back and compared before it gets its name.
-
-    ready: called with the file under its temporary name, when all of it is written.
-    """
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-    def write(temporary: Path) -> None:
-        save_file(contiguous, temporary, dict(metadata or {"format": "pt"}))
-        _sort_metadata(temporary)
-        for name, tensor in contiguous.items():
-            if not _reads_back(temporary, name, tensor):
-                raise OSError(f"{name} reads back differently from what was written")
-        ready(temporary)
-
-    write_atomic(path, write)
-
-
-def _sort_metadata(path: Path) -> None:
-    """safetensors writes the entries of the metadata in an order that changes from run to run."""
-    with open(path, "rb+") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) > length:  # escaped otherwise than safetensors does
-            raise OSError(f"{len(text)} bytes of header do not fit into {length}")
-        handle.seek(8)
-        handle.write(text.ljust(length))
-
-
-def _reads_back(path: Path, name: str, tensor: torch.Tensor) -> bool:
-    """Compares in pieces, the file opened for each: what was read of a file stays in memory until it is closed."""
-    step = max(1, PIECE * len(tensor) // max(1, tensor.nbytes)) if tensor.dim() else 1
-    for first in range(0, max(1, len(tensor)) if tensor.dim() else 1, step):
-        with safe_open(path, framework="pt") as handle:
-            stored = handle.get_slice(name)
-            if tuple(stored.get_shape()) != tuple(tensor.shape):
-                return False
-            found = stored[first : first + step] if tensor.dim() else handle.get_tensor(name)
-        meant = tensor[first : first + step] if tensor.dim() else tensor
-        if found.dtype != meant.dtype or not torch.equal(_bytes(found), _bytes(meant)):
-            return False
-    return True
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.cpu().reshape(-1).view(torch.uint8)
-
-
 def check_regular(path: Path, limit: int | None = None) -> None:
     """Raises JettisonError unless ``path`` is a regular file of at most ``limit`` bytes: for a folder, a pipe, a device
     (which may never end), a file that is too large, and for none."""
@@ -147,6 +89,11 @@ def check_regular(path: Path, limit: int | None = None) -> None:
         raise JettisonError(f"{path} is a {kind}; a file is needed")
     if limit is not None and status.st_size > limit:
         raise JettisonError(f"{path} has {status.st_size:,} bytes; at most {limit:,} are read")
+
+
+def size_of(files: Iterable[Path]) -> int:
+    """Bytes of those of these that are files: what is listed in a folder may be a link that leads nowhere."""
+    return sum(os.path.getsize(file) for file in files if os.path.isfile(file))
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -252,10 +199,7 @@ def content_digest(path: Path) -> str:
     It is remembered in the cache folder by device, inode, size, mtime_ns and ctime_ns: an edit in place is seen even if
     the modification time is put back, since no program can put back the change time.
     """
-    try:
-        before = path.stat()
-    except OSError as error:
-        raise JettisonError(f"cannot read {path}: {error}") from error
+    before = _status(path)
     key = "-".join(str(getattr(before, f"st_{part}")) for part in ("dev", "ino", "size", "mtime_ns", "ctime_ns"))
     kept = cache_folder() / "digests" / key
     with contextlib.suppress(JettisonError, ValueError):
@@ -263,7 +207,7 @@ def content_digest(path: Path) -> str:
         if own == digest(key, known):
             return known
     found = _hash(path, lambda: hashlib.blake2b(digest_size=32))
-    after = path.stat()
+    after = _status(path)
     steady = (before.st_mtime_ns, before.st_ctime_ns, before.st_size) == (
         after.st_mtime_ns, after.st_ctime_ns, after.st_size,
     )  # fmt: skip
@@ -271,6 +215,13 @@ def content_digest(path: Path) -> str:
         with contextlib.suppress(JettisonError):
             write_text(kept, f"{found} {digest(key, found)}\n")
     return found
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise JettisonError(f"cannot read {path}: {error}") from error
 
 
 def _hash(path: Path, kind: Any) -> str:

@@ -1,6 +1,7 @@
 """Numbers: which are valid, and how people read them."""
 
 from math import inf
+from sys import float_info
 from typing import Any
 
 from jettison.core.errors import UsageError, shown
@@ -11,7 +12,12 @@ LAST_SEED = 2**32 - 1
 def check_number(name: str, value: Any, least: float, most: float = inf, whole: bool = False) -> None:
     """Raises UsageError unless ``value`` is a number from ``least`` to ``most``; ``whole``: a whole one."""
     kind = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most or abs(value) == inf:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, kind)
+        or not least <= value <= most
+        or abs(value) > float_info.max
+    ):
         limit = f"of at least {least:,}" if most == inf else f"from {least:,} to {most:,}"
         raise UsageError(f"{name} = {shown(value)}: a {'whole ' * whole}number {limit} is needed")
 

@@ -33,7 +33,7 @@ class Console(rich.console.Console):
 
 P, T = ParamSpec("P"), TypeVar("T")
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)
 _quiet = _silent = False
 _running = 0  # bars and waits
 _log: "_Log | None" = None

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from jettison.core.files import digest, write_tensors
+from jettison.core.files import digest
+from jettison.core.tensors import write_tensors
 
 SEAL = "seal"
 

@@ -1,38 +1,20 @@
-"""This machine's figures: reads by threads and streams, matrix products, launches. Measured once, kept in the cache."""
+"""This machine's figures. Measured once, kept in the cache; once they are, nothing here imports torch."""
 
-import math
+import os
 import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+import re
+import sys
 from pathlib import Path
 from typing import Any
-
-import psutil
-import torch
 
 from jettison.core.caches import cache_folder
 from jettison.core.errors import JettisonError
 from jettison.core.kept import read_record, write_record
 from jettison.core.progress import say
-from jettison.encodings.grid import Grid
-from jettison.kernels import native
-from jettison.kernels.tiles import Tiling
 
-READ_BYTES = 1 << 30
-CHUNK_BYTES = 1 << 20
-STREAMS = (1, 2, 4)
-MATRIX = 8192  # the widest product tried
-PACKED, SHARE_ROUNDS = 4096, 15  # rows and columns of packed weights; how often their share is measured
-AHEAD = (0, 2048, 4096)  # bytes of prefetch
-LONG = 0.02  # seconds: a product that takes longer is wide enough
-REPEATS, ENOUGH = 5, 0.2  # of each product at least so many, and seconds, for other work takes its slices of time
-TYPES = {"fp32": (torch.float32,), "fp16": (torch.float16, torch.bfloat16), "int8": (torch.int8,)}
-CACHES = Path("/sys/devices/system/cpu")
-LAYOUT = 3  # of the kept file; one of another layout is measured anew
+# Variables that torch's threads and GPUs follow from.
+SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+LAYOUT = 4  # of the kept file; one of another layout is measured anew
 
 
 def measure(again: bool = False) -> dict[str, Any]:
@@ -43,173 +25,53 @@ def measure(again: bool = False) -> dict[str, Any]:
     the best square products in float32, in float16 or bfloat16, and in int8 where torch has it. overhead: of adding two
     numbers, the median.
     """
-    file, device = cache_folder() / "device.json", torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
-    key = {"layout": LAYOUT, "host": f"{platform.node()} {name}, {torch.get_num_threads()} threads"}
-    if not again and (row := _kept(file, key)):
-        return row
+    file, key = cache_folder() / "device.json", {"layout": LAYOUT, "host": _host()}
+    kept, threads = _kept(file, key)
+    if kept and not again and threads == _torch_threads(threads):
+        return kept
     say("measuring this machine (once) ...")
-    row = {"title": f"This machine: {name}"} | _figures(device)
-    try:
-        write_record(file, row | key)
-    except JettisonError as error:
-        say(f"note: this machine will be measured again: {error}")
+    from jettison.devices.measuring import figures  # imports torch
+
+    row = figures(_processor())
+    if again or not kept:  # else what is kept is for all programs, and this one has changed torch's threads for itself
+        try:
+            write_record(file, row | key | {"threads": _torch_threads()})
+        except JettisonError as error:
+            say(f"note: this machine will be measured again: {error}")
     return row
 
 
-def _kept(file: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+def _kept(file: Path, key: dict[str, Any]) -> tuple[dict[str, Any] | None, int | None]:
+    """The row that was kept under this key, and with how many threads it was measured."""
     try:
         row = read_record(file)
     except JettisonError:  # absent or broken
-        return None
-    found = {field: row.pop(field, None) for field in key}
-    return row if found == key else None
+        return None, None
+    found, threads = {field: row.pop(field, None) for field in key}, row.pop("threads", None)
+    return (row, threads) if found == key else (None, None)
 
 
-def _figures(device: torch.device) -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    on = f"torch {torch.__version__}, {threads} thread{'s' * (threads > 1)}"
-    if device.type == "cuda":
-        free, memory = torch.cuda.mem_get_info()
-        data = torch.ones(min(READ_BYTES, free // 4) // 4, device=device)
-        measured, bandwidth = [], data.nbytes / _best(data.sum, device)
-        cache, way = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0), "one sum"
-        share = 1.0
-    else:
-        memory, measured = psutil.virtual_memory().total, _read_table(threads)
-        best = max(measured, key=lambda row: row["bandwidth"])
-        bandwidth, cache = best["bandwidth"], _last_cache(CACHES)
-        share = _packed_share() if native.library() else 1.0
-        way = f"threads: {best['threads']}, streams of each: {best['streams']}"
-    peaks = {kind: max(_product_peak(dtype, device) for dtype in dtypes) for kind, dtypes in TYPES.items()}
-    return {
-        "bandwidth": bandwidth,
-        "share": share,
-        "memory": float(memory),
-        "flops": {kind: peak for kind, peak in peaks.items() if peak},
-        "cache": float(cache),
-        "overhead": _launch_seconds(device),
-        "sources": {
-            "bandwidth": f"measured: the fastest read ({way}), torch {torch.__version__}",
-            "memory": "what the driver reports" if device.type == "cuda" else "what the operating system reports",
-            "flops": f"measured: the fastest square products, fp16 or bf16 under fp16; {on}",
-            "cache": "what torch reports" if device.type == "cuda" else "what the kernel reports; 0 if it does not",
-            "overhead": f"measured: adding two numbers, the median; {on}",
-        },
-        "measured": measured,
-    }
+def _torch_threads(otherwise: int | None = None) -> int | None:
+    """How many threads torch uses in this process, if it is imported."""
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else otherwise
 
 
-def _read_table(threads: int) -> list[dict[str, float]]:
-    """The best read by threads (1, 2, 4 ... all) and streams of each, in rounds, so that drift meets all alike."""
-    data = torch.ones(min(READ_BYTES, psutil.virtual_memory().available // 4) // 4)
-    counts = sorted({threads, *(1 << power for power in range(threads.bit_length()))})
-    best = {(count, streams): 0.0 for count in counts for streams in STREAMS}
-    with _one_thread_each(), ThreadPoolExecutor(threads) as pool:
-        for _ in range(REPEATS):
-            best = {way: max(rate, _read(data, *way, pool)) for way, rate in best.items()}
-    return [{"threads": count, "streams": streams, "bandwidth": rate} for (count, streams), rate in best.items()]
+def _host() -> str:
+    """All that figures depend on and that may change while the cache folder stays."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    given = [f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ]
+    return ", ".join([f"{platform.node()} {_processor()}", f"{cores} cores", *_gpus(), *given])
 
 
-def _read(data: torch.Tensor, threads: int, streams: int, pool: ThreadPoolExecutor) -> float:
-    """Bytes per second of one read of ``data`` in equal parts, one of each thread: its streams by turns of a chunk."""
-    length = len(data) // (threads * streams)
-    parts = data[: threads * streams * length].view(threads, streams, length)
-    turns = [[row for chunk in part.split(CHUNK_BYTES // 4, dim=1) for row in chunk] for part in parts]
-    start = time.perf_counter()
-    list(pool.map(lambda chunks: [chunk.sum() for chunk in chunks], turns))
-    return parts.nbytes / (time.perf_counter() - start)
-
-
-def _packed_share() -> float:
-    """Of what the kernels read of memory at most, what they read of weights of 4 bits for one row of activations: the
-    median over rounds, for both drift alike."""
-    tiling = Tiling.of(Grid(4, 128), PACKED, PACKED)
-    nbytes = math.prod(tiling.tiles_shape)
-    tiles = torch.ones(max(1, READ_BYTES // 4 // nbytes), nbytes, dtype=torch.uint8)
-    multiply = native.prepared(torch.ones(1, PACKED), tiling, torch.empty(1, PACKED))
-
-    def all_of_them() -> None:
-        for each in tiles:
-            multiply(each.data_ptr(), nbytes)
-
-    def seconds(work: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-
-    reads = [partial(native.read, tiles, streams, ahead) for streams in STREAMS for ahead in AHEAD]
-    rounds = [min(map(seconds, reads)) / min(seconds(all_of_them) for _ in range(3)) for _ in range(SHARE_ROUNDS)]
-    return min(1.0, statistics.median(rounds))
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Threads that start inside let torch use one thread each."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _product_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations per second of the fastest square product, its width doubled until one is LONG; 0 if torch has none."""
-    multiply = torch.matmul if dtype.is_floating_point else getattr(torch, "_int_mm", None)
-    peak, width = 0.0, min(256, MATRIX)
-    while multiply and width <= MATRIX:
-        try:  # of small whole numbers, for a GPU runs faster on equal ones than on any that mean something
-            seed = torch.Generator(device).manual_seed(0)
-            matrix = torch.randint(-8, 8, (width, width), generator=seed, device=device).to(dtype)
-            seconds = _best(partial(multiply, matrix, matrix), device)
-        except RuntimeError:  # this type is missing, or memory
-            break
-        peak = max(peak, 2 * width**3 / seconds)
-        if seconds > LONG:
-            break
-        width *= 2
-    return peak
-
-
-def _best(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest run; the first one warms up."""
-    best, runs, end = float("inf"), 0, time.perf_counter() + ENOUGH
-    while runs <= REPEATS or time.perf_counter() < end:
-        start = time.perf_counter()
-        work()
-        _wait(device)
-        best, runs = min(best, time.perf_counter() - start), runs + 1
-    return best
-
-
-def _launch_seconds(device: torch.device, batches: int = 50, batch: int = 100) -> float:
-    one, found = torch.ones((), device=device), []
-    for _ in range(batches):
-        start = time.perf_counter()
-        for _ in range(batch):
-            one + one
-        _wait(device)
-        found.append((time.perf_counter() - start) / batch)
-    return statistics.median(found)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _last_cache(folder: Path) -> int:
-    """Bytes of the last level of cache, all of its parts together; 0 where the kernel does not say."""
-    parts = {}
-    for entry in folder.glob("cpu[0-9]*/cache/index[0-9]*"):
-        try:
-            level, shared, size = ((entry / name).read_text().strip() for name in ("level", "shared_cpu_list", "size"))
-            parts[int(level), shared] = int(size.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(size[-1:], 0)
-        except (OSError, ValueError):  # some kernels leave the size out
-            continue
-    last = max((level for level, _ in parts), default=0)
-    return sum(size for (level, _), size in parts.items() if level == last)
+def _gpus() -> list[str]:
+    """The models of NVIDIA's GPUs and the names of AMD's, as the drivers list them."""
+    found = []
+    for file in sorted(Path("/").glob("proc/driver/nvidia/gpus/*/information")):
+        found += re.findall(r"^Model:\s*(.*)$", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    for file in sorted(Path("/").glob("sys/class/kfd/kfd/topology/nodes/*/name")):
+        found.append(file.read_text(encoding="utf-8", errors="replace").strip())
+    return found
 
 
 def _processor() -> str:

@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from jettison.core.errors import JettisonError, UsageError, shown, unknown
 from jettison.encodings.grid import Grid
+
+if TYPE_CHECKING:  # patterns are read and planned without torch, which takes seconds to import
+    import torch
 
 SCOPES = ("layer", "row")
 ALLOCATIONS = ("uniform", "owl", "sensitivity")
@@ -74,7 +75,7 @@ class Pattern:
         """How many of so many weights become zero."""
         return round(self.sparsity * weights)
 
-    def check(self, weight: torch.Tensor) -> None:
+    def check(self, weight: "torch.Tensor") -> None:
         """Count the zeros of a pruned weight (out, in). Raises JettisonError if there are fewer than asked for."""
         zero = weight == 0
         if self.grouped:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from jettison.core.errors import JettisonError
-from jettison.encodings.grid import AT_ONCE, QuantizedWeight
+from jettison.encodings.uniform import AT_ONCE, QuantizedWeight
 from jettison.formats import compressed_tensors, writer
 from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import Checkpoint

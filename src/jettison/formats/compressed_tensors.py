@@ -23,7 +23,8 @@ from torch import nn
 
 from jettison.core.errors import JettisonError, guarded
 from jettison.core.progress import waiting
-from jettison.encodings.grid import WHOLE_ROW, Grid, QuantizedWeight, unpack
+from jettison.encodings.grid import WHOLE_ROW, Grid
+from jettison.encodings.uniform import QuantizedWeight, unpack
 from jettison.graph.anatomy import Anatomy, Linear
 from jettison.graph.dense import with_defaults
 from jettison.graph.folder import ModelFolder
@@ -31,7 +32,7 @@ from jettison.graph.modules import PackedLinear, empty_parts, packed_parts
 
 FORMAT, MIXED = "pack-quantized", "mixed-precision"  # of a group; of a section whose groups differ
 STORED_LAYOUTS = ("linear", "embedding")
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+SCALE_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def storable(linear: Linear) -> bool:
@@ -138,15 +139,17 @@ def _grid(source: ModelFolder, linear: Linear, scheme: QuantizationScheme) -> Gr
     if source.has(f"{linear.name}.weight_g_idx"):
         raise JettisonError(f"{where} has its groups by activation order (weight_g_idx), which cannot be read")
     stored = lambda part: source.locate(f"{linear.name}.{part}")[0]
-    if (kind := source.checkpoint.dtype(stored("weight_scale"))) not in DTYPES:
-        raise JettisonError(f"{where}.weight_scale is stored as {kind}; valid: {', '.join(DTYPES)}")
+    if (kind := source.checkpoint.dtype(stored("weight_scale"))) not in SCALE_TYPES:
+        raise JettisonError(f"{where}.weight_scale is stored as {kind}; valid: {', '.join(SCALE_TYPES)}")
     size = WHOLE_ROW if weights.strategy == "channel" else weights.group_size
-    grid = Grid(weights.num_bits, size, weights.symmetric, DTYPES[kind])
+    grid = Grid(weights.num_bits, size, weights.symmetric, SCALE_TYPES[kind])
     for part, value in empty_parts(linear.rows, linear.columns, grid).items():
         shape, kind = source.checkpoint.shape(stored(part)), source.checkpoint.dtype(stored(part))
         if shape != tuple(value.shape) or (value.dtype == torch.int32 and kind != "I32"):
             wanted = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
             raise JettisonError(f"{where}.{part} is {kind} {shape}; a weight of {grid} has {wanted}")
+    if (kind := source.checkpoint.dtype(stored("weight_shape"))) not in ("I64", "I32"):  # 64.0 would equal 64
+        raise JettisonError(f"{where}.weight_shape is stored as {kind}; valid: I64, I32")
     if source.read(f"{linear.name}.weight_shape").tolist() != [linear.rows, linear.columns]:
         raise JettisonError(f"{where}.weight_shape is not that of the config, {linear.rows} x {linear.columns}")
     return grid

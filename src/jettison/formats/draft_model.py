@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 
 from jettison.core.errors import UsageError
-from jettison.core.files import write_json, write_tensors
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.core.files import write_json
+from jettison.core.tensors import write_tensors
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.formats import compressed_tensors
 from jettison.formats.compressed_tensors import UnpackedFolder, read_grids
 from jettison.formats.writer import copy_companions

@@ -14,7 +14,8 @@ from torch import nn
 
 from jettison.core.documents import read_json
 from jettison.core.errors import JettisonError
-from jettison.core.files import digest, file_digest, write_json, write_tensors
+from jettison.core.files import digest, file_digest, write_json
+from jettison.core.tensors import write_tensors
 from jettison.formats.manifest import NAME, read_manifest
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.modules import Adapted

@@ -9,7 +9,8 @@ import torch
 
 from jettison.core.files import write_atomic, write_json
 from jettison.core.progress import say
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.formats import compressed_tensors
 from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import INDEX, Checkpoint

@@ -1,16 +1,16 @@
-"""Which linears a model has, where they lie, what they do: ``families.yaml`` applied to a skeleton."""
+"""Which linears a model has, where they lie, what they do. Read from a skeleton (``skeleton``) or a config (``sizes``).
+
+Nothing here imports torch, whose import takes seconds: plans are made of anatomies alone.
+"""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
-import torch
 import yaml
-from transformers.pytorch_utils import Conv1D
-
-from jettison.core.errors import UsageError
 
 # What a model that no row knows calls its linears: last part of the path -> role.
 USUAL_NAMES = {
@@ -34,6 +34,8 @@ class Family:
     fused: dict[str, tuple[str, ...]]
     experts: dict[str, str] | None = None
     router: str = ""
+    ends: tuple[str, ...] = ()
+    sizes: dict[str, Any] | None = None
 
     def roles(self, path: str) -> tuple[str, ...] | None:
         """The roles of the linear at ``path`` inside a block, None if the row does not list it."""
@@ -62,6 +64,9 @@ class Linear:
     inputs: str
     layout: str = "linear"
 
+    def __hash__(self) -> int:  # of all fields it would take most of the time of a plan
+        return hash(self.name)
+
     @property
     def role(self) -> str:
         return self.roles[0] if len(self.roles) == 1 or "expert" in self.roles else "_".join(self.roles)
@@ -80,6 +85,9 @@ class Anatomy:
     linears: tuple[Linear, ...]
     parameters: int
     tied: bool
+
+    def __hash__(self) -> int:
+        return hash((self.family.name, self.blocks, self.parameters))
 
     def __iter__(self) -> Iterator[Linear]:
         return iter(self.linears)
@@ -104,64 +112,29 @@ def families() -> dict[str, Family]:
             fused={group: tuple(roles) for group, roles in row["fused"].items()},
             experts=row.get("experts"),
             router=row.get("router", ""),
+            ends=tuple(row["ends"]),
+            sizes=row.get("sizes"),
         )
         for name, row in rows.items()
     }
 
 
-def find_family(model_type: str, model: torch.nn.Module) -> Family:
-    """The row for ``model_type``, or the generic reading: every linear inside the longest list of like blocks.
-
-    Raises UsageError if the model has neither.
-    """
-    if model_type in families():
-        return families()[model_type]
-    candidates = []
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) > 1:
-            alike = len({type(child) for child in module}) == 1
-            linears = sum(isinstance(inner, torch.nn.Linear) for inner in module[0].modules())
-            if alike and linears:
-                candidates.append((len(module) * linears, name))
-    if not candidates:
-        raise UsageError(
-            f"model_type {model_type!r} has no row in families.yaml ({', '.join(sorted(families()))}) "
-            "and no list of like blocks with linear layers to read it by"
-        )
-    return Family("generic", max(candidates)[1], {}, {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")})
-
-
-def read_anatomy(model: torch.nn.Module, family: Family) -> Anatomy:
-    """The linears of a skeleton (see ``skeleton``), in order: embedding, blocks, head."""
-    blocks = model.get_submodule(family.blocks)
-    linears = []
-    for index, block in enumerate(blocks):
-        prefix = f"{family.blocks}.{index}"
-        for path, module in block.named_modules():
-            if isinstance(module, torch.nn.Linear | Conv1D) and (roles := family.roles(path)):
-                linears.append(_linear(f"{prefix}.{path}", module, roles, index, family))
-    head, embed = model.get_output_embeddings(), model.get_input_embeddings()
-    names = {id(module): name for name, module in model.named_modules()}
-    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
-    if embed is not None:
-        rows, columns = embed.weight.shape
-        name = names[id(embed)]
-        linears.insert(0, Linear(name, ("embed",), rows, columns, None, name, name, "embedding"))
-    if isinstance(head, torch.nn.Linear):
-        linears.append(_linear(names[id(head)], head, ("head",), None, family))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    if tied and head is not None:
-        parameters -= 0 if head.weight is embed.weight else head.weight.numel()
-    return Anatomy(family, len(blocks), tuple(linears), parameters, tied)
-
-
-def _linear(name: str, module: torch.nn.Module, roles: tuple[str, ...], block: int | None, family: Family) -> Linear:
-    rows, columns = module.weight.shape
-    conv1d = isinstance(module, Conv1D)
-    if conv1d:
-        rows, columns = columns, rows
+def make_linear(
+    name: str,
+    roles: tuple[str, ...],
+    rows: int,
+    columns: int,
+    block: int | None,
+    family: Family,
+    layout: str = "linear",
+) -> Linear:
+    """A linear with what it shares its grid and its input with."""
     parent = name.rpartition(".")[0]
     group = next((key for key, of in family.fused.items() if set(roles) & set(of)), "")
     inputs = f"{parent}.{group}" if group else name
     fused = re.sub(r"\.\d+\.([^.]*)$", r".\1", inputs) if "expert" in roles else inputs
-    return Linear(name, roles, rows, columns, block, fused, inputs, "conv1d" if conv1d else "linear")
+    return Linear(name, roles, rows, columns, block, fused, inputs, layout)
+
+
+def make_embedding(name: str, rows: int, columns: int) -> Linear:
+    return Linear(name, ("embed",), rows, columns, None, name, name, "embedding")

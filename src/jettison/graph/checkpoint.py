@@ -4,14 +4,17 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from jettison.core.documents import read_json
 from jettison.core.errors import JettisonError, UsageError
-from jettison.core.files import check_regular, content_digest, inside
+from jettison.core.files import check_regular, content_digest, inside, size_of
 from jettison.core.progress import waiting
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX = "model.safetensors.index.json"
 BITS = {"C64": 64, "BF16": 16, "BOOL": 8}  # of the types whose names do not begin with a letter and their bits
@@ -90,7 +93,7 @@ class Checkpoint:
         """As safetensors writes it: BF16, F16, F32, I32, ..."""
         return self._handle(self._home[name]).get_slice(name).get_dtype()
 
-    def read(self, name: str, index: int | slice | None = None) -> torch.Tensor:
+    def read(self, name: str, index: int | slice | None = None) -> "torch.Tensor":
         """A tensor, or its ``index``-th slice or slices along the first dimension, which alone are then read."""
         try:
             handle = self._handle(self._home[name])
@@ -109,7 +112,7 @@ class Checkpoint:
 
     @property
     def file_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.files)
+        return size_of(self.files)
 
     @property
     def tensor_bytes(self) -> int:

@@ -49,7 +49,7 @@ def stored_dtype(source: ModelFolder) -> torch.dtype:
     """The type that a checkpoint's config says it has; float32 where it says nothing. Raises UsageError for others than
     ``FULL_PRECISION``."""
     name = str(getattr(source.config, "dtype", None) or "float32").removeprefix("torch.")
-    known = {str(dtype).removeprefix("torch."): dtype for dtype in FULL_PRECISION}
+    known = {each: getattr(torch, each) for each in FULL_PRECISION}
     if name not in known:
         raise UsageError(f"{source.where}: dtype = {name!r:.60}; valid: {', '.join(known)}")
     return known[name]

@@ -6,16 +6,16 @@ from contextlib import suppress
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoTokenizer
+from typing import TYPE_CHECKING, Any
 
 from jettison.core.documents import read_json
 from jettison.core.errors import JettisonError, UsageError, guarded
 from jettison.core.files import check_regular, content_digest, digest, read_bytes
 from jettison.graph.checkpoint import INDEX, Checkpoint
 from jettison.graph.shape import ModelShape, shape_names, shapes
+
+if TYPE_CHECKING:  # a plan opens folders without torch and transformers, which take seconds to import
+    import torch
 
 BUNDLED = {"scribe": Path(__file__).parent / "scribe"}
 # What shapes the token ids of a text or a chat, and where a text ends.
@@ -25,7 +25,7 @@ TOKENIZER = re.compile(
 )
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
 TOKENIZER_LIMIT, CARD_LIMIT = 1 << 28, 1 << 24  # bytes
-FULL_PRECISION = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FULL_PRECISION = ("float16", "bfloat16", "float32", "float64")  # types of torch
 
 
 def find_folder(name: str | Path) -> Path:
@@ -99,10 +99,12 @@ class ModelFolder(ModelShape):
     @cached_property
     def tokenizer(self):
         """As transformers reads it. Raises UsageError if it cannot."""
+        from transformers import AutoTokenizer
+
         for path in self.folder.iterdir():
             if TOKENIZER.fullmatch(path.name):
                 check_regular(path, TOKENIZER_LIMIT)
-        with guarded(f"{self.folder} has no usable tokenizer"):
+        with guarded(f"{self.folder} has no usable tokenizer", rust=True):
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
 
     def identity(self) -> dict[str, Any]:
@@ -187,7 +189,7 @@ class ModelFolder(ModelShape):
                 return found[1]
         return next((path.name for path in sorted(self.folder.glob("LICENSE*"))), "")
 
-    def read(self, parameter: str) -> torch.Tensor:
+    def read(self, parameter: str) -> "torch.Tensor":
         """A module's parameter, in the module's own layout, in the type it is stored in."""
         tensor, expert, part = self.locate(parameter)
         if expert is not None and len(self.checkpoint.shape(tensor)) not in (2, 3):  # of biases and of weights
@@ -215,7 +217,7 @@ class ModelFolder(ModelShape):
         return tensor, (shape if part == "down_proj" else (shape[0] // 2, *shape[1:]))
 
     def _check_tensor(
-        self, parameter: str, value: torch.Tensor, shape: tuple | None = None, wanted: tuple | None = None
+        self, parameter: str, value: "torch.Tensor", shape: tuple | None = None, wanted: tuple | None = None
     ) -> None:
         """shape: of the whole tensor, where ``value`` is a part of it. wanted: by default what the skeleton has."""
         shape = tuple(value.shape if shape is None else shape)
@@ -223,10 +225,10 @@ class ModelFolder(ModelShape):
         where = f"{self.folder}: {self.locate(parameter)[0]}"
         if shape != wanted:
             raise JettisonError(f"{where} has shape {shape}, the config asks for {wanted} at {parameter}")
-        if value.dtype not in FULL_PRECISION:
+        if str(value.dtype).removeprefix("torch.") not in FULL_PRECISION:
             raise JettisonError(f"{where} is stored as {value.dtype}: full-precision weights are needed at {parameter}")
 
-    def read_weight(self, name: str, layout: str, rows: slice | None = None) -> torch.Tensor:
+    def read_weight(self, name: str, layout: str, rows: slice | None = None) -> "torch.Tensor":
         """The weight of a linear as float32 (rows, columns), or some rows of it, which alone are then read where they
         lie together. Raises JettisonError if its shape is not what the config asks for, or a value is not finite."""
         tensor, expert, _ = self.locate(f"{name}.weight")
@@ -239,19 +241,21 @@ class ModelFolder(ModelShape):
         else:
             return self.read_weight(name, layout)[rows]
         weight = stored.float()
-        if not torch.isfinite(weight).all():
-            bad = int((~torch.isfinite(weight)).sum())
+        if not weight.isfinite().all():
+            bad = int((~weight.isfinite()).sum())
             raise JettisonError(f"{name}.weight of {self.folder} has {bad} values that are NaN or infinite")
         return weight.T.contiguous() if layout == "conv1d" else weight
 
-    def fill(self, module: torch.nn.Module, prefix: str = "", dtype: torch.dtype | None = None, skip=()) -> None:
+    def fill(self, module: "torch.nn.Module", prefix: str = "", dtype: "torch.dtype | None" = None, skip=()) -> None:
         """Give every parameter of ``module`` that is on meta its value; those of the modules in ``skip`` stay there.
 
         Parameters ask for gradients, as transformers leaves them: for frozen weights and a strided input, PyTorch's
         linear copies the weight once per row of the batch.
         """
+        from torch.nn import Parameter
+
         skipped = {id(parameter) for inner in skip for parameter in inner.parameters()}
-        seen: dict[str, torch.nn.Parameter] = {}
+        seen: dict[str, Parameter] = {}
         for path, owner in module.named_modules():
             for name, parameter in list(owner._parameters.items()):
                 if parameter is None or parameter.device.type != "meta" or id(parameter) in skipped:
@@ -262,12 +266,14 @@ class ModelFolder(ModelShape):
                 if key not in seen:  # tied parameters stay one
                     value = self.read(full)
                     self._check_tensor(full, value, wanted=parameter.shape)
-                    seen[key] = torch.nn.Parameter(value.to(dtype) if dtype else value)
+                    seen[key] = Parameter(value.to(dtype) if dtype else value)
                 owner._parameters[name] = seen[key]
 
 
-def empty(module: torch.nn.Module) -> None:
+def empty(module: "torch.nn.Module") -> None:
     """Send the parameters of a module back to meta, freeing their memory."""
+    import torch
+
     for owner in module.modules():
         for name, parameter in owner._parameters.items():
             if parameter is not None:

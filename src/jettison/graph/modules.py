@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from jettison.encodings.grid import Grid, QuantizedWeight, pack, unpack
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight, pack, unpack
 from jettison.graph.anatomy import Linear
 from jettison.kernels import native, ops
 from jettison.kernels.tiles import Tiling, dense, to_checkpoint, two_of_four

@@ -1,4 +1,4 @@
-"""A model without weights: Hugging Face's own class on the meta device, experts as separate linears."""
+"""A model without weights: Hugging Face's own class on the meta device, experts as separate linears; its anatomy."""
 
 import gc
 from collections.abc import Iterator
@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
 
 from jettison.core.errors import UsageError, guarded
 from jettison.core.numbers import figures
-from jettison.graph.anatomy import Family, find_family
+from jettison.graph.anatomy import Anatomy, Family, Linear, families, make_embedding, make_linear
 
 PARAMETERS = 10**13  # no model has as many
 
@@ -137,3 +138,56 @@ def _gate(kind: str, config: PretrainedConfig):
         return (up + 1) * gate * torch.sigmoid(alpha * gate)
 
     return clamped
+
+
+def find_family(model_type: str, model: nn.Module) -> Family:
+    """The row for ``model_type``, or the generic reading: every linear inside the longest list of like blocks.
+
+    Raises UsageError if the model has neither.
+    """
+    if model_type in families():
+        return families()[model_type]
+    candidates = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 1:
+            alike = len({type(child) for child in module}) == 1
+            linears = sum(isinstance(inner, nn.Linear) for inner in module[0].modules())
+            if alike and linears:
+                candidates.append((len(module) * linears, name))
+    if not candidates:
+        raise UsageError(
+            f"model_type {model_type!r} has no row in families.yaml ({', '.join(sorted(families()))}) "
+            "and no list of like blocks with linear layers to read it by"
+        )
+    return Family("generic", max(candidates)[1], {}, {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")})
+
+
+def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
+    """The linears of a skeleton (see ``skeleton``), in order: embedding, blocks, head."""
+    blocks = model.get_submodule(family.blocks)
+    linears = []
+    for index, block in enumerate(blocks):
+        prefix = f"{family.blocks}.{index}"
+        for path, module in block.named_modules():
+            if isinstance(module, nn.Linear | Conv1D) and (roles := family.roles(path)):
+                linears.append(_linear(f"{prefix}.{path}", module, roles, index, family))
+    head, embed = model.get_output_embeddings(), model.get_input_embeddings()
+    names = {id(module): name for name, module in model.named_modules()}
+    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    if embed is not None:
+        rows, columns = embed.weight.shape
+        name = names[id(embed)]
+        linears.insert(0, make_embedding(name, rows, columns))
+    if isinstance(head, nn.Linear):
+        linears.append(_linear(names[id(head)], head, ("head",), None, family))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if tied and head is not None:
+        parameters -= 0 if head.weight is embed.weight else head.weight.numel()
+    return Anatomy(family, len(blocks), tuple(linears), parameters, tied)
+
+
+def _linear(name: str, module: nn.Module, roles: tuple[str, ...], block: int | None, family: Family) -> Linear:
+    rows, columns = module.weight.shape
+    if isinstance(module, Conv1D):
+        return make_linear(name, roles, columns, rows, block, family, "conv1d")
+    return make_linear(name, roles, rows, columns, block, family)

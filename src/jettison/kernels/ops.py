@@ -10,7 +10,8 @@ from functools import lru_cache
 
 import torch
 
-from jettison.encodings.grid import Grid, unpack
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import unpack
 from jettison.kernels import gpu, native
 from jettison.kernels.tiles import SCALE_TYPES, SPARSE, Tiling, dense, pack_codes, pack_zero, spread, zero_points
 
@@ -94,7 +95,7 @@ _library.define(
 
 
 def _quant_linear(x, packed, scale, zero_point, bias, bits, group_size):
-    grid = Grid(bits, group_size, zero_point is None, scale.dtype)
+    grid = Grid(bits, group_size, zero_point is None, str(scale.dtype).removeprefix("torch."))
     return dense_linear(x, dequantize(packed, scale, zero_point, grid, x.shape[-1]), bias)
 
 

@@ -8,7 +8,8 @@ from functools import cached_property
 
 import torch
 
-from jettison.encodings.grid import WHOLE_ROW, Grid, pack, unpack
+from jettison.encodings.grid import WHOLE_ROW, Grid
+from jettison.encodings.uniform import pack, unpack
 
 LAYOUT = 1  # of tiles, in files that hold them: another number whenever the bytes are others
 TILE_ROWS, LANES = 32, 16

@@ -1,10 +1,8 @@
 """Methods, one file each, under the verb that they serve. A method is found by being there.
 
-Importing this package registers all of them (``jettison.recipe.registry``).
+Importing this package registers all of them (``jettison.recipe.registry``), but imports none.
 """
 
-from importlib import import_module
-from pkgutil import walk_packages
+from jettison.recipe.registry import register_files
 
-for _module in walk_packages(__path__, f"{__name__}."):
-    import_module(_module.name)
+register_files(__path__, __name__)

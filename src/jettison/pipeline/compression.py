@@ -16,7 +16,7 @@ import torch
 
 from jettison.core import parallel
 from jettison.core.errors import JettisonError, UsageError
-from jettison.core.files import check_folder, file_digest
+from jettison.core.files import check_folder, file_digest, size_of
 from jettison.core.journal import Journal
 from jettison.core.locks import locked
 from jettison.core.numbers import check_seed
@@ -75,6 +75,7 @@ def compress(
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
     if (source.folder / MANIFEST).exists():
         read_manifest(source.folder)  # whose teacher is recorded at the end: a damaged one is met before work
+    _ = source.skeleton  # what transformers cannot build is refused before any work
     jobs, out = assign(source, recipe, runtime), check_folder(out, JOURNAL)
     if note := say_adjusted(jobs):
         say(f"note: {note}")
@@ -261,7 +262,7 @@ def _check(source: ModelFolder, jobs: list[Job], out: Path, entries: list[dict])
 def _check_disk(source: ModelFolder, out: Path, dense: bool) -> None:
     """dense: some of it is as large as before."""
     folder = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
-    written = sum(file.stat().st_size for file in out.glob("model-*.safetensors"))
+    written = size_of(out.glob("model-*.safetensors"))
     free, needed = shutil.disk_usage(folder).free, source.checkpoint.file_bytes // (1 if dense else 2) - written
     if free < needed:
         raise JettisonError(

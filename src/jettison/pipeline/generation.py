@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from jettison.core.errors import guarded
 from jettison.core.progress import waiting
 from jettison.domains.text.data import token_windows
 from jettison.graph.folder import ModelFolder
@@ -20,7 +21,8 @@ def sample_prompts(model: str | Path, text: str | Path) -> list[str]:
     """The beginnings of a few windows of a text."""
     source = ModelFolder(model)
     windows = token_windows(source, text, 4 * PROMPT_TOKENS, PROMPTS)
-    return [source.tokenizer.decode(ids[:PROMPT_TOKENS], skip_special_tokens=True) for ids in windows]
+    with guarded(f"the tokenizer of {source.name} fails", rust=True):
+        return [source.tokenizer.decode(ids[:PROMPT_TOKENS], skip_special_tokens=True) for ids in windows]
 
 
 @waiting("timing what is written")

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.encodings.grid import AT_ONCE, WHOLE_ROW, Grid, QuantizedWeight
+from jettison.encodings.grid import WHOLE_ROW, Grid
 from jettison.encodings.pattern import Pattern
+from jettison.encodings.uniform import AT_ONCE, QuantizedWeight
 from jettison.formats import check
 from jettison.formats.runtimes import Runtime, find_runtime, fitted_grids, illegal
 from jettison.formats.writer import Stored
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
+from jettison.pipeline.claims import claims
 from jettison.pipeline.pruning import Task, run_task
 from jettison.recipe import registry
 from jettison.recipe.recipe import Recipe, Step
@@ -125,12 +127,6 @@ def _check_lengths(source: ModelFolder, recipe: Recipe, jobs: Iterable[Job]) -> 
         source.check_window(step.options["length"], "recover.length")
 
 
-def claims(step: Step, linear: Linear) -> bool:
-    """Without a role a prune step is for the blocks alone: nobody prunes a head without saying so."""
-    outside = step.verb == "prune" and not step.where.role and linear.block is None
-    return not outside and step.where.matches(linear.roles, linear.block)
-
-
 def _claimed(source: ModelFolder, step: Step) -> list[Linear]:
     blocks = source.anatomy.blocks
     if beyond := [block for block in step.where.blocks if block >= blocks]:
@@ -174,7 +170,7 @@ def _check_runtime(runtime: Runtime, source: ModelFolder, jobs: Mapping[Linear, 
 def _stored_grid(source: ModelFolder, linear: Linear, grid: Grid) -> Grid:
     """Scales are stored in the model's own 16-bit type; bfloat16 for a float32 model."""
     tensor, _, _ = source.locate(f"{linear.name}.weight")
-    return replace(grid, scale_dtype=torch.float16 if source.checkpoint.dtype(tensor) == "F16" else torch.bfloat16)
+    return replace(grid, scale_type="float16" if source.checkpoint.dtype(tensor) == "F16" else "bfloat16")
 
 
 def one_by_one(function: Callable, items: Iterable) -> list:

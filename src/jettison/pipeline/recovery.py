@@ -11,12 +11,13 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.core.files import file_digest, inside, write_tensors
+from jettison.core.files import file_digest, inside
 from jettison.core.journal import Journal, read_records
 from jettison.core.locks import locked
 from jettison.core.numbers import check_number
 from jettison.core.progress import logged, say
 from jettison.core.sealed import read_sealed, write_sealed
+from jettison.core.tensors import write_tensors
 from jettison.domains.text.data import text_digest, token_windows
 from jettison.domains.text.synthesize import synthesize
 from jettison.encodings.grid import Grid

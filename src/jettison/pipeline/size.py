@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jettison.core.files import size_of
 from jettison.formats import compressed_tensors
 from jettison.formats.peft import adapter_bytes
 from jettison.graph.anatomy import Linear
@@ -23,7 +24,7 @@ def measure_size(folder: str | Path) -> dict[str, Any]:
     linears = [linear for linear in source.anatomy if "embed" not in linear.roles]
     bits = 8 * sum(_stored_bytes(source, linear) for linear in linears)
     weights = sum(linear.weights for linear in linears)
-    files = source.checkpoint.file_bytes + _file_bytes(source.folder / "adapter")
+    files = source.checkpoint.file_bytes + size_of(source.folder.glob("adapter/*.safetensors"))
     size = {
         "bytes": source.checkpoint.tensor_bytes + adapter,
         "disk_bytes": files,
@@ -60,7 +61,3 @@ def _adapted_weights(source: ModelFolder, linears: Iterable[Linear]) -> int:
 
     names = adapted_names(source.folder)
     return sum(linear.weights for linear in linears if linear.name in names)
-
-
-def _file_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0

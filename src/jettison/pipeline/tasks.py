@@ -120,6 +120,12 @@ def _run(loaded: Loaded, tasks: list[str], manager, items: int | None, batch: in
                 self.set_cache_hook(_Watcher(progress))
                 return super().loglikelihood(requests, disable_tqdm=True)
 
+        def loglikelihood_rolling(self, requests, disable_tqdm=True):
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+        def generate_until(self, requests, disable_tqdm=True):
+            return super().generate_until(requests, disable_tqdm=True)
+
     scorer = Scorer(
         pretrained=loaded.model,
         tokenizer=loaded.tokenizer,
@@ -176,21 +182,22 @@ def _hushed() -> Iterator[None]:
     Nor does lm-eval look here for the state of git and of the machine: git complains where it finds none, and nobody
     reads either.
     """
-    from tqdm.std import tqdm
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
-    levels = [logger.level for logger in loggers]
-    begin = tqdm.__init__
-    quiet = lambda self, *args, **options: begin(self, *args, **(options | {"disable": True}))
+    levels, silent = [logger.level for logger in loggers], are_progress_bars_disabled()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    disable_progress_bars()
     try:
         with (
-            patch.object(tqdm, "__init__", quiet),
+            patch("lm_eval.api.task.tqdm", lambda documents, **_: documents),
             patch("lm_eval.evaluator.get_git_commit_hash", lambda: None, create=True),
             patch("lm_eval.evaluator.add_env_info", lambda results: None, create=True),
         ):
             yield
     finally:
+        if not silent:
+            enable_progress_bars()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -18,7 +18,7 @@ import psutil
 import torch
 from torch import nn
 
-from jettison.core.files import write_tensors
+from jettison.core.tensors import write_tensors
 from jettison.domains.text.synthesize import BATCH as WRITTEN_AT_ONCE
 from jettison.domains.text.synthesize import write_batch
 from jettison.graph.dense import compute_device, load_dense, stored_dtype, training_dtype

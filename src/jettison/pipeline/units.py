@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from jettison.core.files import file_digest, write_tensors
+from jettison.core.files import file_digest
+from jettison.core.tensors import write_tensors
 from jettison.formats import check, writer
 from jettison.formats.writer import Stored
 from jettison.graph.activations import Activations

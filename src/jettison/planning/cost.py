@@ -17,7 +17,7 @@ from jettison.encodings.grid import Grid
 from jettison.formats.runtimes import Runtime, fitted
 from jettison.graph.anatomy import Linear
 from jettison.graph.shape import ModelShape
-from jettison.pipeline.jobs import claims
+from jettison.pipeline.claims import claims
 from jettison.planning.groups import Choice, Unit, find_units
 from jettison.recipe.recipe import Recipe
 
@@ -90,14 +90,15 @@ def planned(
     recipe: Recipe,
     runtime: Runtime | None = None,
     semi_structured: bool = False,
-    experts: Sequence[Linear] = (),
+    experts: Sequence[Sequence[Linear]] = (),
 ) -> Choice:
     """What a recipe makes of a unit. One that has a side path in part counts as one that has it, one that is pruned in
-    part as one that is not. experts: of the model, one of each unit: those that a step quantizes share a grid."""
-    linear, rank = unit.linears[0], max(side_path_rank(linear, recipe) for linear in unit.linears)
-    for step in recipe.of("quantize"):
+    part as one that is not. experts: per quantize step, one of each of the model's units that it quantizes: they share
+    a grid."""
+    linear, rank = unit.linears[0], max(side_path_rank(linear, recipe) for linear in unit.kinds)
+    for number, step in enumerate(recipe.of("quantize")):
         if step.where.matches(linear.roles, linear.block):
-            others = [each for each in experts if unit.experts and step.where.matches(each.roles, each.block)]
+            others = experts[number] if experts and unit.experts else ()
             grid = fitted(step.grid, others or unit.linears, runtime)
             stored = runtime.bits_per_weight(linear, grid) if runtime else 0.0
             if runtime is None or runtime.name == "jettison":
@@ -110,14 +111,16 @@ def planned_all(
     units: Sequence[Unit], recipe: Recipe, runtime: Runtime | None = None, semi_structured: bool = False
 ) -> dict[Unit, Choice]:
     """``planned`` of every unit of a model."""
-    experts = [unit.linears[0] for unit in units if unit.experts]
+    firsts = [unit.linears[0] for unit in units if unit.experts]
+    matched = lambda step: [each for each in firsts if step.where.matches(each.roles, each.block)]
+    experts = [matched(step) for step in recipe.of("quantize")]
     return {unit: planned(unit, recipe, runtime, semi_structured, experts) for unit in units}
 
 
 def _sparse_bits(unit: Unit, recipe: Recipe, grid: Grid | None) -> float | None:
     """Bits per weight as they run, if all of the unit is pruned to a pattern that something runs."""
     found: set[float | None] = set()
-    for linear in unit.linears:
+    for linear in unit.kinds:
         steps = [step for step in recipe.of("prune") if claims(step, linear)]
         found.add(steps[0].pattern.packed_bits(grid) if steps else None)
     return found.pop() if len(found) == 1 else None
@@ -141,7 +144,8 @@ def operators(shape: ModelShape, recipe: Recipe, setting: Setting) -> list[Opera
     units, found = find_units(shape.anatomy), []
     for unit, choice in planned_all(units, recipe, setting.runtime, setting.semi_structured).items():
         if unit.block not in setting.dropped:
-            ranks = [side_path_rank(linear, recipe) for linear in unit.linears]
+            of_kind = {(linear.roles, linear.block): side_path_rank(linear, recipe) for linear in unit.kinds}
+            ranks = [of_kind[linear.roles, linear.block] for linear in unit.linears]
             found += unit_operators(shape, unit, choice, setting, ranks)
     return found + fixed_operators(shape, units, setting)
 
@@ -153,7 +157,7 @@ def unit_operators(
     tokens = setting.batch * (1 if unit.role == "head" else setting.rows)  # of a prompt, the last token has a head
     rows, used, passes = sum(linear.rows for linear in unit.linears), 1.0, 1.0
     if unit.experts:
-        passes = shape.config.get_text_config().num_experts_per_tok  # experts that a token goes through
+        passes = shape.sizes.experts_per_token  # experts that a token goes through
         used = 1 - (1 - passes / unit.experts) ** tokens  # share of them that some token is expected to go through
         rows /= unit.experts
     size = unit.weights * stored_bits(unit, choice) / 8
@@ -176,25 +180,23 @@ def unit_operators(
 
 def fixed_operators(shape: ModelShape, units: list[Unit], setting: Setting) -> list[Operator]:
     """What bits do not change: attention over the cache, norms, and the rest."""
-    config, anatomy = shape.config.get_text_config(), shape.anatomy
+    sizes, anatomy = shape.sizes, shape.anatomy
     blocks = [block for block in range(anatomy.blocks) if block not in setting.dropped]
     found, tokens = [], setting.batch * setting.rows
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    per_token = 2 * shared * (width * setting.cache_bits + (16 if setting.cache_bits < 16 else 0)) / 8
-    for block, window in enumerate(windows(config, anatomy.blocks)):
+    width = sizes.head_width
+    per_token = 2 * sizes.key_value_heads * (width * setting.cache_bits + (16 if setting.cache_bits < 16 else 0)) / 8
+    for block, window in enumerate(sizes.windows):
         if block not in blocks:
             continue
         kept = min(setting.context + setting.rows - 1, window)  # in the cache of each sequence, once the step is done
         seen = _seen(setting, window)
         moved = setting.batch * (
-            per_token * (kept + setting.rows) + 2 * ACTIVATION_BYTES * setting.rows * heads * width
+            per_token * (kept + setting.rows) + 2 * ACTIVATION_BYTES * setting.rows * sizes.heads * width
         )
-        flops = 4 * setting.batch * seen * heads * width
+        flops = 4 * setting.batch * seen * sizes.heads * width
         found.append(Operator(f"attention {block}", "attention", setting.batch * per_token * kept, moved, flops))
     rest = UNQUANTIZED_BYTES * _rest(anatomy, units) * len(blocks) / max(1, anatomy.blocks)
-    moved = rest + 3 * ACTIVATION_BYTES * tokens * config.hidden_size * SMALL_OPERATORS * len(blocks)
+    moved = rest + 3 * ACTIVATION_BYTES * tokens * sizes.hidden * SMALL_OPERATORS * len(blocks)
     found.append(Operator("norms and the rest", "rest", rest, moved, launches=SMALL_OPERATORS * len(blocks)))
     return found
 
@@ -203,15 +205,6 @@ def _rest(anatomy, units: list[Unit]) -> int:
     """Parameters of no unit. A tied head is one with the embedding."""
     counted = sum(unit.weights for unit in units if not (unit.role == "head" and anatomy.tied))
     return max(0, anatomy.parameters - counted)
-
-
-def windows(config, blocks: int) -> list[float]:
-    """How many tokens each block looks back at most."""
-    window = getattr(config, "sliding_window", None)
-    if not window or getattr(config, "use_sliding_window", True) is False:
-        return [float("inf")] * blocks
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * blocks
-    return [window if "sliding" in kind else float("inf") for kind in kinds]
 
 
 def _seen(setting: Setting, window: float) -> float:

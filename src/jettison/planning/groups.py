@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from jettison.encodings.grid import WHOLE_ROW, Grid
 from jettison.formats.runtimes import Runtime, fitted
@@ -24,6 +24,14 @@ class Unit:
     role: str
     block: int | None
     linears: tuple[Linear, ...]
+
+    def __hash__(self) -> int:  # of hundreds of experts it would take long
+        return hash(self.name)
+
+    @cached_property
+    def kinds(self) -> tuple[Linear, ...]:
+        """One linear of each combination of roles and block, by which steps of a recipe find them."""
+        return tuple({(linear.roles, linear.block): linear for linear in self.linears}.values())
 
     @cached_property
     def weights(self) -> int:
@@ -67,6 +75,11 @@ class Choice:
 
 def find_units(anatomy: Anatomy) -> list[Unit]:
     """All linears of a model, the embedding included, by what runtimes run as one matrix."""
+    return list(_units(anatomy))
+
+
+@lru_cache(8)  # a plan asks for the units of its model dozens of times
+def _units(anatomy: Anatomy) -> tuple[Unit, ...]:
     parts: dict[str, list[Linear]] = {}
     for linear in anatomy:
         parts.setdefault(linear.fused, []).append(linear)
@@ -76,7 +89,7 @@ def find_units(anatomy: Anatomy) -> list[Unit]:
         role = group if group in anatomy.family.fused else "_".join(roles)
         role = f"expert {role}" if "expert" in linears[0].roles else role
         found.append(Unit(name, role, linears[0].block, tuple(linears)))
-    return found
+    return tuple(found)
 
 
 def tie(units: list[Unit], runtime: Runtime | None) -> list[tuple[Unit, ...]]:

@@ -16,13 +16,12 @@ from jettison.devices.roofline import Cost, step_cost
 from jettison.formats.runtimes import find_runtime, illegal
 from jettison.graph.folder import open_shape
 from jettison.graph.shape import ModelShape
-from jettison.pipeline.losses import find_losses, unseen_bench
 from jettison.planning.cost import CONTEXT, Setting, fixed_operators, planned_all, predict, unit_operators
 from jettison.planning.groups import BITS, GROUP_SIZES, Choice, Unit, choices, find_units, tie
-from jettison.planning.refine import refine as refine_picks
-from jettison.planning.search import Picks, Problem, least, pareto, quickest, search
+from jettison.planning.search import Picks, Problem, feasible, least, pareto, quickest, search
 from jettison.planning.writing import changed, check_changes, to_recipe
 from jettison.recipe.recipe import Recipe, load_recipe, preset_names
+from jettison.statistics.known import any_known
 from jettison.statistics.prior import prior_loss, recovered_part
 
 LOSSES = ("auto", "prior", "gradients", "measured")
@@ -167,7 +166,7 @@ def make_plan(
         time=inf if tps is None else batch / tps,
         memory=min(inf if limit is None else limit, target.memory),
     )
-    if least(problem, 1) is None:  # before losses are found, which may take long
+    if not feasible(problem):  # before losses are found, which may take long
         raise UsageError(_infeasible(problem, shape, target, setting))
     needless = problem.fits(tuple(of.index(Choice(16)) if Choice(16) in of else 0 for of in options))
     loss_of, losses = _losses(shape, open_to, "prior" if needless else losses)
@@ -221,7 +220,7 @@ def _losses(shape: ModelShape, open_to: dict[Unit, list[Choice]], kind: str) -> 
     if kind != "prior":
         parts = {unit.name: unit.linears for unit in open_to if unit.role != "embed"}
         grids = {unit.name: list(dict.fromkeys(each.grid for each in of if each.grid)) for unit, of in open_to.items()}
-        table, kind = find_losses(shape, parts, grids, kind) if shape.weights or kind != "auto" else ({}, "prior")
+        table, kind = _found_losses(shape, parts, grids, kind)
 
     def loss(unit: Unit, choice: Choice) -> float:
         if choice.grid is None:
@@ -232,6 +231,15 @@ def _losses(shape: ModelShape, open_to: dict[Unit, list[Choice]], kind: str) -> 
         return full * recovered_part() if choice.rank and choice.bits == 2 else full
 
     return loss, kind
+
+
+def _found_losses(shape: ModelShape, parts: dict, grids: dict, kind: str) -> tuple[dict[str, dict], str]:
+    """Losses that the model itself has shown, by part and grid, and their kind: ``prior`` where there are none."""
+    if kind == "auto" and not (shape.weights and any_known()):
+        return {}, "prior"
+    from jettison.pipeline.losses import find_losses  # may run the model: torch takes seconds to import
+
+    return find_losses(shape, parts, grids, kind)
 
 
 def misses(cost: Cost, problem: Problem, device: Device) -> list[str]:
@@ -265,7 +273,10 @@ def _infeasible(problem: Problem, shape: ModelShape, device: Device, setting: Se
 def _refine(
     shape: ModelShape, problem: Problem, picks: Picks, evaluations: int, seed: int
 ) -> tuple[Picks, list[float]]:
-    return refine_picks(problem, picks, unseen_bench(shape), evaluations, seed)
+    from jettison.pipeline.losses import unseen_bench  # runs the model: torch takes seconds to import
+    from jettison.planning.refine import refine
+
+    return refine(problem, picks, unseen_bench(shape), evaluations, seed)
 
 
 def _why(found: Plan) -> list[str]:

@@ -94,6 +94,12 @@ def least(problem: Problem, what: int) -> Picks | None:
     return _solve(problem, problem._flat[2][:, what])
 
 
+def feasible(problem: Problem) -> bool:
+    """Whether any choices are within the budgets."""
+    smallest = tuple(min(range(len(each)), key=lambda pick: each[pick][1]) for each in problem.costs)
+    return problem.fits(smallest) or least(problem, 1) is not None
+
+
 def _solve(
     problem: Problem, objective: np.ndarray, limited: np.ndarray | None = None, limit: float = np.inf
 ) -> Picks | None:

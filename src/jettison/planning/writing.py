@@ -64,7 +64,7 @@ def changed(recipe: Recipe, changes: list[str]) -> Recipe:
 
 def check_changes(changes: list[str]) -> None:
     """Raises UsageError for a change that no preset takes, those before it made: nor would a recipe that is planned."""
-    recipes = [load_recipe(name) for name in preset_names()]
+    recipes = [load_recipe(name) for name in preset_names()] if changes else []
     for change in changes:
         refusals = []
         for place, recipe in enumerate(recipes):

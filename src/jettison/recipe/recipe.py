@@ -259,7 +259,7 @@ def _parse_pattern(options: dict[str, Any], changed: dict[str, Any], data: Any) 
         return Pattern(float(options["sparsity"]), scope=scope), allocation
     if allocation.kind != "uniform":
         raise UsageError(
-            f"allocation = {allocation.kind!r}: {options['pattern']!r} is the same everywhere; give a sparsity"
+            f"allocation = {allocation.kind!r}: {shown(options['pattern'])} is the same everywhere; give a sparsity"
         )
     return replace(Pattern.parse(options["pattern"]), scope=scope), allocation
 
@@ -303,7 +303,7 @@ def _listed(name: str, value: Any) -> list:
 
 
 def _parse_span(entry: Any) -> range:
-    span = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", str(entry) if type(entry) in (int, str) else "")
+    span = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", entry if isinstance(entry, str) else shown(entry))
     if not span:
         valid = f"a number from 0 to {LAST_BLOCK} or a span such as 0-3 is needed"
         raise UsageError(f"block {shown(entry)} of where: {valid}")

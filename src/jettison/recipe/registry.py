@@ -1,20 +1,24 @@
 """Methods are annotated pure functions. A decorator names them; their signatures are their option schemas.
 
-A room that has methods (and any other package) is found through the entry point group ``jettison.methods``.
+A room that has methods (and any other package) is found through the entry point group ``jettison.methods``. Those of
+our own are read without being imported, see ``outline``.
 """
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
+from importlib import import_module
 from importlib.metadata import entry_points
+from pkgutil import walk_packages
 from typing import Any
 
 from pydantic import ConfigDict, ValidationError, create_model
 
 from jettison.core.errors import UsageError, shown, unknown
 from jettison.core.numbers import LAST_SEED, check_number
+from jettison.recipe.outline import Unreadable, outlines
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Method:
     def summary(self) -> str:
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
-    @property
+    @cached_property
     def defaults(self) -> dict[str, Any]:
         """Option name -> default: the keyword-only parameters of the function."""
         parameters = inspect.signature(self.function).parameters.values()
@@ -65,7 +69,7 @@ class Method:
         text = isinstance(value, str) and not isinstance(self.defaults[name], str)
         return float(value) if text and re.fullmatch(r"[-+]?[0-9]+e[-+]?[0-9]+", value, re.IGNORECASE) else value
 
-    @property
+    @cached_property
     def _schema(self):
         parameters = inspect.signature(self.function).parameters
         fields = {name: (parameters[name].annotation, default) for name, default in self.defaults.items()}
@@ -96,6 +100,21 @@ def method(
 pruner = partial(method, "prune")
 quantizer = partial(method, "quantize")
 recoverer = partial(method, "recover")
+DECORATORS = {"method": method, "pruner": pruner, "quantizer": quantizer, "recoverer": recoverer}
+
+
+def register_files(path: Iterable[str], package: str) -> None:
+    """Register all methods of a package's files. Each file is imported when one of its methods is first called; at
+    once where its text does not say all of a method."""
+    for finder, name, is_package in walk_packages(path, f"{package}."):
+        if is_package:
+            continue
+        text = finder.find_spec(name).loader.get_source(name)
+        try:
+            for decorator, arguments, options, function in list(outlines(text, name, DECORATORS)):
+                DECORATORS[decorator](*arguments, **options)(function)
+        except Unreadable:
+            import_module(name)
 
 
 @cache

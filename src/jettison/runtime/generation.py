@@ -93,7 +93,7 @@ class _Text:
         if self.ended:
             return ""
         self.tokens.append(token)
-        with guarded("the tokenizer fails"):
+        with guarded("the tokenizer fails", rust=True):
             self._held += self._stream.step(self._tokenizer, token) or ""
         found = [place for text in self._stop if (place := self._held.find(text)) >= 0]
         if found:

@@ -198,7 +198,7 @@ class Loaded:
         elif self.tokenizer.chat_template is None:
             raise UsageError(f"{self.source.name} has no chat template: give the prompt as text")
         else:
-            with guarded(f"the chat template of {self.source.name} does not take this prompt"):
+            with guarded(f"the chat template of {self.source.name} does not take this prompt", rust=True):
                 ids = self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False)
         if not ids:
             raise UsageError("the prompt is empty: it must be one token at least")

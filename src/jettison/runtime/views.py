@@ -9,7 +9,8 @@ from jettison.core.caches import cache_folder, cache_is_kept
 from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import digest
 from jettison.core.progress import bar, say
-from jettison.encodings.grid import WHOLE_ROW, Grid, QuantizedWeight
+from jettison.encodings.grid import WHOLE_ROW, Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.formats.tiled import read_linears, write_tiled
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from jettison.core.caches import cache_folder
 from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import digest
 from jettison.core.journal import Journal, read_records
@@ -30,6 +29,7 @@ from jettison.graph.modules import dense_weight
 from jettison.graph.source_check import check_source
 from jettison.recipe import registry
 from jettison.statistics.data import Data
+from jettison.statistics.known import any_known, sensitivity_folder
 from jettison.statistics.stats import Stats, watch
 
 BATCH, SAMPLES, LENGTH = 4, 16, 256
@@ -99,7 +99,7 @@ def known_sensitivity(
 ) -> tuple[dict[str, dict[Grid, float]], str]:
     """What ``sensitivity`` with its default settings has found for a model before, and which kind that was; measured
     losses sooner than gradients. Empty and ``prior`` if something is missing."""
-    if not _folder().is_dir():  # saves a fingerprint, which reads the whole model
+    if not any_known():
         return {}, "prior"
     for kind in reversed(KINDS):
         path, run = _record(source, data, kind)
@@ -118,10 +118,6 @@ def unseen_windows(source: ModelFolder, data: Data, count: int = SAMPLES) -> tor
     return rest[torch.arange(count) * len(rest) // count]
 
 
-def _folder() -> Path:
-    return cache_folder() / "sensitivity"
-
-
 def _record(
     source: ModelFolder, data: Data, kind: str, method: str = "gptq", samples: int = SAMPLES,
     length: int | None = None, seed: int = 0,
@@ -132,7 +128,7 @@ def _record(
     length = source.window(LENGTH) if length is None else length
     settings = {"kind": kind, "method": method, "text": data.digest, "samples": samples}
     run = {"model": source.fingerprint()} | settings | {"length": length, "seed": seed}
-    return _folder() / digest(*map(str, run.values())) / "losses.jsonl", run
+    return sensitivity_folder() / digest(*map(str, run.values())) / "losses.jsonl", run
 
 
 def _known(entries: Iterable[dict[str, Any] | None]) -> dict[tuple[str, str], float]:
@@ -193,6 +189,10 @@ def _by_gradients(
     windows = windows.to(compute_device())
     with torch.enable_grad():
         logits = model(windows, use_cache=False).logits.float()  # (samples, length, vocabulary)
+        if not logits.isfinite().all():
+            raise JettisonError(
+                f"{source.name}: not all logits on the calibration text are finite: its outputs overflow"
+            )
         rng = torch.Generator(logits.device).manual_seed(seed)
         flat = logits.detach().softmax(-1).flatten(0, 1)
         drawn = torch.multinomial(flat, 1, generator=rng).view(windows.shape)

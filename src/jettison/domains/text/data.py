@@ -66,10 +66,11 @@ class Text:
         return token_windows(model, self.name, length, count)
 
 
-def encode(tokenizer, text: str) -> list[int]:
-    """The token ids of a text. Raises UsageError where the tokenizer fails, as a damaged one does."""
-    with guarded(f"the tokenizer of {tokenizer.name_or_path} fails"):
-        return tokenizer(text, verbose=False).input_ids
+def encode(tokenizer, text: str, special: bool = True) -> list[int]:
+    """The token ids of a text. special: with those that the tokenizer puts around one. Raises UsageError where the
+    tokenizer fails, as a damaged one does."""
+    with guarded(f"the tokenizer of {tokenizer.name_or_path} fails", rust=True):
+        return tokenizer(text, verbose=False, add_special_tokens=special).input_ids
 
 
 def token_windows(model: ModelFolder, source: str | Path, length: int, count: int | None = None) -> torch.Tensor:

@@ -22,6 +22,7 @@ from jettison.core.errors import JettisonError, guarded
 from jettison.core.files import digest
 from jettison.core.progress import bar, say
 from jettison.core.sealed import read_sealed, write_sealed
+from jettison.domains.text.data import encode
 from jettison.graph.dense import compute_device, load_dense
 from jettison.graph.folder import ModelFolder
 
@@ -225,7 +226,7 @@ def _converse(
         )
     before, _, after = rendered.partition(MARK)
     before, after = (
-        torch.tensor(tokenizer(part, add_special_tokens=False).input_ids, dtype=torch.int64) for part in (before, after)
+        torch.tensor(encode(tokenizer, part, special=False), dtype=torch.int64) for part in (before, after)
     )
     source.check_tokens(torch.cat([before, after]), f"the chat template of {source.name}")
     ends = _end_tokens(teacher)

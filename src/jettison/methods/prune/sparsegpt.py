@@ -5,8 +5,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.grid import Grid
 from jettison.encodings.pattern import Pattern
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.numerics.columns import inverse_factor, never_active, spread_errors
 from jettison.numerics.masks import lowest, smallest
 from jettison.numerics.ranges import find_range

@@ -5,7 +5,8 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.methods.quantize.gptq import gptq
 from jettison.numerics.columns import dampings, never_active
 from jettison.recipe.registry import quantizer

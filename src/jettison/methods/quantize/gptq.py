@@ -5,7 +5,8 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.numerics.columns import inverse_factor, spread_errors
 from jettison.numerics.ranges import find_range
 from jettison.recipe.registry import quantizer

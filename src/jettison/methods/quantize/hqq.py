@@ -6,7 +6,8 @@ import torch
 from pydantic import Field
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid, QuantizedWeight
+from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import QuantizedWeight
 from jettison.recipe.registry import quantizer
 
 LARGEST_INVERSE_SCALE = 2e4

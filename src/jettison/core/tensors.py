@@ -1,0 +1,68 @@
+"""Files of tensors, whole or absent as ``files`` writes them."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from jettison.core.files import write_atomic
+
+PIECE = 1 << 26  # bytes of a tensor that are read back at once
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    ready: Callable[[Path], object] = lambda temporary: None,
+) -> None:
+    """Write a safetensors file. Same tensors, same bytes. It is read back and compared before it gets its name.
+
+    ready: called with the file under its temporary name, when all of it is written.
+    """
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+    def write(temporary: Path) -> None:
+        save_file(contiguous, temporary, dict(metadata or {"format": "pt"}))
+        _sort_metadata(temporary)
+        for name, tensor in contiguous.items():
+            if not _reads_back(temporary, name, tensor):
+                raise OSError(f"{name} reads back differently from what was written")
+        ready(temporary)
+
+    write_atomic(path, write)
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the entries of the metadata in an order that changes from run to run."""
+    with open(path, "rb+") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:  # escaped otherwise than safetensors does
+            raise OSError(f"{len(text)} bytes of header do not fit into {length}")
+        handle.seek(8)
+        handle.write(text.ljust(length))
+
+
+def _reads_back(path: Path, name: str, tensor: torch.Tensor) -> bool:
+    """Compares in pieces, the file opened for each: what was read of a file stays in memory until it is closed."""
+    step = max(1, PIECE * len(tensor) // max(1, tensor.nbytes)) if tensor.dim() else 1
+    for first in range(0, max(1, len(tensor)) if tensor.dim() else 1, step):
+        with safe_open(path, framework="pt") as handle:
+            stored = handle.get_slice(name)
+            if tuple(stored.get_shape()) != tuple(tensor.shape):
+                return False
+            found = stored[first : first + step] if tensor.dim() else handle.get_tensor(name)
+        meant = tensor[first : first + step] if tensor.dim() else tensor
+        if found.dtype != meant.dtype or not torch.equal(_bytes(found), _bytes(meant)):
+            return False
+    return True
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.cpu().reshape(-1).view(torch.uint8)

@@ -1,0 +1,228 @@
+"""The sizes of a model as they follow from config.json and the ``sizes`` of its family's row in families.yaml.
+
+Nothing is built, so a plan needs no class of transformers, whose import takes seconds. Nothing is refused either: where
+a config has anything that its row does not foresee, ``read_sizes`` returns None, and transformers reads the config.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from jettison.graph.anatomy import Anatomy, Family, Linear, families, make_embedding, make_linear
+
+KINDS = {"sliding_attention", "full_attention"}  # entries of layer_types
+# What nothing about a size depends on, where it is as usual. Else transformers says whether it can use it.
+USUAL = {
+    "hidden_act": ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"),
+    "dtype": (None, "float16", "bfloat16", "float32"),
+}
+USUAL |= {"hidden_activation": USUAL["hidden_act"], "activation_function": USUAL["hidden_act"]}
+USUAL |= {"torch_dtype": USUAL["dtype"]}
+# Sections of a config that are no model of their own.
+SECTIONS = ("rope_scaling", "rope_parameters", "id2label", "label2id", "task_specific_params")
+LARGEST, PARAMETERS = 10**9, 10**13  # of a number, and of all parameters
+MOST_BLOCKS, MOST_EXPERTS = 1024, 65536  # several times what any model has
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What attention and experts cost beside the matrices.
+
+    hidden: the width of states. heads: of queries; key_value_heads: of what the cache keeps. head_width: of each.
+    windows: how many tokens each block looks back at most. experts_per_token: None where there are no experts.
+    """
+
+    hidden: int
+    heads: int
+    key_value_heads: int
+    head_width: int
+    windows: tuple[float, ...]
+    experts_per_token: int | None = None
+
+    @classmethod
+    def of(cls, config: Any, blocks: int) -> "Sizes":
+        """From the config of a text model as transformers reads it."""
+        value = lambda name, default=None: getattr(config, name, default)
+        window = value("sliding_window") if value("use_sliding_window", True) is not False else None
+        return cls(
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            key_value_heads=value("num_key_value_heads") or config.num_attention_heads,
+            head_width=value("head_dim") or config.hidden_size // config.num_attention_heads,
+            windows=_windows(window, value("layer_types"), blocks),
+            experts_per_token=value("num_experts_per_tok"),
+        )
+
+
+def _windows(window: int | None, kinds: list[str] | None, blocks: int) -> tuple[float, ...]:
+    if not window:
+        return (inf,) * blocks
+    return tuple(window if "sliding" in kind else inf for kind in kinds or ["sliding_attention"] * blocks)
+
+
+class Unforeseen(Exception):
+    """A row of families.yaml does not say what a config means."""
+
+
+def read_sizes(raw_config: Mapping[str, Any]) -> tuple[Anatomy, Sizes] | None:
+    """The anatomy and the sizes of a config.json, the same that transformers' class would have; None if it must say."""
+    kind = raw_config.get("model_type")
+    family = families().get(kind) if isinstance(kind, str) else None
+    if family is None or family.sizes is None:
+        return None
+    try:
+        fields = Fields(raw_config, family.sizes)
+        _check_tokens(fields)
+        sizes = _sizes(fields)
+        return _anatomy(fields, family, len(sizes.windows)), sizes
+    except Unforeseen:
+        return None
+
+
+class Fields:
+    """The fields of a config by transformers' common names, defaults of the family filled in.
+
+    Everything raises Unforeseen for values that the row does not foresee.
+    """
+
+    def __init__(self, raw_config: Mapping[str, Any], row: Mapping[str, Any]):
+        self.raw_config, self.row = raw_config, row
+        self.defaults, self.names = row.get("defaults", {}), row.get("names", {})
+        if raw_config.get("quantization_config") is not None:
+            raise Unforeseen
+        for name, value in raw_config.items():
+            if isinstance(value, Mapping) and name not in SECTIONS:
+                raise Unforeseen
+            if name in USUAL and value not in USUAL[name]:
+                raise Unforeseen
+        for name, valid in row.get("only", {}).items():
+            if name in raw_config and not any(self._same(raw_config[name], each) for each in valid):
+                raise Unforeseen
+
+    def _same(self, value: Any, valid: Any) -> bool:
+        valid = self.term(valid) if isinstance(valid, str) else valid
+        return type(value) is type(valid) and value == valid
+
+    def get(self, name: str) -> Any:
+        """A value as it is stated, else the default; None where there is neither."""
+        stated = [each for each in {name, self.names.get(name, name)} if each in self.raw_config]
+        if len(stated) > 1:
+            raise Unforeseen
+        default = self.defaults.get(name)
+        value = self.raw_config[stated[0]] if stated else default
+        if isinstance(default, str) and (value is None or not stated):
+            return self.term(default)
+        return value
+
+    def count(self, name: str, most: int = LARGEST) -> int:
+        """A positive whole number."""
+        value = self.get(name)
+        if type(value) is not int or not 0 < value <= most:
+            raise Unforeseen
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self.raw_config.get(name, self.defaults.get(name, False))
+        if type(value) is not bool:
+            raise Unforeseen
+        return value
+
+    def term(self, text: int | str) -> int:
+        """A number, a field, or several of them multiplied and divided from left to right."""
+        value, operator = 1, "*"
+        for part in str(text).split():
+            if part in ("*", "/"):
+                operator = part
+                continue
+            number = int(part) if part.isdigit() else self.count(part)
+            if operator == "/" and value % number:
+                raise Unforeseen
+            value = value * number if operator == "*" else value // number
+        return value
+
+
+def _sizes(fields: Fields) -> Sizes:
+    hidden, heads, shared = map(fields.count, ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    experts = fields.row.get("experts")
+    chosen = fields.count("num_experts_per_tok") if experts else None
+    width = fields.count("head_dim")
+    if fields.raw_config.get("head_dim", width) is None or width % 2:  # rotary embeddings turn pairs
+        raise Unforeseen
+    if hidden % heads or heads % shared or (experts and chosen > fields.count(experts["number"], MOST_EXPERTS)):
+        raise Unforeseen
+    if "max_position_embeddings" in fields.raw_config:
+        fields.count("max_position_embeddings")
+    kinds = _kinds(fields, fields.count("num_hidden_layers", MOST_BLOCKS))
+    window = fields.get("sliding_window")
+    if window is not None:
+        window = fields.count("sliding_window")
+    if "use_sliding_window" in {*fields.raw_config, *fields.row.get("only", {})} and not fields.flag(
+        "use_sliding_window"
+    ):
+        window = None
+    return Sizes(hidden, heads, shared, width, _windows(window, kinds, len(kinds)), chosen)
+
+
+def _check_tokens(fields: Fields) -> None:
+    """An embedding is built around its padding token."""
+    vocabulary = fields.count("vocab_size")
+    padding, ends = fields.get("pad_token_id"), fields.get("eos_token_id")
+    for token in (padding, fields.get("bos_token_id"), *(ends if isinstance(ends, list) else [ends])):
+        if token is not None and (type(token) is not int or token < 0):
+            raise Unforeseen
+    if padding is not None and padding >= vocabulary:
+        raise Unforeseen
+
+
+def _kinds(fields: Fields, blocks: int) -> list[str]:
+    """How far each block looks back, where there is a window."""
+    kinds = fields.raw_config.get("layer_types")
+    if kinds is None and "full_every" in fields.row:
+        every = fields.term(fields.row["full_every"])
+        return ["sliding_attention" if (block + 1) % every else "full_attention" for block in range(blocks)]
+    if kinds is None:
+        return ["sliding_attention"] * blocks
+    if not isinstance(kinds, list) or len(kinds) != blocks or not all(kind in KINDS for kind in kinds):
+        raise Unforeseen
+    return kinds
+
+
+def _anatomy(fields: Fields, family: Family, blocks: int) -> Anatomy:
+    row, vocabulary = family.sizes, fields.count("vocab_size")
+    hidden, tied = fields.count("hidden_size"), fields.flag("tie_word_embeddings")
+    biased = {role for name, of in row["biases"].items() if name == "always" or fields.flag(name) for role in of}
+    inside = [linear for block in range(blocks) for linear in _block(fields, family, block)]
+    embedding = make_embedding(family.ends[0], vocabulary, hidden)
+    head = make_linear(family.ends[1], ("head",), vocabulary, hidden, None, family)
+    parameters = sum(linear.weights + (linear.rows if biased & set(linear.roles) else 0) for linear in inside)
+    parameters += blocks * sum(map(fields.term, row["block"])) + sum(map(fields.term, row["model"]))
+    parameters += embedding.weights + (0 if tied else head.weights)
+    if parameters > PARAMETERS:
+        raise Unforeseen
+    return Anatomy(family, blocks, (embedding, *inside, head), parameters, tied)
+
+
+def _block(fields: Fields, family: Family, block: int) -> Iterator[Linear]:
+    hidden, width, row = fields.count("hidden_size"), fields.count("intermediate_size"), family.sizes
+    queries, keys = (
+        fields.count(name) * fields.count("head_dim") for name in ("num_attention_heads", "num_key_value_heads")
+    )
+    layout, experts = row.get("layout", "linear"), row.get("experts")
+
+    def linear(path: str, roles: tuple[str, ...], width: int) -> Linear:
+        made = {"q": queries, "k": keys, "v": keys, "o": hidden, "gate": width, "up": width, "down": hidden}
+        taken = {"o": queries, "down": width}
+        parts = [role for role in roles if role != "expert"]
+        rows, columns = sum(made[role] for role in parts), taken.get(parts[0], hidden)
+        return make_linear(f"{family.blocks}.{block}.{path}", roles, rows, columns, block, family, layout)
+
+    for path, roles in family.linears.items():
+        if "expert" not in roles and not (experts and {"gate", "up", "down"} & set(roles)):
+            yield linear(path, roles, width)
+    if experts:
+        each = fields.count(experts["width"])
+        for number in range(fields.count(experts["number"])):
+            for path, roles in family.linears.items():
+                if "expert" in roles:
+                    yield linear(path.replace("*", str(number)), roles, each)

@@ -1,0 +1,164 @@
+"""Whole sessions of XRBench: a scenario simulated, swept over, or run live. What the commands print comes from here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jettison.core.errors import UsageError
+from jettison.core.numbers import check_number
+from jettison.xr.costs import Costs
+from jettison.xr.definitions import Scenario, accelerator_names, find_scenario, scenario_names
+from jettison.xr.dispatch import check_scheduler
+from jettison.xr.frames import Timeline, check_run
+from jettison.xr.live import run_live, scenario_variants
+from jettison.xr.results import result
+from jettison.xr.scores import ScenarioScore, check_penalty, score, summary
+from jettison.xr.simulator import check_compat, simulate
+from jettison.xr.sources import find_costs
+from jettison.xr.sweep import MOST_SEEDS, Cell, check_sweep, sweep, table, vary
+from jettison.xr.units import Units
+
+ORIGINAL = ("original",)
+
+
+@dataclass(frozen=True)
+class Session:
+    """scenario, its timelines (of ``seeds`` runs; or live, then simulated), their scores, and all as JSON."""
+
+    scenario: Scenario
+    timelines: tuple[Timeline, ...]
+    scores: tuple[ScenarioScore, ...]
+    data: dict[str, Any]
+
+
+def simulate_scenario(
+    name: str,
+    *,
+    seconds: float = 1.0,
+    seed: int = 0,
+    seeds: int = 1,
+    scheduler: str = "latency-greedy",
+    compat: str | None = None,
+    preempt: bool = False,
+    jitter: bool = True,
+    drop_penalty: str = "code",
+    **source: Any,
+) -> Session:
+    """Simulate a scenario on known costs, with ``seeds`` seeds from ``seed`` on. source: arguments of ``find_costs``.
+
+    With several seeds the data have a ``summary``: mean and 95 % interval of the overall score. Raises UsageError for
+    what is not valid, before models are counted.
+    """
+    check_number("seeds", seeds, 1, MOST_SEEDS, whole=True)
+    check_run(1e3 * seconds, seed)
+    check_penalty(drop_penalty)
+    check_scheduler(scheduler)
+    check_compat(compat, preempt)
+    scenario = find_scenario(name)
+    costs = find_costs(scenario, **source)
+    options: dict[str, Any] = {"scheduler": scheduler, "compat": compat, "preempt": preempt, "jitter": jitter}
+    timelines = tuple(
+        simulate(scenario, costs, horizon_ms=1e3 * seconds, seed=each, **options) for each in range(seed, seed + seeds)
+    )
+    scores = tuple(score(each, drop_penalty=drop_penalty) for each in timelines)
+    data = result(timelines[0], scores[0])
+    if seeds > 1:
+        data["summary"] = vars(summary([each.overall for each in scores]))
+    return Session(scenario, timelines, scores, data)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Mean scores (0 to 100) of rows (scenarios) by columns; cells have the rest."""
+
+    rows: list[str]
+    columns: list[str]
+    means: list[list[float]]
+    cells: list[Cell]
+
+    def to_dict(self) -> dict[str, Any]:
+        cells = [cell.to_dict() for cell in self.cells]
+        return {"rows": self.rows, "columns": self.columns, "means": self.means, "cells": cells}
+
+
+def sweep_scenarios(
+    names: Sequence[str] = (),
+    *,
+    accelerators: Sequence[str] = (),
+    devices: Sequence[str] = (),
+    recipes: Mapping[str, Any] | None = None,
+    workload: str = "native",
+    size: str = "full",
+    schedulers: Sequence[str] = ("latency-greedy",),
+    probabilities: Mapping[str, Sequence[float]] | None = None,
+    seeds: int = 20,
+    exact: bool = False,
+    drop_penalty: str = "code",
+    workers: int = 1,
+    address: str | None = None,
+    seconds: float = 1.0,
+    **options: Any,
+) -> Sweep:
+    """Scores of scenarios (all seven unless ``names``) by accelerators (all unless given), or by devices and recipes.
+
+    recipes: name -> what ``find_costs`` takes; None: the original alone. probabilities: model -> some that a frame
+    comes. options: of ``simulate``. Raises UsageError for what is not valid, before models are counted.
+    """
+    recipes, probabilities = recipes or dict.fromkeys(ORIGINAL), probabilities or {}
+    if accelerators and devices:
+        raise UsageError("a sweep over accelerators or over devices: one of them")
+    if tuple(recipes) != ORIGINAL and not devices:
+        raise UsageError(f"recipe = {', '.join(recipes)}: the table of accelerators knows no recipes; say --device")
+    options |= {"horizon_ms": 1e3 * seconds}
+    check_sweep(schedulers, seeds, exact, drop_penalty, workers, address, options)
+    scenarios = vary([find_scenario(name) for name in dict.fromkeys(names or scenario_names())], probabilities)
+    costs = lambda **source: {
+        scenario.name: find_costs(scenario, workload=workload, size=size, **source) for scenario in scenarios
+    }
+    columns: dict[str, dict[str, Costs]] = {}
+    for device in devices:
+        for name, recipe in recipes.items():
+            column = f"{device}, {name}" if len(recipes) > 1 else device
+            columns[column] = costs(devices=[device], **({} if recipe is None else {"recipes": recipe}))
+    for accelerator in () if devices else accelerators or accelerator_names():
+        columns[accelerator] = costs(accelerator=accelerator)
+    cells = sweep(
+        scenarios, columns, schedulers=schedulers, seeds=seeds, exact=exact, drop_penalty=drop_penalty,
+        workers=workers, address=address, **options,
+    )  # fmt: skip
+    return Sweep(*table(cells, mean=all(len(each) == 1 for each in probabilities.values())), cells)
+
+
+def live_scenario(
+    name: str,
+    *,
+    size: str = "small",
+    recipes: Any = None,
+    files: Mapping[str, str] | None = None,
+    units: int = 1,
+    threads: int = 1,
+    scheduler: str = "latency-greedy",
+    seconds: float = 10.0,
+    rounds: int = 15,
+    jitter: bool = True,
+    drop_penalty: str = "code",
+    seed: int = 0,
+) -> Session:
+    """Run a scenario on this machine by the clock, then simulate the same with the costs that were measured first.
+
+    files: model -> an ONNX file or a checkpoint. rounds: of timing every model; medians count. The data are those of
+    the live run, with ``costs`` and ``simulated``. Raises UsageError for what is not valid, before models are loaded.
+    """
+    scenario = find_scenario(name)
+    variants = scenario_variants(scenario, size, recipes, files or {})
+    options: dict[str, Any] = {"scheduler": scheduler, "horizon_ms": 1e3 * seconds, "seed": seed, "jitter": jitter}
+    check_scheduler(scheduler)
+    check_run(1e3 * seconds, seed)
+    check_penalty(drop_penalty)
+    check_number("rounds", rounds, 1, 10_000, whole=True)
+    with Units(variants, units, threads) as running:
+        costs = running.measure(rounds)
+        timelines = (run_live(scenario, running, costs, **options), simulate(scenario, costs, **options))
+    scores = tuple(score(each, drop_penalty=drop_penalty) for each in timelines)
+    live, simulated = (result(*pair) for pair in zip(timelines, scores, strict=True))
+    return Session(scenario, timelines, scores, live | {"costs": costs.to_dict(), "simulated": simulated})

@@ -92,9 +92,9 @@ def planned(
     semi_structured: bool = False,
     experts: Sequence[Sequence[Linear]] = (),
 ) -> Choice:
-    """What a recipe makes of a unit. One that has a LoRA adapter in part counts as one that has
-    it, one that is pruned in part as one that is not. experts: per quantize step, one of each of the model's units that it quantizes: they share
-    a grid."""
+    """What a recipe makes of a unit. One that has a LoRA adapter in part counts as one that has it, one that is pruned
+    in part as one that is not. experts: per quantize step, one of each of the model's units that it quantizes: they
+    share a grid."""
     linear, rank = unit.linears[0], max(adapter_rank(linear, recipe) for linear in unit.kinds)
     for number, step in enumerate(recipe.of("quantize")):
         if step.where.matches(linear.roles, linear.block):

@@ -30,7 +30,7 @@ def told(found):
 
 
 def test_a_few_hundred_inputs(tmp_path):
-    code, found = fuzz(tmp_path / "f.json", "--count", 11 * 20, "--seed", 0, "--jobs", 2)
+    code, found = fuzz(tmp_path / "f.json", "--count", 11 * 20, "--seed", 0)
     assert code == 0 and not found["findings"], told(found)
     assert list(found["by_kind"]) == KINDS
     rows = found["by_kind"].values()

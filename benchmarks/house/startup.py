@@ -24,7 +24,7 @@ from jettison.devices.machine import measure
 from jettison.graph.shape import shapes
 
 NAME = "startup"
-ROUNDS, SHAPE_ROUNDS = 7, 3
+ROUNDS, SHAPE_ROUNDS = 5, 3
 PLAN_TARGET, HELP_TARGET = 1.5, 0.5
 BYTES = 0.9  # of memory per parameter, for the plans of every shape
 PLAN = "plan qwen3-4b --memory 3GB"

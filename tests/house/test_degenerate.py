@@ -181,7 +181,7 @@ def test_inputs_that_float32_cannot_square_are_named(value, whose):
 
 
 @pytest.mark.parametrize("init", ["svd", "olora"])
-def test_side_paths_of_more_than_full_rank(init):
+def test_adapters_of_more_than_full_rank(init):
     """Have the rank that was asked for, which is what their config will say."""
     linear = Linear("0", ("q",), 4, 6, 0, "0", "0")
     student, teacher = (torch.nn.Sequential(torch.nn.Linear(6, 4)) for _ in range(2))

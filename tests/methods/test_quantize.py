@@ -136,7 +136,7 @@ def test_gptaq_gives_the_original_outputs_from_disturbed_inputs(layer, grid):
 
 
 @pytest.mark.parametrize("grid", [Grid(2, 32), Grid(3, 32, symmetric=False)], ids=str)
-def test_caldera_leaves_less_than_gptq_once_a_side_path_is_there(layer, grid):
+def test_caldera_leaves_less_than_gptq_once_a_adapter_is_there(layer, grid):
     weight, inputs = layer
     stats = Stats.of(inputs)
 
@@ -178,6 +178,6 @@ def test_scales_are_stored_as_seen(layer, name, grid):
     assert quantized.codes.max() <= grid.max_code
     assert (quantized.zero is None) == grid.symmetric
     error = float((weight - quantized.dequantize()).square().sum() / weight.square().sum())
-    if name == "caldera":  # leaves a part to the side path
+    if name == "caldera":  # leaves a part to the LoRA adapter
         return
     assert error < {2: 0.6, 3: 0.15, 4: 0.05, 8: 0.001}[grid.bits]

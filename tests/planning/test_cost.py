@@ -39,7 +39,7 @@ class TestRoofline:
 
 
 class TestCost:
-    def test_scales_and_side_paths_are_counted(self, tiny):
+    def test_scales_and_adapters_are_counted(self, tiny):
         source, device = ModelFolder(tiny("llama")), FAST
         plain = uniform_recipe(4, 32)
         adapted = load_recipe(plain.to_dict() | {"steps": [

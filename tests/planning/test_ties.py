@@ -92,7 +92,7 @@ class TestTheClock:
 
         monkeypatch.setattr(search_room, "milp", milp)
         make_plan("qwen3-4b", context=2048, **AMPLE)
-        assert len(given) == 3 and all(set(each) == {"mip_rel_gap", "node_limit"} for each in given)
+        assert len(given) == 2 and all(set(each) == {"mip_rel_gap", "node_limit"} for each in given)
 
     def test_the_same_plan_twice(self):
         """Also of a problem that is cut short by nodes."""

@@ -51,7 +51,7 @@ class TestAgainstTransformers:
         expected = loaded.logits(ids)[0]
         assert (found - expected).norm() < 2e-2 * expected.norm()
 
-    def test_side_paths(self, tiny, ids, tmp_path):
+    def test_adapted_modules(self, tiny, ids, tmp_path):
         """An adapter as large as the weights; a dense base, so that nothing is rounded."""
         from jettison.graph.modules import Adapted
 

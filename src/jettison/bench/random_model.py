@@ -19,8 +19,8 @@ def random_model(
     shape: ModelShape, recipe: Recipe, *, adapter: bool = False, sparse: bool = False, seed: int = 0
 ) -> nn.Module:
     """Linears that the recipe quantizes hold random codes with scales that keep activations in range; the rest is
-    bfloat16. adapter: with the side paths that the recipe's recovery would leave. sparse: two of each four columns of
-    what lies in blocks. Raises UsageError for a grid that the kernels do not serve.
+    bfloat16. adapter: with the LoRA adapters that the recipe's recovery would leave. sparse: two of each four columns
+    of what lies in blocks. Raises UsageError for a grid that the kernels do not serve.
     """
     rng = torch.Generator().manual_seed(seed)
     normal = lambda *size, by: torch.randn(*size, generator=rng).mul(by).bfloat16()

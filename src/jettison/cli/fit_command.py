@@ -107,7 +107,7 @@ def show_stages(result: dict[str, Any]) -> None:
         columns += [f"{short}\nperplexity", "\nKL", "same\ntoken"]
     common.table(*columns, rows=rows)
     if "recovered" in result:
-        common.out.print("quantized: without the side paths; recovered: with them, their size counted", style="dim")
+        common.out.print("quantized: without the LoRA adapters; recovered: with them, their size counted", style="dim")
 
 
 def show_tasks(result: dict[str, Any]) -> None:

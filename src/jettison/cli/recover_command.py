@@ -30,7 +30,7 @@ def recover(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Win accuracy back: distil the original into side paths or scales. A killed run continues when called again."""
+    """Win accuracy back: distil the original into LoRA adapters or scales. A killed run continues when called again."""
     from jettison.pipeline.recovery import recover as run
     from jettison.planning.forecast import forecast_recovery
 

@@ -44,7 +44,7 @@ def write_card(manifest: dict[str, Any]) -> str:
 
 def _adapter(manifest: dict[str, Any]) -> str:
     recovery = manifest.get("recovery") or {}
-    return " and, for the side paths in `adapter/`, PEFT" if "lora" in recovery.get("train", ()) else ""
+    return " and, for the LoRA adapters in `adapter/`, PEFT" if "lora" in recovery.get("train", ()) else ""
 
 
 def _results(results: dict[str, Any]) -> list[str]:

@@ -78,7 +78,7 @@ def _targets(adapted: list[str], names: list[str]) -> list[str]:
 
 
 def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
-    """Put the side paths of ``folder``/adapter beside the linears they were trained for.
+    """Put the LoRA adapters of ``folder``/adapter beside the linears they were trained for.
 
     PEFT's rules for scaling (rsLoRA, rank and alpha patterns) and for which modules are meant hold. Raises
     JettisonError, which names the field or the tensor, for an adapter that does more than that, that does not fit the
@@ -92,7 +92,7 @@ def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
             f"{path} was trained for other weights ({recorded}) than {folder} holds ({found}): "
             "recover that folder again, or load it without its adapter"
         )
-    for name in _side_paths(tensors, path / TENSORS):
+    for name in _adapted_modules(tensors, path / TENSORS):
         a, b = (tensors.read(f"{PREFIX}{name}.lora_{part}.weight") for part in "AB")
         try:
             base = model.get_submodule(name)
@@ -145,7 +145,7 @@ def _check_numbers(file: Path, name: str, value: Any, pattern: Any, fine, valid:
 
 
 def _scaling(config: LoraConfig, name: str) -> tuple[int, float]:
-    """The rank of a module's side path, and what its output is multiplied by."""
+    """The rank of a module's LoRA adapter, and what its output is multiplied by."""
     rank = _by_pattern(config.rank_pattern or {}, name, config.r)
     alpha = _by_pattern(config.alpha_pattern or {}, name, config.lora_alpha)
     return rank, alpha / (math.sqrt(rank) if config.use_rslora else rank)
@@ -156,16 +156,16 @@ def _by_pattern(patterns: dict[str, Any], name: str, otherwise: Any) -> Any:
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), otherwise)
 
 
-def _side_paths(tensors: Checkpoint, file: Path) -> list[str]:
-    """The modules that have a side path. Raises JettisonError for tensors that are something else, or half of one."""
+def _adapted_modules(tensors: Checkpoint, file: Path) -> list[str]:
+    """The modules that have a LoRA adapter. Raises JettisonError for other tensors, and for half of one."""
     parts: dict[str, set[str]] = defaultdict(set)
     for stored in tensors:
         if not (found := LORA_TENSOR.fullmatch(stored)):
-            raise JettisonError(f"{file} has a tensor {stored}, which is no part of a LoRA side path of a linear")
+            raise JettisonError(f"{file} has a tensor {stored}, which is no part of a LoRA adapter of a linear")
         parts[found[1]].add(found[2])
     for name, found in parts.items():
         if found != {"A", "B"}:
-            raise JettisonError(f"{file} has lora_{min(found)} of {name} without the other half of its side path")
+            raise JettisonError(f"{file} has lora_{min(found)} of {name} without the other half of its LoRA adapter")
     if not parts:
         raise JettisonError(f"{file} has no tensors")
     return list(parts)
@@ -180,7 +180,7 @@ def _check_fit(path: Path, name: str, base: nn.Module, rank: int, a: torch.Tenso
         raise JettisonError(f"{path} is for {name}, which is a {type(base).__name__} and not a linear")
     if tuple(a.shape) != (rank, columns) or tuple(b.shape) != (rows, rank):
         raise JettisonError(
-            f"{path}: {name} has {rows} rows, {columns} columns and, by {CONFIG}, a side path of rank {rank}: "
+            f"{path}: {name} has {rows} rows, {columns} columns and, by {CONFIG}, a LoRA adapter of rank {rank}: "
             f"lora_A must be {(rank, columns)} and lora_B {(rows, rank)}, not {tuple(a.shape)} and {tuple(b.shape)}"
         )
     for part, tensor in (("lora_A", a), ("lora_B", b)):
@@ -189,7 +189,7 @@ def _check_fit(path: Path, name: str, base: nn.Module, rank: int, a: torch.Tenso
 
 
 def adapted_names(folder: Path) -> set[str]:
-    """The modules that have a side path."""
+    """The modules that have a LoRA adapter."""
     file = folder / FOLDER / TENSORS
     return {found[1] for name in Checkpoint(file.parent, [file]) if (found := LORA_TENSOR.fullmatch(name))}
 

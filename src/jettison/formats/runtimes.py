@@ -69,7 +69,7 @@ class Format:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A row of runtimes.yaml. max_rank: of side paths; None where no limit is known."""
+    """A row of runtimes.yaml. max_rank: of LoRA adapters; None where no limit is known."""
 
     name: str
     title: str

@@ -46,7 +46,7 @@ def recover(
     restart: bool = False,
     save_every: float = SAVE_EVERY,
 ) -> dict[str, Any]:
-    """Train what the folder's recipe says (side paths, scales, weights) until it speaks like its teacher again.
+    """Train what the folder's recipe says (LoRA adapters, scales, weights) until it speaks like its teacher again.
 
     Writes ``adapter/`` (PEFT), new scales or new weights, and returns jettison.json with its section ``recovery``.
     changes: ``recover.option=value`` strings. teacher: where the original lies now, if not where it was. A run that was
@@ -255,7 +255,7 @@ def training_windows(source: ModelFolder, options: dict[str, Any], process: tupl
 def _store_adapter(
     folder: Path, source: ModelFolder, trained: dict[str, torch.Tensor], options: dict[str, Any]
 ) -> None:
-    """Write the side paths that were trained, last: they record the hash of the final shards."""
+    """Write the LoRA adapters that were trained, last: they record the hash of the final shards."""
     lora = {name: value for name, value in trained.items() if name.endswith((".lora_a", ".lora_b"))}
     if lora:
         alpha = options["alpha"] or 2.0 * options["rank"]

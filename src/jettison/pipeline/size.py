@@ -17,7 +17,7 @@ def measure_size(folder: str | Path) -> dict[str, Any]:
     """Sizes of a checkpoint.
 
     bytes: tensors, adapter included. disk_bytes: the same as files. bits_per_weight: over all linears but the
-    embedding, with scales, zero points and adapter. adapter_bits_per_weight: over the linears that have a side path.
+    embedding, with scales, zero points and adapter. adapter_bits_per_weight: over the linears that have a LoRA adapter.
     """
     source = ModelFolder(folder)
     adapter = adapter_bytes(source.folder)

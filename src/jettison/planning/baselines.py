@@ -35,7 +35,7 @@ def uniform_recipe(bits: int, group_size: int = 128, head: int | None = None) ->
 
 
 def gate_up_recipe(group_size: int = 128, low_group_size: int = 128, head: int = 4, rank: int = 0) -> Recipe:
-    """W4/W2-GateUp (arXiv:2606.04238): gate and up in 2 bits, with a side path of ``rank`` if that is above 0."""
+    """W4/W2-GateUp (arXiv:2606.04238): gate and up in 2 bits, with a LoRA adapter of ``rank`` if that is above 0."""
     others = [role for role in BLOCK_ROLES if role not in GATE_UP] + (["head"] if head == 4 else [])
     steps = [_step(4, group_size, others), _step(2, low_group_size, list(GATE_UP))]
     if rank:

@@ -1,7 +1,7 @@
 """Seconds and bytes of a model under a recipe on a device, from its config alone.
 
 The roofline of Recover-LoRA's planning (arXiv:2606.04238); what it counts, and how, is our reconstruction. Weights with
-their scales and zero points, side paths, activations, the cache of keys and values with its own bits and windows,
+their scales and zero points, LoRA adapters, activations, the cache of keys and values with its own bits and windows,
 experts (by those a token uses for arithmetic, by the distinct ones a batch is expected to use for bytes), and what 2:4
 leaves out where something runs it.
 """
@@ -22,7 +22,7 @@ from jettison.planning.groups import Choice, Unit, find_units
 from jettison.recipe.recipe import Recipe
 
 CONTEXT = 2048
-ACTIVATION_BYTES = SIDE_PATH_BYTES = UNQUANTIZED_BYTES = 2
+ACTIVATION_BYTES = ADAPTER_BYTES = UNQUANTIZED_BYTES = 2
 SMALL_OPERATORS = 6  # per block: two norms, rotary embedding, activation, two additions; each moves about 3 vectors
 CACHE_BITS = (4, 8, 16)
 MOST = 10**9  # tokens of context, sequences, rows
@@ -92,10 +92,10 @@ def planned(
     semi_structured: bool = False,
     experts: Sequence[Sequence[Linear]] = (),
 ) -> Choice:
-    """What a recipe makes of a unit. One that has a side path in part counts as one that has it, one that is pruned in
-    part as one that is not. experts: per quantize step, one of each of the model's units that it quantizes: they share
-    a grid."""
-    linear, rank = unit.linears[0], max(side_path_rank(linear, recipe) for linear in unit.kinds)
+    """What a recipe makes of a unit. One that has a LoRA adapter in part counts as one that has it, one that is pruned
+    in part as one that is not. experts: per quantize step, one of each of the model's units that it quantizes: they
+    share a grid."""
+    linear, rank = unit.linears[0], max(adapter_rank(linear, recipe) for linear in unit.kinds)
     for number, step in enumerate(recipe.of("quantize")):
         if step.where.matches(linear.roles, linear.block):
             others = experts[number] if experts and unit.experts else ()
@@ -126,8 +126,8 @@ def _sparse_bits(unit: Unit, recipe: Recipe, grid: Grid | None) -> float | None:
     return found.pop() if len(found) == 1 else None
 
 
-def side_path_rank(linear: Linear, recipe: Recipe) -> int:
-    """The rank of the side path that recovery will leave beside a linear, 0 for none."""
+def adapter_rank(linear: Linear, recipe: Recipe) -> int:
+    """The rank of the LoRA adapter that recovery will leave beside a linear, 0 for none."""
     for step in recipe.of("recover"):
         if "lora" in step.options["train"] and step.where.matches(linear.roles, linear.block):
             return step.options["rank"]
@@ -144,7 +144,7 @@ def operators(shape: ModelShape, recipe: Recipe, setting: Setting) -> list[Opera
     units, found = find_units(shape.anatomy), []
     for unit, choice in planned_all(units, recipe, setting.runtime, setting.semi_structured).items():
         if unit.block not in setting.dropped:
-            of_kind = {(linear.roles, linear.block): side_path_rank(linear, recipe) for linear in unit.kinds}
+            of_kind = {(linear.roles, linear.block): adapter_rank(linear, recipe) for linear in unit.kinds}
             ranks = [of_kind[linear.roles, linear.block] for linear in unit.linears]
             found += unit_operators(shape, unit, choice, setting, ranks)
     return found + fixed_operators(shape, units, setting)
@@ -153,7 +153,7 @@ def operators(shape: ModelShape, recipe: Recipe, setting: Setting) -> list[Opera
 def unit_operators(
     shape: ModelShape, unit: Unit, choice: Choice, setting: Setting, ranks: Sequence[int] = ()
 ) -> Iterator[Operator]:
-    """A unit, and its side path if it has one. ranks: of the side path of each linear, where they differ."""
+    """A unit, and its LoRA adapter if it has one. ranks: of the LoRA adapter of each linear, where they differ."""
     tokens = setting.batch * (1 if unit.role == "head" else setting.rows)  # of a prompt, the last token has a head
     rows, used, passes = sum(linear.rows for linear in unit.linears), 1.0, 1.0
     if unit.experts:
@@ -174,8 +174,8 @@ def unit_operators(
         numbers = sum(rank * (linear.rows + linear.columns) for rank, linear in zip(ranks, unit.linears, strict=True))
         aside = through * sum(ranks) / max(1, unit.experts)
         flops = 2 * tokens * passes * numbers / max(1, unit.experts)
-        size = SIDE_PATH_BYTES * numbers
-        yield Operator(f"{unit.name} side path", "side paths", size, size * used + 2 * aside, flops, launches=2)
+        size = ADAPTER_BYTES * numbers
+        yield Operator(f"{unit.name} LoRA adapter", "LoRA adapters", size, size * used + 2 * aside, flops, launches=2)
 
 
 def fixed_operators(shape: ModelShape, units: list[Unit], setting: Setting) -> list[Operator]:

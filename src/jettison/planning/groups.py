@@ -10,7 +10,7 @@ from jettison.graph.anatomy import Anatomy, Family, Linear
 
 BITS = (2, 3, 4, 8, 16)
 GROUP_SIZES = (32, 64, 128)
-SIDE_PATH_RANK = 8  # of what recovery leaves beside a 2-bit matrix
+ADAPTER_RANK = 8  # of what recovery leaves beside a 2-bit matrix
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Unit:
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """What becomes of a unit. bits 16: it stays as it is. rank: of the side path that recovery leaves, 0 for none.
+    """What becomes of a unit. bits 16: it stays as it is. rank: of the LoRA adapter that recovery leaves, 0 for none.
     stored: bits per weight in a format that stores a grid in its own way, 0 for codes, scales and zero points."""
 
     bits: int
@@ -116,7 +116,7 @@ def choices(
     """What a unit may become; 16 bits where nothing else is possible. The embedding, which is looked up and not
     multiplied, stays as it is.
 
-    group_sizes: wishes, see ``runtimes.fitted``. recovery: 2 bits with a side path too. runtime: only grids that it
+    group_sizes: wishes, see ``runtimes.fitted``. recovery: 2 bits with a LoRA adapter too. runtime: only grids that it
     loads; of widths that it loads in none of these sizes, those it does load.
     """
     bits, sizes = list(bits), list(group_sizes)
@@ -126,8 +126,8 @@ def choices(
         found = []
     elif runtime is not None:
         found = _legal(unit, family, bits, list(grids), runtime)
-    if recovery and unit.block is not None:  # a head has no side path
-        found += [replace(choice, rank=SIDE_PATH_RANK) for choice in found if choice.bits == 2]
+    if recovery and unit.block is not None:  # a head has no LoRA adapter
+        found += [replace(choice, rank=ADAPTER_RANK) for choice in found if choice.bits == 2]
     stays = not (unit.experts and runtime and not runtime.format.may_stay)
     return [Choice(16), *found] if (16 in bits and stays) or not found else found
 

@@ -120,8 +120,8 @@ def make_plan(
 
     model: a known shape such as ``qwen3-4b``, a config.json, a model folder or a hub id. tps: tokens per second to
     reach in decoding, all sequences of the batch together, each with ``context`` tokens in its cache. memory: bytes, or
-    a string such as "3GB", for weights, side paths and the cache of keys and values. runtime: only what it loads (see
-    formats/runtimes.yaml). recovery: whether 2 bits with a side path, to be recovered, may be chosen.
+    a string such as "3GB", for weights, LoRA adapters and the cache of keys and values. runtime: only what it loads
+    (see formats/runtimes.yaml). recovery: whether 2 bits with a LoRA adapter, to be recovered, may be chosen.
     losses: ``prior`` (role, depth and bits, fitted on scribe), ``gradients`` or ``measured`` (see ``sensitivity``: both
     read the weights), or ``auto``: what an earlier run has found for this model, else the prior. refine: how many plans
     around the best one are measured. changes: ``verb.option=value``, for the recipe.

@@ -199,8 +199,8 @@ def quality(run: Run) -> dict[str, Any] | None:
         for text in run.texts
     ]
     recoveries = [step["recover"] or {} for step in run.manifest["recipe"]["steps"] if "recover" in step]
-    side_paths = any("lora" in recovery.get("train", ()) for recovery in recoveries)
-    return {"texts": texts, "side_paths": side_paths and "recovered" in stages}
+    adapters = any("lora" in recovery.get("train", ()) for recovery in recoveries)
+    return {"texts": texts, "adapters": adapters and "recovered" in stages}
 
 
 def tasks(run: Run) -> dict[str, Any] | None:

@@ -46,7 +46,7 @@ class NativeDecoder:
     """
 
     def __init__(self, model: nn.Module, stand_ins: Mapping[str, nn.Module] | None = None):
-        """stand_ins: linears in the place of others, by the path of these (side paths stay): a view of the model in
+        """stand_ins: linears in the place of others, by the path of these (LoRA adapters stay): a view of the model in
         fewer bits, which may read and write the sessions of the model itself."""
         self._held: list[object] = [model]
         places = {path: model.get_submodule(path) for path in stand_ins or {}}

@@ -68,13 +68,13 @@ def adjust(
     its shadow's value. Pruned weights have no gradient.
     """
     if shadow is None:
-        gone = start == 0
-        return _descend(start, steps, lr, lambda weight: gram.gradient(weight).masked_fill_(gone, 0.0))
+        mask = start == 0
+        return _descend(start, steps, lr, lambda weight: gram.gradient(weight).masked_fill_(mask, 0.0))
     weight = torch.where(start == 0, shadow, start)
 
     def gradient(weight: torch.Tensor) -> torch.Tensor:
-        gone = smallest(weight.abs(), pattern)
-        return gram.gradient(weight.masked_fill(gone, 0.0)).masked_fill_(gone, 0.0)
+        mask = smallest(weight.abs(), pattern)
+        return gram.gradient(weight.masked_fill(mask, 0.0)).masked_fill_(mask, 0.0)
 
     weight = _descend(weight, steps, lr, gradient)
     return weight.masked_fill(smallest(weight.abs(), pattern), 0.0)

@@ -41,7 +41,7 @@ def prior_loss(role: str, depth: float | None, blocks: int, grid: Grid, columns:
 
 
 def recovered_part() -> float:
-    """Of what 2 bits lose, the part that is left after recovery with a side path."""
+    """Of what 2 bits lose, the part that is left after recovery with a LoRA adapter."""
     return _fitted()["left_after_recovery"]
 
 

@@ -1,4 +1,4 @@
-"""What recovery may train: low-rank side paths, the scales of the grids themselves, and weights that are not packed."""
+"""What recovery may train: LoRA adapters, the scales of the grids themselves, and weights that are not packed."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ def add_lora(
     student: nn.Module, teacher: nn.Module, linears: Iterable[Linear], rank: int, alpha: float, init: str, seed: int,
     stats: Mapping[str, Stats],
 ) -> dict[str, nn.Parameter]:  # fmt: skip
-    """Put a side path B A of ``rank`` beside each linear; returns the parameters by name.
+    """Put a LoRA adapter B A of ``rank`` beside each linear; returns the parameters by name.
 
     init: ``default``, A uniform as PEFT's, B zero. ``olora``, B the first columns of Q of the original weight's QR
     decomposition (arXiv:2406.01775) and A zero: OLoRA also subtracts the start from the base, which a quantized base

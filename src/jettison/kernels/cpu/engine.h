@@ -7,7 +7,7 @@
 
 namespace jettison {
 
-// A linear: packed (bits 2, 3, 4, 8, or two of four) or dense (bits 16: bfloat16, 32: float32, tiles: (rows, columns)), and its side path, if any:
+// A linear: packed (bits 2, 3, 4, 8, or two of four) or dense (bits 16: bfloat16, 32: float32, tiles: (rows, columns)), and its LoRA adapter, if any:
 // y = W x + bias + scaling · B (A x), A: (rank, columns), B: (rows, rank), float32. rows 0: there is none.
 struct LinearSpec {
   const uint8_t* tiles;

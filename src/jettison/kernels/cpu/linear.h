@@ -13,7 +13,7 @@ constexpr int64_t kRowsAtOnce = 512;  // of x: their int8 values stay in the cac
 struct Product {
   Weight weight;
   void* y;                                 // (count, rows)
-  const float *low = nullptr, *up = nullptr;  // side path: y += scaling · low · up, low: (count, rank), up: (rank, rows)
+  const float *low = nullptr, *up = nullptr;  // LoRA adapter: y += scaling · low · up, low: (count, rank), up: (rank, rows)
   int64_t rank = 0;
   float scaling = 0;
 };

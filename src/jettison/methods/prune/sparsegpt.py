@@ -47,7 +47,7 @@ def sparsegpt(
     factor = inverse_factor(hessian, damp)
     spread = factor.diagonal()
     score = lambda part, start: (part / spread[start : start + part.shape[1]]).square()
-    gone = torch.zeros_like(weight, dtype=torch.bool)
+    mask = torch.zeros_like(weight, dtype=torch.bool)
     width = columns // grid.groups(columns) if grid else columns
     step = max(block_size // pattern.of, 1) * pattern.of if pattern.grouped else block_size
     fits = not pattern.grouped or width % pattern.of == 0
@@ -67,18 +67,18 @@ def sparsegpt(
     def replace(at: int, rest: torch.Tensor) -> torch.Tensor:
         if pattern.grouped:
             if at % pattern.of == 0:
-                gone[:, at : at + pattern.of] = smallest(score(rest[:, : pattern.of], at), pattern)
+                mask[:, at : at + pattern.of] = smallest(score(rest[:, : pattern.of], at), pattern)
         elif at % step == 0:
-            gone[:, at : at + rest.shape[1]] = choose(at, rest)
+            mask[:, at : at + rest.shape[1]] = choose(at, rest)
         if not grid:
-            return rest[:, 0].masked_fill(gone[:, at], 0.0)
+            return rest[:, 0].masked_fill(mask[:, at], 0.0)
         group = at // width
         if at % width == 0 and width < columns:
             # With all errors so far, where the group lies in one block. What is likely to go need not be in the range.
             here = rest[:, :width] if rest.shape[1] >= width else weight[:, at : at + width]
             scale[:, group], zero[:, group] = find_range(likely(here, at), grid, clip, importance[at : at + width])
         code = grid.encode(rest[:, 0], scale[:, group], zero[:, group])
-        codes[:, at] = torch.where(gone[:, at] | dead[at], zero[:, group], code)
+        codes[:, at] = torch.where(mask[:, at] | dead[at], zero[:, group], code)
         return (codes[:, at] - zero[:, group]) * scale[:, group]
 
     spread_errors(weight, factor, step, replace)

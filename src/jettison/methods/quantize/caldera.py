@@ -1,4 +1,4 @@
-"""GPTQ on what a low-rank side path leaves over."""
+"""GPTQ on what a LoRA adapter leaves over."""
 
 from typing import Annotated
 
@@ -25,11 +25,11 @@ def caldera(
     act_order: bool = False,
     clip: bool = True,
 ) -> QuantizedWeight:
-    """Codes for a matrix that recovery will give a side path of ``rank``: what that carries best is not quantized.
+    """Codes for a matrix that recovery will give a LoRA adapter of ``rank``: what that carries best is not quantized.
 
     weight: (out, in) float32. stats.hessian: (in, in), the mean of x xᵀ. Alternates, ``iterations`` times, between the
     best correction B A of the error W − Q and GPTQ of W − B A, so that ‖(W − Q − B A) X‖ shrinks; damp, act_order and
-    clip are GPTQ's. Only the codes are kept: recovery's ``init: svd`` finds B A again. Without the side path these
+    clip are GPTQ's. Only the codes are kept: recovery's ``init: svd`` finds B A again. Without the LoRA adapter these
     codes are worse than GPTQ's own. CALDERA also quantizes B and A, which we leave to 16 bits.
     """
     quantized = gptq(weight, grid, stats, damp=damp, act_order=act_order, clip=clip)

@@ -18,7 +18,7 @@ def gptq(
     weight: torch.Tensor,
     grid: Grid,
     stats: Stats,
-    held: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
     *,
     damp: Annotated[float, Field(gt=0)] = 0.01,
     act_order: bool = False,
@@ -27,7 +27,7 @@ def gptq(
 ) -> QuantizedWeight:
     """Quantize column by column, spreading each column's error over the ones left.
 
-    weight: (out, in) float32. stats.hessian: (in, in), the mean of x xᵀ over calibration tokens. held: (out, in)
+    weight: (out, in) float32. stats.hessian: (in, in), the mean of x xᵀ over calibration tokens. mask: (out, in)
     bool, what stays zero, by default what is zero: a pruned weight keeps its mask.
     damp: added to the Hessian's diagonal, as a share of its mean.
     act_order: most active columns first, with every group's range fixed beforehand (the only order that checkpoints
@@ -53,8 +53,8 @@ def gptq(
         scale, zero = find_range(grid.grouped(weight), grid, clip, importance.view(-1, width))
     order = torch.argsort(diagonal, descending=True) if act_order else torch.arange(columns)
     group_of = order // width
-    held = (weight == 0 if held is None else held | dead)[:, order]
-    weight, hessian = weight[:, order].masked_fill(held, 0.0), hessian[order][:, order]
+    mask = (weight == 0 if mask is None else mask | dead)[:, order]
+    weight, hessian = weight[:, order].masked_fill(mask, 0.0), hessian[order][:, order]
     factor = inverse_factor(hessian, damp)
 
     codes = torch.empty_like(weight)
@@ -65,10 +65,10 @@ def gptq(
             # From ``weight``, not ``rest``: errors of this very block have not reached it yet.
             here = slice(at, at + width)
             scale[:, group], zero[:, group] = find_range(
-                weight[:, here].masked_fill(held[:, here], 0.0), grid, clip, importance[here]
+                weight[:, here].masked_fill(mask[:, here], 0.0), grid, clip, importance[here]
             )
         code = grid.encode(rest[:, 0], scale[:, group], zero[:, group])
-        codes[:, at] = torch.where(held[:, at], zero[:, group], code)
+        codes[:, at] = torch.where(mask[:, at], zero[:, group], code)
         return (codes[:, at] - zero[:, group]) * scale[:, group]
 
     spread_errors(weight, factor, block_size or (128 if ranges_first else width), replace)

@@ -74,13 +74,13 @@ def distill(
 ) -> dict[str, torch.Tensor]:
     """Minimize KL(teacher ‖ student) over all tokens and the full vocabulary; returns what was trained, by name.
 
-    train: ``lora`` (side paths on the linears of the step's ``where``; rank, alpha (default 2·rank), init as in
+    train: ``lora`` (LoRA adapters on the linears of the step's ``where``; rank, alpha (default 2·rank), init as in
     ``add_lora``), ``scales`` (of every quantized linear, wherever: they cost nothing when run), ``weights`` (of the
     step's linears that are not packed; what pruning made zero stays zero if ``masked``), or several of them.
     data: ``synthetic`` (see ``synthesize``; its batches are sampled at ``text_temperatures`` in turn), a bundled text,
     a file, or a mix such as ``synthetic+books`` in equal parts. ``samples`` windows of ``length`` tokens are gone
     through ``epochs`` times, ``batch`` windows a step, over all processes. AdamW with cosine decay after a warm-up of
-    that share of the steps; lr is for side paths, scale_lr for the logarithm of scales, weight_lr for weights.
+    that share of the steps; lr is for LoRA adapters, scale_lr for the logarithm of scales, weight_lr for weights.
     features: how much of SquareHead's loss on the blocks' outputs is added.
 
     The published setting leaves rank, learning rate, schedule and temperature open: these are our reconstruction.

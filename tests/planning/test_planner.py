@@ -272,6 +272,6 @@ def test_fit_plans_measures_and_shows(tiny, tmp_path):
     kl = made["quantized"]["texts"]["books-evaluation"]["kl"]
     assert manifest["plan"]["loss"] == pytest.approx(kl, rel=0.5)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert 'id="plan-map"' in page and "--engine vllm" in page and "--no-recovery" in page
+    assert 'id="plan-map"' in page and "--runtime vllm" in page and "--no-recovery" in page
     again = jettison.fit(tiny("llama"), out=tmp_path / "out", refine=3, **asked)
     assert again["quantized"] == made["quantized"]

@@ -23,12 +23,17 @@ def cache(tmp_path_factory):
     measuring.READ_BYTES, measuring.MATRIX, measuring.ENOUGH = 1 << 22, 256, 0.0  # to know this machine takes no time
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Also after a test that failed with more: on a core for each worker, threads would wait for one another."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def two_threads():
     """For what is about threads: all else runs on one."""
     torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

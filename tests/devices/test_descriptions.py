@@ -117,7 +117,7 @@ class TestFiles:
                 find_device(own(GOOD | {field: outside}))
 
     @pytest.mark.parametrize("field", ["bandwidth", "memory", "flops", "cache", "overhead", "share"])
-    @pytest.mark.parametrize("text", [".nan", ".inf", "50GB/s", "true", "null", "[1]", "1" + 400 * "0", "2026-01-01"])
+    @pytest.mark.parametrize("text", [".nan", ".inf", "50GB/s", "true", "null", "[1]", "1" + 90 * "0", "2026-01-01"])
     def test_what_is_no_number(self, own, field, text):
         lines = {name: json.dumps(value) for name, value in GOOD.items()} | {field: text}
         with pytest.raises(UsageError, match=rf"device 'headset': {field} = .*; valid: .*1"):

@@ -132,7 +132,7 @@ class TestTable:
 
         page = (docs / "runtimes.md").read_text(encoding="utf-8")
         assert "| vllm | compressed-tensors | Humming |" in page
-        assert generate.engines() == page, "run docs/generate.py"
+        assert generate.runtimes() == page, "run docs/generate.py"
 
 
 LOADS = [

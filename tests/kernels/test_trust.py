@@ -117,7 +117,9 @@ def test_memory_that_runs_out_is_an_error(tmp_path):
             session.cut(0)
         print("fine")
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=240)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}  # what is freed goes back
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and done.stdout.strip() == "fine", done.stderr[-2000:]
 
 

@@ -235,7 +235,7 @@ def test_a_disk_too_small_is_noticed_before_work(tiny, tmp_path, monkeypatch):
 
 
 REFUSED = [
-    ({"method": "rtn", "bits": 4, "group_size": 32}, {"role": ["q"]}, "engines run .*qkv as one matrix"),
+    ({"method": "rtn", "bits": 4, "group_size": 32}, {"role": ["q"]}, "runtimes run .*qkv as one matrix"),
     (
         {"method": "rtn", "bits": 4, "group_size": 32},
         {"role": ["expert"]},

@@ -240,7 +240,7 @@ class TestPage:
     @pytest.fixture(scope="class")
     def data(self):
         """As jettison.json keeps it."""
-        found = make_plan("qwen3-4b", device="strix-halo", tps=75, context=1024)
+        found = make_plan("qwen3-0.6b", device="strix-halo", tps=200, context=1024)
         return json.loads(json.dumps(plan_data(found)))
 
     def test_what_is_drawn_adds_up(self, data):
@@ -256,7 +256,7 @@ class TestPage:
         assert "<script>alert" not in page and "http:" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
         for name in ("plan-map", "plan-sensitivity", "plan-roofline", "plan-times", "plan-front", "plan-gains"):
             assert f'id="{name}"' in page
-        assert data["verdict"] in page and "75 asked" in page
+        assert data["verdict"] in page and "200 asked" in page
 
     def test_a_model_without_what_a_chart_needs(self, data, tmp_path):
         page = write_plan(data | {"gains": None, "front": [], "sensitivity": []}, tmp_path / "plan.html").read_text()
@@ -272,6 +272,6 @@ def test_fit_plans_measures_and_shows(tiny, tmp_path):
     kl = made["quantized"]["texts"]["books-evaluation"]["kl"]
     assert manifest["plan"]["loss"] == pytest.approx(kl, rel=0.5)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert 'id="plan-map"' in page and "--engine vllm" in page and "--no-recovery" in page
+    assert 'id="plan-map"' in page and "--runtime vllm" in page and "--no-recovery" in page
     again = jettison.fit(tiny("llama"), out=tmp_path / "out", refine=3, **asked)
     assert again["quantized"] == made["quantized"]

@@ -256,16 +256,18 @@ def with_value(data, at, value):
 class TestManifests:
     VALUES = (..., None, 5, "x", [], {}, [None], {"a": 5}, True, -1, float("nan"))
 
+    @pytest.mark.parametrize("each", [1, pytest.param(len(VALUES), marks=pytest.mark.slow)])
     @pytest.mark.parametrize("name", ["jettison.json", "speed.json", "draft.json"])
-    def test_of_wrong_types_everywhere(self, made, tmp_path, name):
-        """Each field in turn with a few other values: a page, or one error. A damaged draft is left out of the page."""
+    def test_of_wrong_types_everywhere(self, made, tmp_path, name, each):
+        """Each field in turn with other values: a page, or one error. A damaged draft is left out of the page."""
         row = {"draft": "lookup", "acceptance": 0.8, "step": 0.4, "expected": 1.2}
         draft = {"draft": {}, "reason": "why", "measured": {"rows": [row], "tried": [row | {"measured": 1.1}]}}
         folder, values = made("a"), itertools.cycle(self.VALUES)
         data = {"jettison.json": FULL, "speed.json": SPEED, "draft.json": draft}[name]
-        refused = 0
+        tried = refused = 0
         for at in [path for path in paths(data) if path]:
-            for value in itertools.islice(values, 2):
+            for value in itertools.islice(values, each):
+                tried += 1
                 changed = with_value(data, at, value)
                 write_record(folder / name, changed) if name == "draft.json" else write_json(folder / name, changed)
                 try:
@@ -275,7 +277,7 @@ class TestManifests:
                 except JettisonError as error:
                     refused += 1
                     assert "\n" not in str(error)
-        assert refused == 0 if name == "draft.json" else refused > len(list(paths(data))) / 2
+        assert refused == 0 if name == "draft.json" else refused > tried / 4
 
     @pytest.mark.parametrize(
         ("at", "value", "words"),

@@ -93,7 +93,7 @@ PLACES = {
     "fit": Place("jettison.fitting:measure_generation"),
     "compress": Place("jettison.formats.check:check_shard", call=2),
     "recover": Place("jettison.methods.recover.distill:_rows", call=3),
-    "plan": Place("jettison.planning.search:milp"),
+    "plan": Place("jettison.planning.search:_solve"),
     "evaluate": Place("jettison.pipeline.evaluation:compare"),
     "generate": Place("jettison.formats.tiled:_read"),
     "draft": Place("jettison.runtime.views:write_tiled"),

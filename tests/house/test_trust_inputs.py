@@ -202,7 +202,7 @@ class TestConfig:
         folder = shutil.copytree(tiny("llama"), tmp_path / "m")
         monkeypatch.setattr("psutil.virtual_memory", lambda: type("", (), {"available": 16}))
         with pytest.raises(UsageError, match="the tables of this config take .* GB of memory are free"):
-            _ = ModelFolder(folder).anatomy
+            _ = ModelFolder(folder).skeleton
 
     def test_outputs_have_names_whatever_the_config_says(self, folder):
         change(folder / "config.json", return_dict=False)

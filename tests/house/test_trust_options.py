@@ -148,7 +148,7 @@ def idle(monkeypatch):
     stop("bench.operators", "read_limit")
     stop("xr.sources", "open_variant")
     stop("xr.tune", "agreement")
-    stop("planning.search", "milp")
+    stop("planning.search", "_solve")
 
 
 @pytest.fixture

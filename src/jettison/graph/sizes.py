@@ -21,7 +21,7 @@ USUAL |= {"hidden_activation": USUAL["hidden_act"], "activation_function": USUAL
 USUAL |= {"torch_dtype": USUAL["dtype"]}
 # Sections of a config that are no model of their own.
 SECTIONS = ("rope_scaling", "rope_parameters", "id2label", "label2id", "task_specific_params")
-LARGEST, PARAMETERS = 10**9, 10**13  # of a number, and of all parameters
+LARGEST, PARAMETERS = 10**8, 10**13  # of a number, and of all parameters
 MOST_BLOCKS, MOST_EXPERTS = 1024, 65536  # several times what any model has
 
 
@@ -89,12 +89,12 @@ class Fields:
     def __init__(self, raw_config: Mapping[str, Any], row: Mapping[str, Any]):
         self.raw_config, self.row = raw_config, row
         self.defaults, self.names = row.get("defaults", {}), row.get("names", {})
-        if raw_config.get("quantization_config") is not None:
-            raise Unforeseen
         for name, value in raw_config.items():
-            if isinstance(value, Mapping) and name not in SECTIONS:
+            if name not in SECTIONS and (isinstance(value, Mapping) or name.endswith("_config")):
                 raise Unforeseen
             if name in USUAL and value not in USUAL[name]:
+                raise Unforeseen
+            if isinstance(value, int | float) and not abs(value) <= LARGEST:
                 raise Unforeseen
         for name, valid in row.get("only", {}).items():
             if name in raw_config and not any(self._same(raw_config[name], each) for each in valid):

@@ -24,7 +24,7 @@ from jettison.devices.machine import measure
 from jettison.graph.shape import shapes
 
 NAME = "startup"
-ROUNDS, SHAPE_ROUNDS = 5, 3
+ROUNDS, SHAPE_ROUNDS = 5, 1
 PLAN_TARGET, HELP_TARGET = 1.5, 0.5
 BYTES = 0.9  # of memory per parameter, for the plans of every shape
 PLAN = "plan qwen3-4b --memory 3GB"
@@ -76,7 +76,7 @@ def commands(model: Path) -> dict[str, list[str]]:
 def every_shape(python: str) -> dict[str, dict]:
     """A plan of each known shape, for a device with room for all of them."""
     asked = {
-        name: ["plan", name, "--device", "h200", "--context", "0", "--memory", str(int(BYTES * row["parameters"]))]
+        name: ["plan", name, "--device", "h200", "--context", "0", "--memory", f"{int(BYTES * row['parameters'])}B"]
         for name, row in shapes().items()
     }
     return medians(asked, {"now": python}, SHAPE_ROUNDS)["now"]
@@ -115,7 +115,7 @@ def main() -> None:
     slow = [name for name in shapes() if plans[name]["median"] > PLAN_TARGET]
     tables = {
         "Processor seconds of a command, medians": {"columns": ["command", *shown], "rows": rows},
-        "Processor seconds of a plan by shape, medians": {
+        "Processor seconds of a plan by shape, one run each": {
             "columns": ["shape", "seconds"],
             "rows": [[name, f"{plans[name]['median']:.2f}"] for name in shapes()],
         },

@@ -112,7 +112,7 @@ def families() -> dict[str, Family]:
             fused={group: tuple(roles) for group, roles in row["fused"].items()},
             experts=row.get("experts"),
             router=row.get("router", ""),
-            ends=tuple(row["ends"]),
+            ends=tuple(row.get("ends", ())),
             sizes=row.get("sizes"),
         )
         for name, row in rows.items()

@@ -11,7 +11,7 @@ from typing import Any
 
 from jettison.graph.anatomy import Anatomy, Family, Linear, families, make_embedding, make_linear
 
-KINDS = {"sliding_attention", "full_attention"}  # entries of layer_types
+KINDS = ("sliding_attention", "full_attention")  # entries of layer_types
 # What nothing about a size depends on, where it is as usual. Else transformers says whether it can use it.
 USUAL = {
     "hidden_act": ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"),

@@ -66,7 +66,14 @@ def test_a_folder(tiny, family):
 
 
 @pytest.mark.parametrize(
-    "change", [{"quantization_config": {"quant_method": "awq"}}, {"text_config": {}}, {"model_type": ["llama"]}]
+    "change",
+    [
+        {"quantization_config": {"quant_method": "awq"}},
+        {"text_config": {}},
+        {"model_type": ["llama"]},
+        {"layer_types": [["full_attention"]] * 2},
+        {"layer_types": [{}, None]},
+    ],
 )
 def test_transformers_is_asked_about_what_is_unusual(change):
     assert read_sizes(config_of("llama") | change) is None

@@ -123,11 +123,8 @@ def draft(
         raise UsageError(
             f"{model} is a part of the package: compress it into a folder, whose draft can be recorded there"
         )
-    if min(prompts, tokens) < 1:
-        raise UsageError(f"prompts = {prompts}, tokens = {tokens}: both are at least 1")
     source.check_window(PROMPT + tokens, f"{PROMPT} tokens of prompt and {tokens} more")
     looked = [Draft(lookup=lookup, length=MOST, corpus=corpus is not None)] if lookup else []
-    ratios = tuple(ratios)
     for ratio in ratios:
         check_choice(unit_names(source.anatomy.blocks, halves), ratio, method, perturbation)
     loaded = load(source.folder, adapter=adapter)

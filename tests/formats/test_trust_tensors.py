@@ -129,6 +129,13 @@ class TestTokenizer:
         code, _, err = jettison("generate", folder, "-p", "It", "-n", 2, "--chat")
         assert code == 2 and "error: the chat template of" in err and "Traceback" not in err
 
+    def test_a_chat_template_without_end(self, folder, jettison, monkeypatch):
+        loop = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+        (folder / "chat_template.jinja").write_text(loop)
+        monkeypatch.setattr("jettison.runtime.load.TEMPLATE_SECONDS", 0.2)
+        code, _, err = jettison("generate", folder, "-p", "It", "-n", 2, "--chat")
+        assert code == 2 and "the chat template of" in err and err.strip().endswith("takes more than 0.2 seconds")
+
     @pytest.mark.parametrize(
         ("values", "words"),
         [
@@ -204,6 +211,12 @@ class TestPackedFolders:
     def test_malformed_sections(self, grids, where, value, words):
         with pytest.raises(JettisonError, match=words):
             grids(where, value)
+
+    def test_a_target_without_end(self, grids, monkeypatch):
+        """A regular expression that tries exponentially many ways."""
+        monkeypatch.setattr("jettison.formats.compressed_tensors.TARGET_SECONDS", 0.2)
+        with pytest.raises(JettisonError, match="matching model.layers.0.self_attn.q_proj takes more than 0.2 seconds"):
+            grids("config_groups.group_0.targets", ["re:([a-z0-9_.]+)+!$"])
 
     @pytest.mark.parametrize("dtype", [torch.complex64, torch.float32, torch.int16, torch.bool], ids=str)
     def test_shapes_that_are_no_whole_numbers(self, packed, tmp_path, dtype):

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from jettison.core.errors import JettisonError, guarded
+from jettison.core.limits import cpu_limit
 from jettison.core.progress import waiting
 from jettison.encodings.grid import WHOLE_ROW, Grid
 from jettison.encodings.uniform import QuantizedWeight, unpack
@@ -30,6 +31,7 @@ from jettison.graph.dense import with_defaults
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import PackedLinear, empty_parts, packed_parts
 
+TARGET_SECONDS = 5.0  # of work to match the targets of a config with one name: it takes microseconds
 FORMAT, MIXED = "pack-quantized", "mixed-precision"  # of a group; of a section whose groups differ
 STORED_LAYOUTS = ("linear", "embedding")
 SCALE_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -121,7 +123,7 @@ def read_grids(source: ModelFolder) -> dict[str, Grid]:
         stored = f"{linear.name}.weight_packed"
         if source.has(stored):
             module = source.skeleton.get_submodule(linear.name)
-            with guarded(f"{invalid}: targets"):
+            with guarded(f"{invalid}: targets"), cpu_limit(TARGET_SECONDS, f"{invalid}: matching {linear.name}"):
                 matched = match_targets(linear.name, module, list(schemes))
             if not matched:
                 raise JettisonError(f"{source.folder}: {linear.name} is packed, but no group of config.json targets it")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from jettison.core.errors import UsageError, guarded, unknown
+from jettison.core.limits import cpu_limit
 from jettison.core.progress import say
 from jettison.domains.text.data import encode
 from jettison.formats.compressed_tensors import load_packed
@@ -32,6 +33,7 @@ from jettison.runtime.targets import NativeTarget, Target, TorchTarget
 from jettison.runtime.views import view_linears
 from jettison.runtime.write import NativeReader, TorchReader, write
 
+TEMPLATE_SECONDS = 5.0  # of work; a chat template takes milliseconds
 LOOKUP = 4  # tokens of a match at most, where nothing else is said
 Prompt = str | Sequence[dict[str, str]]  # text, or a chat: {"role": ..., "content": ...} each
 
@@ -198,7 +200,8 @@ class Loaded:
         elif self.tokenizer.chat_template is None:
             raise UsageError(f"{self.source.name} has no chat template: give the prompt as text")
         else:
-            with guarded(f"the chat template of {self.source.name} does not take this prompt", rust=True):
+            template = f"the chat template of {self.source.name}"
+            with guarded(f"{template} does not take this prompt", rust=True), cpu_limit(TEMPLATE_SECONDS, template):
                 ids = self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False)
         if not ids:
             raise UsageError("the prompt is empty: it must be one token at least")

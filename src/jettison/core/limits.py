@@ -13,11 +13,11 @@ from jettison.core.errors import UsageError
 def cpu_limit(seconds: float, what: str) -> Iterator[None]:
     """Raises UsageError inside, ``what takes more than so many seconds``, once this process has worked for so long.
 
-    Python code is interrupted, a single call into C is not. Signals reach the main thread alone: in other threads, and
-    where somebody else uses the timer, there is no limit.
+    Python code is interrupted, a single call into C is not. Signals reach the main thread alone: in other threads, where
+    somebody else uses the timer, and on systems without it, there is no limit.
     """
-    mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGVTALRM) is not signal.SIG_DFL:
+    able = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if not able or signal.getsignal(signal.SIGVTALRM) is not signal.SIG_DFL:
         yield
         return
 

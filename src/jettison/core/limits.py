@@ -13,7 +13,7 @@ from jettison.core.errors import UsageError
 def cpu_limit(seconds: float, what: str) -> Iterator[None]:
     """Raises UsageError inside, ``what takes more than so many seconds``, once this process has worked for so long.
 
-    Python code is interrupted, a single call into C is not. Signals reach the main thread alone: in other threads, where
+    Python code is interrupted, a call into C is not. Signals reach the main thread alone: in other threads, where
     somebody else uses the timer, and on systems without it, there is no limit.
     """
     able = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()

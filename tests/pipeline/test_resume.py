@@ -125,6 +125,23 @@ class TestResume:
         with pytest.raises(JettisonError, match="damaged"):
             recover(out, restart=True)
 
+    @pytest.mark.timeout(120)
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+    @pytest.mark.parametrize("file", ["recover/state.safetensors", "recover/originals.safetensors", "progress.log"])
+    def test_a_pipe_in_place_of_a_file_is_not_waited_for(self, recovered, file):
+        _, out, before = recovered
+        (out / file).unlink()
+        os.mkfifo(out / file)
+        spoil(out / "recover" / "journal.jsonl", "last line")
+        if file.endswith("originals.safetensors"):
+            with pytest.raises(JettisonError, match="damaged"):
+                recover(out)
+        else:
+            recover(out)
+            (out / file).unlink()
+            found = files_of(out)
+            assert {name: found[name] for name in found} == {n: b for n, b in before.items() if n != file}
+
 
 def spoil(file, damage):
     data = bytearray(file.read_bytes())

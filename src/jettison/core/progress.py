@@ -113,8 +113,11 @@ class _Log:
     def write(self, line: str) -> None:
         self.waiting.append(self._dated(line))
         try:
+            path = self.folder / LOG
+            if path.exists() and not path.is_file():
+                raise OSError("a pipe would be waited for")
             if self.file is None and any((self.folder / name).exists() for name in RUN):
-                self.file = open(self.folder / LOG, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (until ``close``)
+                self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (until ``close``)
             if self.file:
                 self.file.write("".join(self.waiting))
                 self.waiting.clear()

@@ -22,6 +22,8 @@ def write_sealed(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
 
 def read_sealed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
     """The tensors and the metadata of a file that ``write_sealed`` wrote; None if it is missing or damaged."""
+    if not path.is_file():  # a pipe in its place would be waited for
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)

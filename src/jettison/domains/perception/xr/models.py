@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from jettison.core.errors import JettisonError, unknown
+from jettison.core.files import check_regular
 from jettison.domains.perception.xr.blocks import SIZES
 from jettison.domains.perception.xr.catalog import find_model
 from jettison.domains.perception.xr.depth import MidasSmall, SparseToDense
@@ -53,6 +54,7 @@ def native_model(name: str, size: str = "full", seed: int = 0, weights: str | Pa
     else:
         from safetensors.torch import load_file
 
+        check_regular(Path(weights))
         try:
             model.load_state_dict(load_file(weights))
         except (OSError, RuntimeError) as error:

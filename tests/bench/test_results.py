@@ -100,6 +100,13 @@ class TestDecoding:
         packed = sum(linear.tiles.nbytes for linear in linears)
         assert packed < next(iter(result["bytes"].values())) < 1.1 * packed  # the norms, and no embedding
 
+    def test_drafts(self, jettison, scribe_w4, tmp_path):
+        file = tmp_path / "b.json"
+        code, out, _ = jettison("bench", "draft", scribe_w4, "--draft", "lookup", "--json", file)
+        result = json.loads(file.read_text())
+        assert code == 0 and f"{result['times_as_fast']:.2f} times as fast" in out
+        assert 0 < result["acceptance_rate"] <= 1 and result["tokens_per_step"] > 1
+
     def test_shapes_with_random_weights(self, jettison):
         arguments = [
             "--shape",

@@ -49,12 +49,12 @@ BROKEN = """
 import os, signal, sys
 sys.path.insert(0, {here!r})
 import fuzz_inputs, jettison.devices.device as device, jettison.recipe.recipe as recipe
-real = recipe._parse_where
+real = recipe.parse_where
 def crash(where):
     if not isinstance(where, dict | list | None):
         os.kill(os.getpid(), signal.SIGSEGV)
     return real(where)
-recipe._parse_where = crash
+recipe.parse_where = crash
 device._number = lambda name, figure, value: float(value)  # ValueError, TypeError, or a figure that is absurd
 sys.argv = ["fuzz_inputs.py", *{arguments!r}]
 sys.exit(fuzz_inputs.main())

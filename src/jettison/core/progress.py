@@ -113,16 +113,20 @@ class _Log:
     def write(self, line: str) -> None:
         self.waiting.append(self._dated(line))
         try:
-            path = self.folder / LOG
-            if path.exists() and not path.is_file():
-                raise OSError("a pipe would be waited for")
             if self.file is None and any((self.folder / name).exists() for name in RUN):
-                self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (until ``close``)
+                self.file = self._opened()
             if self.file:
                 self.file.write("".join(self.waiting))
                 self.waiting.clear()
         except (OSError, ValueError):  # a full disk, which the work itself will meet; or another thread has closed it
             self.broken = True
+
+    def _opened(self) -> TextIO:
+        """Raises OSError where the log cannot be appended to."""
+        path = self.folder / LOG
+        if path.exists() and not path.is_file():
+            raise OSError(f"{path} is no file")  # to open a pipe would wait for a reader
+        return open(path, "a", encoding="utf-8", buffering=1)
 
     def _dated(self, line: str) -> str:
         return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n"

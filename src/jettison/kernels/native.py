@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.kernels.specs import SPECS, is_wide
+from jettison.kernels.specs import SPECS, WIDE, check_activation_bits
 from jettison.kernels.tiles import Tiling
 
 ABI = 2  # as kAbi in cpu/isa.h
@@ -122,7 +122,8 @@ def linear(
     bias: (rows,) float32. out: where the result goes, of its shape and type.
     activation_bits: 8 or 15. Raises UsageError for what does not fit, JettisonError where memory runs out.
     """
-    kind, wide = TYPES.get(x.dtype), is_wide(activation_bits)
+    check_activation_bits(activation_bits)
+    kind = TYPES.get(x.dtype)
     fits = kind is not None and x.shape[-1] == tiling.columns and x.is_cpu
     fits = fits and tiles.dtype == torch.uint8 and tiles.is_cpu and tiles.is_contiguous()
     if zero is not None:
@@ -143,7 +144,8 @@ def linear(
             x.data_ptr(), out.data_ptr(), x.numel() // tiling.columns, kind,
             tiles.data_ptr(), tiles.numel(),
             None if zero is None else zero.data_ptr(), 0 if zero is None else zero.numel(),
-            None if bias is None else bias.data_ptr(), *tiling.numbers, wide, torch.get_num_threads(),
+            None if bias is None else bias.data_ptr(), *tiling.numbers, activation_bits == WIDE,
+            torch.get_num_threads(),
         )  # fmt: skip
     raise_thrown(status)
     if status:

@@ -5,14 +5,13 @@ import ctypes
 from jettison.core.errors import UsageError
 
 POINTER, INT, INT64, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
-ACTIVATION_BITS = (8, 15)  # of activations where they meet packed weights; 15 are two int8 numbers each
+NARROW, WIDE = ACTIVATION_BITS = (8, 15)  # of activations where they meet packed weights; 15 are two int8 numbers each
 
 
-def is_wide(activation_bits: int) -> bool:
+def check_activation_bits(activation_bits: int) -> None:
     """Raises UsageError for a number of bits that the kernels do not know."""
     if activation_bits not in ACTIVATION_BITS:
-        raise UsageError(f"activation_bits = {activation_bits!r}: 8 or 15 is needed")
-    return activation_bits == 15
+        raise UsageError(f"activation_bits = {activation_bits!r}: {NARROW} or {WIDE} is needed")
 
 
 class LinearSpec(ctypes.Structure):

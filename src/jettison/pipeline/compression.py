@@ -1,4 +1,4 @@
-"""The block loop: stream a block, measure what flows into it, apply the recipe's methods, write its shard, let go.
+"""The block loop: stream a block, collect its statistics, apply the recipe's methods, write its shard, let go.
 
 At no time is more than one block in memory. A journal line after every block lets a killed run continue and write the
 same bytes.
@@ -233,8 +233,8 @@ def _finish(source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, jou
 
 
 def _teacher(source: ModelFolder) -> dict[str, str]:
-    """What the result should speak like: the model, or where an earlier run wrote that (pruned, or grown dense again),
-    what it was made from."""
+    """The original that the result is compared with: the model, or the original of the run that wrote it (pruned, or
+    re-densified)."""
     if (source.folder / MANIFEST).exists():
         return read_manifest(source.folder)["teacher"]
     return {"name": source.name, "folder": str(source.folder), "fingerprint": source.fingerprint()}

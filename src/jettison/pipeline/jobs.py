@@ -17,7 +17,6 @@ from jettison.formats.runtimes import Runtime, find_runtime, fitted_grids, illeg
 from jettison.formats.writer import Stored
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
-from jettison.pipeline.claims import claims
 from jettison.pipeline.pruning import Task, run_task
 from jettison.recipe import registry
 from jettison.recipe.recipe import Recipe, Step
@@ -131,7 +130,7 @@ def _claimed(source: ModelFolder, step: Step) -> list[Linear]:
     blocks = source.anatomy.blocks
     if beyond := [block for block in step.where.blocks if block >= blocks]:
         raise UsageError(f"block {beyond[0]} of «{step}»: {source.name} has blocks 0 to {blocks - 1}")
-    claimed = [linear for linear in source.anatomy if claims(step, linear)]
+    claimed = [linear for linear in source.anatomy if step.claims(linear.roles, linear.block)]
     if not claimed:
         present = sorted({role for linear in source.anatomy for role in linear.roles})
         raise UsageError(f"«{step}» fits nothing in {source.name}, whose roles are {', '.join(present)}")

@@ -93,7 +93,7 @@ def _recover(
     journal = _on_main(state, lambda: Journal(work / JOURNAL, run))
     finished = [journal is not None and _is_finished(folder, journal)]
     if broadcast_object_list(finished)[0]:
-        if journal and _shard_hashes(folder) != first and read_sealed(work / ORIGINALS) is None:
+        if journal and manifest["hashes"] != first and read_sealed(work / ORIGINALS) is None:
             say(f"note: {work / ORIGINALS} is missing or damaged: the recovery is whole, but --restart cannot undo it")
         return manifest
     if journal:

@@ -63,7 +63,7 @@ def _compress_block(
 def _measure(
     walk: Walk, module: torch.nn.Module, block: int, linears: list[Linear], dense: bool
 ) -> tuple[dict[str, Stats], Activations]:
-    """What flows into the linears of a block that is still as it was, and what it makes of the compressed inputs. The
+    """The statistics of the linears of a block that is still the original, and its outputs for compressed inputs. The
     original's stream, if the walk has one, is led through."""
     outputs = walk.new_stream("outputs")
     with watch(module, walk.prefix(block), linears, dense) as watching:

@@ -17,7 +17,6 @@ from jettison.encodings.grid import Grid
 from jettison.formats.runtimes import Runtime, fitted
 from jettison.graph.anatomy import Linear
 from jettison.graph.shape import ModelShape
-from jettison.pipeline.claims import claims
 from jettison.planning.groups import Choice, Unit, find_units
 from jettison.recipe.recipe import Recipe
 
@@ -121,7 +120,7 @@ def _sparse_bits(unit: Unit, recipe: Recipe, grid: Grid | None) -> float | None:
     """Bits per weight as they run, if all of the unit is pruned to a pattern that something runs."""
     found: set[float | None] = set()
     for linear in unit.kinds:
-        steps = [step for step in recipe.of("prune") if claims(step, linear)]
+        steps = [step for step in recipe.of("prune") if step.claims(linear.roles, linear.block)]
         found.add(steps[0].pattern.packed_bits(grid) if steps else None)
     return found.pop() if len(found) == 1 else None
 

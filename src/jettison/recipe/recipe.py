@@ -16,8 +16,8 @@ from jettison.core.progress import say
 from jettison.encodings.grid import Grid
 from jettison.encodings.pattern import Allocation, Pattern
 from jettison.recipe import registry
+from jettison.recipe.where import Where, parse_where
 
-ROLES = ("q", "k", "v", "o", "gate", "up", "down", "expert", "router", "head", "embed", "linear")
 GRID_OPTIONS = ("bits", "group_size", "symmetric")
 PATTERN_OPTIONS = ("sparsity", "pattern", "scope", "allocation", "spread")
 OWN_OPTIONS = {"quantize": GRID_OPTIONS, "prune": PATTERN_OPTIONS}  # of a verb, whatever the method
@@ -25,43 +25,6 @@ DEFAULT_METHOD = {"recover": "distill"}
 CALIBRATION = {"text": "books", "samples": 128, "length": 256}
 PRESETS = files("jettison.recipe") / "presets"
 FIELDS = ("name", "use", "calibration", "steps", "why", "loss")
-LAST_BLOCK = 9999
-
-
-@dataclass(frozen=True)
-class Where:
-    """Which linears a step is for: any of these roles, in these blocks; or what one of ``others`` says. Empty means
-    all."""
-
-    role: tuple[str, ...] = ()
-    block: tuple[int, ...] = ()
-    others: tuple["Where", ...] = ()
-
-    def matches(self, roles: Iterable[str], block: int | None) -> bool:
-        if any(other.matches(roles, block) for other in self.others):
-            return True
-        if self.block and block not in self.block:
-            return False
-        return bool(set(self.role) & set(roles)) if self.role else not {"embed", "router"} & set(roles)
-
-    @property
-    def blocks(self) -> list[int]:
-        """All that are named."""
-        return [*self.block, *(block for other in self.others for block in other.blocks)]
-
-    def in_any_block(self) -> "Where":
-        return Where(self.role, (), tuple(other.in_any_block() for other in self.others))
-
-    def to_dict(self) -> dict[str, Any] | list[dict[str, Any]]:
-        """As in a recipe: a mapping, or a list of them."""
-        own = {"role": list(self.role), "block": _spans(self.block)}
-        own = {name: value for name, value in own.items() if value}
-        return [own, *(other.to_dict() for other in self.others)] if self.others else own
-
-    def __str__(self) -> str:
-        where = ", ".join(self.role) or "all linears"
-        blocks = f" of blocks {', '.join(map(str, _spans(self.block)))}" if self.block else ""
-        return "; ".join([where + blocks, *map(str, self.others)])
 
 
 @dataclass(frozen=True)
@@ -74,7 +37,7 @@ class Step:
     verb: str
     method: str
     options: dict[str, Any]
-    where: Where = Where()
+    where: Where = field(default_factory=Where)
     grid: Grid | None = None
     pattern: Pattern | None = None
     allocation: Allocation | None = None
@@ -82,6 +45,14 @@ class Step:
     def __str__(self) -> str:
         what = f"{self.method} to {self.grid or self.pattern}" if self.grid or self.pattern else self.method
         return f"{self.verb} {what}: {self.where}"
+
+    def claims(self, roles: Iterable[str], block: int | None) -> bool:
+        """Whether the step is for a linear with these roles in this block (None: outside the blocks).
+
+        A prune step without a role is for the blocks alone: nobody prunes a head without saying so.
+        """
+        outside = self.verb == "prune" and not self.where.role and block is None
+        return not outside and self.where.matches(roles, block)
 
     @property
     def own_options(self) -> dict[str, Any]:
@@ -235,7 +206,7 @@ def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[
         what["grid"] = _parse_grid(own)
     if verb == "prune":
         what["pattern"], what["allocation"] = _parse_pattern(own, dict(mine), data)
-    where = _parse_where(data["where"]) if "where" in data else Where()
+    where = parse_where(data["where"]) if "where" in data else Where()
     return Step(verb, method.name, method.check(options), where, **what)
 
 
@@ -270,58 +241,6 @@ def _parse_grid(options: dict[str, Any]) -> Grid:
         if type(value) is not kind:
             raise UsageError(f"quantize option {name} = {shown(value)}: {kind.__name__} is needed")
     return Grid(**options)
-
-
-def _parse_where(data: Any) -> Where:
-    if isinstance(data, list) and data and not any(isinstance(each, list) for each in data):
-        first, *others = map(_parse_where, data)
-        return replace(first, others=tuple(others))
-    if not isinstance(data, Mapping) or not data:
-        raise UsageError(f"'where' is a mapping with role and block, or a list of such; this is {shown(data)}")
-    for name in data:
-        if name not in ("role", "block"):
-            raise unknown("field of where", name, ("role", "block"))
-    roles = _listed("role", data["role"]) if "role" in data else []
-    for role in roles:
-        if role not in ROLES:
-            raise unknown("role", role, ROLES)
-    spans = [_parse_span(entry) for entry in _listed("block", data["block"])] if "block" in data else []
-    blocks = [block for span in spans for block in span]
-    for name, entries in (("role", roles), ("block", blocks)):
-        if len(set(entries)) < len(entries):
-            twice = max(entries, key=entries.count)
-            raise UsageError(f"{name} {twice} of where stands there twice")
-    return Where(tuple(roles), tuple(blocks))
-
-
-def _listed(name: str, value: Any) -> list:
-    """Of one value or a list of them."""
-    listed = list(value) if isinstance(value, list | tuple | range) else [value]
-    if not listed:
-        raise UsageError(f"{name} of where is an empty list: leave {name} out, or name one at least")
-    return listed
-
-
-def _parse_span(entry: Any) -> range:
-    span = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", entry if isinstance(entry, str) else shown(entry))
-    if not span:
-        valid = f"a number from 0 to {LAST_BLOCK} or a span such as 0-3 is needed"
-        raise UsageError(f"block {shown(entry)} of where: {valid}")
-    first, last = int(span[1]), int(span[2] or span[1])
-    if last < first:
-        raise UsageError(f"block {shown(entry)} of where: a span begins with the lower number, {last}-{first}")
-    return range(first, last + 1)
-
-
-def _spans(blocks: Iterable[int]) -> list[int | str]:
-    """Numbers as a recipe writes them: runs of three and more as a span such as 0-3."""
-    runs: list[list[int]] = []
-    for block in sorted(blocks):
-        if runs and block == runs[-1][-1] + 1:
-            runs[-1].append(block)
-        else:
-            runs.append([block])
-    return [entry for run in runs for entry in ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else run)]
 
 
 def _parse_change(change: str) -> tuple[str, str, Any]:

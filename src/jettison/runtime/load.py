@@ -20,7 +20,7 @@ from jettison.graph.dense import compute_device, load_dense, stored_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import QuantizedLinear, tile_linears
 from jettison.kernels import native
-from jettison.kernels.specs import is_wide
+from jettison.kernels.specs import check_activation_bits
 from jettison.runtime.generation import Generation, Generations, Stream
 from jettison.runtime.native_decoder import NativeDecoder, Unsupported
 from jettison.runtime.record import Record, Tokens
@@ -135,7 +135,7 @@ class Loaded:
         draft: Draft | None = None,
     ) -> Tokens:
         """(row, token) as they come, from prompts as ids; see ``stream``. A row ends before a token of ``ends``."""
-        is_wide(activation_bits)  # checks it
+        check_activation_bits(activation_bits)
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
             raise UsageError(f"tokens = {tokens!r}: a whole number of 1 or more must be asked for")
         for ids in prompts:

@@ -19,12 +19,13 @@ from jettison.kernels.specs import (
     INT,
     INT64,
     POINTER,
+    WIDE,
     ExpertSpec,
     LayerSpec,
     LinearSpec,
     ModelSpec,
     RowsSpec,
-    is_wide,
+    check_activation_bits,
 )
 
 FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma3_text")
@@ -111,6 +112,7 @@ class NativeDecoder:
         the model without the rest writes no keys and values there. Nothing is appended if a session is full or a token
         is not in the vocabulary, UsageError, or if memory runs out, JettisonError.
         """
+        check_activation_bits(activation_bits)
         count = len(tokens)
         logits = torch.empty(sum(map(bool, wanted)), self.vocabulary)
         if halves is not None and len(halves) != self.layers:
@@ -120,7 +122,7 @@ class NativeDecoder:
         arrays += [None if parents is None else (INT64 * count)(*parents)]
         arrays += [None if halves is None else ctypes.create_string_buffer(halves, self.layers)]
         pointers = [None if array is None else ctypes.addressof(array) for array in arrays]
-        rows = RowsSpec(count, *pointers, is_wide(activation_bits), torch.get_num_threads())
+        rows = RowsSpec(count, *pointers, activation_bits == WIDE, torch.get_num_threads())
         status = self._library.jettison_forward(self.handle, ctypes.byref(rows), logits.data_ptr())
         native.raise_thrown(status)
         if status == FULL:

@@ -1,4 +1,4 @@
-"""Statistics of what flows into a linear layer."""
+"""Calibration statistics of the inputs of linear layers."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -74,8 +74,8 @@ class Stats:
 
 @dataclass
 class Watch:
-    """``stats``: ``inputs`` of each linear -> Stats. While ``original`` is set, what flows is kept as x₀ of what
-    flows next."""
+    """``stats``: ``inputs`` of each linear -> Stats. While ``original`` is set, inputs are kept as x₀ of the
+    inputs that follow."""
 
     stats: dict[str, Stats] = field(default_factory=dict)
     original: bool = False

@@ -144,12 +144,12 @@ def patterns(scenario: Scenario) -> Iterator[tuple[float, dict[str, list[bool]]]
             f"scenario {scenario.name!r} has {count} coins; up to {MOST_COINS} can be gone through: use seeds"
         )
     for flat in itertools.product((False, True), repeat=count):
-        left, coins, chance = iter(flat), dict(never), 1.0
+        left, coins, probability = iter(flat), dict(never), 1.0
         for task, number in gated:
             coins[task.name] = [next(left) for _ in range(number)]
             for heads in coins[task.name]:
-                chance *= task.probability if heads else 1 - task.probability
-        yield chance, coins
+                probability *= task.probability if heads else 1 - task.probability
+        yield probability, coins
 
 
 def write_schedule(timeline: Timeline, path: str | Path, append: bool = True) -> Path:

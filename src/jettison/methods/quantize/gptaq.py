@@ -28,7 +28,7 @@ def gptaq(
 
     weight: (out, in) float32. stats.hessian: mean of x xᵀ over the inputs x that the quantized blocks before give;
     stats.cross: mean of x₀ xᵀ, x₀ being the original model's. The least-squares weights for W x₀ given x are
-    W C H⁻¹; a ``share`` of the way there is gone before GPTQ begins (all of it fits the calibration text too closely).
+    W C H⁻¹; a ``share`` of that step is taken before GPTQ begins (all of it fits the calibration text too closely).
     GPTAQ distributes the same correction column by column; solving for it first is our reconstruction. Where no input
     was ever active there is nothing to correct, and GPTQ remains. Raises JettisonError if H cannot be factored.
     """

@@ -23,7 +23,7 @@ from jettison.formats.draft_model import write_draft_model
 from jettison.graph.folder import BUNDLED, ModelFolder
 from jettison.graph.halves import unit_names
 from jettison.graph.modules import QuantizedLinear
-from jettison.kernels.specs import is_wide
+from jettison.kernels.specs import check_activation_bits
 from jettison.runtime.load import LOOKUP, Loaded, load
 from jettison.runtime.record import Round, Speculation
 from jettison.runtime.sampling import Sampling
@@ -192,13 +192,13 @@ def _check(
     check_number("lookup", lookup, 0, LONGEST_MATCH, whole=True)
     check_number("prompts", prompts, 1, 1000, whole=True)
     check_number("tokens", tokens, 8, 100_000, whole=True)
-    is_wide(activation_bits)  # checks it
+    check_activation_bits(activation_bits)
     if not ratios and not lookup and views == []:
         raise UsageError("no draft to choose from: give ratios, views or lookup")
 
 
 def starts(loaded: Loaded, text: str | Path, count: int = PROMPTS) -> list[list[int]]:
-    """The first tokens of windows of a text: what is gone on from while measuring."""
+    """The first tokens of windows of a text: the prompts of the measurement."""
     return token_windows(loaded.source, text, 4 * PROMPT, count)[:, :PROMPT].tolist()
 
 

@@ -134,7 +134,7 @@ class TestResume:
             (out / name).unlink()
             os.mkfifo(out / name)
         spoil(out / "recover" / "journal.jsonl", "last line")
-        done = subprocess.run([sys.executable, "-m", "jettison", "recover", out, "-q"], timeout=200)
+        done = subprocess.run([sys.executable, "-m", "jettison", "recover", out, "-q"], timeout=100)
         (out / "progress.log").unlink()
         assert done.returncode == 0
         assert files_of(out) == {name: data for name, data in before.items() if name != "progress.log"}

@@ -69,7 +69,7 @@ def test_faults_are_found(tmp_path):
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     assert file.exists(), done.stderr[-3000:]
     found = {each["what"]: each for each in json.loads(file.read_text())["findings"]}
-    assert "SIGSEGV in recipe.py:_parse_step" in found, done.stderr[-3000:]
+    assert "SIGSEGV in recipe/recipe.py:_parse_step" in found, done.stderr[-3000:]
     assert any("Error in devices/device.py" in what for what in found), list(found)
 
 

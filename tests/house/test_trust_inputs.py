@@ -233,3 +233,29 @@ class TestConfig:
             with pytest.raises(type(error)) as caught, guarded("reading"):
                 raise error
             assert caught.value is error
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "compress", "generate", "sensitivity", "measured", "importance"])
+def test_what_a_model_refuses_only_while_it_runs_is_one_line(tiny, tmp_path, verb):
+    """A dropout of -0.1 builds a model, and fails in its first forward pass."""
+    from jettison import compress, evaluate, load
+    from jettison.domains.text.data import Text
+    from jettison.encodings.grid import Grid
+    from jettison.statistics.importance import measure_units
+    from jettison.statistics.sensitivity import sensitivity
+
+    folder = shutil.copytree(tiny("opt"), tmp_path / "m")
+    change(folder / "config.json", dropout=-0.1)
+    source = ModelFolder(folder)
+    parts = {"up": [linear for linear in source.anatomy if "up" in linear.roles]}
+    losses = lambda kind: sensitivity(source, parts, {"up": [Grid(4, 32)]}, Text(), kind=kind)
+    run = {
+        "evaluate": lambda: evaluate(folder, texts=["books"], tokens=256),
+        "compress": lambda: compress(folder, "w4", tmp_path / "out"),
+        "generate": lambda: load(folder).generate("It was", tokens=2),
+        "sensitivity": lambda: losses("gradients"),
+        "measured": lambda: losses("measured"),
+        "importance": lambda: measure_units(folder, Text(), samples=1),
+    }
+    with pytest.raises(UsageError, match="^the opt model does not run with its config: dropout probability.*-0.1$"):
+        run[verb]()

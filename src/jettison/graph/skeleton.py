@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import psutil
 import torch
@@ -71,6 +71,18 @@ def collector_at_rest() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def run_model(model: nn.Module, *args, **options):
+    """The outputs of a model of transformers. Raises UsageError for what its own code raises: some values of a config,
+    such as a dropout of -0.1, are refused only there."""
+    with running(model):
+        return model(*args, **options)
+
+
+def running(model: nn.Module) -> AbstractContextManager[None]:
+    """Around a call of a part of a model, as in ``run_model``."""
+    return guarded(f"the {model.config.model_type} model does not run with its config")
 
 
 class MetaLinear(nn.Linear):

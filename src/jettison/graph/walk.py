@@ -9,12 +9,13 @@ from torch import nn
 
 from jettison.graph.activations import Activations
 from jettison.graph.folder import ModelFolder, empty
+from jettison.graph.skeleton import run_model, running
 
 BATCH = 8
 
 
-class _Stop(Exception):
-    """Raised inside a forward pass once what was wanted has been seen."""
+class _Stop(BaseException):
+    """Raised inside a forward pass once what was wanted has been seen. No handler in a model's own code catches it."""
 
 
 class Walk:
@@ -62,7 +63,8 @@ class Walk:
         return [] if self.source.anatomy.tied else [self.head]
 
     def _run(self, batch: torch.Tensor):
-        return self.model(**{"inputs_embeds" if batch.is_floating_point() else "input_ids": batch}, use_cache=False)
+        name = "inputs_embeds" if batch.is_floating_point() else "input_ids"
+        return run_model(self.model, **{name: batch}, use_cache=False)
 
     @torch.no_grad()
     def _enter(self, batch: torch.Tensor) -> torch.Tensor:
@@ -118,7 +120,8 @@ class Walk:
     def through(self, index: int, part: torch.Tensor) -> torch.Tensor:
         """As ``batch_through``, with gradients where they are enabled."""
         args, kwargs = self._calls[index]
-        output = self.blocks[index](part, *args, **kwargs)
+        with running(self.model):
+            output = self.blocks[index](part, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from jettison.formats.tiled import load_tiled
 from jettison.graph.dense import compute_device, load_dense, stored_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import QuantizedLinear, tile_linears
+from jettison.graph.skeleton import run_model
 from jettison.kernels import native
 from jettison.kernels.specs import check_activation_bits
 from jettison.runtime.generation import Generation, Generations, Stream
@@ -77,7 +78,7 @@ class Loaded:
     @torch.no_grad()
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """(batch, length) token ids -> (batch, length, vocabulary)."""
-        return self.model(ids.to(self.model.device), use_cache=False).logits
+        return run_model(self.model, ids.to(self.model.device), use_cache=False).logits
 
     def generate(self, prompt: Prompt | list[str], **options) -> Generation | list[Generation]:
         """Go on from ``prompt``; returns what was added. Options are those of ``stream``.

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from jettison.graph.anatomy import Family
 from jettison.graph.halves import run_bits, skipped_halves, without
+from jettison.graph.skeleton import run_model
 from jettison.runtime.native_decoder import NativeDecoder
 
 
@@ -112,7 +113,7 @@ class TorchTarget:
     @torch.no_grad()
     def _append(self, tokens: Sequence[int], last: int) -> torch.Tensor:
         ids = torch.tensor([list(tokens)], device=self.model.device)
-        found = self.model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=last)
+        found = run_model(self.model, ids, past_key_values=self._cache, use_cache=True, logits_to_keep=last)
         return found.logits[0].float().cpu()
 
     def read(self, tokens: Sequence[int]) -> torch.Tensor:

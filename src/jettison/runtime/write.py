@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from jettison.graph.skeleton import run_model
 from jettison.runtime.native_decoder import NativeDecoder
 from jettison.runtime.record import LENGTH, STOP, Record
 from jettison.runtime.sampling import Sampling
@@ -47,7 +48,7 @@ class TorchReader:
     @torch.no_grad()
     def read(self, row: int, tokens: Sequence[int]) -> torch.Tensor:
         ids = torch.tensor([tokens], device=self.model.device)
-        found = self.model(ids, past_key_values=self.caches[row], use_cache=True, logits_to_keep=1)
+        found = run_model(self.model, ids, past_key_values=self.caches[row], use_cache=True, logits_to_keep=1)
         self.caches[row] = found.past_key_values
         return found.logits[0, -1].float().cpu()
 

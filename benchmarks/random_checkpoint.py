@@ -6,9 +6,9 @@ import torch
 
 from jettison.core.files import write_json
 from jettison.core.tensors import write_tensors
-from jettison.formats.compressed_tensors import config_section
+from jettison.encodings.quantized import empty_parts
+from jettison.formats.compressed_tensors import section as config_section
 from jettison.graph.checkpoint import INDEX
-from jettison.graph.modules import empty_parts
 from jettison.graph.shape import ModelShape
 from jettison.recipe.recipe import Recipe
 

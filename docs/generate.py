@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pictures import timelines
 
-from jettison.formats.runtimes import Format, find_runtime, runtime_names
+from jettison.formats.runtimes import Support, find_runtime, runtime_names
 from jettison.recipe import registry
 from jettison.recipe.recipe import load_recipe, preset_names
 from jettison.xr.definitions import find_scenario
@@ -120,7 +120,7 @@ def xr_timelines() -> str:
 SHARED = {"fused": "a projection of a block's experts", "block": "a block's experts", "model": "all experts"}
 
 
-def _grids(format: Format) -> list[list[str]]:
+def _grids(format: Support) -> list[list[str]]:
     """A row per kind of grid: those for all matrices first, then those that head, embedding or experts have alone."""
     own = {sort: part for sort, part in format.parts.items() if part.kinds != format.parts["linears"].kinds}
     listed = lambda values: "any" if values is None else ", ".join(str(value).lower() for value in values)
@@ -136,7 +136,7 @@ def _grids(format: Format) -> list[list[str]]:
     ]
 
 
-def _loads(format: Format, sort: str) -> str:
+def _loads(format: Support, sort: str) -> str:
     part = format.parts[sort]
     said = ["yes" if part.kinds else "no"]
     said += [f"in {', '.join(part.only)}"] * bool(part.only) + [f"not in {', '.join(part.not_in)}"] * bool(part.not_in)

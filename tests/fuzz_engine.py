@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid
-from jettison.encodings.uniform import QuantizedWeight
+from jettison.encodings.quantized import QuantizedWeight
+from jettison.encodings.uniform import UniformGrid
 from jettison.graph.modules import Adapted, PackedLinear, QuantizedLinear
 from jettison.kernels.tiles import Tiling
 from jettison.runtime.native_decoder import CACHES, NativeDecoder
@@ -57,7 +57,7 @@ def random_model(rng: random.Random) -> tuple[nn.Module, bool]:
 def pack(rng: random.Random, linear: nn.Linear) -> nn.Module:
     rows, columns = linear.weight.shape
     group = rng.choice([each for each in (-1, 8, 16, 32, 64) if each == -1 or columns % each == 0])
-    grid = Grid(rng.choice([2, 3, 4, 8]), group, rng.random() < 0.5)
+    grid = UniformGrid(rng.choice([2, 3, 4, 8]), group, rng.random() < 0.5)
     if Tiling.of(grid, rows, columns) is None:
         return linear
     codes = torch.randint(0, 2**grid.bits, (rows, columns), dtype=torch.uint8)

@@ -11,9 +11,8 @@ import time
 import torch
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid
-from jettison.encodings.uniform import QuantizedWeight
-from jettison.graph.modules import packed_parts
+from jettison.encodings.quantized import QuantizedWeight
+from jettison.encodings.uniform import UniformGrid
 from jettison.kernels import native, ops
 from jettison.kernels.tiles import Tiling, dense, pack_codes, spread, to_checkpoint, two_of_four
 
@@ -36,12 +35,12 @@ def random_weight(rng: random.Random) -> QuantizedWeight:
     columns = rng.randint(1, 700) if group == -1 else group * rng.randint(1, max(1, 700 // group))
     rows, symmetric = rng.randint(1, 80), rng.random() < 0.5
     kind = rng.choice(["bfloat16", "float16", "float32"])
-    grid = Grid(bits, group, symmetric, kind)
+    grid = UniformGrid(bits, group, symmetric, kind)
     shape = (rows, grid.groups(columns))
     codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
     if symmetric and bits in (4, 8) and columns % 4 == 0 and rng.random() < 0.5:
         least = torch.rand(rows, columns // 4, 4).argsort(-1).flatten(1) < 2  # two of each four
-        codes[least] = grid.middle
+        codes[least] = grid.zero_code
     zero = None if symmetric else torch.randint(0, 2**bits, shape, dtype=torch.uint8)
     return QuantizedWeight(codes, torch.randn(shape).mul(0.1).to(grid.scale_dtype), zero, grid)
 
@@ -61,7 +60,7 @@ def check(rng: random.Random, names: list[str]) -> None:
     tiling = Tiling.of(grid, rows, columns, sparse)
     if tiling is None:
         return
-    parts = packed_parts(weight)
+    parts = weight.parts()
     packed = (parts["weight_packed"], parts["weight_scale"], parts.get("weight_zero_point"))
     tiles, zero = ops.pack_tiles(*packed, grid, tiling)
     assert torch.equal(tiles, pack_codes(weight.codes, spread(weight.scale, grid, tiling), tiling)), "packing"

@@ -3,7 +3,7 @@
 import torch
 
 from jettison.encodings.grid import Grid
-from jettison.encodings.uniform import QuantizedWeight
+from jettison.encodings.quantized import QuantizedWeight
 from jettison.graph.modules import PackedLinear, TiledLinear
 from jettison.methods.quantize.rtn import rtn
 

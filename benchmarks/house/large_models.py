@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.witness import ROOT, RUNS
 from jettison.core.files import write_json
-from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.graph.folder import ModelFolder
 from jettison.methods.quantize.rtn import rtn
 
@@ -131,6 +131,6 @@ def arithmetic(folder: Path) -> float:
         height = min(rows, (1 << 25) // columns)
         weight = torch.randn(height, columns)
         start = time.perf_counter()
-        rtn(weight, Grid(4, 128), clip=False).dequantize()
+        rtn(weight, UniformGrid(4, 128), clip=False).dequantize()
         total += (time.perf_counter() - start) * count * rows / height
     return total

@@ -21,7 +21,7 @@ import torch
 from benchmarks.witness import RESULTS, RUNS, cell, claim, compare, write_result
 from jettison.bench.operators import linear_shapes, measure_operators, random_tiles
 from jettison.domains.text.data import token_windows
-from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.graph.folder import open_shape
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling, dense
@@ -40,7 +40,7 @@ def errors() -> dict:
     found = {}
     for bits in (2, 4):
         for shape, (rows, columns) in SHAPES.items():
-            tiling = Tiling.of(Grid(bits, 128), rows, columns)
+            tiling = Tiling.of(UniformGrid(bits, 128), rows, columns)
             tiles, x = random_tiles(tiling, 1)[0], torch.randn(4, columns)
             exact = x.double() @ dense(tiles, None, tiling).double().T
             found[f"{bits} {shape}"] = (

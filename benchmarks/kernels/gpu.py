@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.witness import RUNS, cell, claim, origin, write_result
 from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.kernels import gpu, ops
 from jettison.runtime.semi_structured import use_semi_structured
 
@@ -32,7 +33,7 @@ LAYERS = {
     "qwen3-4b": {"qkv": (6144, 2560), "o": (2560, 4096), "gate_up": (19456, 2560), "down": (2560, 9728)},
     "llama-3.1-8b": {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)},
 }
-GRIDS = {"w4": Grid(4, 128), "w2": Grid(2, 64)}
+GRIDS = {"w4": UniformGrid(4, 128), "w2": UniformGrid(2, 64)}
 TARGETS = {"w4": 3.0, "w2": 4.0}
 # What was tried for them, on an H200.
 ATTEMPTS = (
@@ -132,7 +133,7 @@ def gemlite(rows: int, columns: int, grid: Grid, copies: int) -> list[Call]:
         linear = GemLiteLinear(grid.bits, grid.group_size, columns, rows, input_dtype=kind, output_dtype=kind)
         codes = torch.randint(0, 2**grid.bits, (rows, columns), device="cuda").to(torch.uint8)
         scale = torch.rand(rows * grid.groups(columns), 1, device="cuda").bfloat16()
-        linear.pack(codes, scale, torch.full_like(scale, grid.middle), None)
+        linear.pack(codes, scale, torch.full_like(scale, grid.zero_code), None)
         found.append(linear)
     return found
 

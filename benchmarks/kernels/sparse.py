@@ -20,7 +20,7 @@ from jettison.bench.decoding import measure_decoding
 from jettison.bench.operators import READ_BYTES, STREAMED, linear_shapes, random_tiles, read_limit
 from jettison.bench.random_model import random_model
 from jettison.core.timing import sample
-from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.graph.folder import open_shape
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling
@@ -35,7 +35,9 @@ def products(shapes: dict[str, tuple[int, int]], rounds: int) -> dict[str, Any]:
     data, rows = torch.ones(READ_BYTES // 4), []
     for name, (height, width) in shapes.items():
         for bits in BITS:
-            kinds = {kind: Tiling.of(Grid(bits, 128), height, width, kind == "sparse") for kind in ("dense", "sparse")}
+            kinds = {
+                kind: Tiling.of(UniformGrid(bits, 128), height, width, kind == "sparse") for kind in ("dense", "sparse")
+            }
             row: dict[str, Any] = {"matrix": name, "bits": bits}
             runs = {}
             for kind, tiling in kinds.items():

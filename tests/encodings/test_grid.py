@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid
-from jettison.encodings.uniform import QuantizedWeight, pack, unpack
+from jettison.encodings.quantized import QuantizedWeight, pack, unpack
+from jettison.encodings.uniform import UniformGrid
 
 
 @settings(max_examples=60, deadline=None)
@@ -36,10 +36,10 @@ def test_packing_is_that_of_compressed_tensors(case):
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])
 def test_a_point_of_the_grid_is_kept(bits, symmetric):
     """Quantizing what already lies on a grid changes nothing."""
-    grid = Grid(bits, 16, symmetric)
+    grid = UniformGrid(bits, 16, symmetric)
     codes = torch.randint(0, 2**bits, (6, 64), generator=torch.Generator().manual_seed(0)).float()
     scale = (torch.rand(6, 4) + 0.1).bfloat16().float() * torch.tensor([1.0, -1.0, 1.0, 1.0])
-    zero = torch.full((6, 4), float(grid.middle)) if symmetric else torch.randint(0, 2**bits, (6, 4)).float()
+    zero = torch.full((6, 4), float(grid.zero_code)) if symmetric else torch.randint(0, 2**bits, (6, 4)).float()
     weight = QuantizedWeight.of(codes, scale, zero, grid)
     again = QuantizedWeight.nearest(weight.dequantize(), scale, zero, grid)
     assert torch.equal(again.codes, weight.codes)
@@ -51,7 +51,7 @@ def test_degenerate_groups_are_finite():
     weight[2] = -1e-30
     weight[3, 0] = 1e30
     for symmetric in (True, False):
-        grid = Grid(4, 16, symmetric)
+        grid = UniformGrid(4, 16, symmetric)
         groups = grid.grouped(weight)
         scale, zero = grid.scale_zero(groups.amin(-1), groups.amax(-1))
         dense = QuantizedWeight.nearest(weight, scale, zero, grid).dequantize()
@@ -61,24 +61,24 @@ def test_degenerate_groups_are_finite():
 
 
 def test_zero_stays_zero():
-    grid = Grid(3, 32, symmetric=False)
+    grid = UniformGrid(3, 32, symmetric=False)
     scale, zero = grid.scale_zero(torch.tensor([0.5]), torch.tensor([2.0]))  # a range that does not contain 0
     assert grid.encode(torch.zeros(1), scale, zero) == zero
 
 
 def test_bits_per_weight_counts_scale_and_zero_point():
-    assert Grid(2, 64, symmetric=True).bits_per_weight(256) == 2 + 16 / 64
-    assert Grid(2, 64, symmetric=False).bits_per_weight(256) == 2 + 18 / 64
-    assert Grid(4, -1, symmetric=True).bits_per_weight(256) == 4 + 16 / 256
+    assert UniformGrid(2, 64, symmetric=True).bits_per_weight(256) == 2 + 16 / 64
+    assert UniformGrid(2, 64, symmetric=False).bits_per_weight(256) == 2 + 18 / 64
+    assert UniformGrid(4, -1, symmetric=True).bits_per_weight(256) == 4 + 16 / 256
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Grid(1), "bits = 1"),
-        (lambda: Grid(9), "2 to 8"),
-        (lambda: Grid(4, 0), "group_size = 0"),
-        (lambda: Grid(4, 48).groups(128), "48 does not divide a row of 128"),
+        (lambda: UniformGrid(1), "bits = 1"),
+        (lambda: UniformGrid(9), "2 to 8"),
+        (lambda: UniformGrid(4, 0), "group_size = 0"),
+        (lambda: UniformGrid(4, 48).groups(128), "48 does not divide a row of 128"),
     ],
 )
 def test_bad_grids_say_what_would_be_valid(make, words):

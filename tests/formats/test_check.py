@@ -12,17 +12,18 @@ from safetensors.torch import load_file, save_file
 from jettison import compress as compress_model
 from jettison.core.errors import JettisonError
 from jettison.core.tensors import write_tensors
-from jettison.encodings.grid import Grid
-from jettison.encodings.uniform import QuantizedWeight
+from jettison.encodings.quantized import QuantizedWeight
+from jettison.encodings.uniform import UniformGrid
 from jettison.formats.card import write_card
 from jettison.formats.check import check_block, check_shard, inspect
 from jettison.formats.manifest import read_manifest, update_manifest
+from jettison.formats.writer import Writer
 from jettison.graph.folder import ModelFolder
 from jettison.methods.quantize.rtn import rtn
 from jettison.numerics.ranges import find_range
 from jettison.pipeline.compression import compress
 
-GRID = Grid(2, 4)
+GRID = UniformGrid(2, 4)
 RTN = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32, "clip": False}}]}
 GPTQ = {
     "calibration": {"text": "books", "samples": 8, "length": 32},
@@ -91,14 +92,14 @@ class TestReadBack:
         source = ModelFolder(tiny("llama"))
         compress(source.folder, RTN, tmp_path / "out")
         linear = next(linear for linear in source.anatomy if linear.block == 0 and "up" in linear.roles)
-        meant = rtn(source.read_weight(linear.name, "linear"), Grid(4, 32), clip=False)
+        meant = rtn(source.read_weight(linear.name, "linear"), UniformGrid(4, 32), clip=False)
         file = tmp_path / "out" / "model-00001-of-00003.safetensors"
-        check_shard(source, file, {linear: meant})
+        check_shard(Writer(source, "compressed-tensors"), file, {linear: meant})
         tensors = load_file(file)
         tensors[f"{linear.name}.{part}"][5, 1] += 1
         save_file(tensors, file, {"format": "pt"})
         with pytest.raises(JettisonError, match=r"layers.0.mlp.up_proj reads back differently"):
-            check_shard(source, file, {linear: meant})
+            check_shard(Writer(source, "compressed-tensors"), file, {linear: meant})
 
     @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "gpt2", "opt", "gemma3_text"])
     def test_a_block_is_run_as_the_folder_says(self, tiny, tmp_path, family):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from jettison.core.errors import UsageError
 from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.formats import compressed_tensors
 from jettison.formats.runtimes import find_runtime, illegal, runtime_names
 from jettison.graph.anatomy import Anatomy, Linear, families
@@ -61,7 +62,7 @@ def given(model: Anatomy, *rules: tuple[str, Grid | None]) -> dict[str, Grid]:
     return {name: grid for name, grid in grids.items() if grid}
 
 
-W4, W2, W8 = Grid(4, 128), Grid(2, 64), Grid(8, 128)
+W4, W2, W8 = UniformGrid(4, 128), UniformGrid(2, 64), UniformGrid(8, 128)
 BLOCKS = r"layers"
 
 
@@ -82,7 +83,7 @@ class TestTable:
                 for kind in part.kinds:
                     for bits in kind.bits:
                         for size in kind.group_sizes or (64,):
-                            assert str(Grid(bits, size)).startswith(f"int{bits}")
+                            assert str(UniformGrid(bits, size)).startswith(f"int{bits}")
                     assert kind.symmetric and set(kind.symmetric) <= {True, False}
 
     def test_the_engines_of_the_field_are_there(self):
@@ -136,35 +137,35 @@ class TestTable:
 
 
 LOADS = [
-    ("jettison", linear(), Grid(3, 32, False)),
-    ("jettison", linear("embed", layout="embedding"), Grid(4, 64)),
-    ("transformers", linear(), Grid(7, 256)),
-    ("vllm", linear(), Grid(2, 64)),
-    ("vllm", linear(), Grid(3, 64, False)),
-    ("vllm", linear("head"), Grid(2, -1)),
-    ("sglang", linear(), Grid(4, 128, False)),
-    ("sglang", linear("head", rows=151_669), Grid(8, 128)),  # the vocabulary is padded
-    ("sglang", linear(layout="conv1d"), Grid(2, 64)),  # stored dense
-    ("llama.cpp", linear(), Grid(2, 16, False)),
-    ("llama.cpp", linear(columns=96), Grid(4, 32)),
-    ("onnxruntime", linear(), Grid(2, 128, False)),
+    ("jettison", linear(), UniformGrid(3, 32, False)),
+    ("jettison", linear("embed", layout="embedding"), UniformGrid(4, 64)),
+    ("transformers", linear(), UniformGrid(7, 256)),
+    ("vllm", linear(), UniformGrid(2, 64)),
+    ("vllm", linear(), UniformGrid(3, 64, False)),
+    ("vllm", linear("head"), UniformGrid(2, -1)),
+    ("sglang", linear(), UniformGrid(4, 128, False)),
+    ("sglang", linear("head", rows=151_669), UniformGrid(8, 128)),  # the vocabulary is padded
+    ("sglang", linear(layout="conv1d"), UniformGrid(2, 64)),  # stored dense
+    ("llama.cpp", linear(), UniformGrid(2, 16, False)),
+    ("llama.cpp", linear(columns=96), UniformGrid(4, 32)),
+    ("onnxruntime", linear(), UniformGrid(2, 128, False)),
 ]
 
 REFUSED = [
-    ("jettison", linear(columns=96), Grid(4, 64), "group_size 64 does not divide a row of 96"),
-    ("transformers", linear(), Grid(4, 64, False), "symmetric false with bits 4; valid: true$"),
-    ("transformers", linear("embed", layout="embedding"), Grid(4, 64), "quantized embedding; valid: 16 bits$"),
-    ("vllm", linear(), Grid(4, 48), "group_size 48 with bits 4, symmetric true; valid: -1, 16, 32, 64, 128$"),
-    ("vllm", linear("embed", layout="embedding"), Grid(3, 64), "bits 3; valid: 2, 4, 8$"),
-    ("sglang", linear(), Grid(2, 64), "sglang, compressed-tensors: .*o_proj: bits 2; valid: 4, 8$"),
-    ("sglang", linear(), Grid(8, 128, False), "symmetric false with bits 8; valid: true$"),
-    ("sglang", linear(columns=192), Grid(4, 64), "192 columns with bits 4.*; valid: multiples of 128$"),
-    ("sglang", linear(rows=96), Grid(4, 64), "96 rows with bits 4.*; valid: multiples of 64$"),
-    ("llama.cpp", linear(), Grid(2, 64), "symmetric true with bits 2; valid: false$"),
-    ("llama.cpp", linear(), Grid(4, 128), "group_size 128 with bits 4, symmetric true; valid: 32$"),
-    ("llama.cpp", linear(columns=96), Grid(2, 16, False), "96 columns with bits 2.*; valid: multiples of 256$"),
-    ("onnxruntime", linear(), Grid(3, 128), "bits 3; valid: 2, 4, 8$"),
-    ("onnxruntime", linear("embed", layout="embedding"), Grid(8, 32), r"bits 8; valid: 4 \(not verified\)$"),
+    ("jettison", linear(columns=96), UniformGrid(4, 64), "group_size 64 does not divide a row of 96"),
+    ("transformers", linear(), UniformGrid(4, 64, False), "symmetric false with bits 4; valid: true$"),
+    ("transformers", linear("embed", layout="embedding"), UniformGrid(4, 64), "quantized embedding; valid: 16 bits$"),
+    ("vllm", linear(), UniformGrid(4, 48), "group_size 48 with bits 4, symmetric true; valid: -1, 16, 32, 64, 128$"),
+    ("vllm", linear("embed", layout="embedding"), UniformGrid(3, 64), "bits 3; valid: 2, 4, 8$"),
+    ("sglang", linear(), UniformGrid(2, 64), "sglang, compressed-tensors: .*o_proj: bits 2; valid: 4, 8$"),
+    ("sglang", linear(), UniformGrid(8, 128, False), "symmetric false with bits 8; valid: true$"),
+    ("sglang", linear(columns=192), UniformGrid(4, 64), "192 columns with bits 4.*; valid: multiples of 128$"),
+    ("sglang", linear(rows=96), UniformGrid(4, 64), "96 rows with bits 4.*; valid: multiples of 64$"),
+    ("llama.cpp", linear(), UniformGrid(2, 64), "symmetric true with bits 2; valid: false$"),
+    ("llama.cpp", linear(), UniformGrid(4, 128), "group_size 128 with bits 4, symmetric true; valid: 32$"),
+    ("llama.cpp", linear(columns=96), UniformGrid(2, 16, False), "96 columns with bits 2.*; valid: multiples of 256$"),
+    ("onnxruntime", linear(), UniformGrid(3, 128), "bits 3; valid: 2, 4, 8$"),
+    ("onnxruntime", linear("embed", layout="embedding"), UniformGrid(8, 32), r"bits 8; valid: 4 \(not verified\)$"),
 ]
 
 
@@ -200,18 +201,21 @@ class TestOneMatrix:
             runtime = find_runtime(name)
             offered = runtime.grids(matrix)
             every = [
-                Grid(b, size, sign) for b in range(2, 9) for size in (-1, 16, 32, 48, 64) for sign in (True, False)
+                UniformGrid(b, size, sign)
+                for b in range(2, 9)
+                for size in (-1, 16, 32, 48, 64)
+                for sign in (True, False)
             ]
             legal = {grid for grid in every if not runtime.allows(matrix, grid)}
             assert set(offered) == {grid for grid in legal if grid.group_size != 48}, name
             assert [grid.bits for grid in offered] == sorted(grid.bits for grid in offered)
-        assert Grid(4, 32) in find_runtime("llama.cpp").grids(matrix)
+        assert UniformGrid(4, 32) in find_runtime("llama.cpp").grids(matrix)
 
     def test_bits_as_the_format_stores_them(self):
         gguf = find_runtime("llama.cpp")
-        assert gguf.bits_per_weight(linear(), Grid(2, 16, False)) == 84 * 8 / 256
-        assert gguf.bits_per_weight(linear(), Grid(4, 32, False)) == 144 * 8 / 256  # Q4_K
-        assert gguf.bits_per_weight(linear(columns=96), Grid(4, 32, False)) == 20 * 8 / 32  # Q4_1
+        assert gguf.bits_per_weight(linear(), UniformGrid(2, 16, False)) == 84 * 8 / 256
+        assert gguf.bits_per_weight(linear(), UniformGrid(4, 32, False)) == 144 * 8 / 256  # Q4_K
+        assert gguf.bits_per_weight(linear(columns=96), UniformGrid(4, 32, False)) == 20 * 8 / 32  # Q4_1
         assert find_runtime("vllm").bits_per_weight(linear(), W2) == W2.bits_per_weight(1024)
 
 
@@ -223,7 +227,7 @@ class TestWholeModel:
 
     def test_all_reasons_at_once_one_line_each(self):
         model = anatomy(36)
-        grids = given(model, (BLOCKS, W4), ("gate|up", W2), ("head", Grid(3, 64)), ("embed", W4))
+        grids = given(model, (BLOCKS, W4), ("gate|up", W2), ("head", UniformGrid(3, 64)), ("embed", W4))
         lines = illegal(find_runtime("sglang"), model, grids)
         assert [line.removeprefix("sglang, compressed-tensors: ") for line in lines] == [
             "model.embed_tokens: quantized embedding; valid: 16 bits",
@@ -242,7 +246,7 @@ class TestWholeModel:
 
     def test_llama_cpp_has_a_type_for_each_tensor(self):
         model = anatomy(2)
-        grids = given(model, (BLOCKS, Grid(4, 32)), ("k_proj|up_proj", Grid(8, 32)))
+        grids = given(model, (BLOCKS, UniformGrid(4, 32)), ("k_proj|up_proj", UniformGrid(8, 32)))
         assert illegal(find_runtime("llama.cpp"), model, grids) == []
         assert len(illegal(find_runtime("jettison"), model, grids)) == 2
 
@@ -266,8 +270,8 @@ class TestWholeModel:
 
     def test_rows_of_whole_groups_for_experts_of_vllm(self):
         model = anatomy(1, experts=2)
-        assert illegal(find_runtime("vllm"), model, given(model, ("experts", Grid(4, -1)))) == []
-        (line,) = illegal(find_runtime("vllm"), model, given(model, ("experts", Grid(2, -1))))
+        assert illegal(find_runtime("vllm"), model, given(model, ("experts", UniformGrid(4, -1)))) == []
+        (line,) = illegal(find_runtime("vllm"), model, given(model, ("experts", UniformGrid(2, -1))))
         assert "group_size -1 with bits 2, symmetric true; valid: 32, 64, 128" in line
 
     def test_nothing_quantized_loads_everywhere(self, tiny):
@@ -279,7 +283,7 @@ class TestWholeModel:
     def test_it_takes_a_blink(self, experts):
         model = anatomy(48 if experts else 2500, experts=experts)
         assert len(model.linears) > 17_000
-        grids = given(model, (BLOCKS, W2), ("k_proj", W8), ("experts.*down", Grid(3, 48)))
+        grids = given(model, (BLOCKS, W2), ("k_proj", W8), ("experts.*down", UniformGrid(3, 48)))
         start = time.process_time()
         assert illegal(find_runtime("sglang"), model, grids)
         assert time.process_time() - start < 0.8
@@ -301,14 +305,14 @@ class TestAgainstTheRest:
         assert illegal(find_runtime("jettison"), source.anatomy, {job.linear.name: job.grid for job in jobs}) == []
 
     @pytest.mark.parametrize(
-        "rules", [[(".", W4)], [(".", Grid(4, 32, False))], [("expert|head|q_proj", W4), ("down", W8)]]
+        "rules", [[(".", W4)], [(".", UniformGrid(4, 32, False))], [("expert|head|q_proj", W4), ("down", W8)]]
     )
     @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt_oss", "gpt2"])
     def test_what_is_known_of_transformers_is_refused(self, tiny, family, rules):
         model = ModelFolder(tiny(family)).anatomy
-        small = [(pattern, Grid(grid.bits, 32, grid.symmetric)) for pattern, grid in rules]
+        small = [(pattern, UniformGrid(grid.bits, 32, grid.symmetric)) for pattern, grid in rules]
         grids = given(model, *small)
-        packed = {each.name for each in model if compressed_tensors.storable(each)} & set(grids)
+        packed = {each.name for each in model if compressed_tensors.packs(each)} & set(grids)
         if compressed_tensors.problems(model, {name: grids[name] for name in packed}):
             assert illegal(find_runtime("transformers"), model, grids)
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import write_json
 from jettison.domains.text.data import Text
-from jettison.encodings.grid import Grid
-from jettison.formats.compressed_tensors import read_grids
+from jettison.encodings.uniform import UniformGrid
+from jettison.formats.packed import read_grids
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.dense import load_dense
 from jettison.graph.folder import ModelFolder
@@ -63,7 +63,7 @@ class TestTensors:
         source = ModelFolder(folder)
         parts = {"up": [linear for linear in source.anatomy if "up" in linear.roles]}
         with pytest.raises(JettisonError, match="its outputs overflow|activations are not sound"):
-            sensitivity(source, parts, {"up": [Grid(4, 32)]}, Text(), kind=kind, samples=1, length=16)
+            sensitivity(source, parts, {"up": [UniformGrid(4, 32)]}, Text(), kind=kind, samples=1, length=16)
 
     @pytest.mark.parametrize("shape", [(-1,), (), (4, -1)], ids=str)
     def test_stacked_experts_of_other_shapes(self, tiny, tmp_path, shape):
@@ -204,7 +204,7 @@ class TestPackedFolders:
             ("config_groups.group_0.format", "naive-quantized", "naive-quantized by group; only pack-quantized"),
             ("format", "naive-quantized", "format = 'naive-quantized'; only pack-quantized can be read"),
             ("format", 5, "format: Input should be"),
-            ("quant_method", ["gptq"], "only compressed-tensors can be read"),
+            ("quant_method", ["gptq"], "only compressed-tensors and safetensors can be read"),
             ("ignore", 5, "ignore: Input should be"),
         ],
     )

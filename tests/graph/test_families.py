@@ -58,7 +58,8 @@ def test_the_walk_ends_where_the_model_does(tiny, reference, ids, family):
     walk = Walk(ModelFolder(tiny(family)), ids)
     for index in range(2):
         with walk.block(index):
-            walk.advance(index, walk.hidden)
+            for number in range(len(walk.batches)):
+                walk.advance(index, number)
         assert all(parameter.is_meta for parameter in walk.blocks[index].parameters())
     with torch.no_grad():
         assert torch.allclose(head_of(model)(torch.cat([*walk.head_inputs(walk.hidden)])), logits, atol=1e-4)
@@ -68,7 +69,8 @@ def test_spilled_activations_are_the_ones_in_memory(tiny, ids, tmp_path):
     walks = [Walk(ModelFolder(tiny("qwen3")), ids, twice=True, spill=spill) for spill in (None, tmp_path)]
     for walk in walks:
         with walk.block(0):
-            walk.advance(0, walk.hidden)
+            for number in range(len(walk.batches)):
+                walk.advance(0, number)
     assert all(torch.equal(kept, read) for kept, read in zip(walks[0].hidden, walks[1].hidden, strict=True))
     assert all(torch.equal(kept, read) for kept, read in zip(walks[0].original, walks[1].original, strict=True))
     assert not torch.equal(walks[1].hidden[0], walks[1].original[0])
@@ -159,7 +161,7 @@ class TestBadFolders:
             _ = ModelFolder(folder).anatomy
 
     def test_not_a_language_model(self, folder):
-        (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+        (folder / "config.json").write_text(json.dumps({"model_type": "detr"}))
         with pytest.raises(UsageError, match="no causal language model"):
             _ = ModelFolder(folder).anatomy
 

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from jettison.devices.device import find_device
-from jettison.encodings.grid import WHOLE_ROW, Grid
+from jettison.encodings.grid import WHOLE_ROW
+from jettison.encodings.uniform import UniformGrid
 from jettison.formats.runtimes import find_runtime, fitted, illegal
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder, open_shape
@@ -42,8 +43,8 @@ WISHES = [
 @pytest.mark.parametrize(("wish", "columns", "engine", "wanted"), WISHES, ids=str)
 def test_the_largest_size_below_that_fits(wish, columns, engine, wanted):
     linears = [linear(width) for width in columns]
-    found = fitted(Grid(4, wish), linears, engine and find_runtime(engine))
-    assert found == Grid(4, wanted)
+    found = fitted(UniformGrid(4, wish), linears, engine and find_runtime(engine))
+    assert found == UniformGrid(4, wanted)
     for each in linears:
         assert found.groups(each.columns) >= 1
 
@@ -51,7 +52,7 @@ def test_the_largest_size_below_that_fits(wish, columns, engine, wanted):
 def test_an_engine_that_loads_none_says_why_itself(tiny):
     """SGLang wants rows of a multiple of 128."""
     source = ModelFolder(tiny("llama"))
-    assert fitted(Grid(4, 128), [linear(72)], find_runtime("sglang")) == Grid(4, WHOLE_ROW)
+    assert fitted(UniformGrid(4, 128), [linear(72)], find_runtime("sglang")) == UniformGrid(4, WHOLE_ROW)
     with pytest.raises(Exception, match="valid: multiples of 128"):
         assign(source, load_recipe("w4"), "sglang")
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jettison.core.errors import JettisonError
-from jettison.encodings.grid import Grid
 from jettison.encodings.pattern import Pattern
+from jettison.encodings.uniform import UniformGrid
 from jettison.graph.anatomy import Linear
 from jettison.methods.prune.magnitude import magnitude
 from jettison.methods.prune.sparsegpt import sparsegpt
@@ -90,7 +90,7 @@ def statistics(case, alone: bool) -> Stats:
 def test_quantizers(case, name, alone):
     """Never worse than the zero matrix, and zeros stay zero."""
     weight, width = case[0], 8 if case[0].shape[1] % 8 == 0 else -1
-    for grid in (Grid(4, -1), Grid(3, width, symmetric=False)):
+    for grid in (UniformGrid(4, -1), UniformGrid(3, width, symmetric=False)):
         if name == "hqq" and grid.symmetric:
             continue
         found = (
@@ -118,7 +118,7 @@ def test_pruners(case, name, alone):
 
 
 def test_joint_pruning_and_quantization(case):
-    task = Task("it", "sparsegpt", {"joint": True}, case[0], Pattern(0.5), statistics(case, True), Grid(4, -1))
+    task = Task("it", "sparsegpt", {"joint": True}, case[0], Pattern(0.5), statistics(case, True), UniformGrid(4, -1))
     assert torch.isfinite(run_task(task).dequantize()).all()
 
 
@@ -135,7 +135,7 @@ def test_best_corrections(case, rank):
 
 def test_where_no_input_is_active_the_weights_alone_decide():
     nothing = Stats.of(torch.zeros(20, COLUMNS), ORIGINALS[:20])
-    grid = Grid(4, 8)
+    grid = UniformGrid(4, 8)
     assert torch.equal(gptaq(WEIGHT, grid, nothing).codes, gptq(WEIGHT, grid, nothing).codes)
     kept = sparsegpt(WEIGHT, Pattern(0.5), nothing) != 0
     assert torch.equal(kept, magnitude(WEIGHT, Pattern(0.5)) != 0)
@@ -147,7 +147,7 @@ def test_where_no_input_is_active_the_weights_alone_decide():
 def test_an_input_that_died_is_corrected_by_the_others():
     """GPTAQ's least squares with a dead input is that of the inputs that are left."""
     inputs = _without(INPUTS)
-    found = gptaq(WEIGHT, Grid(8, 8), Stats.of(inputs, INPUTS), share=1.0, damp=1e-6).dequantize()
+    found = gptaq(WEIGHT, UniformGrid(8, 8), Stats.of(inputs, INPUTS), share=1.0, damp=1e-6).dequantize()
     target = torch.linalg.lstsq(inputs.double(), (INPUTS @ WEIGHT.T).double(), driver="gelsd").solution.T.float()
     assert float((found - target).abs().max()) < 0.03 and (found[:, 5] == 0).all()
 
@@ -156,7 +156,10 @@ def test_damping_that_cannot_help_ends_in_one_error():
     with pytest.raises(JettisonError, match="not positive definite even with damp = 10000: calibrate on more text"):
         assert len(list(dampings(0.01))) == 7
     hessian = torch.diag(torch.tensor([1e6 + 32, -1e6] + 30 * [1.0]))  # no second moment; damaged ones might be
-    for solve in (lambda: best_correction(WEIGHT, hessian, 2), lambda: gptq(WEIGHT, Grid(4, 8), Stats(hessian, 9))):
+    for solve in (
+        lambda: best_correction(WEIGHT, hessian, 2),
+        lambda: gptq(WEIGHT, UniformGrid(4, 8), Stats(hessian, 9)),
+    ):
         with pytest.raises(JettisonError, match="not positive definite"):
             solve()
 

@@ -240,7 +240,7 @@ def test_what_a_model_refuses_only_while_it_runs_is_one_line(tiny, tmp_path, ver
     """A dropout of -0.1 builds a model, and fails in its first forward pass."""
     from jettison import compress, evaluate, load
     from jettison.domains.text.data import Text
-    from jettison.encodings.grid import Grid
+    from jettison.encodings.uniform import UniformGrid
     from jettison.statistics.importance import measure_units
     from jettison.statistics.sensitivity import sensitivity
 
@@ -248,7 +248,7 @@ def test_what_a_model_refuses_only_while_it_runs_is_one_line(tiny, tmp_path, ver
     change(folder / "config.json", dropout=-0.1)
     source = ModelFolder(folder)
     parts = {"up": [linear for linear in source.anatomy if "up" in linear.roles]}
-    losses = lambda kind: sensitivity(source, parts, {"up": [Grid(4, 32)]}, Text(), kind=kind)
+    losses = lambda kind: sensitivity(source, parts, {"up": [UniformGrid(4, 32)]}, Text(), kind=kind)
     run = {
         "evaluate": lambda: evaluate(folder, texts=["books"], tokens=256),
         "compress": lambda: compress(folder, "w4", tmp_path / "out"),

@@ -15,7 +15,7 @@ import torch
 from products import random_weight, tiled
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.graph.modules import PackedLinear, TiledLinear
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling, dense
@@ -43,7 +43,7 @@ def test_where_there_is_a_compiler_there_are_kernels():
 class TestProducts:
     @pytest.mark.parametrize(("bits", "group_size", "symmetric"), CASES)
     def test_error_against_the_dequantized_weight_in_float64(self, bits, group_size, symmetric, every_set):
-        weight = random_weight(Grid(bits, group_size, symmetric), 96, 2560)
+        weight = random_weight(UniformGrid(bits, group_size, symmetric), 96, 2560)
         module, x = tiled(weight), torch.randn(16, 2560)
         exact = x.double() @ weight.dequantize(torch.float64).T
         for name in every_set:
@@ -57,7 +57,7 @@ class TestProducts:
         assert "portable" in every_set
 
     def test_rows_do_not_depend_on_each_other(self):
-        module, x = tiled(random_weight(Grid(4, 64), 70, 256)), torch.randn(530, 256)
+        module, x = tiled(random_weight(UniformGrid(4, 64), 70, 256)), torch.randn(530, 256)
         together = module(x)
         for count in (1, 2, 5, 7, 8, 9, 16, 17):
             assert torch.equal(module(x[:count]), together[:count])
@@ -65,7 +65,7 @@ class TestProducts:
 
     def test_leading_dimensions_and_bias(self):
         bias = torch.randn(40).bfloat16()
-        weight = random_weight(Grid(4, 32), 40, 96)
+        weight = random_weight(UniformGrid(4, 32), 40, 96)
         x = torch.randn(2, 3, 96)
         plain, biased = tiled(weight)(x), tiled(weight, bias)(x)
         assert plain.shape == (2, 3, 40)
@@ -74,13 +74,13 @@ class TestProducts:
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_short_types_are_the_rounded_result(self, dtype):
-        module, x = tiled(random_weight(Grid(2, 64), 64, 256)), torch.randn(3, 256).to(dtype)
+        module, x = tiled(random_weight(UniformGrid(2, 64), 64, 256)), torch.randn(3, 256).to(dtype)
         result = module(x)
         assert result.dtype == dtype
         assert torch.equal(result, module(x.float()).to(dtype))
 
     def test_what_is_not_finite_stays_in_its_row(self, every_set):
-        module, x = tiled(random_weight(Grid(4, 64), 40, 256)), torch.randn(4, 256)
+        module, x = tiled(random_weight(UniformGrid(4, 64), 40, 256)), torch.randn(4, 256)
         clean = module(x)
         x[1, 100], x[2, 3] = float("nan"), float("-inf")
         for name in every_set:
@@ -90,7 +90,7 @@ class TestProducts:
             assert torch.equal(result[[0, 3]], clean[[0, 3]]), name
 
     def test_zeros_and_the_smallest_numbers(self):
-        module = tiled(random_weight(Grid(4, 64), 40, 128), torch.ones(40))
+        module = tiled(random_weight(UniformGrid(4, 64), 40, 128), torch.ones(40))
         assert torch.equal(module(torch.zeros(2, 128)), torch.ones(2, 40))
         assert torch.equal(module(torch.full((1, 128), 1e-40)), torch.ones(1, 40))
 
@@ -98,7 +98,7 @@ class TestProducts:
 @needs_kernels
 class TestFaults:
     def make(self) -> tuple[torch.Tensor, torch.Tensor, Tiling]:
-        weight = random_weight(Grid(4, 32), 40, 64)
+        weight = random_weight(UniformGrid(4, 32), 40, 64)
         module = tiled(weight)
         return torch.randn(2, 64), module.tiles, module.tiling
 
@@ -139,9 +139,9 @@ class TestFaults:
             native.linear(both[:128].view(2, 64), tiles, None, None, tiling, out=both[120:200].view(2, 40))
 
     def test_grids_that_they_do_not_serve(self):
-        assert Tiling.of(Grid(4, 2 * 257), 32, 4 * 257) is None  # no divisor of 514 between 32 and 256
-        assert Tiling.of(Grid(3, 16), 32, 64) is None  # a step has 32 columns: half of it would be empty
-        module = PackedLinear.of(random_weight(Grid(4, 2 * 257), 32, 4 * 257))
+        assert Tiling.of(UniformGrid(4, 2 * 257), 32, 4 * 257) is None  # no divisor of 514 between 32 and 256
+        assert Tiling.of(UniformGrid(3, 16), 32, 64) is None  # a step has 32 columns: half of it would be empty
+        module = PackedLinear.of(random_weight(UniformGrid(4, 2 * 257), 32, 4 * 257))
         assert module.tiled() is None and module(torch.randn(1, 4 * 257)).shape == (1, 32)
 
     def test_unknown_instruction_set(self):
@@ -153,7 +153,7 @@ class TestFaults:
 @pytest.mark.usefixtures("two_threads")
 class TestThreads:
     def test_callers_at_once(self):
-        module, x = tiled(random_weight(Grid(4, 64), 512, 1024)), torch.randn(8, 2, 1024)
+        module, x = tiled(random_weight(UniformGrid(4, 64), 512, 1024)), torch.randn(8, 2, 1024)
         right, wrong = [module(each) for each in x], []
 
         def work(number: int) -> None:
@@ -167,7 +167,7 @@ class TestThreads:
         assert not wrong
 
     def test_one_thread_gives_the_same_bits(self):
-        module, x = tiled(random_weight(Grid(2, 64), 512, 1024)), torch.randn(3, 1024)
+        module, x = tiled(random_weight(UniformGrid(2, 64), 512, 1024)), torch.randn(3, 1024)
         two = module(x)
         torch.set_num_threads(1)
         assert torch.equal(module(x), two)
@@ -176,9 +176,9 @@ class TestThreads:
         run_python("""
             import os, torch
             from products import random_weight, tiled
-            from jettison.encodings.grid import Grid
+            from jettison.encodings.uniform import UniformGrid
             torch.set_num_threads(2)
-            module, x = tiled(random_weight(Grid(4, 64), 2048, 1024)), torch.randn(2, 1024)
+            module, x = tiled(random_weight(UniformGrid(4, 64), 2048, 1024)), torch.randn(2, 1024)
             right = module(x)
             child = os.fork()
             same = all(torch.equal(module(x), right) for _ in range(20))
@@ -193,7 +193,7 @@ class TestModule:
     @needs_kernels
     @pytest.mark.parametrize(("bits", "group_size", "symmetric"), CASES)
     def test_to_tiles_and_back(self, bits, group_size, symmetric):
-        weight = random_weight(Grid(bits, group_size, symmetric), 40, 256)
+        weight = random_weight(UniformGrid(bits, group_size, symmetric), 40, 256)
         packed = PackedLinear.of(weight)
         before, module = packed.state_dict(), packed.tiled()
         assert {name for name, _ in module.named_buffers()} == {"tiles"} | ({"tile_zero"} if not symmetric else set())
@@ -211,7 +211,7 @@ class TestModule:
     @needs_kernels
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
     def test_scales_that_were_turned_to_another_type_stay_out_of_tiles(self, dtype):
-        weight = random_weight(Grid(4, 64), 40, 256)
+        weight = random_weight(UniformGrid(4, 64), 40, 256)
         module, x = PackedLinear.of(weight).to(dtype), torch.randn(3, 256)
         assert module.tiled() is None
         with torch.no_grad():
@@ -219,20 +219,20 @@ class TestModule:
 
     @needs_kernels
     def test_float64_comes_back_as_it_went_in(self):
-        module, x = tiled(random_weight(Grid(4, 64), 40, 256)), torch.randn(3, 256)
+        module, x = tiled(random_weight(UniformGrid(4, 64), 40, 256)), torch.randn(3, 256)
         assert torch.equal(module(x.double()), module(x).double())
 
     @needs_kernels
     def test_a_gradient_is_exact(self):
         """Whoever trains through a tiled linear gets the dequantized weight, not the rounded activations."""
-        weight = random_weight(Grid(4, 64), 40, 256)
+        weight = random_weight(UniformGrid(4, 64), 40, 256)
         module, x = tiled(weight), torch.randn(3, 256, requires_grad=True)
         module(x).sum().backward()
         assert torch.allclose(x.grad, weight.dequantize().sum(0).expand(3, -1), atol=1e-5)
         assert isinstance(module, TiledLinear)
 
     def test_a_module_without_tiles_is_exact(self):
-        weight = random_weight(Grid(4, 64), 40, 256)
+        weight = random_weight(UniformGrid(4, 64), 40, 256)
         x = torch.randn(3, 256)
         with torch.no_grad():
             assert torch.allclose(PackedLinear.of(weight)(x), x @ weight.dequantize().T, atol=1e-5)
@@ -253,7 +253,7 @@ class TestModule:
 
 class TestOperators:
     def arguments(self) -> tuple:
-        weight = random_weight(Grid(4, 32, symmetric=False), 40, 64)
+        weight = random_weight(UniformGrid(4, 32, symmetric=False), 40, 64)
         module = tiled(weight)
         numbers = (40, module.tiling.bits, module.tiling.span, module.tiling.middle, 1)
         return torch.randn(2, 64), module.tiles, module.tile_zero, torch.randn(40), *numbers
@@ -261,13 +261,13 @@ class TestOperators:
     @needs_kernels
     def test_torch_checks_them(self):
         torch.library.opcheck(torch.ops.jettison.tiled_linear.default, self.arguments())
-        module = PackedLinear.of(random_weight(Grid(4, 32), 40, 64))
+        module = PackedLinear.of(random_weight(UniformGrid(4, 32), 40, 64))
         packed = (module.weight_packed, module.weight_scale, None, None, 4, 32)
         torch.library.opcheck(torch.ops.jettison.quant_linear.default, (torch.randn(2, 64), *packed))
 
     @needs_kernels
     def test_compile_and_export_see_them(self):
-        module, x = tiled(random_weight(Grid(4, 32), 40, 64)).eval(), torch.randn(2, 64)
+        module, x = tiled(random_weight(UniformGrid(4, 32), 40, 64)).eval(), torch.randn(2, 64)
         with torch.no_grad():
             compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
             assert torch.equal(compiled(x), module(x))
@@ -294,9 +294,9 @@ def test_without_the_library_pytorch_serves_with_one_warning():
             warnings.simplefilter("always")
             import torch
             from products import random_weight
-            from jettison.encodings.grid import Grid
+            from jettison.encodings.uniform import UniformGrid
             from jettison.graph.modules import PackedLinear
-            weight = random_weight(Grid(4, 64), 40, 256)
+            weight = random_weight(UniformGrid(4, 64), 40, 256)
             x = torch.randn(3, 256)
             for _ in range(3):
                 module = PackedLinear.of(weight)

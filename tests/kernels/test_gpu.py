@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("triton")
 
 from jettison.core.errors import UsageError
-from jettison.encodings.uniform import pack
+from jettison.encodings.quantized import pack
 from jettison.kernels import gpu
 from jettison.kernels.gpu import linear
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.graph.modules import PackedLinear
 from jettison.kernels import native
 from jettison.kernels.specs import SPECS
@@ -35,7 +35,7 @@ def throw(kind: int, part: int, count: int = 1000, threads: int = 0) -> None:
 def product() -> tuple[torch.Tensor, torch.Tensor]:
     """Of large tiles, on all threads: what the kernels give, and what is right."""
     torch.manual_seed(0)
-    module = PackedLinear.of(rtn(torch.randn(1024, 512) * 0.02, Grid(4, 64), clip=False)).tiled()
+    module = PackedLinear.of(rtn(torch.randn(1024, 512) * 0.02, UniformGrid(4, 64), clip=False)).tiled()
     x, weight = torch.randn(8, 512), module.weight()
     return native.linear(x, module.tiles, None, None, module.tiling), x @ weight.T
 
@@ -133,7 +133,7 @@ class TestStatus:
         assert not isinstance(error.value, UsageError)
 
     def test_a_prepared_product_and_a_read_say_what_is_wrong(self):
-        tiling = Tiling.of(Grid(4, 64), 32, 64)
+        tiling = Tiling.of(UniformGrid(4, 64), 32, 64)
         run = native.prepared(torch.ones(1, 64), tiling, torch.empty(1, 32))
         tiles = torch.zeros(tiling.tiles_shape, dtype=torch.uint8)
         run(tiles.data_ptr(), tiles.numel())

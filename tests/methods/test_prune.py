@@ -5,8 +5,8 @@ import torch
 from golden_vectors import golden
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.encodings.grid import Grid
 from jettison.encodings.pattern import Pattern
+from jettison.encodings.uniform import UniformGrid
 from jettison.methods.prune.alps import alps
 from jettison.methods.prune.magnitude import magnitude
 from jettison.methods.prune.sds import sds
@@ -45,7 +45,7 @@ def test_sparsegpt(case):
 
 @pytest.mark.parametrize("case", [c for c in golden("sparsegpt") if c["bits"]], ids=lambda case: case.key)
 def test_sparsegpt_with_joint_quantization(case):
-    grid = Grid(case["bits"], -1, case["symmetric"], "float32")
+    grid = UniformGrid(case["bits"], -1, case["symmetric"], "float32")
     ours = sparsegpt(case.weight, TWO_OF_FOUR, Stats.of(case.inputs), grid, damp=case["percdamp"], clip=False)
     assert float((ours.codes.float() != case.tensor("codes").float()).float().mean()) <= 0.01
     assert case.error_ratio(ours.dequantize()) == pytest.approx(case["error_ratio"], rel=0.01)
@@ -112,7 +112,7 @@ def test_each_method_pays(layer, pattern):
 @pytest.mark.parametrize("group_size", [16, -1])
 def test_joint_quantization_beats_rounding_what_pruning_left(layer, pattern, group_size):
     weight, inputs = layer
-    stats, grid = Stats.of(inputs), Grid(2, group_size)
+    stats, grid = Stats.of(inputs), UniformGrid(2, group_size)
     joint = sparsegpt(weight, pattern, stats, grid).dequantize()
     rounded = rtn(sparsegpt(weight, pattern, stats), grid).dequantize()
     for quantized in (joint, rounded):

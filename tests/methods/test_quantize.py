@@ -5,7 +5,7 @@ import torch
 from golden_vectors import golden
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.methods.quantize.caldera import caldera
 from jettison.methods.quantize.gptaq import gptaq
 from jettison.methods.quantize.gptq import gptq
@@ -27,7 +27,7 @@ def share_of_other_codes(quantized, case) -> float:
 
 @pytest.mark.parametrize("case", [c for c in golden("rtn") if c.key.startswith("case")], ids=lambda case: case.key)
 def test_rtn(case):
-    quantized = rtn(case.weight, Grid(case["bits"], case["group_size"], case["symmetric"], **EXACT), clip=False)
+    quantized = rtn(case.weight, UniformGrid(case["bits"], case["group_size"], case["symmetric"], **EXACT), clip=False)
     # Symmetric: the group's extreme lies on a tie between two codes.
     assert share_of_other_codes(quantized, case) <= (0.01 if case["symmetric"] else 0.0)
 
@@ -35,7 +35,7 @@ def test_rtn(case):
 @pytest.mark.parametrize("case", [c for c in golden("hqq") if c["axis"] == 1], ids=lambda case: case.key)
 def test_hqq(case):
     iterations = case["iters"] if case["optimize"] else 0
-    quantized = hqq(case.weight, Grid(case["bits"], 64, False, **EXACT), iterations=iterations, round_zero=False)
+    quantized = hqq(case.weight, UniformGrid(case["bits"], 64, False, **EXACT), iterations=iterations, round_zero=False)
     assert share_of_other_codes(quantized, case) <= 0.005
     assert case.error_ratio(quantized.dequantize()) == pytest.approx(case["error_ratio"], rel=0.01)
 
@@ -47,7 +47,7 @@ def stored_order(case) -> bool:
 
 @pytest.mark.parametrize("case", [c for c in golden("gptq") if stored_order(c)], ids=lambda case: case.key)
 def test_gptq(case):
-    grid = Grid(case["bits"], case["group_size"], case["symmetric"], **EXACT)
+    grid = UniformGrid(case["bits"], case["group_size"], case["symmetric"], **EXACT)
     options = {"act_order": case["act_order"], "block_size": case["blocksize"], "damp": case["percdamp"]}
     quantized = gptq(case.weight, grid, Stats.of(case.inputs), clip=False, **options)
     assert share_of_other_codes(quantized, case) <= 0.01
@@ -71,7 +71,7 @@ def output_error(weight, quantized, inputs):
 def test_each_step_up_pays(layer, bits, symmetric):
     """Clipping beats the full range on the weights; GPTQ beats rounding on the outputs."""
     weight, inputs = layer
-    grid, stats = Grid(bits, 32, symmetric), Stats.of(inputs)
+    grid, stats = UniformGrid(bits, 32, symmetric), Stats.of(inputs)
     plain, clipped = rtn(weight, grid, clip=False), rtn(weight, grid)
     assert (weight - clipped.dequantize()).square().sum() < (weight - plain.dequantize()).square().sum()
     assert output_error(weight, gptq(weight, grid, stats), inputs) < output_error(weight, clipped, inputs)
@@ -80,43 +80,43 @@ def test_each_step_up_pays(layer, bits, symmetric):
 def test_a_negative_scale_makes_a_symmetric_grid_as_good(layer):
     weight, _ = layer
     error = lambda grid: float((weight - rtn(weight, grid).dequantize()).square().mean())
-    assert error(Grid(2, 32)) < 1.01 * error(Grid(2, 32, symmetric=False))
-    assert (rtn(weight, Grid(2, 32)).scale < 0).any()
+    assert error(UniformGrid(2, 32)) < 1.01 * error(UniformGrid(2, 32, symmetric=False))
+    assert (rtn(weight, UniformGrid(2, 32)).scale < 0).any()
 
 
 def test_hqq_has_a_smaller_lp_error_than_rtn(layer):
     weight, _ = layer
-    grid = Grid(2, 64, symmetric=False)
+    grid = UniformGrid(2, 64, symmetric=False)
     norm = lambda quantized: float((weight - quantized.dequantize()).abs().pow(0.7).mean())
     assert norm(hqq(weight, grid, round_zero=False)) < 0.97 * norm(rtn(weight, grid, clip=False))
 
 
 def test_hqq_rounds_its_zero_points_for_storage(layer):
-    assert hqq(layer[0], Grid(4, 64, symmetric=False)).zero.dtype == torch.uint8
+    assert hqq(layer[0], UniformGrid(4, 64, symmetric=False)).zero.dtype == torch.uint8
     with pytest.raises(UsageError, match="symmetric: false"):
-        hqq(layer[0], Grid(4, 64, symmetric=True))
+        hqq(layer[0], UniformGrid(4, 64, symmetric=True))
 
 
 def test_hqq_keeps_groups_of_one_sign(layer):
     """Their range has to reach to zero, where the zero point is."""
     weight = layer[0].abs() * 0.01 + 1
-    assert float((weight - hqq(weight, Grid(4, 32, symmetric=False)).dequantize()).abs().max()) < 0.1
+    assert float((weight - hqq(weight, UniformGrid(4, 32, symmetric=False)).dequantize()).abs().max()) < 0.1
 
 
 def test_gptq_zeroes_dead_columns(layer):
     weight, inputs = layer
     inputs = inputs.clone()
     inputs[:, 5] = 0
-    assert (gptq(weight, Grid(4, 32), Stats.of(inputs)).dequantize()[:, 5] == 0).all()
+    assert (gptq(weight, UniformGrid(4, 32), Stats.of(inputs)).dequantize()[:, 5] == 0).all()
 
 
 def test_gptq_survives_a_singular_hessian(layer):
     weight, inputs = layer
-    quantized = gptq(weight, Grid(4, 32), Stats.of(inputs[:3]), damp=1e-12)
+    quantized = gptq(weight, UniformGrid(4, 32), Stats.of(inputs[:3]), damp=1e-12)
     assert torch.isfinite(quantized.dequantize()).all()
 
 
-@pytest.mark.parametrize("grid", [Grid(2, 32), Grid(3, 32, symmetric=False)], ids=str)
+@pytest.mark.parametrize("grid", [UniformGrid(2, 32), UniformGrid(3, 32, symmetric=False)], ids=str)
 def test_gptaq_gives_the_original_outputs_from_disturbed_inputs(layer, grid):
     """On text it has not seen; sharing none of the correction is GPTQ."""
     weight, inputs = layer
@@ -135,7 +135,7 @@ def test_gptaq_gives_the_original_outputs_from_disturbed_inputs(layer, grid):
     assert torch.equal(gptaq(weight, grid, Stats.of(seen)).codes, plain.codes)  # nothing to correct toward
 
 
-@pytest.mark.parametrize("grid", [Grid(2, 32), Grid(3, 32, symmetric=False)], ids=str)
+@pytest.mark.parametrize("grid", [UniformGrid(2, 32), UniformGrid(3, 32, symmetric=False)], ids=str)
 def test_caldera_leaves_less_than_gptq_once_a_adapter_is_there(layer, grid):
     weight, inputs = layer
     stats = Stats.of(inputs)
@@ -166,7 +166,7 @@ def test_a_best_correction_of_any_shape_is_the_truncated_svd(layer):
 
 @pytest.mark.parametrize("name", sorted(methods("quantize")))
 @pytest.mark.parametrize(
-    "grid", [Grid(b, g, s) for b in (2, 3, 4, 8) for g in (16, -1) for s in (True, False)], ids=str
+    "grid", [UniformGrid(b, g, s) for b in (2, 3, 4, 8) for g in (16, -1) for s in (True, False)], ids=str
 )
 def test_scales_are_stored_as_seen(layer, name, grid):
     """Codes were chosen for the rounded scales: storing loses nothing, and the grid is respected."""

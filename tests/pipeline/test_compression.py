@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.encodings.grid import Grid
-from jettison.formats import compressed_tensors
+from jettison.encodings.uniform import UniformGrid
+from jettison.formats.packed import read_grids
 from jettison.graph.folder import ModelFolder
 from jettison.methods.quantize.rtn import rtn
 from jettison.pipeline.compression import compress
@@ -83,7 +83,7 @@ def test_the_files_hold_what_the_methods_made(tiny, tmp_path, ids, family, symme
         if "embed" in linear.roles:
             continue
         bits = 2 if {"gate", "up"} & set(linear.roles) else 4
-        dense = rtn(source.read_weight(linear.name, linear.layout), Grid(bits, 32, symmetric)).dequantize()
+        dense = rtn(source.read_weight(linear.name, linear.layout), UniformGrid(bits, 32, symmetric)).dequantize()
         if linear.layout == "conv1d":  # stored dense, in the checkpoint's own type
             dense = dense.T.bfloat16().float()
         model.get_submodule(linear.name).weight = torch.nn.Parameter(dense)
@@ -152,7 +152,7 @@ def test_blocks_can_differ(tiny, tmp_path, ids):
     assert "model.layers.0.mlp.gate_proj" in targets
     assert r"re:model\.layers\.\d+\.mlp\.down_proj$" in targets
     assert "lm_head" in section["ignore"]
-    grids = compressed_tensors.read_grids(ModelFolder(tmp_path / "out"))
+    grids = read_grids(ModelFolder(tmp_path / "out"))
     assert grids["model.layers.1.mlp.up_proj"].bits == 5
     assert len(grids) == 6
     ours = load(tmp_path / "out", dtype=torch.float32, exact=True).logits(ids)

@@ -13,6 +13,7 @@ from jettison.domains.text.data import Text, token_windows
 from jettison.encodings.pattern import Allocation, Pattern
 from jettison.formats import compressed_tensors
 from jettison.formats.manifest import read_manifest
+from jettison.formats.packed import read_grids
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import compress
 from jettison.pipeline.evaluation import evaluate
@@ -38,7 +39,7 @@ def quantize(method="gptq", bits=4, **options):
 def dense_weights(folder):
     """Of every linear of the blocks, (out, in) float32, as stored."""
     source = ModelFolder(folder)
-    grids = compressed_tensors.read_grids(source)
+    grids = read_grids(source)
     for linear in source.anatomy:
         if linear.block is None:
             continue

@@ -11,7 +11,7 @@ from problems import problem
 import jettison
 from jettison.core.errors import UsageError
 from jettison.devices.device import find_device
-from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.graph.folder import ModelFolder, open_shape
 from jettison.planning.baselines import usual_group
 from jettison.planning.cost import Setting, planned
@@ -233,7 +233,7 @@ def test_choices_are_read_by_people():
     assert [str(choice) for choice in (Choice(16), Choice(2, 64, 8), Choice(4, 32, 0, False))] == [
         "16", "2 g64 r8", "4 g32 asym",
     ]  # fmt: skip
-    assert Choice(2, 64).grid == Grid(2, 64) and Choice(16).grid is None
+    assert Choice(2, 64).grid == UniformGrid(2, 64) and Choice(16).grid is None
 
 
 class TestPage:

@@ -13,7 +13,7 @@ from jettison.core.kept import read_record, write_record
 from jettison.core.sealed import write_sealed
 from jettison.core.tensors import write_tensors
 from jettison.domains.text.data import Text
-from jettison.formats.compressed_tensors import UnpackedFolder
+from jettison.formats.packed import UnpackedFolder
 from jettison.graph.dense import load_dense
 from jettison.graph.folder import ModelFolder
 from jettison.graph.halves import run_bits, skipped_halves

@@ -7,8 +7,8 @@ from torch import nn
 
 from jettison.core.errors import UsageError
 from jettison.devices.device import find_device
-from jettison.encodings.grid import Grid
 from jettison.encodings.pattern import Pattern
+from jettison.encodings.uniform import UniformGrid
 from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import open_shape
 from jettison.planning.cost import Setting, planned, predict, stored_bits
@@ -30,12 +30,16 @@ def quantize(bits, **options):
 
 
 def test_bits_per_weight():
-    assert TWO_OF_FOUR.packed_bits(Grid(4, 128)) == 3.25
-    assert TWO_OF_FOUR.packed_bits(Grid(8, 128)) == 5.25
+    assert TWO_OF_FOUR.packed_bits(UniformGrid(4, 128)) == 3.25
+    assert TWO_OF_FOUR.packed_bits(UniformGrid(8, 128)) == 5.25
     assert TWO_OF_FOUR.packed_bits(None) == 9.0
-    for pattern, grid in ((Pattern(0.5), Grid(4)), (Pattern.parse("4:8"), Grid(4)), (TWO_OF_FOUR, Grid(2))):
+    for pattern, grid in (
+        (Pattern(0.5), UniformGrid(4)),
+        (Pattern.parse("4:8"), UniformGrid(4)),
+        (TWO_OF_FOUR, UniformGrid(2)),
+    ):
         assert pattern.packed_bits(grid) is None
-    assert TWO_OF_FOUR.packed_bits(Grid(4, 128, symmetric=False)) is None
+    assert TWO_OF_FOUR.packed_bits(UniformGrid(4, 128, symmetric=False)) is None
 
 
 @pytest.mark.parametrize(

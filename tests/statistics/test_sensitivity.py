@@ -5,14 +5,14 @@ import torch
 
 from jettison.core.errors import UsageError
 from jettison.domains.text.data import Text, token_windows
-from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.graph.folder import ModelFolder
 from jettison.planning.groups import find_units
 from jettison.statistics.prior import prior_loss, recovered_part
 from jettison.statistics.sensitivity import LENGTH, SAMPLES, Bench, known_sensitivity, sensitivity, unseen_windows
 
 SMALL = {"samples": 4, "length": 32}
-GRIDS = (Grid(3, 32), Grid(5, 32))
+GRIDS = (UniformGrid(3, 32), UniformGrid(5, 32))
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +34,8 @@ def find(source, kind, grids=GRIDS, **more):
 def test_gradients_foretell_what_is_measured(tiny, family):
     source = ModelFolder(tiny(family))
     many = {"samples": 32, "length": 32}
-    found, measured = (find(source, kind, (Grid(5, 32),), **many) for kind in ("gradients", "measured"))
-    ratios = [found[name][Grid(5, 32)] / measured[name][Grid(5, 32)] for name in found]
+    found, measured = (find(source, kind, (UniformGrid(5, 32),), **many) for kind in ("gradients", "measured"))
+    ratios = [found[name][UniformGrid(5, 32)] / measured[name][UniformGrid(5, 32)] for name in found]
     assert all(0.5 < ratio < 2.0 for ratio in ratios), ratios
     assert 0.75 < sum(ratios) / len(ratios) < 1.3
 
@@ -44,7 +44,7 @@ def test_fewer_bits_cost_more(tiny):
     source = ModelFolder(tiny("qwen3_moe"))
     for kind in ("gradients", "measured"):
         found = find(source, kind)
-        assert all(losses[Grid(3, 32)] > losses[Grid(5, 32)] > 0 for losses in found.values()), found
+        assert all(losses[UniformGrid(3, 32)] > losses[UniformGrid(5, 32)] > 0 for losses in found.values()), found
 
 
 def test_it_is_kept_and_goes_on(tiny, monkeypatch):
@@ -61,7 +61,7 @@ def test_it_is_kept_and_goes_on(tiny, monkeypatch):
 def test_what_is_known(tiny):
     source = ModelFolder(tiny("llama"))
     parts = {name: linears for name, linears in parts_of(source).items() if "layers.0" in name}
-    grids = dict.fromkeys(parts, (Grid(4, 32),))
+    grids = dict.fromkeys(parts, (UniformGrid(4, 32),))
     assert known_sensitivity(source, parts, grids, Text()) == ({}, "prior")
     found = sensitivity(source, parts, grids, Text())
     assert known_sensitivity(source, parts, grids, Text()) == (found, "gradients")
@@ -83,7 +83,7 @@ def test_the_bench_puts_everything_back(tiny):
     before = {name: value.clone() for name, value in bench.model.state_dict().items()}
     linears = [linear for linear in source.anatomy if "embed" not in linear.roles]
     assert bench.divergence() == pytest.approx(0.0, abs=1e-9)
-    with bench.changed((linear, Grid(2, 32)) for linear in linears):
+    with bench.changed((linear, UniformGrid(2, 32)) for linear in linears):
         assert bench.divergence() > 0.01
         embedding = bench.model.get_input_embeddings().weight
         assert torch.equal(embedding, before["model.embed_tokens.weight"])
@@ -100,14 +100,14 @@ def test_an_unknown_kind(tiny):
 class TestPrior:
     def test_bits_roles_and_depth(self):
         at = lambda bits, role="gate_up", depth=0.5, blocks=8, group=128: prior_loss(
-            role, depth, blocks, Grid(bits, group)
+            role, depth, blocks, UniformGrid(bits, group)
         )
         assert at(2) > at(3) > at(4) > at(5) > at(6) > at(8) > 0
         assert at(2, group=128) > at(2, group=32)
         assert at(2, "gate_up") > at(2, "down") > at(2, "o")  # as on scribe
         assert at(2, "expert gate_up") == at(2, "gate_up")
         assert at(3, blocks=16) == at(3) / 2
-        assert prior_loss("head", None, 8, Grid(4, 128)) == prior_loss("head", None, 80, Grid(4, 128))
+        assert prior_loss("head", None, 8, UniformGrid(4, 128)) == prior_loss("head", None, 80, UniformGrid(4, 128))
 
     def test_recovery_leaves_a_part(self):
         assert 0 < recovered_part() < 1

@@ -14,7 +14,7 @@ from jettison.core.errors import UsageError, unknown
 from jettison.core.numbers import check_number
 from jettison.core.progress import bar
 from jettison.core.timing import sample
-from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.graph.shape import ModelShape
 from jettison.kernels import native, ops
 from jettison.kernels.tiles import Tiling
@@ -158,7 +158,7 @@ def random_tiles(tiling: Tiling, copies: int, seed: int = 0) -> list[torch.Tenso
 
 
 def _tiling(columns: int, rows: int, bits: int, group_size: int) -> Tiling:
-    grid = Grid(bits, group_size)
+    grid = UniformGrid(bits, group_size)
     tiling = Tiling.of(grid, rows, columns) if grid.groups(columns) else None
     if tiling is None:
         raise UsageError(f"groups of {group_size} of {columns} columns: the kernels do not serve them")

@@ -57,5 +57,5 @@ def _packed(linear: Linear, grid: Grid, bias: torch.Tensor | None, sparse: bool,
     tiles = torch.randint(0, 256, tiling.tiles_shape, dtype=torch.uint8, generator=rng)
     scale = torch.full((32,), 2.0 / (columns**0.5 * 2**grid.bits), dtype=grid.scale_dtype)
     tiles[:, :, tiling.code_bytes :][:, :, : tiling.scale_bytes] = scale.view(torch.uint8)
-    zero = None if grid.symmetric else torch.full(tiling.zero_shape, grid.middle, dtype=torch.uint8)
+    zero = None if grid.symmetric else torch.full(tiling.zero_shape, grid.zero_code, dtype=torch.uint8)
     return TiledLinear(grid, tiling, tiles, zero, bias)

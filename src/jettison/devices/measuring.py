@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling
 
@@ -94,7 +94,7 @@ def _read(data: torch.Tensor, threads: int, streams: int, pool: ThreadPoolExecut
 def _packed_share() -> float:
     """Of what the kernels read of memory at most, what they read of weights of 4 bits for one row of activations: the
     median over rounds, for both drift alike."""
-    tiling = Tiling.of(Grid(4, 128), PACKED, PACKED)
+    tiling = Tiling.of(UniformGrid(4, 128), PACKED, PACKED)
     nbytes = math.prod(tiling.tiles_shape)
     tiles = torch.ones(max(1, READ_BYTES // 4 // nbytes), nbytes, dtype=torch.uint8)
     multiply = native.prepared(torch.ones(1, PACKED), tiling, torch.empty(1, PACKED))

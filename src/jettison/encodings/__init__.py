@@ -1,1 +1,1 @@
-"""How a weight may be stored: integer grids, and patterns of zeros."""
+"""How a weight may be stored: uniform grids, value tables, and patterns of zeros."""

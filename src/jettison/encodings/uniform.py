@@ -1,82 +1,66 @@
-"""Weights on an integer grid, and the packing of their codes into words."""
+"""Uniform integer grids: the value of a code is code − zero point."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from jettison.core.errors import UsageError, shown
 from jettison.encodings.grid import Grid
 
-AT_ONCE = 1 << 25  # weights of one matrix that are worked on at once where rows do not depend on each other
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
-class QuantizedWeight:
-    """codes: uint8 (rows, columns). scale: (rows, groups). zero: (rows, groups), None when symmetric.
+class UniformGrid(Grid):
+    """``bits`` 2 to 8. A symmetric grid has its zero fixed in the middle, at 2^(bits−1); an asymmetric one has a zero
+    point per group. A scale may be negative, which turns the grid round."""
 
-    ``zero`` is uint8 where a format can store it; a method may return a fractional one (float32) for study.
-    """
+    bits: int
+    group_size: int = 128
+    symmetric: bool = True
+    scale_type: str = "bfloat16"
+    values = "int"  # no field: all uniform grids have it
 
-    codes: torch.Tensor
-    scale: torch.Tensor
-    zero: torch.Tensor | None
-    grid: Grid
+    def __post_init__(self):
+        if not 2 <= self.bits <= 8:
+            raise UsageError(f"bits = {shown(self.bits)}: a grid has 2 to 8 bits")
+        self._check_groups()
 
-    @classmethod
-    def nearest(cls, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> "QuantizedWeight":
-        """Round ``weight`` (rows, columns) to the grid given by ``scale`` and ``zero`` (rows, groups)."""
-        codes = grid.encode(grid.grouped(weight), scale.unsqueeze(-1), zero.unsqueeze(-1))
-        return cls.of(codes.reshape(weight.shape), scale, zero, grid)
+    def __str__(self) -> str:
+        return f"int{self.bits} {self._group} {'sym' if self.symmetric else 'asym'}"
 
-    @classmethod
-    def of(cls, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> "QuantizedWeight":
-        """From float32 codes, scales and integer zero points: cast each to the type it is stored in."""
-        stored_zero = None if grid.symmetric else zero.to(torch.uint8)
-        return cls(codes.to(torch.uint8), scale.to(grid.scale_dtype), stored_zero, grid)
+    def options(self) -> dict[str, Any]:
+        return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
 
-    @classmethod
-    def stack(cls, parts: Sequence["QuantizedWeight"]) -> "QuantizedWeight":
-        """One matrix from parts of its rows."""
-        if len(parts) == 1:
-            return parts[0]
-        zero = None if parts[0].zero is None else torch.cat([part.zero for part in parts])
-        codes, scale = torch.cat([part.codes for part in parts]), torch.cat([part.scale for part in parts])
-        return cls(codes, scale, zero, parts[0].grid)
+    @property
+    def max_code(self) -> int:
+        return 2**self.bits - 1
 
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """(rows, columns). Computed in float32 and rounded once."""
-        zero = self.grid.middle if self.zero is None else self.zero.float().unsqueeze(-1)
-        steps = self.grid.grouped(self.codes).float() - zero
-        return (steps * self.scale.float().unsqueeze(-1)).reshape(self.codes.shape).to(dtype)
+    @property
+    def zero_code(self) -> int:
+        return 2 ** (self.bits - 1)
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        return 0, self.max_code
 
-def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """uint8 codes (..., n) -> int32 words (..., ceil(n·bits/32)): a dense little-endian bit stream along each row.
+    def scale_zero(self, low: "torch.Tensor", high: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+        """The range always contains 0, so that 0 is on the grid. The zero point is an integer."""
+        import torch
 
-    The layout of compressed-tensors' pack-quantized format (0.20 and later for 3, 5, 6 and 7 bits).
-    """
-    if codes.numel() > AT_ONCE and len(codes) > 1:  # the head of a large model: in parts, for the sake of memory
-        height = max(1, AT_ONCE // codes[0].numel())
-        return torch.cat([pack(part, bits) for part in codes.split(height)])
-    if 8 % bits == 0:
-        fields, width = codes, bits
-    else:  # a code may straddle two bytes: spread it into single bits
-        places = torch.arange(bits, dtype=torch.uint8, device=codes.device)
-        fields, width = ((codes.unsqueeze(-1) >> places) & 1).flatten(-2), 1
-    per_byte, per_word = 8 // width, 32 // width
-    fields = torch.nn.functional.pad(fields, (0, -fields.shape[-1] % per_word))
-    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=codes.device)
-    fields = fields.unflatten(-1, (-1, per_byte))
-    return (fields << shifts).sum(-1, dtype=torch.uint8).contiguous().view(torch.int32)
+        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+        if self.symmetric:
+            high = torch.maximum(-low, high)
+            low = -high
+        flat = low == high
+        low, high = torch.where(flat, -1.0, low), torch.where(flat, 1.0, high)
+        scale = ((high - low) / self.max_code).to(self.scale_dtype).float()
+        scale = scale.clamp(min=torch.finfo(self.scale_dtype).tiny)
+        zero = torch.full_like(scale, self.zero_code) if self.symmetric else torch.round(-low / scale)
+        return scale, zero.clamp(0, self.max_code)
 
+    def encode(self, weight: "torch.Tensor", scale: "torch.Tensor", zero: "torch.Tensor") -> "torch.Tensor":
+        return ((weight / scale).round() + zero).clamp(0, self.max_code)
 
-def unpack(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """The inverse of ``pack``: int32 words (..., w) -> uint8 codes (..., count)."""
-    width = bits if 8 % bits == 0 else 1
-    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=words.device)
-    fields = (words.contiguous().view(torch.uint8).unsqueeze(-1) >> shifts) & (2**width - 1)
-    fields = fields.flatten(-2)
-    if width == bits:
-        return fields[..., :count]
-    fields = fields[..., : count * bits].unflatten(-1, (count, bits))
-    return (fields << torch.arange(bits, dtype=torch.uint8, device=words.device)).sum(-1, dtype=torch.uint8)
+    def decode(self, codes: "torch.Tensor", scale: "torch.Tensor", zero: "torch.Tensor | int") -> "torch.Tensor":
+        return (codes - zero).mul_(scale)

@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from jettison.formats.runtimes import written_formats
+
 STAGES = ("original", "quantized", "recovered")
 
 
@@ -12,7 +14,10 @@ def write_card(manifest: dict[str, Any]) -> str:
     """README.md for a folder, from its jettison.json. The licence is the original's."""
     teacher, recipe = manifest["teacher"], manifest["recipe"]
     name = teacher["name"]
-    head: dict[str, Any] = {"library_name": "transformers", "tags": ["jettison", "compressed-tensors"]}
+    head: dict[str, Any] = {
+        "library_name": "transformers",
+        "tags": ["jettison", manifest.get("format", written_formats()[0])],
+    }
     if f"models--{name.replace('/', '--')}" in teacher["folder"]:  # it came from the hub
         head["base_model"] = name
     name = " ".join(Path(name).name.split())

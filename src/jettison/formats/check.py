@@ -6,14 +6,16 @@ from pathlib import Path
 import torch
 
 from jettison.core.errors import JettisonError
-from jettison.encodings.uniform import AT_ONCE, QuantizedWeight
-from jettison.formats import compressed_tensors, writer
+from jettison.encodings.quantized import AT_ONCE, QuantizedWeight
+from jettison.formats.format import format_of
+from jettison.formats.packed import packed_module, read_grids
+from jettison.formats.writer import Stored, Writer
 from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.folder import ModelFolder
-from jettison.graph.walk import Walk
+from jettison.graph.modules import of_matrix
+from jettison.graph.whole import open_walk, random_inputs
 
-TOKENS = 16
 CLOSE = 1e-4  # of the largest output: both sides multiply the same float32 weights
 
 
@@ -28,29 +30,30 @@ def inspect(name: str, weight: QuantizedWeight) -> dict[str, int]:
     codes = weight.grid.grouped(weight.codes)
     low, high = codes.amin(-1), codes.amax(-1)
     constant = low == high
-    saturated = ((codes == 0) | (codes == weight.grid.max_code)).all(-1) & ~constant
+    least, greatest = weight.grid.ends
+    saturated = ((codes == least) | (codes == greatest)).all(-1) & ~constant
     found = {"constant": int(constant.sum()), "saturated": int(saturated.sum())}
     return {kind: count for kind, count in found.items() if count}
 
 
-def check_shard(source: ModelFolder, file: Path, weights: Mapping[Linear, writer.Stored]) -> None:
+def check_shard(writer: Writer, file: Path, weights: Mapping[Linear, Stored]) -> None:
     """Read compressed linears back from a shard and compare every weight, or code, scale and zero point.
 
     Raises JettisonError if one differs.
     """
     shard = Checkpoint(file.parent, [file])
     for linear, meant in weights.items():
-        if not _reads_back(source, shard, linear, meant):
+        if not _reads_back(writer, shard, linear, meant):
             raise JettisonError(f"{file}: {linear.name} reads back differently from what was written: try another disk")
 
 
-def _reads_back(source: ModelFolder, shard: Checkpoint, linear: Linear, meant: writer.Stored) -> bool:
+def _reads_back(writer: Writer, shard: Checkpoint, linear: Linear, meant: Stored) -> bool:
     if not writer.packed(linear, meant):
-        return torch.equal(writer.read_back(source, shard, linear, None), writer.as_stored(source, linear, meant))
-    name, height = writer.stored_name(source, linear), max(1, AT_ONCE // linear.columns)
+        return torch.equal(writer.read_back(shard, linear, None), writer.as_stored(linear, meant))
+    name, height = writer.stored_name(linear), max(1, AT_ONCE // linear.columns)
     for first in range(0, linear.rows, height):
         rows = slice(first, first + height)
-        found = compressed_tensors.read_weight(shard.read, name, meant.grid, rows)
+        found = writer.format.read_weight(shard.read, name, meant.grid, rows)
         pairs = [(found.codes, meant.codes[rows]), (found.scale, meant.scale[rows])]
         pairs += [] if meant.zero is None else [(found.zero, meant.zero[rows])]
         if not all(torch.equal(a, b) for a, b in pairs):
@@ -59,8 +62,8 @@ def _reads_back(source: ModelFolder, shard: Checkpoint, linear: Linear, meant: w
 
 
 def check_block(source: ModelFolder, out: Path, linears: Iterable[Linear]) -> dict[str, float] | None:
-    """Run the first quantized block as the finished folder's own config.json describes it, on random hidden states,
-    and compare with the original's block carrying the same weights dense.
+    """Run the first quantized block as the finished folder's own config.json describes it, on random inputs, and
+    compare with the original's block carrying the same weights dense.
 
     Returns the block's number and the largest difference as a share of the largest output; None if no block is
     quantized. Raises JettisonError if the two do not agree.
@@ -69,27 +72,25 @@ def check_block(source: ModelFolder, out: Path, linears: Iterable[Linear]) -> di
     if not blocks:
         return None
     block, written = blocks[0], ModelFolder(out)
-    grids = compressed_tensors.read_grids(written)
-    width = source.skeleton.get_input_embeddings().embedding_dim
-    walk = Walk(source, torch.randn(1, TOKENS, width, generator=torch.Generator().manual_seed(0)))
+    grids, format = read_grids(written), format_of(written)
+    walk = open_walk(source, random_inputs(source))
     prefix = walk.prefix(block)
     with walk.block(block) as module:
-        here = [linear for linear in linears if linear.block == block]
-        for linear in here:
-            inner = module.get_submodule(linear.name.removeprefix(prefix + "."))
+        here = {linear.name.removeprefix(prefix + "."): linear for linear in linears if linear.block == block}
+        for path, linear in here.items():
+            inner = module.get_submodule(path)
             if linear.name in grids:
-                weight = compressed_tensors.read_weight(written.read, linear.name, grids[linear.name])
-                inner.weight.data = weight.dequantize()
+                weight = format.read_weight(written.read, linear.name, grids[linear.name]).dequantize()
+                inner.weight.data = of_matrix(weight, linear.layout, inner.weight.shape)
             else:
                 inner.weight.data = written.read(f"{linear.name}.weight").float()
-        dense = walk.batch_through(block, walk.hidden[0])
-        for linear in here:
+        dense = walk.output(block, 0)
+        for path, linear in here.items():
             if linear.name in grids:
-                path = linear.name.removeprefix(prefix + ".")
-                grid, bias = grids[linear.name], module.get_submodule(path).bias
-                module.set_submodule(path, compressed_tensors.packed_linear(written, linear.name, grid, bias))
-        packed = walk.batch_through(block, walk.hidden[0])
-    difference = float((packed - dense).abs().max() / dense.abs().max())
+                inner = module.get_submodule(path)
+                packed = packed_module(written, linear.name, grids[linear.name], inner, inner.bias)
+                module.set_submodule(path, packed)
+        difference = float((walk.output(block, 0) - dense).abs().max() / dense.abs().max())
     if not difference <= CLOSE:
         raise JettisonError(f"{out}: block {block} computes something else from its packed weights ({difference:.3g})")
     return {"index": block, "difference": round(difference, 9)}

@@ -1,16 +1,14 @@
 """compressed-tensors, format pack-quantized: one grid per group of modules, weights packed in int32 words.
 
-Written with the library's own schema; read back into modules that keep the weights packed.
+Written with the library's own schema.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import compressed_tensors
-import torch
 from compressed_tensors.quantization import (
     QuantizationArgs,
     QuantizationConfig,
@@ -19,36 +17,42 @@ from compressed_tensors.quantization import (
 )
 from compressed_tensors.utils.match import match_targets
 from pydantic import ValidationError
-from torch import nn
 
 from jettison.core.errors import JettisonError, guarded
 from jettison.core.limits import cpu_limit
-from jettison.core.progress import waiting
 from jettison.encodings.grid import WHOLE_ROW, Grid
-from jettison.encodings.uniform import QuantizedWeight, unpack
+from jettison.encodings.table import ValueTable
+from jettison.encodings.uniform import UniformGrid
+from jettison.formats.parts import SCALE_TYPES, check_parts, read_weight, tensors
 from jettison.graph.anatomy import Anatomy, Linear
-from jettison.graph.dense import with_defaults
 from jettison.graph.folder import ModelFolder
-from jettison.graph.modules import PackedLinear, empty_parts, packed_parts
 
+__all__ = ["detects", "packs", "problems", "read_grids", "read_weight", "refuses", "section", "tensors"]
+
+LIBRARIES = ("compressed-tensors", "safetensors")
 TARGET_SECONDS = 5.0  # of work to match the targets of a config with one name: it takes microseconds
 FORMAT, MIXED = "pack-quantized", "mixed-precision"  # of a group; of a section whose groups differ
 STORED_LAYOUTS = ("linear", "embedding")
-SCALE_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
-def storable(linear: Linear) -> bool:
-    """Whether the format can hold this matrix packed. The others (GPT-2's) are stored dense, on their grid."""
+def detects(quantization: Mapping[str, Any]) -> bool:
+    return quantization.get("quant_method") == "compressed-tensors"
+
+
+def packs(linear: Linear) -> bool:
+    """Linears and embeddings. Others (GPT-2's) are stored dense, on their grid."""
     return linear.layout in STORED_LAYOUTS
 
 
-def tensors(name: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-    """What the shard holds for a quantized linear called ``name``."""
-    parts = {f"{name}.{part}": value for part, value in packed_parts(weight).items()}
-    return parts | {f"{name}.weight_shape": torch.tensor(weight.codes.shape)}
+def refuses(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
+    """Value tables, and convolutions, which it would have to store dense."""
+    tables = [linear.name for linear in anatomy if isinstance(grids.get(linear.name), ValueTable)]
+    convolutions = [linear.name for linear in anatomy if linear.layout == "conv2d" and linear.name in grids]
+    found = [(tables, "value tables"), (convolutions, "quantized convolutions")]
+    return [f"compressed-tensors holds no {what} ({len(names)}, first {names[0]})" for names, what in found if names]
 
 
-def config_section(anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
+def section(anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
     """``quantization_config`` for config.json. grids: linear name -> its grid, for the packed ones.
 
     A pattern stands for all blocks where they agree; otherwise modules are named one by one. Nothing is targeted by
@@ -101,13 +105,7 @@ def read_grids(source: ModelFolder) -> dict[str, Grid]:
     Raises JettisonError for a quantization that is not weight-only pack-quantized integers, and for tensors whose
     shapes or types are not those of their grid.
     """
-    if not source.quantization:
-        return {}
     section = dict(source.quantization)
-    if section.get("quant_method") != "compressed-tensors":
-        raise JettisonError(
-            f"{source.folder} is quantized with {section.get('quant_method')!r}; only compressed-tensors can be read"
-        )
     invalid = f"{source.folder}: quantization_config is not valid"
     with guarded(invalid):  # the library's checks raise more than ValidationError
         try:
@@ -144,69 +142,9 @@ def _grid(source: ModelFolder, linear: Linear, scheme: QuantizationScheme) -> Gr
     if (kind := source.checkpoint.dtype(stored("weight_scale"))) not in SCALE_TYPES:
         raise JettisonError(f"{where}.weight_scale is stored as {kind}; valid: {', '.join(SCALE_TYPES)}")
     size = WHOLE_ROW if weights.strategy == "channel" else weights.group_size
-    grid = Grid(weights.num_bits, size, weights.symmetric, SCALE_TYPES[kind])
-    for part, value in empty_parts(linear.rows, linear.columns, grid).items():
-        shape, kind = source.checkpoint.shape(stored(part)), source.checkpoint.dtype(stored(part))
-        if shape != tuple(value.shape) or (value.dtype == torch.int32 and kind != "I32"):
-            wanted = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-            raise JettisonError(f"{where}.{part} is {kind} {shape}; a weight of {grid} has {wanted}")
-    if (kind := source.checkpoint.dtype(stored("weight_shape"))) not in ("I64", "I32"):  # 64.0 would equal 64
-        raise JettisonError(f"{where}.weight_shape is stored as {kind}; valid: I64, I32")
-    if source.read(f"{linear.name}.weight_shape").tolist() != [linear.rows, linear.columns]:
-        raise JettisonError(f"{where}.weight_shape is not that of the config, {linear.rows} x {linear.columns}")
+    grid = UniformGrid(weights.num_bits, size, weights.symmetric, SCALE_TYPES[kind])
+    check_parts(source, linear, grid)
     return grid
-
-
-def read_weight(
-    read: Callable[[str], torch.Tensor], name: str, grid: Grid, rows: slice = slice(None)
-) -> QuantizedWeight:
-    """A packed linear, or some of its rows, unpacked. read: from a tensor's name to its value."""
-    height, columns = read(f"{name}.weight_shape").tolist()
-    codes = unpack(read(f"{name}.weight_packed")[rows], grid.bits, columns)
-    zero = None if grid.symmetric else unpack(read(f"{name}.weight_zero_point").T, grid.bits, height).T[rows]
-    return QuantizedWeight(codes, read(f"{name}.weight_scale")[rows], zero, grid)
-
-
-def packed_linear(source: ModelFolder, name: str, grid: Grid, bias: torch.Tensor | None = None) -> PackedLinear:
-    """A quantized linear of a folder, as it is stored."""
-    rows, columns = source.read(f"{name}.weight_shape").tolist()
-    parts = {part: source.read(f"{name}.{part}") for part in empty_parts(rows, columns, grid)}
-    return PackedLinear(grid, columns, **parts, bias=bias)
-
-
-@waiting("loading the model")
-def load_packed(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
-    """The causal language model of a folder, its quantized linears as ``PackedLinear``, the rest in ``dtype``."""
-    model = source.new_skeleton()
-    embedding = model.get_input_embeddings()
-    for name, grid in read_grids(source).items():
-        module = model.get_submodule(name)
-        if module is embedding:  # looked up row by row, not multiplied: kept dense
-            weight = read_weight(source.read, name, grid).dequantize(dtype)
-            module.weight = nn.Parameter(weight, requires_grad=False)
-            continue
-        bias = None if module.bias is None else source.read(f"{name}.bias").to(dtype)
-        model.set_submodule(name, packed_linear(source, name, grid, bias))
-    source.fill(model, dtype=dtype)
-    return with_defaults(model, source, dtype)
-
-
-class UnpackedFolder(ModelFolder):
-    """A folder whose packed linears read as dense float32 weights: for what walks a model block by block."""
-
-    def __init__(self, name: str | Path):
-        super().__init__(name)
-        self._grids = read_grids(ModelFolder(name))
-
-    def locate(self, parameter: str) -> tuple[str, int | None, str]:
-        base = parameter.removesuffix(".weight")
-        return super().locate(f"{base}.weight_packed" if base in self._grids and base != parameter else parameter)
-
-    def read(self, parameter: str) -> torch.Tensor:
-        base = parameter.removesuffix(".weight")
-        if base in self._grids and base != parameter:
-            return read_weight(super().read, base, self._grids[base]).dequantize()
-        return super().read(parameter)
 
 
 def problems(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:

@@ -10,9 +10,10 @@ from jettison.core.errors import UsageError
 from jettison.core.files import write_json
 from jettison.core.tensors import write_tensors
 from jettison.encodings.grid import Grid
-from jettison.encodings.uniform import QuantizedWeight
-from jettison.formats import compressed_tensors
-from jettison.formats.compressed_tensors import UnpackedFolder, read_grids
+from jettison.encodings.quantized import QuantizedWeight
+from jettison.formats import parts
+from jettison.formats.format import choose_format, find_format
+from jettison.formats.packed import UnpackedFolder, read_grids
 from jettison.formats.writer import copy_companions
 from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import INDEX, Checkpoint
@@ -57,7 +58,7 @@ def write_draft_model(
     size = Checkpoint(out, [out / shard for shard in sorted(set(weight_map.values()))]).tensor_bytes
     if moved:
         anatomy = open_shape(out / "config.json").anatomy
-        config["quantization_config"] = compressed_tensors.config_section(anatomy, moved)
+        config["quantization_config"] = find_format(choose_format(anatomy, moved)).section(anatomy, moved)
     copy_companions(source.folder, out)
     write_json(out / "config.json", config)
     write_json(out / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
@@ -70,4 +71,4 @@ def _replace(source: UnpackedFolder, linear: Linear, weight: QuantizedWeight, te
     name = re.sub(r"\.weight(_packed)?$", "", tensor)
     for part in ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"):
         tensors.pop(f"{name}.{part}", None)
-    tensors |= compressed_tensors.tensors(name, weight)
+    tensors |= parts.tensors(name, weight)

@@ -12,9 +12,9 @@ import yaml
 
 from jettison.core.errors import UsageError, unknown
 from jettison.encodings.grid import WHOLE_ROW, Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.graph.anatomy import Anatomy, Family, Linear
 
-WRITTEN = ("compressed-tensors",)  # formats with a writer in this room
 USUAL_SIZES = (WHOLE_ROW, 16, 32, 64, 128, 256)  # what is offered where any group size loads
 SORTS = {"head": "head", "embed": "embedding", "expert": "experts"}  # role -> sort of matrix; the others are "linears"
 DENSE = "16 bits"
@@ -22,7 +22,7 @@ DENSE = "16 bits"
 
 @dataclass(frozen=True)
 class Kind:
-    """Grids that load alike: any of these bits, group sizes (None: whatever divides) and symmetries together.
+    """Grids that load alike: any of these bits, group sizes (None: whatever divides), symmetries and values together.
 
     name: of the kernel or the type. bits_per_weight: as stored, where that is not what the grid itself says.
     """
@@ -30,6 +30,7 @@ class Kind:
     bits: tuple[int, ...]
     group_sizes: tuple[int, ...] | None
     symmetric: tuple[bool, ...]
+    values: tuple[str, ...] = ("int",)
     name: str = ""
     columns_multiple_of: int = 1
     rows_multiple_of: int = 1
@@ -47,7 +48,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Format:
+class Support:
     """What a runtime loads of one checkpoint format. parts: for linears, head, embedding and experts; the other fields
     are those of runtimes.yaml."""
 
@@ -64,7 +65,7 @@ class Format:
 
     @property
     def written(self) -> bool:
-        return self.name in WRITTEN
+        return self.name in written_formats()
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,22 @@ class Runtime:
 
     name: str
     title: str
-    formats: tuple[Format, ...]
+    formats: tuple[Support, ...]
     max_rank: int | None
 
     def __str__(self) -> str:
         return f"{self.name}, {self.format.name}"
 
     @cached_property
-    def format(self) -> Format:
+    def format(self) -> Support:
         """The one that a checkpoint for this runtime is in: the first that Jettison writes, else the first."""
         return next((format for format in self.formats if format.written), self.formats[0])
+
+    def loading(self, format: str) -> "Runtime":
+        """This runtime for checkpoints in that format alone. Raises UsageError if it loads none such."""
+        if not (known := [each for each in self.formats if each.name == format]):
+            raise unknown("format", format, [each.name for each in self.formats], f" for runtime {self.name}")
+        return replace(self, formats=tuple(known))
 
     @property
     def no_writer(self) -> str:
@@ -106,8 +113,9 @@ class Runtime:
     def grids(self, linear: Linear, family: Family | None = None) -> list[Grid]:
         """The grids that load for a matrix, the least bits first: what a planner may choose from."""
         found = {
-            Grid(bits, size, symmetric)
+            UniformGrid(bits, size, symmetric)
             for kind in self.format.parts[_sort(linear)].kinds
+            if "int" in kind.values
             for bits in kind.bits
             for size in kind.group_sizes or USUAL_SIZES
             for symmetric in kind.symmetric
@@ -148,12 +156,13 @@ def fitted_grids(linears: Iterable[Linear], grid: Grid, runtime: Runtime | None 
     return {linear: found[part(linear)] for linear in linears}
 
 
-def illegal(runtime: Runtime, anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
+def illegal(runtime: Runtime, anatomy: Anatomy, grids: Mapping[str, Grid], format: str | None = None) -> list[str]:
     """All reasons why a quantized model would not load, one line each, for however many matrices one holds.
 
-    grids: linear name -> grid; what is absent stays in 16 bits. Whether the format is written is not asked here: see
-    ``Runtime.no_writer``.
+    grids: linear name -> grid; what is absent stays in 16 bits. format: of the checkpoint, by default
+    ``runtime.format``. Whether the format is written is not asked here: see ``Runtime.no_writer``.
     """
+    runtime = runtime if format is None else runtime.loading(format)
     format, found = runtime.format, defaultdict(list)
     for linear in anatomy:
         if linear.name in grids and (reason := _reason(format, linear, grids[linear.name], anatomy.family)):
@@ -166,7 +175,7 @@ def _sort(linear: Linear) -> str:
     return next((SORTS[role] for role in linear.roles if role in SORTS), "linears")
 
 
-def _reason(format: Format, linear: Linear, grid: Grid, family: Family | None) -> str:
+def _reason(format: Support, linear: Linear, grid: Grid, family: Family | None) -> str:
     if linear.layout in format.stored_dense:
         return ""
     part = format.parts[_sort(linear)]
@@ -174,7 +183,7 @@ def _reason(format: Format, linear: Linear, grid: Grid, family: Family | None) -
     return reason if part.verified or not reason else f"{reason} (not verified)"
 
 
-def _unable(format: Format, linear: Linear, family: Family | None) -> str:
+def _unable(format: Support, linear: Linear, family: Family | None) -> str:
     """Why such a matrix loads on no grid."""
     sort = _sort(linear)
     part = format.parts[sort]
@@ -189,13 +198,15 @@ def _unable(format: Format, linear: Linear, family: Family | None) -> str:
 def _misfit(kinds: Iterable[Kind], linear: Linear, grid: Grid) -> str:
     """Which property of a grid no kind has that has the ones before, and what would be valid; '' if a kind has all."""
     with_these = ""
-    for name in ("bits", "symmetric", "group_size"):
+    for name in ("values", "bits", "symmetric", "group_size"):
         value, field = getattr(grid, name), "group_sizes" if name == "group_size" else name
         fit = [kind for kind in kinds if getattr(kind, field) is None or value in getattr(kind, field)]
         if not fit:
             valid = sorted({choice for kind in kinds for choice in getattr(kind, field)})
             return f"{_shown(name, value)}{with_these}; valid: {', '.join(str(choice).lower() for choice in valid)}"
-        kinds, with_these = fit, f"{with_these}{',' if with_these else ' with'} {_shown(name, value)}"
+        if name != "values" or value != "int":
+            with_these += f"{',' if with_these else ' with'} {_shown(name, value)}"
+        kinds = fit
     for name in ("columns", "rows"):
         # Runtimes pad the rows of a head, the vocabulary.
         value = 0 if name == "rows" and "head" in linear.roles else getattr(linear, name)
@@ -211,11 +222,11 @@ def _misfit(kinds: Iterable[Kind], linear: Linear, grid: Grid) -> str:
     return ""
 
 
-def _shown(name: str, value: int | bool) -> str:
+def _shown(name: str, value: int | bool | str) -> str:
     return f"{name} {str(value).lower()}"  # true and false, as recipes write them
 
 
-def _mixtures(format: Format, anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
+def _mixtures(format: Support, anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
     """What must share a grid and does not, and experts that are left behind."""
     groups: dict[str, list[Linear]] = defaultdict(list)
     for linear in anatomy:
@@ -241,7 +252,7 @@ def _mixtures(format: Format, anatomy: Anatomy, grids: Mapping[str, Grid]) -> li
     return lines
 
 
-def _group(format: Format, linear: Linear) -> str:
+def _group(format: Support, linear: Linear) -> str:
     """What a matrix shares its grid with, '' if nothing."""
     if "expert" not in linear.roles:
         return linear.fused if linear.fused.rpartition(".")[2] in format.fused else ""
@@ -271,8 +282,17 @@ def find_runtime(name: str) -> Runtime:
 
 
 @cache
+def _rows() -> dict[str, Any]:
+    return yaml.safe_load((files("jettison.formats") / "runtimes.yaml").read_text(encoding="utf-8"))
+
+
+def written_formats() -> tuple[str, ...]:
+    """The formats that have a writer in this room, in the order of preference: those that Jettison itself loads."""
+    return tuple(_rows()["jettison"]["formats"])
+
+
+@cache
 def _runtimes() -> dict[str, Runtime]:
-    rows = yaml.safe_load((files("jettison.formats") / "runtimes.yaml").read_text(encoding="utf-8"))
     return {
         name: Runtime(
             name=name,
@@ -280,13 +300,13 @@ def _runtimes() -> dict[str, Runtime]:
             formats=tuple(_format(each, fields) for each, fields in row["formats"].items()),
             max_rank=row.get("max_rank"),
         )
-        for name, row in rows.items()
+        for name, row in _rows().items()
     }
 
 
-def _format(name: str, row: dict[str, Any]) -> Format:
+def _format(name: str, row: dict[str, Any]) -> Support:
     linears, experts = Part(_kinds(row["grids"]), row["verified"]), row["experts"]
-    return Format(
+    return Support(
         name=name,
         parts={"linears": linears} | {sort: _part(row[sort], linears) for sort in SORTS.values()},
         share=experts.get("share", "fused"),

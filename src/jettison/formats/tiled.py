@@ -19,7 +19,7 @@ from jettison.core.files import digest
 from jettison.core.kept import is_kept, keep, places, write_first
 from jettison.core.progress import say, waiting
 from jettison.encodings.grid import Grid
-from jettison.formats.compressed_tensors import load_packed, read_grids
+from jettison.formats.packed import load_packed, read_grids
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.dense import with_defaults
 from jettison.graph.folder import ModelFolder

@@ -5,7 +5,7 @@ Nothing here imports torch, whose import takes seconds: plans are made of anatom
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -26,7 +26,7 @@ USUAL_NAMES = {
 
 @dataclass(frozen=True)
 class Family:
-    """A row of families.yaml. ``name`` is "generic" for a model that has none."""
+    """A row of families.yaml. ``name`` is "generic" for a model that has none. domain: what kind of model it is."""
 
     name: str
     blocks: str
@@ -36,6 +36,14 @@ class Family:
     router: str = ""
     ends: tuple[str, ...] = ()
     sizes: dict[str, Any] | None = None
+    domain: str = "text"
+    outside: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def chain(self) -> bool:
+        """Whether each block turns the states of the one before into its own, and nothing else: then the model is
+        walked a block at a time. Other models stay whole."""
+        return self.domain == "text"
 
     def roles(self, path: str) -> tuple[str, ...] | None:
         """The roles of the linear at ``path`` inside a block, None if the row does not list it."""
@@ -43,6 +51,15 @@ class Family:
             last = path.rpartition(".")[2]
             return next(((role,) for role, names in USUAL_NAMES.items() if last in names), ("linear",))
         return self.linears.get(re.sub(r"\.\d+\.", ".*.", path))
+
+    def outside_roles(self, name: str) -> tuple[str, ...]:
+        """The roles of the matrix ``name`` outside the blocks; a convolution for one that the row does not list."""
+        return (self.outside.get(re.sub(r"\.\d+\.", ".*.", name), "conv"),)
+
+    @property
+    def block_pattern(self) -> re.Pattern[str]:
+        """What the module paths of blocks look like; ``blocks`` may have * for the numbers of lists around them."""
+        return re.compile(re.escape(self.blocks).replace(r"\*", r"\d+") + ("" if "*" in self.blocks else r"\.\d+"))
 
 
 @dataclass(frozen=True)
@@ -52,7 +69,7 @@ class Linear:
     name: module path. rows, columns: its shape as a map from ``columns`` inputs to ``rows`` outputs.
     block: number of its block, None for head and embedding. fused: what must share its grid. inputs: what shares its
     input, and hence its statistics (one expert's gate and up; the experts of a block only share ``fused``).
-    layout: linear, conv1d or embedding.
+    layout: linear, conv1d, conv2d or embedding. Of a convolution ``columns`` are in / groups · height · width.
     """
 
     name: str
@@ -78,13 +95,26 @@ class Linear:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """family, how many blocks, the linears in the order of the computation, and parameters in all."""
+    """family, how many blocks, the linears in the order of the computation, and parameters in all. paths: of the
+    blocks, where they lie in lists of lists."""
 
     family: Family
     blocks: int
     linears: tuple[Linear, ...]
     parameters: int
     tied: bool
+    paths: tuple[str, ...] = ()
+
+    def path(self, block: int) -> str:
+        """The module path of a block."""
+        return self.paths[block] if self.paths else f"{self.family.blocks}.{block}"
+
+    def block_of(self, name: str) -> int | None:
+        """The block that a parameter lies in, None for one outside."""
+        found = self.family.block_pattern.match(name)
+        if found is None or name[found.end() : found.end() + 1] not in ("", "."):
+            return None
+        return self.paths.index(found[0]) if self.paths else int(found[0].rpartition(".")[2])
 
     def __hash__(self) -> int:
         return hash((self.family.name, self.blocks, self.parameters))
@@ -114,6 +144,8 @@ def families() -> dict[str, Family]:
             router=row.get("router", ""),
             ends=tuple(row.get("ends", ())),
             sizes=row.get("sizes"),
+            domain=row.get("domain", "text"),
+            outside=row.get("outside", {}),
         )
         for name, row in rows.items()
     }

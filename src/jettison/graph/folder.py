@@ -92,6 +92,11 @@ class ModelFolder(ModelShape):
         """Whether the folder has safetensors, and not its config alone."""
         return (self.folder / INDEX).exists() or any(self.folder.glob("model*.safetensors"))
 
+    @property
+    def tileable(self) -> bool:
+        """Whether what the kernels read may be kept beside the checkpoint: not for models with convolutions."""
+        return all(linear.layout != "conv2d" for linear in self.anatomy)
+
     @cached_property
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.folder)
@@ -174,10 +179,10 @@ class ModelFolder(ModelShape):
     @cached_property
     def _block_of(self) -> dict[str, int | None]:
         blocks = dict.fromkeys(sorted(self.checkpoint))
-        prefix = f"{self.anatomy.family.blocks}."
         for name in self.skeleton.state_dict():
-            if name.startswith(prefix) and (self.has(name) or "experts" in name):
-                blocks[self.locate(name)[0]] = int(name.removeprefix(prefix).partition(".")[0])
+            block = self.anatomy.block_of(name)
+            if block is not None and (self.has(name) or "experts" in name):
+                blocks[self.locate(name)[0]] = block
         return blocks
 
     @cached_property
@@ -231,6 +236,8 @@ class ModelFolder(ModelShape):
     def read_weight(self, name: str, layout: str, rows: slice | None = None) -> "torch.Tensor":
         """The weight of a linear as float32 (rows, columns), or some rows of it, which alone are then read where they
         lie together. Raises JettisonError if its shape is not what the config asks for, or a value is not finite."""
+        from jettison.graph.modules import as_matrix
+
         tensor, expert, _ = self.locate(f"{name}.weight")
         if rows is None:
             stored = self.read(f"{name}.weight")
@@ -244,7 +251,7 @@ class ModelFolder(ModelShape):
         if not weight.isfinite().all():
             bad = int((~weight.isfinite()).sum())
             raise JettisonError(f"{name}.weight of {self.folder} has {bad} values that are NaN or infinite")
-        return weight.T.contiguous() if layout == "conv1d" else weight
+        return as_matrix(weight, layout)
 
     def fill(self, module: "torch.nn.Module", prefix: str = "", dtype: "torch.dtype | None" = None, skip=()) -> None:
         """Give every parameter of ``module`` that is on meta its value; those of the modules in ``skip`` stay there.

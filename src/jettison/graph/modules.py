@@ -1,12 +1,13 @@
 """Linear layers on packed weights, and the low-rank LoRA adapter that recovers what they lost."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from jettison.encodings.grid import Grid
-from jettison.encodings.uniform import QuantizedWeight, pack, unpack
+from jettison.encodings.quantized import QuantizedWeight, unpack
 from jettison.graph.anatomy import Linear
 from jettison.kernels import native, ops
 from jettison.kernels.tiles import Tiling, dense, to_checkpoint, two_of_four
@@ -37,7 +38,7 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def of(cls, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> "PackedLinear":
-        return cls(weight.grid, weight.codes.shape[1], **packed_parts(weight), bias=bias)
+        return cls(weight.grid, weight.codes.shape[1], **weight.parts(), bias=bias)
 
     @property
     def scale(self) -> torch.Tensor:
@@ -121,6 +122,58 @@ class TiledLinear(nn.Module):
 QuantizedLinear = PackedLinear | TiledLinear
 
 
+class PackedConv2d(nn.Module):
+    """A convolution whose weight is packed as a matrix of (out, in / groups · height · width).
+
+    No kernel of ours multiplies it: ``unpacked`` makes of it an ordinary convolution, which is what runs after loading.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        like: nn.Conv2d,
+        weight_packed: torch.Tensor,
+        weight_scale: torch.Tensor,
+        weight_zero_point: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ):
+        """like: the convolution in whose place it stands."""
+        super().__init__()
+        self.grid, self.kernel = grid, tuple(like.weight.shape[1:])
+        self.settings = {name: getattr(like, name) for name in ("stride", "padding", "dilation", "groups")}
+        parts = zip((*PARTS, "bias"), (weight_packed, weight_scale, weight_zero_point, bias), strict=True)
+        _hold(self, dict(parts))
+
+    @property
+    def scale(self) -> torch.Tensor:
+        return self.weight_scale
+
+    def weight(self) -> torch.Tensor:
+        """(out, in / groups · height · width) float32."""
+        columns = math.prod(self.kernel)
+        return ops.dequantize(self.weight_packed, self.scale, self.weight_zero_point, self.grid, columns)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (batch, in, height, width)."""
+        weight = self.weight().view(-1, *self.kernel).to(x.dtype)  # (out, in / groups, height, width)
+        return nn.functional.conv2d(x, weight, self.bias, **self.settings)
+
+    def unpacked(self, dtype: torch.dtype) -> nn.Conv2d:
+        weight = self.weight().view(-1, *self.kernel)  # (out, in / groups, height, width)
+        channels = self.kernel[0] * self.settings["groups"], len(weight)
+        conv = nn.Conv2d(*channels, self.kernel[1:], bias=self.bias is not None, device="meta", **self.settings)
+        conv.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        if self.bias is not None:
+            conv.bias = nn.Parameter(self.bias, requires_grad=False)
+        return conv
+
+    def extra_repr(self) -> str:
+        return f"{self.kernel} → {len(self.weight_packed)}, {self.grid}"
+
+
+Quantized = QuantizedLinear | PackedConv2d
+
+
 def _hold(module: nn.Module, tensors: Mapping[str, torch.Tensor | None], persistent: bool = True) -> None:
     """A buffer where there is a tensor, else a plain None: torch.export miscounts buffers that are None."""
     for name, value in tensors.items():
@@ -128,18 +181,6 @@ def _hold(module: nn.Module, tensors: Mapping[str, torch.Tensor | None], persist
             setattr(module, name, None)
         else:
             module.register_buffer(name, value, persistent)
-
-
-def empty_parts(rows: int, columns: int, grid: Grid) -> dict[str, torch.Tensor]:
-    """The parts of a PackedLinear on the meta device: their types and shapes."""
-    empty = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device="meta")
-    words, groups = -(-columns * grid.bits // 32), grid.groups(columns)
-    parts = {
-        "weight_packed": empty(rows, words, dtype=torch.int32),
-        "weight_scale": empty(rows, groups, dtype=grid.scale_dtype),
-    }
-    zero = {"weight_zero_point": empty(-(-rows * grid.bits // 32), groups, dtype=torch.int32)}
-    return parts | ({} if grid.symmetric else zero)
 
 
 class Adapted(nn.Module):
@@ -156,25 +197,32 @@ class Adapted(nn.Module):
         return (result + nn.functional.linear(low, self.lora_b.float()) * self.scaling).to(result.dtype)
 
 
-def tile_linears(model: nn.Module) -> None:
-    """Tile every packed linear inside a model, where the CPU kernels serve; see ``PackedLinear.tiled``."""
+def tile_linears(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Tile every packed linear inside a model, where the CPU kernels serve (see ``PackedLinear.tiled``), and unpack
+    convolutions, in ``dtype``."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is PackedLinear:
                 setattr(parent, name, child.tiled() or child)
-
-
-def packed_parts(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-    """The parts of a PackedLinear."""
-    parts = {"weight_packed": pack(weight.codes, weight.grid.bits), "weight_scale": weight.scale}
-    if weight.zero is not None:
-        parts["weight_zero_point"] = pack(weight.zero.T.contiguous(), weight.grid.bits).T.contiguous()
-    return parts
+            elif type(child) is PackedConv2d:
+                setattr(parent, name, child.unpacked(dtype))
 
 
 def dense_weight(module: nn.Module, linear: Linear) -> torch.Tensor:
     """(out, in) float32 on the CPU, of a packed or a plain linear."""
-    if isinstance(module, QuantizedLinear):
+    if isinstance(module, Quantized):
         return module.weight().cpu()
-    weight = module.weight.detach().float().cpu()
-    return weight.T.contiguous() if linear.layout == "conv1d" else weight
+    return as_matrix(module.weight.detach().float().cpu(), linear.layout)
+
+
+def as_matrix(weight: torch.Tensor, layout: str) -> torch.Tensor:
+    """The weight of a module as (out, in): of a conv1d it is stored transposed, of a convolution (out, in / groups,
+    height, width), whose last three become one."""
+    if layout == "conv1d":
+        return weight.T.contiguous()
+    return weight.flatten(1) if layout == "conv2d" else weight
+
+
+def of_matrix(matrix: torch.Tensor, layout: str, shape: torch.Size) -> torch.Tensor:
+    """The inverse of ``as_matrix``. shape: of the module's weight."""
+    return matrix.T.contiguous() if layout == "conv1d" else matrix.view(shape)

@@ -7,7 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 import psutil
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+)
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
@@ -15,17 +20,23 @@ from jettison.core.errors import UsageError, guarded
 from jettison.core.numbers import figures
 from jettison.graph.anatomy import Anatomy, Family, Linear, families, make_embedding, make_linear
 
+KINDS = {"text": "causal language model", "vision": "image classifier"}
+MATRICES = (nn.Linear, Conv1D, nn.Conv2d)
 PARAMETERS = 10**13  # no model has as many
 
 
 def build_skeleton(config: PretrainedConfig) -> tuple[nn.Module, Family]:
-    """The causal language model of ``config``: parameters on meta in float32, computed buffers real, in eval mode.
+    """The model of ``config``, a causal language model or an image classifier: parameters and stored buffers on meta in
+    float32, computed buffers real, in eval mode.
 
-    Raises UsageError for a config that no causal language model of transformers has, or of an absurd size.
+    Raises UsageError for a config that no such model of transformers has, or of an absurd size.
     """
-    with guarded("no causal language model can be built from this config"):
+    with guarded(f"no {KINDS[kind := kind_of(config)]} can be built from this config"):
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            if kind == "vision":
+                model = _class_of(config, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING)._from_config(config)
+            else:
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         _check_size(model)
         for module, name in _computed(model):
             module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
@@ -35,6 +46,22 @@ def build_skeleton(config: PretrainedConfig) -> tuple[nn.Module, Family]:
         with collector_at_rest():
             separate_experts(model, family)  # last: to initialize thousands of linears on meta takes seconds
     return model.eval(), family
+
+
+def kind_of(config: PretrainedConfig) -> str:
+    """The domain of a config: ``vision`` of an image classifier, else ``text``."""
+    named = any(str(name).endswith("ForImageClassification") for name in config.architectures or ())
+    images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    return "vision" if images and (named or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING) else "text"
+
+
+def _class_of(config: PretrainedConfig, mapping) -> type:
+    """Of several classes that the mapping has for a config, the one that the config names, else the first."""
+    classes = mapping[type(config)]
+    if not isinstance(classes, tuple):
+        return classes
+    named = [each for each in classes if each.__name__ in (config.architectures or ())]
+    return (named or [classes[0]])[0]
 
 
 def _computed(model: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -73,11 +100,19 @@ def collector_at_rest() -> Iterator[None]:
             gc.enable()
 
 
-def run_model(model: nn.Module, *args, **options):
-    """The outputs of a model of transformers. Raises UsageError for what its own code raises: some values of a config,
-    such as a dropout of -0.1, are refused only there."""
+def run_model(model: nn.Module, inputs: torch.Tensor, **options):
+    """The outputs of a model of transformers. inputs: (batch, ...), token ids, pixels, or whatever its main input is;
+    of a language model, floating-point ones are embeddings.
+
+    Raises UsageError for what its own code raises: some values of a config, such as a dropout of -0.1, are refused only
+    there.
+    """
+    name = model.main_input_name
+    if name == "input_ids":
+        options = {"use_cache": False} | options
+        name = "inputs_embeds" if inputs.is_floating_point() else name
     with running(model):
-        return model(*args, **options)
+        return model(**{name: inputs}, **options)
 
 
 def running(model: nn.Module) -> AbstractContextManager[None]:
@@ -153,7 +188,7 @@ def _gate(kind: str, config: PretrainedConfig):
 
 
 def find_family(model_type: str, model: nn.Module) -> Family:
-    """The row for ``model_type``, or the generic reading: every linear inside the longest list of like blocks.
+    """The row for ``model_type``, or the generic reading: every matrix inside the longest list of like blocks.
 
     Raises UsageError if the model has neither.
     """
@@ -163,7 +198,7 @@ def find_family(model_type: str, model: nn.Module) -> Family:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) > 1:
             alike = len({type(child) for child in module}) == 1
-            linears = sum(isinstance(inner, nn.Linear) for inner in module[0].modules())
+            linears = sum(isinstance(inner, nn.Linear | nn.Conv2d) for inner in module[0].modules())
             if alike and linears:
                 candidates.append((len(module) * linears, name))
     if not candidates:
@@ -171,20 +206,28 @@ def find_family(model_type: str, model: nn.Module) -> Family:
             f"model_type {model_type!r} has no row in families.yaml ({', '.join(sorted(families()))}) "
             "and no list of like blocks with linear layers to read it by"
         )
-    return Family("generic", max(candidates)[1], {}, {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")})
+    fused = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+    return Family("generic", max(candidates)[1], {}, fused, domain=kind_of(model.config))
 
 
 def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
-    """The linears of a skeleton (see ``skeleton``), in order: embedding, blocks, head."""
-    blocks = model.get_submodule(family.blocks)
+    """The matrices of a skeleton (see ``skeleton``), in order: what comes before the blocks, blocks, the rest."""
+    modules = dict(model.named_modules())
+    paths = tuple(path for path in modules if family.block_pattern.fullmatch(path))
     linears = []
-    for index, block in enumerate(blocks):
-        prefix = f"{family.blocks}.{index}"
-        for path, module in block.named_modules():
-            if isinstance(module, nn.Linear | Conv1D) and (roles := family.roles(path)):
+    for index, prefix in enumerate(paths):
+        for path, module in modules[prefix].named_modules():
+            if isinstance(module, MATRICES) and (roles := family.roles(path)):
                 linears.append(_linear(f"{prefix}.{path}", module, roles, index, family))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if not family.chain:
+        inside = tuple(f"{path}." for path in paths)
+        outside = {name: each for name, each in modules.items() if isinstance(each, MATRICES)}
+        outside = {name: each for name, each in outside.items() if not name.startswith(inside)}
+        linears += [_linear(name, each, family.outside_roles(name), None, family) for name, each in outside.items()]
+        return Anatomy(family, len(paths), tuple(linears), parameters, tied=False, paths=paths)
     head, embed = model.get_output_embeddings(), model.get_input_embeddings()
-    names = {id(module): name for name, module in model.named_modules()}
+    names = {id(module): name for name, module in modules.items()}
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
     if embed is not None:
         rows, columns = embed.weight.shape
@@ -192,14 +235,15 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
         linears.insert(0, make_embedding(name, rows, columns))
     if isinstance(head, nn.Linear):
         linears.append(_linear(names[id(head)], head, ("head",), None, family))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     if tied and head is not None:
         parameters -= 0 if head.weight is embed.weight else head.weight.numel()
-    return Anatomy(family, len(blocks), tuple(linears), parameters, tied)
+    return Anatomy(family, len(paths), tuple(linears), parameters, tied)
 
 
 def _linear(name: str, module: nn.Module, roles: tuple[str, ...], block: int | None, family: Family) -> Linear:
-    rows, columns = module.weight.shape
+    rows, columns = module.weight.flatten(1).shape
+    if isinstance(module, nn.Conv2d):
+        return make_linear(name, roles, rows, columns, block, family, "conv2d")
     if isinstance(module, Conv1D):
         return make_linear(name, roles, columns, rows, block, family, "conv1d")
     return make_linear(name, roles, rows, columns, block, family)

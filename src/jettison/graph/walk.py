@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +13,10 @@ from jettison.graph.folder import ModelFolder, empty
 from jettison.graph.skeleton import run_model, running
 
 BATCH = 8
+Call = tuple[tuple, dict]  # positional and keyword arguments
 
 
-class _Stop(BaseException):
+class Stop(BaseException):
     """Raised inside a forward pass once what was wanted has been seen. No handler in a model's own code catches it."""
 
 
@@ -44,9 +46,8 @@ class Walk:
         if tokens.is_floating_point():
             unused += [self.model.get_input_embeddings(), self.head]
         source.fill(self.model, dtype=torch.float32, skip=unused)
-        size = next(size for size in range(batch, 0, -1) if len(tokens) % size == 0)
-        self.batches = tokens.split(size)
-        self._calls: list[tuple[tuple, dict]] = []
+        self.batches = split(tokens, batch)
+        self._calls: list[list[Call]] = []  # batch by batch, of each block, beside the hidden states
         self.hidden = self.new_stream("hidden")
         self.original = self.new_stream("original") if twice else None
         for batch in self.batches:
@@ -63,25 +64,27 @@ class Walk:
         return [] if self.source.anatomy.tied else [self.head]
 
     def _run(self, batch: torch.Tensor):
-        name = "inputs_embeds" if batch.is_floating_point() else "input_ids"
-        return run_model(self.model, **{name: batch}, use_cache=False)
+        return run_model(self.model, batch)
 
     @torch.no_grad()
     def _enter(self, batch: torch.Tensor) -> torch.Tensor:
-        """Embed a batch; the first one also shows what each block is called with beside the hidden states."""
+        """Embed a batch, and note what each block is called with beside the hidden states: some models give blocks
+        what follows from the tokens (Gemma 3n's embeddings per layer). What equals the first batch's is kept once."""
         entered: list[torch.Tensor] = []
-        calls: list[tuple[tuple, dict]] = []
+        calls: list[Call] = []
 
         def record(hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
             entered.append(hidden_states)
             calls.append((args, kwargs))
             if len(calls) == len(self.blocks):
-                raise _Stop
+                raise Stop
             return hidden_states
 
-        with self._replaced(record), suppress(_Stop):
+        with self._replaced(record), suppress(Stop):
             self._run(batch)
-        self._calls = self._calls or calls
+        if self._calls:
+            calls = [_shared(call, first) for call, first in zip(calls, self._calls[0], strict=True)]
+        self._calls.append(calls)
         return entered[0]
 
     @contextmanager
@@ -96,7 +99,7 @@ class Walk:
 
     def prefix(self, index: int) -> str:
         """The module path of a block."""
-        return f"{self.source.anatomy.family.blocks}.{index}"
+        return self.source.anatomy.path(index)
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
@@ -108,21 +111,33 @@ class Walk:
         finally:
             empty(block)
 
-    def advance(self, index: int, stream: Activations) -> None:
-        """Lead a stream through block ``index`` as it stands."""
-        for number, part in enumerate(stream):
-            stream[number] = self.batch_through(index, part)
+    @property
+    def twice(self) -> bool:
+        return self.original is not None
+
+    def output(self, index: int, number: int) -> torch.Tensor:
+        """What the block, as it stands, makes of batch ``number``."""
+        return self.batch_through(index, number, self.hidden[number])
+
+    def advance(self, index: int, number: int) -> torch.Tensor:
+        """As ``output``, which then is the hidden states of the batch."""
+        self.hidden[number] = output = self.output(index, number)
+        return output
+
+    def lead_original(self, index: int, number: int) -> None:
+        """Lead the original's stream through the block, which must still be the original's."""
+        self.original[number] = self.batch_through(index, number, self.original[number])
 
     @torch.no_grad()
-    def batch_through(self, index: int, part: torch.Tensor) -> torch.Tensor:
-        return self.through(index, part)
+    def batch_through(self, index: int, number: int, part: torch.Tensor) -> torch.Tensor:
+        return self.through(index, number, part)
 
-    def through(self, index: int, part: torch.Tensor) -> torch.Tensor:
-        """As ``batch_through``, with gradients where they are enabled."""
-        args, kwargs = self._calls[index]
+    def through(self, index: int, number: int, part: torch.Tensor) -> torch.Tensor:
+        """The block's output for states (batch, length, width) of batch ``number``, with gradients where they are
+        enabled."""
+        args, kwargs = self._calls[number][index]
         with running(self.model):
-            output = self.blocks[index](part, *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+            return first_output(self.blocks[index](part, *args, **kwargs))
 
     @torch.no_grad()
     def head_inputs(self, stream: Activations) -> Iterator[torch.Tensor]:
@@ -131,11 +146,11 @@ class Walk:
 
         def stop(module: nn.Module, args: tuple) -> None:
             seen.append(args[0])
-            raise _Stop
+            raise Stop
 
         for batch, part in zip(self.batches, stream, strict=True):
             hook = self.head.register_forward_pre_hook(stop)
-            with self._replaced(lambda hidden_states, *args, part=part, **kwargs: part), suppress(_Stop):
+            with self._replaced(lambda hidden_states, *args, part=part, **kwargs: part), suppress(Stop):
                 self._run(batch)
             hook.remove()
             yield seen.pop()
@@ -157,3 +172,25 @@ class Walk:
         finally:
             for head in untied:
                 empty(head)
+
+
+def split(inputs: torch.Tensor, batch: int) -> tuple[torch.Tensor, ...]:
+    """Batches of one size, of at most ``batch`` samples."""
+    return inputs.split(next(size for size in range(batch, 0, -1) if len(inputs) % size == 0))
+
+
+def first_output(output):
+    """The states, of a block that returns more."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _shared(value: Any, first: Any) -> Any:
+    """``value`` with the tensors of ``first`` where they are equal, also inside tuples and mappings."""
+    if isinstance(value, torch.Tensor) and isinstance(first, torch.Tensor):
+        same = value.shape == first.shape and value.dtype == first.dtype and torch.equal(value, first)
+        return first if same else value
+    if isinstance(value, tuple) and isinstance(first, tuple) and len(value) == len(first):
+        return tuple(map(_shared, value, first))
+    if isinstance(value, dict) and isinstance(first, dict):
+        return {name: _shared(each, first.get(name)) for name, each in value.items()}
+    return value

@@ -11,7 +11,8 @@ from functools import lru_cache
 import torch
 
 from jettison.encodings.grid import Grid
-from jettison.encodings.uniform import unpack
+from jettison.encodings.quantized import unpack
+from jettison.encodings.uniform import UniformGrid
 from jettison.kernels import gpu, native
 from jettison.kernels.tiles import SCALE_TYPES, SPARSE, Tiling, dense, pack_codes, pack_zero, spread, zero_points
 
@@ -27,12 +28,9 @@ def dequantize(
     packed: int32 (rows, ceil(columns·bits/32)). scale: (rows, groups). zero_point: int32
     (ceil(rows·bits/32), groups), packed along the rows, None when symmetric.
     """
-    steps = grid.grouped(unpack(packed, grid.bits, columns)).float()
-    if zero_point is None:
-        steps = steps - grid.middle
-    else:
-        steps = steps - zero_points(zero_point, grid, packed.shape[0]).unsqueeze(-1)
-    return (steps * scale.float().unsqueeze(-1)).reshape(packed.shape[0], columns)
+    codes = grid.grouped(unpack(packed, grid.bits, columns)).float()  # (rows, groups, width)
+    zero = grid.zero_code if zero_point is None else zero_points(zero_point, grid, packed.shape[0]).unsqueeze(-1)
+    return grid.decode(codes, scale.float().unsqueeze(-1), zero).reshape(packed.shape[0], columns)
 
 
 def quant_linear(
@@ -45,7 +43,8 @@ def quant_linear(
 ) -> torch.Tensor:
     """x Wᵀ + bias for a packed W: (..., columns) -> (..., rows), in the type of ``x``, with gradients. See
     ``dequantize`` for the weight."""
-    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+    trains = torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)
+    if trains or not isinstance(grid, UniformGrid):  # the kernels know uniform grids
         return dense_linear(x, dequantize(packed, scale, zero_point, grid, x.shape[-1]), bias)
     return torch.ops.jettison.quant_linear.default(x, packed, scale, zero_point, bias, grid.bits, grid.group_size)
 
@@ -95,7 +94,7 @@ _library.define(
 
 
 def _quant_linear(x, packed, scale, zero_point, bias, bits, group_size):
-    grid = Grid(bits, group_size, zero_point is None, str(scale.dtype).removeprefix("torch."))
+    grid = UniformGrid(bits, group_size, zero_point is None, str(scale.dtype).removeprefix("torch."))
     return dense_linear(x, dequantize(packed, scale, zero_point, grid, x.shape[-1]), bias)
 
 

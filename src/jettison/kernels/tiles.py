@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 
 from jettison.encodings.grid import WHOLE_ROW, Grid
-from jettison.encodings.uniform import pack, unpack
+from jettison.encodings.quantized import pack, unpack
+from jettison.encodings.uniform import UniformGrid
 
 LAYOUT = 1  # of tiles, in files that hold them: another number whenever the bytes are others
 TILE_ROWS, LANES = 32, 16
@@ -40,9 +41,11 @@ class Tiling:
 
     @classmethod
     def of(cls, grid: Grid, rows: int, columns: int, sparse: bool = False) -> "Tiling | None":
-        """None where the kernels do not serve: scales of another type, long groups without a divisor of use, groups so
-        short that filling them up to whole steps would cost more than a quarter, and two of four in other than 4 or 8
-        bits or with zero points."""
+        """None where the kernels do not serve: value tables, scales of another type, long groups without a divisor of
+        use, groups so short that filling them up to whole steps would cost more than a quarter, and two of four in
+        other than 4 or 8 bits or with zero points."""
+        if not isinstance(grid, UniformGrid):
+            return None
         group = columns if grid.group_size == WHOLE_ROW else grid.group_size
         if group <= LONGEST_SPAN:
             span = group
@@ -57,7 +60,7 @@ class Tiling:
         filled = -(-span // step) * step
         if grid.scale_dtype not in SCALE_TYPES or span < min(SHORTEST_SPAN, group) or filled > MOST_FILLED * span:
             return None
-        return cls(rows, columns, bits, span, grid.middle, grid.scale_dtype, sparse)
+        return cls(rows, columns, bits, span, grid.zero_code, grid.scale_dtype, sparse)
 
     @cached_property
     def groups(self) -> int:
@@ -102,7 +105,7 @@ def two_of_four(codes: torch.Tensor, grid: Grid) -> bool:
     """Whether at least two of each four neighbouring codes (rows, columns) stand for zero."""
     if not grid.symmetric or codes.shape[1] % 4:
         return False
-    return int((codes.unflatten(1, (-1, 4)) != grid.middle).sum(-1).max()) <= 2
+    return int((codes.unflatten(1, (-1, 4)) != grid.zero_code).sum(-1).max()) <= 2
 
 
 def spread(values: torch.Tensor, grid: Grid, tiling: Tiling) -> torch.Tensor:

@@ -37,7 +37,8 @@ def _search(groups: torch.Tensor, grid: Grid, importance: torch.Tensor | None) -
         tried_scale, tried_zero = grid.scale_zero(low * shrink, high * shrink)
         for signed_scale in (tried_scale, -tried_scale) if grid.symmetric else (tried_scale,):
             wide_scale, wide_zero = signed_scale.unsqueeze(-1), tried_zero.unsqueeze(-1)
-            error = (grid.encode(groups, wide_scale, wide_zero) - wide_zero).mul_(wide_scale).sub_(groups).square_()
+            codes = grid.encode(groups, wide_scale, wide_zero)
+            error = grid.decode(codes, wide_scale, wide_zero).sub_(groups).square_()
             if importance is not None:
                 error = error.mul_(importance)
             error = error.sum(-1)

@@ -24,16 +24,17 @@ from jettison.core.progress import bar, logged, say
 from jettison.domains.text.data import Text, text_digest, token_windows
 from jettison.domains.text.synthesize import synthesize
 from jettison.encodings.grid import Grid
-from jettison.formats import check, compressed_tensors, writer
+from jettison.formats import check
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
+from jettison.formats.writer import Writer
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.folder import ModelFolder
 from jettison.graph.source_check import check_source
-from jettison.graph.walk import Walk
-from jettison.pipeline.jobs import Job, adjusted, assign, one_by_one, say_adjusted
+from jettison.graph.whole import open_walk
+from jettison.pipeline.jobs import Job, adjusted, assign, one_by_one, pick_format, say_adjusted
 from jettison.pipeline.recovery import written_shards
-from jettison.pipeline.units import compress_unit, replay, unties
+from jettison.pipeline.units import AnyWalk, compress_unit, replay, unties
 from jettison.recipe.recipe import Recipe, load_recipe, with_windows
 from jettison.statistics.allocation import allocate
 
@@ -50,6 +51,7 @@ def compress(
     seed: int = 0,
     spill: bool = False,
     runtime: str | None = None,
+    format: str | None = None,
     workers: int = 1,
     address: str | None = None,
 ) -> dict[str, Any]:
@@ -57,7 +59,8 @@ def compress(
 
     model: ``scribe``, a local folder, or a hub id. recipe: a preset's name, a YAML file, a mapping or a Recipe, with
     ``changes`` of the form ``verb.option=value``. spill: keep the activations of the calibration text in files of
-    ``out``, not in memory. runtime: refuse at once what it would not load. workers, address: of ``parallel.map``, which
+    ``out``, not in memory. runtime: refuse at once what it would not load. format: of the checkpoint; by default the
+    first of compressed-tensors and safetensors that can hold the result. workers, address: of ``parallel.map``, which
     prunes the linears of a block side by side. A run that was killed continues when it is called again.
 
     Shards that are missing or damaged then are made again.
@@ -77,6 +80,7 @@ def compress(
         read_manifest(source.folder)  # whose teacher is recorded at the end: a damaged one is met before work
     _ = source.skeleton  # what transformers cannot build is refused before any work
     jobs, out = assign(source, recipe, runtime), check_folder(out, JOURNAL)
+    writer = Writer(source, pick_format(source, jobs, runtime, format))
     if note := say_adjusted(jobs):
         say(f"note: {note}")
     if not (out / MANIFEST).exists():
@@ -84,10 +88,10 @@ def compress(
     with locked(out):
         alone = workers == 1 and address is None
         pool = one_by_one if alone else partial(parallel.map, workers=workers, address=address)
-        _compress(source, recipe, jobs, out, seed, out / SPILL if spill else None, pool)
-    for note in compressed_tensors.problems(source.anatomy, _packed_grids(jobs)):
+        _compress(writer, recipe, jobs, out, seed, out / SPILL if spill else None, pool)
+    for note in writer.format.problems(source.anatomy, _packed_grids(writer, jobs)):
         say(f"note: {note}")
-    options = {"recipe": asked, "set": changes, "seed": seed, "runtime": runtime}
+    options = {"recipe": asked, "set": changes, "seed": seed, "runtime": runtime, "format": format}
     command = command_line("compress", model, options, {"seed": 0})
     if "command" not in read_manifest(out):
         update_manifest(out, command=command)
@@ -95,8 +99,9 @@ def compress(
 
 
 def _compress(
-    source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, seed: int, spill: Path | None, pool: Callable
+    writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, seed: int, spill: Path | None, pool: Callable
 ) -> None:
+    source = writer.source
     adaptive = any(job.adaptive for job in jobs)
     needs = frozenset().union(*(job.needs for job in jobs))
     calibrated = bool(needs) or adaptive
@@ -118,10 +123,10 @@ def _compress(
     if adaptive:
         jobs = _allocated(source, jobs, tokens, recipe.calibration["text"], journal)
     if needs:
-        walk = Walk(source, tokens, twice="cross" in needs, spill=spill)
-    _run(source, jobs, out, journal, kept, walk, pool)
+        walk = open_walk(source, tokens, twice="cross" in needs, spill=spill)
+    _run(writer, jobs, out, journal, kept, walk, pool)
     shutil.rmtree(out / SPILL, ignore_errors=True)
-    _finish(source, recipe, jobs, out, journal, seed)
+    _finish(writer, recipe, jobs, out, journal, seed)
     journal.add(finished=True)
 
 
@@ -181,37 +186,38 @@ def _allocated(source: ModelFolder, jobs: list[Job], tokens: torch.Tensor, text:
 
 
 def _run(
-    source: ModelFolder,
+    writer: Writer,
     jobs: list[Job],
     out: Path,
     journal: Journal,
     kept: dict[int, dict[str, Any]],
-    walk: Walk | None,
+    walk: AnyWalk | None,
     pool: Callable = one_by_one,
 ) -> None:
-    blocks = source.anatomy.blocks
+    blocks = writer.source.anatomy.blocks
     with bar("compress", blocks + 1, len(kept)) as progress:
         for unit in range(blocks + 1):  # the last unit is what lies outside the blocks
             block = unit if unit < blocks else None
             if entry := kept.get(unit):
                 if walk and block is not None:
                     here = [job for job in jobs if job.linear.block == block]
-                    replay(source, here, block, walk, Checkpoint(out, [out / entry["file"]]))
+                    replay(writer, here, block, walk, Checkpoint(out, [out / entry["file"]]))
                 continue
-            entry = compress_unit(source, jobs, block, walk, out, pool)
+            entry = compress_unit(writer, jobs, block, walk, out, pool)
             journal.add(unit=unit, **entry)
             error = entry["error"]
             progress.advance(note="" if error is None else f"error of block {error:.4f}")
 
 
-def _packed_grids(jobs: list[Job]) -> dict[str, Grid]:
-    return {job.linear.name: job.grid for job in jobs if job.grid and compressed_tensors.storable(job.linear)}
+def _packed_grids(writer: Writer, jobs: list[Job]) -> dict[str, Grid]:
+    return {job.linear.name: job.grid for job in jobs if job.grid and writer.format.packs(job.linear)}
 
 
-def _finish(source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, journal: Journal, seed: int) -> None:
+def _finish(writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, journal: Journal, seed: int) -> None:
+    source = writer.source
     entries = [journal.last(unit=unit) for unit in range(source.anatomy.blocks + 1)]
-    grids = _packed_grids(jobs)
-    writer.finish(source, out, [entry["file"] for entry in entries], grids, unties(source, jobs))
+    grids = _packed_grids(writer, jobs)
+    writer.finish(out, [entry["file"] for entry in entries], grids, unties(source, jobs))
     unseen = [name for entry in entries for name, record in entry["linears"].items() if record.get("tokens") == 0]
     if unseen:
         say(f"note: no calibration token reached {len(unseen)} expert matrices, such as {unseen[0]}: calibrate on more")
@@ -222,9 +228,10 @@ def _finish(source: ModelFolder, recipe: Recipe, jobs: list[Job], out: Path, jou
         license=source.license,
         recipe=recipe.to_dict(),
         seed=seed,
-        versions={name: version(name) for name in ("torch", "transformers", "compressed-tensors", "safetensors")},
+        versions={name: version(name) for name in ("torch", "transformers", *writer.format.LIBRARIES)},
+        format=writer.name,
         hashes={entry["file"]: entry["sha256"] for entry in entries},
-        not_in_transformers=compressed_tensors.problems(source.anatomy, grids),
+        not_in_transformers=writer.format.problems(source.anatomy, grids),
         stored_dense=[job.linear.name for job in jobs if job.grid and job.linear.name not in grids],
         uncalibrated=unseen,
         check=_check(source, jobs, out, entries),

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from jettison.core.errors import JettisonError, UsageError
+from jettison.core.errors import JettisonError, UsageError, unknown
 from jettison.encodings.grid import WHOLE_ROW, Grid
 from jettison.encodings.pattern import Pattern
-from jettison.encodings.uniform import AT_ONCE, QuantizedWeight
+from jettison.encodings.quantized import AT_ONCE, QuantizedWeight
 from jettison.formats import check
+from jettison.formats.format import choose_format, find_format
 from jettison.formats.runtimes import Runtime, find_runtime, fitted_grids, illegal
 from jettison.formats.writer import Stored
 from jettison.graph.anatomy import Linear
@@ -103,6 +104,19 @@ def assign(source: ModelFolder, recipe: Recipe, runtime: str | None = None) -> l
     return [jobs[linear] for linear in source.anatomy if linear in jobs]
 
 
+def pick_format(source: ModelFolder, jobs: Iterable[Job], runtime: str | None = None, name: str | None = None) -> str:
+    """The name of the format to write: the first that can hold what the jobs make and that the runtime loads, or
+    ``name``. Raises UsageError if that one cannot."""
+    grids = {job.linear.name: job.grid for job in jobs if job.grid}
+    loaded = [each.name for each in find_runtime(runtime).formats if each.written] if runtime else []
+    chosen = name or choose_format(source.anatomy, grids, loaded)
+    if reasons := find_format(chosen).refuses(source.anatomy, grids):
+        raise UsageError("; ".join(reasons))
+    if runtime and chosen not in loaded:
+        raise unknown("format", chosen, loaded, f" for runtime {runtime}")
+    return chosen
+
+
 def adjusted(jobs: Iterable[Job]) -> list[Job]:
     """Those that got another group size than their step wished for."""
     return [job for job in jobs if job.grid and job.grid.group_size != job.step.grid.group_size]
@@ -161,7 +175,9 @@ def _check_together(source: ModelFolder, job: Job) -> None:
 
 def _check_runtime(runtime: Runtime, source: ModelFolder, jobs: Mapping[Linear, Job]) -> None:
     grids = {linear.name: job.grid for linear, job in jobs.items() if job.grid}
-    reasons = illegal(runtime, source.anatomy, grids)
+    written = [format.name for format in runtime.formats if format.written]
+    format = choose_format(source.anatomy, grids, written) if written else None
+    reasons = illegal(runtime, source.anatomy, grids, format)
     if runtime.no_writer or reasons:
         raise UsageError("; ".join([runtime.no_writer or f"{runtime.title} would not load this", *reasons]))
 

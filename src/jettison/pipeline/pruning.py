@@ -8,7 +8,7 @@ import torch
 from jettison.core.errors import JettisonError
 from jettison.encodings.grid import Grid
 from jettison.encodings.pattern import Pattern
-from jettison.encodings.uniform import QuantizedWeight
+from jettison.encodings.quantized import QuantizedWeight
 from jettison.graph.dense import compute_device
 from jettison.recipe import registry
 from jettison.statistics.stats import Stats

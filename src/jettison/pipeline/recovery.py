@@ -21,8 +21,8 @@ from jettison.core.tensors import write_tensors
 from jettison.domains.text.data import text_digest, token_windows
 from jettison.domains.text.synthesize import synthesize
 from jettison.encodings.grid import Grid
-from jettison.formats import compressed_tensors
 from jettison.formats.manifest import read_manifest, update_manifest
+from jettison.formats.packed import load_packed, read_grids
 from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.formats.peft import write_adapter
 from jettison.graph.anatomy import Linear
@@ -79,7 +79,7 @@ def _recover(
     original = _open_teacher(folder, manifest, teacher)
     original.check_window(options["length"], "recover.length")
     work, source = folder / WORK, ModelFolder(folder)
-    grids = compressed_tensors.read_grids(source)
+    grids = read_grids(source)
     linears = [linear for linear in source.anatomy if step.where.matches(linear.roles, linear.block)]
     linears = [linear for linear in linears if "embed" not in linear.roles]
     quantized = [linear for linear in source.anatomy if linear.name in grids and "embed" not in linear.roles]
@@ -107,7 +107,7 @@ def _recover(
     fast = training_dtype()
     require_memory(original.anatomy.parameters * (fast.itemsize + 4), f"recovering {original.name}")
     pupil = Pupil(
-        student=compressed_tensors.load_packed(source, torch.float32),
+        student=load_packed(source, torch.float32),
         teacher=load_dense(original, fast),
         linears=linears,
         quantized=quantized,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jettison.core.files import size_of
-from jettison.formats import compressed_tensors
+from jettison.formats.packed import read_grids
 from jettison.formats.peft import adapter_bytes
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
@@ -34,7 +34,7 @@ def measure_size(folder: str | Path) -> dict[str, Any]:
     if adapter:
         size["adapter_bits_per_weight"] = round(8 * adapter / _adapted_weights(source, linears), 4)
     if source.quantization:
-        size["quantized_linears"] = len(compressed_tensors.read_grids(source))
+        size["quantized_linears"] = len(read_grids(source))
     return size
 
 

@@ -8,91 +8,105 @@ import torch
 
 from jettison.core.files import file_digest
 from jettison.core.tensors import write_tensors
-from jettison.formats import check, writer
-from jettison.formats.writer import Stored
+from jettison.formats import check
+from jettison.formats.writer import Stored, Writer
 from jettison.graph.activations import Activations
 from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.folder import ModelFolder
 from jettison.graph.walk import Walk
+from jettison.graph.whole import WholeWalk
 from jettison.pipeline.jobs import Job, apply_methods, one_by_one
 from jettison.statistics.stats import Stats, watch
 
 JOURNAL, SPILL = "journal.jsonl", "activations"
 
 
+AnyWalk = Walk | WholeWalk
+
+
 def compress_unit(
-    source: ModelFolder, jobs: list[Job], block: int | None, walk: Walk | None, out: Path, pool: Callable = one_by_one
+    writer: Writer, jobs: list[Job], block: int | None, walk: AnyWalk | None, out: Path, pool: Callable = one_by_one
 ) -> dict[str, Any]:
     """Do a block, or with None what lies outside the blocks: prune and quantize it, write its shard, check that.
     Returns the shard's ``file`` and ``sha256``, the ``error`` of the block's output, and a record for each of
     ``linears``. pool: ``parallel.map`` with its workers."""
-    blocks = source.anatomy.blocks
+    source, blocks = writer.source, writer.source.anatomy.blocks
     here = [job for job in jobs if job.linear.block == block]
-    weights, records, error = _compress_block(source, here, block, walk, pool)
+    weights, records, error = _compress_block(writer, here, block, walk, pool)
     file = out / f"model-{(blocks if block is None else block) + 1:05d}-of-{blocks + 1:05d}.safetensors"
-    write_tensors(file, writer.shard_tensors(source, block, weights, unties(source, jobs)))
-    check.check_shard(source, file, weights)
+    write_tensors(file, writer.shard_tensors(block, weights, unties(source, jobs)))
+    check.check_shard(writer, file, weights)
     source.checkpoint.release()
     return {"file": file.name, "sha256": file_digest(file), "error": error, "linears": records}
 
 
 def _compress_block(
-    source: ModelFolder, jobs: list[Job], block: int | None, walk: Walk | None, pool: Callable
+    writer: Writer, jobs: list[Job], block: int | None, walk: AnyWalk | None, pool: Callable
 ) -> tuple[dict[Linear, Stored], dict[str, dict], float | None]:
     """New weights, a record per linear, and with a walk the relative squared error of the block's output."""
+    source = writer.source
     if walk is None or block is None:
-        stats = {}
-        if walk and any("head" in job.linear.roles for job in jobs):
-            stats[source.anatomy.head.inputs] = _head_stats(walk, source.anatomy.head)
+        stats = _outside_stats(walk, [job.linear for job in jobs]) if walk else {}
         return *apply_methods(source, jobs, stats, pool), None
+    off = size = 0.0
     with walk.block(block) as module:
         dense = any("dense" in job.needs for job in jobs)
         stats, wanted = _measure(walk, module, block, [job.linear for job in jobs], dense)
         weights, records = apply_methods(source, jobs, stats, pool)
         for linear, weight in weights.items():
-            _install(module, walk.prefix(block), linear, writer.as_stored(source, linear, weight))
-        walk.advance(block, walk.hidden)
-    off = size = 0.0
-    for found, meant in zip(walk.hidden, wanted, strict=True):
-        off += float((found - meant).square().sum())
-        size += float(meant.square().sum())
+            _install(module, walk.prefix(block), linear, writer.as_stored(linear, weight))
+        for number, meant in enumerate(wanted):
+            off += float((walk.advance(block, number) - meant).square().sum())
+            size += float(meant.square().sum())
     return weights, records, off / max(size, 1e-30)  # the states may all be zero
 
 
 def _measure(
-    walk: Walk, module: torch.nn.Module, block: int, linears: list[Linear], dense: bool
+    walk: AnyWalk, module: torch.nn.Module, block: int, linears: list[Linear], dense: bool
 ) -> tuple[dict[str, Stats], Activations]:
     """The statistics of the linears of a block that is still the original, and its outputs for compressed inputs. The
     original's stream, if the walk has one, is led through."""
     outputs = walk.new_stream("outputs")
     with watch(module, walk.prefix(block), linears, dense) as watching:
-        for number, hidden in enumerate(walk.hidden):
-            if walk.original is not None:
+        for number in range(len(walk.batches)):
+            if walk.twice:
                 watching.original = True
-                walk.original[number] = walk.batch_through(block, walk.original[number])
+                walk.lead_original(block, number)
                 watching.original = False
-            outputs.append(walk.batch_through(block, hidden))
+            outputs.append(walk.output(block, number))
     return watching.stats, outputs
 
 
+def _outside_stats(walk: AnyWalk, linears: list[Linear]) -> dict[str, Stats]:
+    """Of what lies outside the blocks, and is given the outputs of compressed blocks."""
+    if isinstance(walk, WholeWalk):
+        with watch(walk.model, "", linears) as watching:
+            walk.run()
+        return watching.stats
+    head = next((linear for linear in linears if "head" in linear.roles), None)
+    return {head.inputs: _head_stats(walk, head)} if head else {}
+
+
 def _head_stats(walk: Walk, head: Linear) -> Stats:
-    stats = Stats.empty(head.columns, dense=walk.original is not None)
-    originals = walk.head_inputs(walk.original) if walk.original is not None else [None] * len(walk.hidden)
+    stats = Stats.empty(head.columns, dense=walk.twice)
+    originals = walk.head_inputs(walk.original) if walk.twice else [None] * len(walk.hidden)
     for inputs, original in zip(walk.head_inputs(walk.hidden), originals, strict=True):
         stats.add(inputs, original)
     return stats
 
 
-def replay(source: ModelFolder, jobs: list[Job], block: int, walk: Walk, shard: Checkpoint) -> None:
+def replay(writer: Writer, jobs: list[Job], block: int, walk: AnyWalk, shard: Checkpoint) -> None:
     """Lead the hidden states through a block that an earlier run has finished."""
     with walk.block(block) as module:
-        if walk.original is not None:
-            walk.advance(block, walk.original)
+        if walk.twice:
+            for number in range(len(walk.batches)):
+                walk.lead_original(block, number)
         for job in jobs:
-            dense = writer.read_back(source, shard, job.linear, job.grid)
+            dense = writer.read_back(shard, job.linear, job.grid)
             _install(module, walk.prefix(block), job.linear, dense)
-        walk.advance(block, walk.hidden)
+        for number in range(len(walk.batches)):
+            walk.advance(block, number)
 
 
 def _install(module: torch.nn.Module, prefix: str, linear: Linear, dense: torch.Tensor) -> None:

@@ -16,15 +16,15 @@ from jettison.core.documents import read_json
 from jettison.core.errors import JettisonError, UsageError, guarded
 from jettison.core.files import file_digest, inside
 from jettison.core.progress import bar
+from jettison.encodings.quantized import empty_parts
 from jettison.formats import check
-from jettison.formats.compressed_tensors import read_grids
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest
+from jettison.formats.packed import read_grids
 from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.graph.checkpoint import INDEX, Checkpoint
 from jettison.graph.dense import require_memory
 from jettison.graph.folder import ModelFolder
-from jettison.graph.modules import empty_parts
 from jettison.runtime.load import load
 
 JOURNAL = "journal.jsonl"

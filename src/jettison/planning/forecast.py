@@ -10,7 +10,7 @@ import torch
 
 from jettison.core.progress import bar, silent
 from jettison.devices.device import find_device
-from jettison.encodings.uniform import AT_ONCE
+from jettison.encodings.quantized import AT_ONCE
 from jettison.formats.manifest import read_manifest
 from jettison.graph.dense import training_dtype
 from jettison.graph.folder import ModelFolder

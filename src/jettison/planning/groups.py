@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from jettison.encodings.grid import WHOLE_ROW, Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.formats.runtimes import Runtime, fitted
 from jettison.graph.anatomy import Anatomy, Family, Linear
 
@@ -70,7 +71,7 @@ class Choice:
 
     @property
     def grid(self) -> Grid | None:
-        return None if self.bits == 16 else Grid(self.bits, self.group_size, self.symmetric)
+        return None if self.bits == 16 else UniformGrid(self.bits, self.group_size, self.symmetric)
 
 
 def find_units(anatomy: Anatomy) -> list[Unit]:
@@ -120,7 +121,9 @@ def choices(
     loads; of widths that it loads in none of these sizes, those it does load.
     """
     bits, sizes = list(bits), list(group_sizes)
-    grids = {fitted(Grid(width, size), unit.linears, runtime): None for width in bits if width != 16 for size in sizes}
+    grids = {
+        fitted(UniformGrid(width, size), unit.linears, runtime): None for width in bits if width != 16 for size in sizes
+    }
     found = [Choice(grid.bits, grid.group_size) for grid in grids]
     if unit.role == "embed":
         found = []

@@ -15,6 +15,7 @@ from jettison.core.numbers import check_number
 from jettison.core.progress import say
 from jettison.encodings.grid import Grid
 from jettison.encodings.pattern import Allocation, Pattern
+from jettison.encodings.uniform import UniformGrid
 from jettison.recipe import registry
 from jettison.recipe.where import Where, parse_where
 
@@ -240,7 +241,7 @@ def _parse_grid(options: dict[str, Any]) -> Grid:
         kind = bool if name == "symmetric" else int
         if type(value) is not kind:
             raise UsageError(f"quantize option {name} = {shown(value)}: {kind.__name__} is needed")
-    return Grid(**options)
+    return UniformGrid(**options)
 
 
 def _parse_change(change: str) -> tuple[str, str, Any]:

@@ -7,7 +7,7 @@ import yaml
 
 from jettison.core.bytesize import format_bytes, parse_bytes
 from jettison.core.numbers import format_rate
-from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.reports.commands import commands
 from jettison.reports.run import Run
 
@@ -171,7 +171,7 @@ def _step(entry: Mapping[str, Any]) -> dict[str, str]:
     what = []
     if "bits" in options:
         shape = {name: options[name] for name in ("bits", "group_size", "symmetric") if name in options}
-        what.append(str(Grid(**shape)))
+        what.append(str(UniformGrid(**shape)))
     if "train" in options:
         what.append(f"trains {' and '.join(options['train'])}")
     what += [f"{name} {options[name]}" for name in ("rank", "samples", "length", "lr") if name in options]

@@ -12,7 +12,7 @@ from jettison.core.errors import UsageError, guarded, unknown
 from jettison.core.limits import cpu_limit
 from jettison.core.progress import say
 from jettison.domains.text.data import encode
-from jettison.formats.compressed_tensors import load_packed
+from jettison.formats.packed import load_packed
 from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.formats.peft import attach_adapter
 from jettison.formats.tiled import load_tiled
@@ -55,7 +55,7 @@ class Loaded:
         """On the device where it will run; packed linears for the kernels, unless ``exact``."""
         model = model.to(compute_device()).eval()
         if not exact:
-            tile_linears(model)
+            tile_linears(model, stored_dtype(source))
         return cls(source, model, exact)
 
     @property
@@ -76,9 +76,10 @@ class Loaded:
             return None
 
     @torch.no_grad()
-    def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """(batch, length) token ids -> (batch, length, vocabulary)."""
-        return run_model(self.model, ids.to(self.model.device), use_cache=False).logits
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(batch, length) token ids -> (batch, length, vocabulary); (batch, channels, height, width) pixels of an image
+        classifier -> (batch, classes)."""
+        return run_model(self.model, inputs.to(self.model.device)).logits
 
     def generate(self, prompt: Prompt | list[str], **options) -> Generation | list[Generation]:
         """Go on from ``prompt``; returns what was added. Options are those of ``stream``.
@@ -234,7 +235,7 @@ def load(
     dtype = dtype or stored_dtype(source)
     if not source.quantization:
         model = load_dense(source, dtype)
-    elif cache and not exact and compute_device().type == "cpu" and native.library() is not None:
+    elif cache and not exact and source.tileable and compute_device().type == "cpu" and native.library() is not None:
         model = load_tiled(source, dtype)
     else:
         model = load_packed(source, dtype)

@@ -10,7 +10,8 @@ from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import digest
 from jettison.core.progress import bar, say
 from jettison.encodings.grid import WHOLE_ROW, Grid
-from jettison.encodings.uniform import QuantizedWeight
+from jettison.encodings.quantized import QuantizedWeight
+from jettison.encodings.uniform import UniformGrid
 from jettison.formats.tiled import read_linears, write_tiled
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
@@ -64,7 +65,7 @@ def _more(model: nn.Module, linear: Linear, view: View) -> bool:
 
 
 def view_grid(linear: Linear, view: View) -> Grid:
-    return Grid(view.bits, view.group_size if linear.columns % view.group_size == 0 else WHOLE_ROW)
+    return UniformGrid(view.bits, view.group_size if linear.columns % view.group_size == 0 else WHOLE_ROW)
 
 
 def rounded(weight: torch.Tensor, grid: Grid) -> QuantizedWeight:

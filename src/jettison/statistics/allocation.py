@@ -10,7 +10,7 @@ from jettison.encodings.pattern import Allocation, Pattern
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import dense_weight
-from jettison.graph.walk import Walk
+from jettison.graph.whole import open_walk
 from jettison.numerics.masks import column_norms
 from jettison.statistics.data import Data
 from jettison.statistics.sensitivity import sensitivity
@@ -44,13 +44,14 @@ def by_outliers(
 ) -> dict[Linear, float]:
     """OWL (arXiv:2310.05175, section 4): blocks keep more the more of |W| · ‖x‖ lies above five times their mean. From
     the block that keeps least to the one that keeps most is twice ``spread``."""
-    walk, shares = Walk(source, tokens), {}
+    walk, shares = open_walk(source, tokens), {}
     blocks = sorted({linear.block for linear in given})
     with bar("outliers", len(blocks)) as progress:
         for block in range(blocks[-1] + 1):
             here = [linear for linear in given if linear.block == block]
             with walk.block(block) as module, watch(module, walk.prefix(block), here) as watching:
-                walk.advance(block, walk.hidden)
+                for number in range(len(walk.batches)):
+                    walk.advance(block, number)
                 if here:
                     shares[block] = _outliers(module, walk.prefix(block), here, watching.stats)
                     progress.advance()

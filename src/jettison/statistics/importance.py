@@ -166,7 +166,8 @@ def _measure(source: ModelFolder, windows: torch.Tensor, journal: Journal, folde
                 states.append(part)
             entering.append(states)
             with walk.block(block):
-                walk.advance(block, walk.hidden)
+                for number in range(len(walk.batches)):
+                    walk.advance(block, number)
             progress.advance(note=f"forward {block}")
         known = lowest < blocks
         gradients = [stored[0][str(number)] for number in range(len(windows))] if known else _at_the_end(walk)
@@ -216,7 +217,7 @@ def _backward(
     for number, part in enumerate(entering):
         states = part.detach().requires_grad_()
         with torch.enable_grad():
-            output = walk.through(block, states)
+            output = walk.through(block, number, states)
             slopes = torch.autograd.grad(output, [states, *every], gradients[number], allow_unused=True)
         gradients[number] = slopes[0]
         squares = {id(w): g.float().square() for w, g in zip(every, slopes[1:], strict=True) if g is not None}
@@ -230,7 +231,7 @@ def _backward(
             less = part
             if half := name.partition(".")[2]:
                 with without(module, source.anatomy.family, [half]):
-                    less = walk.batch_through(block, part)
+                    less = walk.batch_through(block, number, part)
             cosine = nn.functional.cosine_similarity(less.float(), output.detach().float(), dim=-1)
             influence[name] += float(1 - cosine.mean()) / len(entering)
     found: dict[str, dict[str, Any]] = {names[0]: {"influence": influence[names[0]]}}

@@ -189,7 +189,7 @@ def _by_gradients(
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
     windows = windows.to(compute_device())
     with torch.enable_grad():
-        logits = run_model(model, windows, use_cache=False).logits.float()  # (samples, length, vocabulary)
+        logits = run_model(model, windows).logits.float()  # (samples, length, vocabulary)
         if not logits.isfinite().all():
             raise JettisonError(
                 f"{source.name}: not all logits on the calibration text are finite: its outputs overflow"
@@ -240,7 +240,7 @@ class Bench:
             self.reference = [self._logits(ids).log_softmax(-1) for ids in windows.split(BATCH)]
 
     def _logits(self, ids: torch.Tensor) -> torch.Tensor:
-        return run_model(self.model, ids.to(self.model.device), use_cache=False).logits.float()
+        return run_model(self.model, ids.to(self.model.device)).logits.float()
 
     def quantized(self, linear: Linear, grid: Tried) -> torch.Tensor:
         """(out, in) float32. Found once."""

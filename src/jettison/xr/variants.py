@@ -20,7 +20,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from jettison.core.errors import JettisonError, UsageError, unknown
 from jettison.domains.perception.xr.blocks import SIZES
 from jettison.domains.perception.xr.models import MULTIPLE, native_input, native_model
-from jettison.encodings.grid import WHOLE_ROW, Grid
+from jettison.encodings.grid import WHOLE_ROW
+from jettison.encodings.uniform import UniformGrid
 from jettison.graph.modules import PackedLinear, tile_linears
 from jettison.recipe.recipe import Step, load_recipe, preset_names
 from jettison.recipe.registry import find
@@ -198,7 +199,7 @@ def _quantize(module: nn.Module, frames: torch.Tensor, name: str, variant: Varia
     for path, layer in linears.items():
         size = step.grid.group_size
         fits = size == WHOLE_ROW or layer.in_features % size == 0
-        grid = step.grid if fits else Grid(step.grid.bits, WHOLE_ROW, step.grid.symmetric)
+        grid = step.grid if fits else UniformGrid(step.grid.bits, WHOLE_ROW, step.grid.symmetric)
         bias = None if layer.bias is None else layer.bias.detach()
         found = method.function(layer.weight.detach().float(), grid, stats.get(path), **step.options)
         parent, _, last = path.rpartition(".")

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from jettison.core.errors import UsageError
-from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.kernels.gpu.unpack import codes_from, codes_of, magic, numbers, scales, span_of, zero_points
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -54,7 +54,7 @@ def quant_linear(
     (ceil(rows·bits/32), groups), packed along the rows, None when symmetric. bias: (rows,) or None.
     """
     rows, columns = packed.shape[0], x.shape[-1]
-    groups = Grid(bits, group_size).groups(columns)
+    groups = UniformGrid(bits, group_size).groups(columns)
     if x.dtype not in TYPES:
         raise UsageError(f"x is of {x.dtype}; valid: {', '.join(str(dtype) for dtype in TYPES)}")
     words = lambda count: -(-count * bits // 32)

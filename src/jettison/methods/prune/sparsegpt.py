@@ -7,7 +7,7 @@ from pydantic import Field
 
 from jettison.encodings.grid import Grid
 from jettison.encodings.pattern import Pattern
-from jettison.encodings.uniform import QuantizedWeight
+from jettison.encodings.quantized import QuantizedWeight
 from jettison.numerics.columns import inverse_factor, never_active, spread_errors
 from jettison.numerics.masks import lowest, smallest
 from jettison.numerics.ranges import find_range
@@ -79,7 +79,7 @@ def sparsegpt(
             scale[:, group], zero[:, group] = find_range(likely(here, at), grid, clip, importance[at : at + width])
         code = grid.encode(rest[:, 0], scale[:, group], zero[:, group])
         codes[:, at] = torch.where(mask[:, at] | dead[at], zero[:, group], code)
-        return (codes[:, at] - zero[:, group]) * scale[:, group]
+        return grid.decode(codes[:, at], scale[:, group], zero[:, group])
 
     spread_errors(weight, factor, step, replace)
     return QuantizedWeight.of(codes, scale, zero, grid) if grid else weight

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 
 from jettison.encodings.grid import Grid
-from jettison.encodings.uniform import QuantizedWeight
+from jettison.encodings.quantized import QuantizedWeight
 from jettison.methods.quantize.gptq import gptq
 from jettison.numerics.low_rank import best_correction
 from jettison.recipe.registry import quantizer

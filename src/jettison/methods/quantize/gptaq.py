@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 
 from jettison.encodings.grid import Grid
-from jettison.encodings.uniform import QuantizedWeight
+from jettison.encodings.quantized import QuantizedWeight
 from jettison.methods.quantize.gptq import gptq
 from jettison.numerics.columns import dampings, never_active
 from jettison.recipe.registry import quantizer

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 
 from jettison.encodings.grid import Grid
-from jettison.encodings.uniform import QuantizedWeight
+from jettison.encodings.quantized import QuantizedWeight
 from jettison.numerics.columns import inverse_factor, spread_errors
 from jettison.numerics.ranges import find_range
 from jettison.recipe.registry import quantizer
@@ -69,7 +69,7 @@ def gptq(
             )
         code = grid.encode(rest[:, 0], scale[:, group], zero[:, group])
         codes[:, at] = torch.where(mask[:, at], zero[:, group], code)
-        return (codes[:, at] - zero[:, group]) * scale[:, group]
+        return grid.decode(codes[:, at], scale[:, group], zero[:, group])
 
     spread_errors(weight, factor, block_size or (128 if ranges_first else width), replace)
     return QuantizedWeight.of(codes[:, torch.argsort(order)], scale, zero, grid)

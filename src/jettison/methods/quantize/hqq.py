@@ -7,7 +7,7 @@ from pydantic import Field
 
 from jettison.core.errors import UsageError
 from jettison.encodings.grid import Grid
-from jettison.encodings.uniform import QuantizedWeight
+from jettison.encodings.quantized import QuantizedWeight
 from jettison.recipe.registry import quantizer
 
 LARGEST_INVERSE_SCALE = 2e4

@@ -3,7 +3,7 @@
 import torch
 
 from jettison.encodings.grid import Grid
-from jettison.encodings.uniform import QuantizedWeight
+from jettison.encodings.quantized import QuantizedWeight
 from jettison.numerics.ranges import find_range
 from jettison.recipe.registry import quantizer
 

@@ -18,8 +18,8 @@ from jettison.core.files import check_folder
 from jettison.core.numbers import check_number
 from jettison.core.progress import bar
 from jettison.domains.text.data import Text, encode, read_documents, token_windows
-from jettison.formats.compressed_tensors import UnpackedFolder
 from jettison.formats.draft_model import write_draft_model
+from jettison.formats.packed import UnpackedFolder
 from jettison.graph.folder import BUNDLED, ModelFolder
 from jettison.graph.halves import unit_names
 from jettison.graph.modules import QuantizedLinear

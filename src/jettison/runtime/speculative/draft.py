@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from jettison.core.errors import JettisonError, UsageError
 from jettison.core.kept import places, read_record, write_first, write_record
 from jettison.core.sealed import read_sealed, write_sealed
-from jettison.encodings.grid import Grid
+from jettison.encodings.uniform import UniformGrid
 from jettison.graph.folder import ModelFolder
 
 NAME, CORPUS = "draft.json", "draft.safetensors"
@@ -33,7 +33,7 @@ class View:
 
     def __post_init__(self):
         object.__setattr__(self, "roles", tuple(self.roles))
-        Grid(self.bits, self.group_size)
+        UniformGrid(self.bits, self.group_size)
         unknown = [role for role in self.roles if role not in ROLES]
         if unknown or not self.roles:
             raise UsageError(f"a view of the roles {list(self.roles)}: at least one of {', '.join(ROLES)}")

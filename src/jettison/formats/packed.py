@@ -1,0 +1,65 @@
+"""Folders with packed weights, in whatever format: their grids, and their models with the weights still packed."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from jettison.core.progress import waiting
+from jettison.encodings.grid import Grid
+from jettison.encodings.quantized import empty_parts
+from jettison.formats.format import format_of
+from jettison.graph.dense import with_defaults
+from jettison.graph.folder import ModelFolder
+from jettison.graph.modules import PackedConv2d, PackedLinear
+
+
+def read_grids(source: ModelFolder) -> dict[str, Grid]:
+    """Linear name -> grid of every linear that is packed. Raises JettisonError as the formats do."""
+    return format_of(source).read_grids(source) if source.quantization else {}
+
+
+def packed_module(
+    source: ModelFolder, name: str, grid: Grid, module: nn.Module, bias: torch.Tensor | None = None
+) -> PackedLinear | PackedConv2d:
+    """A quantized matrix of a folder, as it is stored. module: the linear or convolution in whose place it stands."""
+    rows, columns = source.read(f"{name}.weight_shape").tolist()
+    parts = {part: source.read(f"{name}.{part}") for part in empty_parts(rows, columns, grid)}
+    if isinstance(module, nn.Conv2d):
+        return PackedConv2d(grid, module, **parts, bias=bias)
+    return PackedLinear(grid, columns, **parts, bias=bias)
+
+
+@waiting("loading the model")
+def load_packed(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
+    """The model of a folder, its quantized linears as ``PackedLinear``, convolutions as ``PackedConv2d``, the rest in
+    ``dtype``."""
+    model, format = source.new_skeleton(), format_of(source)
+    for name, grid in read_grids(source).items():
+        module = model.get_submodule(name)
+        if isinstance(module, nn.Embedding):  # looked up row by row, not multiplied: kept dense
+            weight = format.read_weight(source.read, name, grid).dequantize(dtype)
+            module.weight = nn.Parameter(weight, requires_grad=False)
+            continue
+        bias = None if module.bias is None else source.read(f"{name}.bias").to(dtype)
+        model.set_submodule(name, packed_module(source, name, grid, module, bias))
+    source.fill(model, dtype=dtype)
+    return with_defaults(model, source, dtype)
+
+
+class UnpackedFolder(ModelFolder):
+    """A folder whose packed linears read as dense float32 weights: for what walks a model block by block."""
+
+    def __init__(self, name: str | Path):
+        super().__init__(name)
+        self._grids = read_grids(ModelFolder(name))
+
+    def locate(self, parameter: str) -> tuple[str, int | None, str]:
+        base = parameter.removesuffix(".weight")
+        return super().locate(f"{base}.weight_packed" if base in self._grids and base != parameter else parameter)
+
+    def read(self, parameter: str) -> torch.Tensor:
+        base = parameter.removesuffix(".weight")
+        if base in self._grids and base != parameter:
+            return format_of(self).read_weight(super().read, base, self._grids[base]).dequantize()
+        return super().read(parameter)

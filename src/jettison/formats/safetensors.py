@@ -1,0 +1,83 @@
+"""Plain safetensors: what no other format can hold, described matrix by matrix in config.json.
+
+``quantization_config`` is {"quant_method": "jettison", "matrices": {module: {"encoding": ..., ...}}}. It holds every
+grid and every layout: value tables, convolutions (as matrices of out by in x height x width). Only Jettison reads it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jettison.core.errors import JettisonError, UsageError, unknown
+from jettison.encodings.grid import Grid
+from jettison.encodings.table import ValueTable
+from jettison.encodings.uniform import UniformGrid
+from jettison.formats.parts import check_parts, read_weight, tensors
+from jettison.graph.anatomy import Anatomy, Linear
+from jettison.graph.folder import ModelFolder
+
+__all__ = ["detects", "packs", "problems", "read_grids", "read_weight", "refuses", "section", "tensors"]
+
+LIBRARIES = ("safetensors",)
+METHOD = "jettison"
+PACKED = ("linear", "embedding", "conv2d")
+ENCODINGS = {"uniform": UniformGrid, "table": ValueTable}
+
+
+def detects(quantization: Mapping[str, Any]) -> bool:
+    return quantization.get("quant_method") == METHOD
+
+
+def packs(linear: Linear) -> bool:
+    return linear.layout in PACKED
+
+
+def refuses(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
+    return []
+
+
+def section(anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
+    described = {linear.name: _describe(grids[linear.name]) for linear in anatomy if linear.name in grids}
+    return {"quant_method": METHOD, "matrices": described}
+
+
+def _describe(grid: Grid) -> dict[str, Any]:
+    encoding = next(name for name, kind in ENCODINGS.items() if type(grid) is kind)
+    own = {"symmetric": grid.symmetric, "bits": grid.bits} if encoding == "uniform" else {"values": grid.values}
+    return {"encoding": encoding} | own | {"group_size": grid.group_size, "scale_type": grid.scale_type}
+
+
+def read_grids(source: ModelFolder) -> dict[str, Grid]:
+    matrices = (source.quantization or {}).get("matrices", {})
+    invalid = f"{source.folder}: quantization_config is not valid"
+    if not isinstance(matrices, dict):
+        raise JettisonError(f"{invalid}: matrices is {type(matrices).__name__}; an object is needed")
+    linears = {linear.name: linear for linear in source.anatomy if packs(linear)}
+    grids = {}
+    for name, row in matrices.items():
+        if name not in linears:
+            raise JettisonError(f"{invalid}: the model has no matrix {name!r:.80}")
+        grids[name] = _read_grid(row, f"{invalid}: {name}")
+        check_parts(source, linears[name], grids[name])
+    return grids
+
+
+def _read_grid(row: Any, where: str) -> Grid:
+    if not isinstance(row, dict) or row.get("encoding") not in ENCODINGS:
+        raise JettisonError(f"{where}: {row!r:.80}; an object with encoding {' or '.join(ENCODINGS)} is needed")
+    kinds = {"bits": int, "group_size": int, "symmetric": bool, "values": str, "scale_type": str}
+    options = {name: value for name, value in row.items() if name != "encoding"}
+    try:
+        for name, value in options.items():
+            if name not in kinds:
+                raise unknown("field", name, kinds)
+            if type(value) is not kinds[name]:
+                raise UsageError(f"{name} = {value!r:.60}; {kinds[name].__name__} is needed")
+        return ENCODINGS[row["encoding"]](**options)
+    except (UsageError, TypeError) as error:
+        raise JettisonError(f"{where}: {error}") from None
+
+
+def problems(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
+    if not grids:
+        return []
+    return ["this checkpoint is in a format of Jettison's own, which transformers does not load; jettison.load does"]

@@ -21,12 +21,12 @@ import torch
 from benchmarks.witness import RESULTS, RUNS, cell, claim, compare, write_result
 from jettison.bench.operators import linear_shapes, measure_operators, random_tiles
 from jettison.domains.text.data import token_windows
+from jettison.domains.text.scores import compare as compare_models
 from jettison.encodings.uniform import UniformGrid
 from jettison.graph.folder import open_shape
 from jettison.kernels import native
 from jettison.kernels.tiles import Tiling, dense
 from jettison.pipeline.compression import compress
-from jettison.pipeline.evaluation import compare as compare_models
 from jettison.runtime.load import load
 
 NAME = "kernels"  # of the result; a script of this name would hide a package that transformers looks for
@@ -57,7 +57,7 @@ def quality() -> dict:
         compress("scribe", preset, RUNS / NAME / preset)
         for way in ("exact", "kernels"):
             model = load(RUNS / NAME / preset, exact=way == "exact")
-            measured = compare_models(model, original, windows, "books-evaluation")
+            measured = compare_models(model.logits, original.logits, windows, "books-evaluation")
             found[f"{preset} {way}"] = {"kl": measured["kl"], "log_perplexity": measured["log_perplexity"]}
     return found
 

@@ -12,8 +12,10 @@ import torch
 
 from benchmarks.witness import RUNS, cell, claim
 from jettison.domains.text.data import token_windows
+from jettison.domains.text.domain import WINDOW
+from jettison.domains.text.scores import BATCH, compare
 from jettison.pipeline.compression import compress
-from jettison.pipeline.evaluation import BATCH, TEXTS, TOKENS, WINDOW, compare
+from jettison.pipeline.evaluation import TEXTS, TOKENS
 from jettison.runtime.load import Loaded, load
 
 FOLDER = RUNS / "sds"
@@ -33,7 +35,9 @@ def _distance(prune: dict, folder) -> dict:
     compress("scribe", {"name": "prune", "steps": [{"prune": prune}]}, folder)
     original, pruned = load("scribe"), load(folder)
     shutil.rmtree(folder)
-    kl = lambda text: [compare(pruned, original, ids[None], text)["kl"] for ids in windows_of(original, text)]
+    kl = lambda text: [
+        compare(pruned.logits, original.logits, ids[None], text)["kl"] for ids in windows_of(original, text)
+    ]
     return {text: kl(text) for text in TEXTS}
 
 

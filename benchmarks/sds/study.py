@@ -29,9 +29,10 @@ from benchmarks.sds.tables import accuracy, claims, gain, tables
 from benchmarks.witness import RESULTS, RUNS, cell, compare, origin, write_result
 from jettison.core.progress import set_quiet
 from jettison.domains.text.data import token_windows
+from jettison.domains.text.domain import WINDOW
+from jettison.domains.text.scores import compare as measure_text
 from jettison.pipeline.compression import compress
-from jettison.pipeline.evaluation import TEXTS, TOKENS, WINDOW
-from jettison.pipeline.evaluation import compare as measure_text
+from jettison.pipeline.evaluation import TEXTS, TOKENS
 from jettison.pipeline.tasks import evaluate_tasks
 from jettison.runtime.load import load
 
@@ -48,7 +49,7 @@ def measure(model: str, prune: dict | None, folder: Path) -> dict:
     loaded, texts = load(model if prune is None else folder), {}
     for text in TEXTS:
         windows = token_windows(loaded.source, text, WINDOW, TOKENS // WINDOW)
-        texts[text] = measure_text(loaded, None, windows, text, keep=True)
+        texts[text] = measure_text(loaded.logits, None, windows, text, keep=True)
     tasks = evaluate_tasks(model if prune is None else folder, items=ITEMS)
     scores = {task: found["scores"] for task, found in tasks.items()}
     if prune is not None:
@@ -85,7 +86,7 @@ def check() -> None:
         compress("scribe", {"name": "prune", "steps": [{"prune": CELLS[key][1]}]}, folder)
         loaded = load(folder)
         windows = token_windows(loaded.source, TEXTS[0], WINDOW, TOKENS // WINDOW)
-        now = measure_text(loaded, None, windows, TEXTS[0])["log_perplexity"]
+        now = measure_text(loaded.logits, None, windows, TEXTS[0])["log_perplexity"]
         found[key] = (now, recorded[key]["texts"][TEXTS[0]]["log_perplexity"], 0.005)
     compare(found)
 

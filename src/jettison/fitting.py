@@ -17,7 +17,7 @@ from jettison.formats.manifest import command_line, read_manifest, update_manife
 from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import JOURNAL, compress
-from jettison.pipeline.evaluation import TEXTS, TOKENS, check_tokens, evaluate
+from jettison.pipeline.evaluation import TEXTS, TOKENS, evaluate
 from jettison.pipeline.generation import measure_generation, sample_prompts
 from jettison.pipeline.recovery import recover
 from jettison.pipeline.tasks import check_tasks, compare_tasks, evaluate_tasks

@@ -5,6 +5,7 @@ import torch
 
 from jettison.core.errors import UsageError
 from jettison.domains.text.data import Text, token_windows
+from jettison.domains.text.domain import training_windows
 from jettison.domains.text.synthesize import synthesize, write_batch
 from jettison.fitting import fit
 from jettison.graph.dense import load_dense
@@ -12,7 +13,7 @@ from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import compress
 from jettison.pipeline.evaluation import evaluate
 from jettison.pipeline.jobs import assign
-from jettison.pipeline.recovery import recover, training_windows
+from jettison.pipeline.recovery import recover
 from jettison.planning.forecast import forecast
 from jettison.recipe.recipe import load_recipe
 from jettison.runtime.load import load

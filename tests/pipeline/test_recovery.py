@@ -14,13 +14,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from jettison.core.errors import JettisonError, UsageError
+from jettison.domains.text.domain import training_windows
 from jettison.domains.text.synthesize import loops, synthesize
 from jettison.graph.folder import ModelFolder
 from jettison.kernels import ops
 from jettison.numerics.low_rank import best_correction
 from jettison.pipeline.compression import compress
 from jettison.pipeline.evaluation import evaluate
-from jettison.pipeline.recovery import recover, training_windows
+from jettison.pipeline.recovery import recover
 from jettison.pipeline.size import measure_size
 from jettison.runtime.load import load
 from jettison.training import losses as losses

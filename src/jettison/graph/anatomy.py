@@ -5,7 +5,7 @@ Nothing here imports torch, whose import takes seconds: plans are made of anatom
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -37,7 +37,6 @@ class Family:
     ends: tuple[str, ...] = ()
     sizes: dict[str, Any] | None = None
     domain: str = "text"
-    outside: dict[str, str] = field(default_factory=dict)
 
     @property
     def chain(self) -> bool:
@@ -51,10 +50,6 @@ class Family:
             last = path.rpartition(".")[2]
             return next(((role,) for role, names in USUAL_NAMES.items() if last in names), ("linear",))
         return self.linears.get(re.sub(r"\.\d+\.", ".*.", path))
-
-    def outside_roles(self, name: str) -> tuple[str, ...]:
-        """The roles of the matrix ``name`` outside the blocks; a convolution for one that the row does not list."""
-        return (self.outside.get(re.sub(r"\.\d+\.", ".*.", name), "conv"),)
 
     @property
     def block_pattern(self) -> re.Pattern[str]:
@@ -145,7 +140,6 @@ def families() -> dict[str, Family]:
             ends=tuple(row.get("ends", ())),
             sizes=row.get("sizes"),
             domain=row.get("domain", "text"),
-            outside=row.get("outside", {}),
         )
         for name, row in rows.items()
     }

@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+)
 
 from jettison.core.errors import UsageError, guarded
 from jettison.graph.anatomy import families
@@ -48,6 +53,13 @@ def read_config(raw_config: Mapping[str, Any], path: Path | None, where: str) ->
     return config
 
 
+def kind_of(config: PretrainedConfig) -> str:
+    """The domain of a config: ``vision`` of an image classifier, else ``text``."""
+    named = any(str(name).endswith("ForImageClassification") for name in config.architectures or ())
+    images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    return "vision" if images and (named or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING) else "text"
+
+
 def _check_largest(values: Mapping[str, Any], where: str) -> None:
     """Looks at the file as it is: some config classes make a list of as many entries as there are layers."""
     for name, value in values.items():
@@ -66,8 +78,9 @@ def _check(config: PretrainedConfig, raw_config: Mapping[str, Any], where: str) 
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         _check_present(config, text, raw_config, where)
     family = families().get(config.model_type)
-    fields = (*NEEDED, *POSITIVE, *(OF_EXPERTS if family and family.experts else ()))
-    _check_numbers(value_of, fields, text.attribute_map, where)
+    if kind_of(config) == "text":  # in image classifiers some of these are one per stage
+        fields = (*NEEDED, *POSITIVE, *(OF_EXPERTS if family and family.experts else ()))
+        _check_numbers(value_of, fields, text.attribute_map, where)
     if config.dtype is not None and not isinstance(config.dtype, torch.dtype):
         raise UsageError(f"{where}: dtype = {config.dtype!r:.60}; a type of torch such as bfloat16 is needed")
     for field in WHOLE:

@@ -20,7 +20,7 @@ def compute_device() -> torch.device:
 
 @waiting("loading the model")
 def load_dense(source: ModelFolder, dtype: torch.dtype | None = None) -> nn.Module:
-    """The causal language model of a folder, all weights in ``dtype`` (default: the type it is stored in).
+    """The model of a folder, all weights in ``dtype`` (default: the type it is stored in).
 
     Raises JettisonError if the model is larger than the memory that is free.
     """
@@ -35,6 +35,8 @@ def with_defaults(model: nn.Module, source: ModelFolder, dtype: torch.dtype) -> 
     """Tell a filled skeleton its type and the folder's own settings for generation."""
     model.config.dtype = dtype
     file = source.folder / "generation_config.json"
+    if not model.can_generate():
+        return model
     if file.exists():
         values = read_json(file)
         with guarded(f"{file} cannot be used"):

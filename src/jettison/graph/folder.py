@@ -159,7 +159,18 @@ class ModelFolder(ModelShape):
                 and (name := replacement + parameter.removeprefix(prefix)) in self.checkpoint
             ):
                 return name
-        return None
+        return self._renamed.get(parameter)
+
+    @cached_property
+    def _renamed(self) -> dict[str, str]:
+        """Parameter -> the checkpoint's tensor, where the class has other names now than when the checkpoint was
+        written (``vit.encoder.layer.0.attention.attention.query`` is ``vit.layers.0.attention.q_proj``). transformers
+        knows them; what it also splits or joins is left out."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, apply_renamings
+
+        renamings = [each for each in get_model_conversion_mapping(self.skeleton) if isinstance(each, WeightRenaming)]
+        return {apply_renamings(tensor, renamings): tensor for tensor in self.checkpoint}
 
     @cached_property
     def _prefixes(self) -> list[tuple[str, str]]:
@@ -254,7 +265,8 @@ class ModelFolder(ModelShape):
         return as_matrix(weight, layout)
 
     def fill(self, module: "torch.nn.Module", prefix: str = "", dtype: "torch.dtype | None" = None, skip=()) -> None:
-        """Give every parameter of ``module`` that is on meta its value; those of the modules in ``skip`` stay there.
+        """Give every parameter and stored buffer of ``module`` that is on meta its value; parameters of the modules in
+        ``skip`` stay there.
 
         Parameters ask for gradients, as transformers leaves them: for frozen weights and a strided input, PyTorch's
         linear copies the weight once per row of the batch.
@@ -275,6 +287,11 @@ class ModelFolder(ModelShape):
                     self._check_tensor(full, value, wanted=parameter.shape)
                     seen[key] = Parameter(value.to(dtype) if dtype else value)
                 owner._parameters[name] = seen[key]
+            for name in owner._buffers.keys() - owner._non_persistent_buffers_set:
+                if (buffer := owner._buffers[name]) is not None and buffer.device.type == "meta":
+                    full = ".".join(part for part in (prefix, path, name) if part)
+                    value = self.read(full)
+                    owner._buffers[name] = value.to(dtype) if dtype and value.is_floating_point() else value
 
 
 def empty(module: "torch.nn.Module") -> None:

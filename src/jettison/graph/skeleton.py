@@ -7,18 +7,14 @@ from contextlib import AbstractContextManager, contextmanager
 import psutil
 import torch
 from torch import nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    AutoModelForCausalLM,
-    PretrainedConfig,
-)
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForCausalLM, PretrainedConfig
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from jettison.core.errors import UsageError, guarded
 from jettison.core.numbers import figures
 from jettison.graph.anatomy import Anatomy, Family, Linear, families, make_embedding, make_linear
+from jettison.graph.config import kind_of
 
 KINDS = {"text": "causal language model", "vision": "image classifier"}
 MATRICES = (nn.Linear, Conv1D, nn.Conv2d)
@@ -46,13 +42,6 @@ def build_skeleton(config: PretrainedConfig) -> tuple[nn.Module, Family]:
         with collector_at_rest():
             separate_experts(model, family)  # last: to initialize thousands of linears on meta takes seconds
     return model.eval(), family
-
-
-def kind_of(config: PretrainedConfig) -> str:
-    """The domain of a config: ``vision`` of an image classifier, else ``text``."""
-    named = any(str(name).endswith("ForImageClassification") for name in config.architectures or ())
-    images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-    return "vision" if images and (named or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING) else "text"
 
 
 def _class_of(config: PretrainedConfig, mapping) -> type:
@@ -217,14 +206,18 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
     linears = []
     for index, prefix in enumerate(paths):
         for path, module in modules[prefix].named_modules():
-            if isinstance(module, MATRICES) and (roles := family.roles(path)):
+            roles = family.roles(path) if isinstance(module, MATRICES) else None
+            if roles and roles == ("linear",) and isinstance(module, nn.Conv2d):  # no row lists it
+                roles = (_usual_role(module, model.config),)
+            if roles:
                 linears.append(_linear(f"{prefix}.{path}", module, roles, index, family))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if not family.chain:
         inside = tuple(f"{path}." for path in paths)
         outside = {name: each for name, each in modules.items() if isinstance(each, MATRICES)}
         outside = {name: each for name, each in outside.items() if not name.startswith(inside)}
-        linears += [_linear(name, each, family.outside_roles(name), None, family) for name, each in outside.items()]
+        for name, module in outside.items():
+            linears.append(_linear(name, module, (_usual_role(module, model.config),), None, family))
         return Anatomy(family, len(paths), tuple(linears), parameters, tied=False, paths=paths)
     head, embed = model.get_output_embeddings(), model.get_input_embeddings()
     names = {id(module): name for name, module in modules.items()}
@@ -238,6 +231,15 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
     if tied and head is not None:
         parameters -= 0 if head.weight is embed.weight else head.weight.numel()
     return Anatomy(family, len(paths), tuple(linears), parameters, tied)
+
+
+def _usual_role(module: nn.Module, config: PretrainedConfig) -> str:
+    """Of a matrix of an image classifier that no row lists."""
+    if not isinstance(module, nn.Conv2d):
+        return "head"
+    if module.in_channels == getattr(config, "num_channels", 3):
+        return "stem"
+    return "depthwise" if module.groups == module.in_channels else "conv"
 
 
 def _linear(name: str, module: nn.Module, roles: tuple[str, ...], block: int | None, family: Family) -> Linear:

@@ -21,8 +21,8 @@ from jettison.core.journal import Journal
 from jettison.core.locks import locked
 from jettison.core.numbers import check_seed
 from jettison.core.progress import bar, logged, say
-from jettison.domains.text.data import Text, text_digest, token_windows
-from jettison.domains.text.synthesize import synthesize
+from jettison.domains.domain import find_domain
+from jettison.domains.text.data import Text
 from jettison.encodings.grid import Grid
 from jettison.formats import check
 from jettison.formats.manifest import NAME as MANIFEST
@@ -35,7 +35,7 @@ from jettison.graph.whole import open_walk
 from jettison.pipeline.jobs import Job, adjusted, assign, one_by_one, pick_format, say_adjusted
 from jettison.pipeline.recovery import written_shards
 from jettison.pipeline.units import AnyWalk, compress_unit, replay, unties
-from jettison.recipe.recipe import Recipe, load_recipe, with_windows
+from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_windows
 from jettison.statistics.allocation import allocate
 
 JOURNAL, SPILL = "journal.jsonl", "activations"
@@ -52,6 +52,7 @@ def compress(
     spill: bool = False,
     runtime: str | None = None,
     format: str | None = None,
+    images: str | Path | None = None,
     workers: int = 1,
     address: str | None = None,
 ) -> dict[str, Any]:
@@ -60,7 +61,8 @@ def compress(
     model: ``scribe``, a local folder, or a hub id. recipe: a preset's name, a YAML file, a mapping or a Recipe, with
     ``changes`` of the form ``verb.option=value``. spill: keep the activations of the calibration text in files of
     ``out``, not in memory. runtime: refuse at once what it would not load. format: of the checkpoint; by default the
-    first of compressed-tensors and safetensors that can hold the result. workers, address: of ``parallel.map``, which
+    first that can hold the result. images: what an image classifier is calibrated on, a folder of class subfolders or a
+    parquet file. workers, address: of ``parallel.map``, which
     prunes the linears of a block side by side. A run that was killed continues when it is called again.
 
     Shards that are missing or damaged then are made again.
@@ -72,7 +74,7 @@ def compress(
     check_seed(seed)
     parallel.check_workers(workers, address)
     changes, asked, source = list(changes), recipe, ModelFolder(model)
-    recipe = with_windows(load_recipe(recipe, changes), source.positions)
+    recipe = with_images(with_windows(load_recipe(recipe, changes), source.positions), images)
     if source.quantization:
         method = source.quantization.get("quant_method")
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
@@ -91,7 +93,7 @@ def compress(
         _compress(writer, recipe, jobs, out, seed, out / SPILL if spill else None, pool)
     for note in writer.format.problems(source.anatomy, _packed_grids(writer, jobs)):
         say(f"note: {note}")
-    options = {"recipe": asked, "set": changes, "seed": seed, "runtime": runtime, "format": format}
+    options = {"recipe": asked, "set": changes, "seed": seed, "runtime": runtime, "format": format, "images": images}
     command = command_line("compress", model, options, {"seed": 0})
     if "command" not in read_manifest(out):
         update_manifest(out, command=command)
@@ -108,7 +110,7 @@ def _compress(
 
     def checked_inputs() -> torch.Tensor | None:
         check_source(source)
-        return calibration_tokens(source, recipe, seed) if calibrated else None
+        return find_domain(source).calibration(source, recipe.calibration, seed) if calibrated else None
 
     fresh = not (out / JOURNAL).exists()
     tokens = checked_inputs() if fresh else None  # before the folder is that of a run, so that another try may use it
@@ -132,14 +134,14 @@ def _compress(
 
 def _inputs(source: ModelFolder, recipe: Recipe, jobs: list[Job], seed: int, calibrated: bool) -> dict[str, Any]:
     """All that the written bytes depend on, as content, for the journal's first line."""
-    text = recipe.calibration["text"]
+    domain, settings = find_domain(source), recipe.calibration
     grids = {job.linear.name: str(job.grid) for job in adjusted(jobs)}  # they depend on the runtime too
     return {
         "kind": "compress",
         "model": source.identity(),
         "steps": recipe.to_dict()["steps"],
-        "calibration": recipe.calibration if calibrated else None,
-        "calibration text": text_digest(text) if calibrated and text != "synthetic" else None,
+        "calibration": settings if calibrated else None,
+        f"calibration {domain.DATA}": domain.calibration_digest(settings) if calibrated else None,
         "seed": seed,
         "versions": {"jettison": version("jettison"), "torch": torch.__version__},
     } | ({"grids": grids} if grids else {})
@@ -161,14 +163,6 @@ def _intact(out: Path, journal: Journal) -> dict[int, dict[str, Any]]:
     lost = [files[unit].name for unit in units if unit not in first]
     say(f"note: {', '.join(lost[:3])} of {out} is missing or damaged, so it is made again")
     return first
-
-
-def calibration_tokens(source: ModelFolder, recipe: Recipe, seed: int) -> torch.Tensor:
-    """(samples, length) token ids, as the recipe's ``calibration`` asks."""
-    text, samples, length = (recipe.calibration[name] for name in ("text", "samples", "length"))
-    if text == "synthetic":
-        return synthesize(source, samples=samples, length=length, seed=seed)
-    return token_windows(source, text, length, samples)
 
 
 def _allocated(source: ModelFolder, jobs: list[Job], tokens: torch.Tensor, text: str, journal: Journal) -> list[Job]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from jettison.core.errors import JettisonError, UsageError, unknown
+from jettison.domains.domain import find_domain
 from jettison.encodings.grid import WHOLE_ROW, Grid
 from jettison.encodings.pattern import Pattern
 from jettison.encodings.quantized import AT_ONCE, QuantizedWeight
@@ -100,7 +101,8 @@ def assign(source: ModelFolder, recipe: Recipe, runtime: str | None = None) -> l
             )
     if target is not None:
         _check_runtime(target, source, jobs)
-    _check_lengths(source, recipe, jobs.values())
+    calibrated = any(job.needs or job.adaptive for job in jobs.values())
+    find_domain(source).check_recipe(source, recipe, calibrated)
     return [jobs[linear] for linear in source.anatomy if linear in jobs]
 
 
@@ -133,13 +135,6 @@ def say_adjusted(jobs: Iterable[Job]) -> str:
     )
 
 
-def _check_lengths(source: ModelFolder, recipe: Recipe, jobs: Iterable[Job]) -> None:
-    if any(job.needs or job.adaptive for job in jobs):  # else no text is read
-        source.check_window(recipe.calibration["length"], "calibration.length")
-    for step in recipe.of("recover"):
-        source.check_window(step.options["length"], "recover.length")
-
-
 def _claimed(source: ModelFolder, step: Step) -> list[Linear]:
     blocks = source.anatomy.blocks
     if beyond := [block for block in step.where.blocks if block >= blocks]:
@@ -152,6 +147,8 @@ def _claimed(source: ModelFolder, step: Step) -> list[Linear]:
 
 
 def _check_pruning(source: ModelFolder, linear: Linear, step: Step) -> None:
+    if step.allocation.kind == "sensitivity" and not source.anatomy.family.chain:
+        raise UsageError(f"allocation = 'sensitivity': it is measured on language models; {source.name} is none")
     if "embed" in linear.roles:
         raise UsageError(f"{linear.name} is looked up, not multiplied: it is not pruned")
     try:

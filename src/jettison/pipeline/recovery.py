@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ from jettison.core.numbers import check_number
 from jettison.core.progress import logged, say
 from jettison.core.sealed import read_sealed, write_sealed
 from jettison.core.tensors import write_tensors
-from jettison.domains.text.data import text_digest, token_windows
-from jettison.domains.text.synthesize import synthesize
+from jettison.domains.domain import find_domain
 from jettison.encodings.grid import Grid
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.formats.packed import load_packed, read_grids
@@ -30,7 +30,7 @@ from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.dense import load_dense, require_memory, training_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.methods.recover.distill import Pupil, distill
-from jettison.recipe.recipe import Recipe, Step, load_recipe, with_windows
+from jettison.recipe.recipe import Recipe, Step, load_recipe, with_images, with_windows
 
 WORK = "recover"
 ORIGINALS, STATE, JOURNAL = "originals.safetensors", "state.safetensors", "journal.jsonl"
@@ -45,12 +45,14 @@ def recover(
     teacher: str | Path | None = None,
     restart: bool = False,
     save_every: float = SAVE_EVERY,
+    images: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train what the folder's recipe says (LoRA adapters, scales, weights) until it speaks like its teacher again.
 
     Writes ``adapter/`` (PEFT), new scales or new weights, and returns jettison.json with its section ``recovery``.
     changes: ``recover.option=value`` strings. teacher: where the original lies now, if not where it was. A run that was
-    killed continues when it is called again; ``restart`` drops an earlier recovery and puts the first scales and
+    killed continues when it is called again; images: what an image classifier learns on, by default what it was
+    calibrated on. ``restart`` drops an earlier recovery and puts the first scales and
     weights back.
     ``accelerate launch -m jettison recover DIR`` spreads it over processes.
 
@@ -59,7 +61,8 @@ def recover(
     """
     check_number("save_every", save_every, 0)
     folder, state = Path(folder), PartialState(cpu=not torch.cuda.is_available())
-    step = recovery_step(load_recipe(read_manifest(folder)["recipe"]), changes, ModelFolder(folder).positions)
+    recipe = with_images(load_recipe(read_manifest(folder)["recipe"]), images)
+    step = recovery_step(recipe, changes, ModelFolder(folder).positions)
     options = step.options
     if options["batch"] % state.num_processes:
         raise UsageError(f"batch {options['batch']} does not divide among {state.num_processes} processes")
@@ -67,18 +70,19 @@ def recover(
         _on_main(state, lambda: held.enter_context(locked(folder)))
         if restart:
             _on_main(state, lambda: _undo(folder))
-        return _recover(folder, step, teacher, save_every, state)
+        return _recover(folder, recipe, step, teacher, save_every, state)
 
 
 def _recover(
-    folder: Path, step: Step, teacher: str | Path | None, save_every: float, state: PartialState
+    folder: Path, recipe: Recipe, step: Step, teacher: str | Path | None, save_every: float, state: PartialState
 ) -> dict[str, Any]:
     manifest, options = read_manifest(folder), step.options
     first = (manifest.get("recovery") or manifest)["hashes"]  # of the shards as they were before any recovery
     _on_main(state, lambda: _check_shards(folder, first))
     original = _open_teacher(folder, manifest, teacher)
-    original.check_window(options["length"], "recover.length")
     work, source = folder / WORK, ModelFolder(folder)
+    domain = find_domain(source)
+    domain.check_recipe(original, replace(recipe, steps=(step,)), calibrated=False)
     grids = read_grids(source)
     linears = [linear for linear in source.anatomy if step.where.matches(linear.roles, linear.block)]
     linears = [linear for linear in linears if "embed" not in linear.roles]
@@ -87,9 +91,8 @@ def _recover(
     empty = {"scales": not quantized, "weights": not dense}
     if not linears or any(empty.get(each) for each in options["train"]):
         raise UsageError(f"«{step}» fits no linear of {folder} for {', '.join(options['train'])}")
-    texts = [text for text in options["data"].split("+") if text != "synthetic"]
     run = {"kind": "recover", "step": _as_dict(step), "checkpoint": first}
-    run |= {"data": {text: text_digest(text) for text in texts}}
+    run |= {"data": domain.training_digests(recipe, step)}
     journal = _on_main(state, lambda: Journal(work / JOURNAL, run))
     finished = [journal is not None and _is_finished(folder, journal)]
     if broadcast_object_list(finished)[0]:
@@ -103,7 +106,8 @@ def _recover(
         names += [f"{name}.weight" for name in dense]
         _keep_originals(source, work, names, first)
     state.wait_for_everyone()
-    windows = training_windows(original, options, (state.process_index, state.num_processes), state.wait_for_everyone)
+    process = state.process_index, state.num_processes
+    inputs = domain.training(original, recipe, step, process, state.wait_for_everyone)
     fast = training_dtype()
     require_memory(original.anatomy.parameters * (fast.itemsize + 4), f"recovering {original.name}")
     pupil = Pupil(
@@ -112,7 +116,7 @@ def _recover(
         linears=linears,
         quantized=quantized,
         dense=[linear for linear in linears if linear.name in dense],
-        windows=windows,
+        windows=inputs,
         state=work / STATE,
         save_every=save_every,
         record=lambda at, loss: journal.add(step=at, loss=round(loss, 6)) if journal else None,
@@ -232,24 +236,6 @@ def recovery_step(recipe: Recipe, changes: Iterable[str] = (), positions: int | 
     if len(recipe.of("recover")) > 1:
         raise UsageError("a recipe has at most one recover step; this one has several")
     return load_recipe(with_windows(recipe, positions), changes).of("recover")[0]
-
-
-def training_windows(source: ModelFolder, options: dict[str, Any], process: tuple[int, int], wait) -> torch.Tensor:
-    """(samples, length) token ids from the step's ``data``: a text, or a mix of several in equal parts."""
-    texts = options["data"].split("+")
-    share = -(-options["samples"] // len(texts))
-    parts = []
-    for text in texts:
-        if text == "synthetic":
-            settings = {"length": options["length"], "seed": options["seed"], "process": process, "wait": wait}
-            parts.append(synthesize(source, samples=share, temperatures=options["text_temperatures"], **settings))
-        else:
-            parts.append(token_windows(source, text, options["length"], share))
-    if len(parts) == 1 and len(parts[0]) < share:
-        say(f"note: {options['data']} has {len(parts[0])} windows of {options['length']} tokens, not {share}")
-    if len(parts) > 1:  # a text that is shorter than its part is repeated
-        parts = [part[torch.arange(share) % len(part)] for part in parts]
-    return torch.cat(parts)
 
 
 def _store_adapter(

@@ -19,17 +19,18 @@ import torch
 from torch import nn
 
 from jettison.core.tensors import write_tensors
+from jettison.domains.text.domain import WINDOW, check_tokens, text_windows
+from jettison.domains.text.scores import BATCH, compare
 from jettison.domains.text.synthesize import BATCH as WRITTEN_AT_ONCE
 from jettison.domains.text.synthesize import write_batch
+from jettison.formats.writer import Writer
 from jettison.graph.dense import compute_device, load_dense, stored_dtype, training_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import PackedLinear
-from jettison.graph.walk import Walk
 from jettison.methods.quantize.rtn import rtn
 from jettison.methods.recover.distill import Pupil, distill
-from jettison.pipeline.evaluation import BATCH, WINDOW, compare
-from jettison.pipeline.jobs import Job, apply_methods
-from jettison.pipeline.units import compress_unit
+from jettison.pipeline.jobs import Job, apply_methods, pick_format
+from jettison.pipeline.units import AnyWalk, compress_unit
 from jettison.recipe.recipe import Step
 from jettison.runtime.load import Loaded
 from jettison.statistics.stats import Stats
@@ -67,10 +68,10 @@ def timed() -> Iterator[Trial]:
         watcher.join()
 
 
-def try_block(source: ModelFolder, jobs: list[Job], block: int | None, walk: Walk | None) -> Trial:
+def try_block(source: ModelFolder, jobs: list[Job], block: int | None, walk: AnyWalk | None) -> Trial:
     """Compress one block (with None, what lies outside) into a scratch folder."""
     with TemporaryDirectory() as scratch, timed() as trial:
-        compress_unit(source, jobs, block, walk, Path(scratch))
+        compress_unit(Writer(source, pick_format(source, jobs)), jobs, block, walk, Path(scratch))
     return trial
 
 
@@ -98,6 +99,12 @@ def per_model(source: ModelFolder, measure: Callable[[ModelFolder], float]) -> f
     """What ``measure`` would give for the whole model, from copies with one block and with two."""
     one, two = (measure(source.shortened(blocks)) for blocks in (1, 2))
     return one + (source.anatomy.blocks - 1) * max(0.0, two - one)
+
+
+def count_windows(source: ModelFolder, text: str | Path, tokens: int | None) -> int:
+    """How many windows of a text an evaluation reads. Raises UsageError for fewer than 1 token."""
+    check_tokens(tokens)
+    return len(text_windows(source, text, source.window(WINDOW), tokens))
 
 
 def synthesis_seconds(source: ModelFolder, length: int) -> float:
@@ -161,9 +168,9 @@ def evaluation_seconds(source: ModelFolder, jobs: list[Job], quantized: bool) ->
         dtype = stored_dtype(short)
         reference = Loaded.ready(short, load_dense(short, dtype))
         student = Loaded.ready(short, _pack(short, jobs, dtype)) if quantized else reference
-        compare(student, reference, ids, "trial")
+        compare(student.logits, reference.logits, ids, "trial")
         with timed() as trial:
-            compare(student, reference, ids, "trial")
+            compare(student.logits, reference.logits, ids, "trial")
         return trial.seconds / windows
 
     return per_model(source, measure)

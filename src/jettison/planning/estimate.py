@@ -13,11 +13,11 @@ import torch
 from jettison.core.progress import duration
 from jettison.graph.dense import compute_device, stored_dtype
 from jettison.graph.folder import ModelFolder
-from jettison.pipeline.evaluation import TOKENS, WINDOW
+from jettison.pipeline.evaluation import TOKENS
 from jettison.pipeline.generation import PROMPTS
 from jettison.pipeline.generation import TOKENS as WRITTEN
 from jettison.pipeline.jobs import assign
-from jettison.pipeline.trial import WRITTEN_AT_ONCE
+from jettison.pipeline.trial import WINDOW, WRITTEN_AT_ONCE
 from jettison.recipe.recipe import Recipe, load_recipe
 
 HOUR = 3600.0

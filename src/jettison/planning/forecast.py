@@ -16,7 +16,6 @@ from jettison.graph.dense import training_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.graph.walk import Walk
 from jettison.pipeline import trial
-from jettison.pipeline.evaluation import WINDOW, check_tokens, text_windows
 from jettison.pipeline.generation import PROMPTS, TOKENS
 from jettison.pipeline.jobs import Job, assign
 from jettison.pipeline.recovery import recovery_step
@@ -45,8 +44,7 @@ def forecast(
     source = ModelFolder(model)
     recipe = with_windows(recipe, source.positions)
     jobs = assign(source, recipe, runtime)
-    check_tokens(tokens)
-    counts = [_windows(source, text, tokens) for text in texts]
+    counts = [trial.count_windows(source, text, tokens) for text in texts]
     with bar("trying", 3) as progress:
         with silent():
             steps = [_compression(source, recipe, jobs)]
@@ -157,10 +155,6 @@ def _evaluations(
     entry = lambda step, seconds: {"step": step, "seconds": seconds, "memory": base + 5.0 * parameters, "disk": 0.0}
     after = [entry("evaluate again", both + packed)] if recovers else []
     return [entry("evaluate", one + both + plain + packed)], after
-
-
-def _windows(source: ModelFolder, text: str, tokens: int | None) -> int:
-    return len(text_windows(source, text, source.window(WINDOW), tokens))
 
 
 def _rounded_up(samples: float) -> float:

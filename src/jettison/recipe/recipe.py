@@ -251,6 +251,13 @@ def _parse_change(change: str) -> tuple[str, str, Any]:
     return found[1], found[2], parse_yaml(found[3], f"the value of change {shown(change)}")
 
 
+def with_images(recipe: Recipe, images: str | Path | None) -> Recipe:
+    """The recipe with these images for calibration, where some are given."""
+    if images is None:
+        return recipe
+    return replace(recipe, calibration=recipe.calibration | {"images": str(images)})
+
+
 def with_windows(recipe: Recipe, positions: int | None) -> Recipe:
     """The recipe with windows of text that are no longer than the model has positions for: a length is a wish, as a
     group size is. What was cut is said."""

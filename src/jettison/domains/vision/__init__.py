@@ -1,0 +1,1 @@
+"""Vision: image classifiers and their data."""

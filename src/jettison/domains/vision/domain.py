@@ -1,0 +1,134 @@
+"""Image classifiers: they read pixels, and are judged by the classes that they name."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from jettison.core.errors import JettisonError, UsageError
+from jettison.core.progress import bar
+from jettison.domains.domain import Logits, Sources
+from jettison.domains.vision.data import Images, open_images
+from jettison.graph.dense import has_fast_bfloat16
+from jettison.graph.folder import ModelFolder
+from jettison.graph.skeleton import run_model
+from jettison.recipe.recipe import Recipe, Step
+from jettison.training.losses import kl
+
+DATA = "images"
+BATCH = 32
+
+
+def images_of(settings: Mapping[str, Any]) -> str:
+    """The images that a recipe's calibration names. Raises UsageError if it names none."""
+    if not settings.get("images"):
+        raise UsageError(
+            "an image classifier is calibrated on images: name a folder of class subfolders, or a parquet file, with "
+            "--images (calibration.images in a recipe)"
+        )
+    return settings["images"]
+
+
+def check_recipe(source: ModelFolder, recipe: Recipe, calibrated: bool) -> None:
+    if calibrated or recipe.of("recover"):
+        open_images(images_of(recipe.calibration), source)
+
+
+def calibration(source: ModelFolder, settings: Mapping[str, Any], seed: int) -> torch.Tensor:
+    """(samples, channels, height, width) pixels, as the checkpoint's preprocessor makes them."""
+    return open_images(images_of(settings), source).sample(settings["samples"])[0]
+
+
+def calibration_digest(settings: Mapping[str, Any]) -> str | None:
+    return open_images(images_of(settings)).digest
+
+
+def check_sources(source: ModelFolder, sources: Sources) -> None:
+    if not sources.images:
+        raise UsageError(f"{source.name} is an image classifier: name the images to measure it on with --images")
+    if sources.count is not None and sources.count < 1:
+        raise UsageError(f"count = {sources.count}: 1 image or more is needed, or None for all of them")
+    open_images(sources.images, source)
+
+
+def same_outputs(source: ModelFolder, original: ModelFolder) -> None:
+    classes = [each.config.num_labels for each in (source, original)]
+    if classes[0] != classes[1]:
+        raise UsageError(
+            f"{original.name} has {classes[1]} classes and {source.name} {classes[0]}: no distance between"
+        )
+
+
+def scores(source: ModelFolder, student: Logits, original: Logits | None, sources: Sources) -> dict[str, Any]:
+    """By the name of the images: ``accuracy`` and its standard error, ``loss`` (cross-entropy in nats), and
+    KL(original ‖ student) and the share of images that both name alike."""
+    images = open_images(sources.images, source)
+    return {"images": {str(sources.images): compare(student, original, images, sources.count)}}
+
+
+@torch.no_grad()
+def compare(student: Logits, original: Logits | None, images: Images, count: int | None = None) -> dict[str, Any]:
+    """count: images, spread evenly over the set; None for all."""
+    right = agreement = total = 0
+    loss = divergence = 0.0
+    chosen = images.spread(count)
+    with bar("evaluate", len(chosen)) as progress:
+        for places in chosen.split(BATCH):
+            pixels, labels = images.load(places)  # (batch, channels, height, width), (batch,)
+            guess = student(pixels).float().cpu().log_softmax(-1)  # (batch, classes)
+            loss -= float(guess.gather(-1, labels.unsqueeze(-1)).sum(dtype=torch.float64))
+            right += int((guess.argmax(-1) == labels).sum())
+            if original:
+                target = original(pixels).float().cpu().log_softmax(-1)
+                divergence += float((target.exp() * (target - guess)).sum(dtype=torch.float64))
+                agreement += int((target.argmax(-1) == guess.argmax(-1)).sum())
+            total += len(labels)
+            progress.advance(len(labels), note=f"accuracy {right / total:.1%}")
+    if not math.isfinite(loss):
+        raise JettisonError(f"the loss is {loss / total}: the model's outputs are not finite")
+    share = right / total
+    measured = {
+        "accuracy": round(share, 6),
+        "standard_error": round(math.sqrt(share * (1 - share) / total), 6),
+        "loss": round(loss / total, 6),
+    }
+    if original:
+        measured |= {"kl": round(divergence / total, 6), "agreement": round(agreement / total, 6)}
+    return measured | {"images": total, "broken": len(images.broken)}
+
+
+def training(source: ModelFolder, recipe: Recipe, step: Step, process: tuple[int, int], wait) -> torch.Tensor:
+    """(samples, channels, height, width) pixels of the calibration's images: labels are not needed."""
+    return open_images(images_of(recipe.calibration), source).sample(step.options["samples"])[0]
+
+
+def training_digests(recipe: Recipe, step: Step) -> dict[str, str]:
+    name = images_of(recipe.calibration)
+    return {str(name): open_images(name).digest}
+
+
+def lesson(
+    student: nn.Module, teacher: nn.Module, trained: Mapping[str, nn.Parameter], temperature: float, features: float
+) -> nn.Module:
+    """Raises UsageError for features, which image classifiers do not give alike."""
+    if features:
+        raise UsageError(f"recover.features = {features:g}: image classifiers learn from outputs alone (0)")
+    return Lesson(student, teacher, temperature)
+
+
+class Lesson(nn.Module):
+    """One batch to its loss. Only the student is a submodule."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, temperature: float):
+        super().__init__()
+        self.student, self._teacher, self._temperature = student, [teacher], temperature
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """pixels: (batch, channels, height, width) -> mean KL per image."""
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=has_fast_bfloat16(pixels.device)):
+            with torch.no_grad():
+                target = run_model(self._teacher[0], pixels).logits
+            guess = run_model(self.student, pixels).logits
+        return kl(target, guess, self._temperature) / len(pixels)

@@ -12,21 +12,22 @@ from jettison.core.locks import locked
 from jettison.core.numbers import check_seed
 from jettison.core.progress import logged, say
 from jettison.devices.device import find_device
-from jettison.domains.text.data import read_documents, text_digest
+from jettison.domains.domain import Sources, find_domain
+from jettison.domains.text.data import text_digest
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
 from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import JOURNAL, compress
 from jettison.pipeline.evaluation import TEXTS, TOKENS, evaluate
-from jettison.pipeline.generation import measure_generation, sample_prompts
 from jettison.pipeline.recovery import recover
+from jettison.pipeline.showing import show
 from jettison.pipeline.tasks import check_tasks, compare_tasks, evaluate_tasks
 from jettison.planning.cost import CONTEXT, Setting, predict
 from jettison.planning.estimate import how_long
 from jettison.planning.forecast import forecast
 from jettison.planning.picture import plan_data
 from jettison.planning.planner import check_budgets, check_losses, make_plan
-from jettison.recipe.recipe import Recipe, load_recipe, with_windows
+from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_windows
 from jettison.reports.page import write_report
 from jettison.reports.run import SPEED, read_speed
 
@@ -52,6 +53,8 @@ def fit(
     tokens: int | None = TOKENS,
     tasks: Iterable[str] = (),
     items: int | None = None,
+    images: str | Path | None = None,
+    count: int | None = None,
     seed: int = 0,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -60,17 +63,26 @@ def fit(
     tps, memory, context: the budget; runtime, recovery, losses, refine: how to plan for it, see ``make_plan``, but that
     losses are found by gradients where nothing is known of the model and it fits in memory. Or ``recipe``, to choose
     oneself; then ``runtime`` is what it must load in. changes: ``verb.option=value``.
-    texts, tokens, tasks, items: what quality is measured on, see ``evaluate`` and ``evaluate_tasks``. Returns the rows
+    texts, tokens, tasks, items: what quality is measured on, see ``evaluate`` and ``evaluate_tasks``.
+    An image classifier needs a recipe: nothing plans for it yet. images, count: what it is measured on, and calibrated
+    too, unless the recipe names other images. Returns the rows
     ``original``, ``quantized`` and, if the recipe recovers, ``recovered``, with ``plan`` (recipe and predicted cost)
     and, for tasks after a recovery, ``tasks`` (see ``compare_tasks``).
     ``out`` then holds report.html too. A killed run continues when it is called again. dry_run: returns ``plan`` and
     ``forecast`` (time, memory, disk) and does nothing.
     """
     changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
-    _check_request(tps, memory, runtime, losses, refine, seed, texts, tasks, items, planned=recipe is None)
-    check_tokens(tokens)
-    setting, pictured = Setting(context), None
     source, target = ModelFolder(model), find_device(device)
+    if not source.anatomy.family.chain:
+        texts = []
+        if recipe is None or tasks:
+            raise UsageError(f"{model} is no language model: give a recipe, and no tasks")
+    _check_request(tps, memory, runtime, losses, refine, seed, tasks, items, planned=recipe is None)
+    sources = Sources(tuple(texts), tokens, images=images, count=count)
+    find_domain(source).check_sources(source, sources)
+    if not texts and not images:
+        raise UsageError(f"no text to measure on: {', '.join(TEXTS)}, or a UTF-8 file")
+    setting, pictured = Setting(context), None
     out = check_folder(out, JOURNAL)
     if recipe is None:
         found = make_plan(
@@ -85,28 +97,27 @@ def fit(
     else:
         chosen = load_recipe(recipe, changes)
     chosen = with_windows(chosen, source.positions)
+    if not chosen.calibration.get("images"):
+        chosen = with_images(chosen, images)
     if seed and chosen.of("recover") and not any(change.startswith("recover.seed=") for change in changes):
         chosen = load_recipe(chosen, [f"recover.seed={seed}"])
-    costs = {
-        "original": predict(source, UNCHANGED, target, setting),
-        "result": predict(source, chosen, target, setting),
-    }
-    predicted = {
-        name: {"tokens_per_second": cost.tokens_per_second, "memory": cost.memory} for name, cost in costs.items()
-    }
-    planned = {"recipe": chosen.to_dict(), "predicted": predicted["result"] | {"device": device, "context": context}}
+    predicted, asked = {}, {"device": device, "context": context}
+    if texts:
+        for name, each in (("original", UNCHANGED), ("result", chosen)):
+            cost = predict(source, each, target, setting)
+            predicted[name] = {"tokens_per_second": cost.tokens_per_second, "memory": cost.memory}
+    planned = {"recipe": chosen.to_dict(), "predicted": predicted.get("result", {}) | asked}
     for step in chosen.of("recover"):
-        for text in set(step.options["data"].split("+")) - {"synthetic"}:
-            read_documents(text)
+        find_domain(source).training_digests(chosen, step)  # its data is there
     if dry_run:
-        said = forecast(model, chosen, texts=texts, tokens=tokens, runtime=runtime)
+        said = forecast(model, chosen, texts=texts, tokens=tokens, runtime=runtime, images=images, count=count)
         if tasks:
             said["warnings"].append(f"what {', '.join(tasks)} will take is not counted")
         return {"plan": planned, "forecast": said}
     say(f"recipe {chosen.name}: {chosen.use}")
     for reason in chosen.why:
         say(f"  {reason}")
-    if not (out / JOURNAL).exists():
+    if texts and not (out / JOURNAL).exists():
         for line in how_long(source, chosen, texts, tokens):
             say(line)
 
@@ -114,12 +125,15 @@ def fit(
     request |= {"recipe": None if recipe is None else chosen.name, "changes": changes, "texts": texts, "tasks": tasks}
     request |= {"contents": {text: text_digest(text) for text in texts}, "tokens": tokens}
     request |= {"items": items, "seed": seed, "predicted": predicted, "engine": runtime}
+    if images:
+        request |= {"images": str(images), "count": count, "contents": find_domain(source).content(sources)}
     if recipe is None:
         request |= {"recovery": recovery, "losses": losses, "refine": refine}
     options = {"device": device, "tps": tps, "memory": memory, "context": context, "runtime": runtime, "losses": losses}
     options |= {"recovery": recovery, "refine": refine, "recipe": recipe, "set": changes, "text": texts, "tasks": tasks}
     defaults = {"device": "this", "context": CONTEXT, "losses": "auto", "recovery": True, "refine": 0, "text": TEXTS}
-    request["command"] = command_line("fit", model, options | {"items": items, "seed": seed}, defaults | {"seed": 0})
+    options |= {"items": items, "images": images, "count": count, "seed": seed}
+    request["command"] = command_line("fit", model, options, defaults | {"seed": 0})
     with locked(out):
         compress(model, chosen, out, seed=seed, runtime=runtime)
         _check_measured(out, request)
@@ -134,7 +148,7 @@ def fit(
             if stage == "recovered":
                 recover(out)
             if stage not in read_manifest(out).get("results", {}):  # the quantized one is not to be had after recovery
-                _measure(out, stage, measured, model, texts, tokens, tasks, items)
+                _measure(out, stage, measured, model, sources, tasks, items)
         results, compared = read_manifest(out)["results"], {}
         if tasks and "recovered" in results:
             compared["tasks"] = compare_tasks(*(results[stage]["tasks"] for stage in stages))
@@ -145,7 +159,7 @@ def fit(
 
 def _check_request(
     tps: float | None, memory: str | float | None, runtime: str | None, losses: str, refine: int, seed: int,
-    texts: list[str], tasks: list[str], items: int | None, planned: bool,
+    tasks: list[str], items: int | None, planned: bool,
 ) -> None:  # fmt: skip
     """Raises UsageError, before any work, for what is not valid, also where a recipe makes it needless."""
     check_budgets(tps, memory, needed=planned)
@@ -153,10 +167,6 @@ def _check_request(
     check_seed(seed)
     if runtime is not None and (refusal := find_runtime(runtime).no_writer):
         raise UsageError(refusal)
-    if not texts:
-        raise UsageError(f"no text to measure on: {', '.join(TEXTS)}, or a UTF-8 file")
-    for text in texts:
-        read_documents(text)
     if tasks:
         check_tasks(tasks, items)
     elif items is not None:
@@ -171,13 +181,14 @@ def _losses(source: ModelFolder, losses: str) -> str:
 
 
 def _measure(
-    out: Path, stage: str, measured: dict, original: str | Path, texts: list[str], tokens: int | None,
-    tasks: list[str], items: int | None,
+    out: Path, stage: str, measured: dict, original: str | Path, sources: Sources, tasks: list[str], items: int | None
 ) -> None:  # fmt: skip
     """Measure a stage and keep it: what is the same in every run in jettison.json, speed in a file of its own."""
-    result = evaluate(**measured, texts=texts, tokens=tokens, teacher=original)
-    written = measure_generation(**measured, prompts=sample_prompts(original, texts[0]))
-    result["samples"] = written["samples"]
+    what = {"texts": sources.texts, "tokens": sources.tokens, "images": sources.images, "count": sources.count}
+    result = evaluate(**measured, **what, teacher=original)
+    shown = show(**measured, original=original, sources=sources)
+    speed = shown.pop("speed")
+    result |= shown
     if tasks:
         result["tasks"] = evaluate_tasks(**measured, tasks=tasks, items=items)
     file = out / SPEED
@@ -186,7 +197,7 @@ def _measure(
         file,
         {
             "machine": find_device("this").title.removeprefix("This machine: "),
-            "stages": stages | {stage: written["speed"]},
+            "stages": stages | {stage: speed},
         },
     )
     update_manifest(out, results=read_manifest(out).get("results", {}) | {stage: result})
@@ -208,6 +219,9 @@ def _check_measured(out: Path, request: dict[str, Any]) -> None:
 
 
 def _measures(request: dict[str, Any]) -> str:
+    if request.get("images"):
+        number = request.get("count")
+        return f"{request['images']} ({request['contents']}), {f'{number} images' if number else 'all images'}"
     texts = [f"{text} ({request['contents'][text]})" for text in request["texts"]]
     tokens = [f"{request['tokens']} tokens" if request["tokens"] else "all tokens"]
     limit = f" ({request['items']} items each)" if request["tasks"] and request["items"] else ""

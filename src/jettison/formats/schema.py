@@ -91,9 +91,35 @@ class Sample(Part):
     text: str
 
 
+class Images(Part):
+    accuracy: float
+    standard_error: float
+    loss: float
+    kl: float = 0.0
+    agreement: float = 0.0
+    images: int
+    broken: int = 0
+
+
+class Named(Part):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, populate_by_name=True)
+
+    name: str = Field(alias="class")
+    probability: float
+
+
+class Picture(Part):
+    png: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$")]
+    label: str
+    original: Named
+    now: Named
+
+
 class Stage(Part):
     size: Size
-    texts: dict[str, Text]
+    texts: dict[str, Text] = {}
+    images: dict[str, Images] = {}
+    pictures: list[Picture] | None = None
     samples: list[Sample] | None = None
     tasks: dict[str, Accuracy] | None = None
 
@@ -136,6 +162,7 @@ class Request(Part):
     recipe: str | None = None
     changes: list[str] | None = None
     texts: list[str] | None = None
+    images: str | None = None
     tasks: list[str] | None = None
     items: int | None = None
     seed: int = 0
@@ -290,6 +317,8 @@ class Manifest(Part):
 class Rates(Part):
     decode_tokens_per_second: float | None = None
     prefill_tokens_per_second: float | None = None
+    latency_ms: float | None = None
+    latency_samples: list[float] | None = None
     decode_samples: list[float] | None = None
     prefill_samples: list[float] | None = None
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from jettison.kernels import native, ops
 from jettison.kernels.tiles import Tiling, dense, to_checkpoint, two_of_four
 
 PARTS = ("weight_packed", "weight_scale", "weight_zero_point")
+SETTINGS = ("stride", "padding", "dilation", "groups")  # of a convolution
 
 
 class PackedLinear(nn.Module):
@@ -140,7 +142,8 @@ class PackedConv2d(nn.Module):
         """like: the convolution in whose place it stands."""
         super().__init__()
         self.grid, self.kernel = grid, tuple(like.weight.shape[1:])
-        self.settings = {name: getattr(like, name) for name in ("stride", "padding", "dilation", "groups")}
+        for name in (*SETTINGS, "kernel_size", "in_channels", "out_channels"):  # models read them
+            setattr(self, name, getattr(like, name))
         parts = zip((*PARTS, "bias"), (weight_packed, weight_scale, weight_zero_point, bias), strict=True)
         _hold(self, dict(parts))
 
@@ -156,12 +159,16 @@ class PackedConv2d(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (batch, in, height, width)."""
         weight = self.weight().view(-1, *self.kernel).to(x.dtype)  # (out, in / groups, height, width)
-        return nn.functional.conv2d(x, weight, self.bias, **self.settings)
+        return nn.functional.conv2d(x, weight, self.bias, **self._settings)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in SETTINGS}
 
     def unpacked(self, dtype: torch.dtype) -> nn.Conv2d:
         weight = self.weight().view(-1, *self.kernel)  # (out, in / groups, height, width)
-        channels = self.kernel[0] * self.settings["groups"], len(weight)
-        conv = nn.Conv2d(*channels, self.kernel[1:], bias=self.bias is not None, device="meta", **self.settings)
+        channels, biased = (self.in_channels, self.out_channels), self.bias is not None
+        conv = nn.Conv2d(*channels, self.kernel_size, bias=biased, device="meta", **self._settings)
         conv.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
         if self.bias is not None:
             conv.bias = nn.Parameter(self.bias, requires_grad=False)

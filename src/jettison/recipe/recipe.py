@@ -15,15 +15,17 @@ from jettison.core.numbers import check_number
 from jettison.core.progress import say
 from jettison.encodings.grid import Grid
 from jettison.encodings.pattern import Allocation, Pattern
+from jettison.encodings.table import ValueTable
 from jettison.encodings.uniform import UniformGrid
 from jettison.recipe import registry
 from jettison.recipe.where import Where, parse_where
 
-GRID_OPTIONS = ("bits", "group_size", "symmetric")
+GRID_OPTIONS = ("bits", "group_size", "symmetric", "values")
 PATTERN_OPTIONS = ("sparsity", "pattern", "scope", "allocation", "spread")
 OWN_OPTIONS = {"quantize": GRID_OPTIONS, "prune": PATTERN_OPTIONS}  # of a verb, whatever the method
 DEFAULT_METHOD = {"recover": "distill"}
 CALIBRATION = {"text": "books", "samples": 128, "length": 256}
+CALIBRATION_OPTIONS = (*CALIBRATION, "images")  # images: of an image classifier, instead of text
 PRESETS = files("jettison.recipe") / "presets"
 FIELDS = ("name", "use", "calibration", "steps", "why", "loss")
 
@@ -60,7 +62,7 @@ class Step:
         """Those of the verb, as in a recipe."""
         if self.pattern:
             return self.pattern.options() | (self.allocation.options() if self.allocation else {})
-        return {name: getattr(self.grid, name) for name in GRID_OPTIONS} if self.grid else {}
+        return self.grid.options() if self.grid else {}
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,11 @@ def _parse_calibration(data: Any, changes: list[tuple[str, str, Any]]) -> dict[s
     given = _mapping(data, "calibration is a mapping such as {text: books}")
     given |= {option: value for verb, option, value in changes if verb == "calibration"}
     for name in given:
-        if name not in CALIBRATION:
-            raise unknown("calibration option", name, CALIBRATION)
+        if name not in CALIBRATION_OPTIONS:
+            raise unknown("calibration option", name, CALIBRATION_OPTIONS)
     found = CALIBRATION | given
-    _text("calibration option text", found["text"])
+    for name in {"text", "images"} & set(found):
+        _text(f"calibration option {name}", found[name])
     for name in ("samples", "length"):
         if type(found[name]) is not int or found[name] < 1:
             raise UsageError(f"calibration option {name} = {shown(found[name])}: a positive whole number is needed")
@@ -175,7 +178,7 @@ def _mapping(data: Any, what: str) -> dict[Any, Any]:
 
 
 def _changeable(steps: Iterable[Step]) -> set[str]:
-    found = {f"calibration.{name}" for name in CALIBRATION}
+    found = {f"calibration.{name}" for name in CALIBRATION_OPTIONS}
     for step in steps:
         names = [*step.options, *OWN_OPTIONS.get(step.verb, ())]
         found |= {f"{step.verb}.{name}" for name in names}
@@ -202,7 +205,7 @@ def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[
     own = {name: options.pop(name) for name in OWN_OPTIONS.get(verb, ()) if name in options}
     what: dict[str, Any] = {}
     if verb == "quantize":
-        if "bits" not in own:
+        if "bits" not in own and "values" not in own:
             raise UsageError(f"a quantize step needs 'bits' (2 to 8); this is {shown(data)}")
         what["grid"] = _parse_grid(own)
     if verb == "prune":
@@ -237,11 +240,18 @@ def _parse_pattern(options: dict[str, Any], changed: dict[str, Any], data: Any) 
 
 
 def _parse_grid(options: dict[str, Any]) -> Grid:
+    kinds = {"symmetric": bool, "values": str}
     for name, value in options.items():
-        kind = bool if name == "symmetric" else int
+        kind = kinds.get(name, int)
         if type(value) is not kind:
             raise UsageError(f"quantize option {name} = {shown(value)}: {kind.__name__} is needed")
-    return UniformGrid(**options)
+    if options.get("values", "int") == "int":
+        return UniformGrid(**{name: value for name, value in options.items() if name != "values"})
+    table = ValueTable(options["values"], options.get("group_size", 64))
+    for name, value in options.items():
+        if value != (own := getattr(table, name)):
+            raise UsageError(f"quantize option {name} = {shown(value)}: a table {table.values} has {str(own).lower()}")
+    return table
 
 
 def _parse_change(change: str) -> tuple[str, str, Any]:

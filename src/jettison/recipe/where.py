@@ -8,6 +8,7 @@ from typing import Any
 from jettison.core.errors import UsageError, shown, unknown
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down", "expert", "router", "head", "embed", "linear")
+ROLES += ("conv", "depthwise", "stem")  # of image classifiers
 LAST_BLOCK = 9999
 
 

@@ -7,6 +7,7 @@ import yaml
 
 from jettison.core.bytesize import format_bytes, parse_bytes
 from jettison.core.numbers import format_rate
+from jettison.encodings.table import ValueTable
 from jettison.encodings.uniform import UniformGrid
 from jettison.reports.commands import commands
 from jettison.reports.run import Run
@@ -169,7 +170,9 @@ def _step(entry: Mapping[str, Any]) -> dict[str, str]:
     verb = next(name for name in entry if name != "where")
     options = dict(entry[verb] or {})
     what = []
-    if "bits" in options:
+    if "values" in options:
+        what.append(str(ValueTable(options["values"], options.get("group_size", 64))))
+    elif "bits" in options:
         shape = {name: options[name] for name in ("bits", "group_size", "symmetric") if name in options}
         what.append(str(UniformGrid(**shape)))
     if "train" in options:

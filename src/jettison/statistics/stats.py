@@ -91,6 +91,18 @@ class Watch:
             self._kept[linear.inputs] = inputs
 
 
+def input_rows(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """What the rows of a module's weight are multiplied with: of a linear its inputs (..., in); of a convolution the
+    patches (batch, places, groups, in / groups · height · width). The groups of a convolution share their statistics,
+    which makes a Hessian of them all a mean; one for each group would be exact (our simplification)."""
+    if not isinstance(module, nn.Conv2d):
+        return inputs
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        raise JettisonError(f"a convolution with padding {module.padding_mode} {module.padding} cannot be measured")
+    patches = nn.functional.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
+    return patches.unflatten(1, (module.groups, -1)).permute(0, 3, 1, 2)  # (batch, places, groups, columns)
+
+
 @contextmanager
 def watch(module: nn.Module, prefix: str, linears: Iterable[Linear], dense: bool = False) -> Iterator[Watch]:
     """Collect statistics while ``module`` runs, of the originals' inputs too if ``dense``. Linears that share their
@@ -101,7 +113,7 @@ def watch(module: nn.Module, prefix: str, linears: Iterable[Linear], dense: bool
             continue
         found.stats[linear.inputs] = Stats.empty(linear.columns, dense)
         inner = module.get_submodule(linear.name.removeprefix(prefix + "."))
-        hooks.append(inner.register_forward_pre_hook(lambda _, args, linear=linear: found.see(linear, args[0])))
+        hooks.append(inner.register_forward_pre_hook(lambda module, args, linear=linear: found.see(linear, input_rows(module, args[0]))))
     try:
         yield found
     finally:

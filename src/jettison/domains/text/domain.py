@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from jettison.core.errors import UsageError
+from jettison.core.files import digest
 from jettison.core.progress import say
 from jettison.domains.domain import Logits, Sources
 from jettison.domains.text.data import read_documents, text_digest, token_windows
@@ -51,6 +52,10 @@ def check_sources(source: ModelFolder, sources: Sources) -> None:
     source.check_window(window, "window")
     for text in sources.texts:
         read_documents(text)
+
+
+def content(sources: Sources) -> str:
+    return digest(*(text_digest(text) for text in sources.texts))
 
 
 def check_tokens(tokens: int | None) -> None:

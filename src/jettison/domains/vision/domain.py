@@ -53,6 +53,10 @@ def check_sources(source: ModelFolder, sources: Sources) -> None:
     open_images(sources.images, source)
 
 
+def content(sources: Sources) -> str:
+    return open_images(sources.images).digest
+
+
 def same_outputs(source: ModelFolder, original: ModelFolder) -> None:
     classes = [each.config.num_labels for each in (source, original)]
     if classes[0] != classes[1]:

@@ -53,6 +53,11 @@ Texts = Annotated[list[str], typer.Option("--text", help="books-evaluation, wiki
 Tasks = Annotated[
     list[str], typer.Option("--tasks", help="jettison_suite (bundled), or a task of lm-eval. Repeatable.")
 ]
+Images = Annotated[
+    str | None,
+    typer.Option("--images", help="Images of an image classifier: a folder of class subfolders, or a parquet file."),
+]
+Count = Annotated[int | None, typer.Option("--count", help="Images at most that are measured, spread evenly.")]
 Items = Annotated[int | None, typer.Option("--items", help="Items of each task at most.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it would take; do nothing.")]
 

@@ -26,6 +26,11 @@ def compress(
     runtime: common.RuntimeName = None,
     workers: Annotated[int, typer.Option("--workers", help="Processes that prune a block's matrices.")] = 1,
     address: Annotated[str | None, typer.Option("--address", help="Of a Ray cluster that does so.")] = None,
+    images: common.Images = None,
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help="Of the checkpoint; by default the first that fits."),
+    ] = None,
     dry_run: common.DryRun = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
@@ -35,16 +40,16 @@ def compress(
     from jettison.pipeline.compression import compress as run
     from jettison.pipeline.size import measure_size
     from jettison.planning.forecast import forecast
-    from jettison.recipe.recipe import load_recipe
+    from jettison.recipe.recipe import load_recipe, with_images
 
     if changes is None:
         changes = []
     common.begin(quiet, json)
     if dry_run:
-        result = forecast(model, load_recipe(recipe, changes), runtime=runtime)
+        result = forecast(model, with_images(load_recipe(recipe, changes), images), runtime=runtime)
         show_forecast(result)
     else:
-        spread = {"workers": workers, "address": address}
+        spread = {"workers": workers, "address": address, "format": format, "images": images}
         result = run(model, recipe, out, changes=changes, seed=seed, spill=spill, runtime=runtime, **spread)
         size = measure_size(out)
         common.out.print(

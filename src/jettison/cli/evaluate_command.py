@@ -26,10 +26,12 @@ def evaluate(
     adapter: Annotated[bool, typer.Option(help="Apply the adapter, if there is one.")] = True,
     tasks: common.Tasks = None,
     items: common.Items = None,
+    images: common.Images = None,
+    count: common.Count = None,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Measure size, perplexity, and distance from the original; with --tasks, accuracy too."""
+    """Measure size, quality (perplexity; accuracy on images or tasks), and distance from the original."""
     from jettison.core.bytesize import format_bytes
     from jettison.domains.text.data import read_documents
     from jettison.pipeline.evaluation import TEXTS
@@ -46,7 +48,8 @@ def evaluate(
     for text in texts:
         read_documents(text)
     answered = evaluate_tasks(model, tasks, items=items, adapter=adapter) if tasks else {}
-    result = run(model, texts=texts or TEXTS, tokens=tokens or None, window=window, teacher=teacher, adapter=adapter)
+    what = {"texts": [] if images else texts or TEXTS, "tokens": tokens or None, "window": window}
+    result = run(model, **what, images=images, count=count, teacher=teacher, adapter=adapter)
     size = result["size"]
     common.out.print(f"{format_bytes(size['bytes'])}, {size['bits_per_weight']:.2f} bits per weight")
     rows = [
@@ -57,13 +60,31 @@ def evaluate(
             f"{measured['kl']:.4f}" if "kl" in measured else "",
             f"{measured['agreement']:.1%}" if "kl" in measured else "",
         ]
-        for text, measured in result["texts"].items()
+        for text, measured in result.get("texts", {}).items()
     ]
-    common.table("text", "perplexity", "nats/token", "KL from original", "same token", rows=rows)
+    if rows:
+        common.table("text", "perplexity", "nats/token", "KL from original", "same token", rows=rows)
+    _print_images(result.get("images", {}))
     if answered:
         result["tasks"] = answered
         _print_tasks(answered)
     common.finish(result, json)
+
+
+def _print_images(measured: dict[str, dict[str, Any]]) -> None:
+    rows = [
+        [
+            name,
+            f"{found['accuracy']:.1%} ± {found['standard_error']:.1%}",
+            f"{found['loss']:.4f}",
+            f"{found['kl']:.4f}" if "kl" in found else "",
+            f"{found['agreement']:.1%}" if "kl" in found else "",
+            f"{found['images']}" + (f" ({found['broken']} broken)" if found["broken"] else ""),
+        ]
+        for name, found in measured.items()
+    ]
+    if rows:
+        common.table("images", "accuracy", "loss", "KL from original", "same class", "number", rows=rows)
 
 
 def _print_tasks(answered: dict[str, dict[str, Any]]) -> None:

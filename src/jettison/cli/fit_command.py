@@ -32,6 +32,8 @@ def fit(
     texts: common.Texts = None,
     tasks: common.Tasks = None,
     items: common.Items = None,
+    images: common.Images = None,
+    count: common.Count = None,
     seed: common.Seed = 0,
     dry_run: common.DryRun = False,
     json: common.Json = None,
@@ -45,7 +47,8 @@ def fit(
     result = run(
         model, out=out, device=device, tps=tps, memory=memory, context=context, runtime=runtime,
         recovery=recovery, losses=losses, refine=refine, recipe=recipe,
-        changes=changes or [], texts=texts or TEXTS, tasks=tasks or [], items=items, seed=seed, dry_run=dry_run,
+        changes=changes or [], texts=texts or TEXTS, tasks=tasks or [], items=items,
+        images=images, count=count, seed=seed, dry_run=dry_run,
     )  # fmt: skip
     if dry_run:
         show_plan(result["plan"])
@@ -55,10 +58,16 @@ def fit(
         show_tasks(result)
         folder, page = escape(str(out)), escape(str(out / "report.html"))
         common.out.print(
-            f"\n[bold]{folder}[/bold] loads with transformers and with jettison.load; "
+            f"\n[bold]{folder}[/bold] loads with {_loaders(out)}; "
             f"all that was measured is in [bold]{page}[/bold]", soft_wrap=True,
         )  # fmt: skip
     common.finish(result, json)
+
+
+def _loaders(out: Path) -> str:
+    from jettison.formats.manifest import read_manifest
+
+    return "jettison.load" if read_manifest(out)["not_in_transformers"] else "transformers and with jettison.load"
 
 
 def show_plan(planned: dict[str, Any]) -> None:
@@ -69,6 +78,8 @@ def show_plan(planned: dict[str, Any]) -> None:
     common.out.print(f"recipe [bold]{escape(recipe['name'])}[/bold]: {escape(recipe.get('use', ''))}")
     for reason in recipe.get("why", []):
         common.out.print(f"  {reason}", markup=False)
+    if "memory" not in predicted:
+        return
     common.out.print(
         f"on {predicted['device']}: {format_rate(predicted['tokens_per_second'])} tokens/s, "
         f"{format_bytes(predicted['memory'])} at {predicted['context']} tokens of context", markup=False,
@@ -88,11 +99,11 @@ def show_forecast(forecast: dict[str, Any]) -> None:
 
 
 def show_stages(result: dict[str, Any]) -> None:
-    """Original, quantized, recovered: size, bits, and on each text perplexity, distance, agreement."""
+    """Original, quantized, recovered: size, bits, and on each text or image set quality, distance, agreement."""
     from jettison.core.bytesize import format_bytes
 
     stages = [name for name in STAGES if name in result]
-    texts = list(result[stages[0]]["texts"])
+    texts, images = (list(result[stages[0]].get(kind, {})) for kind in ("texts", "images"))
     rows = []
     for stage in stages:
         size = result[stage]["size"]
@@ -100,8 +111,13 @@ def show_stages(result: dict[str, Any]) -> None:
         for text in texts:
             measured = result[stage]["texts"][text]
             row += [f"{measured['perplexity']:.2f}", f"{measured['kl']:.4f}", f"{measured['agreement']:.1%}"]
+        for name in images:
+            measured = result[stage]["images"][name]
+            row += [f"{measured['accuracy']:.1%}", f"{measured['kl']:.4f}", f"{measured['agreement']:.1%}"]
         rows.append(row)
     columns = ["", "\nsize", "bits per\nweight"]
+    for name in images:
+        columns += [f"{Path(name).stem}\naccuracy", "\nKL", "same\nclass"]
     names = [{"books-evaluation": "books", "wikitext2": "WikiText-2"}.get(text, Path(text).stem) for text in texts]
     for short in names if len(set(names)) == len(names) else texts:
         columns += [f"{short}\nperplexity", "\nKL", "same\ntoken"]
@@ -111,7 +127,7 @@ def show_stages(result: dict[str, Any]) -> None:
 
 
 def show_tasks(result: dict[str, Any]) -> None:
-    """Accuracy on each task, stage by stage, and what of a loss is recovered, where the loss is more than rng."""
+    """Accuracy on each task, stage by stage, and what of a loss is recovered, where the loss is more than chance."""
     stages = [name for name in STAGES if result.get(name, {}).get("tasks")]
     if not stages:
         return

@@ -26,6 +26,7 @@ def recover(
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Drop an earlier recovery and begin again.")] = False,
     save_every: Annotated[float, typer.Option("--save-every", min=0, help="Seconds between saves.")] = 60.0,
+    images: common.Images = None,
     dry_run: common.DryRun = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
@@ -42,7 +43,7 @@ def recover(
         show_forecast(result)
         common.finish(result, json)
         return
-    result = run(folder, changes=changes, teacher=teacher, restart=restart, save_every=save_every)
+    result = run(folder, changes=changes, teacher=teacher, restart=restart, save_every=save_every, images=images)
     losses, features = result["recovery"]["loss"], result["recovery"].get("features")
     what = f"KL per token + {features:g} x feature loss" if features else "KL per token"
     common.out.print(

@@ -56,15 +56,18 @@ def _results(results: dict[str, Any]) -> list[str]:
     stages = [stage for stage in STAGES if stage in results]
     if not stages:
         return []
-    texts = list(results[stages[0]]["texts"])
+    texts, images = (list(results[stages[0]].get(kind, {})) for kind in ("texts", "images"))
     cell = lambda text: " ".join(text.split()).replace("|", "\\|")  # what would end a cell of the table
     columns = ["", "bytes", "bits per weight"]
     columns += [f"{cell(text)}: {kind}" for text in texts for kind in ("perplexity", "KL")]
+    columns += [f"{cell(name)}: {kind}" for name in images for kind in ("accuracy", "KL")]
     lines = ["## Measured", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for stage in stages:
         size = results[stage]["size"]
         row = [stage, f"{size['bytes']:,}", f"{size['bits_per_weight']:.2f}"]
-        for found in (results[stage]["texts"].get(text, {}) for text in texts):
+        for found in (results[stage].get("texts", {}).get(text, {}) for text in texts):
             row += [f"{found[kind]:.4g}" if kind in found else "" for kind in ("perplexity", "kl")]
+        for found in (results[stage].get("images", {}).get(name, {}) for name in images):
+            row += [f"{found[kind]:.4g}" if kind in found else "" for kind in ("accuracy", "kl")]
         lines.append("| " + " | ".join(row) + " |")
     return [*lines, ""]

@@ -133,7 +133,7 @@ class PackedConv2d(nn.Module):
     def __init__(
         self,
         grid: Grid,
-        like: nn.Conv2d,
+        like: "nn.Conv2d | PackedConv2d",
         weight_packed: torch.Tensor,
         weight_scale: torch.Tensor,
         weight_zero_point: torch.Tensor | None = None,
@@ -141,9 +141,10 @@ class PackedConv2d(nn.Module):
     ):
         """like: the convolution in whose place it stands."""
         super().__init__()
-        self.grid, self.kernel = grid, tuple(like.weight.shape[1:])
+        self.grid = grid
         for name in (*SETTINGS, "kernel_size", "in_channels", "out_channels"):  # models read them
             setattr(self, name, getattr(like, name))
+        self.kernel = (self.in_channels // self.groups, *self.kernel_size)
         parts = zip((*PARTS, "bias"), (weight_packed, weight_scale, weight_zero_point, bias), strict=True)
         _hold(self, dict(parts))
 

@@ -86,9 +86,10 @@ def _recover(
     grids = read_grids(source)
     linears = [linear for linear in source.anatomy if step.where.matches(linear.roles, linear.block)]
     linears = [linear for linear in linears if "embed" not in linear.roles]
+    adapted = [linear for linear in linears if linear.layout != "conv2d"]
     quantized = [linear for linear in source.anatomy if linear.name in grids and "embed" not in linear.roles]
     dense = _dense_names(source, linears, grids) if "weights" in options["train"] else []
-    empty = {"scales": not quantized, "weights": not dense}
+    empty = {"lora": not adapted, "scales": not quantized, "weights": not dense}
     if not linears or any(empty.get(each) for each in options["train"]):
         raise UsageError(f"«{step}» fits no linear of {folder} for {', '.join(options['train'])}")
     run = {"kind": "recover", "step": _as_dict(step), "checkpoint": first}
@@ -113,10 +114,11 @@ def _recover(
     pupil = Pupil(
         student=load_packed(source, torch.float32),
         teacher=load_dense(original, fast),
-        linears=linears,
+        linears=adapted,
         quantized=quantized,
         dense=[linear for linear in linears if linear.name in dense],
-        windows=inputs,
+        inputs=inputs,
+        lesson=domain.lesson,
         state=work / STATE,
         save_every=save_every,
         record=lambda at, loss: journal.add(step=at, loss=round(loss, 6)) if journal else None,

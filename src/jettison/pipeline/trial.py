@@ -19,14 +19,17 @@ import torch
 from torch import nn
 
 from jettison.core.tensors import write_tensors
-from jettison.domains.text.domain import WINDOW, check_tokens, text_windows
+from jettison.domains.text.domain import WINDOW, check_tokens, lesson, text_windows
 from jettison.domains.text.scores import BATCH, compare
 from jettison.domains.text.synthesize import BATCH as WRITTEN_AT_ONCE
 from jettison.domains.text.synthesize import write_batch
+from jettison.domains.vision.data import open_images
 from jettison.formats.writer import Writer
 from jettison.graph.dense import compute_device, load_dense, stored_dtype, training_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import PackedLinear
+from jettison.graph.skeleton import run_model
+from jettison.graph.whole import WholeWalk, random_inputs
 from jettison.methods.quantize.rtn import rtn
 from jettison.methods.recover.distill import Pupil, distill
 from jettison.pipeline.jobs import Job, apply_methods, pick_format
@@ -38,6 +41,7 @@ from jettison.statistics.stats import Stats
 WRITTEN = 1 << 26  # bytes, to time the disk
 WORK = 2e11  # arithmetic operations of a trial step at most: a second or a few
 NEW_TOKENS = 32
+WHOLE_BATCH = 8  # samples of a model that stays whole
 
 
 @dataclass
@@ -107,6 +111,27 @@ def count_windows(source: ModelFolder, text: str | Path, tokens: int | None) -> 
     return len(text_windows(source, text, source.window(WINDOW), tokens))
 
 
+def count_images(images: str | Path, count: int | None) -> int:
+    """How many an evaluation looks at."""
+    return len(open_images(images).spread(count))
+
+
+def sample_seconds(source: ModelFolder) -> float:
+    """A forward pass of a model that stays whole, for one sample of its inputs."""
+    model = load_dense(source, torch.float32)
+    batch = random_inputs(source).repeat(WHOLE_BATCH, 1, 1, 1)
+    with torch.no_grad():
+        run_model(model, batch)
+        with timed() as trial:
+            run_model(model, batch)
+    return trial.seconds / WHOLE_BATCH
+
+
+def small_walk(source: ModelFolder, twice: bool) -> WholeWalk:
+    """A walk on a few random samples."""
+    return WholeWalk(source, random_inputs(source).repeat(WHOLE_BATCH, 1, 1, 1), twice)
+
+
 def synthesis_seconds(source: ModelFolder, length: int) -> float:
     """To write one window."""
     tokens = min(length, max(NEW_TOKENS, int(WORK / (2 * WRITTEN_AT_ONCE * _weights(source)))))
@@ -144,7 +169,8 @@ def training_seconds(source: ModelFolder, jobs: list[Job], step: Step) -> tuple[
                 linears=[linear for linear in adapted if "embed" not in linear.roles],
                 quantized=packed,
                 dense=[linear for linear in adapted if linear not in packed and linear.block is not None],
-                windows=torch.randint(short.vocabulary, (3 * batch, options["length"])),
+                inputs=torch.randint(short.vocabulary, (3 * batch, options["length"])),
+                lesson=lesson,
                 state=Path(scratch) / "state.safetensors",
                 save_every=1e9,
                 record=lambda *_: moments.append(time.perf_counter()),

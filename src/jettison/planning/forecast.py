@@ -21,7 +21,8 @@ from jettison.pipeline.jobs import Job, assign
 from jettison.pipeline.recovery import recovery_step
 from jettison.pipeline.trial import WRITTEN_AT_ONCE
 from jettison.planning.cost import Setting, predict
-from jettison.recipe.recipe import Recipe, load_recipe, with_windows
+from jettison.planning.forecast_whole import forecast_whole
+from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_windows
 
 DAY = 86400.0
 FEW = 1 << 23  # weights outside the blocks up to which they are tried too
@@ -34,16 +35,25 @@ def forecast(
     texts: Iterable[str] = (),
     tokens: int | None = None,
     runtime: str | None = None,
+    images: str | Path | None = None,
+    count: int | None = None,
 ) -> dict[str, Any]:
     """Per step: time in seconds, peak resident memory and disk in bytes; and ``warnings`` in plain words.
 
     Tries small parts of the run first (see trial.py): from seconds to a few minutes, about as long as one block of the
-    model takes. texts, tokens: what ``fit`` will measure on; without texts no evaluation is counted. Also checks that
+    model takes. texts, tokens, images, count: what ``fit`` will measure on; without any no evaluation counts. Images
+    are also what an image classifier is calibrated on. Also checks that
     the recipe fits the model and the runtime: raises UsageError as ``compress`` would.
     """
     source = ModelFolder(model)
     recipe = with_windows(recipe, source.positions)
+    if not recipe.calibration.get("images"):
+        recipe = with_images(recipe, images)
     jobs = assign(source, recipe, runtime)
+    if not source.anatomy.family.chain:
+        with silent():
+            steps = forecast_whole(source, recipe, jobs, trial.count_images(images, count) if images else None)
+        return {"steps": steps, "warnings": _warnings(steps)}
     counts = [trial.count_windows(source, text, tokens) for text in texts]
     with bar("trying", 3) as progress:
         with silent():
@@ -66,6 +76,11 @@ def forecast_recovery(
     manifest = read_manifest(folder)
     recipe = load_recipe(manifest["recipe"])
     source = ModelFolder(teacher or manifest["teacher"]["folder"])
+    if not source.anatomy.family.chain:
+        recipe = replace(recipe, steps=(*recipe.of("quantize"), recovery_step(recipe, changes)))
+        with silent():
+            steps = forecast_whole(source, recipe, assign(source, recipe), None)[1:]
+        return {"steps": steps, "warnings": _warnings(steps)}
     with silent():
         steps = [_recovery(source, assign(source, recipe), recovery_step(recipe, changes, source.positions))]
     return {"steps": steps, "warnings": _warnings(steps)}

@@ -8,6 +8,7 @@ from jettison.core.numbers import figures, format_rate
 from jettison.formats.card import STAGES
 from jettison.reports import charts, sections
 from jettison.reports.error_map import read_error_map
+from jettison.reports.images import image_quality, latency_chart
 from jettison.reports.plan_page import plan_charts
 from jettison.reports.render import render
 from jettison.reports.run import Run, read_run
@@ -35,6 +36,7 @@ def _sections(run: Run) -> dict[str, Any]:
         "asked": sections.asked(run),
         "recipe": sections.recipe(run),
         "quality": sections.quality(run),
+        "images": image_quality(run),
         "tasks": sections.tasks(run),
         "samples": sections.samples(run),
         "drafts": sections.drafts(run),
@@ -91,7 +93,7 @@ def _speed(run: Run) -> list[tuple[str, Any]]:
             if any(len(of) > 1 for of in samples.values()):
                 caption += "; the median of several samples, and the slowest and fastest of them"
             found.append((caption, charts.embed(figure, f"speed-{kind}")))
-    return found
+    return found + ([latency] if (latency := latency_chart(run)) else [])
 
 
 def _with_spread(rate: float, samples: list[float]) -> str:

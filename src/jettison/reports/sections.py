@@ -10,6 +10,7 @@ from jettison.core.numbers import format_rate
 from jettison.encodings.table import ValueTable
 from jettison.encodings.uniform import UniformGrid
 from jettison.reports.commands import commands
+from jettison.reports.images import accuracy_line, image_tiles
 from jettison.reports.run import Run
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -31,7 +32,7 @@ def headline(run: Run) -> str:
     sizes = [run.results[stage]["size"]["bytes"] for stage in ("original", run.last) if stage in run.results]
     line = f"{run.name}: {' → '.join(size(count) for count in sizes)}"
     if not run.texts or "original" not in run.results:
-        return line
+        return line + accuracy_line(run)
     text = run.texts[0]
     before, after = (run.results[stage]["texts"][text]["perplexity"] for stage in ("original", run.last))
     return f"{line}, perplexity on {text} {before:.2f} → {after:.2f}"
@@ -68,6 +69,7 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
         if "kl" in measured:
             found.append((f"{measured['kl']:.3f}", "nats from the original", f"KL on {text}"))
             found.append((percent(measured["agreement"]), "same likeliest token", f"on {text}"))
+    found += image_tiles(run)
     for kind, rates in (
         ("measured", run.measured_speed("decode")),
         ("predicted", predicted(run, "tokens_per_second")),
@@ -112,12 +114,14 @@ def asked(run: Run) -> dict[str, Any] | None:
     if not request:
         return None
     tps, memory, recipe = request.get("tps"), request.get("memory"), request.get("recipe")
+    measured = [*(request.get("texts") or []), *(request.get("tasks") or [])]
+    measured += [request["images"]] if request.get("images") else []
     wishes = [
         ("model", request["model"]),
         ("device", run.device),
         ("recipe", recipe if recipe else "the planner's choice"),
         ("changes to it", ", ".join(request.get("changes") or [])),
-        ("measured on", ", ".join([*(request.get("texts") or []), *(request.get("tasks") or [])])),
+        ("measured on", ", ".join(measured)),
     ]
     speeds, sizes = predicted(run, "tokens_per_second"), predicted(run, "memory")
     limit = parse_bytes(memory) if memory else None
@@ -162,8 +166,13 @@ def recipe(run: Run) -> dict[str, Any]:
         "use": found.get("use", ""),
         "why": found.get("why") or [],
         "steps": [_step(step) for step in found.get("steps") or []],
-        "calibration": ", ".join(f"{name} {value}" for name, value in calibration.items()),
+        "calibration": _calibrated(calibration),
     }
+
+
+def _calibrated(calibration: Mapping[str, Any]) -> str:
+    unused = {"text", "length"} if calibration.get("images") else set()
+    return ", ".join(f"{name} {value}" for name, value in calibration.items() if name not in unused)
 
 
 def _step(entry: Mapping[str, Any]) -> dict[str, str]:

@@ -113,7 +113,11 @@ def watch(module: nn.Module, prefix: str, linears: Iterable[Linear], dense: bool
             continue
         found.stats[linear.inputs] = Stats.empty(linear.columns, dense)
         inner = module.get_submodule(linear.name.removeprefix(prefix + "."))
-        hooks.append(inner.register_forward_pre_hook(lambda module, args, linear=linear: found.see(linear, input_rows(module, args[0]))))
+        hooks.append(
+            inner.register_forward_pre_hook(
+                lambda module, args, linear=linear: found.see(linear, input_rows(module, args[0]))
+            )
+        )
     try:
         yield found
     finally:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from jettison.graph.anatomy import Linear
-from jettison.graph.modules import Adapted, PackedLinear, QuantizedLinear, dense_weight
+from jettison.graph.modules import Adapted, PackedConv2d, PackedLinear, Quantized, dense_weight
 from jettison.numerics.low_rank import best_correction
 from jettison.statistics.stats import Stats
 
@@ -45,12 +45,12 @@ def add_lora(
     return parameters
 
 
-class ScaledLinear(PackedLinear):
-    """A packed linear whose scales are trained: scale · exp(gain). gain: (out, groups), 0 at the start."""
+class _Scaled:
+    """A packed matrix whose scales are trained: scale · exp(gain). gain: (out, groups), 0 at the start."""
 
-    def __init__(self, packed: PackedLinear):
+    def __init__(self, packed: PackedLinear | PackedConv2d):
         parts = (packed.weight_packed, packed.weight_scale, packed.weight_zero_point, packed.bias)
-        super().__init__(packed.grid, packed.in_features, *parts)
+        super().__init__(packed.grid, packed if isinstance(packed, PackedConv2d) else packed.in_features, *parts)
         self.gain = nn.Parameter(torch.zeros(packed.weight_scale.shape, device=packed.weight_scale.device))
 
     @property
@@ -60,14 +60,22 @@ class ScaledLinear(PackedLinear):
         return exact + (exact.to(self.grid.scale_dtype).float() - exact).detach()
 
 
+class ScaledLinear(_Scaled, PackedLinear):
+    pass
+
+
+class ScaledConv2d(_Scaled, PackedConv2d):
+    pass
+
+
 def train_scales(student: nn.Module, linears: Iterable[Linear]) -> dict[str, nn.Parameter]:
     """Let every group's scale grow or shrink: scale · exp(gain), gain starting at 0. Returns the gains by name."""
     parameters = {}
     for linear in linears:
         module = student.get_submodule(linear.name)
         owner = module.base if isinstance(module, Adapted) else module
-        if isinstance(owner, PackedLinear):
-            scaled = ScaledLinear(owner)
+        if isinstance(owner, PackedLinear | PackedConv2d):
+            scaled = (ScaledConv2d if isinstance(owner, PackedConv2d) else ScaledLinear)(owner)
             student.set_submodule(f"{linear.name}.base" if isinstance(module, Adapted) else linear.name, scaled)
             parameters[f"{linear.name}.gain"] = scaled.gain
     return parameters
@@ -79,7 +87,7 @@ def train_weights(student: nn.Module, linears: Iterable[Linear], masked: bool) -
     for linear in linears:
         module = student.get_submodule(linear.name)
         module = module.base if isinstance(module, Adapted) else module
-        if not isinstance(module, QuantizedLinear):
+        if not isinstance(module, Quantized):
             weight = module.weight.requires_grad_()
             if masked:
                 kept = weight.detach() != 0

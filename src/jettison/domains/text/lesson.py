@@ -9,6 +9,8 @@ from jettison.core.errors import JettisonError
 from jettison.graph.dense import has_fast_bfloat16
 from jettison.training.losses import chunked_kl, head_of, kl, square_head
 
+TRIED = 16  # tokens that show what the model does after its head
+
 
 class Lesson(nn.Module):
     """One batch to its loss. Only the student is a submodule, so that nobody trains or synchronizes the teacher."""
@@ -22,6 +24,7 @@ class Lesson(nn.Module):
         features: float,
     ):
         super().__init__()
+        check_head(teacher, torch.arange(TRIED).unsqueeze(0) % teacher.config.get_text_config().vocab_size)
         self.student, self._teacher, self._temperature, self._features = student, [teacher], temperature, features
         head = {id(parameter) for parameter in student.get_output_embeddings().parameters()}
         self._trained = list(trained.values())

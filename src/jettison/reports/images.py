@@ -1,0 +1,87 @@
+"""What the page says of an image classifier: accuracy, distance from the original, and the images that changed."""
+
+from typing import Any
+
+from jettison.core.numbers import figures
+from jettison.reports import charts
+from jettison.reports.run import Run
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}{NO_BREAK}%"
+
+
+def image_sets(run: Run) -> list[str]:
+    """Those that every measured stage has in common."""
+    found = [stage.get("images") or {} for stage in run.results.values()]
+    return [name for name in found[0] if all(name in other for other in found)] if found else []
+
+
+def accuracy_line(run: Run) -> str:
+    """For the headline: accuracy before and after; '' without."""
+    if not (names := image_sets(run)) or run.last is None or "original" not in run.results:
+        return ""
+    before, after = (run.results[stage]["images"][names[0]]["accuracy"] for stage in ("original", run.last))
+    return f", accuracy {percent(before)} → {percent(after)}"
+
+
+def image_tiles(run: Run) -> list[tuple[str, str, str]]:
+    """Figure, what it is, and what to hold it against."""
+    found = []
+    for name in image_sets(run)[:1]:
+        before, after = (run.results[stage]["images"][name] for stage in ("original", run.last))
+        found.append((percent(after["accuracy"]), "accuracy", f"{percent(before['accuracy'])} before"))
+        if "kl" in after:
+            found.append((f"{after['kl']:.3f}", "nats from the original", f"{after['images']:,} images"))
+            found.append((percent(after["agreement"]), "same class", "as the original"))
+    times = latencies(run)
+    if "original" in times and run.last in times:
+        now = times[run.last]
+        found.append((f"{figures(now)} ms", "for one image", f"{figures(times['original'])} ms before"))
+    return found
+
+
+def latencies(run: Run) -> dict[str, float]:
+    """Stage -> milliseconds for one image."""
+    stages = (run.speed or {}).get("stages") or {}
+    return {stage: stages[stage]["latency_ms"] for stage in run.results if stages.get(stage, {}).get("latency_ms")}
+
+
+def image_quality(run: Run) -> dict[str, Any] | None:
+    """sets: name and the figures of every stage. chart: accuracies. pictures: of the last stage, with how many of
+    those that were looked at have another class now."""
+    names = image_sets(run)
+    if not names:
+        return None
+    sets = [
+        {"name": name, "rows": [(stage, result["images"][name]) for stage, result in run.results.items()]}
+        for name in names
+    ]
+    values = {stage: 100 * result["images"][names[0]]["accuracy"] for stage, result in run.results.items()}
+    drawn = charts.stage_bars(values, [f"{value:.1f} %" for value in values.values()])
+    last = run.results[run.last] if run.last else {}
+    return {
+        "sets": sets,
+        "chart": charts.embed(drawn, "accuracy-chart"),
+        "pictures": last.get("pictures") or [],
+        "differ": last.get("differ"),
+        "looked_at": last.get("looked_at"),
+        "stage": run.last,
+    }
+
+
+def latency_chart(run: Run) -> tuple[str, Any] | None:
+    """Caption and chart."""
+    times = latencies(run)
+    if not times:
+        return None
+    stages = run.speed["stages"]
+    spread = lambda stage: stages[stage].get("latency_samples") or [times[stage]]
+    captions = [
+        f"{figures(value)} ({figures(min(spread(stage)))} to {figures(max(spread(stage)))})"
+        for stage, value in times.items()
+    ]
+    caption = f"Milliseconds for one image, measured on {run.speed.get('machine') or 'an unnamed machine'}; the median"
+    return caption + ", and the range", charts.embed(charts.stage_bars(times, captions), "latency-chart")

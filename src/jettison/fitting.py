@@ -153,6 +153,8 @@ def fit(
         if tasks and "recovered" in results:
             compared["tasks"] = compare_tasks(*(results[stage]["tasks"] for stage in stages))
             update_manifest(out, **compared)
+        if notes := read_manifest(out)["not_in_transformers"]:
+            compared["not_in_transformers"] = notes
         write_report(out)
     return {"plan": planned} | results | compared
 

@@ -19,7 +19,7 @@ RECIPE = {
         {"recover": {"samples": 2, "length": 32, "batch": 1, "data": "books"}, "where": {"role": ["gate", "up"]}},
     ],
 }
-NAMES = ["files", "recorded hashes", "tensors", "finite values", "tokenizer", "runs", "self-check"]
+NAMES = ["files", "recorded hashes", "tensors", "finite values", "reader", "runs", "self-check"]
 SHARD = "model-00001-of-00003.safetensors"
 
 
@@ -93,9 +93,9 @@ DAMAGE = {
     "a shard that is cut": (lambda f: (f / SHARD).write_bytes((f / SHARD).read_bytes()[:-99]), {"files"}),
     "an index of another model": (lambda f: edit_json(f, "model.safetensors.index.json", weight_map={}), {"files"}),
     "a tokenizer that is missing": (
-        lambda f: [path.unlink() for path in f.glob("tokenizer*")], {"tokenizer"},
+        lambda f: [path.unlink() for path in f.glob("tokenizer*")], {"reader"},
     ),
-    "a tokenizer that is garbage": (lambda f: (f / "tokenizer.json").write_text('{"model": 3}'), {"tokenizer"}),
+    "a tokenizer that is garbage": (lambda f: (f / "tokenizer.json").write_text('{"model": 3}'), {"reader"}),
     "an adapter that is cut": (
         lambda f: (f / "adapter" / "adapter_model.safetensors").write_bytes(b"x" * 99), {"finite values", "runs"},
     ),

@@ -56,18 +56,13 @@ def fit(
     else:
         show_stages(result)
         show_tasks(result)
+        loaders = "jettison.load" if result.get("not_in_transformers") else "transformers and with jettison.load"
         folder, page = escape(str(out)), escape(str(out / "report.html"))
         common.out.print(
-            f"\n[bold]{folder}[/bold] loads with {_loaders(out)}; "
+            f"\n[bold]{folder}[/bold] loads with {loaders}; "
             f"all that was measured is in [bold]{page}[/bold]", soft_wrap=True,
         )  # fmt: skip
     common.finish(result, json)
-
-
-def _loaders(out: Path) -> str:
-    from jettison.formats.manifest import read_manifest
-
-    return "jettison.load" if read_manifest(out)["not_in_transformers"] else "transformers and with jettison.load"
 
 
 def show_plan(planned: dict[str, Any]) -> None:

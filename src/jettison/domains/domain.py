@@ -38,6 +38,12 @@ class Domain(Protocol):
 
     DATA: str
 
+    def check_reader(self, source: ModelFolder) -> str:
+        """What turns data into inputs, in words. Raises JettisonError if it does not fit the model."""
+
+    def example(self, source: ModelFolder) -> tuple[torch.Tensor, str]:
+        """Some inputs that every model reads, and what they are, in words."""
+
     def check_recipe(self, source: ModelFolder, recipe: Recipe, calibrated: bool) -> None:
         """Raise UsageError, before any work, for data that the recipe names and the model cannot read. calibrated:
         whether the calibration data is needed."""

@@ -16,6 +16,7 @@ from jettison.core.documents import read_json
 from jettison.core.errors import JettisonError, UsageError, guarded
 from jettison.core.files import file_digest, inside
 from jettison.core.progress import bar
+from jettison.domains.domain import find_domain
 from jettison.encodings.quantized import empty_parts
 from jettison.formats import check
 from jettison.formats.manifest import NAME as MANIFEST
@@ -28,7 +29,6 @@ from jettison.graph.folder import ModelFolder
 from jettison.runtime.load import load
 
 JOURNAL = "journal.jsonl"
-TOKENS = 16  # of the text that is run through the model
 
 
 class Untried(JettisonError):
@@ -151,26 +151,23 @@ def _checkpoints(looked: Folder) -> list[Checkpoint]:
     return [looked.source.checkpoint, *([Checkpoint(adapter.parent, [adapter])] if adapter.parent.is_dir() else [])]
 
 
-def _tokenizer(looked: Folder) -> str:
-    known, room = len(looked.source.tokenizer), looked.source.config.get_text_config().vocab_size
-    if known > room:
-        raise JettisonError(f"it has {known} tokens, and the model room for {room}")
-    return f"{known} tokens"
+def _reader(looked: Folder) -> str:
+    """What turns data into inputs: the tokenizer, or the image processor."""
+    return find_domain(looked.source).check_reader(looked.source)
 
 
 def _runs(looked: Folder) -> str:
-    """Loads, adapter included, and says something finite about a few tokens."""
+    """Loads, adapter included, and says something finite about a few inputs."""
     try:
         require_memory(looked.source.checkpoint.tensor_bytes, "loading it")
     except JettisonError as error:
         raise Untried(str(error)) from None
     loaded = load(looked.folder, cache=False)
-    vocabulary = loaded.model.config.get_text_config().vocab_size
-    ids = torch.arange(TOKENS).unsqueeze(0) * max(1, vocabulary // TOKENS) % vocabulary
-    if not torch.isfinite(loaded.logits(ids)).all():
+    inputs, what = find_domain(looked.source).example(looked.source)
+    if not torch.isfinite(loaded.logits(inputs)).all():
         raise JettisonError("its outputs are not finite")
     adapter = ", with its adapter" if (looked.folder / ADAPTER).is_dir() else ""
-    return f"{TOKENS} tokens, finite outputs{adapter}"
+    return f"{what}, finite outputs{adapter}"
 
 
 def _self_check(looked: Folder) -> str:
@@ -206,7 +203,7 @@ CHECKS = {
     "recorded hashes": _hashes,
     "tensors": _shapes,
     "finite values": _finite,
-    "tokenizer": _tokenizer,
+    "reader": _reader,
     "runs": _runs,
     "self-check": _self_check,
 }

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from jettison.core.errors import UsageError
+from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import digest
 from jettison.core.progress import say
 from jettison.domains.domain import Logits, Sources
@@ -19,8 +19,22 @@ from jettison.graph.folder import ModelFolder
 from jettison.recipe.recipe import Recipe, Step
 
 DATA = "text"
+EXAMPLE = 16  # tokens
 WINDOW = 512  # tokens that are scored at once, where nothing else is said
 SYNTHETIC = "synthetic"  # text that the original writes
+
+
+def check_reader(source: ModelFolder) -> str:
+    known, room = len(source.tokenizer), source.vocabulary
+    if known > room:
+        raise JettisonError(f"it has {known} tokens, and the model room for {room}")
+    return f"a tokenizer of {known} tokens"
+
+
+def example(source: ModelFolder) -> tuple[torch.Tensor, str]:
+    """(1, 16) token ids from all over the vocabulary."""
+    ids = torch.arange(EXAMPLE).unsqueeze(0) * max(1, source.vocabulary // EXAMPLE) % source.vocabulary
+    return ids, f"{EXAMPLE} tokens"
 
 
 def check_recipe(source: ModelFolder, recipe: Recipe, calibrated: bool) -> None:

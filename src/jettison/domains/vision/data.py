@@ -138,12 +138,13 @@ def _for_model(images: Images, source: ModelFolder) -> Images:
             f"{images.path} has label {wrong}{name}: {source.name} has classes 0 to {config.num_labels - 1}"
         )
     channels = getattr(config, "num_channels", 3)
-    own = {"_processor": _processor(source.folder), "_channels": channels, "labels": labels}
+    own = {"_processor": image_processor(source.folder), "_channels": channels, "labels": labels}
     return Images(**(vars(images) | own | {"broken": []}))
 
 
 @lru_cache(8)
-def _processor(folder: Path) -> Any:
+def image_processor(folder: Path) -> Any:
+    """The image processor of a checkpoint. Raises UsageError if there is none, or none that can be used."""
     if not (folder / PROCESSOR).exists():
         raise UsageError(f"{folder} has no {PROCESSOR}, which says how images become pixels: copy it from the original")
     from transformers import AutoImageProcessor

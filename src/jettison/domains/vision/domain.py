@@ -10,10 +10,11 @@ from torch import nn
 from jettison.core.errors import JettisonError, UsageError
 from jettison.core.progress import bar
 from jettison.domains.domain import Logits, Sources
-from jettison.domains.vision.data import Images, open_images
+from jettison.domains.vision.data import Images, image_processor, open_images
 from jettison.graph.dense import has_fast_bfloat16
 from jettison.graph.folder import ModelFolder
 from jettison.graph.skeleton import run_model
+from jettison.graph.whole import random_inputs
 from jettison.recipe.recipe import Recipe, Step
 from jettison.training.losses import kl
 
@@ -29,6 +30,15 @@ def images_of(settings: Mapping[str, Any]) -> str:
             "--images (calibration.images in a recipe)"
         )
     return settings["images"]
+
+
+def check_reader(source: ModelFolder) -> str:
+    return f"an image processor, {type(image_processor(source.folder)).__name__}"
+
+
+def example(source: ModelFolder) -> tuple[torch.Tensor, str]:
+    """(1, channels, height, width) noise."""
+    return random_inputs(source), "an image of noise"
 
 
 def check_recipe(source: ModelFolder, recipe: Recipe, calibrated: bool) -> None:

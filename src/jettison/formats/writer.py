@@ -84,6 +84,10 @@ class Writer:
                 tensors[tensor] = source.checkpoint.read(tensor)
         return tensors
 
+    def parameter_as_stored(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Another parameter than a linear's weight, rounded to the type of the original's, float32."""
+        return value.to(self.source.read(name).dtype).float()
+
     def packed(self, linear: Linear, weight: Stored) -> bool:
         """Whether a weight is stored packed; dense otherwise."""
         return isinstance(weight, QuantizedWeight) and self.format.packs(linear)

@@ -5,7 +5,7 @@ Nothing here imports torch, whose import takes seconds: plans are made of anatom
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -26,7 +26,8 @@ USUAL_NAMES = {
 
 @dataclass(frozen=True)
 class Family:
-    """A row of families.yaml. ``name`` is "generic" for a model that has none. domain: what kind of model it is."""
+    """A row of families.yaml. ``name`` is "generic" for a model that has none. domain: what kind of model it is. folds,
+    norm_offset: see ``graph.edits.find_folds``."""
 
     name: str
     blocks: str
@@ -37,6 +38,8 @@ class Family:
     ends: tuple[str, ...] = ()
     sizes: dict[str, Any] | None = None
     domain: str = "text"
+    folds: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    norm_offset: float = 0.0
 
     @property
     def chain(self) -> bool:
@@ -140,6 +143,8 @@ def families() -> dict[str, Family]:
             ends=tuple(row.get("ends", ())),
             sizes=row.get("sizes"),
             domain=row.get("domain", "text"),
+            folds={source: tuple(roles) for source, roles in row.get("folds", {}).items()},
+            norm_offset=row.get("norm_offset", 0.0),
         )
         for name, row in rows.items()
     }

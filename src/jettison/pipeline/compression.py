@@ -32,7 +32,8 @@ from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.folder import ModelFolder
 from jettison.graph.source_check import check_source
 from jettison.graph.whole import open_walk
-from jettison.pipeline.jobs import Job, adjusted, assign, one_by_one, pick_format, say_adjusted
+from jettison.pipeline.applying import one_by_one
+from jettison.pipeline.jobs import Job, adjusted, assign, pick_format, say_adjusted
 from jettison.pipeline.recovery import written_shards
 from jettison.pipeline.units import AnyWalk, compress_unit, replay, unties
 from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_windows
@@ -195,7 +196,8 @@ def _run(
             if entry := kept.get(unit):
                 if walk and block is not None:
                     here = [job for job in jobs if job.linear.block == block]
-                    replay(writer, here, block, walk, Checkpoint(out, [out / entry["file"]]))
+                    shard = Checkpoint(out, [out / entry["file"]])
+                    replay(writer, here, block, walk, shard, entry.get("changed", ()))
                 continue
             entry = compress_unit(writer, jobs, block, walk, out, pool)
             journal.add(unit=unit, **entry)

@@ -1,30 +1,19 @@
 """Which linear gets which steps of a recipe, and what they make of it."""
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
-
-from jettison.core.errors import JettisonError, UsageError, unknown
+from jettison.core.errors import UsageError, unknown
 from jettison.domains.domain import find_domain
 from jettison.encodings.grid import WHOLE_ROW, Grid
 from jettison.encodings.pattern import Pattern
-from jettison.encodings.quantized import AT_ONCE, QuantizedWeight
-from jettison.formats import check
 from jettison.formats.format import choose_format, find_format
 from jettison.formats.runtimes import Runtime, find_runtime, fitted_grids, illegal
-from jettison.formats.writer import Stored
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
-from jettison.pipeline.pruning import Task, run_task
 from jettison.recipe import registry
 from jettison.recipe.recipe import Recipe, Step
-from jettison.statistics.stats import Stats
-
-LARGEST = 1e8  # of a weight: squares of what it makes of an input must fit in float32
 
 
 @dataclass(frozen=True)
@@ -44,6 +33,10 @@ class Job:
     @property
     def steps(self) -> list[Step]:
         return [step for step in (self.prune, self.step) if step]
+
+    @property
+    def quantizer(self) -> registry.Method:
+        return registry.find("quantize", self.step.method)
 
     @property
     def adaptive(self) -> bool:
@@ -78,15 +71,19 @@ def assign(source: ModelFolder, recipe: Recipe, runtime: str | None = None) -> l
             jobs[linear] = Job(linear, prune=step, pattern=step.pattern)
     for step in recipe.of("quantize"):
         claimed = _claimed(source, step)
+        if registry.find("quantize", step.method).scope == "block" and not source.anatomy.family.folds:
+            raise UsageError(
+                f"{step.method} scales the inputs of linears: where, families.yaml does not say for "
+                f"{source.anatomy.family.name} models (folds)"
+            )
         grids = fitted_grids(claimed, step.grid, target)
         for linear in claimed:
             job = jobs.get(linear, Job(linear))
             if job.step:
                 raise UsageError(f"two steps claim {linear.name}: «{job.step}» and «{step}»")
             if "embed" in linear.roles and registry.find("quantize", step.method).needs:
-                raise UsageError(
-                    f"{linear.name} is looked up, not multiplied: rtn and hqq fit it, {step.method} does not"
-                )
+                fit = registry.having("quantize", lambda method: not method.needs)
+                raise UsageError(f"{linear.name} is looked up, not multiplied: {fit} fit it, {step.method} does not")
             jobs[linear] = replace(job, step=step, grid=_stored_grid(source, linear, grids[linear]))
     for job in jobs.values():
         _check_together(source, job)
@@ -159,15 +156,21 @@ def _check_pruning(source: ModelFolder, linear: Linear, step: Step) -> None:
 
 def _check_together(source: ModelFolder, job: Job) -> None:
     """Raises UsageError where what is done first and what is done then do not go together."""
-    if job.prune and job.prune.options.get("joint") and (not job.step or job.step.method != "gptq"):
-        given = f"is «{job.step}»" if job.step else "is missing"
-        raise UsageError(f"{job.linear.name}: joint: true needs a quantize step with gptq for the same; that {given}")
+    if job.prune and job.prune.options.get("joint") and not (job.step and "joint" in job.quantizer.traits):
+        given, able = f"is «{job.step}»" if job.step else "is missing", registry.having("quantize", _can_join)
+        raise UsageError(f"{job.linear.name}: joint: true needs a quantize step with {able} for the same; that {given}")
+    if job.prune and job.step and job.quantizer.scope == "block":
+        raise UsageError(f"{job.linear.name}: {job.step.method} scales weights, and so cannot quantize what is pruned")
     stacked = source.locate(f"{job.linear.name}.weight")[1] is not None
     if stacked and not job.step:
         raise UsageError(
             f"{job.linear.name} lies in one tensor with other experts, of which none can be stored alone: "
             "quantize it too, or leave experts out of the prune step"
         )
+
+
+def _can_join(method: registry.Method) -> bool:
+    return "joint" in method.traits
 
 
 def _check_runtime(runtime: Runtime, source: ModelFolder, jobs: Mapping[Linear, Job]) -> None:
@@ -183,103 +186,3 @@ def _stored_grid(source: ModelFolder, linear: Linear, grid: Grid) -> Grid:
     """Scales are stored in the model's own 16-bit type; bfloat16 for a float32 model."""
     tensor, _, _ = source.locate(f"{linear.name}.weight")
     return replace(grid, scale_type="float16" if source.checkpoint.dtype(tensor) == "F16" else "bfloat16")
-
-
-def one_by_one(function: Callable, items: Iterable) -> list:
-    return [function(item) for item in items]
-
-
-def apply_methods(
-    source: ModelFolder, jobs: list[Job], stats: Mapping[str, Stats], pool: Callable = one_by_one
-) -> tuple[dict[Linear, Stored], dict[str, dict]]:
-    """New weights, and a record of each linear's error, zeros and odd groups. stats: by what the linears share."""
-    # An expert that no calibration token reached counts every input alike; the record shows 0 tokens.
-    known: dict[Linear, Stats | None] = {}
-    for job in jobs:
-        seen = stats.get(job.linear.inputs)
-        known[job.linear] = seen if seen and seen.tokens else None
-        if job.needs and known[job.linear] is None:
-            known[job.linear] = Stats(torch.eye(job.linear.columns))
-    pruned = _prune(source, [job for job in jobs if job.prune], known, pool)
-    weights, records = {}, {}
-    for job in jobs:
-        linear, seen = job.linear, stats.get(job.linear.inputs)
-        weights[linear], record = _finish_linear(source, job, pruned.get(linear), known[linear])
-        records[linear.name] = record | ({"tokens": seen.tokens} if seen else {})
-    return weights, records
-
-
-def _prune(
-    source: ModelFolder, jobs: list[Job], known: Mapping[Linear, Stats | None], pool: Callable
-) -> dict[Linear, Stored]:
-    read = lambda linear: _read(source, linear)[: linear.rows]
-    tasks = [
-        Task(
-            job.linear.name,
-            job.prune.method,
-            job.prune.options,
-            read(job.linear),
-            job.pattern,
-            known[job.linear],
-            job.grid if job.prune.options.get("joint") else None,
-        )
-        for job in jobs
-    ]
-    return dict(zip([job.linear for job in jobs], pool(run_task, tasks), strict=True))
-
-
-def _read(source: ModelFolder, linear: Linear, rows: slice | None = None) -> torch.Tensor:
-    """(rows, columns) float32. Raises JettisonError for weights that are not finite or too large to work with."""
-    weight = source.read_weight(linear.name, linear.layout, rows)
-    if (largest := float(torch.linalg.vector_norm(weight, ord=math.inf))) > LARGEST:
-        raise JettisonError(f"{linear.name} has a weight of {largest:g}; at most {LARGEST:g} can be worked with")
-    return weight
-
-
-def _finish_linear(
-    source: ModelFolder, job: Job, pruned: Stored | None, known: Stats | None
-) -> tuple[Stored, dict[str, Any]]:
-    """Quantize what is to be, and say how far the result is from the original: error, zeros, odd groups."""
-    linear, record = job.linear, {}
-    joint = isinstance(pruned, QuantizedWeight)
-    # Without statistics rows are independent: the head of a large model is read and quantized in parts.
-    height = linear.rows if job.needs or pruned is not None else max(1, AT_ONCE // linear.columns)
-    parts, off, size, odd = [], 0.0, 0.0, Counter()
-    for first in range(0, linear.rows, height):
-        original = _read(source, linear, slice(first, first + height))
-        weight = original if pruned is None else pruned
-        if job.grid and not joint:
-            weight = _quantize(job, weight, known)
-        dense = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
-        off += _energy(original - dense, known)
-        size += _energy(original, known)
-        if isinstance(weight, QuantizedWeight):
-            odd.update(check.inspect(linear.name, weight))
-        if pruned is not None:
-            job.pattern.check(dense)
-            record |= {"pattern": str(job.pattern), "zeros": round(float((dense == 0).float().mean()), 6)}
-        parts.append(weight)
-    weight = QuantizedWeight.stack(parts) if job.grid else parts[0]
-    record = ({"grid": str(job.grid)} if job.grid else {}) | {"error": round(off / max(size, 1e-30), 8)} | record
-    return weight, record | dict(odd)
-
-
-def _quantize(job: Job, weight: torch.Tensor, known: Stats | None) -> QuantizedWeight:
-    """Zeros stay zero. Raises JettisonError if they do not, UsageError for what no checkpoint can store."""
-    linear, method = job.linear, registry.find("quantize", job.step.method)
-    try:
-        quantized = method.function(weight, job.grid, known, **job.step.options)
-    except JettisonError as error:
-        raise type(error)(f"{linear.name}: {error}") from error
-    if not torch.isfinite(quantized.scale).all():
-        raise JettisonError(f"{linear.name}: {method.name} gave scales that are not finite")
-    if quantized.zero is not None and quantized.zero.is_floating_point():
-        raise UsageError(f"{linear.name}: {method.name} gave fractional zero points, which no checkpoint can store")
-    if job.prune and (filled := int((quantized.dequantize()[weight == 0] != 0).sum())):
-        raise JettisonError(f"{linear.name}: {method.name} made {filled} of the zeros that pruning left nonzero")
-    return quantized
-
-
-def _energy(matrix: torch.Tensor, stats: Stats | None) -> float:
-    """The mean of ‖matrix x‖² over the calibration inputs x; ‖matrix‖² where there are none."""
-    return float((matrix * (matrix @ stats.hessian if stats else matrix)).sum(dtype=torch.float64))

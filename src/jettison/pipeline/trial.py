@@ -32,7 +32,8 @@ from jettison.graph.skeleton import run_model
 from jettison.graph.whole import WholeWalk, random_inputs
 from jettison.methods.quantize.rtn import rtn
 from jettison.methods.recover.distill import Pupil, distill
-from jettison.pipeline.jobs import Job, apply_methods, pick_format
+from jettison.pipeline.applying import apply_methods
+from jettison.pipeline.jobs import Job, pick_format
 from jettison.pipeline.units import AnyWalk, compress_unit
 from jettison.recipe.recipe import Step
 from jettison.runtime.load import Loaded

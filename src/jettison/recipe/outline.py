@@ -49,7 +49,8 @@ def outlines(text: str, module: str, decorators: Iterable[str]) -> Iterator[tupl
                 function = forward(module, node.name)
                 function.__doc__ = ast.get_docstring(node)
                 function.__signature__ = inspect.Signature(
-                    [
+                    [inspect.Parameter(each.arg, inspect.Parameter.POSITIONAL_OR_KEYWORD) for each in node.args.args]
+                    + [
                         inspect.Parameter(
                             option.arg,
                             inspect.Parameter.KEYWORD_ONLY,

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from jettison.core.errors import UsageError, shown, unknown
 from jettison.core.numbers import LAST_SEED, check_number
+from jettison.core.progress import say
 from jettison.recipe.outline import Unreadable, outlines
 
 
@@ -26,7 +27,9 @@ class Method:
     """A named way to carry out a step of a recipe.
 
     verb: the step it serves (``prune``, ``quantize``, ``recover``). needs: the statistics it wants (``hessian``).
-    choose: which of them with given options, where that depends on these.
+    choose: which of them with given options, where that depends on these. scope: what it sees, one ``linear``, a
+    ``block`` (it returns edits), or the whole ``run``. traits: what else frames must know of it: ``joint``, that a
+    pruner may quantize in its place.
     """
 
     verb: str
@@ -35,6 +38,8 @@ class Method:
     paper: str
     needs: frozenset[str]
     choose: Callable[[Mapping[str, Any]], set[str]] | None = None
+    scope: str = "linear"
+    traits: frozenset[str] = frozenset()
 
     def needs_with(self, options: Mapping[str, Any]) -> frozenset[str]:
         return self.needs if self.choose is None else frozenset(self.choose(options))
@@ -87,19 +92,56 @@ def method(
     paper: str = "",
     needs: tuple[str, ...] = (),
     choose: Callable[[Mapping[str, Any]], set[str]] | None = None,
+    scope: str = "linear",
+    traits: tuple[str, ...] = (),
 ) -> Callable:
-    """Register the decorated function as method ``name`` of ``verb``; the function itself is returned unchanged."""
+    """Register the decorated function as method ``name`` of ``verb``; the function itself is returned unchanged.
+
+    Raises UsageError for a scope that the verb does not have, a function whose first parameters are not those of its
+    scope, options without defaults, and a second method of the same name.
+    """
 
     def register(function: Callable) -> Callable:
-        _METHODS[verb, name] = Method(verb, name, function, paper, frozenset(needs), choose)
+        _check_signature(verb, name, scope, function)
+        known = _METHODS.get((verb, name))
+        if known and (known.function.__module__, known.function.__name__) != (function.__module__, function.__name__):
+            raise UsageError(f"{verb} method {name!r} is there already, in {known.function.__module__}: choose a name")
+        _METHODS[verb, name] = Method(verb, name, function, paper, frozenset(needs), choose, scope, frozenset(traits))
         return function
 
     return register
 
 
+# What a function of a verb and a scope is called with; more may follow, with defaults.
+SIGNATURES = {
+    ("quantize", "linear"): ("weight", "grid", "stats"),
+    ("quantize", "block"): ("block", "grids", "stats"),
+    ("prune", "linear"): ("weight", "pattern", "stats"),
+    ("recover", "run"): ("pupil",),
+}
+
+
+def _check_signature(verb: str, name: str, scope: str, function: Callable) -> None:
+    where = f"{verb} method {name!r} ({function.__module__})"
+    if (verb, scope) not in SIGNATURES:
+        scopes = sorted(each for of, each in SIGNATURES if of == verb)
+        raise (
+            unknown("scope", scope, scopes, f" of {where}")
+            if scopes
+            else unknown("verb", verb, {of for of, _ in SIGNATURES}, f" of {where}")
+        )
+    parameters = inspect.signature(function).parameters.values()
+    first = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+    wanted = SIGNATURES[verb, scope]
+    if first[: len(wanted)] != wanted:
+        raise UsageError(f"{where} takes ({', '.join(first)}); ({', '.join(wanted)}) is needed at scope {scope!r}")
+    if bare := [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]:
+        raise UsageError(f"{where}: option {bare[0]} has no default")
+
+
 pruner = partial(method, "prune")
 quantizer = partial(method, "quantize")
-recoverer = partial(method, "recover")
+recoverer = partial(method, "recover", scope="run")
 DECORATORS = {"method": method, "pruner": pruner, "quantizer": quantizer, "recoverer": recoverer}
 
 
@@ -120,7 +162,10 @@ def register_files(path: Iterable[str], package: str) -> None:
 @cache
 def _discover() -> None:
     for entry in entry_points(group="jettison.methods"):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:  # whatever someone's package raises: the others work
+            say(f"warning: the methods of {entry.name} ({entry.value}) cannot be used: {type(error).__name__}: {error}")
 
 
 def methods(verb: str) -> dict[str, Method]:
@@ -131,6 +176,11 @@ def methods(verb: str) -> dict[str, Method]:
 def verbs() -> list[str]:
     _discover()
     return sorted({verb for verb, _ in _METHODS})
+
+
+def having(verb: str, test: Callable[[Method], bool]) -> str:
+    """The names of a verb's methods that pass, for a message."""
+    return " and ".join(name for name, found in methods(verb).items() if test(found))
 
 
 def find(verb: str, name: str) -> Method:

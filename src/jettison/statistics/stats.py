@@ -19,18 +19,20 @@ class Stats:
 
     cross: (in, in), the mean of x₀ xᵀ, where x₀ is what the original model has in place of x; None if it was not asked
     for, or if tokens do not correspond (experts: each model routes in its own way). dense: the mean of x₀ x₀ᵀ, where
-    cross is there and it was asked for.
+    cross is there and it was asked for. absmean: (in,), the mean of |x|, if it was asked for.
     """
 
     hessian: torch.Tensor
     tokens: int = 0
     cross: torch.Tensor | None = None
     dense: torch.Tensor | None = None
+    absmean: torch.Tensor | None = None
 
     @classmethod
-    def empty(cls, columns: int, dense: bool = False) -> "Stats":
+    def empty(cls, columns: int, dense: bool = False, absmean: bool = False) -> "Stats":
         zeros = lambda: torch.zeros(columns, columns)
-        return cls(zeros(), dense=zeros() if dense else None)
+        mean = torch.zeros(columns) if absmean else None
+        return cls(zeros(), dense=zeros() if dense else None, absmean=mean)
 
     @classmethod
     def of(cls, inputs: torch.Tensor, originals: torch.Tensor | None = None, dense: bool = False) -> "Stats":
@@ -41,7 +43,7 @@ class Stats:
 
     def to(self, device: torch.device) -> "Stats":
         move = lambda matrix: None if matrix is None else matrix.to(device)
-        return Stats(move(self.hessian), self.tokens, move(self.cross), move(self.dense))
+        return Stats(move(self.hessian), self.tokens, move(self.cross), move(self.dense), move(self.absmean))
 
     def add(self, inputs: torch.Tensor, originals: torch.Tensor | None = None) -> None:
         """inputs, originals: (..., in). Raises JettisonError for values that are NaN, or too large to be squared."""
@@ -51,6 +53,8 @@ class Stats:
         if not total:
             return
         self.hessian.mul_(self.tokens / total).addmm_(rows.T, rows, alpha=1.0 / total)
+        if self.absmean is not None:
+            self.absmean.mul_(self.tokens / total).add_(rows.abs().sum(0), alpha=1.0 / total)
         if originals is not None:
             if self.cross is None:
                 self.cross = torch.zeros_like(self.hessian)
@@ -104,14 +108,16 @@ def input_rows(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def watch(module: nn.Module, prefix: str, linears: Iterable[Linear], dense: bool = False) -> Iterator[Watch]:
+def watch(
+    module: nn.Module, prefix: str, linears: Iterable[Linear], dense: bool = False, absmean: bool = False
+) -> Iterator[Watch]:
     """Collect statistics while ``module`` runs, of the originals' inputs too if ``dense``. Linears that share their
     input are counted once."""
     found, hooks = Watch(), []
     for linear in linears:
         if linear.inputs in found.stats:
             continue
-        found.stats[linear.inputs] = Stats.empty(linear.columns, dense)
+        found.stats[linear.inputs] = Stats.empty(linear.columns, dense, absmean)
         inner = module.get_submodule(linear.name.removeprefix(prefix + "."))
         hooks.append(
             inner.register_forward_pre_hook(

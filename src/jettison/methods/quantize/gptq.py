@@ -13,7 +13,7 @@ from jettison.recipe.registry import quantizer
 from jettison.statistics.stats import Stats
 
 
-@quantizer("gptq", paper="arXiv:2210.17323, algorithm 1", needs=("hessian",))
+@quantizer("gptq", paper="arXiv:2210.17323, algorithm 1", needs=("hessian",), traits=("joint",))
 def gptq(
     weight: torch.Tensor,
     grid: Grid,

@@ -4,6 +4,7 @@ from typing import Any
 
 from jettison.domains.text.data import Text
 from jettison.graph.folder import ModelFolder
+from jettison.recipe.registry import default_method
 from jettison.statistics.sensitivity import (
     LENGTH,
     SAMPLES,
@@ -27,4 +28,4 @@ def find_losses(source: ModelFolder, parts: Parts, grids: Grids, kind: str) -> t
 def unseen_bench(source: ModelFolder) -> Bench:
     """Measures the KL divergence of whole plans, on text that ``find_losses`` has not seen."""
     seen = Text().windows(source, source.window(LENGTH), SAMPLES)
-    return Bench(source, unseen_windows(source, Text()), "gptq", statistics=seen)
+    return Bench(source, unseen_windows(source, Text()), default_method("quantize"), statistics=seen)

@@ -29,8 +29,9 @@ from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.dense import load_dense, require_memory, training_dtype
 from jettison.graph.folder import ModelFolder
-from jettison.methods.recover.distill import Pupil, distill
 from jettison.recipe.recipe import Recipe, Step, load_recipe, with_images, with_windows
+from jettison.recipe.registry import find
+from jettison.training.pupil import Pupil
 
 WORK = "recover"
 ORIGINALS, STATE, JOURNAL = "originals.safetensors", "state.safetensors", "journal.jsonl"
@@ -123,7 +124,7 @@ def _recover(
         save_every=save_every,
         record=lambda at, loss: journal.add(step=at, loss=round(loss, 6)) if journal else None,
     )
-    trained = distill(pupil, **options)
+    trained = find("recover", step.method).function(pupil, **options)
     if journal:
         _store(folder, source, trained, options, grids, journal)
         losses = {entry["step"]: entry["loss"] for entry in journal.entries if "loss" in entry}

@@ -24,20 +24,22 @@ from jettison.domains.text.scores import BATCH, compare
 from jettison.domains.text.synthesize import BATCH as WRITTEN_AT_ONCE
 from jettison.domains.text.synthesize import write_batch
 from jettison.domains.vision.data import open_images
+from jettison.encodings.quantized import QuantizedWeight
 from jettison.formats.writer import Writer
 from jettison.graph.dense import compute_device, load_dense, stored_dtype, training_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import PackedLinear
 from jettison.graph.skeleton import run_model
 from jettison.graph.whole import WholeWalk, random_inputs
-from jettison.methods.quantize.rtn import rtn
-from jettison.methods.recover.distill import Pupil, distill
+from jettison.numerics.ranges import find_range
 from jettison.pipeline.applying import apply_methods
 from jettison.pipeline.jobs import Job, pick_format
 from jettison.pipeline.units import AnyWalk, compress_unit
 from jettison.recipe.recipe import Step
+from jettison.recipe.registry import find
 from jettison.runtime.load import Loaded
 from jettison.statistics.stats import Stats
+from jettison.training.pupil import Pupil
 
 WRITTEN = 1 << 26  # bytes, to time the disk
 WORK = 2e11  # arithmetic operations of a trial step at most: a second or a few
@@ -176,7 +178,9 @@ def training_seconds(source: ModelFolder, jobs: list[Job], step: Step) -> tuple[
                 save_every=1e9,
                 record=lambda *_: moments.append(time.perf_counter()),
             )
-            distill(pupil, **(options | {"samples": 3 * batch, "epochs": 1.0, "batch": batch}))
+            find("recover", step.method).function(
+                pupil, **(options | {"samples": 3 * batch, "epochs": 1.0, "batch": batch})
+            )
         start[short.anatomy.blocks] = moments[1] - moments[0]
         return min(later - earlier for earlier, later in itertools.pairwise(moments[1:]))
 
@@ -233,6 +237,8 @@ def _pack(source: ModelFolder, jobs: list[Job], dtype: torch.dtype) -> nn.Module
     for job in jobs:
         if job.grid and job.linear.name in _names(source) and job.linear.layout == "linear":
             inner = model.get_submodule(job.linear.name)
-            weight = rtn(inner.weight.detach().float(), job.grid, clip=False)
-            model.set_submodule(job.linear.name, PackedLinear.of(weight, inner.bias))
+            weight = inner.weight.detach().float()
+            ranges = find_range(job.grid.grouped(weight), job.grid, clip=False)
+            packed = PackedLinear.of(QuantizedWeight.nearest(weight, *ranges, job.grid), inner.bias)
+            model.set_submodule(job.linear.name, packed)
     return model

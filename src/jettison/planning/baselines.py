@@ -7,6 +7,7 @@ from jettison.graph.shape import ModelShape
 from jettison.planning.cost import Setting, predict
 from jettison.planning.groups import GROUP_SIZES
 from jettison.recipe.recipe import Recipe, load_recipe
+from jettison.recipe.registry import default_method
 
 BLOCK_ROLES = ("q", "k", "v", "o", "gate", "up", "down", "linear")
 GATE_UP = ("gate", "up")
@@ -44,5 +45,5 @@ def gate_up_recipe(group_size: int = 128, low_group_size: int = 128, head: int =
 
 
 def _step(bits: int, group_size: int, roles: list[str]) -> dict[str, Any]:
-    grid = {"method": "rtn", "bits": bits, "group_size": group_size}
+    grid = {"method": default_method("quantize_at_once"), "bits": bits, "group_size": group_size}
     return {"quantize": grid, "where": {"role": roles}}

@@ -23,6 +23,7 @@ from jettison.pipeline.trial import WRITTEN_AT_ONCE
 from jettison.planning.cost import Setting, predict
 from jettison.planning.forecast_whole import forecast_whole
 from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_windows
+from jettison.recipe.registry import default_method
 
 DAY = 86400.0
 FEW = 1 << 23  # weights outside the blocks up to which they are tried too
@@ -113,7 +114,7 @@ def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[s
         seconds += (packed + unquantized) * trial.try_writing()
         codes = sum(job.linear.weights for job in outside)
         largest = max((job.linear.weights for job in outside), default=0)
-        held = 12 * AT_ONCE if walk is None else 28 * largest  # gptq holds five copies in float32 beside the original
+        held = 12 * AT_ONCE if walk is None else 28 * largest  # second-order methods hold five copies in float32
         memory = max(memory, psutil.Process().memory_info().rss + unquantized + packed + codes + held)
     quantized = replace(recipe, steps=tuple(recipe.of("quantize")))
     stored = predict(source, quantized, find_device("this"), Setting(context=0)).memory
@@ -178,10 +179,11 @@ def _rounded_up(samples: float) -> float:
 
 
 def _warnings(steps: list[dict[str, Any]]) -> list[str]:
+    at_once = default_method("quantize_at_once")
     found, free = [], psutil.virtual_memory().available
     cheaper = {
         "recover": "fewer samples (--set recover.samples=...), fewer or shorter windows, or a machine with a GPU",
-        "compress": "a method without calibration (--set quantize.method=rtn), or a faster machine",
+        "compress": f"a method without calibration (--set quantize.method={at_once}), or a faster machine",
     }
     for step in steps:
         if step["seconds"] >= DAY:

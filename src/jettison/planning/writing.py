@@ -7,8 +7,7 @@ from contextlib import suppress
 from jettison.core.errors import UsageError
 from jettison.planning.groups import Choice, Unit
 from jettison.recipe.recipe import Recipe, load_recipe, preset_names
-
-METHODS = {8: "rtn"}  # nothing is left to win; gptq for fewer bits
+from jettison.recipe.registry import default_method
 
 
 def to_recipe(assignment: dict[Unit, Choice], name: str) -> Recipe:
@@ -20,9 +19,8 @@ def to_recipe(assignment: dict[Unit, Choice], name: str) -> Recipe:
             of_choice[choice][unit] = None
     blocks = {unit.role: {other.block for other in assignment if other.role == unit.role} for unit in assignment}
     for choice, units in sorted(of_choice.items(), reverse=True):
-        method = (
-            {"method": "caldera", "rank": choice.rank} if choice.rank else {"method": METHODS.get(choice.bits, "gptq")}
-        )
+        purpose = "quantize_for_adapters" if choice.rank else "quantize_8_bits" if choice.bits == 8 else "quantize"
+        method = {"method": default_method(purpose)} | ({"rank": choice.rank} if choice.rank else {})
         grid = {"bits": choice.bits, "group_size": choice.group_size, "symmetric": choice.symmetric}
         steps.append({"quantize": method | grid, "where": _where(units, blocks)})
         if choice.rank:

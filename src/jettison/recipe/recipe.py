@@ -23,7 +23,6 @@ from jettison.recipe.where import Where, parse_where
 GRID_OPTIONS = ("bits", "group_size", "symmetric", "values")
 PATTERN_OPTIONS = ("sparsity", "pattern", "scope", "allocation", "spread")
 OWN_OPTIONS = {"quantize": GRID_OPTIONS, "prune": PATTERN_OPTIONS}  # of a verb, whatever the method
-DEFAULT_METHOD = {"recover": "distill"}
 CALIBRATION = {"text": "books", "samples": 128, "length": 256}
 CALIBRATION_OPTIONS = (*CALIBRATION, "images")  # images: of an image classifier, instead of text
 PRESETS = files("jettison.recipe") / "presets"
@@ -195,7 +194,7 @@ def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[
         raise unknown("step", verb, registry.verbs())
     options = _mapping(data[verb], f"the options of {verb} are a mapping such as {{method: ...}}")
     mine = [(option, value) for of, option, value in changes if of == verb]
-    name = dict(mine).get("method", options.pop("method", DEFAULT_METHOD.get(verb, "")))
+    name = dict(mine).get("method", options.pop("method", registry.default_method(verb) if verb == "recover" else ""))
     method = registry.find(verb, name)
     known = {*method.defaults, *OWN_OPTIONS.get(verb, ())}
     if "method" in dict(mine):  # another method need not know the options of the first

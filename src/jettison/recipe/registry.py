@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.resources import files
 from pkgutil import walk_packages
 from typing import Any
 
+import yaml
 from pydantic import ConfigDict, ValidationError, create_model
 
 from jettison.core.errors import UsageError, shown, unknown
@@ -176,6 +178,12 @@ def methods(verb: str) -> dict[str, Method]:
 def verbs() -> list[str]:
     _discover()
     return sorted({verb for verb, _ in _METHODS})
+
+
+@cache
+def default_method(purpose: str) -> str:
+    """The method that defaults.yaml names for a purpose."""
+    return yaml.safe_load((files("jettison.recipe") / "defaults.yaml").read_text(encoding="utf-8"))[purpose]
 
 
 def having(verb: str, test: Callable[[Method], bool]) -> str:

@@ -17,7 +17,7 @@ from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import Adapted, PackedLinear, QuantizedLinear, dense_weight
 from jettison.kernels.tiles import LAYOUT
-from jettison.numerics.ranges import find_range
+from jettison.recipe.registry import default_method, find
 from jettison.runtime.speculative.draft import View
 
 
@@ -69,8 +69,7 @@ def view_grid(linear: Linear, view: View) -> Grid:
 
 
 def rounded(weight: torch.Tensor, grid: Grid) -> QuantizedWeight:
-    scale, zero = find_range(grid.grouped(weight), grid, clip=True)
-    return QuantizedWeight.nearest(weight, scale, zero, grid)
+    return find("quantize", default_method("quantize_at_once")).function(weight, grid, None)
 
 
 def _together(linears: dict[str, nn.Module]) -> nn.Module:

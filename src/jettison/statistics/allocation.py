@@ -12,6 +12,7 @@ from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import dense_weight
 from jettison.graph.whole import open_walk
 from jettison.numerics.masks import column_norms
+from jettison.recipe.registry import default_method
 from jettison.statistics.data import Data
 from jettison.statistics.sensitivity import sensitivity
 from jettison.statistics.stats import watch
@@ -80,7 +81,7 @@ def by_sensitivity(
     weights = {name: sum(linear.weights for linear in of) for name, of in parts.items()}
     own = {name: sum(given[linear] * linear.weights for linear in of) / weights[name] for name, of in parts.items()}
     tried = {name: [Pattern(_limited(own[name], step)) for step in steps] for name in parts}
-    found = sensitivity(source, parts, tried, data, method="wanda")
+    found = sensitivity(source, parts, tried, data, method=default_method("prune_score"))
     losses = {name: [found[name][pattern] for pattern in tried[name]] for name in parts}
     level = dict.fromkeys(parts, 0)
     asked = sum(own[name] * weights[name] for name in parts)

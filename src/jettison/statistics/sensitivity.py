@@ -47,7 +47,7 @@ def sensitivity(
     data: Data,
     *,
     kind: str = "gradients",
-    method: str = "gptq",
+    method: str | None = None,
     samples: int = SAMPLES,
     length: int | None = None,
     seed: int = 0,
@@ -56,8 +56,8 @@ def sensitivity(
     else being left as it is.
 
     parts: name -> linears that share their grid. grids: name -> grids to try. kind: ``gradients``, one backward pass
-    for all of them, or ``measured``, a forward pass for each. method: the quantizer that chooses the codes, or the
-    pruner; its statistics are of the same data. samples, length: of the calibration data, by
+    for all of them, or ``measured``, a forward pass for each. method: the quantizer that chooses the codes (None: the
+    default), or the pruner; its statistics are of the same data. samples, length: of the calibration data, by
     default windows of 256 tokens or as many as the model has positions for. The result is kept in the cache folder.
 
     ``gradients`` is the second order of KL, ½ E[(gᵀ E x)²] with E a matrix's change, x its input and g the gradient
@@ -68,6 +68,7 @@ def sensitivity(
     not fit in memory or a loss is not finite.
     """
     source = model if isinstance(model, ModelFolder) else ModelFolder(model)
+    method = method or registry.default_method("quantize")
     length = source.window(LENGTH) if length is None else length
     source.check_window(length, "length")
     path, run = _record(source, data, kind, method, samples, length, seed)
@@ -120,14 +121,19 @@ def unseen_windows(source: ModelFolder, data: Data, count: int = SAMPLES) -> tor
 
 
 def _record(
-    source: ModelFolder, data: Data, kind: str, method: str = "gptq", samples: int = SAMPLES,
+    source: ModelFolder, data: Data, kind: str, method: str | None = None, samples: int = SAMPLES,
     length: int | None = None, seed: int = 0,
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """The journal of what these settings find, and what its first line says."""
     if kind not in KINDS:
         raise UsageError(f"sensitivity {kind!r}: {' and '.join(KINDS)} are valid")
     length = source.window(LENGTH) if length is None else length
-    settings = {"kind": kind, "method": method, "text": data.digest, "samples": samples}
+    settings = {
+        "kind": kind,
+        "method": method or registry.default_method("quantize"),
+        "text": data.digest,
+        "samples": samples,
+    }
     run = {"model": source.fingerprint()} | settings | {"length": length, "seed": seed}
     return sensitivity_folder() / digest(*map(str, run.values())) / "losses.jsonl", run
 

@@ -1,9 +1,6 @@
 """Recover-LoRA: a compressed student learns its teacher's logits, on text that the teacher wrote."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -13,37 +10,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from jettison.core.numbers import LAST_SEED
 from jettison.core.progress import waiting
-from jettison.graph.anatomy import Linear
 from jettison.graph.skeleton import run_model
 from jettison.recipe.registry import recoverer
 from jettison.statistics.stats import watch
 from jettison.training.loop import Group, Plan, make_accelerator
 from jettison.training.loop import train as run_training
+from jettison.training.pupil import Pupil
 from jettison.training.trainables import add_lora, train_scales, train_weights
 
 STATS_SAMPLES = 64
 WEIGHT_DECAY, BETAS, CLIP = 0.0, (0.9, 0.95), 1.0
-
-
-@dataclass
-class Pupil:
-    """What a recovery works on. ``linears``: where it may act; ``quantized``: all linears whose scales can be trained;
-    ``dense``: those whose weights can. inputs: (samples, ...), what the model reads.
-
-    lesson: makes the module that is trained, see ``Domain``. state: the file that holds the training so far.
-    save_every: seconds between saves.
-    """
-
-    student: nn.Module
-    teacher: nn.Module
-    linears: list[Linear]
-    quantized: list[Linear]
-    inputs: torch.Tensor
-    lesson: Callable[..., nn.Module]
-    state: Path
-    save_every: float
-    record: Callable[[int, float], None]
-    dense: list[Linear] = field(default_factory=list)
 
 
 @recoverer("distill", paper="arXiv:2606.04238; arXiv:2510.08600")

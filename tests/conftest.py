@@ -45,11 +45,21 @@ def tiny(tmp_path_factory):
 
     def of(family: str, **changes):
         key = (family, *sorted((name, str(value)) for name, value in changes.items()))
+        if key not in made and family in maker.VISION:
+            made[key] = maker.make_vision(family, tmp_path_factory.mktemp("models") / family)
         if key not in made:
             made[key] = maker.make(family, tmp_path_factory.mktemp("models") / family, **changes)
         return made[key]
 
     return of
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of three classes, twelve pictures each."""
+    import tiny as maker
+
+    return maker.make_images(tmp_path_factory.mktemp("images") / "pictures")
 
 
 @pytest.fixture(scope="session")

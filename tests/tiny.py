@@ -1,10 +1,12 @@
 """Random models of every family, small enough to make in a test."""
 
+import json
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from jettison.graph.folder import BUNDLED
 
@@ -52,6 +54,53 @@ def make(family: str, folder: Path, seed: int = 0, **changes) -> Path:
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((BUNDLED["scribe"] / name).read_bytes())
+    return folder
+
+
+VIT = dict(
+    hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=32, patch_size=4
+)
+VISION = {
+    "vit": VIT,
+    "deit": VIT,
+    "resnet": dict(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 2], layer_type="basic"),
+    "convnext": dict(hidden_sizes=[16, 32], depths=[1, 2], num_stages=2),
+    "mobilenet_v2": dict(depth_multiplier=0.25),
+}
+CLASSES = ["cat", "dog", "frog"]
+PROCESSOR = {
+    "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": 32, "width": 32}, "resample": 2,
+    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5, 0.4, 0.3],
+    "image_std": [0.2, 0.25, 0.5],
+}  # fmt: skip
+
+
+def make_vision(family: str, folder: Path) -> Path:
+    """Save a random image classifier of three classes in ``folder``, with statistics of its own, and return it."""
+    torch.manual_seed(0)
+    names = dict(enumerate(CLASSES))
+    config = AutoConfig.for_model(family, id2label=names, label2id={v: k for k, v in names.items()}, **VISION[family])
+    found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+    model = (found[0] if isinstance(found, tuple) else found)(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * (0.1 if parameter.dim() > 1 else 0.05))
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(torch.rand(buffer.shape) * 0.1)
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    return folder
+
+
+def make_images(folder: Path, count: int = 12) -> Path:
+    """A folder of class subfolders with ``count`` random pictures each."""
+    rng = torch.Generator().manual_seed(0)
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = torch.randint(80 * label, 80 * label + 90, (40, 36, 3), generator=rng, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / name / f"{number:02d}.png")
     return folder
 
 

@@ -85,10 +85,11 @@ def statistics(case, alone: bool) -> Stats:
     return Stats.of(inputs) if alone else Stats.of(inputs, originals, dense=True)
 
 
+LINEAR = sorted(name for name, method in methods("quantize").items() if method.scope == "linear")
+
+
 @EITHER
-@pytest.mark.parametrize(
-    "name", sorted(name for name, method in methods("quantize").items() if method.scope == "linear")
-)
+@pytest.mark.parametrize("name", LINEAR)
 def test_quantizers(case, name, alone):
     """Never worse than the zero matrix, and zeros stay zero."""
     weight, width = case[0], 8 if case[0].shape[1] % 8 == 0 else -1

@@ -164,9 +164,10 @@ def test_a_best_correction_of_any_shape_is_the_truncated_svd(layer):
         )
 
 
-@pytest.mark.parametrize(
-    "name", sorted(name for name, method in methods("quantize").items() if method.scope == "linear")
-)
+LINEAR = sorted(name for name, method in methods("quantize").items() if method.scope == "linear")
+
+
+@pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize(
     "grid", [UniformGrid(b, g, s) for b in (2, 3, 4, 8) for g in (16, -1) for s in (True, False)], ids=str
 )

@@ -152,25 +152,28 @@ class PackedConv2d(nn.Module):
     def scale(self) -> torch.Tensor:
         return self.weight_scale
 
+    @property
     def weight(self) -> torch.Tensor:
+        """(out, in / groups, height, width) float32. Some models read its type."""
+        return self.matrix().view(-1, *self.kernel)
+
+    def matrix(self) -> torch.Tensor:
         """(out, in / groups · height · width) float32."""
         columns = math.prod(self.kernel)
         return ops.dequantize(self.weight_packed, self.scale, self.weight_zero_point, self.grid, columns)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (batch, in, height, width)."""
-        weight = self.weight().view(-1, *self.kernel).to(x.dtype)  # (out, in / groups, height, width)
-        return nn.functional.conv2d(x, weight, self.bias, **self._settings)
+        return nn.functional.conv2d(x, self.weight.to(x.dtype), self.bias, **self._settings)
 
     @property
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in SETTINGS}
 
     def unpacked(self, dtype: torch.dtype) -> nn.Conv2d:
-        weight = self.weight().view(-1, *self.kernel)  # (out, in / groups, height, width)
         channels, biased = (self.in_channels, self.out_channels), self.bias is not None
         conv = nn.Conv2d(*channels, self.kernel_size, bias=biased, device="meta", **self._settings)
-        conv.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        conv.weight = nn.Parameter(self.weight.to(dtype), requires_grad=False)
         if self.bias is not None:
             conv.bias = nn.Parameter(self.bias, requires_grad=False)
         return conv
@@ -218,7 +221,9 @@ def tile_linears(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
 
 def dense_weight(module: nn.Module, linear: Linear) -> torch.Tensor:
     """(out, in) float32 on the CPU, of a packed or a plain linear."""
-    if isinstance(module, Quantized):
+    if isinstance(module, PackedConv2d):
+        return module.matrix().cpu()
+    if isinstance(module, QuantizedLinear):
         return module.weight().cpu()
     return as_matrix(module.weight.detach().float().cpu(), linear.layout)
 

@@ -16,8 +16,8 @@ from jettison.methods.quantize.gptaq import gptaq
 from jettison.methods.quantize.gptq import gptq
 from jettison.numerics.columns import dampings
 from jettison.numerics.low_rank import best_correction
-from jettison.pipeline.compression import compress
 from jettison.pipeline.applying import LARGEST
+from jettison.pipeline.compression import compress
 from jettison.pipeline.pruning import Task, run_task
 from jettison.recipe.registry import methods
 from jettison.runtime.load import load

@@ -1,4 +1,5 @@
 """Units that are dropped: from a module, whose other weights stay shared, and from the tensors and config of a folder.
+Normalizations that become a part of the convolution before them.
 
 A unit is a block (``3``), or a half of one (``3.mlp``), see ``graph.halves``.
 """
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from jettison.core.errors import UsageError
 from jettison.graph.anatomy import Family
@@ -88,3 +90,13 @@ def _renumbered(block: nn.Module, number: int) -> nn.Module:
     if hasattr(block, "layer_idx"):
         block.layer_idx = number
     return block
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Every normalization that follows a convolution in a Sequential becomes a part of it."""
+    for parent in module.modules():
+        if isinstance(parent, nn.Sequential):
+            for place in range(len(parent) - 1):
+                first, second = parent[place], parent[place + 1]
+                if isinstance(first, nn.Conv1d | nn.Conv2d) and isinstance(second, nn.BatchNorm1d | nn.BatchNorm2d):
+                    parent[place], parent[place + 1] = fuse_conv_bn_eval(first, second), nn.Identity()

@@ -15,22 +15,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from jettison.core.errors import JettisonError, UsageError, unknown
 from jettison.domains.perception.xr.blocks import SIZES
+from jettison.domains.perception.xr.judging import AGREEMENT, CALIBRATION, correlation, outputs, random_frames
 from jettison.domains.perception.xr.models import MULTIPLE, native_input, native_model
-from jettison.encodings.grid import WHOLE_ROW
-from jettison.encodings.uniform import UniformGrid
-from jettison.graph.modules import PackedLinear, tile_linears
-from jettison.recipe.recipe import Step, load_recipe, preset_names
-from jettison.recipe.registry import find
-from jettison.statistics.stats import Stats
+from jettison.graph.modules import tile_linears
+from jettison.graph.surgery import fold_norms
+from jettison.pipeline.in_memory import quantize_module
+from jettison.recipe.recipe import load_recipe, preset_names
 
 NATIVE_SOURCE, ORIGINAL = "native", "original"
 PARTS = (ORIGINAL, "folded", "bfloat16", "half")
-FRAMES = 4  # random frames that calibration sees, and others that agreement is taken on
-CALIBRATION, AGREEMENT = 1, 2  # their seeds
 SEGMENT = 32  # tokens that a language model reads in one inference
 
 
@@ -134,9 +130,9 @@ def _treated(module: nn.Module, inputs: torch.Tensor, variant: Variant) -> Runna
         before = partial(_shrink, sides=sides)
     for part in parts:
         if part not in PARTS:
-            _quantize(module, before(_frames(inputs, CALIBRATION)), part, variant)
+            _quantize(module, before(random_frames(inputs, CALIBRATION)), part, variant)
     if "folded" in parts:
-        fold(module)
+        fold_norms(module)
         if inputs.dim() == 4:
             module = module.to(memory_format=torch.channels_last)
     if "bfloat16" in parts:
@@ -153,20 +149,6 @@ def _treated(module: nn.Module, inputs: torch.Tensor, variant: Variant) -> Runna
     return Runnable(run, inputs, module)
 
 
-def _frames(inputs: torch.Tensor, seed: int) -> torch.Tensor:
-    """Noise; of pictures with as much of it in every octave, so that they have coarse and fine parts as real ones
-    do."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = lambda *sides: torch.randn(FRAMES, inputs.shape[1], *sides, generator=generator)
-    if inputs.dim() != 4:
-        return noise(*inputs.shape[2:])
-    height, width = inputs.shape[-2:]
-    octaves = [noise(max(1, height >> level), max(1, width >> level)) for level in range(6)]
-    grown = [nn.functional.interpolate(each, size=(height, width), mode="bilinear") for each in octaves]
-    total = torch.stack(grown).sum(0)
-    return total / total.std()
-
-
 def _half(variant: Variant, sides: torch.Size) -> list[int]:
     multiple = MULTIPLE.get(variant.model, 1) if variant.source == NATIVE_SOURCE else 1
     return [max(multiple, round(side / 2 / multiple) * multiple) for side in sides]
@@ -176,50 +158,15 @@ def _shrink(x: torch.Tensor, sides: list[int]) -> torch.Tensor:
     return nn.functional.interpolate(x, size=sides, mode="bilinear", antialias=True)
 
 
-def fold(module: nn.Module) -> None:
-    """Every normalization that follows a convolution in a Sequential becomes a part of it."""
-    for parent in module.modules():
-        if isinstance(parent, nn.Sequential):
-            for place in range(len(parent) - 1):
-                first, second = parent[place], parent[place + 1]
-                if isinstance(first, nn.Conv1d | nn.Conv2d) and isinstance(second, nn.BatchNorm1d | nn.BatchNorm2d):
-                    parent[place], parent[place + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
-
-
 def _quantize(module: nn.Module, frames: torch.Tensor, name: str, variant: Variant) -> None:
-    """By a recipe of Jettison. Its groups where they divide a row, else the whole row."""
+    """By the first quantize step of a recipe of Jettison."""
     steps = load_recipe(name).of("quantize")
-    linears = {path: layer for path, layer in module.named_modules() if type(layer) is nn.Linear}
-    if not steps or not linears:
-        what = "no quantize step" if not steps else "no linear layers to quantize"
-        raise UsageError(f"model {variant.model!r}, recipe {name!r}: there is {what}")
-    step: Step = steps[0]
-    method = find("quantize", step.method)
-    stats = _watch(module, linears, frames) if method.needs else {}
-    for path, layer in linears.items():
-        size = step.grid.group_size
-        fits = size == WHOLE_ROW or layer.in_features % size == 0
-        grid = step.grid if fits else UniformGrid(step.grid.bits, WHOLE_ROW, step.grid.symmetric)
-        bias = None if layer.bias is None else layer.bias.detach()
-        found = method.function(layer.weight.detach().float(), grid, stats.get(path), **step.options)
-        parent, _, last = path.rpartition(".")
-        setattr(module.get_submodule(parent), last, PackedLinear.of(getattr(found, "weight", found), bias))
-
-
-@torch.no_grad()
-def _watch(module: nn.Module, linears: dict[str, nn.Linear], frames: torch.Tensor) -> dict[str, Stats]:
-    stats = {path: Stats(torch.zeros(layer.in_features, layer.in_features)) for path, layer in linears.items()}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, path=path: stats[path].add(args[0]))
-        for path, layer in linears.items()
-    ]
     try:
-        for frame in frames:
-            module(frame.unsqueeze(0))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return stats
+        if not steps:
+            raise UsageError("there is no quantize step")
+        quantize_module(module, steps[0], (frame.unsqueeze(0) for frame in frames))
+    except UsageError as error:
+        raise UsageError(f"model {variant.model!r}, recipe {name!r}: {error}") from None
 
 
 @torch.no_grad()
@@ -234,21 +181,6 @@ def agreement(variant: Variant) -> float:
     original = replace(variant, recipe=ORIGINAL)
     answers = []
     for run in (open_variant(variant), open_variant(original)):
-        found = [_outputs(run.run(frame.unsqueeze(0))) for frame in _frames(run.inputs, AGREEMENT)]
+        found = [outputs(run.run(frame.unsqueeze(0))) for frame in random_frames(run.inputs, AGREEMENT)]
         answers.append([torch.cat(each).float() for each in zip(*found, strict=True)])
-    return fmean(_correlation(mine, yours) for mine, yours in zip(*answers, strict=True))
-
-
-def _outputs(result: Any) -> list[torch.Tensor]:
-    return [result] if isinstance(result, torch.Tensor) else list(result)
-
-
-def _correlation(mine: torch.Tensor, yours: torch.Tensor) -> float:
-    """Of (frames, ...), each less its mean over the frames."""
-    if mine.shape != yours.shape:
-        mine = mine.unsqueeze(1) if (flat := mine.dim() == 3) else mine  # maps without channels
-        mine = nn.functional.interpolate(mine, size=yours.shape[-2:], mode="bilinear")
-        mine = mine.squeeze(1) if flat else mine
-    mine, yours = mine - mine.mean(0), yours - yours.mean(0)
-    both = mine.flatten() @ yours.flatten() / (mine.norm() * yours.norm()).clamp(min=1e-12)
-    return float(both.clamp(0, 1))
+    return fmean(correlation(mine, yours) for mine, yours in zip(*answers, strict=True))

@@ -158,7 +158,7 @@ class TestLargeModels:
     @pytest.mark.parametrize("family", ["qwen3", "gpt_oss", "gpt2"])
     def test_parts_of_rows_give_the_same_bytes(self, tiny, tmp_path, monkeypatch, family):
         compress(tiny(family), RTN, tmp_path / "whole")
-        monkeypatch.setattr(sys.modules["jettison.pipeline.jobs"], "AT_ONCE", 640)
+        monkeypatch.setattr(sys.modules["jettison.pipeline.applying"], "AT_ONCE", 640)
         seen = []
         monkeypatch.setattr(
             sys.modules["jettison.methods.quantize.rtn"],

@@ -90,11 +90,11 @@ def line_of(command: str) -> str:
 
 # Where exceptions of our own were caught, where C++ works, where other processes do.
 PLACES = {
-    "fit": Place("jettison.fitting:measure_generation"),
+    "fit": Place("jettison.fitting:show"),
     "compress": Place("jettison.formats.check:check_shard", call=2),
-    "recover": Place("jettison.methods.recover.distill:_rows", call=3),
+    "recover": Place("jettison.training.loop:rows", call=3),
     "plan": Place("jettison.planning.search:_solve"),
-    "evaluate": Place("jettison.pipeline.evaluation:compare"),
+    "evaluate": Place("jettison.domains.text.domain:compare"),
     "generate": Place("jettison.formats.tiled:_read"),
     "draft": Place("jettison.runtime.views:write_tiled"),
     "report": Place("jettison.reports.error_map:ModelFolder"),

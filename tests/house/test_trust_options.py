@@ -53,21 +53,24 @@ TIMED = {
 }
 COMPAT = {"--compat": [("v9", "unknown compat 'v9'"), ("", "--compat is empty")]}
 PARTS = {"--units": [("0", "units = 0"), ("999", "units = 999")], "--threads": [("0", "threads = 0")]}
+IMAGES = {"--images": [("none", "scribe is a language model"), ("", "--images is empty")],
+          "--count": [("0", "scribe is a language model"), ("-1", "scribe is a language model")]}  # fmt: skip
 OPTIONS = {
     PLAN: BUDGET | SEEDS | CHANGES | {
         "--batch": [("0", "batch = 0"), ("-1", "batch = -1")], "--cache-bits": [("5", "cache_bits = 5: 4, 8, 16")],
         "--out": FILES, "--report": FILES,
     },
-    FIT: BUDGET | QUALITY | SEEDS | {"--recipe": [("w5", "unknown recipe 'w5'"), ("", "--recipe is empty")]},
+    FIT: BUDGET | QUALITY | SEEDS | IMAGES | {"--recipe": [("w5", "unknown recipe 'w5'"), ("", "--recipe is empty")]},
     CHOSEN: {name: BUDGET[name] for name in ("--tps", "--memory", "--losses", "--refine", "--runtime")} | CHANGES,
     "fit scribe --memory 8MB": {"-o": FOLDERS},
     "fit": {"--memory=8MB --out OUT": [("nowhere", "nowhere"), ("", "an argument is empty")]},
-    COMPRESS: CHANGES | SEEDS | WORKERS | {"--runtime": BUDGET["--runtime"] + [("llama.cpp", "does not write yet")]},
+    COMPRESS: CHANGES | SEEDS | WORKERS | {"--images": IMAGES["--images"], "--format": [("x", "unknown format 'x'")],
+        "--runtime": BUDGET["--runtime"] + [("llama.cpp", "does not write yet")]},
     "compress scribe --out OUT": {"--recipe": [("w5", "unknown recipe 'w5'"), ("no.yaml", "no.yaml does not exist")]},
     "compress scribe --recipe w4": {"-o": FOLDERS},
     "recover FOLDER": {"--save-every": [("nan", ""), ("-1", ""), ("inf", "save_every = inf")],
                        "--set": [("quantize.bits=3", "no jettison.json")], "--teacher": [("", "is empty")]},
-    "evaluate scribe": QUALITY | {"--teacher": [("", "--teacher is empty")]},
+    "evaluate scribe": QUALITY | IMAGES | {"--teacher": [("", "--teacher is empty")]},
     "generate scribe": SEEDS | {"--draft": [("x", "unknown draft 'x'"), ("", "--draft is empty")], "-n": [("0", "")]},
     "draft FOLDER": SEEDS | {
         "--activation-bits": [("4", "activation_bits = 4")],

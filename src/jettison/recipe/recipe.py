@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import Field
 
 from jettison.core.documents import parse_yaml, read_yaml
 from jettison.core.errors import UsageError, shown, unknown
 from jettison.core.numbers import check_number
 from jettison.core.progress import say
+from jettison.core.validation import Fields, Say, read_fields
 from jettison.encodings.grid import Grid
 from jettison.encodings.pattern import Allocation, Pattern
 from jettison.encodings.table import ValueTable
@@ -20,13 +22,37 @@ from jettison.encodings.uniform import UniformGrid
 from jettison.recipe import registry
 from jettison.recipe.where import Where, parse_where
 
-GRID_OPTIONS = ("bits", "group_size", "symmetric", "values")
 PATTERN_OPTIONS = ("sparsity", "pattern", "scope", "allocation", "spread")
-OWN_OPTIONS = {"quantize": GRID_OPTIONS, "prune": PATTERN_OPTIONS}  # of a verb, whatever the method
 CALIBRATION = {"text": "books", "samples": 128, "length": 256}
-CALIBRATION_OPTIONS = (*CALIBRATION, "images")  # images: of an image classifier, instead of text
 PRESETS = files("jettison.recipe") / "presets"
-FIELDS = ("name", "use", "calibration", "steps", "why", "loss")
+
+
+class RecipeFields(Fields):
+    """A recipe as a file has it. Steps and calibration are read by themselves."""
+
+    name: str = Field("custom", min_length=1, description="a text is needed")
+    use: str = Field("", description="a text is needed")
+    calibration: Any = None
+    steps: Any = None
+    why: Any = None
+    loss: Any = None
+
+
+class CalibrationFields(Fields):
+    text: str = Field(CALIBRATION["text"], min_length=1, description="a text is needed")
+    samples: int = Field(CALIBRATION["samples"], ge=1, description="a positive whole number is needed")
+    length: int = Field(CALIBRATION["length"], ge=1, description="a positive whole number is needed")
+    images: str | None = Field(None, min_length=1, description="a text is needed")  # of an image classifier
+
+
+class GridFields(Fields):
+    bits: int | None = Field(None, description="int is needed")
+    group_size: int | None = Field(None, description="int is needed")
+    symmetric: bool | None = Field(None, description="bool is needed")
+    values: str | None = Field(None, description="str is needed")
+
+
+OWN_OPTIONS = {"quantize": tuple(GridFields.model_fields), "prune": PATTERN_OPTIONS}  # of a verb, whatever the method
 
 
 @dataclass(frozen=True)
@@ -123,44 +149,38 @@ def load_recipe(source: "str | Path | Mapping | Recipe", changes: Iterable[str] 
 def _parse(data: Any, changes: list[tuple[str, str, Any]]) -> Recipe:
     if not isinstance(data, Mapping):
         raise UsageError(f"a recipe is a mapping with the field 'steps'; this one is a {type(data).__name__}")
-    for name in data:
-        if name not in FIELDS:
-            raise unknown("recipe field", name, FIELDS)
-    if not isinstance(data.get("steps"), list) or not data["steps"]:
+    fields = read_fields(RecipeFields, data, _said("recipe field"), "recipe field")
+    if not isinstance(fields.steps, list) or not fields.steps:
         raise UsageError("recipe field 'steps' must be a list with at least one step")
-    why = data.get("why") or []
+    why = fields.why or []
     if not isinstance(why, list | tuple):
         raise UsageError(f"recipe field why = {shown(why)}: a list of texts is needed")
-    if data.get("loss") is not None:
-        check_number("recipe field loss", data["loss"], 0)
+    if fields.loss is not None:
+        check_number("recipe field loss", fields.loss, 0)
     used: set[tuple[str, str]] = set()
-    steps = tuple(_parse_step(step, changes, used) for step in data["steps"])
+    steps = tuple(_parse_step(step, changes, used) for step in fields.steps)
     for verb, option, _ in changes:
         if verb != "calibration" and (verb, option) not in used:
             raise unknown("change", f"{verb}.{option}", _changeable(steps))
     return Recipe(
-        name=_text("recipe field name", data.get("name", "custom")),
+        name=fields.name,
         steps=steps,
-        use=_text("recipe field use", data.get("use", ""), empty=True),
-        calibration=_parse_calibration(data.get("calibration"), changes),
+        use=fields.use,
+        calibration=_parse_calibration(fields.calibration, changes),
         why=tuple(_text("recipe field why", each) for each in why),
-        loss=data.get("loss"),
+        loss=fields.loss,
     )
 
 
 def _parse_calibration(data: Any, changes: list[tuple[str, str, Any]]) -> dict[str, Any]:
     given = _mapping(data, "calibration is a mapping such as {text: books}")
     given |= {option: value for verb, option, value in changes if verb == "calibration"}
-    for name in given:
-        if name not in CALIBRATION_OPTIONS:
-            raise unknown("calibration option", name, CALIBRATION_OPTIONS)
-    found = CALIBRATION | given
-    for name in {"text", "images"} & set(found):
-        _text(f"calibration option {name}", found[name])
-    for name in ("samples", "length"):
-        if type(found[name]) is not int or found[name] < 1:
-            raise UsageError(f"calibration option {name} = {shown(found[name])}: a positive whole number is needed")
-    return found
+    fields = read_fields(CalibrationFields, given, _said("calibration option"), "calibration option")
+    return CALIBRATION | {name: getattr(fields, name) for name in given}
+
+
+def _said(what: str) -> Say:
+    return lambda name, value, needed: f"{what} {name} = {value}: {needed}"
 
 
 def _text(name: str, value: Any, empty: bool = False) -> str:
@@ -177,7 +197,7 @@ def _mapping(data: Any, what: str) -> dict[Any, Any]:
 
 
 def _changeable(steps: Iterable[Step]) -> set[str]:
-    found = {f"calibration.{name}" for name in CALIBRATION_OPTIONS}
+    found = {f"calibration.{name}" for name in CalibrationFields.model_fields}
     for step in steps:
         names = [*step.options, *OWN_OPTIONS.get(step.verb, ())]
         found |= {f"{step.verb}.{name}" for name in names}
@@ -239,11 +259,7 @@ def _parse_pattern(options: dict[str, Any], changed: dict[str, Any], data: Any) 
 
 
 def _parse_grid(options: dict[str, Any]) -> Grid:
-    kinds = {"symmetric": bool, "values": str}
-    for name, value in options.items():
-        kind = kinds.get(name, int)
-        if type(value) is not kind:
-            raise UsageError(f"quantize option {name} = {shown(value)}: {kind.__name__} is needed")
+    read_fields(GridFields, options, _said("quantize option"), "quantize option")
     if options.get("values", "int") == "int":
         return UniformGrid(**{name: value for name, value in options.items() if name != "values"})
     table = ValueTable(options["values"], options.get("group_size", 64))

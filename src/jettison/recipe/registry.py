@@ -18,9 +18,10 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict, ValidationError, create_model
 
-from jettison.core.errors import UsageError, shown, unknown
+from jettison.core.errors import UsageError, unknown
 from jettison.core.numbers import LAST_SEED, check_number
 from jettison.core.progress import say
+from jettison.core.validation import explain
 from jettison.recipe.outline import Unreadable, outlines
 
 
@@ -66,9 +67,8 @@ class Method:
         try:
             return self._schema(**given).model_dump()
         except ValidationError as error:
-            first = error.errors()[0]
-            name, value = ".".join(str(part) for part in first["loc"]), shown(first.get("input"))
-            raise UsageError(f"{self.verb} method {self.name!r}: option {name} = {value}: {first['msg']}") from None
+            say = lambda name, value, needed: f"{self.verb} method {self.name!r}: option {name} = {value}: {needed}"
+            raise explain(error, say, "option", self.defaults, f" of {self.verb} method {self.name!r}") from None
 
     def _given(self, name: str, value: Any) -> Any:
         if type(value) is int:

@@ -38,6 +38,8 @@ def example(source: ModelFolder) -> tuple[torch.Tensor, str]:
 
 
 def check_recipe(source: ModelFolder, recipe: Recipe, calibrated: bool) -> None:
+    if images := recipe.calibration.get("images"):
+        raise UsageError(f"calibration.images = {images!r}: {source.name} is a language model, which reads text")
     if calibrated:
         source.check_window(recipe.calibration["length"], "calibration.length")
     for step in recipe.of("recover"):
@@ -58,8 +60,8 @@ def calibration_digest(settings: Mapping[str, Any]) -> str | None:
 
 def check_sources(source: ModelFolder, sources: Sources) -> None:
     window = source.window(WINDOW) if sources.window is None else sources.window
-    if sources.images:
-        raise UsageError(f"{source.name} is a language model: it is measured on texts, not on images")
+    if sources.images or sources.count is not None:
+        raise UsageError(f"{source.name} is a language model: it is measured on texts, not on images (images, count)")
     if window < 2:
         raise UsageError(f"window = {window}: every token but the first is predicted, so at least 2 are needed")
     check_tokens(sources.tokens)

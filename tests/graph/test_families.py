@@ -213,3 +213,41 @@ class TestBadFolders:
         source = ModelFolder(folder)
         with pytest.raises(JettisonError, match=r"model.norm.weight has shape \(3,\), the config asks for \(64,\)"):
             source.fill(source.new_skeleton())
+
+
+def test_what_a_block_is_given_may_follow_from_the_tokens(tmp_path):
+    """Gemma 4 gives each block embeddings of the tokens themselves: another batch, other arguments. With those of the
+    first batch, which once went for all, the states of the second end elsewhere."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "gemma4_text", hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, global_head_dim=16, vocab_size=512, vocab_size_per_layer_input=512,
+        hidden_size_per_layer_input=16, layer_types=["sliding_attention", "full_attention"], num_kv_shared_layers=0,
+    )  # fmt: skip
+    config.architectures = ["Gemma4ForCausalLM"]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    model.save_pretrained(tmp_path)
+    source = ModelFolder(tmp_path)
+    tokens = torch.randint(512, (4, 12), generator=torch.Generator().manual_seed(1))
+    walk = Walk(source, tokens, batch=2)
+    for block in range(2):
+        with walk.block(block):
+            for number in range(len(walk.batches)):
+                walk.advance(block, number)
+    with torch.no_grad():
+        states = []
+        hook = model.model.layers[1].register_forward_hook(lambda _, __, output: states.append(output))
+        model(tokens, use_cache=False)
+        hook.remove()
+    expected = states[0][0] if isinstance(states[0], tuple) else states[0]
+    assert torch.allclose(torch.cat([walk.hidden[0], walk.hidden[1]]), expected, atol=1e-4)
+    walk = Walk(source, tokens, batch=2)
+    with walk.block(0):
+        right = walk.output(0, 1)
+        walk._calls[1] = walk._calls[0]  # as it was
+        assert not torch.allclose(walk.output(0, 1), right, atol=1e-2)

@@ -21,11 +21,13 @@ class Fields(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def explain(error: ValidationError, say: Say, kind: str, names: Mapping[str, Any], context: str = "") -> UsageError:
+def explain(
+    error: ValidationError, say: Say, kind: str, names: Mapping[str, Any], context: str = "", data: Any = None
+) -> UsageError:
     """The first thing that is wrong, as a UsageError. An unknown name comes before a wrong value.
 
     kind, context: what an unknown name is called, and where. names: of the fields, with pydantic's FieldInfo of each or
-    None.
+    None. data: what was read, where a validator may have turned a value into another before it was refused.
     """
     errors = sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     first = errors[0]
@@ -33,7 +35,17 @@ def explain(error: ValidationError, say: Say, kind: str, names: Mapping[str, Any
         return unknown(kind, first["loc"][-1], names, context)
     info = names.get(first["loc"][0]) if first["loc"] else None
     needed = getattr(info, "description", None) or first["msg"]
-    return UsageError(say(".".join(map(str, first["loc"])), shown(first.get("input")), needed))
+    value = _written(data, first["loc"], first.get("input"))
+    return UsageError(say(".".join(map(str, first["loc"])), shown(value), needed))
+
+
+def _written(data: Any, place: tuple[str | int, ...], otherwise: Any) -> Any:
+    """What stands at a place of the data."""
+    for step in place:
+        if not isinstance(data, Mapping) or step not in data:
+            return otherwise
+        data = data[step]
+    return data
 
 
 def read_fields(model: type[Read], data: Mapping[str, Any], say: Say, kind: str, context: str = "") -> Read:
@@ -44,4 +56,4 @@ def read_fields(model: type[Read], data: Mapping[str, Any], say: Say, kind: str,
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        raise explain(error, say, kind, model.model_fields, context) from None
+        raise explain(error, say, kind, model.model_fields, context, data) from None

@@ -6,16 +6,17 @@ from functools import cache
 from importlib.resources import files
 from math import ulp
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from jettison.core.documents import parse_yaml, read_yaml
 from jettison.core.errors import UsageError, shown, unknown
+from jettison.core.validation import Fields, read_fields
 from jettison.devices.machine import measure
 
 THIS = "this"
 SOURCED = ("bandwidth", "memory", "flops", "cache", "overhead")
-FIELDS = ("title", "share", *SOURCED, "source", "sources", "measured")
-DEFAULTS = {"share": 0.85, "cache": 0.0, "overhead": 0.0}
 RANGES = {
     "bandwidth": (1e8, 1e14, "bytes per second, from 1e8 to 1e14"),
     "share": (ulp(0.0), 1.0, "a part of the bandwidth, above 0 and at most 1"),
@@ -24,6 +25,39 @@ RANGES = {
     "cache": (0.0, 1e12, "bytes, from 0 to 1e12"),
     "overhead": (0.0, 0.1, "seconds, from 0 to 0.1"),
 }
+
+
+def _figure(value: Any) -> float:
+    """Strings that are numbers too: YAML 1.1 takes 50e9 for one."""
+    try:
+        return float("nan" if isinstance(value, bool) else value)
+    except (TypeError, OverflowError):
+        raise ValueError from None
+
+
+def _ranged(figure: str, default: float | None = None) -> Any:
+    low, high, valid = RANGES[figure]
+    return Field(default, ge=low, le=high, description=valid, validate_default=True)
+
+
+Figure = Annotated[float, BeforeValidator(_figure)]
+
+
+class DeviceFields(Fields):
+    """A row of devices.yaml, or the file of a device. flops and sources are read by themselves."""
+
+    title: str | None = Field(None, description="a text")
+    share: Figure = _ranged("share", 0.85)
+    bandwidth: Figure = _ranged("bandwidth")
+    memory: Figure = _ranged("memory")
+    flops: Any = None
+    cache: Figure = _ranged("cache", 0.0)
+    overhead: Figure = _ranged("overhead", 0.0)
+    source: str | None = Field(None, description="a text")
+    sources: Any = None
+    measured: Any = None
+
+
 NEAREST = {"fp32": ("fp32", "fp16", "int8"), "fp16": ("fp16", "fp32", "int8"), "int8": ("int8", "fp16", "fp32")}
 
 
@@ -90,13 +124,16 @@ def find_device(name: str | Path) -> Device:
 def _device(name: str, row: Any) -> Device:
     if not isinstance(row, Mapping):
         raise UsageError(f"device {name!r}: a mapping with bandwidth, memory and flops is needed")
-    _check_names("field", row, FIELDS, name)
-    row = DEFAULTS | dict(row)
-    figures = {figure: _number(name, figure, row.get(figure)) for figure in RANGES if figure != "flops"}
-    bandwidth = figures.pop("bandwidth") * figures["share"]
-    flops, sources = _flops(name, row.get("flops")), _sources(name, row)
+    say = lambda field, value, needed: f"device {name!r}: {field} = {value}; valid: {needed}"
+    read = read_fields(DeviceFields, row, say, "field", f" of device {name!r}")
+    figures = {figure: getattr(read, figure) for figure in RANGES if figure not in ("flops", "bandwidth")}
     return Device(
-        name, _text(name, "title", row.get("title", name)), bandwidth, flops=flops, sources=sources, **figures
+        name,
+        name if read.title is None else read.title,
+        read.bandwidth * read.share,
+        flops=_flops(name, read.flops),
+        sources=_sources(name, row),
+        **figures,
     )
 
 

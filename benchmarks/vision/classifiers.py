@@ -25,7 +25,7 @@ W2 = {
     "name": "w2, scales recovered",
     "steps": [
         {"quantize": LOW, "where": WHERE},
-        {"recover": {"train": ["scales"], "samples": 4000, "batch": 64, "epochs": 3, "scale_lr": 0.01}},
+        {"recover": {"train": ["scales"], "samples": 2048, "batch": 64, "epochs": 2, "scale_lr": 0.01}},
     ],
 }
 RECIPES: dict[str, str | Recipe] = {

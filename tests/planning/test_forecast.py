@@ -182,3 +182,17 @@ class TestEstimate:
             set_quiet(True)
             assert capfd.readouterr().err.count("this will take roughly") == expected
         assert (tmp_path / "out" / "progress.log").read_text().count("this will take roughly") == 1
+
+
+def test_more_text_than_memory_holds_is_refused_at_once():
+    """Fifty million windows, whose states nobody can hold, neither to try nor to calibrate."""
+    from jettison.core.errors import JettisonError
+    from jettison.graph.folder import ModelFolder
+    from jettison.graph.walk import Walk
+
+    recipe = {"steps": [{"quantize": {"method": "gptq", "bits": 4, "group_size": 64}}]}
+    recipe |= {"calibration": {"samples": 50_000_000}}
+    with pytest.raises(JettisonError, match=r"calibrating on 50,000,000 windows of 256 tokens needs .* GB of memory"):
+        forecast("scribe", load_recipe(recipe))
+    with pytest.raises(JettisonError, match="calibrating on 50,000,000 windows"):
+        Walk(ModelFolder("scribe"), torch.zeros(1, 256, dtype=torch.int64).expand(50_000_000, 256))

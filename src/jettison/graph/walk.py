@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from jettison.graph.activations import Activations
+from jettison.graph.dense import require_memory
 from jettison.graph.folder import ModelFolder, empty
 from jettison.graph.skeleton import run_model, running
 
@@ -38,6 +39,8 @@ class Walk:
         spill: Path | None = None,
         batch: int = BATCH,
     ):
+        if spill is None:
+            require_states(source, *tokens.shape[:2], streams=1 + twice)
         self.source, self._spill = source, spill
         self.model = source.new_skeleton()
         self.blocks = self.model.get_submodule(source.anatomy.family.blocks)
@@ -172,6 +175,12 @@ class Walk:
         finally:
             for head in untied:
                 empty(head)
+
+
+def require_states(source: ModelFolder, samples: int, length: int, streams: int = 1) -> None:
+    """Raises JettisonError if the hidden states of so many windows do not fit in memory."""
+    width = source.skeleton.get_input_embeddings().embedding_dim
+    require_memory(4.0 * streams * samples * length * width, f"calibrating on {samples:,} windows of {length} tokens")
 
 
 def split(inputs: torch.Tensor, batch: int) -> tuple[torch.Tensor, ...]:

@@ -14,7 +14,7 @@ from jettison.encodings.quantized import AT_ONCE
 from jettison.formats.manifest import read_manifest
 from jettison.graph.dense import training_dtype
 from jettison.graph.folder import ModelFolder
-from jettison.graph.walk import Walk
+from jettison.graph.walk import Walk, require_states
 from jettison.pipeline import trial
 from jettison.pipeline.generation import PROMPTS, TOKENS
 from jettison.pipeline.jobs import Job, assign
@@ -95,6 +95,7 @@ def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[s
         if recipe.calibration["text"] == "synthetic":
             seconds += _rounded_up(samples) * trial.synthesis_seconds(source, length)
         width = source.skeleton.get_input_embeddings().embedding_dim
+        require_states(source, samples, length, streams=1 + ("cross" in needs))
         with trial.timed() as entry:
             walk = Walk(source, torch.randn(samples, length, width), twice="cross" in needs)
         seconds += entry.seconds

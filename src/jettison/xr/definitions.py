@@ -10,13 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from jettison.core.documents import parse_yaml, read_yaml
 from jettison.core.errors import UsageError, shown, unknown
+from jettison.core.validation import Fields, read_fields
 from jettison.domains.perception.xr.catalog import (
     UnitModel,
-    check_fields,
     check_names,
-    check_text,
     find_model,
     is_number,
     model_names,
@@ -25,9 +26,25 @@ from jettison.domains.perception.xr.catalog import (
 
 DATA = files("jettison.xr") / "data"
 THROUGH = ("data", "control")
-TASK_FIELDS = ("model", "fps", "after", "through", "probability", "network")
-SCENARIO_FIELDS = ("title", "official", "tasks", "models")
 SLOWEST, FASTEST = 0.001, 10_000  # frames per second
+
+
+class TaskFields(Fields):
+    """A task of a scenario as a file has it. What hangs on other tasks is checked with them, in ``_checked``."""
+
+    model: Any
+    fps: Any
+    after: Any = None
+    through: Any = "data"
+    probability: Any = 1.0
+    network: str | None = Field(None, description="a text is needed")
+
+
+class ScenarioFields(Fields):
+    tasks: Any
+    models: Any = None
+    title: str | None = Field(None, description="a text is needed")
+    official: str = Field("", description="a text is needed")
 
 
 @dataclass(frozen=True)
@@ -140,31 +157,30 @@ def find_scenario(source: str | Path) -> Scenario:
 def _scenario(name: str, row: Any) -> Scenario:
     if not isinstance(row, Mapping) or not isinstance(row.get("tasks"), list) or not row["tasks"]:
         raise UsageError(f"scenario {name!r}: a mapping with a list of tasks is needed; this is {shown(row)}")
-    check_fields("field", row, SCENARIO_FIELDS, f"scenario {name!r}")
-    models = {} if row.get("models") is None else row["models"]
+    say = lambda field, value, needed: f"{field} of scenario {name!r} = {value}: {needed}"
+    read = read_fields(ScenarioFields, row, say, "field", f" of scenario {name!r}")
+    models = {} if read.models is None else read.models
     if not isinstance(models, Mapping):
         raise UsageError(f"scenario {name!r}: models are a mapping from names to fields; this is {shown(models)}")
     own = {str(key): parse_model(str(key), found) for key, found in models.items()}
-    tasks = tuple(_task(name, task, own) for task in row["tasks"])
-    title, official = (
-        check_text(row.get(f, d), f"{f} of scenario {name!r}") for f, d in (("title", str(name)), ("official", ""))
-    )
-    return _checked(Scenario(str(name), title, tasks, official))
+    tasks = tuple(_task(name, task, own) for task in read.tasks)
+    title = str(name) if read.title is None else read.title
+    return _checked(Scenario(str(name), title, tasks, read.official))
 
 
 def _task(scenario: str, row: Any, own: Mapping[str, UnitModel]) -> Task:
     if not isinstance(row, Mapping) or "model" not in row or "fps" not in row:
         raise UsageError(f"scenario {scenario!r}: a task is a mapping with model and fps; this is {shown(row)}")
-    check_fields("field", row, TASK_FIELDS, f"a task of scenario {scenario!r}")
-    name = str(row["model"])
+    where = f"{row['model']} in scenario {scenario!r}"
+    say = lambda field, value, needed: f"{field} of {where} = {value}: {needed}"
+    read = read_fields(TaskFields, row, say, "field", f" of a task of scenario {scenario!r}")
+    name = str(read.model)
     if name not in own and name not in model_names():
         raise unknown("model", name, [*own, *model_names()], f" of scenario {scenario!r}")
     model = own.get(name) or find_model(name)
-    where = f"{name} in scenario {scenario!r}"
-    after = check_names(row.get("after"), f"after of {where}")
-    given = {field: row[field] for field in ("through", "probability") if field in row}
-    network = check_text(row.get("network", model.network), f"network of {where}")
-    return Task(model, row["fps"], after, **given, network=network)
+    after = check_names(read.after, f"after of {where}")
+    network = model.network if read.network is None else read.network
+    return Task(model, read.fps, after, read.through, read.probability, network)
 
 
 def _checked(scenario: Scenario) -> Scenario:

@@ -20,17 +20,7 @@ from jettison.reports.run import read_run
 NAME = "classifiers"
 WHERE = {"role": ["q", "k", "v", "o", "up", "down", "conv", "head"]}
 NF4 = {"name": "nf4", "steps": [{"quantize": {"method": "gptaq", "values": "nf4", "group_size": 64}, "where": WHERE}]}
-LOW = {"method": "gptq", "bits": 2, "group_size": 32}
-W2 = {
-    "name": "w2, scales recovered",
-    "steps": [
-        {"quantize": LOW, "where": WHERE},
-        {"recover": {"train": ["scales"], "samples": 2048, "batch": 64, "epochs": 2, "scale_lr": 0.01}},
-    ],
-}
-RECIPES: dict[str, str | Recipe] = {
-    "w8": "w8", "w4": "w4", "w3": "w3", "nf4": load_recipe(NF4), "w2-recovered": load_recipe(W2),
-}  # fmt: skip
+RECIPES: dict[str, str | Recipe] = {"w8": "w8", "w4": "w4", "w3": "w3", "nf4": load_recipe(NF4)}
 
 
 def measured(model: Path, name: str, data: str, test: str) -> dict:
@@ -38,12 +28,11 @@ def measured(model: Path, name: str, data: str, test: str) -> dict:
     shutil.rmtree(out, ignore_errors=True)
     result = fit(model, out=out, recipe=RECIPES[name], images=test, changes=[f"calibration.images={data}"])
     run, found = read_run(out), {}
-    for stage in ("original", "quantized", "recovered"):
-        if stage in result:
-            scores = next(iter(result[stage]["images"].values()))
-            kept = {key: scores[key] for key in ("accuracy", "standard_error", "loss", "kl", "agreement", "images")}
-            size = {key: result[stage]["size"][key] for key in ("bytes", "bits_per_weight")}
-            found[stage] = kept | size | {"latency_ms": run.speed["stages"][stage]["latency_ms"]}
+    for stage in ("original", "quantized"):
+        scores = next(iter(result[stage]["images"].values()))
+        kept = {key: scores[key] for key in ("accuracy", "standard_error", "loss", "kl", "agreement", "images")}
+        size = {key: result[stage]["size"][key] for key in ("bytes", "bits_per_weight")}
+        found[stage] = kept | size | {"latency_ms": run.speed["stages"][stage]["latency_ms"]}
     return {"stages": found, "format": run.manifest["format"]}
 
 

@@ -1,7 +1,7 @@
 """Image classifiers in fewer bits, through the same commands as language models: accuracy, KL, size, latency.
 
-    python -m benchmarks.fixtures.images --model resnet --data train.parquet --test test.parquet --out RESNET
-    python -m benchmarks.fixtures.images --model deit   --data train.parquet --test test.parquet --out DEIT
+    python -m benchmarks.fixtures.images --model resnet --epochs 5 --data train.parquet --test test.parquet --out RESNET
+    python -m benchmarks.fixtures.images --model deit --epochs 4 --data train.parquet --test test.parquet --out DEIT
     python -m benchmarks.vision.classifiers --models RESNET DEIT --data train.parquet --test test.parquet
 
 Both are trained on CIFAR-10 for some minutes. Calibrated on 128 training images, measured on all test images. A cell is
@@ -39,7 +39,7 @@ def measured(model: Path, name: str, data: str, test: str) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", required=True, type=Path)
-    parser.add_argument("--data", required=True, help="images to calibrate and recover on")
+    parser.add_argument("--data", required=True, help="images to calibrate on")
     parser.add_argument("--test", required=True, help="images to measure on")
     args = parser.parse_args()
     table: dict[str, dict] = {}

@@ -13,7 +13,6 @@ from jettison.core.numbers import check_seed
 from jettison.core.progress import logged, say
 from jettison.devices.device import find_device
 from jettison.domains.domain import Sources, find_domain
-from jettison.domains.text.data import text_digest
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
 from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import ModelFolder
@@ -123,10 +122,10 @@ def fit(
 
     request = {"model": str(model), "device": device, "tps": tps, "memory": memory, "context": context}
     request |= {"recipe": None if recipe is None else chosen.name, "changes": changes, "texts": texts, "tasks": tasks}
-    request |= {"contents": {text: text_digest(text) for text in texts}, "tokens": tokens}
+    request |= {"contents": find_domain(source).contents(sources), "tokens": tokens}
     request |= {"items": items, "seed": seed, "predicted": predicted, "engine": runtime}
     if images:
-        request |= {"images": str(images), "count": count, "contents": find_domain(source).content(sources)}
+        request |= {"images": str(images), "count": count}
     if recipe is None:
         request |= {"recovery": recovery, "losses": losses, "refine": refine}
     options = {"device": device, "tps": tps, "memory": memory, "context": context, "runtime": runtime, "losses": losses}
@@ -222,8 +221,8 @@ def _check_measured(out: Path, request: dict[str, Any]) -> None:
 
 def _measures(request: dict[str, Any]) -> str:
     if request.get("images"):
-        number = request.get("count")
-        return f"{request['images']} ({request['contents']}), {f'{number} images' if number else 'all images'}"
+        name, number = request["images"], request.get("count")
+        return f"{name} ({request['contents'][name]}), {f'{number} images' if number else 'all images'}"
     texts = [f"{text} ({request['contents'][text]})" for text in request["texts"]]
     tokens = [f"{request['tokens']} tokens" if request["tokens"] else "all tokens"]
     limit = f" ({request['items']} items each)" if request["tasks"] and request["items"] else ""

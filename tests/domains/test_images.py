@@ -102,6 +102,8 @@ def test_links_out_of_the_folder_are_not_followed(pictures, tmp_path):
         (lambda path: path, "holds no images"),
         (lambda path: parquet(path / "a.parquet", [b""], [0], ("photo", "label")), "has the columns photo, label"),
         (lambda path: parquet(path / "a.parquet", [b""], ["cat"]), "label 'cat'; whole numbers are needed"),
+        (lambda path: parquet(path / "a.parquet", [b"", b""], [0, None]), "label None; whole numbers are needed"),
+        (lambda path: parquet(path / "a.parquet", [b""], [0.0]), "label 0.0; whole numbers are needed"),
         (lambda path: parquet(path / "a.parquet", [b""], [3]), "has label 3: .* has classes 0 to 2"),
         (lambda path: (path / "a.parquet", (path / "a.parquet").write_bytes(b"PAR1"))[0], "cannot be read"),
         (lambda path: (path / "a.txt", (path / "a.txt").write_bytes(b"x"))[0], "holds no images"),

@@ -57,8 +57,8 @@ class Domain(Protocol):
     def check_sources(self, source: ModelFolder, sources: Sources) -> None:
         """Raise UsageError for what quality cannot be measured on."""
 
-    def content(self, sources: Sources) -> str:
-        """16 hex digits of what quality is measured on."""
+    def contents(self, sources: Sources) -> dict[str, str]:
+        """What quality is measured on, by name -> 16 hex digits of its content."""
 
     def same_outputs(self, source: ModelFolder, original: ModelFolder) -> None:
         """Raise UsageError if the outputs of the two cannot be compared."""

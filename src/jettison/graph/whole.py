@@ -14,7 +14,7 @@ from torch import nn
 
 from jettison.graph.activations import Activations
 from jettison.graph.folder import ModelFolder
-from jettison.graph.skeleton import run_model
+from jettison.graph.skeleton import run_model, running
 from jettison.graph.walk import BATCH, Call, Stop, Walk, first_output, split
 
 TOKENS, SIDE = 16, 64  # of random inputs; the side of images where the config names none
@@ -106,7 +106,8 @@ class WholeWalk:
 
     def _run(self, index: int, call: Call) -> torch.Tensor:
         args, kwargs = call
-        return first_output(self.model.get_submodule(self.prefix(index))(*args, **kwargs))
+        with running(self.model):
+            return first_output(self.model.get_submodule(self.prefix(index))(*args, **kwargs))
 
     @torch.no_grad()
     def run(self) -> None:

@@ -33,7 +33,8 @@ def measure_images(
     """``pictures``: of the first 512 images (spread over the set) those on which the two models differ most, by KL;
     each as a PNG in base64, with its label, and the class and its probability that each model names. ``speed``:
     milliseconds for one image, the median of 20, and the samples."""
-    source, opened = ModelFolder(original), open_images(images, ModelFolder(original))
+    source = ModelFolder(original)
+    opened = open_images(images, source)
     loaded, reference = load(model, adapter=adapter), load(original)
     places = opened.spread(LOOKED_AT)
     rows = []

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.core.files import digest
 from jettison.core.progress import say
 from jettison.domains.domain import Logits, Sources
 from jettison.domains.text.data import read_documents, text_digest, token_windows
@@ -70,8 +69,8 @@ def check_sources(source: ModelFolder, sources: Sources) -> None:
         read_documents(text)
 
 
-def content(sources: Sources) -> str:
-    return digest(*(text_digest(text) for text in sources.texts))
+def contents(sources: Sources) -> dict[str, str]:
+    return {str(text): text_digest(text) for text in sources.texts}
 
 
 def check_tokens(tokens: int | None) -> None:

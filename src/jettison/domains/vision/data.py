@@ -7,7 +7,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -138,11 +138,10 @@ def _for_model(images: Images, source: ModelFolder) -> Images:
             f"{images.path} has label {wrong}{name}: {source.name} has classes 0 to {config.num_labels - 1}"
         )
     channels = getattr(config, "num_channels", 3)
-    own = {"_processor": image_processor(source.folder), "_channels": channels, "labels": labels}
-    return Images(**(vars(images) | own | {"broken": []}))
+    processor = image_processor(source.folder)
+    return replace(images, labels=labels, broken=[], _processor=processor, _channels=channels)
 
 
-@lru_cache(8)
 def image_processor(folder: Path) -> Any:
     """The image processor of a checkpoint. Raises UsageError if there is none, or none that can be used."""
     if not (folder / PROCESSOR).exists():
@@ -185,8 +184,8 @@ def _read_parquet(path: Path, files: tuple[tuple[Path, tuple[int, int]], ...]) -
         images += [(table[columns[0]], row) for row in range(len(table))]
         labels += table[columns[1]].to_pylist()
         names += [f"{file.name}:{row}" for row in range(len(table))]
-    if wrong := next((label for label in labels if type(label) is not int), None):
-        raise UsageError(f"{path} has label {wrong!r:.60}; whole numbers are needed")
+    if wrong := [label for label in labels if type(label) is not int]:
+        raise UsageError(f"{path} has label {wrong[0]!r:.60}; whole numbers are needed")
     if not images:
         raise UsageError(f"{path} holds no images: {VALID}")
 

@@ -63,8 +63,8 @@ def check_sources(source: ModelFolder, sources: Sources) -> None:
     open_images(sources.images, source)
 
 
-def content(sources: Sources) -> str:
-    return open_images(sources.images).digest
+def contents(sources: Sources) -> dict[str, str]:
+    return {str(sources.images): open_images(sources.images).digest}
 
 
 def same_outputs(source: ModelFolder, original: ModelFolder) -> None:

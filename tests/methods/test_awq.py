@@ -100,7 +100,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tiny, tmp_path, family):
     recipe |= {"calibration": {"samples": 8, "length": 64}}
     compress(tiny(family), recipe, tmp_path / "whole")
     assert "changed" in (tmp_path / "whole" / "journal.jsonl").read_text()
-    for write in spread(count_writes(lambda: compress(tiny(family), recipe, tmp_path / "counted")), 4):
+    for write in spread(count_writes(lambda: compress(tiny(family), recipe, tmp_path / "counted")), 16):
         out = tmp_path / f"killed-{write}"
         with killed_at(write):
             compress(tiny(family), recipe, out)

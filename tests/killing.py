@@ -163,3 +163,21 @@ class Handle:
 
     def __iter__(self):
         return iter(self._real)
+
+
+def check_kills(run, folder, most):
+    """``run(out)``, killed at ``most`` of its writes and called again, ends with the bytes of a whole run. Caches make
+    the number of writes vary by a few, so a run may be over before its last write."""
+    run(folder / "whole")
+    killed = 0
+    for write in spread(count_writes(lambda: run(folder / "counted")), most):
+        out = folder / f"killed-{write}"
+        try:
+            with killed_at(write):
+                run(out)
+            killed += 1
+        except pytest.fail.Exception:  # it was over
+            pass
+        run(out)
+        assert files_of(out) == files_of(folder / "whole"), f"killed at write {write}"
+    assert killed >= most // 2

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from killing import count_writes, files_of, killed_at, spread
+from killing import check_kills
 from tiny import change
 
 from jettison import compress, evaluate, load
@@ -98,14 +98,8 @@ def test_a_killed_run_ends_with_the_same_bytes(tiny, tmp_path, family):
     """Norms that were changed are read back from the shard of a finished block."""
     recipe = {"steps": [{"quantize": {"method": "awq", "bits": 4, "group_size": 32}, "where": {"role": ROLES}}]}
     recipe |= {"calibration": {"samples": 8, "length": 64}}
-    compress(tiny(family), recipe, tmp_path / "whole")
+    check_kills(lambda out: compress(tiny(family), recipe, out), tmp_path, 16)
     assert "changed" in (tmp_path / "whole" / "journal.jsonl").read_text()
-    for write in spread(count_writes(lambda: compress(tiny(family), recipe, tmp_path / "counted")), 16):
-        out = tmp_path / f"killed-{write}"
-        with killed_at(write):
-            compress(tiny(family), recipe, out)
-        compress(tiny(family), recipe, out)
-        assert files_of(out) == files_of(tmp_path / "whole"), f"killed at write {write}"
     assert torch.isfinite(load(tmp_path / "whole").logits(IDS)).all()
 
 

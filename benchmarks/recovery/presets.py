@@ -1,4 +1,4 @@
-"""What each preset loses on scribe: the table in docs/measured.md and the ``loss`` that orders presets for the planner.
+"""What each preset loses on scribe: the table in docs/studies/measured.md and the ``loss`` of presets for the planner.
 
     python -m benchmarks.recovery.presets          # about half an hour on two cores; continues preset by preset
     python -m benchmarks.recovery.presets --check  # recomputes those without recovery, about three minutes

@@ -247,7 +247,7 @@ def beginning(run: dict[str, Any]) -> list[list[Any]]:
 
 
 def drawn_alone(found: dict[str, Any], drawn: bool) -> dict[str, Any]:
-    """A tuned scenario in the result: frames only of the runs that docs/xr-tuned.svg shows."""
+    """A tuned scenario in the result: frames only of the runs that docs/studies/xr-tuned.svg shows."""
     shows = lambda when: drawn and when.startswith("live")
     runs = {
         when: run if shows(when) else {key: each for key, each in run.items() if key != "frames"}

@@ -126,15 +126,6 @@ class TestTable:
                     if isinstance(format[sort], dict):
                         assert set(format[sort]) <= of_parts | set(more)
 
-    def test_the_page_shows_the_table(self, monkeypatch):
-        docs = Path(__file__).parents[2] / "docs"
-        monkeypatch.syspath_prepend(str(docs))
-        import generate
-
-        page = (docs / "runtimes.md").read_text(encoding="utf-8")
-        assert "| vllm | compressed-tensors | Humming |" in page
-        assert generate.runtimes() == page, "run docs/generate.py"
-
 
 LOADS = [
     ("jettison", linear(), UniformGrid(3, 32, False)),

@@ -214,12 +214,6 @@ class TestDocs:
         monkeypatch.syspath_prepend(str(folder))
         return folder
 
-    def test_the_page_shows_the_results(self, docs):
-        import generate
-
-        assert generate.xr() == (docs / "xr.md").read_text(encoding="utf-8"), "run docs/generate.py"
-        assert generate.xr_timelines() == (docs / "xr-tuned.svg").read_text(encoding="utf-8"), "run docs/generate.py"
-
     def test_timelines(self):
         """One frame in time, one late, one dropped, on two units: a bar for each where it ran and in its task's row."""
         from pictures import timelines

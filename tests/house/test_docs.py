@@ -1,0 +1,121 @@
+"""The docs do what they say: generated pages are current, commands are valid, pages run from top to bottom."""
+
+import contextlib
+import importlib
+import io
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer
+import yaml
+from pages import DOCS, MADE, ROOT, SMALLER, WRITTEN, steps
+
+from jettison import compress, recover
+from jettison.cli.app import build
+from jettison.recipe import registry
+
+PARTLY_MADE = (
+    "reference/runtimes.md", "studies/pruning.md", "studies/drafting.md", "studies/xrbench.md", "studies/xr-tuned.svg",
+)  # fmt: skip
+# What a page says to run that is no command of ours: pip is in test_install.py, make in every run of CI.
+OTHERS = ("pip install", "make ", ".venv/bin/", "accelerate launch", "lm_eval ")
+QUICK = ("architecture", "continue", "device", "elsewhere", "large", "prune", "recipe", "runtimes", "tasks")
+RUN = [page for page in WRITTEN if page.parent.name != "studies" and any(steps(page))]
+
+
+@pytest.fixture(scope="module")
+def generator():
+    sys.path.insert(0, str(DOCS))
+    try:
+        yield importlib.import_module("generate")
+    finally:
+        sys.path.remove(str(DOCS))
+
+
+@pytest.mark.parametrize("name", PARTLY_MADE)
+def test_generated_parts_are_current(generator, name):
+    assert (DOCS / name).read_text(encoding="utf-8") == generator.PAGES[name](), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_generated_pages_have_everything(generator, name):
+    page = generator.PAGES[f"reference/{name}.md"]()
+    if name == "methods":
+        assert all(f"## {verb}: {method}" in page for verb in registry.verbs() for method in registry.methods(verb))
+    assert len(page) > 1000 and "<factory>" not in page
+
+
+def test_every_paper_has_a_title(generator):
+    """And none stays in the list whose last mention is gone."""
+    import reference_pages
+
+    titles = yaml.safe_load((DOCS / "papers.yaml").read_text(encoding="utf-8"))
+    assert set(titles) == set(reference_pages.cited())
+
+
+def test_the_readme_is_one_screen():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *WRITTEN], ids=lambda page: page.name)
+def test_commands_are_valid(page):
+    """Options and arguments are parsed as the program would; nothing runs."""
+    for kind, line in steps(page):
+        line = line.removeprefix(".venv/bin/")
+        if kind == "command" and line.startswith("jettison "):
+            parse(typer.main.get_command(build()), shlex.split(line)[1:])
+        elif kind == "command":
+            assert line.startswith(OTHERS), f"{page.name}: {line}: a command that no test knows"
+
+
+def parse(command: click.Command, arguments: list[str], parent: click.Context | None = None) -> None:
+    """Raises click's errors for a subcommand, an option or a value that does not exist."""
+    context = command.make_context(command.name, arguments, parent)
+    if isinstance(command, click.Group) and (rest := [*context._protected_args, *context.args]):
+        _, child, rest = command.resolve_command(context, rest)
+        parse(child, rest, context)
+
+
+@pytest.fixture(scope="module")
+def workshop(tiny, pictures, tmp_path_factory):
+    """A folder with what the pages take for granted: models, text, images, and runs of other pages."""
+    folder = tmp_path_factory.mktemp("workshop")
+    wide = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "max_position_embeddings": 2048}
+    shutil.copytree(tiny("llama", **wide), folder / "my-model")
+    shutil.copytree(tiny("resnet"), folder / "my-classifier")
+    shutil.copytree(pictures, folder / "photos")
+    text = (ROOT / "README.md").read_text(encoding="utf-8") * 4
+    (folder / "my-text.txt").write_text(text, encoding="utf-8")
+    short = ["calibration.samples=8", "calibration.length=64", "calibration.text=books"]
+    with contextlib.chdir(folder):
+        for name, recipe in (("mine", "w4"), ("small", "gateup-w4w2")):
+            compress("my-model", recipe, f"runs/{name}", changes=short)
+        recover("runs/small", changes=["recover.samples=8", "recover.length=32", "recover.batch=4"])
+    return folder
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=() if page.stem in QUICK else pytest.mark.slow) for page in RUN],
+    ids=lambda page: f"{page.parent.name}-{page.stem}",
+)
+def test_a_page_runs(page, workshop, jettison, tmp_path, monkeypatch):
+    """Each block of a page, one after the other, in one folder: files are written, commands and Python are run."""
+    shutil.copytree(workshop, tmp_path, dirs_exist_ok=True)
+    if page.stem in ("start", "recover", "continue"):  # they make their runs themselves
+        shutil.rmtree(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "page"}
+    for kind, text in steps(page):
+        if kind.startswith("file "):
+            Path(kind.removeprefix("file ")).write_text(text, encoding="utf-8")
+        elif kind == "python":
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(text, str(page), "exec"), names)
+        elif text.startswith("jettison "):
+            code, out, err = jettison(*shlex.split(text.replace(*SMALLER))[1:])
+            assert code == 0, f"{page.name}: {text}\n{out[-2000:]}\n{err[-2000:]}"

@@ -1,0 +1,29 @@
+"""The pages of the docs as their reader sees them: blocks of files, commands and Python, in order."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+MADE = ("api", "commands", "devices", "families", "methods", "papers", "recipes")  # whole pages, not in the repository
+WRITTEN = sorted(
+    {*DOCS.rglob("*.md")}
+    - {DOCS / "index.md", DOCS / "studies/results.md"}
+    - {DOCS / "reference" / f"{name}.md" for name in MADE}
+)
+SMALLER = ("200MB", "1.2MB")  # a budget for models as small as those of the tests
+
+
+def steps(page: Path) -> Iterator[tuple[str, str]]:
+    """What a reader does, in order: ``file NAME`` with its text, ``command`` with a line, ``python`` with code."""
+    for kind, body in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if kind == "yaml" and (file := re.match(r"# (\S+\.yaml)\n", body)):
+            yield f"file {file[1]}", body
+        elif kind == "python" and "..." not in body:  # an outline is not run
+            yield "python", body
+        elif kind == "console":
+            for line in body.replace("\\\n", " ").splitlines():
+                if line.startswith("$ "):
+                    yield "command", line[2:].partition("  #")[0].strip()

@@ -87,12 +87,14 @@ def simulate_official(
 
 
 def _run(tasks: list[Task], costs: Costs, prefers, coins: Mapping[str, Sequence[bool]]) -> list[Frame]:
-    queues: dict[str, list[Frame]] = {task.name: [] for task in tasks}
+    """Run the loop of the official program. tasks: in the order in which they are served. Returns all frames."""
+    queues: dict[str, list[Frame]] = {task.name: [] for task in tasks}  # by task, the frames that wait
     injected, completed = dict.fromkeys(queues, 0), dict.fromkeys(queues, 0)  # frames by task
     running: list[Frame | None] = [None] * len(costs.units)
     tick = min(map(interval, tasks))
     now, next_tick, frames = 0.0, tick, []
     while True:
+        # Inject at most one frame per task (point 1).
         for order, task in enumerate(tasks):
             number, step = injected[task.name], interval(task)
             if number < requests(task) and now >= number * step:
@@ -103,6 +105,7 @@ def _run(tasks: list[Task], costs: Costs, prefers, coins: Mapping[str, Sequence[
                 frames.append(frame)
                 if asked:
                     queues[task.name].append(frame)
+        # Free the units whose frames have ended (point 6).
         for unit, frame in enumerate(running):
             if frame and frame.end <= now + TOLERANCE_MS:
                 frame.status, running[unit] = "done", None
@@ -113,8 +116,10 @@ def _run(tasks: list[Task], costs: Costs, prefers, coins: Mapping[str, Sequence[
                 queue.remove(frame)
         if all(injected[task.name] >= requests(task) for task in tasks):
             break
+        # A list, not a generator: a pass tries every task before ``any`` decides whether to repeat (point 7).
         while any([_dispatch(task, queues[task.name], completed, running, costs, prefers, now) for task in tasks]):
             pass
+        # The next event is the next tick or the next completion.
         while next_tick <= now:
             next_tick += tick
         now = min([next_tick, *(frame.end for frame in running if frame and frame.end > now)])
@@ -133,7 +138,7 @@ def _dispatch(task: Task, queue, completed, running, costs: Costs, prefers, now:
     cost: Cost = costs.rows[unit][task.name]
     frame = queue.pop(0)
     frame.status, frame.unit, frame.start, frame.energy = "running", unit, now, _float32(cost.energy_mj)
-    frame.end = _float32(now + _float32(_float32(cost.latency_ms * CYCLES_PER_MS) / CYCLES_PER_MS))
+    frame.end = _float32(now + _float32(_float32(cost.latency_ms * CYCLES_PER_MS) / CYCLES_PER_MS))  # point 9
     running[unit] = frame
     return True
 

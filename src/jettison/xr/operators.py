@@ -58,7 +58,9 @@ class _Count(TorchDispatchMode):
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         storages = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-        if results and all(tensor.untyped_storage().data_ptr() in storages for tensor in results):  # a view
+        if results and all(
+            tensor.untyped_storage().data_ptr() in storages for tensor in results
+        ):  # a view, or in place
             return out
         ours, packet = function.namespace == "jettison", function._overloadpacket
         macs = flop_registry[packet](*args, **kwargs, out_val=out) / 2 if packet in flop_registry else 0.0

@@ -72,6 +72,7 @@ class _Run(Dispatcher):
             heappush(self.events, (frame.deadline, EXPIRE, frame.order, frame))
 
     def go(self) -> None:
+        """Run until all frames have arrived and all events are handled."""
         arrivals = iter(self.frames)
         upcoming = next(arrivals, None)
         while upcoming or self.events:
@@ -91,7 +92,7 @@ class _Run(Dispatcher):
                 self.arrive(upcoming)
                 upcoming = next(arrivals, None)
             if self.due is not None and now >= self.due and not (self.ready and self.idle):
-                self.due = None  # the planned dispatch has nothing to do any more
+                self.due = None  # the planned dispatch is due and has nothing to do
             if self.ready:
                 if self.idle:
                     self.dispatch_soon(now)
@@ -108,6 +109,7 @@ class _Run(Dispatcher):
             heappush(self.events, (self.due, DISPATCH, 0, None))
 
     def latency(self, frame: Frame, unit: int) -> float:
+        """Return the latency of the whole frame on a unit in ms; if latencies were measured, one of them."""
         latency, _, _, samples = self.rows[unit][frame.task]
         return samples[int(frame.luck * len(samples))] if samples else latency
 
@@ -145,10 +147,9 @@ class _Run(Dispatcher):
         if self.running[unit] is not frame or not self.outranked(unit, frame, now):
             return
         latency, energy = self.latency(frame, unit), self.rows[unit][frame.task][1]
-        boundary = self.boundary(unit, frame, now - 1e-9 * latency)  # tolerances for rounding of the end of the layer
-        if (
-            boundary is None or abs(boundary[0] - now) > 1e-6 * latency
-        ):  # preempted and resumed since the event was added
+        boundary = self.boundary(unit, frame, now - 1e-9 * latency)  # 1e-9 and 1e-6 absorb rounding
+        # No layer ends now if the frame was preempted and resumed after the event was added.
+        if boundary is None or abs(boundary[0] - now) > 1e-6 * latency:
             return
         left = boundary[1]
         frame.pieces.append((unit, frame.start, now))

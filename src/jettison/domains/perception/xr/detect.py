@@ -106,7 +106,7 @@ class PlaneRCNN(nn.Module):
             stages.append(nn.Sequential(*blocks))
             wide.append(inside)
         self.stages, deep = nn.ModuleList(stages), c(256)
-        self.lateral = nn.ModuleList([nn.Conv2d(each, deep, 1) for each in wide])
+        self.lateral = nn.ModuleList([nn.Conv2d(level_channels, deep, 1) for level_channels in wide])
         self.smooth = nn.ModuleList([nn.Conv2d(deep, deep, 3, padding=1) for _ in wide])
         self.depth = nn.ModuleList([conv(deep if n == 0 else deep + c(128), c(128), 3) for n in range(4)])
         self.depth_head = nn.Sequential(conv(c(128), c(64), 3), nn.Conv2d(c(64), 1, 3, padding=1))
@@ -133,9 +133,8 @@ class PlaneRCNN(nn.Module):
         pyramid = [self.lateral[-1](levels[-1])]
         for lateral, level in zip(reversed(self.lateral[:-1]), reversed(levels[:-1]), strict=True):
             pyramid.append(lateral(level) + upsample(pyramid[-1], level))
-        pyramid = [
-            smooth(level) for smooth, level in zip(reversed(self.smooth), pyramid, strict=True)
-        ]  # coarse to fine
+        # from coarse to fine: 1/32, 1/16, 1/8 and 1/4 of the resolution, all with the same channels
+        pyramid = [smooth(level) for smooth, level in zip(reversed(self.smooth), pyramid, strict=True)]
         deep = None
         for layer, level in zip(self.depth, pyramid, strict=True):
             deep = layer(level if deep is None else torch.cat([level, upsample(deep, level)], 1))

@@ -104,12 +104,12 @@ OPTIONS = {
     },
     SWEEP: SIZES | TIMED | COMPAT | WORKERS | {
         "--accelerator": [("Z", "unknown accelerator 'Z'")], "--device": [("abacus", "unknown device 'abacus'")],
-        "--workload": [("x", "unknown workload 'x'")], "--recipe": [("x", "say --device")],
+        "--workload": [("x", "unknown workload 'x'")], "--recipe": [("x", "use --device")],
         "--seeds": [("0", "seeds = 0")],
         "--probability": [("x", "MODEL=P is needed"), ("GE=2", "probability = 2"), ("GE=nan", "probability = nan"),
                           ("ZZ=0.5", "unknown model 'ZZ'"), ("GE=", "MODEL=P is needed")],
     },
-    f"{SWEEP} --exact": {"--seconds": [("1", "only the official runtime")]},
+    f"{SWEEP} --exact": {"--seconds": [("1", "only the outcomes of the official runtime")]},
     LIVE: SIZES | TIMED | SEEDS | PARTS | {
         "--recipe": [("x", "unknown part 'x'")], "--model": [("x", "MODEL=VALUE is needed")], "--trace": FILES,
         "--rounds": [("0", "rounds = 0")],

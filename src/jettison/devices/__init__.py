@@ -1,1 +1,1 @@
-"""What a device can carry: its figures, how they are measured, and what a model costs on it."""
+"""Devices: their figures, how this machine's figures are measured, and the cost of a model on a device (roofline)."""

@@ -1,4 +1,4 @@
-"""Devices are data: rows of devices.yaml, files of the user's, or this very machine, measured."""
+"""Devices as data: rows of devices.yaml, files that a user writes, or this machine, measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from jettison.devices.machine import measure
 
 THIS = "this"
 SOURCED = ("bandwidth", "memory", "flops", "cache", "overhead")
-RANGES = {
+RANGES = {  # smallest and largest valid value, and how an error describes them
     "bandwidth": (1e8, 1e14, "bytes per second, from 1e8 to 1e14"),
     "share": (ulp(0.0), 1.0, "a part of the bandwidth, above 0 and at most 1"),
     "memory": (1e6, 1e14, "bytes, from 1e6 to 1e14"),
@@ -28,11 +28,11 @@ RANGES = {
 
 
 def _figure(value: Any) -> float:
-    """Strings that are numbers too: YAML 1.1 takes 50e9 for one."""
+    """Return a number, also from a string: YAML 1.1 reads 50e9 as one. A bool becomes NaN, which no range admits."""
     try:
         return float("nan" if isinstance(value, bool) else value)
     except (TypeError, OverflowError):
-        raise ValueError from None
+        raise ValueError from None  # pydantic turns only ValueError into a validation error
 
 
 def _ranged(figure: str, default: float | None = None) -> Any:
@@ -44,7 +44,7 @@ Figure = Annotated[float, BeforeValidator(_figure)]
 
 
 class DeviceFields(Fields):
-    """A row of devices.yaml, or the file of a device. flops and sources are read by themselves."""
+    """The fields of a row of devices.yaml or of a device file. ``flops`` and ``sources`` are checked separately."""
 
     title: str | None = Field(None, description="a text")
     share: Figure = _ranged("share", 0.85)
@@ -58,14 +58,22 @@ class DeviceFields(Fields):
     measured: Any = None
 
 
+# For every type of arithmetic, whose peak stands in for it where it is not known, the nearest first.
 NEAREST = {"fp32": ("fp32", "fp16", "int8"), "fp16": ("fp16", "fp32", "int8"), "int8": ("int8", "fp16", "fp32")}
 
 
 @dataclass(frozen=True)
 class Device:
-    """bandwidth: bytes per second a good reader gets, ``share`` of what is stated. memory: bytes. flops: peaks per
-    second by type, of fp32, fp16, int8 those known. cache: bytes of the last level. overhead: seconds to launch an
-    operator. sources: where each figure is from."""
+    """The figures of a device.
+
+    bandwidth: bytes per second that a well-written reader gets: ``share`` of the stated bandwidth.
+    memory: bytes.
+    flops: peak operations per second by type (fp32, fp16, int8), only those that are known.
+    cache: bytes of the last level of cache.
+    overhead: seconds to launch an operator.
+    sources: figure -> where it is from.
+    share: the part of the stated bandwidth that ``bandwidth`` is.
+    """
 
     name: str
     title: str
@@ -78,14 +86,19 @@ class Device:
     share: float = 1.0
 
     def peak(self, kind: str = "fp16") -> float:
-        """Operations per second in ``kind``; where that is not known, in the nearest type that is: for fp16 that is
-        fp32, then int8; for int8 it is fp16, then fp32; for fp32 it is fp16, then int8. Raises UsageError."""
+        """Return the peak operations per second in a type of arithmetic.
+
+        kind: fp32, fp16 or int8. Where its peak is not known, the peak of the nearest known type is returned: for fp16
+        that of fp32, then int8; for int8 that of fp16, then fp32; for fp32 that of fp16, then int8.
+        Raises UsageError for any other ``kind``.
+        """
         if kind not in NEAREST:
             raise unknown("type of flops", kind, NEAREST)
         return next(self.flops[known] for known in NEAREST[kind] if known in self.flops)
 
     @property
     def source(self) -> str:
+        """The sources of all figures as one text."""
         texts = dict.fromkeys(self.sources.values())
         if len(texts) < 2:
             return next(iter(texts), "not stated")
@@ -93,7 +106,7 @@ class Device:
 
     @property
     def unverified(self) -> list[str]:
-        """The figures whose source says so."""
+        """The names of the figures whose source contains "unverified"."""
         return [figure for figure, text in self.sources.items() if "unverified" in text]
 
 
@@ -103,13 +116,16 @@ def _rows() -> dict[str, Any]:
 
 
 def device_names() -> list[str]:
+    """Return the names of the devices in devices.yaml, sorted."""
     return sorted(_rows())
 
 
 def find_device(name: str | Path) -> Device:
-    """A row's name, ``this`` (measured once, then remembered), or the path of a YAML file with one row's fields.
+    """Return a device.
 
-    Raises UsageError naming the field, its value and what is valid.
+    name: the name of a row of devices.yaml; ``this`` for this machine, which is measured once; or the path of a YAML
+        file with the fields of one row.
+    Raises UsageError that names the field, its value and what is valid.
     """
     if str(name) == THIS:
         return _device(THIS, measure())
@@ -138,7 +154,7 @@ def _device(name: str, row: Any) -> Device:
 
 
 def _number(device: str, figure: str, value: Any) -> float:
-    """Strings that are numbers too: YAML 1.1 takes 50e9 for one."""
+    """Return a number in the range of its figure, also from a string: YAML 1.1 reads 50e9 as one."""
     low, high, valid = RANGES[figure.partition(".")[0]]
     try:
         number = float("nan" if isinstance(value, bool) else value)
@@ -161,19 +177,19 @@ def _flops(device: str, value: Any) -> dict[str, float]:
     _check_names("type of flops", value, NEAREST, device)
     if not value:
         raise UsageError(f"device {device!r}: flops = {value!r}; valid: a number by type, for {', '.join(NEAREST)}")
-    return {kind: _number(device, f"flops.{kind}", each) for kind, each in value.items()}
+    return {kind: _number(device, f"flops.{kind}", peak) for kind, peak in value.items()}
 
 
 def _sources(device: str, row: Mapping[str, Any]) -> dict[str, str]:
-    """By figure. A ``source`` stands for every figure that ``sources`` leaves out."""
+    """Return the source of every figure. The text in ``source`` holds for all figures that ``sources`` leaves out."""
     sources = row.get("sources", {})
     if not isinstance(sources, Mapping):
         raise UsageError(
             f"device {device!r}: sources = {shown(sources)}; valid: a text for each of {', '.join(SOURCED)}"
         )
     _check_names("figure", sources, SOURCED, f"{device}.sources")
-    every = dict.fromkeys(SOURCED, row["source"]) if "source" in row else {}
-    return {figure: _text(device, f"source of {figure}", text) for figure, text in (every | dict(sources)).items()}
+    defaults = dict.fromkeys(SOURCED, row["source"]) if "source" in row else {}
+    return {figure: _text(device, f"source of {figure}", text) for figure, text in (defaults | dict(sources)).items()}
 
 
 def _check_names(kind: str, names: Mapping[str, Any], valid: Any, owner: str) -> None:

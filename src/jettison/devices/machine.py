@@ -1,4 +1,4 @@
-"""This machine's figures. Measured once, kept in the cache; once they are, nothing here imports torch."""
+"""The figures of this machine: measured once, then read from the cache, without importing torch."""
 
 import os
 import platform
@@ -12,28 +12,34 @@ from jettison.core.errors import JettisonError
 from jettison.core.kept import read_record, write_record
 from jettison.core.progress import say
 
-# Variables that torch's threads and GPUs follow from.
+# Environment variables that set torch's threads and the visible GPUs.
 SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
-LAYOUT = 4  # of the kept file; one of another layout is measured anew
+LAYOUT = 4  # version of the cached file's layout; a file of another version is ignored, and the machine measured again
 
 
 def measure(again: bool = False) -> dict[str, Any]:
-    """A row of devices.yaml for this machine: from the cache unless ``again``. Takes seconds.
+    """Return this machine's figures as a row of devices.yaml. Measuring takes seconds.
 
-    bandwidth is the best of ``measured``, a table of {threads, streams, bandwidth} (empty on a GPU): each thread reads
-    a part of 1 GiB, as one or several streams by turns. share: of it, what products with packed weights read. flops:
-    the best square products in float32, in float16 or bfloat16, and in int8 where torch has it. overhead: of adding two
-    numbers, the median.
+    again: measure even if the cache has the figures.
+    The fields of the row:
+    bandwidth: the best of ``measured``, a table of {threads, streams, bandwidth} (empty on a GPU). Every thread reads a
+        part of 1 GiB as one stream, or as several streams in turn.
+    share: the part of that bandwidth at which products with packed weights read them.
+    flops: the fastest square products in float32, in float16 or bfloat16, and in int8 where torch has it.
+    overhead: the median time of adding two numbers.
     """
     file, key = cache_folder() / "device.json", {"layout": LAYOUT, "host": _host()}
-    kept, threads = _kept(file, key)
-    if kept and not again and threads == _torch_threads(threads):
-        return kept
+    cached, threads = _kept(file, key)
+    # torch's number of threads changes the figures. If torch is not imported, the cached number is accepted.
+    if cached and not again and threads == _torch_threads(threads):
+        return cached
     say("measuring this machine (once) ...")
     from jettison.devices.measuring import figures  # imports torch
 
     row = figures(_processor())
-    if again or not kept:  # else what is kept is for all programs, and this one has changed torch's threads for itself
+    # Cached figures for another number of threads are not replaced: this process changed torch's threads for itself,
+    # and the cache serves all processes.
+    if again or not cached:
         try:
             write_record(file, row | key | {"threads": _torch_threads()})
         except JettisonError as error:
@@ -42,36 +48,36 @@ def measure(again: bool = False) -> dict[str, Any]:
 
 
 def _kept(file: Path, key: dict[str, Any]) -> tuple[dict[str, Any] | None, int | None]:
-    """The row that was kept under this key, and with how many threads it was measured."""
+    """Return the cached row and its number of threads; None, None if there is none with this key."""
     try:
         row = read_record(file)
     except JettisonError:  # absent or broken
         return None, None
-    found, threads = {field: row.pop(field, None) for field in key}, row.pop("threads", None)
-    return (row, threads) if found == key else (None, None)
+    cached_key, threads = {field: row.pop(field, None) for field in key}, row.pop("threads", None)
+    return (row, threads) if cached_key == key else (None, None)
 
 
 def _torch_threads(otherwise: int | None = None) -> int | None:
-    """How many threads torch uses in this process, if it is imported."""
+    """Return how many threads torch uses in this process, or ``otherwise`` if torch is not imported."""
     torch = sys.modules.get("torch")
     return torch.get_num_threads() if torch else otherwise
 
 
 def _host() -> str:
-    """All that figures depend on and that may change while the cache folder stays."""
+    """Describe everything that the figures depend on and that may change while the cache folder stays the same."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    given = [f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ]
-    return ", ".join([f"{platform.node()} {_processor()}", f"{cores} cores", *_gpus(), *given])
+    settings = [f"{name}={os.environ[name]}" for name in SETTINGS if name in os.environ]
+    return ", ".join([f"{platform.node()} {_processor()}", f"{cores} cores", *_gpus(), *settings])
 
 
 def _gpus() -> list[str]:
-    """The models of NVIDIA's GPUs and the names of AMD's, as the drivers list them."""
-    found = []
+    """Return the models of NVIDIA's GPUs and the names of AMD's, as their drivers list them."""
+    names = []
     for file in sorted(Path("/").glob("proc/driver/nvidia/gpus/*/information")):
-        found += re.findall(r"^Model:\s*(.*)$", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        names += re.findall(r"^Model:\s*(.*)$", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     for file in sorted(Path("/").glob("sys/class/kfd/kfd/topology/nodes/*/name")):
-        found.append(file.read_text(encoding="utf-8", errors="replace").strip())
-    return found
+        names.append(file.read_text(encoding="utf-8", errors="replace").strip())
+    return names
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""Measuring this machine: reads by threads and streams, matrix products, launches."""
+"""Measure this machine: memory reads by threads and streams, matrix products, and launches of operators."""
 
 import math
 import statistics
@@ -20,17 +20,17 @@ from jettison.kernels.tiles import Tiling
 READ_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 20
 STREAMS = (1, 2, 4)
-MATRIX = 8192  # the widest product tried
+MATRIX = 8192  # width of the widest product tried
 PACKED, SHARE_ROUNDS = 4096, 15  # rows and columns of packed weights; how often their share is measured
 AHEAD = (0, 2048, 4096)  # bytes of prefetch
 LONG = 0.02  # seconds: a product that takes longer is wide enough
-REPEATS, ENOUGH = 5, 0.2  # of each product at least so many, and seconds, for other work takes its slices of time
+REPEATS, ENOUGH = 5, 0.2  # at least so many runs and so many seconds, because other processes interrupt some runs
 TYPES = {"fp32": (torch.float32,), "fp16": (torch.float16, torch.bfloat16), "int8": (torch.int8,)}
 CACHES = Path("/sys/devices/system/cpu")
 
 
 def figures(processor: str) -> dict[str, Any]:
-    """What ``machine.measure`` returns, measured now. processor: its name, for where there is no GPU."""
+    """Measure the figures that ``machine.measure`` returns. processor: its name, the title if there is no GPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else processor
     return {"title": f"This machine: {name}"} | _figures(device)
@@ -71,7 +71,10 @@ def _figures(device: torch.device) -> dict[str, Any]:
 
 
 def _read_table(threads: int) -> list[dict[str, float]]:
-    """The best read by threads (1, 2, 4 ... all) and streams of each, in rounds, so that drift meets all alike."""
+    """Measure the fastest read for every number of threads (1, 2, 4 ... all) and of streams per thread.
+
+    The combinations take turns in rounds, so that a drift of the machine's speed affects all of them alike.
+    """
     data = torch.ones(min(READ_BYTES, psutil.virtual_memory().available // 4) // 4)
     counts = sorted({threads, *(1 << power for power in range(threads.bit_length()))})
     best = {(count, streams): 0.0 for count in counts for streams in STREAMS}
@@ -82,9 +85,13 @@ def _read_table(threads: int) -> list[dict[str, float]]:
 
 
 def _read(data: torch.Tensor, threads: int, streams: int, pool: ThreadPoolExecutor) -> float:
-    """Bytes per second of one read of ``data`` in equal parts, one of each thread: its streams by turns of a chunk."""
+    """Return bytes per second of one read of ``data``.
+
+    Every thread reads an equal part, and takes a chunk of every one of its streams in turn.
+    """
     length = len(data) // (threads * streams)
     parts = data[: threads * streams * length].view(threads, streams, length)
+    # by thread, the pieces in the order of reading: the first chunk of every stream, then the second one, ...
     turns = [[row for chunk in part.split(CHUNK_BYTES // 4, dim=1) for row in chunk] for part in parts]
     start = time.perf_counter()
     list(pool.map(lambda chunks: [chunk.sum() for chunk in chunks], turns))
@@ -92,16 +99,18 @@ def _read(data: torch.Tensor, threads: int, streams: int, pool: ThreadPoolExecut
 
 
 def _packed_share() -> float:
-    """Of what the kernels read of memory at most, what they read of weights of 4 bits for one row of activations: the
-    median over rounds, for both drift alike."""
+    """Return how fast the kernels read 4-bit weights, for one row of activations, relative to their fastest plain read.
+
+    Both are measured in every round, because they drift alike; the median of the ratios counts.
+    """
     tiling = Tiling.of(UniformGrid(4, 128), PACKED, PACKED)
     nbytes = math.prod(tiling.tiles_shape)
     tiles = torch.ones(max(1, READ_BYTES // 4 // nbytes), nbytes, dtype=torch.uint8)
     multiply = native.prepared(torch.ones(1, PACKED), tiling, torch.empty(1, PACKED))
 
-    def all_of_them() -> None:
-        for each in tiles:
-            multiply(each.data_ptr(), nbytes)
+    def multiply_all() -> None:
+        for matrix in tiles:
+            multiply(matrix.data_ptr(), nbytes)
 
     def seconds(work: Callable[[], object]) -> float:
         start = time.perf_counter()
@@ -109,13 +118,13 @@ def _packed_share() -> float:
         return time.perf_counter() - start
 
     reads = [partial(native.read, tiles, streams, ahead) for streams in STREAMS for ahead in AHEAD]
-    rounds = [min(map(seconds, reads)) / min(seconds(all_of_them) for _ in range(3)) for _ in range(SHARE_ROUNDS)]
-    return min(1.0, statistics.median(rounds))
+    ratios = [min(map(seconds, reads)) / min(seconds(multiply_all) for _ in range(3)) for _ in range(SHARE_ROUNDS)]
+    return min(1.0, statistics.median(ratios))
 
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Threads that start inside let torch use one thread each."""
+    """Let torch use one thread in every Python thread that starts in this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -125,15 +134,18 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _product_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations per second of the fastest square product, its width doubled until one is LONG; 0 if torch has none."""
+    """Return the operations per second of the fastest square product, or 0 if torch has none for the type.
+
+    The width is doubled until a product takes longer than ``LONG`` seconds.
+    """
     multiply = torch.matmul if dtype.is_floating_point else getattr(torch, "_int_mm", None)
     peak, width = 0.0, min(256, MATRIX)
     while multiply and width <= MATRIX:
-        try:  # of small whole numbers, for a GPU runs faster on equal ones than on any that mean something
-            seed = torch.Generator(device).manual_seed(0)
-            matrix = torch.randint(-8, 8, (width, width), generator=seed, device=device).to(dtype)
+        try:  # random small integers: a GPU runs faster on a matrix of equal numbers than on real data
+            generator = torch.Generator(device).manual_seed(0)
+            matrix = torch.randint(-8, 8, (width, width), generator=generator, device=device).to(dtype)
             seconds = _best(partial(multiply, matrix, matrix), device)
-        except RuntimeError:  # this type is missing, or memory
+        except RuntimeError:  # torch has no product of this type, or memory is too small
             break
         peak = max(peak, 2 * width**3 / seconds)
         if seconds > LONG:
@@ -143,7 +155,7 @@ def _product_peak(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest run; the first one warms up."""
+    """Return the seconds of the fastest run. The first run warms up."""
     best, runs, end = float("inf"), 0, time.perf_counter() + ENOUGH
     while runs <= REPEATS or time.perf_counter() < end:
         start = time.perf_counter()
@@ -154,14 +166,15 @@ def _best(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _launch_seconds(device: torch.device, batches: int = 50, batch: int = 100) -> float:
-    one, found = torch.ones((), device=device), []
+    """Return the seconds of adding two numbers: the mean of a batch, the median over batches."""
+    one, means = torch.ones((), device=device), []
     for _ in range(batches):
         start = time.perf_counter()
         for _ in range(batch):
             one + one
         _wait(device)
-        found.append((time.perf_counter() - start) / batch)
-    return statistics.median(found)
+        means.append((time.perf_counter() - start) / batch)
+    return statistics.median(means)
 
 
 def _wait(device: torch.device) -> None:
@@ -170,13 +183,16 @@ def _wait(device: torch.device) -> None:
 
 
 def _last_cache(folder: Path) -> int:
-    """Bytes of the last level of cache, all of its parts together; 0 where the kernel does not say."""
+    """Return the bytes of the last level of cache, all of its parts together; 0 if the Linux kernel does not tell.
+
+    folder: ``/sys/devices/system/cpu``.
+    """
     parts = {}
     for entry in folder.glob("cpu[0-9]*/cache/index[0-9]*"):
         try:
             level, shared, size = ((entry / name).read_text().strip() for name in ("level", "shared_cpu_list", "size"))
             parts[int(level), shared] = int(size.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(size[-1:], 0)
-        except (OSError, ValueError):  # some kernels leave the size out
+        except (OSError, ValueError):  # some Linux kernels leave the size out
             continue
     last = max((level for level, _ in parts), default=0)
     return sum(size for (level, _), size in parts.items() if level == last)

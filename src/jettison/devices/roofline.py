@@ -1,6 +1,6 @@
-"""What running a model costs: every operator takes the longer of moving its bytes and doing its arithmetic.
+"""The cost of running a model by the roofline: an operator takes the longer of moving its bytes and its arithmetic.
 
-The roofline of Recover-LoRA's planning (arXiv:2606.04238); its exact form is our reconstruction.
+Source: the roofline of Recover-LoRA's planning (arXiv:2606.04238); its exact form is our reconstruction.
 """
 
 from collections.abc import Iterable
@@ -11,11 +11,13 @@ from jettison.devices.device import Device
 
 @dataclass(frozen=True)
 class Operator:
-    """One thing a device does in a step, or several that are alike.
+    """An operator of a step, or several operators that are alike.
 
-    role: what it is counted under, such as ``gate_up`` or ``attention``. stored: bytes it keeps in memory. moved: bytes
-    it reads and writes in a step. flops: of a step, a multiply-add being two. launches: how often the device is told
-    to start something.
+    role: the heading under which it is counted, such as ``gate_up`` or ``attention``.
+    stored: bytes that it keeps in memory.
+    moved: bytes that it reads and writes in a step.
+    flops: operations in a step; a multiply-add counts 2.
+    launches: how many launches it takes in a step.
     """
 
     name: str
@@ -26,13 +28,17 @@ class Operator:
     launches: float = 1.0
 
     def seconds(self, device: Device) -> float:
-        """max(bytes / bandwidth, flops / peak), and what launching costs."""
+        """Return the time on a device: max(bytes / bandwidth, flops / peak) plus the overhead of its launches."""
         return max(self.moved / device.bandwidth, self.flops / device.peak()) + self.launches * device.overhead
 
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: of a step, which yields ``tokens``. moved: bytes of a step. memory: bytes in all."""
+    """The cost of a step.
+
+    seconds: duration of the step. moved: bytes read and written. memory: bytes stored in all. tokens: tokens that the
+    step yields.
+    """
 
     seconds: float
     moved: float
@@ -41,10 +47,12 @@ class Cost:
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens per second."""
         return self.tokens / self.seconds
 
 
 def step_cost(operators: Iterable[Operator], device: Device, tokens: float = 1.0) -> Cost:
+    """Return the cost of a step that runs all operators one after another. tokens: tokens that the step yields."""
     operators = list(operators)
     return Cost(
         seconds=sum(operator.seconds(device) for operator in operators),

@@ -1,1 +1,1 @@
-"""Scores as pure functions."""
+"""Metrics: scores as pure functions."""

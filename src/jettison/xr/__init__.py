@@ -1,9 +1,9 @@
-"""XRBench: real-time perception on a headset, several models at once. Simulated, live, tuned.
+"""XRBench: several perception models run at once on a headset, each under deadlines.
 
-Here are the parts that need costs only; ``sources``, ``live``, ``sweep``, ``tune``, ``trace`` and ``results`` are
-modules of their own.
+This package can simulate a scenario, run it live, and tune the models for it. ``jettison.xr`` itself exports only what
+needs nothing but costs; import ``sources``, ``live``, ``sweep``, ``tune``, ``trace`` and ``results`` as modules.
 
-Source: XRBench (arXiv:2211.08675) and its official program, whose published scores ``compat="v0.1"`` gives again.
+Source: XRBench (arXiv:2211.08675) and its official program, whose published scores ``compat="v0.1"`` reproduces.
 """
 
 from jettison.domains.perception.xr.catalog import find_model, model_names

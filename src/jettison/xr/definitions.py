@@ -1,4 +1,4 @@
-"""What XRBench asks for, as data: unit models, sensors, usage scenarios, accelerators.
+"""The definitions of XRBench as data: tasks, usage scenarios, accelerators, and how they are read from YAML.
 
 Source: XRBench (arXiv:2211.08675, sections 3 and 4) and the files of its official program; see ``data/*.yaml``.
 """
@@ -30,7 +30,10 @@ SLOWEST, FASTEST = 0.001, 10_000  # frames per second
 
 
 class TaskFields(Fields):
-    """A task of a scenario as a file has it. What hangs on other tasks is checked with them, in ``_checked``."""
+    """The fields of a task in a scenario file.
+
+    Values that depend on the other tasks are checked later, in ``_checked``.
+    """
 
     model: Any
     fps: Any
@@ -41,6 +44,8 @@ class TaskFields(Fields):
 
 
 class ScenarioFields(Fields):
+    """The fields of a scenario in a scenario file."""
+
     tasks: Any
     models: Any = None
     title: str | None = Field(None, description="a text is needed")
@@ -49,7 +54,14 @@ class ScenarioFields(Fields):
 
 @dataclass(frozen=True)
 class Task:
-    """A unit model at a rate. A frame waits for what ``after`` names; see data/scenarios.yaml."""
+    """A unit model that runs at a fixed rate.
+
+    fps: frames per second.
+    after: models of the same scenario that a frame waits for.
+    through: ``data`` if a frame needs their output, ``control`` if their output decides whether it is requested.
+    probability: that a frame is requested, 0 to 1.
+    network: the model's name in the files of the official program.
+    """
 
     model: UnitModel
     fps: float
@@ -60,15 +72,19 @@ class Task:
 
     @property
     def name(self) -> str:
+        """The model's name, such as ``HT``."""
         return self.model.name
 
     @property
     def period_ms(self) -> float:
+        """Milliseconds between two frames."""
         return 1000 / self.fps
 
 
 @dataclass(frozen=True)
 class Scenario:
+    """A usage scenario: several tasks that run at once. official: its name in the files of the official program."""
+
     name: str
     title: str
     tasks: tuple[Task, ...]
@@ -76,8 +92,11 @@ class Scenario:
 
     @property
     def kind(self) -> str:
-        """The paper's class: ``cascaded`` if every task hangs on another one, ``concurrent`` if none does, else
-        ``cascaded-concurrent`` (section 3.3)."""
+        """The class of the scenario in the paper (section 3.3).
+
+        ``cascaded`` if all tasks are linked by dependencies and exactly one of them waits for no other, ``concurrent``
+        if there is no dependency, else ``cascaded-concurrent``.
+        """
         parents = {name for task in self.tasks for name in task.after}
         linked = [bool(task.after) or task.name in parents for task in self.tasks]
         if len(self.tasks) > 1 and all(linked) and sum(not task.after for task in self.tasks) == 1:
@@ -85,13 +104,17 @@ class Scenario:
         return "cascaded-concurrent" if any(linked) else "concurrent"
 
     def task(self, name: str) -> Task:
+        """Return the task of a model. Raises UsageError for a model that the scenario does not have."""
         for task in self.tasks:
             if task.name == name:
                 return task
         raise unknown("model", name, [task.name for task in self.tasks], f" of scenario {self.name!r}")
 
     def changed(self, name: str, **fields: Any) -> "Scenario":
-        """With another rate, probability or dependency of one task; checked as a file would be."""
+        """Return a copy in which fields of one task (rate, probability, dependency) are changed.
+
+        The copy is checked like a scenario file. Raises UsageError.
+        """
         self.task(name)
         tasks = tuple(replace(task, **fields) if task.name == name else task for task in self.tasks)
         return _checked(replace(self, tasks=tasks))
@@ -99,7 +122,10 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Unit:
-    """A sub-accelerator: ``pes`` processing elements, ``noc_bw`` words per cycle."""
+    """A sub-accelerator.
+
+    dataflow: WS, OS or RS. pes: processing elements. noc_bw: bandwidth of its network on chip, in words per cycle.
+    """
 
     dataflow: str
     pes: int
@@ -111,6 +137,8 @@ class Unit:
 
 @dataclass(frozen=True)
 class Accelerator:
+    """An accelerator of XRBench: name ``A`` to ``M``, size ``4K`` or ``8K`` processing elements in all, its units."""
+
     name: str
     size: str
     units: tuple[Unit, ...]
@@ -125,33 +153,38 @@ def _read(name: str) -> Any:
 
 
 def scenario_names() -> list[str]:
+    """Return the names of the seven scenarios of XRBench."""
     return list(_read("scenarios.yaml"))
 
 
 def find_scenario(source: str | Path) -> Scenario:
-    """A name, the official program's name for it, or ``FILE.yaml`` with one scenario (``FILE.yaml:NAME`` of several).
+    """Return a scenario by name or from a file.
 
-    Raises UsageError naming the scenario, the field, its value and what is valid: for unknown models, fields and
-    dependencies, rates that are no rate, and dependencies that run in a circle.
+    source: a name, the official program's name, or ``FILE.yaml``; ``FILE.yaml:NAME`` if the file has several scenarios.
+    Raises UsageError that names the scenario, the field, its value and what is valid: for unknown models, fields and
+    dependencies, for invalid rates, and for circular dependencies.
     """
     rows, name = _read("scenarios.yaml"), str(source)
     official = {row["official"]: key for key, row in rows.items()}
     if official.get(name, name) in rows:
         key = official.get(name, name)
         return _scenario(key, rows[key])
-    path, _, wanted = name.partition(".yaml:")
-    if not name.endswith((".yaml", ".yml")) and not wanted:
+    path, _, key = name.partition(".yaml:")
+    if not name.endswith((".yaml", ".yml")) and not key:
         raise unknown("scenario", name, rows, " (neither a known one nor a .yaml file)")
-    path = Path(f"{path}.yaml" if wanted else name)
-    found = read_yaml(path, "scenario file")
-    if not isinstance(found, Mapping) or not found:
+    path = Path(f"{path}.yaml" if key else name)
+    scenarios = read_yaml(path, "scenario file")
+    if not isinstance(scenarios, Mapping) or not scenarios:
         raise UsageError(f"scenario file {path}: a mapping from names to scenarios is needed")
-    if not wanted and len(found) > 1:
-        raise UsageError(f"scenario file {path} has several; say {path}:NAME with one of {', '.join(map(str, found))}")
-    wanted = wanted or next(iter(found))
-    if wanted not in found:
-        raise unknown("scenario", wanted, found, f" of {path}")
-    return replace(_scenario(wanted, found[wanted]), name=f"{path}:{wanted}")
+    if not key and len(scenarios) > 1:
+        raise UsageError(
+            f"scenario file {path} has several scenarios; write {path}:NAME with one of "
+            f"{', '.join(map(str, scenarios))}"
+        )
+    key = key or next(iter(scenarios))
+    if key not in scenarios:
+        raise unknown("scenario", key, scenarios, f" of {path}")
+    return replace(_scenario(key, scenarios[key]), name=f"{path}:{key}")
 
 
 def _scenario(name: str, row: Any) -> Scenario:
@@ -162,7 +195,7 @@ def _scenario(name: str, row: Any) -> Scenario:
     models = {} if read.models is None else read.models
     if not isinstance(models, Mapping):
         raise UsageError(f"scenario {name!r}: models are a mapping from names to fields; this is {shown(models)}")
-    own = {str(key): parse_model(str(key), found) for key, found in models.items()}
+    own = {str(key): parse_model(str(key), fields) for key, fields in models.items()}
     tasks = tuple(_task(name, task, own) for task in read.tasks)
     title = str(name) if read.title is None else read.title
     return _checked(Scenario(str(name), title, tasks, read.official))
@@ -186,7 +219,7 @@ def _task(scenario: str, row: Any, own: Mapping[str, UnitModel]) -> Task:
 def _checked(scenario: Scenario) -> Scenario:
     where, names = f"scenario {scenario.name!r}", [task.name for task in scenario.tasks]
     if len(set(names)) < len(names):
-        raise UsageError(f"{where}: {', '.join(sorted({n for n in names if names.count(n) > 1}))} stands there twice")
+        raise UsageError(f"{where}: {', '.join(sorted({n for n in names if names.count(n) > 1}))} is listed twice")
     for task in scenario.tasks:
         if not is_number(task.fps) or not SLOWEST <= task.fps <= FASTEST:
             raise UsageError(
@@ -197,29 +230,37 @@ def _checked(scenario: Scenario) -> Scenario:
         if task.through not in THROUGH:
             raise unknown("value of through", task.through, THROUGH, f" of {task.name} in {where}")
         if 2 * task.model.jitter_ms >= task.period_ms:
-            raise UsageError(f"{where}: {task.name} fps = {task.fps}: its period is within the sensor's jitter")
+            raise UsageError(
+                f"{where}: {task.name} fps = {task.fps}: the time between two frames must be more than twice the "
+                "sensor's jitter"
+            )
         for name in task.after:
             if name not in names:
                 raise unknown("model", name, names, f", which {task.name} comes after in {where}")
-    done: list[str] = []
+    done: list[str] = []  # tasks in an order in which every task comes after its dependencies
     while len(done) < len(names):
         free = [t.name for t in scenario.tasks if t.name not in done and set(t.after) <= set(done)]
         if not free:
             circle = ", ".join(name for name in names if name not in done)
-            raise UsageError(f"{where}: the dependencies of {circle} run in a circle")
+            raise UsageError(f"{where}: the dependencies of {circle} are circular")
         done += free
     return scenario
 
 
 def accelerator_names() -> list[str]:
+    """Return the names of the thirteen accelerators, ``A`` to ``M``."""
     return list(_read("accelerators.yaml")["units"])
 
 
 def find_accelerator(name: str, size: str = "4K") -> Accelerator:
-    """``A`` to ``M``; ``A/8K`` names the size too. Raises UsageError that lists what there is."""
+    """Return an accelerator by name.
+
+    name: ``A`` to ``M``; a size in the name, as in ``A/8K``, takes precedence over ``size``.
+    Raises UsageError that lists the valid names or sizes.
+    """
     table = _read("accelerators.yaml")
-    name, _, given = str(name).partition("/")
-    size = given or size
+    name, _, suffix = str(name).partition("/")
+    size = suffix or size
     if name not in table["units"]:
         raise unknown("accelerator", name, table["units"])
     if size not in table["sizes"]:

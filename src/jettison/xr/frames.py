@@ -1,4 +1,4 @@
-"""Frames: what arrives, when it is due, and what became of it. Simulated and live runs speak of the same frames."""
+"""Frames: arrivals, deadlines, dependencies and results. Simulated and live runs use the same frames."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,13 +15,21 @@ LONGEST_MS = 3_600_000.0
 
 @dataclass(slots=True, eq=False)
 class Frame:
-    """One inference that is asked of a task. Times in ms from the start of the run, energy in mJ.
+    """One inference of a task. Times are in ms from the start of the run, energy in mJ.
 
-    deadline: when the next frame of the task arrives. asked: what its coin says. luck: 0 to 1, which
-    of the measured latencies it gets. parents: the frames whose outputs it
-    needs. status: ``waiting``, ``running``, ``done``; ``dropped``: not begun by its deadline, or its parent was
-    dropped; ``skipped``: not asked for; ``unlogged``: begun or queued when the official program stopped. pieces: (unit,
-    start, end) of what ran before a preemption. left: the share of the work still to do.
+    number: index of the frame within its task.
+    deadline: when the next frame of the task arrives.
+    order: index of the task in the scenario.
+    asked: whether the frame is requested; drawn with the task's probability.
+    luck: random number from 0 to 1 that selects one of the measured latencies.
+    status: one of
+        ``waiting``, ``running``, ``done``;
+        ``dropped``: not begun by its deadline, or the parent whose output it needs was dropped;
+        ``skipped``: not requested;
+        ``unlogged``: running or queued when the official program stopped.
+    left: the share of the work that is still to do, 0 to 1.
+    parents: the frames it waits for. children: the frames that wait for it.
+    pieces: (unit, start, end) of what ran before each preemption.
     """
 
     task: str
@@ -43,18 +51,18 @@ class Frame:
 
     @property
     def lateness(self) -> float:
-        """ms after the deadline; negative if in time."""
+        """Milliseconds from the deadline to the end; negative if the frame ended in time."""
         return self.end - self.deadline
 
     @property
     def spans(self) -> list[tuple[int, float, float]]:
-        """(unit, start, end) of everything that ran of it."""
+        """Every uninterrupted piece of the frame that ran, as (unit, start, end)."""
         return self.pieces + ([(self.unit, self.start, self.end)] if self.end is not None else [])
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """A run: what was asked, of what, and the frames in the order of their arrival."""
+    """A run: scenario, names of the units, options, and the frames in the order of their arrival."""
 
     scenario: Scenario
     units: tuple[str, ...]
@@ -66,11 +74,12 @@ class Timeline:
     live: bool = False
 
     def of(self, task: str) -> list[Frame]:
+        """Return the frames of one task."""
         return [frame for frame in self.frames if frame.task == task]
 
     @property
     def busy_ms(self) -> tuple[float, ...]:
-        """Of each unit."""
+        """Milliseconds that every unit was busy."""
         busy = [0.0] * len(self.units)
         for frame in self.frames:
             for unit, start, end in frame.spans:
@@ -79,58 +88,60 @@ class Timeline:
 
     @property
     def drop_rate(self) -> float:
-        """Dropped of all that were asked for and came to an end."""
+        """The share of dropped frames among all frames that were done or dropped."""
         statuses = [frame.status for frame in self.frames if frame.status in ("done", "dropped")]
         return statuses.count("dropped") / max(1, len(statuses))
 
 
 def check_run(horizon_ms: float, seed: int) -> None:
-    """Raises UsageError for a horizon or a seed that is none."""
+    """Raise UsageError for an invalid horizon or seed."""
     if type(horizon_ms) not in (int, float) or not 0 < horizon_ms <= LONGEST_MS:
         raise UsageError(f"horizon = {shown(horizon_ms)} ms: more than 0 and at most {LONGEST_MS:.0f} is needed")
     check_seed(seed)
 
 
 def make_frames(scenario: Scenario, horizon_ms: float, seed: int, jitter: bool = True) -> tuple[Frame, ...]:
-    """Every frame that is due to arrive before ``horizon_ms``, by arrival.
+    """Make every frame whose nominal arrival lies before ``horizon_ms``, sorted by arrival.
 
-    Frame n of a task comes at n / fps, give or take the jitter of its sensor (uniform); its deadline is when frame
-    n + 1 comes. It hangs on the frame of each task in ``after`` that was due last before it. Every task has random
-    numbers of its own, so that a change of one leaves the others' coins as they are. Raises UsageError for a horizon or
-    a seed that is none.
+    Frame n of a task arrives at n / fps, shifted by the jitter of its sensor (uniform); its deadline is the arrival of
+    frame n + 1. Its parents are, for every task in ``after``, the last frame of that task that was due at or before
+    frame n, without jitter. Every task draws from a random generator of its own, so that a change of one task does not
+    change which frames of the others are requested. Raises UsageError for an invalid horizon or seed.
     """
     check_run(horizon_ms, seed)
-    made: dict[str, list[Frame]] = {}
+    frames_of: dict[str, list[Frame]] = {}
     for order, task in enumerate(scenario.tasks):
-        count = ceil(horizon_ms / task.period_ms - 1e-9)
-        times = np.arange(count + 1) * task.period_ms
-        random = np.random.default_rng((seed, order))
-        shifts = random.uniform(-task.model.jitter_ms, task.model.jitter_ms, count + 1)
-        due = (np.maximum(times + shifts, 0.0) if jitter else times).tolist()
-        asked = (random.random(count) < task.probability).tolist()
-        luck = random.random(count).tolist()
-        made[task.name] = [Frame(task.name, n, due[n], due[n + 1], order, asked[n], luck[n]) for n in range(count)]
+        count = ceil(horizon_ms / task.period_ms - 1e-9)  # 1e-9 absorbs rounding: no frame at the horizon itself
+        times = np.arange(count + 1) * task.period_ms  # one more, as the deadline of the last frame
+        rng = np.random.default_rng((seed, order))
+        shifts = rng.uniform(-task.model.jitter_ms, task.model.jitter_ms, count + 1)
+        arrivals = (np.maximum(times + shifts, 0.0) if jitter else times).tolist()
+        asked = (rng.random(count) < task.probability).tolist()
+        luck = rng.random(count).tolist()
+        frames_of[task.name] = [
+            Frame(task.name, n, arrivals[n], arrivals[n + 1], order, asked[n], luck[n]) for n in range(count)
+        ]
     for task in scenario.tasks:
         for name in task.after:
-            rate, above = scenario.task(name).fps / task.fps, made[name]
-            for frame in made[task.name]:
-                parent = above[min(int(frame.number * rate + 1e-9), len(above) - 1)]
+            rate, candidates = scenario.task(name).fps / task.fps, frames_of[name]
+            for frame in frames_of[task.name]:
+                parent = candidates[min(int(frame.number * rate + 1e-9), len(candidates) - 1)]
                 frame.parents += (parent,)
                 parent.children.append(frame)
-    return tuple(sorted(_all(made), key=lambda frame: (frame.arrival, frame.order)))
+    return tuple(sorted(_all(frames_of), key=lambda frame: (frame.arrival, frame.order)))
 
 
-def _all(made: dict[str, list[Frame]]) -> Iterator[Frame]:
-    for frames in made.values():
+def _all(frames_of: dict[str, list[Frame]]) -> Iterator[Frame]:
+    for frames in frames_of.values():
         yield from frames
 
 
 def settle(frame: Frame, through: str) -> str:
-    """What a frame that has arrived is to do, by its coin and its parents: ``ready``, ``blocked``, ``skipped`` or
-    ``dropped``.
+    """Return what happens to a frame that has arrived: ``ready``, ``blocked``, ``skipped`` or ``dropped``.
 
-    Without the output it needs (``through`` data) a frame is lost as its parent was. What nobody asked for, because
-    the parent that would have said so (``through`` control) has said nothing, is skipped. Our reconstruction: the paper
+    A frame that is not requested, or whose parent was skipped, is skipped. If a parent was dropped, the frame is
+    dropped too where it needs the parent's output (``through`` data), and skipped where that output would have
+    requested it (``through`` control). A frame is blocked while a parent is not done. Our reconstruction: the paper
     names the two kinds of dependency and does not say what follows a drop.
     """
     if not frame.asked:

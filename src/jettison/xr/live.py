@@ -1,4 +1,4 @@
-"""Live: frames arrive by the clock, models run, deadlines pass. The score of this machine."""
+"""Live runs: frames arrive by the clock, and the models run on this machine."""
 
 import time
 from collections.abc import Mapping
@@ -21,9 +21,12 @@ def scenario_variants(
     recipes: Mapping[str, str] | None = None,
     files: Mapping[str, str] | None = None,
 ) -> dict[str, Variant]:
-    """One of each task's model: native ones of a size, or the files that the scenario or ``files`` name.
+    """Return the variant of every model of a scenario, by model.
 
-    recipes: by model, or under ``*`` for all. Raises UsageError for models that the scenario has not.
+    size: of the native models.
+    recipes: model -> recipe; ``*`` stands for all models that are not named.
+    files: model -> path, instead of the file in the scenario; a model without a file is the native one.
+    Raises UsageError for models that the scenario does not have, and for an unknown size or recipe.
     """
     recipes, files = dict(recipes or {}), dict(files or {})
     check_size(size)
@@ -32,12 +35,12 @@ def scenario_variants(
             scenario.task(name)
     for recipe in recipes.values():
         check_recipe(recipe)
-    found = {}
+    variants = {}
     for task in scenario.tasks:
         source = files.get(task.name) or task.model.file or "native"
         recipe = recipes.get(task.name, recipes.get("*", "original"))
-        found[task.name] = Variant(task.name, source, size, recipe)
-    return found
+        variants[task.name] = Variant(task.name, source, size, recipe)
+    return variants
 
 
 def run_live(
@@ -50,10 +53,11 @@ def run_live(
     seed: int = 0,
     jitter: bool = True,
 ) -> Timeline:
-    """Run ``scenario`` on running ``units``, with the rules of ``simulate`` and the same frames for the same seed.
+    """Run a scenario live on ``units``, with the rules of ``simulate`` and the same frames for the same seed.
 
-    costs: of ``units.measure``: what the scheduler expects, and the energy. The end of a frame is when its unit says it
-    ended; its start is its dispatch, so that what the dispatcher takes counts.
+    costs: result of ``units.measure``; the scheduler uses the latencies, and the frames get the energy.
+    A frame starts at its dispatch, so that the time the dispatcher takes counts, and ends when its unit reports it.
+    Raises UsageError if the costs are of another number of units.
     """
     if len(costs.units) != units.count:
         raise UsageError(f"costs of {len(costs.units)} units for {units.count} running ones")
@@ -71,21 +75,23 @@ class _Live(Dispatcher):
         return 1e3 * (time.perf_counter() - self.zero)
 
     def go(self, frames: tuple[Frame, ...], horizon_ms: float) -> None:
-        events = [(frame.arrival, 0, place, frame) for place, frame in enumerate(frames)]
-        events += [(frame.deadline, 1, place, frame) for place, frame in enumerate(last_frames(frames))]
+        # (time, 0 for an arrival or 1 for a deadline, index, frame). Only the last frame of every task needs its
+        # deadline as an event: the other deadlines are the arrivals of the next frames.
+        events = [(frame.arrival, 0, index, frame) for index, frame in enumerate(frames)]
+        events += [(frame.deadline, 1, index, frame) for index, frame in enumerate(last_frames(frames))]
         events.sort(key=lambda event: event[:3])
-        self.zero, place, second = time.perf_counter() + LEAD, 0, 0
+        self.zero, position, second = time.perf_counter() + LEAD, 0, 0
         with bar("live", max(1, round(horizon_ms / 1e3))) as progress:
-            while place < len(events) or any(self.running):
-                pause = events[place][0] - self.now() if place < len(events) else 1e3
+            while position < len(events) or any(self.running):
+                pause = events[position][0] - self.now() if position < len(events) else 1e3
                 for unit, end in self.units.wait(pause / 1e3):
                     self.running[unit].end = 1e3 * (end - self.zero)
                     self.finish(unit)
                 now = self.now()
-                while place < len(events) and events[place][0] <= now:
-                    _, last, _, frame = events[place]
-                    self.expire(frame) if last else self.arrive(frame)
-                    place += 1
+                while position < len(events) and events[position][0] <= now:
+                    _, is_deadline, _, frame = events[position]
+                    self.expire(frame) if is_deadline else self.arrive(frame)
+                    position += 1
                 self.dispatch(self.now())
                 if now > 1e3 * (second + 1):
                     second += 1

@@ -1,4 +1,4 @@
-"""A run with its score, as a file and as a page, and several beside each other."""
+"""The result of a run and its score, as JSON and as an HTML page, and the comparison of several runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +12,14 @@ from jettison.xr.trace import read_timeline, to_dict
 
 
 def result(timeline: Timeline, scored: ScenarioScore) -> dict[str, Any]:
-    """What ``--json`` holds: the score, the drop rate, busy shares of the units, and every frame."""
+    """Return what ``--json`` writes: the score, the drop rate, the busy share of every unit, and the run itself."""
     length = max([timeline.horizon_ms, *(end for frame in timeline.frames for _, _, end in frame.spans)])
-    busy = [each / length for each in timeline.busy_ms]
+    busy = [milliseconds / length for milliseconds in timeline.busy_ms]
     return {"score": scored.to_dict(), "drop_rate": timeline.drop_rate, "busy": busy, "run": to_dict(timeline)}
 
 
 def page_data(timeline: Timeline, scored: ScenarioScore, name: str) -> dict[str, Any]:
-    """A run as ``report.write_xr`` wants it."""
+    """Return a run in the form that ``reports.xr_page.write_xr`` takes."""
     frames = [
         {"task": f.task, "number": f.number, "arrival": f.arrival, "deadline": f.deadline, "status": f.status,
          "spans": f.spans}
@@ -45,21 +45,25 @@ def write_page(
     lead: str = "",
     tables: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    shown = [page_data(timeline, scored, name) for name, (timeline, scored) in runs.items()]
-    return write_xr(path, title, lead=lead, runs=shown, tables=tables)
+    """Write an HTML page with the timelines and scores of runs. Returns its path.
+
+    runs: heading -> (timeline, its score). lead: text below the title. tables: as ``write_xr`` takes them.
+    """
+    pages = [page_data(timeline, scored, name) for name, (timeline, scored) in runs.items()]
+    return write_xr(path, title, lead=lead, runs=pages, tables=tables)
 
 
 def compare(files: Sequence[str | Path], out: str | Path | None = None, drop_penalty: str = "code") -> dict[str, Any]:
-    """Runs that ``--json`` kept, scored alike. Writes the page ``out`` if there is one.
+    """Score runs that ``--json`` wrote in the same way, and write the page ``out`` if it is not None.
 
-    Returns ``rows``: name, scenario, live, overall, rt, en, qoe, drop_rate, and the score of each model. Raises
-    UsageError for fewer than two files, and for one that is named twice. Accuracies given to the runs are not in their
-    files: all count as 1.
+    Returns {"rows": [...]}, per run: name, scenario, live, overall, rt, en, qoe, drop_rate, and the score of every
+    model. Raises UsageError for fewer than two files, and for a file that is named twice. The files do not contain the
+    accuracies that a run was scored with, so every accuracy counts as 1.
     """
     if len(files) < 2:
         raise UsageError(f"a comparison needs two runs at least; {len(files)} given")
     if len({Path(file).resolve() for file in files}) < len(files):
-        raise UsageError(f"{', '.join(map(str, files))}: the same file twice")
+        raise UsageError(f"{', '.join(map(str, files))}: the same file is named twice")
     names = [Path(file).stem for file in files]
     names = names if len(set(names)) == len(names) else [str(file) for file in files]
     runs = {}
@@ -76,7 +80,7 @@ def compare(files: Sequence[str | Path], out: str | Path | None = None, drop_pen
             "en": scored.en,
             "qoe": scored.qoe,
             "drop_rate": timeline.drop_rate,
-            "models": {model: found.score for model, found in scored.models.items()},
+            "models": {model: part.score for model, part in scored.models.items()},
         }
         for name, (timeline, scored) in runs.items()
     ]

@@ -1,6 +1,9 @@
-"""The scores of XRBench: real-time, energy, accuracy, quality of experience; of a frame, a model, a scenario, all.
+"""The scores of XRBench: real-time, energy, accuracy and quality of experience (QoE).
 
-Source: arXiv:2211.08675, section 4.2; constants and the treatment of drops from the official program.
+There is a score of a frame, of a model, of a scenario, and of the whole benchmark.
+
+Source: arXiv:2211.08675, section 4.2; the constants and the treatment of dropped frames are those of the official
+program.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,30 +26,42 @@ DROP_PENALTIES = ("code", "paper")
 
 
 def real_time_score(lateness_ms: float) -> float:
-    """1 / (1 + exp(15 lateness)): a half at the deadline, 0 or 1 a third of a ms to its sides."""
-    return 1.0 / (1.0 + exp(min(STEEPNESS * lateness_ms, 700.0)))
+    """Return 1 / (1 + exp(15 · lateness)).
+
+    It is 0.5 at the deadline, nearly 1 a third of a millisecond before it and nearly 0 a third of a millisecond after.
+    """
+    return 1.0 / (1.0 + exp(min(STEEPNESS * lateness_ms, 700.0)))  # exp(710) overflows
 
 
 def energy_score(energy_mj: float, clamp: bool = True) -> float:
-    """1 - energy / 1500 mJ. clamp: not below 0, as in the paper; the official program lets it."""
+    """Return 1 - energy / 1500 mJ.
+
+    clamp: raise negative values to 0, as in the paper; the official program does not.
+    """
     score = 1.0 - energy_mj / ENERGY_MAX_MJ
     return max(score, 0.0) if clamp else score
 
 
 def check_penalty(name: str) -> None:
-    """Raises UsageError that lists what there is."""
+    """Raise UsageError that lists the drop penalties if ``name`` is none of them."""
     if name not in DROP_PENALTIES:
         raise unknown("drop penalty", name, DROP_PENALTIES)
 
 
 def inference_score(frame: Frame, accuracy: float = 1.0, clamp: bool = True) -> float:
-    """Real-time times energy times accuracy, 0 to 1, of a frame that ran."""
+    """Return the score of a frame that ran, 0 to 1: real-time score times energy score times accuracy."""
     return real_time_score(frame.lateness) * energy_score(frame.energy, clamp) * accuracy
 
 
 @dataclass(frozen=True)
 class ModelScore:
-    """rt, en, acc: means over the frames that ran, 0 to 1. qoe: the share that ran. score: of the model, 0 to 100."""
+    """The scores of a model in a run.
+
+    executed, dropped, skipped: numbers of frames.
+    rt, en, acc: means of real-time, energy and accuracy score over the frames that ran, 0 to 1.
+    qoe: quality of experience, the share of requested frames that ran.
+    score: the score of the model, 0 to 100.
+    """
 
     executed: int
     dropped: int
@@ -59,13 +74,17 @@ class ModelScore:
 
     @property
     def logged(self) -> bool:
+        """Whether the model ran or dropped a frame."""
         return self.executed + self.dropped > 0
 
 
 @dataclass(frozen=True)
 class ScenarioScore:
-    """Means over the models. overall: over all of them, as published: a model that nothing was asked of has 0.
-    overall_logged: over those that ran or dropped something, as the official program prints it. Both 0 to 100."""
+    """The scores of a scenario: means over its models.
+
+    overall: mean over all models, 0 to 100, as published: a model of which no frame was requested counts as 0.
+    overall_logged: mean over the models that ran or dropped a frame, 0 to 100, as the official program prints it.
+    """
 
     models: Mapping[str, ModelScore]
     rt: float
@@ -76,6 +95,7 @@ class ScenarioScore:
     overall_logged: float
 
     def to_dict(self) -> dict[str, Any]:
+        """Return all scores as a dict for JSON."""
         return asdict(self)
 
 
@@ -84,9 +104,11 @@ def score(
 ) -> ScenarioScore:
     """Score a run.
 
-    drop_penalty: ``code`` divides what the frames of a model earn by all of them, dropped ones included, and multiplies
-    by QoE as well, as the official program does; ``paper`` divides by those that ran. accuracy: by model, 0 to 1
-    (``UnitModel.accuracy_score``); 1 if not given, as in the official program. Raises UsageError.
+    drop_penalty: ``code`` divides the sum of a model's frame scores by the number of all its frames, dropped ones
+        included, and multiplies by QoE as well, as the official program does, so that drops count twice; ``paper``
+        divides by the number of frames that ran.
+    accuracy: by model, 0 to 1 (``UnitModel.accuracy_score``); 1 if a model is missing, as in the official program.
+    Raises UsageError for an unknown drop penalty or model, and for an accuracy outside 0 to 1.
     """
     check_penalty(drop_penalty)
     accuracy = accuracy or {}
@@ -99,8 +121,8 @@ def score(
     frames: dict[str, list] = {name: [] for name in names}
     for frame in timeline.frames:
         frames[frame.task].append(frame)
-    clamp, double = timeline.compat is None, drop_penalty == "code"
-    models = {name: _model(frames[name], accuracy.get(name, 1.0), clamp, double) for name in names}
+    clamp, divide_by_all = timeline.compat is None, drop_penalty == "code"
+    models = {name: _model(frames[name], accuracy.get(name, 1.0), clamp, divide_by_all) for name in names}
     logged = [model for model in models.values() if model.logged]
     mean = lambda part: sum(getattr(model, part) for model in logged) / len(models)
     total = sum(model.score for model in logged)
@@ -108,7 +130,7 @@ def score(
     return ScenarioScore(models, *parts, total / len(models), total / max(1, len(logged)))
 
 
-def _model(frames: list, accuracy: float, clamp: bool, double: bool) -> ModelScore:
+def _model(frames: list, accuracy: float, clamp: bool, divide_by_all: bool) -> ModelScore:
     executed = dropped = skipped = 0
     rt = en = earned = 0.0
     for frame in frames:
@@ -123,15 +145,18 @@ def _model(frames: list, accuracy: float, clamp: bool, double: bool) -> ModelSco
             dropped += 1
         elif frame.status == "skipped":
             skipped += 1
-    asked, ran = executed + dropped, max(1, executed)
+    asked, divisor = executed + dropped, max(1, executed)
     qoe = executed / max(1, asked)
-    total = 100 * earned / max(1, asked if double else executed) * qoe
-    return ModelScore(executed, dropped, skipped, rt / ran, en / ran, accuracy * bool(executed), qoe, total)
+    total = 100 * earned / max(1, asked if divide_by_all else executed) * qoe
+    return ModelScore(executed, dropped, skipped, rt / divisor, en / divisor, accuracy * bool(executed), qoe, total)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """low, high: of the mean, at 95 %, by Student's t. std: of a single run."""
+    """Statistics of scores over seeds.
+
+    std: standard deviation of a single run. low, high: 95 % confidence interval of the mean, by Student's t.
+    """
 
     mean: float
     std: float
@@ -141,21 +166,24 @@ class Summary:
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Of scores over seeds. Raises UsageError for none."""
+    """Return mean, standard deviation and confidence interval of scores. Raises UsageError if there are none."""
     if not values:
-        raise UsageError("a summary of no scores; one at least is needed")
+        raise UsageError("there are no scores to summarize; at least one is needed")
     mean, count = fmean(values), len(values)
     if count == 1:
         return Summary(mean, 0.0, mean, mean, 1)
     spread = stdev(values)
-    half = float(stdtrit(count - 1, 0.975)) * spread / sqrt(count)
-    return Summary(mean, spread, mean - half, mean + half, count)
+    half_width = float(stdtrit(count - 1, 0.975)) * spread / sqrt(count)
+    return Summary(mean, spread, mean - half_width, mean + half_width, count)
 
 
 @dataclass(frozen=True)
 class Exact:
-    """The expectation of a score over every outcome of the coins, under ``compat="v0.1"``. outcomes: (coins as 0 and 1
-    in the order of the tasks, probability, score)."""
+    """The expected score over every outcome of the coins, under ``compat="v0.1"``.
+
+    mean, std: of the overall score.
+    outcomes: (coins as a text of 0 and 1 in the order of the tasks, probability, score).
+    """
 
     mean: float
     std: float
@@ -163,20 +191,26 @@ class Exact:
 
 
 def expected_score(scenario: Scenario, costs: Costs, scheduler: str = "latency-greedy", **options: Any) -> Exact:
-    """Of the official runtime: no seeds, all outcomes. options: of ``score``. Raises UsageError for too many."""
+    """Return the expected score of the official runtime, over all outcomes of the coins instead of seeds.
+
+    options: of ``score``. Raises UsageError for too many outcomes.
+    """
     outcomes = []
-    for rng, coins in patterns(scenario):
-        found = score(simulate_official(scenario, costs, scheduler, 0, coins), **options)
+    for probability, coins in patterns(scenario):
+        scored = score(simulate_official(scenario, costs, scheduler, 0, coins), **options)
         label = "".join(str(int(heads)) for task in scenario.tasks for heads in coins.get(task.name, ()))
-        outcomes.append((label, rng, found))
-    mean = sum(rng * found.overall for _, rng, found in outcomes)
-    spread = sum(rng * (found.overall - mean) ** 2 for _, rng, found in outcomes)
-    return Exact(mean, sqrt(spread), tuple(outcomes))
+        outcomes.append((label, probability, scored))
+    mean = sum(probability * scored.overall for _, probability, scored in outcomes)
+    variance = sum(probability * (scored.overall - mean) ** 2 for _, probability, scored in outcomes)
+    return Exact(mean, sqrt(variance), tuple(outcomes))
 
 
 def benchmark_score(scores: Iterable[ScenarioScore | float]) -> float:
-    """The mean over scenarios, 0 to 100: the paper's single figure. Raises UsageError for none."""
-    values = [each.overall if isinstance(each, ScenarioScore) else each for each in scores]
+    """Return the paper's score of the whole benchmark, 0 to 100: the mean of the overall scores of scenarios.
+
+    Raises UsageError if there are no scores.
+    """
+    values = [scored.overall if isinstance(scored, ScenarioScore) else scored for scored in scores]
     if not values:
-        raise UsageError("a benchmark score of no scenarios; one at least is needed")
+        raise UsageError("a benchmark score of no scenarios; at least one is needed")
     return fmean(values)

@@ -1,4 +1,4 @@
-"""Whole sessions of XRBench: a scenario simulated, swept over, or run live. What the commands print comes from here."""
+"""Sessions of XRBench, as the commands use them: simulate a scenario, sweep over several, or run one live."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,12 @@ ORIGINAL = ("original",)
 
 @dataclass(frozen=True)
 class Session:
-    """scenario, its timelines (of ``seeds`` runs; or live, then simulated), their scores, and all as JSON."""
+    """The runs of one scenario.
+
+    timelines: one per seed; of a live session two, the live run and then the simulated one.
+    scores: of the timelines.
+    data: the result as JSON data.
+    """
 
     scenario: Scenario
     timelines: tuple[Timeline, ...]
@@ -44,10 +49,12 @@ def simulate_scenario(
     drop_penalty: str = "code",
     **source: Any,
 ) -> Session:
-    """Simulate a scenario on known costs, with ``seeds`` seeds from ``seed`` on. source: arguments of ``find_costs``.
+    """Simulate a scenario on known costs.
 
+    seeds: number of runs, with the seeds ``seed``, ``seed`` + 1, ...
+    source: arguments of ``find_costs``.
     With several seeds the data have a ``summary``: mean and 95 % interval of the overall score. Raises UsageError for
-    what is not valid, before models are counted.
+    invalid arguments, before the operators of the models are counted.
     """
     check_number("seeds", seeds, 1, MOST_SEEDS, whole=True)
     check_run(1e3 * seconds, seed)
@@ -58,18 +65,22 @@ def simulate_scenario(
     costs = find_costs(scenario, **source)
     options: dict[str, Any] = {"scheduler": scheduler, "compat": compat, "preempt": preempt, "jitter": jitter}
     timelines = tuple(
-        simulate(scenario, costs, horizon_ms=1e3 * seconds, seed=each, **options) for each in range(seed, seed + seeds)
+        simulate(scenario, costs, horizon_ms=1e3 * seconds, seed=number, **options)
+        for number in range(seed, seed + seeds)
     )
-    scores = tuple(score(each, drop_penalty=drop_penalty) for each in timelines)
+    scores = tuple(score(timeline, drop_penalty=drop_penalty) for timeline in timelines)
     data = result(timelines[0], scores[0])
     if seeds > 1:
-        data["summary"] = vars(summary([each.overall for each in scores]))
+        data["summary"] = vars(summary([scored.overall for scored in scores]))
     return Session(scenario, timelines, scores, data)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Mean scores (0 to 100) of rows (scenarios) by columns; cells have the rest."""
+    """The result of a sweep.
+
+    rows, columns: names. means: overall scores of 0 to 100, a list per row. cells: all figures of every cell.
+    """
 
     rows: list[str]
     columns: list[str]
@@ -77,6 +88,7 @@ class Sweep:
     cells: list[Cell]
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the result as a dict for JSON."""
         cells = [cell.to_dict() for cell in self.cells]
         return {"rows": self.rows, "columns": self.columns, "means": self.means, "cells": cells}
 
@@ -99,16 +111,23 @@ def sweep_scenarios(
     seconds: float = 1.0,
     **options: Any,
 ) -> Sweep:
-    """Scores of scenarios (all seven unless ``names``) by accelerators (all unless given), or by devices and recipes.
+    """Score scenarios on accelerators, or on devices with recipes.
 
-    recipes: name -> what ``find_costs`` takes; None: the original alone. probabilities: model -> some that a frame
-    comes. options: of ``simulate``. Raises UsageError for what is not valid, before models are counted.
+    names: scenarios; all seven if empty.
+    accelerators: all thirteen if empty and ``devices`` is empty. Not together with ``devices``.
+    recipes: name of a column -> ``recipes`` of ``find_costs``; None means the original models only.
+    probabilities: model -> probabilities that a frame is requested; every combination becomes a row (see ``vary``).
+    exact: compute the expectation over all outcomes of the coins instead of runs with ``seeds`` seeds.
+    options: of ``simulate``.
+    Raises UsageError for invalid arguments, before the operators of the models are counted.
     """
     recipes, probabilities = recipes or dict.fromkeys(ORIGINAL), probabilities or {}
     if accelerators and devices:
-        raise UsageError("a sweep over accelerators or over devices: one of them")
+        raise UsageError("a sweep is over accelerators or over devices; name only one of them")
     if tuple(recipes) != ORIGINAL and not devices:
-        raise UsageError(f"recipe = {', '.join(recipes)}: the table of accelerators knows no recipes; say --device")
+        raise UsageError(
+            f"recipe = {', '.join(recipes)}: the costs of accelerators are a fixed table without recipes; use --device"
+        )
     options |= {"horizon_ms": 1e3 * seconds}
     check_sweep(schedulers, seeds, exact, drop_penalty, workers, address, options)
     scenarios = vary([find_scenario(name) for name in dict.fromkeys(names or scenario_names())], probabilities)
@@ -126,7 +145,8 @@ def sweep_scenarios(
         scenarios, columns, schedulers=schedulers, seeds=seeds, exact=exact, drop_penalty=drop_penalty,
         workers=workers, address=address, **options,
     )  # fmt: skip
-    return Sweep(*table(cells, mean=all(len(each) == 1 for each in probabilities.values())), cells)
+    # With several probabilities, a scenario has several rows, and a mean over rows is not the benchmark's score.
+    return Sweep(*table(cells, mean=all(len(varied) == 1 for varied in probabilities.values())), cells)
 
 
 def live_scenario(
@@ -144,10 +164,14 @@ def live_scenario(
     drop_penalty: str = "code",
     seed: int = 0,
 ) -> Session:
-    """Run a scenario on this machine by the clock, then simulate the same with the costs that were measured first.
+    """Measure the models on this machine, run the scenario live, then simulate the same run with the measured costs.
 
-    files: model -> an ONNX file or a checkpoint. rounds: of timing every model; medians count. The data are those of
-    the live run, with ``costs`` and ``simulated``. Raises UsageError for what is not valid, before models are loaded.
+    recipes: model -> recipe; ``*`` stands for all others.
+    files: model -> an ONNX file or a checkpoint, instead of the native model.
+    units: number of processes that run models; threads: per unit.
+    rounds: how often every model is timed; the median counts.
+    Returns a session whose data are those of the live run, with ``costs`` and ``simulated`` added. Raises UsageError
+    for invalid arguments, before models are loaded.
     """
     scenario = find_scenario(name)
     variants = scenario_variants(scenario, size, recipes, files or {})
@@ -159,6 +183,6 @@ def live_scenario(
     with Units(variants, units, threads) as running:
         costs = running.measure(rounds)
         timelines = (run_live(scenario, running, costs, **options), simulate(scenario, costs, **options))
-    scores = tuple(score(each, drop_penalty=drop_penalty) for each in timelines)
+    scores = tuple(score(timeline, drop_penalty=drop_penalty) for timeline in timelines)
     live, simulated = (result(*pair) for pair in zip(timelines, scores, strict=True))
     return Session(scenario, timelines, scores, live | {"costs": costs.to_dict(), "simulated": simulated})

@@ -1,4 +1,4 @@
-"""Many runs: scenarios by accelerators by schedulers, each over seeds, through the one ``map``."""
+"""A sweep: every scenario on every accelerator under every scheduler, over many seeds, with ``core.parallel.map``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,12 +16,12 @@ from jettison.xr.scores import Summary, benchmark_score, check_penalty, expected
 from jettison.xr.simulator import check_compat, simulate
 
 MOST_SEEDS = 1_000_000
-CHUNK = 25  # seeds that one job goes through
+CHUNK = 25  # seeds per job
 
 
 @dataclass(frozen=True)
 class Job:
-    """Some seeds of one cell; no seeds: the exact expectation of the official runtime."""
+    """A part of a cell's work: some of its seeds. Without seeds, the exact expectation of the official runtime."""
 
     scenario: Scenario
     costs: Costs
@@ -36,7 +36,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Cell:
-    """scores: one of each seed, 0 to 100. drop_rate: the mean. summary: None of an exact expectation."""
+    """The result of one scenario on one column under one scheduler.
+
+    mean, std: of the overall score, 0 to 100.
+    drop_rate: mean over the seeds; None for an exact expectation.
+    summary: None for an exact expectation.
+    scores: overall score of every seed; empty for an exact expectation.
+    """
 
     scenario: str
     column: str
@@ -48,41 +54,44 @@ class Cell:
     scores: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the cell as a dict for JSON."""
         return asdict(self)
 
 
 def vary(scenarios: Sequence[Scenario], probabilities: Mapping[str, Sequence[float]]) -> list[Scenario]:
-    """Each scenario with every combination of probabilities. probabilities: model -> some, each a chance that a frame
-    of it is asked for, as in figure 7 of the paper. A scenario is named after what was changed in it (``vr-gaming, GE
-    0.25``); one without these models stays as it is. Raises UsageError for a model that none of them has, and for what
-    is no probability.
+    """Return every scenario with every combination of probabilities, as in figure 7 of the paper.
+
+    probabilities: model -> probabilities that a frame of it is requested.
+    A changed scenario is named after its changes (``vr-gaming, GE 0.25``); a scenario without these models stays as it
+    is. Raises UsageError for a model that no scenario has, and for an invalid probability.
     """
-    there = list(dict.fromkeys(task.name for scenario in scenarios for task in scenario.tasks))
+    models = list(dict.fromkeys(task.name for scenario in scenarios for task in scenario.tasks))
     for model in probabilities:
-        if model not in there:
-            raise unknown("model", model, there, f" of {', '.join(scenario.name for scenario in scenarios)}")
-    found = []
+        if model not in models:
+            raise unknown("model", model, models, f" of {', '.join(scenario.name for scenario in scenarios)}")
+    variants = []
     for scenario in scenarios:
         names = [task.name for task in scenario.tasks if task.name in probabilities]
-        for chances in product(*(dict.fromkeys(probabilities[name]) for name in names)):
+        for combination in product(*(dict.fromkeys(probabilities[name]) for name in names)):
             changed = scenario
-            for name, chance in zip(names, chances, strict=True):
-                changed = changed.changed(name, probability=chance)
-            said = [f"{name} {chance:g}" for name, chance in zip(names, chances, strict=True)]
-            found.append(replace(changed, name=", ".join([scenario.name, *said])))
-    return found
+            for name, probability in zip(names, combination, strict=True):
+                changed = changed.changed(name, probability=probability)
+            labels = [f"{name} {probability:g}" for name, probability in zip(names, combination, strict=True)]
+            variants.append(replace(changed, name=", ".join([scenario.name, *labels])))
+    return variants
 
 
 def run_job(job: Job) -> list[tuple[float, float]]:
-    """(score, drop rate) of each seed."""
-    found = []
+    """Simulate every seed of a job. Returns (overall score, drop rate) per seed."""
+    pairs = []
     for seed in job.seeds:
         timeline = simulate(job.scenario, job.costs, scheduler=job.scheduler, seed=seed, **job.options)
-        found.append((score(timeline, drop_penalty=job.penalty).overall, timeline.drop_rate))
-    return found
+        pairs.append((score(timeline, drop_penalty=job.penalty).overall, timeline.drop_rate))
+    return pairs
 
 
 def run_exact(job: Job) -> tuple[float, float]:
+    """Return mean and standard deviation of the score over all outcomes of the official runtime."""
     exact = expected_score(job.scenario, job.costs, job.scheduler, drop_penalty=job.penalty)
     return exact.mean, exact.std
 
@@ -99,30 +108,39 @@ def sweep(
     address: str | None = None,
     **options: Any,
 ) -> list[Cell]:
-    """Every scenario on every column under every scheduler. columns: a name, such as an accelerator's or a recipe's, ->
-    scenario name -> costs. seeds: 0, 1, ... in each cell. exact: no seeds but all outcomes of the coins (``compat``
-    v0.1). options: of ``simulate``. The result does not depend on the number of workers.
+    """Score every scenario on every column under every scheduler.
+
+    columns: name of the column, such as an accelerator's or a recipe's -> scenario name -> costs.
+    seeds: number of runs in every cell, with the seeds 0, 1, ...
+    exact: compute the expectation over all outcomes of the coins instead (only with ``compat`` v0.1).
+    workers, address: see ``core.parallel.map``. The result does not depend on them.
+    options: of ``simulate``.
+    Returns one cell per combination, in the order of the arguments. Raises UsageError.
     """
     check_sweep(schedulers, seeds, exact, drop_penalty, workers, address, options)
-    places = list(product(scenarios, columns, schedulers))
-    if not places:
-        raise UsageError("a sweep of no scenarios, columns or schedulers; one of each at least is needed")
-    make = lambda place, some: Job(place[0], columns[place[1]][place[0].name], place[2], some, options, drop_penalty)
+    combinations = list(product(scenarios, columns, schedulers))
+    if not combinations:
+        raise UsageError("a sweep of no scenarios, columns or schedulers; at least one of each is needed")
+    make_job = lambda key, part: Job(key[0], columns[key[1]][key[0].name], key[2], part, options, drop_penalty)
     cells = []
     if exact:
-        found = parallel.map(run_exact, [make(place, ()) for place in places], workers, address, "sweep")
-        for (scenario, column, scheduler), (mean, std) in zip(places, found, strict=True):
+        results = parallel.map(run_exact, [make_job(key, ()) for key in combinations], workers, address, "sweep")
+        for (scenario, column, scheduler), (mean, std) in zip(combinations, results, strict=True):
             cells.append(Cell(scenario.name, column, scheduler, mean, std, None, None, ()))
         return cells
     chunks = [tuple(range(first, min(first + CHUNK, seeds))) for first in range(0, seeds, CHUNK)]
     results = iter(
-        parallel.map(run_job, [make(place, chunk) for place in places for chunk in chunks], workers, address, "sweep")
+        parallel.map(
+            run_job, [make_job(key, chunk) for key in combinations for chunk in chunks], workers, address, "sweep"
+        )
     )
-    for scenario, column, scheduler in places:
+    for scenario, column, scheduler in combinations:
         pairs = [pair for _ in chunks for pair in next(results)]
         scores, drops = zip(*pairs, strict=True)
-        told = summary(scores)
-        cells.append(Cell(scenario.name, column, scheduler, told.mean, told.std, sum(drops) / len(drops), told, scores))
+        stats = summary(scores)
+        cells.append(
+            Cell(scenario.name, column, scheduler, stats.mean, stats.std, sum(drops) / len(drops), stats, scores)
+        )
     return cells
 
 
@@ -130,10 +148,12 @@ def check_sweep(
     schedulers: Sequence[str], seeds: int, exact: bool, penalty: str, workers: int, address: str | None,
     options: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Raises UsageError for options of ``sweep`` that are not valid."""
+    """Raise UsageError for invalid options of ``sweep``."""
     compat = options.get("compat")
     if exact and compat != "v0.1":
-        raise UsageError("exact = True: only the official runtime (compat v0.1) has outcomes to go through; use seeds")
+        raise UsageError(
+            "exact = True: only the outcomes of the official runtime (compat v0.1) can be enumerated; use seeds"
+        )
     check_compat(compat, options.get("preempt", False))
     check_number("seeds", seeds, 1, MOST_SEEDS, whole=True)
     check_run(options.get("horizon_ms", 1.0), 0)
@@ -144,14 +164,17 @@ def check_sweep(
 
 
 def table(cells: Sequence[Cell], mean: bool = True) -> tuple[list[str], list[str], list[list[float]]]:
-    """(row names, column names, means): scenarios by columns (and schedulers, if several), and the benchmark's mean
-    last; not without ``mean``, as where some rows are of one scenario."""
+    """Arrange the mean scores of cells as a table: scenarios by columns (and schedulers, if there are several).
+
+    mean: add the benchmark's mean as the last row; not useful if several rows belong to one scenario.
+    Returns row names, column names, and the means as a list per row.
+    """
     several = len({cell.scheduler for cell in cells}) > 1
     name = lambda cell: f"{cell.column}, {cell.scheduler}" if several else cell.column
     rows, columns = list(dict.fromkeys(c.scenario for c in cells)), list(dict.fromkeys(map(name, cells)))
     means = {(cell.scenario, name(cell)): cell.mean for cell in cells}
-    found = [[means[row, column] for column in columns] for row in rows]
+    values = [[means[row, column] for column in columns] for row in rows]
     if mean and len(rows) > 1:
-        found.append([benchmark_score(row[place] for row in found) for place in range(len(columns))])
+        values.append([benchmark_score(row[index] for row in values) for index in range(len(columns))])
         rows = [*rows, "mean"]
-    return rows, columns, found
+    return rows, columns, values

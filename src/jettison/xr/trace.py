@@ -1,4 +1,4 @@
-"""A run as a file: for Perfetto and chrome://tracing, and as JSON that can be read back."""
+"""Files of a run: a trace for Perfetto and chrome://tracing, and JSON that can be read back."""
 
 import json
 from collections.abc import Iterator
@@ -12,28 +12,33 @@ from jettison.core.files import write_text
 from jettison.xr.definitions import find_scenario
 from jettison.xr.frames import Frame, Timeline, check_run
 
-UNITS, TASKS = 1, 2  # the two processes of a trace
+UNITS, TASKS = 1, 2  # process ids in a trace: one process groups the tracks of the units, the other those of the tasks
 STATUSES = ("waiting", "running", "done", "dropped", "skipped", "unlogged")
 COLUMNS = ("task", "number", "arrival", "deadline", "status", "energy", "spans")
 
 
 def write_trace(timeline: Timeline, path: str | Path) -> Path:
-    """Chrome's trace event format, which ui.perfetto.dev opens: a track for each unit with what ran there, one for each
-    task with its frames from arrival to deadline and its drops, and arrows from outputs to what waited for them."""
+    """Write a run in Chrome's trace event format, which ui.perfetto.dev opens. Returns the path.
+
+    The trace has one track per unit with the frames that ran there, one track per task with its frames from arrival to
+    deadline and its drops, and arrows from a frame's output to the frame that waited for it.
+    """
     data = {"displayTimeUnit": "ms", "traceEvents": list(_events(timeline))}
     write_text(Path(path), json.dumps(data))
     return Path(path)
 
 
 def _events(timeline: Timeline) -> Iterator[dict[str, Any]]:
-    rows = {task.name: place for place, task in enumerate(timeline.scenario.tasks)}
-    named = lambda kind, name, pid, tid=0: {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
-    yield named("process_name", f"{timeline.scenario.title}: units", UNITS)
-    yield named("process_name", f"{timeline.scenario.title}: tasks", TASKS)
+    # Phases ("ph") of the format: M names a track, X is a bar with a duration, b and e begin and end an asynchronous
+    # bar, i is an instant, s and f are the two ends of an arrow. Times ("ts", "dur") are in microseconds.
+    rows = {task.name: index for index, task in enumerate(timeline.scenario.tasks)}
+    track = lambda kind, name, pid, tid=0: {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
+    yield track("process_name", f"{timeline.scenario.title}: units", UNITS)
+    yield track("process_name", f"{timeline.scenario.title}: tasks", TASKS)
     for unit, name in enumerate(timeline.units):
-        yield named("thread_name", f"{unit}: {name}", UNITS, unit)
+        yield track("thread_name", f"{unit}: {name}", UNITS, unit)
     for name, row in rows.items():
-        yield named("thread_name", f"{name} {timeline.scenario.task(name).model.title}", TASKS, row)
+        yield track("thread_name", f"{name} {timeline.scenario.task(name).model.title}", TASKS, row)
     for identity, frame in enumerate(timeline.frames):
         label, row = f"{frame.task} {frame.number}", rows[frame.task]
         if frame.status == "skipped":
@@ -60,13 +65,13 @@ def _events(timeline: Timeline) -> Iterator[dict[str, Any]]:
         for number, parent in enumerate(frame.parents):
             if parent.status == frame.status == "done":
                 flow = {"cat": "output", "name": "output", "id": 8 * identity + number, "pid": UNITS}
-                inside = max(1e3 * parent.start, 1e3 * parent.end - 1)  # an arrow begins within a bar, not at its end
+                inside = max(1e3 * parent.start, 1e3 * parent.end - 1)  # an arrow must begin inside a bar
                 yield {"ph": "s", "tid": parent.unit, "ts": inside, **flow}
                 yield {"ph": "f", "bp": "e", "tid": frame.unit, "ts": 1e3 * frame.start, **flow}
 
 
 def to_dict(timeline: Timeline) -> dict[str, Any]:
-    """Everything of a run but what hung on what."""
+    """Return a run as JSON data. The dependencies between frames (parents, children) are left out."""
     frames = [
         [frame.task, frame.number, frame.arrival, frame.deadline, frame.status, frame.energy, frame.spans]
         for frame in timeline.frames
@@ -85,7 +90,10 @@ def to_dict(timeline: Timeline) -> dict[str, Any]:
 
 
 def from_dict(data: dict[str, Any], source: str = "a run") -> Timeline:
-    """The inverse of ``to_dict``. Raises UsageError for what is no run."""
+    """Rebuild a run from the data of ``to_dict``.
+
+    source: name of the data in error messages. Raises UsageError if the data are not those of a run.
+    """
     try:
         scenario, frames = find_scenario(data["scenario"]), []
         if tuple(data["columns"]) != COLUMNS:
@@ -97,17 +105,17 @@ def from_dict(data: dict[str, Any], source: str = "a run") -> Timeline:
                 *pieces, (frame.unit, frame.start, frame.end) = map(tuple, spans)
                 frame.pieces = pieces
             frames.append(frame)
-        own = {name: data[name] for name in ("horizon_ms", "scheduler", "seed", "compat", "live")}
+        options = {name: data[name] for name in ("horizon_ms", "scheduler", "seed", "compat", "live")}
         if not all(isinstance(unit, str) for unit in data["units"]):
             raise ValueError(f"units {shown(data['units'])}")
-        check_run(own["horizon_ms"], 0)
-        return Timeline(scenario, tuple(data["units"]), frames=tuple(frames), **own)
+        check_run(options["horizon_ms"], 0)
+        return Timeline(scenario, tuple(data["units"]), frames=tuple(frames), **options)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{source} is no run of `jettison xr`: {type(error).__name__} {error}") from error
 
 
 def _check_frame(figures: list[Any], status: Any, spans: Any, units: int) -> None:
-    """Raises TypeError or ValueError for what no run has written."""
+    """Raise TypeError or ValueError for a frame that ``to_dict`` cannot have written."""
     numbers = [*figures, *(figure for span in spans for figure in span)]
     if not all(type(number) in (int, float) and isfinite(number) for number in numbers) or status not in STATUSES:
         raise ValueError(f"a frame with {shown([*figures, status])}")
@@ -116,7 +124,7 @@ def _check_frame(figures: list[Any], status: Any, spans: Any, units: int) -> Non
 
 
 def read_timeline(path: str | Path) -> Timeline:
-    """Of a file that ``jettison xr run`` or ``live`` wrote with ``--json``."""
+    """Read the run in a file that ``jettison xr run`` or ``live`` wrote with ``--json``. Raises UsageError."""
     try:
         data = read_json(Path(path))
     except JettisonError as error:

@@ -1,8 +1,12 @@
-"""The loop closed: for a scenario and a device, which recipe of which model raises the score most.
+"""Tune a scenario for a device: find which recipe of which model raises the score most.
 
-Latency is measured on this machine (or follows from the roofline of another), energy is that of ``operators``,
-accuracy is what ``quality`` says was measured on data, else the agreement with the unmodified model
-(``variants.agreement``). The score is simulated. A design of ours: XRBench compares systems and changes none.
+- Latency is measured on this machine, or computed by the roofline of another device.
+- Energy is that of ``operators``.
+- Accuracy is the quality measured on data where ``quality`` has it, else the agreement with the unmodified model
+  (``variants.agreement``).
+- The score is simulated.
+
+The design is ours: XRBench compares systems and does not change them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,12 +35,16 @@ RECIPES = (
     "folded", "folded+bfloat16", "folded+half", "folded+half+bfloat16", "folded+w8", "folded+w4",
 )  # fmt: skip
 Choice = dict[str, str]  # model -> recipe
-ENOUGH = 0.01  # points; less is no reason to change a model
+ENOUGH = 0.01  # points of the score; the search stops when the best change gains less
 
 
 @dataclass(frozen=True)
 class Option:
-    """A recipe of a model. latency_ms: on each unit. accuracy: 0 to 1, and what it is (``agreement``, ``quality``)."""
+    """A recipe of a model with its cost and accuracy.
+
+    latency_ms: one per unit.
+    accuracy: 0 to 1. kind: where the accuracy comes from, ``agreement`` or ``quality``.
+    """
 
     model: str
     recipe: str
@@ -48,8 +56,17 @@ class Option:
 
 @dataclass(frozen=True)
 class Tuned:
-    """singles: each recipe alone, the score it would give, the best first. steps: (model, recipe, score) in the order
-    in which they raised it. left_out: recipes that do not go with a model, or cost too much accuracy, and why."""
+    """The result of tuning.
+
+    before, after: the simulated score with the original models and with the chosen recipes.
+    choice: model -> chosen recipe.
+    steps: the changes in the order in which they were made, as (model, recipe, score after the change).
+    singles: every change alone, as (model, recipe, score), the best first.
+    options: all recipes that were tried.
+    left_out: ``MODEL RECIPE`` -> why it was not tried: it does not work for the model, or loses too much accuracy.
+    costs_before, costs_after: of the original models and of the chosen recipes.
+    accuracy_after: model -> accuracy of its chosen recipe.
+    """
 
     before: float
     after: float
@@ -63,6 +80,7 @@ class Tuned:
     accuracy_after: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the result as a dict for JSON."""
         listed = [vars(option) | {"latency_ms": list(option.latency_ms)} for option in self.options]
         names = ("before", "after", "choice", "steps", "singles", "left_out", "accuracy_after")
         costs = {"costs_before": self.costs_before.to_dict(), "costs_after": self.costs_after.to_dict()}
@@ -85,12 +103,18 @@ def tune(
     rounds: int = 9,
     drop_penalty: str = "code",
 ) -> Tuned:
-    """Choose a recipe for every model of ``scenario``.
+    """Choose a recipe for every model of a scenario.
 
-    device: ``this``, timed as ``units`` processes of ``threads``, or a name of ``jettison devices``, by the roofline.
-    floor: the accuracy score a recipe must keep. quality: model -> recipe -> what was measured, in the metric of the
-    model; it takes the place of the agreement. Starts from the original models and takes the single change that raises
-    the simulated score (mean over ``seeds``) most, until none does. Raises UsageError.
+    The search starts with the original models. It makes the single change that raises the simulated score (mean over
+    ``seeds`` seeds) most, and repeats until no change raises it.
+
+    device: ``this``, measured with ``units`` processes of ``threads`` threads; or a name of ``jettison devices``,
+        computed by the roofline.
+    recipes: recipes to try on every model.
+    floor: the lowest accuracy score, 0 to 1, that a recipe may have.
+    quality: model -> recipe -> quality measured on data, in the metric of the model; replaces the agreement.
+    rounds: how often every recipe is timed; the median counts.
+    Raises UsageError for invalid arguments.
     """
     check_number("floor", floor, 0, 1)
     check_number("seeds", seeds, 1, 10_000, whole=True)
@@ -102,20 +126,20 @@ def tune(
     check_penalty(drop_penalty)
     for recipe in recipes:
         check_recipe(recipe)
-    elsewhere = None if device == "this" else find_device(device)
-    found, left_out = _variants(scenario, recipes, size, floor, {} if quality is None else quality)
-    variants = {_key(model, recipe): variant for model, recipe, variant, *_ in found}
-    if elsewhere is None:
+    other_device = None if device == "this" else find_device(device)
+    candidates, left_out = _variants(scenario, recipes, size, floor, {} if quality is None else quality)
+    variants = {_key(model, recipe): variant for model, recipe, variant, *_ in candidates}
+    if other_device is None:
         with Units(variants, units, threads) as running:
             costs = running.measure(rounds)
     else:
         costs = roofline_costs(
-            [elsewhere], {key: count_operators(open_variant(each)) for key, each in variants.items()}
+            [other_device], {key: count_operators(open_variant(variant)) for key, variant in variants.items()}
         )
     options = tuple(
         Option(model, recipe, tuple(row[_key(model, recipe)].latency_ms for row in costs.rows),
                costs.rows[0][_key(model, recipe)].energy_mj, accuracy, kind)
-        for model, recipe, _, accuracy, kind in found
+        for model, recipe, _, accuracy, kind in candidates
     )  # fmt: skip
     accuracies = {(option.model, option.recipe): option.accuracy for option in options}
 
@@ -137,16 +161,16 @@ def tune(
                 if choice[model] != recipe:
                     tried.append((value(choice | {model: recipe}), model, recipe))
                 progress.advance(note=f"{best:.1f}")
-            tried.sort(key=lambda each: -each[0])
-            singles = singles or [(model, recipe, gain) for gain, model, recipe in tried]
+            tried.sort(key=lambda attempt: -attempt[0])
+            singles = singles or [(model, recipe, total) for total, model, recipe in tried]  # of the first pass only
             if not tried or tried[0][0] < best + ENOUGH:
                 break
             best, model, recipe = tried[0]
             choice[model] = recipe
             steps.append((model, recipe, best))
-    kept = {model: accuracies[model, recipe] for model, recipe in choice.items()}
+    accuracy_after = {model: accuracies[model, recipe] for model, recipe in choice.items()}
     return Tuned(before, best, choice, tuple(steps), tuple(singles), options, left_out,
-                 _costs(costs, start), _costs(costs, choice), kept)  # fmt: skip
+                 _costs(costs, start), _costs(costs, choice), accuracy_after)  # fmt: skip
 
 
 def _key(model: str, recipe: str) -> str:
@@ -154,6 +178,7 @@ def _key(model: str, recipe: str) -> str:
 
 
 def _costs(costs: Costs, choice: Choice) -> Costs:
+    """Keep the costs of the chosen recipes, under the names of the models instead of ``MODEL RECIPE``."""
     rows = tuple({model: row[_key(model, recipe)] for model, recipe in choice.items()} for row in costs.rows)
     return replace(costs, rows=rows)
 
@@ -161,18 +186,21 @@ def _costs(costs: Costs, choice: Choice) -> Costs:
 def _variants(
     scenario: Scenario, recipes: Sequence[str], size: str, floor: float, quality: Mapping[str, Mapping[str, float]]
 ) -> tuple[list[tuple[str, str, Variant, float, str]], dict[str, str]]:
-    """(model, recipe, variant, accuracy score, its kind), the originals among them; and what is left out, and why."""
+    """Return the variants to try as (model, recipe, variant, accuracy score, its kind), the originals among them.
+
+    The second result maps ``MODEL RECIPE`` to the reason why it is left out.
+    """
     if not isinstance(quality, Mapping) or not all(isinstance(row, Mapping) for row in quality.values()):
-        raise UsageError("quality is a mapping model -> recipe -> what was measured")
+        raise UsageError("quality is a mapping model -> recipe -> measured quality, a number")
     for model, row in quality.items():
         model = scenario.task(model).model
         for recipe, measured in row.items():
             check_recipe(recipe)
             model.accuracy_score(measured)
-    found, left_out = [], {}
+    candidates, left_out = [], {}
     with bar("agreement", len(scenario.tasks) * (len(recipes) + 1)) as progress:
         for task in scenario.tasks:
-            for recipe in (ORIGINAL, *(each for each in recipes if each != ORIGINAL)):
+            for recipe in (ORIGINAL, *(other for other in recipes if other != ORIGINAL)):
                 progress.advance(note=f"{task.name} {recipe}")
                 variant = Variant(task.name, task.model.file or NATIVE_SOURCE, size, recipe)
                 measured = quality.get(task.name, {}).get(recipe)
@@ -189,8 +217,8 @@ def _variants(
                 if recipe != ORIGINAL and accuracy < floor:
                     left_out[_key(task.name, recipe)] = f"{kind} {accuracy:.3f} is below {floor}"
                     continue
-                found.append((task.name, recipe, variant, accuracy, kind))
-    return found, left_out
+                candidates.append((task.name, recipe, variant, accuracy, kind))
+    return candidates, left_out
 
 
 def check_runs(
@@ -207,10 +235,11 @@ def check_runs(
     drop_penalty: str = "code",
     page: str | Path | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """One run before and one after, simulated, and live as well for ``live_seconds``; and a page with their timelines.
+    """Run the scenario once with the original models and once with the chosen recipes.
 
-    Returns ``results.result`` of each: before, after, and live before, live after. The live ones count the same
-    accuracies.
+    Both runs are simulated, and also run live if ``live_seconds`` is above 0, with the same accuracies.
+    page: path of an HTML page with the timelines and the steps of the search; None writes none.
+    Returns ``results.result`` of every run, under ``before``, ``after``, ``live before`` and ``live after``.
     """
     choices = {"before": {task.name: ORIGINAL for task in scenario.tasks}, "after": tuned.choice}
     runs: dict[str, tuple[Timeline, ScenarioScore]] = {}
@@ -224,10 +253,10 @@ def check_runs(
         runs[name] = scored(simulate(scenario, costs, scheduler=scheduler, seed=seed, horizon_ms=horizon_ms))
         if live_seconds:
             with Units(scenario_variants(scenario, size, choice), units, threads) as running:
-                lived = run_live(
+                timeline = run_live(
                     scenario, running, costs, horizon_ms=1e3 * live_seconds, scheduler=scheduler, seed=seed
                 )
-            runs[f"live {name}"] = scored(lived)
+            runs[f"live {name}"] = scored(timeline)
     if page is not None:
         rows = [[model, choice, f"{value:.2f}"] for model, choice, value in tuned.steps]
         singles = [[model, choice, f"{value:.2f}"] for model, choice, value in tuned.singles]
@@ -237,4 +266,4 @@ def check_runs(
             {"title": alone, "columns": columns, "rows": singles},
         ]
         write_page(page, f"{scenario.title}, tuned", runs, tables=tables)
-    return {name: result(timeline, found) for name, (timeline, found) in runs.items()}
+    return {name: result(timeline, run_score) for name, (timeline, run_score) in runs.items()}

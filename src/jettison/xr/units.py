@@ -1,4 +1,4 @@
-"""Units that are real: one process each, with its threads and all models of a scenario loaded, waiting for frames."""
+"""Real units: a process per unit, with threads of its own, that has loaded all models of a scenario."""
 
 import os
 import statistics
@@ -15,20 +15,24 @@ from jettison.xr.costs import Cost, Costs, ends
 from jettison.xr.operators import count_operators, energy_of
 from jettison.xr.variants import Variant, open_variant
 
-WARM_UP = 3
+WARM_UP = 3  # runs of every model before it is timed
 LOAD_SECONDS = 300
-BUSY_WATTS = 10.0  # of a model whose operators cannot be seen (ONNX): an assumption
+BUSY_WATTS = 10.0  # assumed for a model whose operators cannot be counted (ONNX)
 
 
 def check_units(count: int, threads: int) -> None:
-    """Raises UsageError for numbers that are not valid."""
+    """Raise UsageError for an invalid number of units or of threads per unit."""
     check_number("units", count, 1, 64, whole=True)
     check_number("threads", threads, 1, 256, whole=True)
 
 
 class Units:
-    """``with Units(variants, count=2, threads=1) as units``. variants: by model. Each unit keeps to cores of its own
-    where the system lets it. Raises JettisonError where a unit fails."""
+    """Processes that run models. Use: ``with Units(variants, count=2, threads=1) as units``.
+
+    variants: by model; every unit loads all of them.
+    threads: per unit. A unit is pinned to cores of its own where the system allows it and has enough cores.
+    Raises JettisonError if a unit fails.
+    """
 
     def __init__(self, variants: Mapping[str, Variant], count: int = 1, threads: int = 1):
         check_units(count, threads)
@@ -39,16 +43,16 @@ class Units:
         context = get_context("spawn")
         pairs = [context.Pipe() for _ in range(self.count)]
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        self.pipes = [ours for ours, _ in pairs]
+        self.pipes = [parent_end for parent_end, _ in pairs]
         self.processes = []
         try:
             with deaf_children():
-                for unit, (_, theirs) in enumerate(pairs):
+                for unit, (_, child_end) in enumerate(pairs):
                     own = cores[unit * self.threads : (unit + 1) * self.threads]
-                    given = (theirs, self.variants, self.threads, own if len(own) == self.threads else [])
-                    process = context.Process(target=_serve, args=given, daemon=True)
+                    args = (child_end, self.variants, self.threads, own if len(own) == self.threads else [])
+                    process = context.Process(target=_serve, args=args, daemon=True)
                     process.start()
-                    theirs.close()
+                    child_end.close()  # so that reading the other end fails when the child dies
                     self.processes.append(process)
             with bar("load", self.count) as progress:
                 for unit in range(self.count):
@@ -62,7 +66,7 @@ class Units:
         return self
 
     def __exit__(self, failure: type[BaseException] | None = None, *_: Any) -> None:
-        """After a failure, an interrupt among them, nobody waits for what a unit is doing."""
+        """End all units. After a failure or an interrupt they are killed without waiting for what they are doing."""
         for pipe in self.pipes if failure is None else ():
             try:
                 pipe.send(None)
@@ -77,32 +81,40 @@ class Units:
             pipe.close()
 
     def start(self, unit: int, model: str) -> None:
+        """Let a unit run one inference of a model. Returns at once; ``wait`` reports the end."""
         self.pipes[unit].send(model)
 
     def wait(self, seconds: float) -> list[tuple[int, float]]:
-        """(unit, the moment it ended by time.perf_counter) of the frames that have ended by then."""
+        """Wait until a unit has ended an inference, at most ``seconds``.
+
+        Returns (unit, time of the end by time.perf_counter) for every inference that has ended.
+        """
         ready = connection.wait(self.pipes, max(0.0, seconds))
         return [(unit, self._receive(unit)) for unit, pipe in enumerate(self.pipes) if pipe in ready]
 
     def _receive(self, unit: int) -> Any:
         try:
-            found = self.pipes[unit].recv()
+            message = self.pipes[unit].recv()
         except EOFError as error:
-            raise JettisonError(f"unit {unit} died, as happens where memory runs out") from error
-        if isinstance(found, Exception):
-            raise found
-        return found
+            raise JettisonError(f"unit {unit} died; a common cause is that memory ran out") from error
+        if isinstance(message, Exception):
+            raise message
+        return message
 
     def measure(self, rounds: int = 15, models: Sequence[str] | None = None) -> Costs:
-        """Latency from dispatch to end, the median of each model on each unit, while all units work: each goes through
-        the models, one place further than its neighbour. Energy by the model of ``operators``. Raises UsageError for
-        fewer rounds than one."""
+        """Measure the costs of all models on all units, while all units are at work.
+
+        Every unit runs all models in turn, ``rounds`` times. Every unit starts one model further than the unit before.
+        models: those to measure; None means all.
+        Returns the costs: latency is the median from dispatch to end, energy follows the model of ``operators``.
+        Raises UsageError for fewer rounds than one.
+        """
         check_number("rounds", rounds, 1, 10_000, whole=True)
         names = list(models or self.variants)
         samples: list[dict[str, list[float]]] = [{name: [] for name in names} for _ in range(self.count)]
         turns = [names[unit % len(names) :] + names[: unit % len(names)] for unit in range(self.count)]
-        left = [turn * rounds for turn in turns]
-        began: list[tuple[str, float] | None] = [None] * self.count
+        left = [turn * rounds for turn in turns]  # by unit, the models still to run
+        began: list[tuple[str, float] | None] = [None] * self.count  # by unit, the model that runs and its start
         with bar("measure", rounds * len(names) * self.count) as progress:
             while any(left) or any(began):
                 for unit in range(self.count):
@@ -115,12 +127,12 @@ class Units:
                     began[unit] = None
                     samples[unit][name].append(1e3 * (end - start))
                     progress.advance()
-        rows = tuple({name: self._cost(name, found[name]) for name in names} for found in samples)
+        rows = tuple({name: self._cost(name, of_unit[name]) for name in names} for of_unit in samples)
         names = tuple(f"{self.threads} core{'s' * (self.threads > 1)}" for _ in samples)
         return Costs(names, rows, self._reaction())
 
     def _reaction(self) -> float:
-        """ms that this process wakes too late, the median."""
+        """Return by how many ms this process wakes too late from waiting, the median of 50 tries."""
         late = []
         for _ in range(50):
             due = time.perf_counter() + 0.002
@@ -135,6 +147,10 @@ class Units:
 
 
 def _serve(pipe: connection.Connection, variants: Mapping[str, Variant], threads: int, cores: list[int]) -> None:
+    """Work as a unit: load all models, send their facts, then run a model per name received, until None arrives.
+
+    Every answer is the time at which the inference ended, or an exception.
+    """
     end_with(parent_process().sentinel)
     import torch
 

@@ -1,8 +1,13 @@
-"""What can be run as a unit model, and what can be done to it: the variants that are measured, run live and tuned.
+"""Variants of unit models: a model from some source, changed by a recipe. They are measured, run live and tuned.
 
-A recipe of a unit model is made of parts with ``+`` between: ``original``; ``folded`` (normalizations into
-convolutions, channels last: the same function); ``bfloat16``; ``half`` (half of the frame's resolution); or a recipe
-of Jettison (``w8``, ``w4``, a file), whose first quantize step goes over every ``nn.Linear``.
+A recipe of a unit model consists of parts joined with ``+``:
+
+- ``original``: no change.
+- ``folded``: fold the normalizations into the convolutions, and use the memory layout channels last. The function of
+  the model stays the same.
+- ``bfloat16``: weights and activations in bfloat16.
+- ``half``: half of the frame's resolution.
+- a recipe of Jettison (``w8``, ``w4``, a file): its first quantize step is applied to every ``nn.Linear``.
 """
 
 from collections.abc import Callable
@@ -27,13 +32,18 @@ from jettison.recipe.recipe import load_recipe, preset_names
 
 NATIVE_SOURCE, ORIGINAL = "native", "original"
 PARTS = (ORIGINAL, "folded", "bfloat16", "half")
-SEGMENT = 32  # tokens that a language model reads in one inference
+SEGMENT = 32  # tokens per inference of a language model
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A unit model as it is run. source: ``native``, an .onnx file, a folder of Jettison's, or an nn.Module, which
-    needs ``inputs``. size: of a native one (``full``, ``half``, ``small``, ``tiny``)."""
+    """A unit model with its source and recipe.
+
+    source: ``native``, the path of an .onnx file or of a folder that Jettison wrote, or an nn.Module.
+    size: of a native model (``full``, ``half``, ``small``, ``tiny``).
+    seed: of the random weights of a native model.
+    inputs: a batch of one frame; needed if the source is an nn.Module.
+    """
 
     model: str
     source: Any = NATIVE_SOURCE
@@ -49,7 +59,10 @@ class Variant:
 
 @dataclass
 class Runnable:
-    """module: None of an ONNX model. run: one inference of ``inputs``."""
+    """A model that is ready to run; calling it runs one inference on ``inputs``.
+
+    run: runs one inference on any frame. module: None for an ONNX model.
+    """
 
     run: Callable[[torch.Tensor], Any]
     inputs: torch.Tensor
@@ -60,18 +73,24 @@ class Runnable:
 
 
 def open_variant(variant: Variant) -> Runnable:
-    """Ready to run. Raises UsageError for a source, size or recipe that is not known or does not go together."""
+    """Load a variant and apply its recipe. An nn.Module as source is copied first.
+
+    Raises UsageError for an unknown source, size or recipe, and for a recipe that the model cannot take. Raises
+    JettisonError for a file that cannot be opened.
+    """
     source = variant.source
     if isinstance(source, nn.Module):
         if variant.inputs is None:
             raise UsageError(f"model {variant.model!r}: an nn.Module needs inputs, a tensor with a batch of one frame")
-        return _treated(deepcopy(source).eval(), variant.inputs, variant)
+        return _apply_recipe(deepcopy(source).eval(), variant.inputs, variant)
     if str(source) == NATIVE_SOURCE:
         check_size(variant.size)
         module = native_model(variant.model, variant.size, variant.seed)
-        return _treated(module, native_input(variant.model, variant.size), variant)
+        return _apply_recipe(module, native_input(variant.model, variant.size), variant)
     if variant.recipe != ORIGINAL:
-        raise UsageError(f"model {variant.model!r}, recipe {variant.recipe!r}: a file is run as it is ({ORIGINAL})")
+        raise UsageError(
+            f"model {variant.model!r}, recipe {variant.recipe!r}: a file is run as it is, with recipe {ORIGINAL}"
+        )
     if str(source).endswith(".onnx"):
         return _open_onnx(Path(source))
     if (Path(source) / "config.json").exists():
@@ -80,7 +99,7 @@ def open_variant(variant: Variant) -> Runnable:
         loaded = load(source)
         ids = torch.arange(SEGMENT).unsqueeze(0) % loaded.model.config.vocab_size
         return Runnable(loaded.logits, ids, loaded.model)
-    valid = f"{NATIVE_SOURCE!r}, an .onnx file, a folder of Jettison's"
+    valid = f"{NATIVE_SOURCE!r}, an .onnx file, a folder that Jettison wrote"
     raise UsageError(f"model {variant.model!r}: unknown source {str(source)!r}; valid: {valid}")
 
 
@@ -93,25 +112,25 @@ def _open_onnx(path: Path) -> Runnable:
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common class
+    except Exception as error:  # the exceptions of onnxruntime have no common class
         raise JettisonError(f"cannot open {path}: {str(error).splitlines()[0]}") from error
-    given = session.get_inputs()
-    if len(given) != 1 or given[0].type != "tensor(float)":
-        wants = ", ".join(f"{each.name}: {each.type}" for each in given)
-        raise UsageError(f"{path} wants {wants}; one float tensor can be given")
-    shape = [side if isinstance(side, int) else 1 for side in given[0].shape]
+    declared = session.get_inputs()
+    if len(declared) != 1 or declared[0].type != "tensor(float)":
+        listed = ", ".join(f"{one.name}: {one.type}" for one in declared)
+        raise UsageError(f"{path} has the inputs {listed}; exactly one float tensor is supported")
+    shape = [side if isinstance(side, int) else 1 for side in declared[0].shape]  # a named side has no fixed size
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return Runnable(lambda x: session.run(None, {given[0].name: x.numpy()}), inputs)
+    return Runnable(lambda x: session.run(None, {declared[0].name: x.numpy()}), inputs)
 
 
 def check_size(size: str) -> None:
-    """Raises UsageError that lists what there is."""
+    """Raise UsageError that lists the sizes of native models if ``size`` is none of them."""
     if size not in SIZES:
         raise unknown("size", size, SIZES, " of native models")
 
 
 def check_recipe(recipe: str) -> list[str]:
-    """Its parts. Raises UsageError for one that is not known."""
+    """Return the parts of a recipe without ``original``. Raises UsageError for an unknown part."""
     parts = recipe.split("+")
     for part in parts:
         if part not in PARTS and part not in preset_names() and not part.endswith((".yaml", ".yml")):
@@ -119,18 +138,19 @@ def check_recipe(recipe: str) -> list[str]:
     return [part for part in parts if part != ORIGINAL]
 
 
-def _treated(module: nn.Module, inputs: torch.Tensor, variant: Variant) -> Runnable:
+def _apply_recipe(module: nn.Module, inputs: torch.Tensor, variant: Variant) -> Runnable:
+    """Apply a recipe to a module. Quantization comes first, while the module is still in float32."""
     parts = check_recipe(variant.recipe)
-    before, dtype = lambda x: x, torch.float32
+    resize, dtype = lambda x: x, torch.float32
     if "half" in parts:
         if inputs.dim() != 4:
             raise UsageError(f"model {variant.model!r}, recipe {variant.recipe!r}: only pictures can be halved")
         if (sides := _half(variant, inputs.shape[-2:])) == list(inputs.shape[-2:]):
             raise UsageError(f"model {variant.model!r}, recipe {variant.recipe!r}: its frame is as small as it can be")
-        before = partial(_shrink, sides=sides)
+        resize = partial(_shrink, sides=sides)
     for part in parts:
         if part not in PARTS:
-            _quantize(module, before(random_frames(inputs, CALIBRATION)), part, variant)
+            _quantize(module, resize(random_frames(inputs, CALIBRATION)), part, variant)
     if "folded" in parts:
         fold_norms(module)
         if inputs.dim() == 4:
@@ -141,7 +161,7 @@ def _treated(module: nn.Module, inputs: torch.Tensor, variant: Variant) -> Runna
     tile_linears(module)
 
     def run(x: torch.Tensor) -> Any:
-        x = before(x)
+        x = resize(x)
         if "folded" in parts and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         return module(x.to(dtype))
@@ -159,7 +179,7 @@ def _shrink(x: torch.Tensor, sides: list[int]) -> torch.Tensor:
 
 
 def _quantize(module: nn.Module, frames: torch.Tensor, name: str, variant: Variant) -> None:
-    """By the first quantize step of a recipe of Jettison."""
+    """Quantize a module in place with the first quantize step of a recipe of Jettison, calibrated on ``frames``."""
     steps = load_recipe(name).of("quantize")
     try:
         if not steps:
@@ -171,16 +191,17 @@ def _quantize(module: nn.Module, frames: torch.Tensor, name: str, variant: Varia
 
 @torch.no_grad()
 def agreement(variant: Variant) -> float:
-    """How alike a variant and the unmodified model answer to random frames: for each output, the correlation between
-    what the frames change in the one and in the other; the mean over outputs, 0 to 1. Maps are compared at the size of
-    the original's.
+    """Return how similar the outputs of a variant and of the unmodified model are on random frames, 0 to 1.
 
-    It is no accuracy: native models have random weights, and the frames are noise. It says how much of the function is
-    left; a figure measured on data takes its place where there is one (``quality`` of ``tune``).
+    For every output, the mean over the frames is subtracted, and the correlation between the two models is taken; the
+    result is the mean over outputs. Maps are compared at the size of the original's.
+
+    The agreement is not an accuracy: native models have random weights, and the frames are noise. It tells how much of
+    the function is left. ``tune`` uses a quality measured on data instead where it has one.
     """
     original = replace(variant, recipe=ORIGINAL)
-    answers = []
+    of_models = []
     for run in (open_variant(variant), open_variant(original)):
-        found = [outputs(run.run(frame.unsqueeze(0))) for frame in random_frames(run.inputs, AGREEMENT)]
-        answers.append([torch.cat(each).float() for each in zip(*found, strict=True)])
-    return fmean(correlation(mine, yours) for mine, yours in zip(*answers, strict=True))
+        of_frames = [outputs(run.run(frame.unsqueeze(0))) for frame in random_frames(run.inputs, AGREEMENT)]
+        of_models.append([torch.cat(of_output).float() for of_output in zip(*of_frames, strict=True)])  # (frames, ...)
+    return fmean(correlation(changed, unchanged) for changed, unchanged in zip(*of_models, strict=True))

@@ -1,1 +1,1 @@
-"""Perception: models that see and hear."""
+"""The domain of perception: models for images, depth and sound."""

@@ -14,7 +14,7 @@ TAPS = (1, 2, 4, 6)  # stages whose outputs the decoder reads
 
 
 class Fuse(nn.Module):
-    """What comes from below plus what was there on the way down, refined, twice as large."""
+    """A fusion block of the decoder: add the skip features to the deeper ones, refine the sum, double its sides."""
 
     def __init__(self, channels: int, outside: int):
         super().__init__()
@@ -27,6 +27,11 @@ class Fuse(nn.Module):
         self.first, self.second, self.out = unit(), unit(), nn.Conv2d(channels, outside, 1)
 
     def forward(self, below: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
+        """Fuse the output of the deeper block with encoder features of a finer resolution; the deepest has none.
+
+        below: (batch, channels, h, w). skip: (batch, channels, height, width). Returns (batch, outside, 2·height,
+        2·width).
+        """
         x = below
         if skip is not None:
             x = upsample(below, skip)
@@ -36,21 +41,24 @@ class Fuse(nn.Module):
 
 
 class MidasSmall(nn.Module):
-    """(batch, 3, height, width) -> inverse depth (batch, height, width), sides multiples of 32 (arXiv:1907.01341)."""
+    """Depth estimation with MiDaS v2.1 small (arXiv:1907.01341).
+
+    Input (batch, 3, height, width), sides multiples of 32; output inverse depth (batch, height, width).
+    """
 
     def __init__(self, width: float = 1.0):
         super().__init__()
         c = width_of(width)
         self.stem, inside, stages, taps = conv(3, c(32), 3, 2, act=nn.ReLU6), c(32), [], []
-        for place, (expansion, channels, kernel, stride, count) in enumerate(LITE3):
+        for index, (expansion, channels, kernel, stride, count) in enumerate(LITE3):
             blocks = []
             for number in range(count):
-                steps = stride if number == 0 else 1
-                blocks.append(inverted(inside, inside * expansion, c(channels), kernel, steps, act=nn.ReLU6))
+                block_stride = stride if number == 0 else 1  # only the first block of a stage reduces the resolution
+                blocks.append(inverted(inside, inside * expansion, c(channels), kernel, block_stride, act=nn.ReLU6))
                 inside = c(channels)
             stages.append(nn.Sequential(*blocks))
-            taps += [inside] * (place in TAPS)
-        self.stages, wide = nn.ModuleList(stages), [c(64), c(128), c(256), c(512)]
+            taps += [inside] * (index in TAPS)
+        self.stages, wide = nn.ModuleList(stages), [c(64), c(128), c(256), c(512)]  # channels of the decoder
         self.scratch = nn.ModuleList(
             [nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(taps, wide, strict=True)]
         )
@@ -59,43 +67,50 @@ class MidasSmall(nn.Module):
         self.head = nn.Sequential(nn.Conv2d(c(32), c(32), 3, padding=1), nn.ReLU(), nn.Conv2d(c(32), 1, 1), nn.ReLU())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        size, seen = x, []
-        x = self.stem(x)
-        for place, stage in enumerate(self.stages):
+        """Return the inverse depth of a batch of pictures."""
+        picture, taps = x, []
+        x = self.stem(x)  # half of the resolution
+        for index, stage in enumerate(self.stages):
             x = stage(x)
-            if place in TAPS:
-                seen.append(x)
-        skips = [layer(tap) for layer, tap in zip(self.scratch, seen, strict=True)]
+            if index in TAPS:
+                taps.append(x)  # 1/4, 1/8, 1/16 and 1/32 of the resolution
+        skips = [layer(tap) for layer, tap in zip(self.scratch, taps, strict=True)]
         x = self.fuse[-1](skips[-1])
         for fuse, skip in zip(reversed(self.fuse[:-1]), reversed(skips[:-1]), strict=True):
             x = fuse(x, skip)
-        return self.head(upsample(self.near(x), size)).squeeze(1)
+        return self.head(upsample(self.near(x), picture)).squeeze(1)  # (batch, height, width)
 
 
 class UpProject(nn.Module):
-    """Zeros between the pixels, two paths of 5x5 convolutions, their sum: half the channels, twice the sides."""
+    """An up-projection: insert zeros between the pixels, and add two paths of convolutions.
+
+    It halves the channels and doubles the sides.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         half = channels // 2
         self.long = nn.Sequential(conv(channels, half, 5), conv(half, half, 3, act=None))
         self.short = conv(channels, half, 5, act=None)
-        weight = torch.zeros(channels, 1, 2, 2)
+        weight = torch.zeros(channels, 1, 2, 2)  # of a transposed convolution that inserts the zeros
         weight[:, :, 0, 0] = 1
         self.register_buffer("spread", weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = nn.functional.conv_transpose2d(x, self.spread, stride=2, groups=x.shape[1])
+        """Map (batch, channels, height, width) to (batch, channels/2, 2·height, 2·width)."""
+        x = nn.functional.conv_transpose2d(x, self.spread, stride=2, groups=x.shape[1])  # twice the sides, with zeros
         return (self.long(x) + self.short(x)).relu()
 
 
 class SparseToDense(nn.Module):
-    """(batch, 4, height, width), colours and sparse depth -> depth (batch, height, width) (arXiv:1709.07492, ResNet-18,
-    up-projections)."""
+    """Depth refinement with Sparse-to-Dense (arXiv:1709.07492; ResNet-18 encoder, up-projections as decoder).
+
+    Input (batch, 4, height, width): colours and sparse depth; output depth (batch, height, width).
+    """
 
     def __init__(self, width: float = 1.0):
         super().__init__()
-        c = lambda channels: 16 * max(2, round(channels * width / 16))  # halved four times on the way up
+        c = lambda channels: 16 * max(2, round(channels * width / 16))  # the decoder halves the channels four times
         self.stem = nn.Sequential(conv(4, c(64), 7, 2), nn.MaxPool2d(3, 2, 1))
         blocks, inside = [], c(64)
         for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
@@ -106,5 +121,6 @@ class SparseToDense(nn.Module):
         self.head = nn.Conv2d(c(256) >> 4, 1, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = self.head(self.decoder(self.narrow(self.encoder(self.stem(x)))))
-        return upsample(found, x).squeeze(1)
+        """Return the depth of a batch of frames."""
+        depth = self.head(self.decoder(self.narrow(self.encoder(self.stem(x)))))  # (batch, 1, about height/2, width/2)
+        return upsample(depth, x).squeeze(1)  # (batch, height, width)

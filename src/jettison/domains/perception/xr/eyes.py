@@ -5,7 +5,7 @@ from torch import nn
 
 from jettison.domains.perception.xr.blocks import conv, inverted, upsample, width_of
 
-# FBNet-C: expansion, channels, kernel, stride of its 21 blocks (the row with 0 is a skip and left out).
+# FBNet-C: expansion, channels, kernel and stride of its 21 blocks. The skip block of the paper's table is left out.
 FBNET_C = (
     (1, 16, 3, 1), (6, 24, 3, 2), (1, 24, 3, 1), (1, 24, 3, 1), (6, 32, 5, 2), (3, 32, 5, 1), (6, 32, 5, 1),
     (6, 32, 3, 1), (6, 64, 5, 2), (3, 64, 5, 1), (6, 64, 5, 1), (6, 64, 5, 1), (6, 112, 5, 1), (6, 112, 5, 1),
@@ -14,7 +14,11 @@ FBNET_C = (
 
 
 class Dense(nn.Module):
-    """RITNet's block on the way down: three 3x3 convolutions that see all before them, through 1x1 ones."""
+    """RITNet's block of the encoder: three 3x3 convolutions.
+
+    The second and third receive the input and all earlier outputs, reduced by a 1x1 convolution.
+    pool: halve the resolution first.
+    """
 
     def __init__(self, inside: int, channels: int, pool: bool):
         super().__init__()
@@ -28,6 +32,7 @@ class Dense(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (batch, inside, height, width) to ``channels`` channels, at half the resolution if it pools."""
         x = self.pool(x)
         first = self.first(x)
         second = self.second(torch.cat([x, first], 1))
@@ -35,7 +40,7 @@ class Dense(nn.Module):
 
 
 class DenseUp(nn.Module):
-    """And on the way up: two of them, on what comes from below and what was there on the way down."""
+    """RITNet's block of the decoder: two such convolutions, on the deeper features and the encoder's features."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -43,12 +48,16 @@ class DenseUp(nn.Module):
         self.second = nn.Sequential(nn.Conv2d(3 * channels, channels, 1), conv(channels, channels, 3, act=nn.LeakyReLU))
 
     def forward(self, below: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        x = torch.cat([upsample(below, skip), skip], 1)
+        """Resize the deeper features ``below`` to the size of ``skip``, and combine both."""
+        x = torch.cat([upsample(below, skip), skip], 1)  # (batch, 2·channels, height, width)
         return self.second(torch.cat([x, self.first(x)], 1))
 
 
 class RITNet(nn.Module):
-    """(batch, 1, height, width) -> (batch, 4, height, width): background, sclera, iris, pupil (arXiv:1910.00694)."""
+    """Eye segmentation with RITNet (arXiv:1910.00694).
+
+    Input (batch, 1, height, width); output (batch, 4, height, width): background, sclera, iris, pupil.
+    """
 
     def __init__(self, width: float = 1.0, classes: int = 4):
         super().__init__()
@@ -58,17 +67,21 @@ class RITNet(nn.Module):
         self.head = nn.Conv2d(c, classes, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        seen = []
+        """Return the class scores of every pixel."""
+        skips = []
         for block in self.down:
             x = block(x)
-            seen.append(x)
-        for block, skip in zip(self.up, reversed(seen[:-1]), strict=True):
+            skips.append(x)
+        for block, skip in zip(self.up, reversed(skips[:-1]), strict=True):
             x = block(x, skip)
         return self.head(x)
 
 
 class FBNetC(nn.Module):
-    """(batch, 3, height, width) -> (batch, 3), where the eye looks (EyeCoD, ISCA 2022; FBNet-C: arXiv:1812.03443)."""
+    """Gaze estimation with FBNet-C (EyeCoD, ISCA 2022; FBNet-C: arXiv:1812.03443).
+
+    Input (batch, 3, height, width); output (batch, 3), the direction of the gaze.
+    """
 
     def __init__(self, width: float = 1.0):
         super().__init__()
@@ -81,4 +94,5 @@ class FBNetC(nn.Module):
         self.gaze = nn.Sequential(nn.Linear(c(1984), 1000), nn.ReLU(), nn.Linear(1000, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the direction of the gaze."""
         return self.gaze(self.features(x).mean((2, 3)))

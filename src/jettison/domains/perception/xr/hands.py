@@ -1,7 +1,7 @@
 """Hand tracking: heat maps by stacked hourglasses, a mesh by graph convolutions, depths of the joints from the mesh.
 
-After Ge et al., 3D Hand Shape and Pose Estimation (arXiv:1903.00812), half of its input size. Its mesh is not part of
-this package: the vertices stand in a ring here, whose graph convolutions cost the same.
+Source: Ge et al., 3D Hand Shape and Pose Estimation (arXiv:1903.00812), at half of its input size. The original mesh is
+not part of this package: our vertices form a ring, whose graph convolutions cost the same.
 """
 
 import torch
@@ -13,6 +13,7 @@ JOINTS, VERTICES = 21, 80
 
 
 def residual(inside: int, outside: int) -> nn.Module:
+    """Build a bottleneck residual block from ``inside`` to ``outside`` channels; it keeps the resolution."""
     path = nn.Sequential(
         conv(inside, outside // 2), conv(outside // 2, outside // 2, 3), nn.Conv2d(outside // 2, outside, 1)
     )
@@ -20,6 +21,11 @@ def residual(inside: int, outside: int) -> nn.Module:
 
 
 class Hourglass(nn.Module):
+    """An hourglass: process x at full and, recursively, at half resolution, and add both.
+
+    depth: levels of halving. count: residual blocks per step.
+    """
+
     def __init__(self, depth: int, channels: int, count: int = 2):
         super().__init__()
         blocks = lambda: nn.Sequential(*(residual(channels, channels) for _ in range(count)))
@@ -27,27 +33,32 @@ class Hourglass(nn.Module):
         self.inner = Hourglass(depth - 1, channels, count) if depth > 1 else blocks()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        low = self.below(self.inner(self.above(nn.functional.max_pool2d(x, 2))))
+        """Map (batch, channels, height, width) to the same shape."""
+        low = self.below(self.inner(self.above(nn.functional.max_pool2d(x, 2))))  # half of the resolution
         skip = self.skip(x)
         return skip + nn.functional.interpolate(low, size=skip.shape[-2:])
 
 
 class RingConv(nn.Module):
-    """A Chebyshev graph convolution of order 3 on a ring: (batch, vertices, inside) -> (batch, vertices, outside)."""
+    """A graph convolution on a ring of vertices, with the first three Chebyshev polynomials of its Laplacian."""
 
     def __init__(self, inside: int, outside: int):
         super().__init__()
         self.linear = nn.Linear(3 * inside, outside)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first = -(x.roll(1, 1) + x.roll(-1, 1)) / 2  # the ring's Laplacian, shifted to [-1, 1]
-        second = -(first.roll(1, 1) + first.roll(-1, 1)) - x
+        """Map (batch, vertices, inside) to (batch, vertices, outside)."""
+        first = -(x.roll(1, 1) + x.roll(-1, 1)) / 2  # L x; L is the ring's Laplacian, its eigenvalues moved to [-1, 1]
+        second = -(first.roll(1, 1) + first.roll(-1, 1)) - x  # 2 L (L x) - x, the recurrence of Chebyshev polynomials
         return self.linear(torch.cat([x, first, second], -1))
 
 
 class HandGraph(nn.Module):
-    """(batch, 3, height, width) -> heat maps (batch, 21, height/4, width/4), mesh (batch, 1280, 3), depths of the
-    joints (batch, 20)."""
+    """Hand tracking.
+
+    Input (batch, 3, height, width). Outputs: heat maps (batch, 21, height/4, width/4), mesh (batch, 1280, 3), depths of
+    the joints (batch, 20).
+    """
 
     def __init__(self, width: float = 1.0, stacks: int = 2):
         super().__init__()
@@ -68,18 +79,19 @@ class HandGraph(nn.Module):
         self.depths = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, JOINTS - 1))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        x = self.widen(self.stem(x))
+        """Return heat maps, mesh and depths of the joints."""
+        x = self.widen(self.stem(x))  # (batch, 256, height/4, width/4) at full width
         for hourglass, features, maps, back in zip(self.hourglasses, self.features, self.maps, self.back, strict=True):
-            seen = features(hourglass(x))
-            heat = maps(seen)
-            x = x + back(torch.cat([seen, heat], 1))
-        points = self.latent(self.encoder(x).flatten(1)).unflatten(1, (VERTICES, 64))
+            refined = features(hourglass(x))
+            heat = maps(refined)
+            x = x + back(torch.cat([refined, heat], 1))
+        points = self.latent(self.encoder(x).flatten(1)).unflatten(1, (VERTICES, 64))  # (batch, vertices, 64)
         for level, layer in enumerate(self.mesh):
             points = layer(points)
             if level in (1, 2):
                 points = points.relu().repeat_interleave(4, 1)  # 80 -> 320 -> 1280 vertices
-        mesh = seen_mesh = points
+        mesh = pose = points  # (batch, 1280, 3)
         for layer in self.pose:
-            seen_mesh = layer(seen_mesh).relu()
-        pooled = nn.functional.adaptive_max_pool1d(seen_mesh.transpose(1, 2), 8).flatten(1)  # (batch, 64 · 8)
+            pose = layer(pose).relu()
+        pooled = nn.functional.adaptive_max_pool1d(pose.transpose(1, 2), 8).flatten(1)  # (batch, 64 · 8)
         return heat, mesh, self.depths(pooled)

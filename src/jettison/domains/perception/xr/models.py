@@ -1,8 +1,9 @@
-"""The eleven unit models as PyTorch modules: the published architectures at the sizes of the official tables,
-random weights unless given. The ``native`` workload, where depthwise convolutions are depthwise.
+"""The eleven unit models as PyTorch modules: the workload ``native``.
 
-Sizes: ``full``, that of the tables; ``half``, half of the resolution; ``small``, half of the channels too; ``tiny``, a
-quarter of both, for tests.
+- Architectures are the published ones, at the sizes of the official tables. Weights are random unless a file is named.
+- Unlike in the official tables, depthwise convolutions are depthwise.
+- Sizes: ``full`` is that of the tables; ``half`` has half of the resolution; ``small`` also half of the channels;
+  ``tiny`` has a quarter of both, for tests.
 """
 
 from pathlib import Path
@@ -34,13 +35,16 @@ NATIVE: dict[str, type[nn.Module]] = {
     "DR": SparseToDense,
     "PD": PlaneRCNN,
 }
-MULTIPLE = {"DE": 32, "SS": 32, "PD": 32, "HT": 64, "AS": 4}  # that sides must be of
+MULTIPLE = {"DE": 32, "SS": 32, "PD": 32, "HT": 64, "AS": 4}  # the sides of a frame must be multiples of this
 
 
 def native_model(name: str, size: str = "full", seed: int = 0, weights: str | Path | None = None) -> nn.Module:
-    """The module, in float32, for inference. weights: a safetensors file with its state dict; else random ones by
-    ``seed``, with normalizations that suit them. Raises UsageError for unknown names and sizes, JettisonError for
-    weights that do not fit."""
+    """Build a unit model in float32, for inference.
+
+    weights: a safetensors file with its state dict; None means random weights from ``seed``, with the statistics of the
+        normalizations fitted to them.
+    Raises UsageError for an unknown name or size, JettisonError for weights that do not fit.
+    """
     if name not in NATIVE:
         raise unknown("model", name, NATIVE, ", which is native")
     if size not in SIZES:
@@ -50,7 +54,7 @@ def native_model(name: str, size: str = "full", seed: int = 0, weights: str | Pa
         model = NATIVE[name](SIZES[size][0])
     model.requires_grad_(False)
     if weights is None:
-        _settle(model, native_input(name, size, seed, frames=4))
+        _fit_norms(model, native_input(name, size, seed, frames=4))
     else:
         from safetensors.torch import load_file
 
@@ -64,18 +68,24 @@ def native_model(name: str, size: str = "full", seed: int = 0, weights: str | Pa
 
 
 @torch.no_grad()
-def _settle(model: nn.Module, frames: torch.Tensor) -> None:
-    """Give the normalizations the statistics of noise: with the ones they start from, signals die out on their way
-    through random weights, and all that comes out is biases."""
+def _fit_norms(model: nn.Module, frames: torch.Tensor) -> None:
+    """Set the statistics of the batch normalizations to those of ``frames``, in training mode.
+
+    With their initial statistics, the signal fades on its way through random weights, and the outputs would consist
+    only of biases.
+    """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
-        norm.momentum = 1.0
+        norm.momentum = 1.0  # running statistics become those of one batch
     if norms:
         model.train()(frames)
 
 
 def native_input(name: str, size: str = "full", seed: int = 0, frames: int = 1) -> torch.Tensor:
-    """Random frames (frames, ...): normal, of the model's shape at this size."""
+    """Return normally distributed frames (frames, channels, ...) in the input shape of a model at a size.
+
+    Raises UsageError for an unknown name or size.
+    """
     if size not in SIZES:
         raise unknown("size", size, SIZES, f" of model {name!r}")
     channels, *sides = find_model(name).input

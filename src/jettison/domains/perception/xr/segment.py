@@ -1,7 +1,9 @@
 """Semantic segmentation: HRViT-b1, branches of four resolutions with attention in crossed stripes (arXiv:2111.01236).
 
-A reconstruction by the paper and the official table: channels, windows, expansions and the number of modules per stage
-are those of b1; the head is that of SegFormer, as in the paper, where the table has one for classification.
+Our reconstruction from the paper and the official table:
+
+- Channels, windows, expansions and the number of modules per stage are those of b1.
+- The head is that of SegFormer, as in the paper; the official table has a head for classification.
 """
 
 from itertools import pairwise
@@ -12,11 +14,14 @@ from torch import nn
 from jettison.domains.perception.xr.blocks import Sum, conv, upsample, width_of
 
 CHANNELS, WINDOWS, EXPANSIONS = (32, 64, 128, 256), (1, 2, 7, 7), (4, 4, 4, 4)
-MODULES, BLOCKS = (1, 1, 3, 2), (1, 1, 6, 2)  # modules of each stage; blocks of each branch in all its modules
+MODULES, BLOCKS = (1, 1, 3, 2), (1, 1, 6, 2)  # modules per stage; blocks per branch, over all its modules
 
 
 class Stripes(nn.Module):
-    """Half of the heads attend within horizontal stripes, half within vertical ones; keys are values."""
+    """Attention in crossed stripes: half of the heads attend within horizontal stripes, half within vertical ones.
+
+    window: rows or columns of a stripe. The keys are also the values.
+    """
 
     def __init__(self, channels: int, window: int, heads: int = 2):
         super().__init__()
@@ -26,8 +31,8 @@ class Stripes(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, height, width) -> the same."""
-        y = self.norm(x.permute(0, 2, 3, 1))
+        """Map (batch, channels, height, width) to the same shape, with a residual connection."""
+        y = self.norm(x.permute(0, 2, 3, 1))  # (batch, height, width, channels), also all tensors below
         query, value = self.query(y), self.value(y)
         half = x.shape[1] // 2
         across = self.attend(query[..., :half], value[..., :half])
@@ -36,19 +41,26 @@ class Stripes(nn.Module):
         return x + self.out(torch.cat([across, down], -1) + local).permute(0, 3, 1, 2)
 
     def attend(self, query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """(batch, height, width, channels), within groups of ``window`` rows; fewer in the last one are padded."""
+        """Attend within stripes of ``window`` rows.
+
+        query, value: (batch, height, width, channels); value is also the key.
+        Returns the same shape. The last stripe is padded with zeros to ``window`` rows.
+        """
         batch, height, width, channels = query.shape
         extra = -height % self.window
         padded = [nn.functional.pad(t, (0, 0, 0, 0, 0, extra)) for t in (query, value)]
         heads = max(1, self.heads // 2)
         shape = (batch * (height + extra) // self.window, self.window * width, heads, channels // heads)
-        query, value = (t.reshape(shape).transpose(1, 2) for t in padded)
-        found = nn.functional.scaled_dot_product_attention(query, value, value)
-        return found.transpose(1, 2).reshape(batch, height + extra, width, channels)[:, :height]
+        query, value = (t.reshape(shape).transpose(1, 2) for t in padded)  # (stripes, heads, positions, head_dim)
+        attended = nn.functional.scaled_dot_product_attention(query, value, value)
+        return attended.transpose(1, 2).reshape(batch, height + extra, width, channels)[:, :height]
 
 
 class MixedMLP(nn.Module):
-    """Expand, a 3x3 and a 5x5 depthwise convolution of half the channels each, project."""
+    """A residual MLP: expand, apply a 3x3 depthwise convolution to half of the channels and a 5x5 to the rest, project.
+
+    expansion: factor of the channels inside.
+    """
 
     def __init__(self, channels: int, expansion: int):
         super().__init__()
@@ -62,74 +74,89 @@ class MixedMLP(nn.Module):
         self.five = nn.Conv2d(wide // 2, wide // 2, 5, padding=2, groups=wide // 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        near, far = self.up(self.norm(x)).chunk(2, 1)
+        """Map (batch, channels, height, width) to the same shape."""
+        near, far = self.up(self.norm(x)).chunk(2, 1)  # half of the expanded channels each
         mixed = nn.functional.gelu(torch.cat([self.three(near), self.five(far)], 1))
         return x + self.down(mixed)
 
 
 class Exchange(nn.Module):
-    """Every branch gets the sum of all, brought to its resolution and channels."""
+    """Exchange between resolutions: every branch becomes the sum of all branches at its resolution and channels.
+
+    channels: of the branches, from the highest resolution to the lowest.
+    """
 
     def __init__(self, channels: list[int]):
         super().__init__()
-        path = lambda a, b, steps: (
+        # From a to b channels, over ``halvings`` steps to a lower resolution; to a higher one, ``forward`` upsamples.
+        path = lambda a, b, halvings: (
             conv(a, b, act=None)
-            if steps <= 0
+            if halvings <= 0
             else nn.Sequential(
-                nn.Conv2d(a, a, 2 * 2**steps - 1, 2**steps, 2**steps - 1, groups=a, bias=False), conv(a, b, act=None)
+                nn.Conv2d(a, a, 2 * 2**halvings - 1, 2**halvings, 2**halvings - 1, groups=a, bias=False),
+                conv(a, b, act=None),
             )
         )
         self.paths = nn.ModuleList(
-            [nn.ModuleList([path(a, b, to - of) for of, a in enumerate(channels)]) for to, b in enumerate(channels)]
+            [
+                nn.ModuleList([path(a, b, target - source) for source, a in enumerate(channels)])
+                for target, b in enumerate(channels)
+            ]
         )
 
     def forward(self, branches: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the new branches, in the shapes of the old ones."""
         out = []
-        for to, paths in enumerate(self.paths):
-            total = branches[to]
-            for of, (path, branch) in enumerate(zip(paths, branches, strict=True)):
-                if of != to:
-                    total = total + (upsample(path(branch), total) if of > to else path(branch))
+        for target, paths in enumerate(self.paths):
+            total = branches[target]
+            for source, (path, branch) in enumerate(zip(paths, branches, strict=True)):
+                if source != target:
+                    total = total + (upsample(path(branch), total) if source > target else path(branch))
             out.append(total.relu())
         return out
 
 
 class HRViT(nn.Module):
-    """(batch, 3, height, width) -> (batch, 19, height/4, width/4), sides multiples of 32."""
+    """Semantic segmentation with HRViT-b1.
+
+    Input (batch, 3, height, width), sides multiples of 32; output class scores (batch, 19, height/4, width/4).
+    """
 
     def __init__(self, width: float = 1.0, classes: int = 19):
         super().__init__()
-        channels = [width_of(width)(each) for each in CHANNELS]
+        channels = [width_of(width)(count) for count in CHANNELS]
         self.stem = nn.Sequential(conv(3, channels[0], 3, 2), conv(channels[0], channels[0], 3, 2))
         self.grow = nn.ModuleList([conv(a, b, 3, 2) for a, b in pairwise(channels)])
         self.stages = nn.ModuleList()
         for stage, modules in enumerate(MODULES):
             self.stages.append(nn.ModuleList([self._module(channels[: stage + 1], stage) for _ in range(modules)]))
-        self.mixers = nn.ModuleList([nn.Conv2d(each, channels[-1], 1) for each in channels])
+        self.mixers = nn.ModuleList([nn.Conv2d(inside, channels[-1], 1) for inside in channels])
         self.head = nn.Sequential(conv(4 * channels[-1], channels[-1]), nn.Conv2d(channels[-1], classes, 1))
 
     def _module(self, channels: list[int], stage: int) -> nn.ModuleDict:
+        """Build a module of a stage, with a branch for every resolution so far."""
         branches = []
-        for place, each in enumerate(channels):
-            count = max(1, BLOCKS[place] // sum(MODULES[max(place, 2) :]))
-            block = lambda each=each, place=place: nn.Sequential(
-                Stripes(each, WINDOWS[place]), MixedMLP(each, EXPANSIONS[place])
+        for index, width in enumerate(channels):
+            count = max(1, BLOCKS[index] // sum(MODULES[max(index, 2) :]))
+            block = lambda width=width, index=index: nn.Sequential(
+                Stripes(width, WINDOWS[index]), MixedMLP(width, EXPANSIONS[index])
             )
             branches.append(nn.Sequential(*(block() for _ in range(count))))
-        # what every resolution has beside attention: a residual of dense 3x3 convolutions, as HRNet's
-        local = [Sum(conv(each, each, 3, act=None), act=nn.ReLU()) for each in channels]
+        # After attention, every resolution has a residual block with a dense 3x3 convolution, as in HRNet.
+        local = [Sum(conv(width, width, 3, act=None), act=nn.ReLU()) for width in channels]
         return nn.ModuleDict(
             {"branches": nn.ModuleList(branches), "local": nn.ModuleList(local), "exchange": Exchange(channels)}
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        branches = [self.stem(x)]
+        """Return the class scores at a quarter of the resolution."""
+        branches = [self.stem(x)]  # 1/4 of the resolution; the next branches have 1/8, 1/16 and 1/32
         for stage, modules in enumerate(self.stages):
             if stage:
                 branches.append(self.grow[stage - 1](branches[-1]))
             for module in modules:
-                branches = [block(each) for block, each in zip(module["branches"], branches, strict=True)]
-                branches = [block(each) for block, each in zip(module["local"], branches, strict=True)]
+                branches = [block(branch) for block, branch in zip(module["branches"], branches, strict=True)]
+                branches = [block(branch) for block, branch in zip(module["local"], branches, strict=True)]
                 branches = module["exchange"](branches)
-        mixed = [upsample(mixer(each), branches[0]) for mixer, each in zip(self.mixers, branches, strict=True)]
+        mixed = [upsample(mixer(branch), branches[0]) for mixer, branch in zip(self.mixers, branches, strict=True)]
         return self.head(torch.cat(mixed, 1))

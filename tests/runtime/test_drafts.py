@@ -101,7 +101,7 @@ class TestImportance:
 
     @pytest.mark.parametrize(("ratio", "method"), [(0.75, "fisher"), (0.05, "last"), (1.0, "last"), (-1, "fisher")])
     def test_ratios_that_cannot_be(self, deep, ratio, method):
-        with pytest.raises(UsageError, match=r"it is 0.25 to 0.5 here"):
+        with pytest.raises(UsageError, match=r"valid here: 0.25 to 0.5"):
             choose(measure_units(deep, Text(), samples=2, length=12), ratio, method)
 
     def test_names_that_are_none(self, deep):

@@ -120,7 +120,7 @@ class TestUnits:
 
     @pytest.mark.parametrize("unit", ["4", "-1", "1.norm", "x", ""])
     def test_units_that_are_none(self, unit):
-        with pytest.raises(UsageError, match="it is a block, 0 to 3"):
+        with pytest.raises(UsageError, match="a unit is a block, 0 to 3"):
             skipped_halves([unit], 4)
 
     def test_something_must_stay(self):

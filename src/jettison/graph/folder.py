@@ -58,7 +58,7 @@ def find_folder(name: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(f"no folder {str(name)!r} here, and the hub could not serve it: {error}") from error
+        raise UsageError(f"there is no folder {str(name)!r}, and the hub could not serve it: {error}") from error
 
 
 def open_shape(name: str | Path) -> ModelShape:
@@ -232,7 +232,7 @@ class ModelFolder(ModelShape):
         value = self.checkpoint.read(tensor, expert)
         if expert is None:
             return value
-        if value.dim() == 2:  # stacked experts are stored (in, out)
+        if value.dim() == 2:  # stacked experts are stored as (in, out)
             value = value.T  # (out, in)
         if part != "down_proj":  # the rows of gate and up alternate
             value = value[0::2] if part == "gate_proj" else value[1::2]

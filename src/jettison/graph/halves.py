@@ -38,7 +38,9 @@ def skipped_halves(units: Iterable[str], blocks: int) -> list[set[str]]:
     valid = {*unit_names(blocks), *unit_names(blocks, halves=True)}
     for unit in units:
         if unit not in valid:
-            raise UsageError(f"unit {unit!r}: it is a block, 0 to {blocks - 1}, or a half of one such as 1.attention")
+            raise UsageError(
+                f"unit {unit!r}: a unit is a block, 0 to {blocks - 1}, or a half of one such as 1.attention"
+            )
         block, _, half = unit.partition(".")
         skipped[int(block)] |= {half} if half else {*HALVES}
     if all(len(halves) == len(HALVES) for halves in skipped):

@@ -43,7 +43,7 @@ def drop_units(model: nn.Module, family: Family, skip: Iterable[str]) -> nn.Modu
                 silence(kept[-1], family, half)
     parent.add_module(last, nn.ModuleList(kept))
     if model.config.get_text_config() is not model.config:
-        raise UsageError(f"{model.config.model_type} with fewer blocks: only models of text alone can be cut out")
+        raise UsageError(f"cannot drop blocks of a {model.config.model_type} model: a model of text alone is needed")
     config = copy.deepcopy(model.config)
     for name, value in shortened(vars(config), numbers).items():
         setattr(config, name, value)

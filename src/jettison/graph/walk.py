@@ -89,9 +89,9 @@ class Walk:
         def record(hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
             entered.append(hidden_states)
             calls.append((args, kwargs))
-            if len(calls) == len(self.blocks):
+            if len(calls) == len(self.blocks):  # the head is not needed
                 raise Stop
-            return hidden_states
+            return hidden_states  # every block passes its input on unchanged, so the first entry is the embeddings
 
         with self._replaced(record), suppress(Stop):
             self._run(batch)
@@ -169,6 +169,7 @@ class Walk:
             seen.append(args[0])
             raise Stop
 
+        # The blocks return the states of the stream: only the layers between the last block and the head compute.
         for batch, part in zip(self.batches, stream, strict=True):
             hook = self.head.register_forward_pre_hook(stop)
             with self._replaced(lambda hidden_states, *args, part=part, **kwargs: part), suppress(Stop):

@@ -234,7 +234,7 @@ def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[
     """
     verbs = [name for name in data if name != "where"] if isinstance(data, Mapping) else []
     if len(verbs) != 1:
-        valid = f"a step has one verb ({', '.join(registry.verbs())}) and perhaps 'where'"
+        valid = f"a step has one verb ({', '.join(registry.verbs())}) and optionally 'where'"
         raise UsageError(f"{valid}; this is {shown(data)}")
     verb = verbs[0]
     if verb not in registry.verbs():

@@ -98,8 +98,10 @@ def _descend(
     weight, first, second = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
     for step in range(steps):
         slope = gradient(weight)
+        # The running means of the gradient and of its square.
         first.lerp_(slope, 1 - BETAS[0])
         second.mul_(BETAS[1]).addcmul_(slope, slope, value=1 - BETAS[1])
-        pace = lr * 0.5 * (1 + math.cos(math.pi * step / steps)) / (1 - BETAS[0] ** (step + 1))
-        weight.addcdiv_(first, (second / (1 - BETAS[1] ** (step + 1))).sqrt_().add_(EPSILON), value=-pace)
+        rate = lr * 0.5 * (1 + math.cos(math.pi * step / steps)) / (1 - BETAS[0] ** (step + 1))
+        # The powers of BETAS correct the bias of the means towards their start at 0.
+        weight.addcdiv_(first, (second / (1 - BETAS[1] ** (step + 1))).sqrt_().add_(EPSILON), value=-rate)
     return weight

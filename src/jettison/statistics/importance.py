@@ -245,7 +245,7 @@ def _backward(
     for number, part in enumerate(entering):
         states = part.detach().requires_grad_()
         with torch.enable_grad():
-            output = walk.through(block, number, states)
+            output = walk.through(block, number, states)  # (1, length, width)
             slopes = torch.autograd.grad(output, [states, *all_weights], gradients[number], allow_unused=True)
         gradients[number] = slopes[0]
         squares = {id(w): g.float().square() for w, g in zip(all_weights, slopes[1:], strict=True) if g is not None}
@@ -256,7 +256,7 @@ def _backward(
                 float((squares[id(weight)] * weight.detach().square()).sum()) for weight in reached
             ) / len(entering)  # fmt: skip
         for name in names:
-            output_without = part
+            output_without = part  # without the whole block, its input is passed on
             if half := name.partition(".")[2]:
                 with without(module, source.anatomy.family, [half]):
                     output_without = walk.batch_through(block, number, part)

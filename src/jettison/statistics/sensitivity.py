@@ -228,6 +228,7 @@ def _by_gradients(
         likelihood.backward()
     for hook in hooks:
         hook.remove()
+    # ½ E[(gᵀ E x)²]. The changes of experts are already squared.
     for (name, grid), change in changes.items():
         total = change.sum() if "expert" in parts[name][0].roles else change.square().sum()
         yield name, grid, 0.5 * float(total) / windows.numel()

@@ -61,6 +61,7 @@ class Stats:
         total = self.tokens + len(rows)
         if not total:
             return
+        # All fields are running means: scale the old mean by its share of the tokens, then add the new sum / total.
         self.hessian.mul_(self.tokens / total).addmm_(rows.T, rows, alpha=1.0 / total)
         if self.absmean is not None:
             self.absmean.mul_(self.tokens / total).add_(rows.abs().sum(0), alpha=1.0 / total)

@@ -111,8 +111,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule(step, plan.steps, plan.warmup)
             indices = sample_indices(step, plan.batch, plan.count, plan.seed)
-            mine = indices[accelerator.process_index :: accelerator.num_processes]
-            loss = lesson(*(tensor.to(accelerator.device) for tensor in fetch(mine, step)))
+            # Every process takes its share of the batch.
+            own_indices = indices[accelerator.process_index :: accelerator.num_processes]
+            loss = lesson(*(tensor.to(accelerator.device) for tensor in fetch(own_indices, step)))
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(trained.values(), plan.clip)
             optimizer.step()

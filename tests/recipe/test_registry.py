@@ -16,7 +16,7 @@ def own_methods(monkeypatch):
 
 
 def test_a_second_method_of_a_name_is_refused():
-    with pytest.raises(UsageError, match=r"quantize method 'gptq' is there already, in jettison.methods.quantize.gptq"):
+    with pytest.raises(UsageError, match=r"quantize method 'gptq' exists already, in jettison.methods.quantize.gptq"):
 
         @quantizer("gptq")
         def mine(weight, grid, stats, *, damp: float = 0.1):

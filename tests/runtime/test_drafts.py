@@ -101,7 +101,7 @@ class TestImportance:
 
     @pytest.mark.parametrize(("ratio", "method"), [(0.75, "fisher"), (0.05, "last"), (1.0, "last"), (-1, "fisher")])
     def test_ratios_that_cannot_be(self, deep, ratio, method):
-        with pytest.raises(UsageError, match=r"it is 0.25 to 0.5 here"):
+        with pytest.raises(UsageError, match=r"valid here: 0.25 to 0.5"):
             choose(measure_units(deep, Text(), samples=2, length=12), ratio, method)
 
     def test_names_that_are_none(self, deep):
@@ -120,7 +120,7 @@ class TestUnits:
 
     @pytest.mark.parametrize("unit", ["4", "-1", "1.norm", "x", ""])
     def test_units_that_are_none(self, unit):
-        with pytest.raises(UsageError, match="it is a block, 0 to 3"):
+        with pytest.raises(UsageError, match="a unit is a block, 0 to 3"):
             skipped_halves([unit], 4)
 
     def test_something_must_stay(self):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from jettison.core.errors import JettisonError
-from jettison.training.loop import Group, Judge, Plan, rows, schedule, train
+from jettison.training.loop import Group, Judge, Plan, sample_indices, schedule, train
 
 DATA = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 PLAN = Plan(steps=12, batch=8, count=len(DATA), warmup=0.25, seed=3)
@@ -123,6 +123,6 @@ def test_the_schedule():
 
 
 def test_every_epoch_has_each_sample_once():
-    order = torch.cat([rows(step, 8, 40, seed=5) for step in range(10)])
+    order = torch.cat([sample_indices(step, 8, 40, seed=5) for step in range(10)])
     assert sorted(order[:40].tolist()) == sorted(order[40:].tolist()) == list(range(40))
     assert order[:40].tolist() != order[40:].tolist()

@@ -1,1 +1,1 @@
-"""Models on disk: find, open, read their anatomy, walk them block by block. Known shapes: the same without weights."""
+"""Find and open models on disk, read their anatomy, run them block by block. Known shapes: the same without weights."""

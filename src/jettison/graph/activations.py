@@ -1,4 +1,4 @@
-"""Hidden states on their way through a model, a batch at a time, in memory or on disk."""
+"""The hidden states between two blocks of a model, batch by batch, in memory or on disk."""
 
 from pathlib import Path
 
@@ -7,14 +7,15 @@ import torch
 
 
 class Activations:
-    """A list of (batch, length, width) float32 tensors. With ``folder`` each lies in a file of it, not in memory.
+    """A list of (batch, length, width) float32 tensors.
 
-    The files are scratch: they are not synced, and whoever gave the folder deletes it.
+    folder: keep every tensor in a file of this folder, not in memory. The files are temporary: they are not synced to
+        disk, and the caller deletes the folder.
     """
 
     def __init__(self, folder: Path | None = None):
         self._folder = folder
-        self._parts: list[torch.Tensor | torch.Size] = []  # with a folder, only the shapes
+        self._parts: list[torch.Tensor | torch.Size] = []  # with a folder, only the shapes of the tensors
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -35,7 +36,8 @@ class Activations:
             value.contiguous().numpy().tofile(self._file(number))
 
     def append(self, value: torch.Tensor) -> None:
-        self._parts.append(value.shape)
+        """Add the states of one more batch."""
+        self._parts.append(value.shape)  # a placeholder, which __setitem__ replaces
         self[len(self) - 1] = value
 
     def _file(self, number: int) -> Path:

@@ -1,6 +1,7 @@
-"""Which linears a model has, where they lie, what they do. Read from a skeleton (``skeleton``) or a config (``sizes``).
+"""The anatomy of a model: its linear layers, their place, shape and role.
 
-Nothing here imports torch, whose import takes seconds: plans are made of anatomies alone.
+An anatomy is read from a skeleton (``graph.skeleton``) or from a config (``graph.sizes``). This file does not import
+torch, whose import takes seconds, because a plan needs only the anatomy.
 """
 
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-# What a model that no row knows calls its linears: last part of the path -> role.
+# The usual names of linears, for models without a row in families.yaml: role -> last part of the module path.
 USUAL_NAMES = {
     "q": ("q_proj", "query", "wq", "q_lin", "to_q"),
     "k": ("k_proj", "key", "wk", "k_lin", "to_k"),
@@ -26,8 +27,12 @@ USUAL_NAMES = {
 
 @dataclass(frozen=True)
 class Family:
-    """A row of families.yaml. ``name`` is "generic" for a model that has none. domain: what kind of model it is. folds,
-    norm_offset: see ``graph.edits.find_folds``."""
+    """A row of families.yaml, whose head explains the fields.
+
+    name: the model_type, or "generic" for a model without a row.
+    domain: the kind of model, "text" or "vision".
+    folds, norm_offset: see ``graph.edits.find_folds``.
+    """
 
     name: str
     blocks: str
@@ -43,20 +48,25 @@ class Family:
 
     @property
     def chain(self) -> bool:
-        """Whether each block turns the states of the one before into its own, and nothing else: then the model is
-        walked a block at a time. Other models stay whole."""
+        """Whether the model is a plain chain: every block reads only the hidden states of the block before it.
+
+        A chain is run one block at a time (``graph.walk``). Other models stay whole in memory (``graph.whole``).
+        """
         return self.domain == "text"
 
     def roles(self, path: str) -> tuple[str, ...] | None:
-        """The roles of the linear at ``path`` inside a block, None if the row does not list it."""
+        """Return the roles of the linear at ``path`` inside a block, or None if the row does not list it."""
         if self.name == "generic":
             last = path.rpartition(".")[2]
             return next(((role,) for role, names in USUAL_NAMES.items() if last in names), ("linear",))
-        return self.linears.get(re.sub(r"\.\d+\.", ".*.", path))
+        return self.linears.get(re.sub(r"\.\d+\.", ".*.", path))  # the row writes * for the number of an expert
 
     @property
     def block_pattern(self) -> re.Pattern[str]:
-        """What the module paths of blocks look like; ``blocks`` may have * for the numbers of lists around them."""
+        """The pattern that the module paths of blocks match.
+
+        ``blocks`` may contain *, which stands for a number where the blocks lie in lists of lists.
+        """
         return re.compile(re.escape(self.blocks).replace(r"\*", r"\d+") + ("" if "*" in self.blocks else r"\.\d+"))
 
 
@@ -64,10 +74,14 @@ class Family:
 class Linear:
     """One matrix that a recipe can act on.
 
-    name: module path. rows, columns: its shape as a map from ``columns`` inputs to ``rows`` outputs.
-    block: number of its block, None for head and embedding. fused: what must share its grid. inputs: what shares its
-    input, and hence its statistics (one expert's gate and up; the experts of a block only share ``fused``).
-    layout: linear, conv1d, conv2d or embedding. Of a convolution ``columns`` are in / groups · height · width.
+    name: the module path.
+    rows, columns: the shape of the matrix, which maps ``columns`` inputs to ``rows`` outputs; for a convolution,
+        ``columns`` is in / groups · height · width.
+    block: the number of its block; None for the head and the embedding.
+    fused: a key; linears with an equal key must share a grid.
+    inputs: a key; linears with an equal key read the same input and so share statistics. gate and up of one expert
+        have the same ``inputs``; the experts of a block share only ``fused``.
+    layout: linear, conv1d, conv2d or embedding.
     """
 
     name: str
@@ -79,22 +93,31 @@ class Linear:
     inputs: str
     layout: str = "linear"
 
-    def __hash__(self) -> int:  # of all fields it would take most of the time of a plan
+    def __hash__(self) -> int:  # a hash of all fields would take most of the time of a plan
         return hash(self.name)
 
     @property
     def role(self) -> str:
+        """The role as one word; the roles of a fused matrix are joined by "_", "expert" is not."""
         return self.roles[0] if len(self.roles) == 1 or "expert" in self.roles else "_".join(self.roles)
 
     @property
     def weights(self) -> int:
+        """The number of weights."""
         return self.rows * self.columns
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """family, how many blocks, the linears in the order of the computation, and parameters in all. paths: of the
-    blocks, where they lie in lists of lists."""
+    """The structure of a model.
+
+    family: the row of families.yaml that describes it.
+    blocks: the number of blocks.
+    linears: in the order of the computation.
+    parameters: the number of parameters of the whole model.
+    tied: whether head and embedding are one matrix.
+    paths: the module paths of the blocks, where the blocks lie in lists of lists; else empty.
+    """
 
     family: Family
     blocks: int
@@ -104,15 +127,15 @@ class Anatomy:
     paths: tuple[str, ...] = ()
 
     def path(self, block: int) -> str:
-        """The module path of a block."""
+        """Return the module path of a block."""
         return self.paths[block] if self.paths else f"{self.family.blocks}.{block}"
 
     def block_of(self, name: str) -> int | None:
-        """The block that a parameter lies in, None for one outside."""
-        found = self.family.block_pattern.match(name)
-        if found is None or name[found.end() : found.end() + 1] not in ("", "."):
+        """Return the number of the block that a parameter belongs to, or None if it is outside the blocks."""
+        match = self.family.block_pattern.match(name)
+        if match is None or name[match.end() : match.end() + 1] not in ("", "."):
             return None
-        return self.paths.index(found[0]) if self.paths else int(found[0].rpartition(".")[2])
+        return self.paths.index(match[0]) if self.paths else int(match[0].rpartition(".")[2])
 
     def __hash__(self) -> int:
         return hash((self.family.name, self.blocks, self.parameters))
@@ -121,15 +144,18 @@ class Anatomy:
         return iter(self.linears)
 
     def of_block(self, block: int | None) -> list[Linear]:
+        """Return the linears of a block; with None, those outside the blocks."""
         return [linear for linear in self.linears if linear.block == block]
 
     @property
     def head(self) -> Linear | None:
+        """The linear that computes the logits, None if there is none."""
         return next((linear for linear in self.linears if "head" in linear.roles), None)
 
 
 @cache
 def families() -> dict[str, Family]:
+    """Return the rows of families.yaml: model_type -> family."""
     rows = yaml.safe_load((files("jettison.graph") / "families.yaml").read_text(encoding="utf-8"))
     as_tuple = lambda value: (value,) if isinstance(value, str) else tuple(value)
     return {
@@ -159,13 +185,15 @@ def make_linear(
     family: Family,
     layout: str = "linear",
 ) -> Linear:
-    """A linear with what it shares its grid and its input with."""
+    """Make a linear, with the keys that name which linears share its grid (``fused``) and its input (``inputs``)."""
     parent = name.rpartition(".")[0]
-    group = next((key for key, of in family.fused.items() if set(roles) & set(of)), "")
+    group = next((key for key, members in family.fused.items() if set(roles) & set(members)), "")
     inputs = f"{parent}.{group}" if group else name
+    # The experts of a block share their grid but not their inputs: without the expert's number the keys are equal.
     fused = re.sub(r"\.\d+\.([^.]*)$", r".\1", inputs) if "expert" in roles else inputs
     return Linear(name, roles, rows, columns, block, fused, inputs, layout)
 
 
 def make_embedding(name: str, rows: int, columns: int) -> Linear:
+    """Make the ``Linear`` of an embedding, which shares its grid and its input with no other."""
     return Linear(name, ("embed",), rows, columns, None, name, name, "embedding")

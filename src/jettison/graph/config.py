@@ -1,4 +1,4 @@
-"""A config as transformers reads it, and what is refused of it."""
+"""Read a model's config with transformers, and refuse values that cannot be right."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -17,11 +17,13 @@ from jettison.core.errors import UsageError, guarded
 from jettison.graph.anatomy import families
 from jettison.graph.sizes import MOST_BLOCKS, MOST_EXPERTS
 
-# Fields that the cost of a model follows from, by transformers' common names.
+# Fields that determine the cost of a model, by transformers' common names.
 NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-POSITIVE = ("num_key_value_heads", "head_dim", "intermediate_size")  # where there are any; one per layer in some models
-WHOLE = ("max_position_embeddings", "sliding_window")  # where there are any; some families write -1 or 0 for none
-# The largest of each that is read, several times what any model has: what is built of them would take minutes.
+# Optional fields that must be positive; in some models they are lists of one number per layer.
+POSITIVE = ("num_key_value_heads", "head_dim", "intermediate_size")
+WHOLE = ("max_position_embeddings", "sliding_window")  # optional; some families write -1 or 0 for none
+# Name pattern -> the largest value that is accepted, several times what any model has. Larger models would take minutes
+# to build.
 LARGEST = {
     r"(n|num|num_hidden|(en|de)coder)_layers?": MOST_BLOCKS,
     r"(n|num)_(\w+_)?experts": MOST_EXPERTS,
@@ -31,10 +33,12 @@ OF_EXPERTS = ("num_experts", "num_local_experts", "num_experts_per_tok", "moe_in
 
 
 def read_config(raw_config: Mapping[str, Any], path: Path | None, where: str) -> PretrainedConfig:
-    """The config of a known shape (no path), of a folder or of a file. where: what errors call it.
+    """Read the config of a known shape, a folder or a file.
 
-    Raises UsageError if it cannot be read, or if a field that a cost needs is absurd or missing: transformers would
-    fill in a default of the family, which only shows as a wrong plan.
+    path: the folder or file; None for a known shape.
+    where: the name of the config in errors.
+    Raises UsageError if transformers cannot read it, or if a field that determines the cost is missing or impossible:
+    transformers would fill in a default of the family, which would show only as a wrong plan.
     """
     _check_largest(raw_config, where)
     try:
@@ -45,23 +49,26 @@ def read_config(raw_config: Mapping[str, Any], path: Path | None, where: str) ->
                 config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except UsageError:
         for section in (raw_config, raw_config.get("text_config")):
-            if isinstance(section, dict):  # says more than the error, if the reason is one of these
+            if isinstance(section, dict):  # if a number is the reason, this error is clearer than transformers' own
                 _check_numbers(section.get, (*NEEDED, *POSITIVE), {}, where)
         raise
     _check(config, raw_config, where)
-    config.return_dict = config.get_text_config().return_dict = True  # what runs the model reads named outputs
+    config.return_dict = config.get_text_config().return_dict = True  # callers read the outputs by name
     return config
 
 
 def kind_of(config: PretrainedConfig) -> str:
-    """The domain of a config: ``vision`` of an image classifier, else ``text``."""
+    """Return the domain of a config: ``vision`` for an image classifier, else ``text``."""
     named = any(str(name).endswith("ForImageClassification") for name in config.architectures or ())
     images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     return "vision" if images and (named or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING) else "text"
 
 
 def _check_largest(values: Mapping[str, Any], where: str) -> None:
-    """Looks at the file as it is: some config classes make a list of as many entries as there are layers."""
+    """Raise UsageError for a field above its limit in ``LARGEST``.
+
+    This checks the raw file, before transformers reads it: some config classes make a list with an entry per layer.
+    """
     for name, value in values.items():
         if isinstance(value, Mapping):
             _check_largest(value, where)
@@ -71,6 +78,7 @@ def _check_largest(values: Mapping[str, Any], where: str) -> None:
 
 
 def _check(config: PretrainedConfig, raw_config: Mapping[str, Any], where: str) -> None:
+    """Raise UsageError if a config that transformers could read is missing a field or has an impossible value."""
     text = config.get_text_config()
     if not isinstance(text, PretrainedConfig):
         raise UsageError(f"{where}: the section of its text model is {type(text).__name__}; an object is needed")
@@ -78,7 +86,7 @@ def _check(config: PretrainedConfig, raw_config: Mapping[str, Any], where: str) 
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         _check_present(config, text, raw_config, where)
     family = families().get(config.model_type)
-    if kind_of(config) == "text":  # in image classifiers some of these are one per stage
+    if kind_of(config) == "text":  # image classifiers have some of these fields as lists, one number per stage
         fields = (*NEEDED, *POSITIVE, *(OF_EXPERTS if family and family.experts else ()))
         _check_numbers(value_of, fields, text.attribute_map, where)
     if config.dtype is not None and not isinstance(config.dtype, torch.dtype):
@@ -86,10 +94,10 @@ def _check(config: PretrainedConfig, raw_config: Mapping[str, Any], where: str) 
     for field in WHOLE:
         if (value := value_of(field)) is not None and type(value) is not int:
             raise UsageError(f"{where}: {text.attribute_map.get(field, field)} = {value!r}; a whole number is needed")
-    heads, shared = value_of("num_attention_heads"), value_of("num_key_value_heads")
-    if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
+    heads, key_value_heads = value_of("num_attention_heads"), value_of("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(key_value_heads, int) and heads % key_value_heads:
         raise UsageError(
-            f"{where}: num_key_value_heads = {shared}; a divisor of num_attention_heads = {heads} is needed"
+            f"{where}: num_key_value_heads = {key_value_heads}; a divisor of num_attention_heads = {heads} is needed"
         )
     if family and family.experts:
         chosen, experts = value_of("num_experts_per_tok"), value_of("num_local_experts") or value_of("num_experts")
@@ -98,23 +106,25 @@ def _check(config: PretrainedConfig, raw_config: Mapping[str, Any], where: str) 
 
 
 def _check_present(config: PretrainedConfig, text: PretrainedConfig, raw_config: Mapping[str, Any], where: str) -> None:
-    """Raises UsageError for a needed field that the config leaves out and transformers therefore made up.
+    """Raise UsageError for a needed field that the file leaves out, which transformers filled with a default.
 
-    Sections of multimodal configs were written as differences from their class (Gemma 3's, among others), so there
-    only width and depth must stand.
+    Some multimodal models (Gemma 3 among others) write only the fields of a section that differ from the defaults of
+    its class. In a section only width and depth are therefore required.
     """
     section = next((key for key, value in vars(config).items() if value is text), None)
-    given = {*raw_config, *((raw_config.get(section) or {}) if section else ())}
+    stated = {*raw_config, *((raw_config.get(section) or {}) if section else ())}
     for field in NEEDED if section is None else NEEDED[:2]:
         name = text.attribute_map.get(field, field)
-        if {field, name} & given or not hasattr(text, name):
+        if {field, name} & stated or not hasattr(text, name):
             continue
-        if getattr(text, name) == getattr(type(text), name, None):  # else it was read from an older name of it
+        # A value other than the default was read from an older name of the field.
+        if getattr(text, name) == getattr(type(text), name, None):
             at = f"{section}." if section else ""
             raise UsageError(f"{where}: {at}{name} is missing; a positive whole number is needed")
 
 
 def _check_numbers(value_of: Callable[[str], Any], fields: Iterable[str], names: Mapping[str, str], where: str) -> None:
+    """Raise UsageError for a field that is not a positive whole number, or a list of them where one is allowed."""
     for field in fields:
         value = value_of(field)
         several = field not in NEEDED and isinstance(value, list | tuple)

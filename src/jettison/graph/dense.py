@@ -1,4 +1,4 @@
-"""A whole model in memory, in full precision."""
+"""Load a whole model into memory in full precision."""
 
 import psutil
 import torch
@@ -11,18 +11,19 @@ from jettison.core.numbers import figures
 from jettison.core.progress import waiting
 from jettison.graph.folder import FULL_PRECISION, ModelFolder
 
-ROOM = 1.1  # buffers and activations beside the weights
+ROOM = 1.1  # factor on the size of the weights: buffers and activations take memory, too
 
 
 def compute_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @waiting("loading the model")
 def load_dense(source: ModelFolder, dtype: torch.dtype | None = None) -> nn.Module:
-    """The model of a folder, all weights in ``dtype`` (default: the type it is stored in).
+    """Load the model of a folder, with all weights in ``dtype`` (default: the type they are stored in).
 
-    Raises JettisonError if the model is larger than the memory that is free.
+    Raises JettisonError if the model is larger than the free memory.
     """
     dtype = dtype or stored_dtype(source)
     require_memory(source.anatomy.parameters * dtype.itemsize, f"{source.name} in {str(dtype).removeprefix('torch.')}")
@@ -32,7 +33,10 @@ def load_dense(source: ModelFolder, dtype: torch.dtype | None = None) -> nn.Modu
 
 
 def with_defaults(model: nn.Module, source: ModelFolder, dtype: torch.dtype) -> nn.Module:
-    """Tell a filled skeleton its type and the folder's own settings for generation."""
+    """Set the type of a filled skeleton, and the folder's own settings for generation. Returns the model.
+
+    Raises UsageError if these settings cannot be read or eos_token_id is not a whole number or several.
+    """
     model.config.dtype = dtype
     file = source.folder / "generation_config.json"
     if not model.can_generate():
@@ -48,17 +52,19 @@ def with_defaults(model: nn.Module, source: ModelFolder, dtype: torch.dtype) -> 
 
 
 def stored_dtype(source: ModelFolder) -> torch.dtype:
-    """The type that a checkpoint's config says it has; float32 where it says nothing. Raises UsageError for others than
-    ``FULL_PRECISION``."""
+    """Return the type that the config states for the weights, float32 if it states none.
+
+    Raises UsageError for a type that is not in ``FULL_PRECISION``.
+    """
     name = str(getattr(source.config, "dtype", None) or "float32").removeprefix("torch.")
-    known = {each: getattr(torch, each) for each in FULL_PRECISION}
+    known = {kind: getattr(torch, kind) for kind in FULL_PRECISION}
     if name not in known:
         raise UsageError(f"{source.where}: dtype = {name!r:.60}; valid: {', '.join(known)}")
     return known[name]
 
 
 def require_memory(weights: float, what: str) -> None:
-    """Raises JettisonError if ``weights`` bytes and some room do not fit in free memory."""
+    """Raise JettisonError if ``weights`` bytes, times ``ROOM``, exceed the free memory. what: the name in the error."""
     free = psutil.virtual_memory().available
     if weights * ROOM > free:
         raise JettisonError(
@@ -68,12 +74,12 @@ def require_memory(weights: float, what: str) -> None:
 
 
 def training_dtype() -> torch.dtype:
-    """What the teacher is loaded in."""
+    """Return the type in which the teacher is loaded: bfloat16 where the device is fast at it, else float32."""
     return torch.bfloat16 if has_fast_bfloat16(compute_device()) else torch.float32
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether this device multiplies bfloat16 natively; on other CPUs it is slower than float32."""
+    """Return whether this device multiplies bfloat16 natively; on other CPUs bfloat16 is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

@@ -1,4 +1,4 @@
-"""What a method that sees a whole block may ask for: edits of parameters, which the pipeline applies and writes."""
+"""Edits of parameters that a method returns for a whole block; the pipeline applies and writes them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,18 @@ from jettison.graph.anatomy import Family, Linear
 
 @dataclass(frozen=True)
 class Scale:
-    """Multiply a parameter along one axis. name: of the parameter, as the model has it. factor: (size of the axis,)."""
+    """Multiply a parameter along one axis.
+
+    name: of the parameter, as the model has it.
+    factor: (size of the axis,).
+    """
 
     name: str
     axis: int
     factor: torch.Tensor
 
     def of(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the parameter ``value`` after the edit, in its own type."""
         shape = [1] * value.dim()
         shape[self.axis] = -1
         return value * self.factor.view(shape).to(value.dtype)
@@ -25,7 +30,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Put:
-    """Store a matrix so. name: of the linear."""
+    """Replace the weight of the linear ``name`` by a quantized one."""
 
     name: str
     weight: QuantizedWeight
@@ -36,21 +41,29 @@ Edit = Scale | Put
 
 @dataclass(frozen=True)
 class Fold:
-    """A place where the inputs of some linears can be divided by a factor for free: a norm's weight, or the rows of the
-    linear in front, take it. names: of the parameters that are divided. repeats: how often a row of the source stands
-    among the inputs (heads that share a value)."""
+    """A place where the inputs of some linears can be divided by a factor without a cost when the model runs.
+
+    The source, a norm's weight or the rows of the linear before the consumers, is divided by the factor.
+
+    names: of the parameters of the source.
+    consumers: the linears that read the source, all of them.
+    repeats: how many inputs a row of the source becomes (query heads that share a value head).
+    """
 
     names: tuple[str, ...]
     consumers: tuple[Linear, ...]
     repeats: int = 1
-    width: int = 0  # rows that are repeated together: the width of a head
+    width: int = 0  # the number of rows that are repeated together, which is the width of a head
     offset: float = 0.0  # a norm multiplies by weight + offset
 
 
 @dataclass(frozen=True)
 class BlockView:
-    """The linears of a block, or of what lies outside the blocks, that a step claims. weight: reads one as (out, in)
-    float32; parameter: reads any parameter."""
+    """The linears that a step claims in one block, or outside the blocks.
+
+    weight: reads the weight of a linear as (out, in) float32.
+    parameter: reads any parameter by its name.
+    """
 
     linears: Sequence[Linear]
     folds: Sequence[Fold]
@@ -62,10 +75,13 @@ def find_folds(
     family: Family, path: str, linears: Sequence[Linear], claimed: Sequence[Linear], has: Callable[[str], bool],
     heads: tuple[int, int] | None,
 ) -> Iterator[Fold]:  # fmt: skip
-    """The folds of a block by its family's row (``folds``: norm's path or role -> roles that read it).
+    """Yield the folds of a block from its family's row (``folds``: a norm's path or a role -> the roles that read it).
 
-    path: of the block. linears: all of the block; only folds all of whose consumers are ``claimed`` are given.
-    has: whether the checkpoint has a parameter. heads: of queries, and of keys and values.
+    path: of the block; "" yields nothing.
+    linears: all linears of the block.
+    claimed: the linears that the step claims. A fold is yielded only if all its consumers are claimed.
+    has: whether the checkpoint has a parameter.
+    heads: the number of query heads, and of key and value heads.
     """
     if not path:
         return
@@ -74,19 +90,21 @@ def find_folds(
         for role in linear.roles if "expert" not in linear.roles else ():
             by_role.setdefault(role, []).append(linear)
     for source, roles in family.folds.items():
-        consumers = tuple(dict.fromkeys(each for role in roles for each in by_role.get(role, ())))
+        consumers = tuple(dict.fromkeys(linear for role in roles for linear in by_role.get(role, ())))
         if not consumers or not set(consumers) <= set(claimed):
             continue
-        if source not in by_role:
+        if source not in by_role:  # the source is the path of a norm, not a role
             stem = f"{path}.{source}"
             names = tuple(name for name in (f"{stem}.weight", f"{stem}.bias") if has(name))
             yield Fold(names, consumers, offset=family.norm_offset)
             continue
         (front, *others), (consumer, *more) = by_role[source], consumers
         if others or more or len(front.roles) > 1 or len(consumer.roles) > 1 or front not in claimed:
-            continue  # of fused matrices the rows are not the consumer's inputs; another step may round the front
+            # The rows of a fused matrix are not the consumer's inputs. A front that is not claimed may be rounded by
+            # another step.
+            continue
         repeats, width = 1, 0
-        if front.rows != consumer.columns:
+        if front.rows != consumer.columns:  # grouped-query attention: several query heads read one value head
             if heads is None or front.rows * heads[0] != consumer.columns * heads[1]:
                 continue
             repeats, width = heads[0] // heads[1], front.rows // heads[1]

@@ -1,4 +1,4 @@
-"""A model as it lies on disk: what its config says, and any parameter by the name its module has."""
+"""A model folder on disk: its config, and its parameters by the names that they have in the module."""
 
 import os
 import re
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # a plan opens folders without torch and transformers, which 
     import torch
 
 BUNDLED = {"scribe": Path(__file__).parent / "scribe"}
-# What shapes the token ids of a text or a chat, and where a text ends.
+# The files that determine the token ids of a text or a chat, and where a text ends.
 TOKENIZER = re.compile(
     r"tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|.*\.tiktoken|"
     r"spiece\.model|sentencepiece.*\.model|chat_template\.(jinja|json)|generation_config\.json"
@@ -29,14 +29,15 @@ FULL_PRECISION = ("float16", "bfloat16", "float32", "float64")  # types of torch
 
 
 def find_folder(name: str | Path) -> Path:
-    """The folder of a model: ``scribe`` (bundled), a local folder, or a Hugging Face hub id, fetched once.
+    """Return the folder of a model. A model of the Hugging Face hub is downloaded once.
 
-    Raises UsageError if there is no such model, or only its shape.
+    name: ``scribe`` (bundled), a local folder, or a hub id.
+    Raises UsageError if there is no such model, or only its shape is known.
     """
     if str(name) in BUNDLED:
         return BUNDLED[str(name)]
     folder = Path(name)
-    if os.path.isdir(folder):  # unlike Path.is_dir, also of a name that is too long
+    if os.path.isdir(folder):  # unlike Path.is_dir, this does not raise for a name that is too long
         try:
             str(folder.resolve()).encode()
         except UnicodeEncodeError:
@@ -57,13 +58,13 @@ def find_folder(name: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(f"no folder {str(name)!r} here, and the hub could not serve it: {error}") from error
+        raise UsageError(f"there is no folder {str(name)!r}, and the hub could not serve it: {error}") from error
 
 
 def open_shape(name: str | Path) -> ModelShape:
-    """What a plan can be made for: a known shape (see ``shape_names``), a config.json, or what ``ModelFolder`` opens.
+    """Open what a plan can be made for: a known shape (see ``shape_names``), a config.json, or a model folder.
 
-    A model's folder goes before a shape of the same name. Raises UsageError if there is no such model.
+    A local folder has precedence over a shape of the same name. Raises UsageError if there is no such model.
     """
     path = Path(name)
     if str(name) in shapes() and not (path / "config.json").exists():
@@ -76,7 +77,11 @@ def open_shape(name: str | Path) -> ModelShape:
 
 
 class ModelFolder(ModelShape):
-    """A Hugging Face folder. Opening it reads the config and the headers of the shards, no weights."""
+    """A Hugging Face model folder. Opening it reads the config and the headers of the shards, no weights.
+
+    name: ``scribe``, a local folder or a hub id (see ``find_folder``).
+    Raises UsageError if there is no such folder or it has no config.json.
+    """
 
     def __init__(self, name: str | Path):
         self.folder = find_folder(name)
@@ -84,26 +89,27 @@ class ModelFolder(ModelShape):
             raise UsageError(f"{self.folder} is not a model folder: it has no config.json")
         super().__init__(str(name), read_json(self.folder / "config.json"), self.folder)
 
-    def _opened_again(self) -> "ModelFolder":
+    def _reopened(self) -> "ModelFolder":
         return ModelFolder(self.folder)
 
     @property
     def weights(self) -> bool:
-        """Whether the folder has safetensors, and not its config alone."""
+        """Whether the folder has safetensors files, not only a config."""
         return (self.folder / INDEX).exists() or any(self.folder.glob("model*.safetensors"))
 
     @property
     def tileable(self) -> bool:
-        """Whether what the kernels read may be kept beside the checkpoint: not for models with convolutions."""
+        """Whether the kernels' tiles may be cached beside the checkpoint: not for models with convolutions."""
         return all(linear.layout != "conv2d" for linear in self.anatomy)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
+        """The tensors of the folder. Raises UsageError or JettisonError, see ``Checkpoint``."""
         return Checkpoint(self.folder)
 
     @cached_property
     def tokenizer(self):
-        """As transformers reads it. Raises UsageError if it cannot."""
+        """The tokenizer, read by transformers. Raises UsageError if transformers cannot read it."""
         from transformers import AutoTokenizer
 
         for path in self.folder.iterdir():
@@ -113,22 +119,26 @@ class ModelFolder(ModelShape):
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
 
     def identity(self) -> dict[str, Any]:
-        """What the model's outputs depend on: digests of its config, and of all bytes of its weights and its tokenizer,
-        file by file."""
-        companions = sorted(path for path in self.folder.iterdir() if TOKENIZER.fullmatch(path.name) and path.is_file())
+        """Return digests of all that the model's outputs depend on: its config, and every file of its weights and of
+        its tokenizer."""
+        tokenizer_files = sorted(
+            path for path in self.folder.iterdir() if TOKENIZER.fullmatch(path.name) and path.is_file()
+        )
         return {
             "config": digest(self.raw_config),
             "weights": self.checkpoint.content(),
-            "tokenizer": {path.name: content_digest(path) for path in companions},
+            "tokenizer": {path.name: content_digest(path) for path in tokenizer_files},
         }
 
     def fingerprint(self) -> str:
-        """16 hex digits that name the whole content, see ``identity``."""
+        """Return 16 hex digits that identify the whole content, see ``identity``."""
         return digest(self.identity())
 
     def locate(self, parameter: str) -> tuple[str, int | None, str]:
-        """Where a module's parameter is stored: (tensor, expert number for a stacked tensor, what to take of it).
+        """Find where a module's parameter is stored.
 
+        Returns the tensor, the number of the expert (None for a tensor that does not stack experts), and the projection
+        to take of a stacked tensor: gate_proj, up_proj or down_proj ("" for others).
         Raises JettisonError if the checkpoint has no such tensor.
         """
         if (tensor := self._tensor(parameter)) is not None:
@@ -147,10 +157,11 @@ class ModelFolder(ModelShape):
         raise JettisonError(f"{self.folder}: the checkpoint has no tensor for {parameter}")
 
     def has(self, parameter: str) -> bool:
+        """Return whether the checkpoint stores a module's parameter as a tensor of its own."""
         return self._tensor(parameter) is not None
 
     def _tensor(self, parameter: str) -> str | None:
-        """The checkpoint's name for a parameter: its own, or the same without or with another prefix."""
+        """Return the checkpoint's name for a parameter: the same, with another prefix, or an older name; else None."""
         if parameter in self.checkpoint:
             return parameter
         for prefix, replacement in self._prefixes:
@@ -163,18 +174,20 @@ class ModelFolder(ModelShape):
 
     @cached_property
     def _renamed(self) -> dict[str, str]:
-        """Parameter -> the checkpoint's tensor, where the class has other names now than when the checkpoint was
-        written (``vit.encoder.layer.0.attention.attention.query`` is ``vit.layers.0.attention.q_proj``). transformers
-        knows them; what it also splits or joins is left out."""
+        """Parameter -> the checkpoint's tensor, for classes that were renamed after the checkpoint was written.
+
+        For example ``vit.encoder.layer.0.attention.attention.query`` is now ``vit.layers.0.attention.q_proj``.
+        transformers has the list of these names. Tensors that it also splits or joins are not supported.
+        """
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightRenaming, apply_renamings
 
-        renamings = [each for each in get_model_conversion_mapping(self.skeleton) if isinstance(each, WeightRenaming)]
+        renamings = [rule for rule in get_model_conversion_mapping(self.skeleton) if isinstance(rule, WeightRenaming)]
         return {apply_renamings(tensor, renamings): tensor for tensor in self.checkpoint}
 
     @cached_property
     def _prefixes(self) -> list[tuple[str, str]]:
-        """Module prefix -> older spellings of it in checkpoints."""
+        """Pairs of a prefix of module names, and an older form of this prefix in checkpoints."""
         base = self.skeleton.base_model_prefix + "."
         return [
             (base, ""),  # saved from the bare base model
@@ -184,11 +197,12 @@ class ModelFolder(ModelShape):
         ]
 
     def tensors_of(self, block: int | None) -> list[str]:
-        """The checkpoint's tensors that belong to a block; with None, all that belong to none."""
-        return [tensor for tensor, of in self._block_of.items() if of == block]
+        """Return the checkpoint's tensors that belong to a block; with None, those that belong to no block."""
+        return [tensor for tensor, owner in self._block_of.items() if owner == block]
 
     @cached_property
     def _block_of(self) -> dict[str, int | None]:
+        """Tensor of the checkpoint -> the number of its block, None outside the blocks."""
         blocks = dict.fromkeys(sorted(self.checkpoint))
         for name in self.skeleton.state_dict():
             block = self.anatomy.block_of(name)
@@ -198,62 +212,76 @@ class ModelFolder(ModelShape):
 
     @cached_property
     def license(self) -> str:
-        """As the folder states it: the model card's ``license`` field, else the name of a licence file, else ''."""
-        with suppress(JettisonError):  # no card, or none that can be read
+        """The licence: the model card's ``license`` field, else the name of a licence file, else ''."""
+        with suppress(JettisonError):  # there is no card, or it cannot be read
             card = read_bytes(self.folder / "README.md", CARD_LIMIT).decode("utf-8", "replace")
-            if found := re.search(r"^license:\s*(\S+)", card, re.MULTILINE):
-                return found[1]
+            if match := re.search(r"^license:\s*(\S+)", card, re.MULTILINE):
+                return match[1]
         return next((path.name for path in sorted(self.folder.glob("LICENSE*"))), "")
 
     def read(self, parameter: str) -> "torch.Tensor":
-        """A module's parameter, in the module's own layout, in the type it is stored in."""
+        """Read a module's parameter, in the module's own layout and in the stored type.
+
+        Raises JettisonError if it is not stored, cannot be read, or stacked experts have a wrong number of dimensions.
+        """
         tensor, expert, part = self.locate(parameter)
-        if expert is not None and len(self.checkpoint.shape(tensor)) not in (2, 3):  # of biases and of weights
+        if expert is not None and len(self.checkpoint.shape(tensor)) not in (2, 3):  # biases have 2, weights 3
             raise JettisonError(
                 f"{self.folder}: {tensor} has shape {self.checkpoint.shape(tensor)}, not one of experts"
             )
         value = self.checkpoint.read(tensor, expert)
         if expert is None:
             return value
-        if value.dim() == 2:  # stacked experts are stored (in, out)
-            value = value.T
-        if part != "down_proj":  # gate and up alternate
+        if value.dim() == 2:  # stacked experts are stored as (in, out)
+            value = value.T  # (out, in)
+        if part != "down_proj":  # the rows of gate and up alternate
             value = value[0::2] if part == "gate_proj" else value[1::2]
         return value.contiguous()
 
     def stored_shape(self, parameter: str) -> tuple[str, tuple[int, ...]]:
-        """The tensor that holds a parameter, and the shape that ``read`` gives, from the header alone."""
+        """Return the tensor that holds a parameter, and the shape that ``read`` returns, from the header alone.
+
+        Raises JettisonError if the parameter is not stored, or its tensor has too few experts.
+        """
         tensor, expert, part = self.locate(parameter)
         shape = self.checkpoint.shape(tensor)
         if expert is None:
             return tensor, shape
         if not shape or expert >= shape[0]:
             raise JettisonError(f"{self.folder}: {tensor} has shape {shape}, so it holds no expert {expert}")
-        shape = tuple(reversed(shape[1:]))
+        shape = tuple(reversed(shape[1:]))  # (experts, in, out) -> (out, in), as ``read`` returns it
         return tensor, (shape if part == "down_proj" else (shape[0] // 2, *shape[1:]))
 
     def _check_tensor(
-        self, parameter: str, value: "torch.Tensor", shape: tuple | None = None, wanted: tuple | None = None
+        self, parameter: str, value: "torch.Tensor", shape: tuple | None = None, needed: tuple | None = None
     ) -> None:
-        """shape: of the whole tensor, where ``value`` is a part of it. wanted: by default what the skeleton has."""
+        """Raise JettisonError if a stored parameter has a wrong shape or is not stored in full precision.
+
+        shape: of the whole tensor, where ``value`` is only a part of it.
+        needed: the right shape; by default that of the skeleton's parameter.
+        """
         shape = tuple(value.shape if shape is None else shape)
-        wanted = tuple(self.skeleton.get_parameter(parameter).shape if wanted is None else wanted)
+        needed = tuple(self.skeleton.get_parameter(parameter).shape if needed is None else needed)
         where = f"{self.folder}: {self.locate(parameter)[0]}"
-        if shape != wanted:
-            raise JettisonError(f"{where} has shape {shape}, the config asks for {wanted} at {parameter}")
+        if shape != needed:
+            raise JettisonError(f"{where} has shape {shape}, the config asks for {needed} at {parameter}")
         if str(value.dtype).removeprefix("torch.") not in FULL_PRECISION:
             raise JettisonError(f"{where} is stored as {value.dtype}: full-precision weights are needed at {parameter}")
 
     def read_weight(self, name: str, layout: str, rows: slice | None = None) -> "torch.Tensor":
-        """The weight of a linear as float32 (rows, columns), or some rows of it, which alone are then read where they
-        lie together. Raises JettisonError if its shape is not what the config asks for, or a value is not finite."""
+        """Read the weight of a linear as float32 (rows, columns).
+
+        layout: of the linear, see ``anatomy.Linear``.
+        rows: return only these rows; only they are read from disk where they lie together.
+        Raises JettisonError if the shape differs from what the config asks for, or a value is not finite.
+        """
         from jettison.graph.modules import as_matrix
 
         tensor, expert, _ = self.locate(f"{name}.weight")
         if rows is None:
             stored = self.read(f"{name}.weight")
             self._check_tensor(f"{name}.weight", stored)
-        elif expert is None and layout != "conv1d":
+        elif expert is None and layout != "conv1d":  # the first stored dimension is that of the rows
             stored = self.checkpoint.read(tensor, rows)
             self._check_tensor(f"{name}.weight", stored, self.checkpoint.shape(tensor))
         else:
@@ -265,11 +293,14 @@ class ModelFolder(ModelShape):
         return as_matrix(weight, layout)
 
     def fill(self, module: "torch.nn.Module", prefix: str = "", dtype: "torch.dtype | None" = None, skip=()) -> None:
-        """Give every parameter and stored buffer of ``module`` that is on meta its value; parameters of the modules in
-        ``skip`` stay there.
+        """Read the value of every parameter and stored buffer of ``module`` that is on the meta device.
 
-        Parameters ask for gradients, as transformers leaves them: for frozen weights and a strided input, PyTorch's
-        linear copies the weight once per row of the batch.
+        prefix: the module path of ``module`` in the model.
+        dtype: the type of the values; None means the stored type.
+        skip: modules whose parameters stay on meta.
+
+        The parameters require gradients, as transformers leaves them: if the weights were frozen, PyTorch's linear
+        would copy the weight once per row of the batch when its input is strided.
         """
         from torch.nn import Parameter
 
@@ -282,9 +313,9 @@ class ModelFolder(ModelShape):
                 full = ".".join(part for part in (prefix, path, name) if part)
                 tensor, expert, part = self.locate(full)
                 key = f"{tensor}/{expert}/{part}"
-                if key not in seen:  # tied parameters stay one
+                if key not in seen:  # tied parameters stay one parameter
                     value = self.read(full)
-                    self._check_tensor(full, value, wanted=parameter.shape)
+                    self._check_tensor(full, value, needed=parameter.shape)
                     seen[key] = Parameter(value.to(dtype) if dtype else value)
                 owner._parameters[name] = seen[key]
             for name in owner._buffers.keys() - owner._non_persistent_buffers_set:
@@ -295,7 +326,7 @@ class ModelFolder(ModelShape):
 
 
 def empty(module: "torch.nn.Module") -> None:
-    """Send the parameters of a module back to meta, freeing their memory."""
+    """Move the parameters of a module back to the meta device, which frees their memory."""
     import torch
 
     for owner in module.modules():

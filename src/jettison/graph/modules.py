@@ -1,4 +1,4 @@
-"""Linear layers on packed weights, and the low-rank LoRA adapter that recovers what they lost."""
+"""Linear layers and convolutions with packed weights, and the LoRA adapter that recovers the lost quality."""
 
 import math
 from collections.abc import Mapping
@@ -18,10 +18,15 @@ SETTINGS = ("stride", "padding", "dilation", "groups")  # of a convolution
 
 
 class PackedLinear(nn.Module):
-    """y = x Wᵀ + b with W packed, under the names that compressed-tensors gives its parts.
+    """y = x Wᵀ + b with W packed. Its parts have the names of compressed-tensors.
 
-    weight_packed: int32 (out, words). weight_scale: (out, groups). weight_zero_point: int32 (words, groups) or None.
-    ``tiled`` makes of it what the CPU kernels read.
+    columns: the number of inputs.
+    weight_packed: (out, words) int32.
+    weight_scale: (out, groups).
+    weight_zero_point: (words, groups) int32, or None for a symmetric grid.
+    bias: (out,) or None.
+
+    ``tiled`` converts the weight to the layout of the CPU kernels.
     """
 
     def __init__(
@@ -36,25 +41,27 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.grid, self.in_features, self.out_features = grid, columns, len(weight_packed)
         parts = zip((*PARTS, "bias"), (weight_packed, weight_scale, weight_zero_point, bias), strict=True)
-        _hold(self, dict(parts))
+        _register(self, dict(parts))
 
     @classmethod
     def of(cls, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> "PackedLinear":
+        """Pack a quantized weight."""
         return cls(weight.grid, weight.codes.shape[1], **weight.parts(), bias=bias)
 
     @property
     def scale(self) -> torch.Tensor:
+        """The scales in use, (out, groups). Subclasses that train the scales override it."""
         return self.weight_scale
 
     def weight(self) -> torch.Tensor:
-        """(out, in) float32."""
+        """Return the dequantized weight, (out, in) float32."""
         return ops.dequantize(self.weight_packed, self.scale, self.weight_zero_point, self.grid, self.in_features)
 
     def tiled(self) -> "TiledLinear | None":
-        """The weight in the order in which the CPU kernels read it, where it meets activations as int8.
+        """Return the same linear with its weight in the layout of the CPU kernels, which use int8 activations.
 
-        None where the kernels do not serve (another device, scales that were turned to another type, a grid that they
-        do not know) or are missing.
+        Returns None if the kernels are missing or cannot run it: the weight is on another device, the scales were
+        converted to another type, or the kernels do not support the grid.
         """
         if not self.weight_packed.is_cpu or self.weight_scale.dtype != self.grid.scale_dtype:
             return None
@@ -65,8 +72,10 @@ class PackedLinear(nn.Module):
         return TiledLinear(self.grid, tiling, *ops.pack_tiles(*parts, self.grid, tiling), bias=self.bias)
 
     def _two_of_four(self) -> bool:
-        """Whether two of each four columns are zero, and left out of tiles. For most weights the first rows already
-        show that they are not 2:4."""
+        """Return whether the weight is 2:4 sparse: two of every four columns are zero, and tiles leave them out.
+
+        For most weights the first rows already show that they are not 2:4, so these are tested first.
+        """
         if Tiling.of(self.grid, 1, self.in_features, True) is None:
             return False
         codes = lambda packed: unpack(packed, self.grid.bits, self.in_features)
@@ -80,8 +89,13 @@ class PackedLinear(nn.Module):
 
 
 class TiledLinear(nn.Module):
-    """y = x Wᵀ + b with W in the order in which the CPU kernels read it; see ``Tiling`` for the shapes of tiles and
-    zeros. ``packed`` makes of it what a checkpoint holds, which is also what its state dict has."""
+    """y = x Wᵀ + b with W in the layout of the CPU kernels.
+
+    tiles, tile_zero: see ``Tiling`` for their shapes.
+    bias: (out,) or None.
+
+    ``packed`` converts the weight to the layout of checkpoints, which the state dict also has.
+    """
 
     def __init__(
         self,
@@ -93,19 +107,22 @@ class TiledLinear(nn.Module):
     ):
         super().__init__()
         self.grid, self.tiling, self.in_features, self.out_features = grid, tiling, tiling.columns, tiling.rows
-        _hold(self, {"tiles": tiles, "tile_zero": tile_zero}, persistent=False)
-        _hold(self, {"bias": bias})
-        self.float_bias = None if bias is None else bias.detach().float()  # whatever type the module is turned to
+        _register(self, {"tiles": tiles, "tile_zero": tile_zero}, persistent=False)
+        _register(self, {"bias": bias})
+        self.float_bias = (
+            None if bias is None else bias.detach().float()
+        )  # no buffer, so that it stays float32 if the module is converted
 
     def _parts(self) -> dict[str, torch.Tensor | None]:
+        """Return the parts of the weight in the layout of checkpoints."""
         return dict(zip(PARTS, to_checkpoint(self.tiles, self.tile_zero, self.tiling, self.grid), strict=True))
 
     def packed(self) -> PackedLinear:
-        """Back to the layout of checkpoints, bit for bit, on whatever device the tiles are."""
+        """Return the linear in the layout of checkpoints, exactly as it was packed, on the device of the tiles."""
         return PackedLinear(self.grid, self.in_features, **self._parts(), bias=self.bias)
 
     def weight(self) -> torch.Tensor:
-        """(out, in) float32."""
+        """Return the dequantized weight, (out, in) float32."""
         return dense(self.tiles, self.tile_zero, self.tiling)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -127,7 +144,10 @@ QuantizedLinear = PackedLinear | TiledLinear
 class PackedConv2d(nn.Module):
     """A convolution whose weight is packed as a matrix of (out, in / groups · height · width).
 
-    No kernel of ours multiplies it: ``unpacked`` makes of it an ordinary convolution, which is what runs after loading.
+    like: the convolution that it replaces.
+    weight_packed, weight_scale, weight_zero_point, bias: see ``PackedLinear``.
+
+    Our kernels do not run it. After loading, ``unpacked`` converts it to an ordinary convolution.
     """
 
     def __init__(
@@ -139,31 +159,31 @@ class PackedConv2d(nn.Module):
         weight_zero_point: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
     ):
-        """like: the convolution in whose place it stands."""
         super().__init__()
         self.grid = grid
-        for name in (*SETTINGS, "kernel_size", "in_channels", "out_channels"):  # models read them
+        for name in (*SETTINGS, "kernel_size", "in_channels", "out_channels"):  # the code of some models reads these
             setattr(self, name, getattr(like, name))
         self.kernel = (self.in_channels // self.groups, *self.kernel_size)
         parts = zip((*PARTS, "bias"), (weight_packed, weight_scale, weight_zero_point, bias), strict=True)
-        _hold(self, dict(parts))
+        _register(self, dict(parts))
 
     @property
     def scale(self) -> torch.Tensor:
+        """The scales in use, (out, groups). Subclasses that train the scales override it."""
         return self.weight_scale
 
     @property
     def weight(self) -> torch.Tensor:
-        """(out, in / groups, height, width) float32. Some models read its type."""
+        """The weight as (out, in / groups, height, width) float32. The code of some models reads its type."""
         return self.matrix().view(-1, *self.kernel)
 
     def matrix(self) -> torch.Tensor:
-        """(out, in / groups · height · width) float32."""
+        """Return the weight as (out, in / groups · height · width) float32."""
         columns = math.prod(self.kernel)
         return ops.dequantize(self.weight_packed, self.scale, self.weight_zero_point, self.grid, columns)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (batch, in, height, width)."""
+        """Convolve x, (batch, in, height, width), with the unpacked weight."""
         return nn.functional.conv2d(x, self.weight.to(x.dtype), self.bias, **self._settings)
 
     @property
@@ -171,6 +191,7 @@ class PackedConv2d(nn.Module):
         return {name: getattr(self, name) for name in SETTINGS}
 
     def unpacked(self, dtype: torch.dtype) -> nn.Conv2d:
+        """Return an ordinary convolution with the same weight in ``dtype``."""
         channels, biased = (self.in_channels, self.out_channels), self.bias is not None
         conv = nn.Conv2d(*channels, self.kernel_size, bias=biased, device="meta", **self._settings)
         conv.weight = nn.Parameter(self.weight.to(dtype), requires_grad=False)
@@ -185,8 +206,8 @@ class PackedConv2d(nn.Module):
 Quantized = QuantizedLinear | PackedConv2d
 
 
-def _hold(module: nn.Module, tensors: Mapping[str, torch.Tensor | None], persistent: bool = True) -> None:
-    """A buffer where there is a tensor, else a plain None: torch.export miscounts buffers that are None."""
+def _register(module: nn.Module, tensors: Mapping[str, torch.Tensor | None], persistent: bool = True) -> None:
+    """Register every tensor as a buffer. A None becomes a plain attribute: torch.export miscounts buffers of None."""
     for name, value in tensors.items():
         if value is None:
             setattr(module, name, None)
@@ -195,7 +216,11 @@ def _hold(module: nn.Module, tensors: Mapping[str, torch.Tensor | None], persist
 
 
 class Adapted(nn.Module):
-    """base(x) + scaling · B(A(x)), in float32 as PEFT does by default. A: (rank, in), B: (out, rank)."""
+    """A linear with a LoRA adapter: base(x) + scaling · B(A(x)), in float32 as PEFT computes it by default.
+
+    a: (rank, in).
+    b: (out, rank).
+    """
 
     def __init__(self, base: nn.Module, a: torch.Tensor, b: torch.Tensor, scaling: float):
         super().__init__()
@@ -204,13 +229,15 @@ class Adapted(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result = self.base(x)
-        low = nn.functional.linear(x.float(), self.lora_a.float())
+        low = nn.functional.linear(x.float(), self.lora_a.float())  # (..., rank)
         return (result + nn.functional.linear(low, self.lora_b.float()) * self.scaling).to(result.dtype)
 
 
 def tile_linears(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Tile every packed linear inside a model, where the CPU kernels serve (see ``PackedLinear.tiled``), and unpack
-    convolutions, in ``dtype``."""
+    """Prepare the packed modules of a model for inference, in place.
+
+    Linears that the CPU kernels can run are tiled (see ``PackedLinear.tiled``). Convolutions are unpacked to ``dtype``.
+    """
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is PackedLinear:
@@ -220,7 +247,7 @@ def tile_linears(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
 
 
 def dense_weight(module: nn.Module, linear: Linear) -> torch.Tensor:
-    """(out, in) float32 on the CPU, of a packed or a plain linear."""
+    """Return the weight of a packed or plain linear or convolution as (out, in) float32 on the CPU."""
     if isinstance(module, PackedConv2d):
         return module.matrix().cpu()
     if isinstance(module, QuantizedLinear):
@@ -229,13 +256,16 @@ def dense_weight(module: nn.Module, linear: Linear) -> torch.Tensor:
 
 
 def as_matrix(weight: torch.Tensor, layout: str) -> torch.Tensor:
-    """The weight of a module as (out, in): of a conv1d it is stored transposed, of a convolution (out, in / groups,
-    height, width), whose last three become one."""
+    """Return the weight of a module as a matrix (out, in).
+
+    A conv1d stores its weight as (in, out), which is transposed. A conv2d stores (out, in / groups, height, width),
+    whose last three dimensions are flattened to one. Other layouts are returned unchanged.
+    """
     if layout == "conv1d":
         return weight.T.contiguous()
     return weight.flatten(1) if layout == "conv2d" else weight
 
 
 def of_matrix(matrix: torch.Tensor, layout: str, shape: torch.Size) -> torch.Tensor:
-    """The inverse of ``as_matrix``. shape: of the module's weight."""
+    """Invert ``as_matrix``: return the weight in the module's own layout. shape: of the module's weight."""
     return matrix.T.contiguous() if layout == "conv1d" else matrix.view(shape)

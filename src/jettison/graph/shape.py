@@ -1,6 +1,6 @@
-"""What follows from a config alone: skeleton and anatomy, no weights. ``shapes.yaml`` has configs of known models.
+"""A model without weights: the skeleton and anatomy that follow from its config. ``shapes.yaml`` has known configs.
 
-A plan needs numbers alone: torch and transformers, which take seconds to import, are imported where a model is built.
+A plan needs only numbers. torch and transformers, which take seconds to import, are imported only to build a model.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,34 +23,35 @@ if TYPE_CHECKING:
 
 @cache
 def shapes() -> dict[str, dict[str, Any]]:
-    """The rows of shapes.yaml: name -> hub, license, parameters, config."""
+    """Return the rows of shapes.yaml: name -> hub, license, parameters, config."""
     return yaml.safe_load((files("jettison.graph") / "shapes.yaml").read_text(encoding="utf-8"))
 
 
 def shape_names() -> list[str]:
-    """The known shapes, in the file's order: by family, then by size."""
+    """Return the names of the known shapes in the file's order: by family, then by size."""
     return list(shapes())
 
 
 class ModelShape:
-    """A model of which only the config is known: enough to count its weights and its cache, nothing to compress.
+    """A model of which only the config is known. It suffices to count weights and cache, not to compress.
 
-    path: the folder or file that holds the config; None for a row of shapes.yaml. Opening it builds nothing yet.
+    path: the folder or file that holds the config; None for a row of shapes.yaml.
+    The skeleton is built when it is first used.
     """
 
-    weights = False  # whether the tensors are there, too
+    weights = False  # whether the weights are available, too
 
     def __init__(self, name: str, raw_config: Mapping[str, Any], path: Path | None = None):
         self.name, self.raw_config, self.path = name, deepcopy(dict(raw_config)), path
 
     @classmethod
     def known(cls, name: str) -> "ModelShape":
-        """The shape of that name in shapes.yaml."""
+        """Make the shape of the row ``name`` in shapes.yaml."""
         return cls(name, shapes()[name]["config"])
 
     @property
     def hub(self) -> str:
-        """The hub id of a known shape, where its weights are; '' for a model on disk."""
+        """The Hugging Face hub id of a known shape, which has the weights; '' for a model on disk."""
         return shapes()[self.name]["hub"] if self.path is None else ""
 
     @property
@@ -60,41 +61,44 @@ class ModelShape:
 
     @property
     def where(self) -> str:
-        """What errors call the config."""
+        """The name of the config in errors."""
         if self.path is None:
             return f"shape {self.name}"
         return str(self.path / "config.json" if self.path.is_dir() else self.path)
 
     @cached_property
     def config(self) -> "PretrainedConfig":
-        """As transformers reads it. Raises UsageError, see ``graph.config``."""
+        """The config, read by transformers. Raises UsageError, see ``graph.config``."""
         from jettison.graph.config import read_config
 
-        _ = self.quantization
+        _ = self.quantization  # raises a clearer error than transformers
         return read_config(self.raw_config, self.path, self.where)
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens the model knows: 0 to one less."""
+        """The number of tokens that the model knows, whose ids are 0 to one less."""
         return self.config.get_text_config().vocab_size
 
     @property
     def positions(self) -> int | None:
-        """How many tokens it sees at once at most; None where the config sets no limit."""
+        """The greatest number of tokens that the model reads at once; None if the config sets no limit."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
     def window(self, length: int) -> int:
-        """``length``, or what the model has positions for if that is less: for lengths that nobody asked for."""
+        """Return ``length``, or the model's number of positions if it is less. Use it for defaults, not user input."""
         return min(length, self.positions or length)
 
     def check_window(self, length: int, what: str) -> None:
-        """what: how the error calls the length. Raises UsageError if the model does not have so many positions."""
+        """Raise UsageError if the model has fewer than ``length`` positions. what: the length's name in the error."""
         if length > (self.positions or length):
             raise UsageError(f"{what} = {length} tokens: {self.name} has positions for at most {self.positions}")
 
     def check_tokens(self, ids: "torch.Tensor | Iterable[int]", what: str) -> None:
-        """what: whose tokens they are, for the error. Raises UsageError for one that the model does not know, such as
-        of a tokenizer to which tokens were added without the embedding being resized."""
+        """Raise UsageError for a token that the model does not know.
+
+        Such tokens come, for example, from a tokenizer with added tokens whose model's embedding was not resized.
+        what: the source of the tokens, for the error.
+        """
         import torch
 
         ids = torch.as_tensor(ids)
@@ -103,41 +107,44 @@ class ModelShape:
             raise UsageError(f"{what} has token {wrong}: {self.name} has tokens 0 to {self.vocabulary - 1}")
 
     def shortened(self, blocks: int) -> "ModelShape":
-        """The same model cut down to its first blocks (all, if there are no more), to try something on."""
-        short = self._opened_again()
-        config = short.config.get_text_config()
+        """Return the same model with only its first ``blocks`` blocks (or all, if it has fewer), for trials."""
+        copy = self._reopened()
+        config = copy.config.get_text_config()
         config.num_hidden_layers = min(blocks, config.num_hidden_layers)
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:blocks]
-        short._read = None  # raw_config is of the whole model
-        return short
+        copy._read = None  # ``_read`` would read raw_config, which still describes the whole model
+        return copy
 
-    def _opened_again(self) -> "ModelShape":
+    def _reopened(self) -> "ModelShape":
         return ModelShape(self.name, self.raw_config, self.path)
 
     @cached_property
     def _built(self) -> "tuple[torch.nn.Module, Family]":
+        """The skeleton and its family."""
         from jettison.graph.skeleton import build_skeleton
 
         return build_skeleton(self.config)
 
     @property
     def skeleton(self) -> "torch.nn.Module":
-        """Shared: for reading only. ``new_skeleton`` makes one to fill."""
+        """The model without weights. It is shared, so do not change it; ``new_skeleton`` makes one to fill."""
         return self._built[0]
 
     def new_skeleton(self) -> "torch.nn.Module":
+        """Build a model without weights, which the caller may fill."""
         from jettison.graph.skeleton import build_skeleton
 
         return build_skeleton(self.config)[0]
 
     @cached_property
     def _read(self) -> tuple[Anatomy, Sizes] | None:
-        """Anatomy and sizes from the config's numbers; None where transformers must say."""
+        """Anatomy and sizes from the config's numbers; None if transformers must read the config."""
         return read_sizes(self.raw_config)
 
     @cached_property
     def anatomy(self) -> Anatomy:
+        """The linears of the model. Raises UsageError if the model can neither be read from the config nor built."""
         if self._read is not None:
             return self._read[0]
         from jettison.graph.skeleton import collector_at_rest, read_anatomy
@@ -147,14 +154,16 @@ class ModelShape:
 
     @cached_property
     def sizes(self) -> Sizes:
-        """What attention and experts cost beside the matrices."""
+        """The sizes that determine the cost of attention and experts beside the matrices."""
         return self._read[1] if self._read else Sizes.of(self.config.get_text_config(), self.anatomy.blocks)
 
     @property
     def quantization(self) -> dict | None:
-        """``quantization_config`` of config.json, if the weights are already quantized. Raises UsageError if it is no
-        object."""
-        found = self.raw_config.get("quantization_config")
-        if found is not None and not isinstance(found, dict):
-            raise UsageError(f"{self.where}: quantization_config is {type(found).__name__}; an object is needed")
-        return found
+        """``quantization_config`` of config.json if the weights are already quantized, else None.
+
+        Raises UsageError if it is not an object.
+        """
+        section = self.raw_config.get("quantization_config")
+        if section is not None and not isinstance(section, dict):
+            raise UsageError(f"{self.where}: quantization_config is {type(section).__name__}; an object is needed")
+        return section

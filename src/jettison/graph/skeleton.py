@@ -1,4 +1,7 @@
-"""A model without weights: Hugging Face's own class on the meta device, experts as separate linears; its anatomy."""
+"""Build a model without weights and read its anatomy.
+
+The model is Hugging Face's own class on the meta device, with the experts as separate linears.
+"""
 
 import gc
 from collections.abc import Iterator
@@ -18,14 +21,14 @@ from jettison.graph.config import kind_of
 
 KINDS = {"text": "causal language model", "vision": "image classifier"}
 MATRICES = (nn.Linear, Conv1D, nn.Conv2d)
-PARAMETERS = 10**13  # no model has as many
+PARAMETERS = 10**13  # more than any model has
 
 
 def build_skeleton(config: PretrainedConfig) -> tuple[nn.Module, Family]:
-    """The model of ``config``, a causal language model or an image classifier: parameters and stored buffers on meta in
-    float32, computed buffers real, in eval mode.
+    """Build the causal language model or image classifier of ``config``, without weights, in eval mode.
 
-    Raises UsageError for a config that no such model of transformers has, or of an absurd size.
+    Parameters and stored buffers are on the meta device in float32; computed buffers have their values.
+    Raises UsageError if transformers has no such model for the config, or if the model is larger than any known one.
     """
     with guarded(f"no {KINDS[kind := kind_of(config)]} can be built from this config"):
         with torch.device("meta"):
@@ -40,21 +43,22 @@ def build_skeleton(config: PretrainedConfig) -> tuple[nn.Module, Family]:
     family = find_family(config.model_type, model)
     if family.experts:
         with collector_at_rest():
-            separate_experts(model, family)  # last: to initialize thousands of linears on meta takes seconds
+            # This comes last because initialize_weights would take seconds for thousands of linears on meta.
+            separate_experts(model, family)
     return model.eval(), family
 
 
 def _class_of(config: PretrainedConfig, mapping) -> type:
-    """Of several classes that the mapping has for a config, the one that the config names, else the first."""
+    """Return the class of a config; of several in the mapping, the one that the config names, else the first."""
     classes = mapping[type(config)]
     if not isinstance(classes, tuple):
         return classes
-    named = [each for each in classes if each.__name__ in (config.architectures or ())]
+    named = [candidate for candidate in classes if candidate.__name__ in (config.architectures or ())]
     return (named or [classes[0]])[0]
 
 
 def _computed(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """The buffers that no checkpoint holds: modules and names."""
+    """Return the buffers that checkpoints do not store, as pairs of a module and a name."""
     return [
         (module, name)
         for module in model.modules()
@@ -64,6 +68,7 @@ def _computed(model: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def _check_size(model: nn.Module) -> None:
+    """Raise UsageError if a model has too many parameters, or computed buffers that do not fit in free memory."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if parameters > PARAMETERS:
         raise UsageError(f"this config is of a model of {parameters:.3g} parameters; at most {PARAMETERS:.0e} are read")
@@ -79,7 +84,7 @@ def _check_size(model: nn.Module) -> None:
 
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """Keep Python from looking for garbage: with thousands of new modules that takes longer than making them."""
+    """Turn Python's garbage collector off: for thousands of new modules it takes longer than making them."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -90,37 +95,40 @@ def collector_at_rest() -> Iterator[None]:
 
 
 def run_model(model: nn.Module, inputs: torch.Tensor, **options):
-    """The outputs of a model of transformers. inputs: (batch, ...), token ids, pixels, or whatever its main input is;
-    of a language model, floating-point ones are embeddings.
+    """Run a model of transformers and return its outputs.
 
-    Raises UsageError for what its own code raises: some values of a config, such as a dropout of -0.1, are refused only
-    there.
+    inputs: (batch, ...), the model's main input, such as token ids or pixels; for a language model, floating-point
+        inputs are embeddings.
+    options: further arguments of the model.
+    Raises UsageError for an error in the model's code, because only this code refuses some values of a config, such as
+    a dropout of -0.1.
     """
     name = model.main_input_name
     if name == "input_ids":
         options = {"use_cache": False} | options
-        name = "inputs_embeds" if inputs.is_floating_point() else name
+        name = "inputs_embeds" if inputs.is_floating_point() else name  # embeddings in place of token ids
     with running(model):
         return model(**{name: inputs}, **options)
 
 
 def running(model: nn.Module) -> AbstractContextManager[None]:
-    """Around a call of a part of a model, as in ``run_model``."""
+    """Return a context that turns errors in a model's code into UsageError, for calls of a part of the model."""
     return guarded(f"the {model.config.model_type} model does not run with its config")
 
 
 class MetaLinear(nn.Linear):
-    """A linear that is made on meta without the random values it would not keep, which is most of the work."""
+    """A linear on the meta device. It skips the initialization, which would take most of the time and has no effect."""
 
     def __init__(self, columns: int, rows: int, bias: bool):
         super().__init__(columns, rows, bias=bias, device="meta")
 
     def reset_parameters(self) -> None:
+        """Do nothing, since parameters on meta have no values."""
         pass
 
 
 class Expert(nn.Module):
-    """down(gate(x) ⊙ up(x)), as three linears."""
+    """The three linears of an expert: down(gate(x) ⊙ up(x))."""
 
     def __init__(self, hidden: int, width: int, bias: bool):
         super().__init__()
@@ -130,26 +138,35 @@ class Expert(nn.Module):
 
 
 class Experts(nn.ModuleList):
-    """Experts with one linear per matrix, so that each can be measured, quantized and run on its own."""
+    """Experts with one linear per matrix, so that every matrix can be measured, quantized and run on its own.
+
+    hidden, width: the widths of the states and of the experts.
+    gate: a function of the outputs of gate_proj and up_proj, see ``_gate``.
+    """
 
     def __init__(self, number: int, hidden: int, width: int, bias: bool, gate):
         super().__init__(Expert(hidden, width, bias) for _ in range(number))
         self.gate = gate
 
     def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        """hidden_states: (tokens, hidden). chosen: (tokens, k) expert numbers. shares: (tokens, k) their weights."""
+        """Return the weighted sum of the outputs of the chosen experts, (tokens, hidden).
+
+        hidden_states: (tokens, hidden).
+        chosen: (tokens, k), numbers of experts.
+        shares: (tokens, k), the weights of these experts.
+        """
         result = torch.zeros_like(hidden_states)
         for number, expert in enumerate(self):
-            token, place = torch.where(chosen == number)
+            token, place = torch.where(chosen == number)  # which tokens chose this expert, and as which of their k
             if len(token):
-                x = hidden_states[token]
+                x = hidden_states[token]  # (tokens of this expert, hidden)
                 y = expert.down_proj(self.gate(expert.gate_proj(x), expert.up_proj(x)))
                 result.index_add_(0, token, (y * shares[token, place, None]).to(result.dtype))
         return result
 
 
 def separate_experts(model: nn.Module, family: Family) -> None:
-    """Replace every stacked experts module by ``Experts``. The sizes come from the stacked parameters."""
+    """Replace every module of stacked experts by ``Experts``. The sizes come from the stacked parameters."""
     config = model.config.get_text_config()
     stacked_in_out = family.experts["stored"] == "stacked"
     for block in model.get_submodule(family.blocks):
@@ -164,6 +181,7 @@ def separate_experts(model: nn.Module, family: Family) -> None:
 
 
 def _gate(kind: str, config: PretrainedConfig):
+    """Return the function that joins the outputs of gate_proj and up_proj: gated, or the clamped swish of gpt-oss."""
     if kind == "gated":
         activation = ACT2FN[config.hidden_act]
         return lambda gate, up: activation(gate) * up
@@ -177,9 +195,10 @@ def _gate(kind: str, config: PretrainedConfig):
 
 
 def find_family(model_type: str, model: nn.Module) -> Family:
-    """The row for ``model_type``, or the generic reading: every matrix inside the longest list of like blocks.
+    """Return the row for ``model_type``, or a generic family made from the model's longest list of like blocks.
 
-    Raises UsageError if the model has neither.
+    In a generic family all matrices inside the blocks are linears.
+    Raises UsageError if the model has neither a row nor such a list.
     """
     if model_type in families():
         return families()[model_type]
@@ -200,22 +219,25 @@ def find_family(model_type: str, model: nn.Module) -> Family:
 
 
 def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
-    """The matrices of a skeleton (see ``skeleton``), in order: what comes before the blocks, blocks, the rest."""
+    """Read the anatomy of a skeleton.
+
+    The order of the linears is embedding, blocks, head for a chain; blocks, then the rest for other models.
+    """
     modules = dict(model.named_modules())
     paths = tuple(path for path in modules if family.block_pattern.fullmatch(path))
     linears = []
     for index, prefix in enumerate(paths):
         for path, module in modules[prefix].named_modules():
             roles = family.roles(path) if isinstance(module, MATRICES) else None
-            if roles and roles == ("linear",) and isinstance(module, nn.Conv2d):  # no row lists it
+            if roles and roles == ("linear",) and isinstance(module, nn.Conv2d):  # of a model without a row
                 roles = (_usual_role(module, model.config),)
             if roles:
                 linears.append(_linear(f"{prefix}.{path}", module, roles, index, family))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if not family.chain:
         inside = tuple(f"{path}." for path in paths)
-        outside = {name: each for name, each in modules.items() if isinstance(each, MATRICES)}
-        outside = {name: each for name, each in outside.items() if not name.startswith(inside)}
+        outside = {name: module for name, module in modules.items() if isinstance(module, MATRICES)}
+        outside = {name: module for name, module in outside.items() if not name.startswith(inside)}
         for name, module in outside.items():
             linears.append(_linear(name, module, (_usual_role(module, model.config),), None, family))
         return Anatomy(family, len(paths), tuple(linears), parameters, tied=False, paths=paths)
@@ -234,7 +256,7 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
 
 
 def _usual_role(module: nn.Module, config: PretrainedConfig) -> str:
-    """Of a matrix of an image classifier that no row lists."""
+    """Return the role of a matrix of an image classifier that no row lists."""
     if not isinstance(module, nn.Conv2d):
         return "head"
     if module.in_channels == getattr(config, "num_channels", 3):
@@ -243,7 +265,8 @@ def _usual_role(module: nn.Module, config: PretrainedConfig) -> str:
 
 
 def _linear(name: str, module: nn.Module, roles: tuple[str, ...], block: int | None, family: Family) -> Linear:
-    rows, columns = module.weight.flatten(1).shape
+    """Make the ``Linear`` of a module, with its layout."""
+    rows, columns = module.weight.flatten(1).shape  # a Conv1D has them the other way round
     if isinstance(module, nn.Conv2d):
         return make_linear(name, roles, rows, columns, block, family, "conv2d")
     if isinstance(module, Conv1D):

@@ -1,4 +1,4 @@
-"""A model is looked at before any work: every tensor that it needs, its shape, and that all values are finite."""
+"""Check a model before any work: all tensors are stored, have the right shape, and all values are finite."""
 
 import torch
 
@@ -6,17 +6,18 @@ from jettison.core.errors import JettisonError
 from jettison.core.progress import bar
 from jettison.graph.folder import ModelFolder
 
-AT_ONCE = 1 << 24  # values
+AT_ONCE = 1 << 24  # the number of values that are read at once
 FULL_PRECISION = ("F64", "F32", "F16", "BF16")
-SHOWN = 1 << 30  # bytes: reading less takes too short for a bar
+SHOWN = 1 << 30  # bytes; smaller checkpoints are read too fast to need a progress bar
 
 
 def check_source(source: ModelFolder) -> None:
-    """Read the whole checkpoint once.
+    """Read the whole checkpoint once and check the tensors that the model needs.
 
-    Raises JettisonError, which names the tensor, if a parameter of the model is not stored, has another shape than the
-    config asks for, is not stored in floating point, or has a value that is NaN or infinite; of persistent buffers, if
-    what is stored of them has another shape or such a value.
+    Raises JettisonError, which names the tensor,
+    - if a parameter is not stored, is not in floating point, has another shape than the config asks for, or has a value
+      that is NaN or infinite;
+    - if a persistent buffer is stored and has another shape or such a value.
     """
     needed = _needed(source)
     with bar("check", len(needed), shown=source.checkpoint.file_bytes > SHOWN) as progress:
@@ -27,7 +28,7 @@ def check_source(source: ModelFolder) -> None:
 
 
 def _needed(source: ModelFolder) -> set[str]:
-    """The tensors of the checkpoint that the model's parameters and buffers are read from, shapes compared."""
+    """Return the tensors that the model's parameters and buffers are read from, once their shapes are checked."""
     needed: set[str] = set()
     for name, value in source.skeleton.named_parameters():
         stored, shape = source.stored_shape(name)
@@ -56,13 +57,15 @@ def _needed(source: ModelFolder) -> set[str]:
 
 
 def _check_finite(source: ModelFolder, tensor: str) -> None:
+    """Raise JettisonError if a floating-point tensor has a value that is NaN or infinite."""
     shape = source.checkpoint.shape(tensor)
+    # Read slices along the first dimension, of at most AT_ONCE values where a row is not larger.
     rows = max(1, AT_ONCE * shape[0] // max(1, torch.Size(shape).numel())) if shape else 1
     for first in range(0, shape[0] if shape else 1, rows):
         value = source.checkpoint.read(tensor, slice(first, first + rows) if shape else None)
         if not value.is_floating_point():
             return
-        finite = torch.isfinite(value if value.element_size() > 1 else value.float())
+        finite = torch.isfinite(value if value.element_size() > 1 else value.float())  # no isfinite for 8-bit floats
         if not finite.all():
             raise JettisonError(
                 f"{tensor} of {source.folder} has {int((~finite).sum())} values that are NaN or infinite: "

@@ -1,5 +1,8 @@
-"""Units that are dropped: from a module, whose other weights stay shared, and from the tensors and config of a folder.
-Normalizations that become a part of the convolution before them.
+"""Remove units from a model, and fold normalizations into convolutions.
+
+- ``drop_units`` removes units from a module. The remaining weights stay shared with the original.
+- ``shortened`` and ``Renumbering`` do the same for the config and the tensor names of a folder.
+- ``fold_norms`` makes normalizations a part of the convolutions before them.
 
 A unit is a block (``3``), or a half of one (``3.mlp``), see ``graph.halves``.
 """
@@ -16,14 +19,14 @@ from jettison.core.errors import UsageError
 from jettison.graph.anatomy import Family
 from jettison.graph.halves import HALVES, silence, skipped_halves
 
-LISTED = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of config.json, one entry a block
+LISTED = ("layer_types", "mlp_layer_types", "no_rope_layers")  # fields of config.json with one entry per block
 
 
 def drop_units(model: nn.Module, family: Family, skip: Iterable[str]) -> nn.Module:
-    """A model of fewer blocks whose parameters are those of ``model``; it keeps a cache of its own.
+    """Return a model without some units that shares its parameters with ``model``. It has a key-value cache of its own.
 
-    skip: units to leave out. Raises UsageError for a unit that is none, and for a model whose text is described within
-    another's.
+    skip: the units to leave out.
+    Raises UsageError for a name that is not a unit, and for a model whose text model is a section of its config.
     """
     *path, last = family.blocks.split(".")
     clone = parent = _shallow(model)
@@ -31,18 +34,18 @@ def drop_units(model: nn.Module, family: Family, skip: Iterable[str]) -> nn.Modu
         child = _shallow(parent.get_submodule(name))
         parent.add_module(name, child)
         parent = child
-    blocks, kept, stay = parent.get_submodule(last), [], []
+    blocks, kept, numbers = parent.get_submodule(last), [], []
     for number, halves in enumerate(skipped_halves(skip, len(blocks))):
         if len(halves) < len(HALVES):
-            stay.append(number)
+            numbers.append(number)
             kept.append(_renumbered(blocks[number], len(kept)))
             for half in halves:
                 silence(kept[-1], family, half)
     parent.add_module(last, nn.ModuleList(kept))
     if model.config.get_text_config() is not model.config:
-        raise UsageError(f"{model.config.model_type} with fewer blocks: only models of text alone can be cut out")
+        raise UsageError(f"cannot drop blocks of a {model.config.model_type} model: a model of text alone is needed")
     config = copy.deepcopy(model.config)
-    for name, value in shortened(vars(config), stay).items():
+    for name, value in shortened(vars(config), numbers).items():
         setattr(config, name, value)
     for module in (clone, parent):
         module.config = config
@@ -50,7 +53,7 @@ def drop_units(model: nn.Module, family: Family, skip: Iterable[str]) -> nn.Modu
 
 
 def shortened(config: Mapping[str, Any], stay: Sequence[int]) -> dict[str, Any]:
-    """What changes in a config when only the blocks ``stay`` are left."""
+    """Return the fields of a config that change when only the blocks ``stay`` remain."""
     listed = {name: config[name] for name in LISTED if isinstance(config.get(name), list)}
     return {name: [values[block] for block in stay] for name, values in listed.items()} | {
         "num_hidden_layers": len(stay)
@@ -58,29 +61,31 @@ def shortened(config: Mapping[str, Any], stay: Sequence[int]) -> dict[str, Any]:
 
 
 class Renumbering:
-    """Names of tensors when only the blocks ``stay`` are left. blocks: the path of the list of blocks."""
+    """The names of tensors when only the blocks ``stay`` remain. blocks: the path of the list of blocks."""
 
     def __init__(self, blocks: str, stay: Sequence[int]):
         self._pattern = re.compile(rf"((?:^|\.){blocks.rpartition('.')[2]}\.)(\d+)(?=\.)")
         self._new = {old: new for new, old in enumerate(stay)}
 
     def block(self, name: str) -> int | None:
-        """The block, by its old number, that a tensor belongs to; None outside blocks."""
-        found = self._pattern.search(name)
-        return int(found[2]) if found else None
+        """Return the old number of the block that a tensor belongs to, or None if it is outside the blocks."""
+        match = self._pattern.search(name)
+        return int(match[2]) if match else None
 
     def rename(self, name: str) -> str:
-        return self._pattern.sub(lambda found: f"{found[1]}{self._new[int(found[2])]}", name, count=1)
+        """Return the name of a tensor with the new number of its block."""
+        return self._pattern.sub(lambda match: f"{match[1]}{self._new[int(match[2])]}", name, count=1)
 
 
 def _shallow(module: nn.Module) -> nn.Module:
+    """Copy a module but not its children, so that a child can be replaced in the copy alone."""
     clone = copy.copy(module)
     clone._modules = dict(module._modules)
     return clone
 
 
 def _renumbered(block: nn.Module, number: int) -> nn.Module:
-    """The block, as the ``number``-th: its attention finds its keys and values by that."""
+    """Copy a block and give it a new number, by which its attention finds its keys and values in the cache."""
     block = _shallow(block)
     for name, child in block._modules.items():
         if hasattr(child, "layer_idx"):
@@ -93,10 +98,10 @@ def _renumbered(block: nn.Module, number: int) -> nn.Module:
 
 
 def fold_norms(module: nn.Module) -> None:
-    """Every normalization that follows a convolution in a Sequential becomes a part of it."""
+    """Fold every batch normalization that follows a convolution in a Sequential into this convolution, in place."""
     for parent in module.modules():
         if isinstance(parent, nn.Sequential):
-            for place in range(len(parent) - 1):
-                first, second = parent[place], parent[place + 1]
+            for index in range(len(parent) - 1):
+                first, second = parent[index], parent[index + 1]
                 if isinstance(first, nn.Conv1d | nn.Conv2d) and isinstance(second, nn.BatchNorm1d | nn.BatchNorm2d):
-                    parent[place], parent[place + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
+                    parent[index], parent[index + 1] = fuse_conv_bn_eval(first, second), nn.Identity()

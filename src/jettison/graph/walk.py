@@ -1,4 +1,4 @@
-"""Run a model one block at a time: only the block at hand has its weights in memory."""
+"""Run a model one block at a time: only the current block has its weights in memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,17 +18,22 @@ Call = tuple[tuple, dict]  # positional and keyword arguments
 
 
 class Stop(BaseException):
-    """Raised inside a forward pass once what was wanted has been seen. No handler in a model's own code catches it."""
+    """Raised to end a forward pass early. It is a BaseException so that no handler in a model's code catches it."""
 
 
 class Walk:
-    """The hidden states of some token windows on their way through the blocks of a model.
+    """The hidden states of some token windows, which the caller moves through the blocks of a model.
 
-    tokens: (windows, length) ids, or (windows, length, width) embeddings, which spares reading the embedding of a large
-    model. The model's own forward pass prepares masks, positions and embeddings; each block is
-    then called with just what the model would have called it with. ``hidden`` are the states, batch by batch; whoever
-    walks moves them on with ``advance``. With ``twice``, ``original`` is a second stream, for the model as it was.
-    spill: a folder to keep the states in, in place of memory. batch: windows of a batch, at most.
+    The model's own forward pass prepares embeddings, masks and positions. Every block is then called with the same
+    arguments with which the model would call it. ``hidden`` has the states, batch by batch; ``advance`` replaces them
+    by the output of a block.
+
+    tokens: (windows, length) ids, or (windows, length, width) embeddings, so that the embedding of a large model need
+        not be read.
+    twice: keep a second stream of states, ``original``, for the original model.
+    spill: a folder that stores the states in place of memory.
+    batch: the greatest number of windows in a batch.
+    Raises JettisonError if the states do not fit in memory.
     """
 
     def __init__(
@@ -50,38 +55,43 @@ class Walk:
             unused += [self.model.get_input_embeddings(), self.head]
         source.fill(self.model, dtype=torch.float32, skip=unused)
         self.batches = split(tokens, batch)
-        self._calls: list[list[Call]] = []  # batch by batch, of each block, beside the hidden states
+        self._calls: list[list[Call]] = []  # [batch][block]: the arguments of a block beside the hidden states
         self.hidden = self.new_stream("hidden")
         self.original = self.new_stream("original") if twice else None
         for batch in self.batches:
-            entered = self._enter(batch)
-            self.hidden.append(entered)
+            states = self._enter_blocks(batch)
+            self.hidden.append(states)
             if twice:
-                self.original.append(entered)
+                self.original.append(states)
 
     def new_stream(self, name: str) -> Activations:
-        """An empty list of states, kept where this walk keeps its own."""
+        """Return an empty list of states, stored in memory or on disk as the walk's own states are."""
         return Activations(self._spill / name if self._spill else None)
 
     def _untied_head(self) -> list[nn.Module]:
+        """Return the head, if its weights are not those of the embedding."""
         return [] if self.source.anatomy.tied else [self.head]
 
     def _run(self, batch: torch.Tensor):
         return run_model(self.model, batch)
 
     @torch.no_grad()
-    def _enter(self, batch: torch.Tensor) -> torch.Tensor:
-        """Embed a batch, and note what each block is called with beside the hidden states: some models give blocks
-        what follows from the tokens (Gemma 3n's embeddings per layer). What equals the first batch's is kept once."""
+    def _enter_blocks(self, batch: torch.Tensor) -> torch.Tensor:
+        """Embed a batch, and record the arguments of every block beside the hidden states.
+
+        The arguments may depend on the tokens (Gemma 3n's embeddings per layer). Tensors equal to those of the first
+        batch are kept once.
+        Returns the states (batch, length, width) that enter the first block.
+        """
         entered: list[torch.Tensor] = []
         calls: list[Call] = []
 
         def record(hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
             entered.append(hidden_states)
             calls.append((args, kwargs))
-            if len(calls) == len(self.blocks):
+            if len(calls) == len(self.blocks):  # the head is not needed
                 raise Stop
-            return hidden_states
+            return hidden_states  # every block passes its input on unchanged, so the first entry is the embeddings
 
         with self._replaced(record), suppress(Stop):
             self._run(batch)
@@ -92,6 +102,7 @@ class Walk:
 
     @contextmanager
     def _replaced(self, forward: Callable) -> Iterator[None]:
+        """Replace the forward method of every block for a while."""
         for block in self.blocks:
             block.forward = forward
         try:
@@ -101,12 +112,12 @@ class Walk:
                 del block.forward
 
     def prefix(self, index: int) -> str:
-        """The module path of a block."""
+        """Return the module path of a block."""
         return self.source.anatomy.path(index)
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
-        """The block with its weights in float32; they are let go at the end."""
+        """Load the weights of a block in float32, and free them at the end of the ``with`` statement."""
         block = self.blocks[index]
         self.source.fill(block, self.prefix(index), torch.float32)
         try:
@@ -116,41 +127,49 @@ class Walk:
 
     @property
     def twice(self) -> bool:
+        """Whether the walk has a stream for the original model."""
         return self.original is not None
 
     def output(self, index: int, number: int) -> torch.Tensor:
-        """What the block, as it stands, makes of batch ``number``."""
+        """Return the output of block ``index``, with its current weights, for batch ``number``."""
         return self.batch_through(index, number, self.hidden[number])
 
     def advance(self, index: int, number: int) -> torch.Tensor:
-        """As ``output``, which then is the hidden states of the batch."""
+        """Replace the hidden states of batch ``number`` by the output of block ``index``, and return them."""
         self.hidden[number] = output = self.output(index, number)
         return output
 
     def lead_original(self, index: int, number: int) -> None:
-        """Lead the original's stream through the block, which must still be the original's."""
+        """Move the original stream through the block, which must still have its original weights."""
         self.original[number] = self.batch_through(index, number, self.original[number])
 
     @torch.no_grad()
     def batch_through(self, index: int, number: int, part: torch.Tensor) -> torch.Tensor:
+        """Return the same as ``through``, without gradients."""
         return self.through(index, number, part)
 
     def through(self, index: int, number: int, part: torch.Tensor) -> torch.Tensor:
-        """The block's output for states (batch, length, width) of batch ``number``, with gradients where they are
-        enabled."""
+        """Return the output of block ``index`` for other states of batch ``number``. Gradients pass if enabled.
+
+        part: (batch, length, width), the states.
+        """
         args, kwargs = self._calls[number][index]
         with running(self.model):
             return first_output(self.blocks[index](part, *args, **kwargs))
 
     @torch.no_grad()
     def head_inputs(self, stream: Activations) -> Iterator[torch.Tensor]:
-        """(batch, length, width) each: what the head is given when ``stream`` leaves the last block."""
+        """Yield the inputs of the head, (batch, length, width), for every batch of ``stream``.
+
+        stream: the outputs of the last block.
+        """
         seen: list[torch.Tensor] = []
 
         def stop(module: nn.Module, args: tuple) -> None:
             seen.append(args[0])
             raise Stop
 
+        # The blocks return the states of the stream: only the layers between the last block and the head compute.
         for batch, part in zip(self.batches, stream, strict=True):
             hook = self.head.register_forward_pre_hook(stop)
             with self._replaced(lambda hidden_states, *args, part=part, **kwargs: part), suppress(Stop):
@@ -160,8 +179,11 @@ class Walk:
 
     @contextmanager
     def whole_head(self) -> Iterator[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
-        """A function from what leaves the last block for a batch, and the batch, to logits (batch, length, vocabulary).
-        The head's weights are in memory meanwhile; gradients pass."""
+        """Load the head's weights for the ``with`` statement, and yield a function that computes logits.
+
+        The function takes the output of the last block for a batch, and the batch itself, as the model's inputs. It
+        returns the logits (batch, length, vocabulary). Gradients pass through it.
+        """
 
         def logits(states: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
             with self._replaced(lambda hidden_states, *args, **kwargs: states):
@@ -178,28 +200,31 @@ class Walk:
 
 
 def require_states(source: ModelFolder, samples: int, length: int, streams: int = 1) -> None:
-    """Raises JettisonError if the hidden states of so many windows do not fit in memory."""
+    """Raise JettisonError if the hidden states of ``samples`` windows of ``length`` tokens do not fit in memory.
+
+    streams: how many states per token are kept.
+    """
     width = source.skeleton.get_input_embeddings().embedding_dim
     require_memory(4.0 * streams * samples * length * width, f"calibrating on {samples:,} windows of {length} tokens")
 
 
 def split(inputs: torch.Tensor, batch: int) -> tuple[torch.Tensor, ...]:
-    """Batches of one size, of at most ``batch`` samples."""
+    """Split samples into batches of equal size, the largest possible that is at most ``batch``."""
     return inputs.split(next(size for size in range(batch, 0, -1) if len(inputs) % size == 0))
 
 
 def first_output(output):
-    """The states, of a block that returns more."""
+    """Return the hidden states from the output of a block, which is a tuple if it has more parts."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def _shared(value: Any, first: Any) -> Any:
-    """``value`` with the tensors of ``first`` where they are equal, also inside tuples and mappings."""
+    """Return ``value`` with its tensors replaced by equal ones of ``first``, also inside tuples and mappings."""
     if isinstance(value, torch.Tensor) and isinstance(first, torch.Tensor):
         same = value.shape == first.shape and value.dtype == first.dtype and torch.equal(value, first)
         return first if same else value
     if isinstance(value, tuple) and isinstance(first, tuple) and len(value) == len(first):
         return tuple(map(_shared, value, first))
     if isinstance(value, dict) and isinstance(first, dict):
-        return {name: _shared(each, first.get(name)) for name, each in value.items()}
+        return {name: _shared(inner, first.get(name)) for name, inner in value.items()}
     return value

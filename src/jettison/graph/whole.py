@@ -1,7 +1,7 @@
-"""Compress a model that stays whole in memory, block by block: for models that are no chain of blocks.
+"""Compress a model block by block while it stays whole in memory, for models that are not a chain of blocks.
 
-In a ResNet or a ConvNeXt other modules stand between the blocks. Whoever needs a block's inputs runs the model up to
-that block, as it stands then: with the blocks before it compressed, and the others not yet.
+In a ResNet or a ConvNeXt other modules stand between the blocks. To get the inputs of a block, the model is run up to
+that block, with the blocks before it already compressed.
 """
 
 from collections.abc import Iterator
@@ -17,21 +17,28 @@ from jettison.graph.folder import ModelFolder
 from jettison.graph.skeleton import run_model, running
 from jettison.graph.walk import BATCH, Call, Stop, Walk, first_output, split
 
-TOKENS, SIDE = 16, 64  # of random inputs; the side of images where the config names none
+TOKENS, SIDE = 16, 64  # of random inputs; SIDE: of images if the config states no size
 
 
 def open_walk(
     source: ModelFolder, inputs: torch.Tensor, twice: bool = False, spill: Path | None = None
 ) -> "Walk | WholeWalk":
-    """A walk through a model on ``inputs``, with the original's stream beside it if ``twice``. spill: a folder for the
-    states of a chain, in place of memory."""
+    """Start a walk through a model.
+
+    inputs: see ``Walk`` and ``WholeWalk``.
+    twice: also keep the states of the original model.
+    spill: a folder that stores the states of a chain in place of memory.
+    """
     if source.anatomy.family.chain:
         return Walk(source, inputs, twice, spill)
     return WholeWalk(source, inputs, twice)
 
 
 def random_inputs(source: ModelFolder) -> torch.Tensor:
-    """One sample with a fixed seed: (1, 16, width) hidden states of a chain, (1, channels, height, width) of others."""
+    """Make one random sample with a fixed seed: embeddings (1, 16, width) for a chain, else an image.
+
+    The image is (1, channels, height, width).
+    """
     rng, config = torch.Generator().manual_seed(0), source.config
     if source.anatomy.family.chain:
         return torch.randn(1, TOKENS, source.skeleton.get_input_embeddings().embedding_dim, generator=rng)
@@ -41,9 +48,11 @@ def random_inputs(source: ModelFolder) -> torch.Tensor:
 
 
 class WholeWalk:
-    """As ``Walk``, for any model: blocks are found in ``model``, which is compressed in place.
+    """A walk as ``Walk``, for any model: ``model`` is compressed in place.
 
-    inputs: (samples, ...), what the model reads. twice: keep the original model too, for what its blocks are given.
+    inputs: (samples, ...), the inputs of the model.
+    twice: also keep the original model, whose blocks receive the original inputs.
+    batch: the greatest number of samples in a batch.
     """
 
     def __init__(self, source: ModelFolder, inputs: torch.Tensor, twice: bool = False, batch: int = BATCH):
@@ -51,35 +60,36 @@ class WholeWalk:
         source.fill(self.model, dtype=torch.float32)
         self._original = deepcopy(self.model) if twice else None
         self.batches = split(inputs, batch)
-        self._calls: list[Call] = []  # of the block at hand, batch by batch
-        self._originals: list[Call] = []
+        self._calls: list[Call] = []  # the arguments of the current block, batch by batch
+        self._original_calls: list[Call] = []
 
     @property
     def twice(self) -> bool:
+        """Whether the walk also has the original model."""
         return self._original is not None
 
     def new_stream(self, name: str) -> Activations:
-        """An empty list of states."""
+        """Return an empty list of states in memory."""
         return Activations()
 
     def prefix(self, index: int) -> str:
-        """The module path of a block."""
+        """Return the module path of a block."""
         return self.source.anatomy.path(index)
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
-        """The block, in float32, once the model has run up to it for every batch."""
-        self._calls = [self._enter(self.model, index, batch) for batch in self.batches]
+        """Run the model up to a block for every batch, and yield the block, in float32."""
+        self._calls = [self._inputs_of_block(self.model, index, batch) for batch in self.batches]
         if self._original is not None:
-            self._originals = [self._enter(self._original, index, batch) for batch in self.batches]
+            self._original_calls = [self._inputs_of_block(self._original, index, batch) for batch in self.batches]
         try:
             yield self.model.get_submodule(self.prefix(index))
         finally:
-            self._calls, self._originals = [], []
+            self._calls, self._original_calls = [], []
 
     @torch.no_grad()
-    def _enter(self, model: nn.Module, index: int, batch: torch.Tensor) -> Call:
-        """What the block is called with."""
+    def _inputs_of_block(self, model: nn.Module, index: int, batch: torch.Tensor) -> Call:
+        """Run a model up to block ``index`` and return the arguments of this block."""
         calls: list[Call] = []
 
         def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -94,15 +104,15 @@ class WholeWalk:
 
     @torch.no_grad()
     def output(self, index: int, number: int) -> torch.Tensor:
-        """What the block, as it stands, makes of batch ``number``."""
+        """Return the output of block ``index``, with its current weights, for batch ``number``."""
         return self._run(index, self._calls[number])
 
     @torch.no_grad()
     def lead_original(self, index: int, number: int) -> None:
-        """Run the block, which must still be the original's, on what the original model gives it."""
-        self._run(index, self._originals[number])
+        """Run the block, which must still have its original weights, on its inputs in the original model."""
+        self._run(index, self._original_calls[number])
 
-    advance = output  # the model holds its own state
+    advance = output  # there are no states to replace: ``block`` computes the inputs of every block anew
 
     def _run(self, index: int, call: Call) -> torch.Tensor:
         args, kwargs = call
@@ -111,6 +121,6 @@ class WholeWalk:
 
     @torch.no_grad()
     def run(self) -> None:
-        """Run the whole model on every batch, for the statistics of what lies outside the blocks."""
+        """Run the whole model on every batch, for the statistics of the linears outside the blocks."""
         for batch in self.batches:
             run_model(self.model, batch)

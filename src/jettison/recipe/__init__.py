@@ -1,1 +1,1 @@
-"""What to do: recipes, their presets, and the methods that they may name."""
+"""Recipes, which state how to compress a model; their presets; and the registry of methods that recipes name."""

@@ -1,7 +1,7 @@
-"""Methods as the text of their files describes them.
+"""Read the names, options and defaults of methods from the source text of their files, without importing them.
 
-A recipe needs the names, options and defaults of the methods that it names; running it needs the methods. A method
-imports torch, which takes seconds. So a file of methods is parsed, and imported when one of them is first called.
+To read a recipe, only these are needed. A file of methods imports torch, which takes seconds, so the file is parsed
+first and imported when one of its methods is first called.
 """
 
 import ast
@@ -13,14 +13,18 @@ from typing import Any
 
 
 class Unreadable(Exception):
-    """The text does not say everything: the file must be imported."""
+    """Raised when the text of a file does not suffice, so that the file must be imported."""
 
 
 def outlines(text: str, module: str, decorators: Iterable[str]) -> Iterator[tuple[str, list, dict[str, Any], Callable]]:
-    """What is decorated in a file: decorator, its positional and keyword arguments, and a function that has the
-    docstring and the keyword-only parameters of the decorated one, and calls it.
+    """Yield the decorated functions of a file.
 
-    module: the name under which the file is imported. Raises Unreadable.
+    text: the source of the file.
+    module: the name under which the file is imported.
+    decorators: the names of the decorators to look for.
+    Yields the name of the decorator, its positional and its keyword arguments, and a function that stands for the
+    decorated one: it has the same docstring and signature, and calls it.
+    Raises Unreadable if an argument, option or type cannot be read from the text alone.
     """
     tree = ast.parse(text)
     names = {
@@ -32,12 +36,12 @@ def outlines(text: str, module: str, decorators: Iterable[str]) -> Iterator[tupl
     own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
     def value(node: ast.expr) -> Any:
-        """Of an expression, in which names stand for what the file imports from elsewhere, or for its functions."""
-        found = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-        if unknown := found - {*names, *own, *dir(builtins)}:
+        """Evaluate an expression whose names are imported from other modules, or are functions of the file."""
+        used = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+        if unknown := used - {*names, *own, *dir(builtins)}:
             raise Unreadable(f"{module}: {', '.join(sorted(unknown))}")
-        known = {name: getattr(import_module(names[name][0]), names[name][1]) for name in found & set(names)}
-        known |= {name: forward(module, name) for name in found & own}
+        known = {name: getattr(import_module(names[name][0]), names[name][1]) for name in used & set(names)}
+        known |= {name: forward(module, name) for name in used & own}
         return eval(compile(ast.Expression(node), module, "eval"), known)
 
     for node in tree.body:
@@ -49,7 +53,7 @@ def outlines(text: str, module: str, decorators: Iterable[str]) -> Iterator[tupl
                 function = forward(module, node.name)
                 function.__doc__ = ast.get_docstring(node)
                 function.__signature__ = inspect.Signature(
-                    [inspect.Parameter(each.arg, inspect.Parameter.POSITIONAL_OR_KEYWORD) for each in node.args.args]
+                    [inspect.Parameter(arg.arg, inspect.Parameter.POSITIONAL_OR_KEYWORD) for arg in node.args.args]
                     + [
                         inspect.Parameter(
                             option.arg,
@@ -60,12 +64,12 @@ def outlines(text: str, module: str, decorators: Iterable[str]) -> Iterator[tupl
                         for option, default in options
                     ]
                 )
-                given = {keyword.arg: value(keyword.value) for keyword in call.keywords}
-                yield call.func.id, [value(each) for each in call.args], given, function
+                keywords = {keyword.arg: value(keyword.value) for keyword in call.keywords}
+                yield call.func.id, [value(argument) for argument in call.args], keywords, function
 
 
 def forward(module: str, name: str) -> Callable:
-    """A function that imports another one when it is called, and calls it."""
+    """Make a function that imports function ``name`` of ``module`` when it is called, and calls it."""
 
     def function(*arguments: Any, **options: Any) -> Any:
         return getattr(import_module(module), name)(*arguments, **options)

@@ -1,4 +1,4 @@
-"""A recipe says what to do to which part of a model. People write it, the planner writes it, ``compress`` runs it."""
+"""Recipes: the methods for every part of a model. Users or the planner write recipes, ``compress`` runs them."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -28,7 +28,7 @@ PRESETS = files("jettison.recipe") / "presets"
 
 
 class RecipeFields(Fields):
-    """A recipe as a file has it. Steps and calibration are read by themselves."""
+    """The fields of a recipe file. Other functions read steps and calibration."""
 
     name: str = Field("custom", min_length=1, description="a text is needed")
     use: str = Field("", description="a text is needed")
@@ -39,27 +39,33 @@ class RecipeFields(Fields):
 
 
 class CalibrationFields(Fields):
+    """The fields of ``calibration`` in a recipe file."""
+
     text: str = Field(CALIBRATION["text"], min_length=1, description="a text is needed")
     samples: int = Field(CALIBRATION["samples"], ge=1, description="a positive whole number is needed")
     length: int = Field(CALIBRATION["length"], ge=1, description="a positive whole number is needed")
-    images: str | None = Field(None, min_length=1, description="a text is needed")  # of an image classifier
+    images: str | None = Field(None, min_length=1, description="a text is needed")  # for image classifiers
 
 
 class GridFields(Fields):
+    """The options that determine the grid of a quantize step."""
+
     bits: int | None = Field(None, description="int is needed")
     group_size: int | None = Field(None, description="int is needed")
     symmetric: bool | None = Field(None, description="bool is needed")
     values: str | None = Field(None, description="str is needed")
 
 
-OWN_OPTIONS = {"quantize": tuple(GridFields.model_fields), "prune": PATTERN_OPTIONS}  # of a verb, whatever the method
+# Options that belong to a verb, whatever the method.
+OWN_OPTIONS = {"quantize": tuple(GridFields.model_fields), "prune": PATTERN_OPTIONS}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One action: a verb (``quantize``), a method, its complete options, and where it applies.
+    """One step of a recipe: a verb (``quantize``), a method, its complete options, and the linears it applies to.
 
-    grid: of a quantize step. pattern, allocation: of a prune step.
+    grid: only for a quantize step.
+    pattern, allocation: only for a prune step.
     """
 
     verb: str
@@ -75,16 +81,16 @@ class Step:
         return f"{self.verb} {what}: {self.where}"
 
     def claims(self, roles: Iterable[str], block: int | None) -> bool:
-        """Whether the step is for a linear with these roles in this block (None: outside the blocks).
+        """Return whether the step applies to a linear with these roles in this block (None: outside the blocks).
 
-        A prune step without a role is for the blocks alone: nobody prunes a head without saying so.
+        A prune step without a role applies only inside the blocks: a head is pruned only if the recipe names its role.
         """
         outside = self.verb == "prune" and not self.where.role and block is None
         return not outside and self.where.matches(roles, block)
 
     @property
     def own_options(self) -> dict[str, Any]:
-        """Those of the verb, as in a recipe."""
+        """The options that belong to the verb, as in a recipe file."""
         if self.pattern:
             return self.pattern.options() | (self.allocation.options() if self.allocation else {})
         return self.grid.options() if self.grid else {}
@@ -92,43 +98,56 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """steps, in order. calibration: the text that methods with statistics see. why: the planner's reasons."""
+    """A complete recipe.
+
+    steps: in the order in which they are applied.
+    calibration: the data for methods that need statistics.
+    why: the planner's reasons.
+    """
 
     name: str
     steps: tuple[Step, ...]
     use: str = ""
     calibration: dict[str, Any] = field(default_factory=lambda: dict(CALIBRATION))
     why: tuple[str, ...] = ()
-    loss: float | None = None  # log-perplexity lost on scribe, measured; orders the presets for the planner
+    loss: float | None = None  # the measured increase of log-perplexity on scribe; orders the presets for the planner
 
     def of(self, verb: str) -> list[Step]:
+        """Return the steps of one verb."""
         return [step for step in self.steps if step.verb == verb]
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the file: only what differs from a default is left out, so that a file records what was run."""
+        """Return the recipe as in a file. Empty fields are left out.
+
+        Options are written even at their defaults, so that the file records what was run.
+        """
         steps = []
         for step in self.steps:
             entry: dict[str, Any] = {step.verb: {"method": step.method} | step.own_options | step.options}
             if step.where != Where():
                 entry["where"] = step.where.to_dict()
             steps.append(entry)
-        found = {"name": self.name, "use": self.use, "loss": self.loss, "why": list(self.why)}
-        given = {name: value for name, value in found.items() if value not in (None, "", [])}
-        return given | {"calibration": self.calibration, "steps": steps}
+        fields = {"name": self.name, "use": self.use, "loss": self.loss, "why": list(self.why)}
+        stated = {name: value for name, value in fields.items() if value not in (None, "", [])}
+        return stated | {"calibration": self.calibration, "steps": steps}
 
     def to_yaml(self) -> str:
+        """Return the text of a recipe file."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100, default_flow_style=None)
 
 
 def preset_names() -> list[str]:
+    """Return the names of the presets, sorted."""
     return sorted(entry.name.removesuffix(".yaml") for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_recipe(source: "str | Path | Mapping | Recipe", changes: Iterable[str] = ()) -> Recipe:
-    """A preset's name, the path of a YAML file, a mapping, or a Recipe; with ``verb.option=value`` changes applied.
+    """Read a recipe and apply changes to it.
 
-    A change applies to every step of its verb that knows the option; ``calibration.option=value`` works too.
-    Raises UsageError naming the field and what is valid.
+    source: a preset's name, the path of a YAML or JSON file, a mapping, or a Recipe.
+    changes: texts of the form ``verb.option=value``. A change applies to every step of its verb that has the option;
+        ``calibration.option=value`` works too.
+    Raises UsageError that names the field and what is valid.
     """
     changes = [_parse_change(change) for change in changes]
     if isinstance(source, Recipe) and not changes:
@@ -147,9 +166,10 @@ def load_recipe(source: "str | Path | Mapping | Recipe", changes: Iterable[str] 
 
 
 def _parse(data: Any, changes: list[tuple[str, str, Any]]) -> Recipe:
+    """Make a recipe from the content of a file. changes: (verb, option, value)."""
     if not isinstance(data, Mapping):
         raise UsageError(f"a recipe is a mapping with the field 'steps'; this one is a {type(data).__name__}")
-    fields = read_fields(RecipeFields, data, _said("recipe field"), "recipe field")
+    fields = read_fields(RecipeFields, data, _message_of("recipe field"), "recipe field")
     if not isinstance(fields.steps, list) or not fields.steps:
         raise UsageError("recipe field 'steps' must be a list with at least one step")
     why = fields.why or []
@@ -167,75 +187,89 @@ def _parse(data: Any, changes: list[tuple[str, str, Any]]) -> Recipe:
         steps=steps,
         use=fields.use,
         calibration=_parse_calibration(fields.calibration, changes),
-        why=tuple(_text("recipe field why", each) for each in why),
+        why=tuple(_text("recipe field why", reason) for reason in why),
         loss=fields.loss,
     )
 
 
 def _parse_calibration(data: Any, changes: list[tuple[str, str, Any]]) -> dict[str, Any]:
-    given = _mapping(data, "calibration is a mapping such as {text: books}")
-    given |= {option: value for verb, option, value in changes if verb == "calibration"}
-    fields = read_fields(CalibrationFields, given, _said("calibration option"), "calibration option")
-    return CALIBRATION | {name: getattr(fields, name) for name in given}
+    options = _mapping(data, "calibration is a mapping such as {text: books}")
+    options |= {option: value for verb, option, value in changes if verb == "calibration"}
+    fields = read_fields(CalibrationFields, options, _message_of("calibration option"), "calibration option")
+    return CALIBRATION | {name: getattr(fields, name) for name in options}
 
 
-def _said(what: str) -> Say:
+def _message_of(what: str) -> Say:
+    """Return the function with which ``read_fields`` makes the message about a wrong value. what: the kind of field."""
     return lambda name, value, needed: f"{what} {name} = {value}: {needed}"
 
 
 def _text(name: str, value: Any, empty: bool = False) -> str:
+    """Return ``value``; raise UsageError if it is not a text, or empty unless ``empty`` allows it."""
     if not isinstance(value, str) or not (value or empty):
         raise UsageError(f"{name} = {shown(value)}: a text is needed")
     return value
 
 
 def _mapping(data: Any, what: str) -> dict[Any, Any]:
-    """What stands there, as a dict of its own; an empty one for nothing."""
+    """Return a copy of a mapping as a dict, an empty one for None; raise UsageError for anything else."""
     if data is not None and not isinstance(data, Mapping):
         raise UsageError(f"{what}; this is {shown(data)}")
     return dict(data or {})
 
 
 def _changeable(steps: Iterable[Step]) -> set[str]:
-    found = {f"calibration.{name}" for name in CalibrationFields.model_fields}
+    """Return what a change may name in a recipe, as ``verb.option``."""
+    valid = {f"calibration.{name}" for name in CalibrationFields.model_fields}
     for step in steps:
         names = [*step.options, *OWN_OPTIONS.get(step.verb, ())]
-        found |= {f"{step.verb}.{name}" for name in names}
-    return found
+        valid |= {f"{step.verb}.{name}" for name in names}
+    return valid
 
 
 def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[str, str]]) -> Step:
+    """Make a step from its mapping in a recipe, with the changes for its verb applied.
+
+    used: the (verb, option) pairs of changes that a step has used so far; this step adds its own.
+    """
     verbs = [name for name in data if name != "where"] if isinstance(data, Mapping) else []
     if len(verbs) != 1:
-        valid = f"a step has one verb ({', '.join(registry.verbs())}) and perhaps 'where'"
+        valid = f"a step has one verb ({', '.join(registry.verbs())}) and optionally 'where'"
         raise UsageError(f"{valid}; this is {shown(data)}")
     verb = verbs[0]
     if verb not in registry.verbs():
         raise unknown("step", verb, registry.verbs())
     options = _mapping(data[verb], f"the options of {verb} are a mapping such as {{method: ...}}")
-    mine = [(option, value) for of, option, value in changes if of == verb]
-    name = dict(mine).get("method", options.pop("method", registry.default_method(verb) if verb == "recover" else ""))
+    changed = [(option, value) for target, option, value in changes if target == verb]
+    name = dict(changed).get(
+        "method", options.pop("method", registry.default_method(verb) if verb == "recover" else "")
+    )
     method = registry.find(verb, name)
     known = {*method.defaults, *OWN_OPTIONS.get(verb, ())}
-    if "method" in dict(mine):  # another method need not know the options of the first
+    if "method" in dict(changed):  # the new method may not have the options of the old one
         options = {option: value for option, value in options.items() if option in known}
-    options |= {option: value for option, value in mine if option in known}
-    used |= {(verb, option) for option, _ in mine if option in known | {"method"}}
-    own = {name: options.pop(name) for name in OWN_OPTIONS.get(verb, ()) if name in options}
-    what: dict[str, Any] = {}
+    options |= {option: value for option, value in changed if option in known}
+    used |= {(verb, option) for option, _ in changed if option in known | {"method"}}
+    verb_options = {name: options.pop(name) for name in OWN_OPTIONS.get(verb, ()) if name in options}
+    verb_fields: dict[str, Any] = {}
     if verb == "quantize":
-        if "bits" not in own and "values" not in own:
+        if "bits" not in verb_options and "values" not in verb_options:
             raise UsageError(f"a quantize step needs 'bits' (2 to 8); this is {shown(data)}")
-        what["grid"] = _parse_grid(own)
+        verb_fields["grid"] = _parse_grid(verb_options)
     if verb == "prune":
-        what["pattern"], what["allocation"] = _parse_pattern(own, dict(mine), data)
+        verb_fields["pattern"], verb_fields["allocation"] = _parse_pattern(verb_options, dict(changed), data)
     where = parse_where(data["where"]) if "where" in data else Where()
-    return Step(verb, method.name, method.check(options), where, **what)
+    return Step(verb, method.name, method.check(options), where, **verb_fields)
 
 
 def _parse_pattern(options: dict[str, Any], changed: dict[str, Any], data: Any) -> tuple[Pattern, Allocation]:
+    """Make the pattern and the allocation of a prune step.
+
+    changed: the options that changes set.
+    data: the step as in the recipe, for errors.
+    """
     for name, other in (("sparsity", "pattern"), ("pattern", "sparsity")):
-        if name in changed and other not in changed:  # a change to one does away with the other
+        if name in changed and other not in changed:  # a change of one replaces the other
             options.pop(other, None)
     if ("sparsity" in options) == ("pattern" in options):
         valid = "a prune step needs 'sparsity' (0 to 1) or 'pattern' (such as \"2:4\")"
@@ -259,7 +293,8 @@ def _parse_pattern(options: dict[str, Any], changed: dict[str, Any], data: Any) 
 
 
 def _parse_grid(options: dict[str, Any]) -> Grid:
-    read_fields(GridFields, options, _said("quantize option"), "quantize option")
+    """Make the grid of a quantize step: a uniform one, or one with a table of values."""
+    read_fields(GridFields, options, _message_of("quantize option"), "quantize option")
     if options.get("values", "int") == "int":
         return UniformGrid(**{name: value for name, value in options.items() if name != "values"})
     table = ValueTable(options["values"], options.get("group_size", 64))
@@ -270,31 +305,36 @@ def _parse_grid(options: dict[str, Any]) -> Grid:
 
 
 def _parse_change(change: str) -> tuple[str, str, Any]:
-    found = re.fullmatch(r"(\w+)\.(\w+)=(.*)", str(change), re.DOTALL)
-    if not found:
+    """Split a change into verb, option and value, which is read as YAML."""
+    match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", str(change), re.DOTALL)
+    if not match:
         raise UsageError(f"a change has the form verb.option=value, such as recover.rank=16; this is {shown(change)}")
-    return found[1], found[2], parse_yaml(found[3], f"the value of change {shown(change)}")
+    return match[1], match[2], parse_yaml(match[3], f"the value of change {shown(change)}")
 
 
 def with_images(recipe: Recipe, images: str | Path | None) -> Recipe:
-    """The recipe with these images for calibration, where some are given."""
+    """Return the recipe with ``images`` as its calibration data, or unchanged if ``images`` is None."""
     if images is None:
         return recipe
     return replace(recipe, calibration=recipe.calibration | {"images": str(images)})
 
 
 def with_windows(recipe: Recipe, positions: int | None) -> Recipe:
-    """The recipe with windows of text that are no longer than the model has positions for: a length is a wish, as a
-    group size is. What was cut is said."""
-    cut = lambda of, length: say(f"note: {of}.length {length} is cut to {positions}, the positions that the model has")
+    """Return the recipe with all window lengths cut to the model's positions, and print a note for every cut.
+
+    Like a group size, a length is adapted to the model; it is not an error.
+    """
+    note = lambda verb, length: say(
+        f"note: {verb}.length {length} is cut to {positions}, the number of positions that the model has"
+    )
     if positions is None:
         return recipe
     if (length := recipe.calibration["length"]) > positions:
-        cut("calibration", length)
+        note("calibration", length)
         recipe = replace(recipe, calibration=recipe.calibration | {"length": positions})
     steps = list(recipe.steps)
-    for place, step in enumerate(steps):
+    for index, step in enumerate(steps):
         if step.verb == "recover" and step.options["length"] > positions:
-            cut("recover", step.options["length"])
-            steps[place] = replace(step, options=step.options | {"length": positions})
+            note("recover", step.options["length"])
+            steps[index] = replace(step, options=step.options | {"length": positions})
     return replace(recipe, steps=tuple(steps))

@@ -1,7 +1,8 @@
-"""Methods are annotated pure functions. A decorator names them; their signatures are their option schemas.
+"""The registry of methods. A method is an annotated pure function, which a decorator names and registers.
 
-A room that has methods (and any other package) is found through the entry point group ``jettison.methods``. Those of
-our own are read without being imported, see ``outline``.
+- The keyword-only parameters of the function are the options of the method.
+- Packages with methods, our own and others, are found through the entry point group ``jettison.methods``.
+- Our own methods are read from the text of their files, without importing them (see ``outline``).
 """
 
 import inspect
@@ -29,10 +30,12 @@ from jettison.recipe.outline import Unreadable, outlines
 class Method:
     """A named way to carry out a step of a recipe.
 
-    verb: the step it serves (``prune``, ``quantize``, ``recover``). needs: the statistics it wants (``hessian``).
-    choose: which of them with given options, where that depends on these. scope: what it sees, one ``linear``, a
-    ``block`` (it returns edits), or the whole ``run``. traits: what else frames must know of it: ``joint``, that a
-    pruner may quantize in its place.
+    verb: the kind of step (``prune``, ``quantize``, ``recover``).
+    paper: the source of the method.
+    needs: the statistics that it needs (``hessian``).
+    choose: a function from options to the statistics that are needed with them; None if they are always ``needs``.
+    scope: what the function receives: one ``linear``, a ``block`` (it then returns edits), or the whole ``run``.
+    traits: other properties that the pipeline must know. ``joint``: a pruner may quantize in its place.
     """
 
     verb: str
@@ -45,39 +48,49 @@ class Method:
     traits: frozenset[str] = frozenset()
 
     def needs_with(self, options: Mapping[str, Any]) -> frozenset[str]:
+        """Return the statistics that the method needs with these options."""
         return self.needs if self.choose is None else frozenset(self.choose(options))
 
     @property
     def summary(self) -> str:
+        """The first line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
-        """Option name -> default: the keyword-only parameters of the function."""
+        """The options and their defaults: the keyword-only parameters of the function."""
         parameters = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def check(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options, complete. Raises UsageError naming the option and what is valid: a text is no number, a number
-        no yes or no, and no number is infinite. YAML takes 1e-4, without a dot, for a text: it is read as a number."""
+        """Check options, and return them completed with the defaults.
+
+        A text such as 1e-4 is read as a number, because YAML reads numbers without a dot as texts.
+        Raises UsageError that names the option and what is valid. Types are strict: a text is not a number, a number is
+        not true or false, and infinite numbers are invalid.
+        """
         for name in options:
             if name not in self.defaults:
                 raise unknown("option", name, self.defaults, f" of {self.verb} method {self.name!r}")
-        given = {name: self._given(name, value) for name, value in options.items()}
+        values = {name: self._read_number(name, value) for name, value in options.items()}
         try:
-            return self._schema(**given).model_dump()
+            return self._schema(**values).model_dump()
         except ValidationError as error:
             say = lambda name, value, needed: f"{self.verb} method {self.name!r}: option {name} = {value}: {needed}"
             raise explain(error, say, "option", self.defaults, f" of {self.verb} method {self.name!r}") from None
 
-    def _given(self, name: str, value: Any) -> Any:
+    def _read_number(self, name: str, value: Any) -> Any:
+        """Return the value of an option. A text such as 1e-4 becomes a number, unless the option is a text."""
         if type(value) is int:
             check_number(f"{self.verb} method {self.name!r}: option {name}", value, -LAST_SEED, LAST_SEED)
-        text = isinstance(value, str) and not isinstance(self.defaults[name], str)
-        return float(value) if text and re.fullmatch(r"[-+]?[0-9]+e[-+]?[0-9]+", value, re.IGNORECASE) else value
+        number_as_text = isinstance(value, str) and not isinstance(self.defaults[name], str)
+        return (
+            float(value) if number_as_text and re.fullmatch(r"[-+]?[0-9]+e[-+]?[0-9]+", value, re.IGNORECASE) else value
+        )
 
     @cached_property
     def _schema(self):
+        """The pydantic model of the options."""
         parameters = inspect.signature(self.function).parameters
         fields = {name: (parameters[name].annotation, default) for name, default in self.defaults.items()}
         config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -97,8 +110,9 @@ def method(
     scope: str = "linear",
     traits: tuple[str, ...] = (),
 ) -> Callable:
-    """Register the decorated function as method ``name`` of ``verb``; the function itself is returned unchanged.
+    """Register the decorated function as method ``name`` of ``verb``. The decorator returns the function unchanged.
 
+    The arguments are those of ``Method``.
     Raises UsageError for a scope that the verb does not have, a function whose first parameters are not those of its
     scope, options without defaults, and a second method of the same name.
     """
@@ -107,14 +121,16 @@ def method(
         _check_signature(verb, name, scope, function)
         known = _METHODS.get((verb, name))
         if known and (known.function.__module__, known.function.__name__) != (function.__module__, function.__name__):
-            raise UsageError(f"{verb} method {name!r} is there already, in {known.function.__module__}: choose a name")
+            raise UsageError(
+                f"{verb} method {name!r} exists already, in {known.function.__module__}: choose a new name"
+            )
         _METHODS[verb, name] = Method(verb, name, function, paper, frozenset(needs), choose, scope, frozenset(traits))
         return function
 
     return register
 
 
-# What a function of a verb and a scope is called with; more may follow, with defaults.
+# The first parameters of a method's function, by verb and scope. More may follow, with defaults.
 SIGNATURES = {
     ("quantize", "linear"): ("weight", "grid", "stats"),
     ("quantize", "block"): ("block", "grids", "stats"),
@@ -124,19 +140,20 @@ SIGNATURES = {
 
 
 def _check_signature(verb: str, name: str, scope: str, function: Callable) -> None:
+    """Raise UsageError if a method has an unknown verb or scope, wrong parameters, or an option without a default."""
     where = f"{verb} method {name!r} ({function.__module__})"
     if (verb, scope) not in SIGNATURES:
-        scopes = sorted(each for of, each in SIGNATURES if of == verb)
+        scopes = sorted(valid for owner, valid in SIGNATURES if owner == verb)
         raise (
             unknown("scope", scope, scopes, f" of {where}")
             if scopes
-            else unknown("verb", verb, {of for of, _ in SIGNATURES}, f" of {where}")
+            else unknown("verb", verb, {known for known, _ in SIGNATURES}, f" of {where}")
         )
     parameters = inspect.signature(function).parameters.values()
     first = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
-    wanted = SIGNATURES[verb, scope]
-    if first[: len(wanted)] != wanted:
-        raise UsageError(f"{where} takes ({', '.join(first)}); ({', '.join(wanted)}) is needed at scope {scope!r}")
+    needed = SIGNATURES[verb, scope]
+    if first[: len(needed)] != needed:
+        raise UsageError(f"{where} takes ({', '.join(first)}); ({', '.join(needed)}) is needed at scope {scope!r}")
     if bare := [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]:
         raise UsageError(f"{where}: option {bare[0]} has no default")
 
@@ -148,8 +165,10 @@ DECORATORS = {"method": method, "pruner": pruner, "quantizer": quantizer, "recov
 
 
 def register_files(path: Iterable[str], package: str) -> None:
-    """Register all methods of a package's files. Each file is imported when one of its methods is first called; at
-    once where its text does not say all of a method."""
+    """Register all methods in the files of a package. path: of the package, as in its ``__path__``.
+
+    A file is imported when one of its methods is first called, or at once if its text does not suffice.
+    """
     for finder, name, is_package in walk_packages(path, f"{package}."):
         if is_package:
             continue
@@ -163,36 +182,39 @@ def register_files(path: Iterable[str], package: str) -> None:
 
 @cache
 def _discover() -> None:
+    """Load the packages of the entry point group, which register their methods. A package that fails is skipped."""
     for entry in entry_points(group="jettison.methods"):
         try:
             entry.load()
-        except Exception as error:  # whatever someone's package raises: the others work
+        except Exception as error:  # an error in one package must not stop the others
             say(f"warning: the methods of {entry.name} ({entry.value}) cannot be used: {type(error).__name__}: {error}")
 
 
 def methods(verb: str) -> dict[str, Method]:
+    """Return the methods of a verb by name, sorted."""
     _discover()
-    return {name: found for (of, name), found in sorted(_METHODS.items()) if of == verb}
+    return {name: entry for (owner, name), entry in sorted(_METHODS.items()) if owner == verb}
 
 
 def verbs() -> list[str]:
+    """Return the verbs that have a method, sorted."""
     _discover()
     return sorted({verb for verb, _ in _METHODS})
 
 
 @cache
 def default_method(purpose: str) -> str:
-    """The method that defaults.yaml names for a purpose."""
+    """Return the name of the method that defaults.yaml has for a purpose."""
     return yaml.safe_load((files("jettison.recipe") / "defaults.yaml").read_text(encoding="utf-8"))[purpose]
 
 
 def having(verb: str, test: Callable[[Method], bool]) -> str:
-    """The names of a verb's methods that pass, for a message."""
-    return " and ".join(name for name, found in methods(verb).items() if test(found))
+    """Return the names of a verb's methods for which ``test`` is true, joined for a message."""
+    return " and ".join(name for name, entry in methods(verb).items() if test(entry))
 
 
 def find(verb: str, name: str) -> Method:
-    """Raises UsageError that lists the known methods."""
+    """Return a method. Raises UsageError, which lists the known methods, if there is none of this name."""
     known = methods(verb)
     if not isinstance(name, str) or name not in known:
         raise unknown(f"{verb} method", name, known)

@@ -1,1 +1,1 @@
-"""Statistics of activations, and how much each part of a model matters."""
+"""Statistics of activations, and the importance of the parts of a model."""

@@ -1,4 +1,4 @@
-"""Calibration data, as statistics see them: windows of whatever the model reads, and a digest that names them."""
+"""The interface of calibration data: windows of the model's inputs, and a digest that identifies them."""
 
 from typing import Protocol
 
@@ -8,11 +8,13 @@ from jettison.graph.folder import ModelFolder
 
 
 class Data(Protocol):
+    """Calibration data."""
+
     @property
     def digest(self) -> str:
-        """16 hex digits of the content."""
+        """16 hex digits that identify the content."""
         ...
 
     def windows(self, model: ModelFolder, length: int, count: int | None = None) -> torch.Tensor:
-        """(windows, length) token ids; at most ``count`` of them, spread evenly."""
+        """Return token ids, (windows, length): at most ``count`` windows, spread evenly over the data."""
         ...

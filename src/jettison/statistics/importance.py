@@ -1,7 +1,8 @@
-"""How much each block, or half of one, matters to the output: what drafts and depth pruning drop first.
+"""The importance of every block, or half of one, for the output. Drafts and depth pruning drop the least important.
 
-Everything is found block by block, so that a model larger than memory can be ranked: once forward for the states, once
-backward for the gradients, one block in memory at a time. Kept in a journal; a killed run continues at its block.
+The model is run block by block, so that a model larger than memory can be ranked: once forward for the states, once
+backward for the gradients, with one block in memory at a time. Results are written to a journal. A run that was killed
+continues at its block.
 """
 
 import math
@@ -30,7 +31,7 @@ from jettison.statistics.data import Data
 SAMPLES, LENGTH = 32, 256
 METHODS = ("fisher", "cosine", "magnitude", "random", "stride", "last")
 PERTURBATIONS = ("removal", "variance", "elementwise")
-Measured = Mapping[str, Mapping[str, float]]  # unit -> what was found of it
+Measured = Mapping[str, Mapping[str, float]]  # unit -> name of a measure -> value, see ``measure_units``
 
 
 def measure_units(
@@ -41,14 +42,19 @@ def measure_units(
     length: int | None = None,
     spill: Path | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Of every half of every block: ``trace``, the trace of the empirical Fisher information (Σ g² over its weights, g
-    the gradient of a window's mean cross-entropy; mean over windows); ``taylor``, Σ g² θ²; ``squares``, ``sum`` and
-    ``count`` of its weights; and of halves and blocks ``influence``, 1 − cos between the block's output with it and
-    without.
+    """Measure the importance of every block and of its halves.
 
-    samples, length: windows of the calibration data, by default of 256 tokens or as many as the model has positions
-    for, each with a gradient of its own. spill: a folder for the states, in place of memory. Raises UsageError for
-    windows of fewer than 2 tokens, or more than there are positions.
+    samples: the number of windows of the calibration data; every window has its own gradient.
+    length: tokens per window; by default 256, or the model's number of positions if it is less.
+    spill: a folder that stores the states in place of memory.
+
+    Returns unit -> measure -> value. Let g be the gradient of a window's mean cross-entropy by the weights θ of a half.
+    - Blocks and halves have ``influence``: 1 − cos between the block's output with and without the unit.
+    - Halves also have ``trace``, the trace of the empirical Fisher information: Σ g², mean over windows;
+      ``taylor``: Σ g² θ², mean over windows; and ``squares``, ``sum`` and ``count`` of θ.
+
+    Raises UsageError for windows of fewer than 2 tokens or of more than the model's positions, JettisonError if a value
+    is not finite.
     """
     source = model if isinstance(model, ModelFolder) else ModelFolder(model)
     length = source.window(LENGTH) if length is None else length
@@ -64,11 +70,11 @@ def measure_units(
                 check_source(source)
             _measure(source, data.windows(source, length, samples), journal, folder, spill)
     units = [journal.last(block=block)["units"] for block in reversed(range(source.anatomy.blocks))]
-    return {unit: found for of_block in units for unit, found in sorted(of_block.items())}
+    return {unit: measures for block_units in units for unit, measures in sorted(block_units.items())}
 
 
 def check_ranking(method: str, perturbation: str) -> None:
-    """Raises UsageError that lists what there is."""
+    """Raise UsageError, which lists what is valid, for an unknown method or perturbation."""
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     if perturbation not in PERTURBATIONS:
@@ -78,14 +84,19 @@ def check_ranking(method: str, perturbation: str) -> None:
 def rank(
     measured: Measured, method: str = "fisher", *, perturbation: str = "removal", halves: bool = False, seed: int = 0
 ) -> dict[str, float]:
-    """Unit -> score; the lowest matter least.
+    """Score all blocks, or all halves. Units with the lowest scores matter least.
 
-    ``fisher``: the trace of the Fisher information times the expected squared perturbation of the weights (SDFP,
-    arXiv:2602.05499, by FIT, arXiv:2210.08502). The source leaves the perturbation open; all readings are here:
-    ``removal``, the mean of θ²; ``variance``, the variance of θ; ``elementwise``, Σ g² θ², weight by weight.
-    Baselines: ``cosine``, block influence (ShortGPT, arXiv:2403.03853); ``magnitude``, Σ θ²; ``random``; ``last``: the
-    later, the less; ``stride`` has no scores, see ``choose``.
-
+    measured: the result of ``measure_units``.
+    method:
+        ``fisher``: the trace of the Fisher information times the expected squared perturbation of the weights (SDFP,
+            arXiv:2602.05499, by FIT, arXiv:2210.08502).
+        Baselines: ``cosine``, block influence (ShortGPT, arXiv:2403.03853); ``magnitude``, Σ θ²; ``random``; ``last``,
+            a later unit matters less; ``stride``, whose scores are not used (see ``choose``).
+    perturbation: for ``fisher``. The source leaves it open, so all readings are implemented: ``removal``, the mean of
+        θ²; ``variance``, the variance of θ; ``elementwise``, Σ g² θ², weight by weight.
+    halves: score halves, not blocks.
+    seed: for ``random``.
+    Returns unit -> score.
     Raises UsageError for an unknown method or perturbation.
     """
     check_ranking(method, perturbation)
@@ -107,10 +118,12 @@ def choose(
     halves: bool = False,
     seed: int = 0,
 ) -> tuple[str, ...]:
-    """The units to drop, in the model's order: the lowest scores, ``ratio`` of all units. The first block and the last
-    stay. ``stride`` takes every so many.
+    """Choose the units to drop: those with the lowest scores, or evenly spaced ones for ``stride``.
 
-    Raises UsageError for a ratio that drops nothing, or more than may go.
+    ratio: the share of all units to drop. The first and the last block are never dropped.
+    Other arguments: see ``rank``.
+    Returns the units in the model's order.
+    Raises UsageError for a ratio that drops nothing, or more than the blocks between the first and the last.
     """
     scores = rank(measured, method, perturbation=perturbation, halves=halves, seed=seed)
     units = list(scores)
@@ -122,21 +135,25 @@ def choose(
 
 
 def check_choice(units: Sequence[str], ratio: float, method: str, perturbation: str) -> tuple[int, list[str]]:
-    """How many units ``choose`` drops, and among which: before anything is measured. Raises UsageError as it does."""
+    """Return the number of units that ``choose`` drops, and the units among which it chooses. It needs no measurement.
+
+    Raises UsageError as ``choose`` does.
+    """
     check_ranking(method, perturbation)
-    ends = {units[0].partition(".")[0], units[-1].partition(".")[0]}
-    free = [unit for unit in units if unit.partition(".")[0] not in ends]
+    end_blocks = {units[0].partition(".")[0], units[-1].partition(".")[0]}
+    free = [unit for unit in units if unit.partition(".")[0] not in end_blocks]
     count = round(ratio * len(units)) if 0 < ratio < 1 else 0
     if not 1 <= count <= len(free):
         most = len(free) / len(units)
         raise UsageError(
-            f"ratio = {ratio:g} of {len(units)} units: it must drop at least one, and the first block and the last "
-            f"stay, so it is {1 / len(units):.3g} to {most:.3g} here"
+            f"ratio = {ratio:g} of {len(units)} units: it must drop at least one, and the first and the last block "
+            f"stay; valid here: {1 / len(units):.3g} to {most:.3g}"
         )
     return count, free
 
 
 def _score(measured: Measured, unit: str, method: str, perturbation: str) -> float:
+    """Return the score of a unit for the methods that use measures."""
     if method == "cosine":
         return measured[unit]["influence"]
     parts = [measured[unit]] if "." in unit else [measured[f"{unit}.{half}"] for half in HALVES]
@@ -146,19 +163,23 @@ def _score(measured: Measured, unit: str, method: str, perturbation: str) -> flo
     if perturbation == "elementwise":
         return total("taylor")
     mean = total("sum") / total("count")
-    moved = total("squares") / total("count") - (mean**2 if perturbation == "variance" else 0.0)
-    return total("trace") * moved
+    perturbed = total("squares") / total("count") - (mean**2 if perturbation == "variance" else 0.0)
+    return total("trace") * perturbed
 
 
 def _measure(source: ModelFolder, windows: torch.Tensor, journal: Journal, folder: Path, spill: Path | None) -> None:
-    """Backward from the last block, or from where a killed run stopped and left the gradients of that place."""
+    """Measure all blocks from the last to the first, and write each to the journal.
+
+    A killed run continues at the lowest measured block, whose gradients it has stored.
+    """
     blocks = source.anatomy.blocks
     lowest = next((block for block in reversed(range(blocks)) if journal.last(block=block) is None), -1) + 1
-    kept = lambda block: folder / f".gradient-{block}.safetensors"  # by what enters the block, for each window
-    if lowest < blocks and (stored := read_sealed(kept(lowest))) is None:
-        lowest = blocks
+    # The file of the gradients by the inputs of a block, for every window.
+    gradient_file = lambda block: folder / f".gradient-{block}.safetensors"
+    if lowest < blocks and (stored := read_sealed(gradient_file(lowest))) is None:
+        lowest = blocks  # the file is missing or damaged: start again at the last block
     walk = Walk(source, windows, spill=spill, batch=1)
-    entering: list[Activations] = []  # of each block
+    entering: list[Activations] = []  # the inputs of every block
     with bar("importance", 2 * blocks, 2 * (blocks - lowest)) as progress:
         for block in range(lowest):
             states = walk.new_stream(f"block-{block}")
@@ -170,31 +191,34 @@ def _measure(source: ModelFolder, windows: torch.Tensor, journal: Journal, folde
                     walk.advance(block, number)
             progress.advance(note=f"forward {block}")
         known = lowest < blocks
-        gradients = [stored[0][str(number)] for number in range(len(windows))] if known else _at_the_end(walk)
+        gradients = [stored[0][str(number)] for number in range(len(windows))] if known else _final_gradients(walk)
         for block in reversed(range(lowest)):
             with walk.block(block) as module:
                 units = _backward(walk, source, block, module, entering.pop(), gradients)
-            for unit, found in units.items():
-                for what, value in found.items():
+            for unit, measures in units.items():
+                for name, value in measures.items():
                     if not math.isfinite(value):
-                        raise JettisonError(f"{source.name}: {what} of unit {unit} is {value}: its outputs overflow")
-            write_sealed(kept(block), {str(number): each for number, each in enumerate(gradients)})
+                        raise JettisonError(f"{source.name}: {name} of unit {unit} is {value}: its outputs overflow")
+            write_sealed(gradient_file(block), {str(number): gradient for number, gradient in enumerate(gradients)})
             journal.add(block=block, units=units)
-            kept(block + 1).unlink(missing_ok=True)
+            gradient_file(block + 1).unlink(missing_ok=True)
             progress.advance(note=f"backward {block}")
-    kept(0).unlink(missing_ok=True)
+    gradient_file(0).unlink(missing_ok=True)
 
 
-def _at_the_end(walk: Walk) -> list[torch.Tensor]:
-    """The gradient of each window's mean cross-entropy by what leaves the last block."""
-    found = []
+def _final_gradients(walk: Walk) -> list[torch.Tensor]:
+    """Return, for every window, the gradient of its mean cross-entropy by the output of the last block.
+
+    A gradient is (1, length, width).
+    """
+    gradients = []
     with walk.whole_head() as head, torch.enable_grad():
         for part, ids in zip(walk.hidden, walk.batches, strict=True):
             states = part.detach().requires_grad_()
             logits = head(states, ids)[0].float()  # (length, vocabulary)
             loss = nn.functional.cross_entropy(logits[:-1], ids[0, 1:])
-            found.append(torch.autograd.grad(loss, states)[0])
-    return found
+            gradients.append(torch.autograd.grad(loss, states)[0])
+    return gradients
 
 
 def _backward(
@@ -205,39 +229,43 @@ def _backward(
     entering: Activations,
     gradients: list[torch.Tensor],
 ) -> dict[str, dict[str, float]]:
-    """What is found of a block; ``gradients`` are moved to its inputs, in place."""
+    """Measure a block and its halves.
+
+    entering: the inputs of the block, window by window.
+    gradients: by the outputs of the block, window by window. They are replaced in place by those by its inputs.
+    """
     prefix = walk.prefix(block) + "."
     weights: dict[str, list[nn.Parameter]] = {half: [] for half in HALVES}
     for linear in source.anatomy.of_block(block):
         weights[half_of(linear)].append(module.get_submodule(linear.name.removeprefix(prefix)).weight)
-    every = [weight for half in HALVES for weight in weights[half]]
+    all_weights = [weight for half in HALVES for weight in weights[half]]
     names = (str(block), *(f"{block}.{half}" for half in HALVES))
     trace, taylor = dict.fromkeys(HALVES, 0.0), dict.fromkeys(HALVES, 0.0)
     influence = dict.fromkeys(names, 0.0)
     for number, part in enumerate(entering):
         states = part.detach().requires_grad_()
         with torch.enable_grad():
-            output = walk.through(block, number, states)
-            slopes = torch.autograd.grad(output, [states, *every], gradients[number], allow_unused=True)
+            output = walk.through(block, number, states)  # (1, length, width)
+            slopes = torch.autograd.grad(output, [states, *all_weights], gradients[number], allow_unused=True)
         gradients[number] = slopes[0]
-        squares = {id(w): g.float().square() for w, g in zip(every, slopes[1:], strict=True) if g is not None}
+        squares = {id(w): g.float().square() for w, g in zip(all_weights, slopes[1:], strict=True) if g is not None}
         for half in HALVES:
-            reached = [weight for weight in weights[half] if id(weight) in squares]  # experts may see no token
+            reached = [weight for weight in weights[half] if id(weight) in squares]  # an expert may get no token
             trace[half] += sum(float(squares[id(weight)].sum()) for weight in reached) / len(entering)
             taylor[half] += sum(
                 float((squares[id(weight)] * weight.detach().square()).sum()) for weight in reached
             ) / len(entering)  # fmt: skip
         for name in names:
-            less = part
+            output_without = part  # without the whole block, its input is passed on
             if half := name.partition(".")[2]:
                 with without(module, source.anatomy.family, [half]):
-                    less = walk.batch_through(block, number, part)
-            cosine = nn.functional.cosine_similarity(less.float(), output.detach().float(), dim=-1)
+                    output_without = walk.batch_through(block, number, part)
+            cosine = nn.functional.cosine_similarity(output_without.float(), output.detach().float(), dim=-1)
             influence[name] += float(1 - cosine.mean()) / len(entering)
-    found: dict[str, dict[str, Any]] = {names[0]: {"influence": influence[names[0]]}}
+    measured: dict[str, dict[str, Any]] = {names[0]: {"influence": influence[names[0]]}}
     for half in HALVES:
         values = [weight.detach() for weight in weights[half]]
-        found[f"{block}.{half}"] = {
+        measured[f"{block}.{half}"] = {
             "trace": trace[half],
             "taylor": taylor[half],
             "squares": sum(float(value.square().sum(dtype=torch.float64)) for value in values),
@@ -245,4 +273,4 @@ def _backward(
             "count": sum(value.numel() for value in values),
             "influence": influence[f"{block}.{half}"],
         }
-    return found
+    return measured

@@ -1,4 +1,4 @@
-"""Where sensitivities are kept. Without torch, so that a plan may ask in no time whether there are any."""
+"""The folder in which sensitivities are stored. It does not import torch, so that a plan can check quickly for any."""
 
 from pathlib import Path
 
@@ -6,10 +6,13 @@ from jettison.core.caches import cache_folder
 
 
 def sensitivity_folder() -> Path:
+    """Return the folder in the cache that stores sensitivities."""
     return cache_folder() / "sensitivity"
 
 
 def any_known() -> bool:
-    """Whether ``sensitivity`` has been found for any model. If not, no model's fingerprint is needed, which reads it
-    whole."""
+    """Return whether ``sensitivity`` has been computed for any model.
+
+    If not, the fingerprint of a model, which reads the whole model, is not needed.
+    """
     return sensitivity_folder().is_dir()

@@ -1,4 +1,4 @@
-"""What losing precision is expected to cost where nothing was measured: a prior, fitted on scribe."""
+"""A prior for the loss from quantization, for models without measured sensitivities. It is fitted on scribe."""
 
 from functools import cache
 from importlib.resources import files
@@ -12,25 +12,28 @@ from jettison.encodings.grid import WHOLE_ROW, Grid
 
 @cache
 def _fitted() -> dict[str, Any]:
+    """Return the coefficients of the fit."""
     return yaml.safe_load((files("jettison.statistics") / "prior.yaml").read_text(encoding="utf-8"))
 
 
-LARGEST = 128  # group size that the fit has seen
+LARGEST = 128  # the largest group size in the fit
 
 
 def prior_loss(role: str, depth: float | None, blocks: int, grid: Grid, columns: int = LARGEST) -> float:
-    """Nats per token that one unit is expected to cost on a grid.
+    """Return the expected loss of one unit on a grid, in nats per token.
 
-    role: ``qkv``, ``o``, ``gate_up``, ``down`` or ``head``, perhaps after ``expert``; others are their mean.
-    depth: where the block lies, from 0 to 1; None outside the blocks. blocks: how many there are; together they are
-    expected to lose what scribe's lose together, each its part. columns: of its rows, the size of a group that is one.
-    A log-linear fit to measured KL (benchmarks/planning/planner.py --fit-prior): right about which roles and widths
-    hurt, a guess about any other model's figures. Beyond 128, twice the group size costs what the last doubling of the
-    fit did.
+    role: ``qkv``, ``o``, ``gate_up``, ``down`` or ``head``, optionally after ``expert``; the mean is used for others.
+    depth: the place of the block, from 0 (first) to 1 (last); None outside the blocks.
+    blocks: the number of blocks. All blocks together are expected to lose as much as scribe's together.
+    columns: the length of a row, which is the group size of a grid with one group per row.
+
+    The prior is a log-linear fit to measured KL (benchmarks/planning/planner.py --fit-prior). It ranks roles and widths
+    correctly, but for other models its figures are guesses. Above 128, doubling the group size costs as much as the
+    last doubling in the fit.
     """
     fitted = _fitted()
     roles = fitted["roles"]
-    value = roles.get(role.removeprefix("expert "), sum(roles.values()) / len(roles))
+    value = roles.get(role.removeprefix("expert "), sum(roles.values()) / len(roles))  # the logarithm of the loss
     value += fitted["bits"][grid.bits] if grid.bits in fitted["bits"] else _between(fitted["bits"], grid.bits)
     size = columns if grid.group_size == WHOLE_ROW else grid.group_size
     value += fitted["group"] * (size / LARGEST if size <= LARGEST else 1 + log2(size / LARGEST) / 2)
@@ -41,11 +44,11 @@ def prior_loss(role: str, depth: float | None, blocks: int, grid: Grid, columns:
 
 
 def recovered_part() -> float:
-    """Of what 2 bits lose, the part that is left after recovery with a LoRA adapter."""
+    """Return the share of the loss at 2 bits that remains after recovery with a LoRA adapter."""
     return _fitted()["left_after_recovery"]
 
 
 def _between(bits: dict[int, float], width: int) -> float:
-    """Logarithms of losses fall evenly between the widths that were measured."""
+    """Interpolate the logarithm of the loss linearly between the measured bit widths below and above ``width``."""
     low, high = max(b for b in bits if b < width), min(b for b in bits if b > width)
     return bits[low] + (bits[high] - bits[low]) * (width - low) / (high - low)

@@ -1,8 +1,9 @@
-"""What it costs a model to lose precision in one place: by gradients, or by measuring.
+"""Sensitivity: the loss of a model when one part of it is quantized or pruned, from gradients or by measurement.
 
-For a set of linears that share their bits and a grid: how far the model's output moves from what it was, in nats of
-KL(original ‖ changed) per token. Kept in a journal as it is found: measuring that was killed continues; gradients,
-which are found in one pass, start again.
+- A part is a set of linears that share a grid. Its loss is KL(original ‖ changed) of the model's output, in nats per
+  token.
+- Losses are written to a journal. A measurement that was killed continues. Gradients need only one pass, which starts
+  again.
 """
 
 import math
@@ -35,9 +36,9 @@ from jettison.statistics.stats import Stats, watch
 
 BATCH, SAMPLES, LENGTH = 4, 16, 256
 KINDS = ("gradients", "measured")
-Parts = Mapping[str, Sequence[Linear]]  # name of a unit -> its linears
+Parts = Mapping[str, Sequence[Linear]]  # name of a part -> its linears
 Tried = Grid | Pattern
-Grids = Mapping[str, Sequence[Tried]]  # the same -> what is tried
+Grids = Mapping[str, Sequence[Tried]]  # name of a part -> the grids or patterns to try
 
 
 def sensitivity(
@@ -52,18 +53,23 @@ def sensitivity(
     length: int | None = None,
     seed: int = 0,
 ) -> dict[str, dict[Tried, float]]:
-    """The loss, in nats per token, of each part on each of its grids, or pruned to each of its patterns, everything
-    else being left as it is.
+    """Estimate or measure the loss of every part on every one of its grids or patterns, with all other parts unchanged.
 
-    parts: name -> linears that share their grid. grids: name -> grids to try. kind: ``gradients``, one backward pass
-    for all of them, or ``measured``, a forward pass for each. method: the quantizer that chooses the codes (None: the
-    default), or the pruner; its statistics are of the same data. samples, length: of the calibration data, by
-    default windows of 256 tokens or as many as the model has positions for. The result is kept in the cache folder.
+    parts: name -> the linears that share a grid.
+    grids: name -> the grids or patterns to try.
+    data: the calibration data.
+    kind: ``gradients``, one backward pass for all parts, or ``measured``, one forward pass per part and grid.
+    method: the quantizer (None: the default) or the pruner. Its statistics are of the same data.
+    samples: the number of windows.
+    length: tokens per window; by default 256, or the model's number of positions if it is less.
+    seed: of the labels that ``gradients`` draws.
 
-    ``gradients`` is the second order of KL, ½ E[(gᵀ E x)²] with E a matrix's change, x its input and g the gradient
-    of the log-likelihood of a label drawn from the model itself, per token: the Fisher information along the change
-    (arXiv:2306.07629, section 4, has its diagonal), cross terms between tokens left out. A reconstruction.
+    ``gradients`` is the second-order term of KL, ½ E[(gᵀ E x)²] per token. E is the change of a matrix, x its input,
+    and g the gradient of the log-likelihood of a label that is drawn from the model itself. This is the Fisher
+    information along the change, without cross terms between tokens (arXiv:2306.07629, section 4, uses its diagonal);
+    our reconstruction.
 
+    Returns name -> grid -> loss in nats per token, which is also stored in the cache folder.
     Raises UsageError for an unknown kind or windows longer than the model's positions, JettisonError if the model does
     not fit in memory or a loss is not finite.
     """
@@ -71,22 +77,22 @@ def sensitivity(
     method = method or registry.default_method("quantize")
     length = source.window(LENGTH) if length is None else length
     source.check_window(length, "length")
-    path, run = _record(source, data, kind, method, samples, length, seed)
+    path, run = _journal_of(source, data, kind, method, samples, length, seed)
     with locked(path.parent, wait=True):
         journal = Journal(path, run, cache=True)
-        known = _known(journal.entries)
-        wanted = {name: [grid for grid in grids[name] if (name, str(grid)) not in known] for name in parts}
-        wanted = {name: missing for name, missing in wanted.items() if missing}
-        if wanted:
+        known = _losses_of(journal.entries)
+        untried = {name: [grid for grid in grids[name] if (name, str(grid)) not in known] for name in parts}
+        untried = {name: missing for name, missing in untried.items() if missing}
+        if untried:
             if not source.quantization:
                 check_source(source)
             windows = data.windows(source, length, samples)
-            find = partial(_by_gradients, seed=seed) if kind == "gradients" else _by_measuring
-            missing = {name: parts[name] for name in wanted}
-            inputs = {name: len({linear.inputs for linear in parts[name]}) for name in wanted}
-            count = sum(len(of) * (inputs[name] if kind == "gradients" else 1) for name, of in wanted.items())
+            losses = partial(_by_gradients, seed=seed) if kind == "gradients" else _by_measuring
+            missing = {name: parts[name] for name in untried}
+            inputs = {name: len({linear.inputs for linear in parts[name]}) for name in untried}
+            count = sum(len(tried) * (inputs[name] if kind == "gradients" else 1) for name, tried in untried.items())
             with bar("sensitivity", count) as progress:
-                for name, grid, loss in find(source, missing, wanted, method, windows, progress.advance):
+                for name, grid, loss in losses(source, missing, untried, method, windows, progress.advance):
                     if not math.isfinite(loss):
                         raise JettisonError(
                             f"{source.name}: the loss of {name} on {grid} is {loss}: its outputs overflow"
@@ -99,32 +105,41 @@ def sensitivity(
 def known_sensitivity(
     source: ModelFolder, parts: Parts, grids: Grids, data: Data
 ) -> tuple[dict[str, dict[Grid, float]], str]:
-    """What ``sensitivity`` with its default settings has found for a model before, and which kind that was; measured
-    losses sooner than gradients. Empty and ``prior`` if something is missing."""
+    """Read the losses that ``sensitivity`` with its default settings has stored for a model.
+
+    Returns the losses, as ``sensitivity`` does, and their kind. Measured losses are preferred to gradients.
+    If any loss is missing, the result is empty and the kind is ``prior``.
+    """
     if not any_known():
         return {}, "prior"
     for kind in reversed(KINDS):
-        path, run = _record(source, data, kind)
+        path, run = _journal_of(source, data, kind)
         records = read_records(path)[0] if path.exists() else []
-        known = _known(records[1:]) if records and records[0] == {"run": run} else {}
+        known = _losses_of(records[1:]) if records and records[0] == {"run": run} else {}
         if all((name, str(grid)) in known for name in parts for grid in grids[name]):
             return {name: {grid: known[name, str(grid)] for grid in grids[name]} for name in parts}, kind
     return {}, "prior"
 
 
 def unseen_windows(source: ModelFolder, data: Data, count: int = SAMPLES) -> torch.Tensor:
-    """(count, length) token ids of the calibration data that ``sensitivity`` with its default settings does not see."""
-    every = data.windows(source, source.window(LENGTH))
+    """Return windows of the calibration data that ``sensitivity`` with its default settings does not use.
+
+    Returns token ids, (count, length).
+    """
+    all_windows = data.windows(source, source.window(LENGTH))
     seen = data.windows(source, source.window(LENGTH), SAMPLES)
-    rest = every[[not bool((seen == row).all(-1).any()) for row in every]]
-    return rest[torch.arange(count) * len(rest) // count]
+    unseen = all_windows[[not bool((seen == row).all(-1).any()) for row in all_windows]]
+    return unseen[torch.arange(count) * len(unseen) // count]
 
 
-def _record(
+def _journal_of(
     source: ModelFolder, data: Data, kind: str, method: str | None = None, samples: int = SAMPLES,
     length: int | None = None, seed: int = 0,
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
-    """The journal of what these settings find, and what its first line says."""
+    """Return the path of the journal for these settings, and the content of its first line.
+
+    Raises UsageError for an unknown kind.
+    """
     if kind not in KINDS:
         raise UsageError(f"sensitivity {kind!r}: {' and '.join(KINDS)} are valid")
     length = source.window(LENGTH) if length is None else length
@@ -138,7 +153,8 @@ def _record(
     return sensitivity_folder() / digest(*map(str, run.values())) / "losses.jsonl", run
 
 
-def _known(entries: Iterable[dict[str, Any] | None]) -> dict[tuple[str, str], float]:
+def _losses_of(entries: Iterable[dict[str, Any] | None]) -> dict[tuple[str, str], float]:
+    """Return the losses in a journal: (part, grid as text) -> loss."""
     return {(entry["part"], entry["grid"]): entry["loss"] for entry in entries if entry}
 
 
@@ -154,35 +170,39 @@ def _by_gradients(
     advance: Callable[..., None],
     seed: int,
 ) -> Losses:
-    """One pass forward, one back. Everything is found as the gradient passes a matrix; only its inputs are kept."""
+    """Yield the losses from one forward and one backward pass.
+
+    The loss of a part is computed when the gradient reaches its matrices. Between the passes only inputs are stored.
+    """
     model = load_dense(source, torch.float32).to(compute_device()).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     part_of = {linear.inputs: name for name, linears in parts.items() for linear in linears}
     linears = [linear for linears in parts.values() for linear in linears]
-    together: dict[str, list[Linear]] = {}  # linears of one input: their codes are chosen in one go
+    same_input: dict[str, list[Linear]] = {}  # linears with the same input: a method compresses them as one matrix
     for linear in linears:
-        together.setdefault(linear.inputs, []).append(linear)
+        same_input.setdefault(linear.inputs, []).append(linear)
     gradients: dict[str, torch.Tensor] = {}
-    moved: dict[tuple[str, Tried], torch.Tensor] = {}  # the change of the log-likelihood at each token
+    changes: dict[tuple[str, Tried], torch.Tensor] = {}  # (tokens,), the change of the log-likelihood at every token
 
     def record(linear: Linear, inputs: torch.Tensor, output: torch.Tensor) -> None:
-        inputs, mates, name = inputs.detach(), together[linear.inputs], part_of[linear.inputs]
+        inputs, group, name = inputs.detach(), same_input[linear.inputs], part_of[linear.inputs]
 
         def back(gradient: torch.Tensor) -> None:
             gradients[linear.name] = gradient.reshape(-1, linear.rows).float().cpu()  # methods run on the CPU
-            if any(mate.name not in gradients for mate in mates):
+            if any(member.name not in gradients for member in group):
                 return
-            x = inputs.reshape(-1, linear.columns).float().cpu()
-            g = torch.cat([gradients.pop(mate.name) for mate in mates], 1)
-            weight = torch.cat([dense_weight(model.get_submodule(mate.name), mate) for mate in mates])
+            x = inputs.reshape(-1, linear.columns).float().cpu()  # (tokens, in)
+            g = torch.cat([gradients.pop(member.name) for member in group], 1)  # (tokens, out)
+            weight = torch.cat([dense_weight(model.get_submodule(member.name), member) for member in group])
             stats = Stats.of(x)
             for grid in grids[name]:
-                error = _changed(weight, grid, method, stats) - weight
-                change = ((x @ error.T) * g).sum(-1)
-                if "expert" in linear.roles:  # each expert sees its own tokens
+                error = _compress(weight, grid, method, stats) - weight
+                change = ((x @ error.T) * g).sum(-1)  # (tokens,)
+                # Every expert has its own tokens, so changes of several experts cannot be added token by token.
+                if "expert" in linear.roles:
                     change = change.square().sum().reshape(1)
-                moved[name, grid] = moved[name, grid] + change if (name, grid) in moved else change
+                changes[name, grid] = changes[name, grid] + change if (name, grid) in changes else change
                 advance(note=linear.inputs)
 
         output.register_hook(back)
@@ -192,6 +212,7 @@ def _by_gradients(
         for linear in linears
         for module in [model.get_submodule(linear.name)]
     ]
+    # All weights are frozen, so the embeddings must require gradients for a backward pass to run.
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
     windows = windows.to(compute_device())
     with torch.enable_grad():
@@ -207,7 +228,8 @@ def _by_gradients(
         likelihood.backward()
     for hook in hooks:
         hook.remove()
-    for (name, grid), change in moved.items():
+    # ½ E[(gᵀ E x)²]. The changes of experts are already squared.
+    for (name, grid), change in changes.items():
         total = change.sum() if "expert" in parts[name][0].roles else change.square().sum()
         yield name, grid, 0.5 * float(total) / windows.numel()
 
@@ -215,7 +237,7 @@ def _by_gradients(
 def _by_measuring(
     source: ModelFolder, parts: Parts, grids: Grids, method: str, windows: torch.Tensor, advance: Callable[..., None]
 ) -> Losses:
-    """A forward pass for each: in the whole model, only one part is changed at a time."""
+    """Yield the losses from one forward pass per part and grid, with only this part of the model changed."""
     bench = Bench(source, windows, method)
     for name, linears in parts.items():
         for grid in grids[name]:
@@ -225,10 +247,11 @@ def _by_measuring(
 
 
 class Bench:
-    """A model in full precision whose linears can be quantized for a while, and how far its output then moves.
+    """A model in full precision whose linears can be compressed for a while, to measure how far its output moves.
 
-    windows: (samples, length) token ids that distances are measured on. statistics: those that ``method`` needs are
-    taken from; the same by default.
+    windows: (samples, length), token ids on which the divergence is measured.
+    method: the quantizer or pruner.
+    statistics: (samples, length), token ids for the statistics that ``method`` needs; ``windows`` by default.
     """
 
     def __init__(self, source: ModelFolder, windows: torch.Tensor, method: str, statistics: torch.Tensor | None = None):
@@ -236,60 +259,61 @@ class Bench:
         self.method, self.windows = method, windows
         self._stats: dict[str, Stats] = {}
         self._weights: dict[tuple[str, Tried], torch.Tensor] = {}
-        if _find(method).needs:
+        if _find_method(method).needs:
             linears = [linear for linear in source.anatomy if "embed" not in linear.roles]
-            with torch.no_grad(), watch(self.model, "", linears) as found:
+            with torch.no_grad(), watch(self.model, "", linears) as watching:
                 for ids in (windows if statistics is None else statistics).split(BATCH):
                     self._logits(ids)
-            self._stats = found.stats
+            self._stats = watching.stats
         with torch.no_grad():
             self.reference = [self._logits(ids).log_softmax(-1) for ids in windows.split(BATCH)]
 
     def _logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the logits of a batch, (samples, length, vocabulary) float32."""
         return run_model(self.model, ids.to(self.model.device)).logits.float()
 
     def quantized(self, linear: Linear, grid: Tried) -> torch.Tensor:
-        """(out, in) float32. Found once."""
+        """Return the weight of a linear on a grid, dequantized, or pruned to a pattern: (out, in) float32. Cached."""
         key = (linear.name, grid)
         if key not in self._weights:
             weight = dense_weight(self.model.get_submodule(linear.name), linear)
-            self._weights[key] = _changed(weight, grid, self.method, self._stats.get(linear.inputs))
+            self._weights[key] = _compress(weight, grid, self.method, self._stats.get(linear.inputs))
         return self._weights[key]
 
     @contextmanager
     def changed(self, grids: Iterable[tuple[Linear, Tried | None]]) -> Iterator[None]:
-        """Linears on their grids; None leaves one as it is. A tied head is untied for the while."""
-        before: list[tuple[nn.Module, nn.Parameter]] = []
+        """Put linears on grids inside a ``with`` statement. None leaves a linear unchanged. A tied head is untied."""
+        originals: list[tuple[nn.Module, nn.Parameter]] = []
         try:
             for linear, grid in grids:
                 if grid is None:
                     continue
                 module = self.model.get_submodule(linear.name)
                 value = self.quantized(linear, grid)
-                before.append((module, module.weight))
+                originals.append((module, module.weight))
                 value = value.T if linear.layout == "conv1d" else value
                 module.weight = nn.Parameter(value.to(module.weight.device), requires_grad=False)
             yield
         finally:
-            for module, weight in before:
+            for module, weight in originals:
                 module.weight = weight
 
     @torch.no_grad()
     def divergence(self) -> float:
-        """KL(original ‖ model as it stands), nats per token."""
+        """Return KL(original ‖ current model), in nats per token."""
         total = 0.0
         for ids, target in zip(self.windows.split(BATCH), self.reference, strict=True):
-            guess = self._logits(ids).log_softmax(-1)
-            total += float((target.exp() * (target - guess)).sum(dtype=torch.float64))
+            current = self._logits(ids).log_softmax(-1)
+            total += float((target.exp() * (target - current)).sum(dtype=torch.float64))
         return total / self.windows.numel()
 
 
-def _find(method: str) -> registry.Method:
-    """A quantizer, else a pruner."""
+def _find_method(method: str) -> registry.Method:
+    """Return the quantizer of this name, else the pruner."""
     return registry.find("quantize" if method in registry.methods("quantize") else "prune", method)
 
 
-def _changed(weight: torch.Tensor, grid: Tried, method: str, stats: Stats | None) -> torch.Tensor:
-    """What a method makes of a weight (out, in)."""
-    changed = _find(method).function(weight, grid, stats)
+def _compress(weight: torch.Tensor, grid: Tried, method: str, stats: Stats | None) -> torch.Tensor:
+    """Compress a weight (out, in) with a method, and return it as (out, in) float32."""
+    changed = _find_method(method).function(weight, grid, stats)
     return changed if isinstance(grid, Pattern) else changed.dequantize()

@@ -1,1 +1,1 @@
-"""What every training shares: losses, and the parameters that are trained."""
+"""The parts that all trainings share: the loop, the losses, and the parameters that are trained."""

@@ -1,8 +1,8 @@
-"""One loop for every training: AdamW on a cosine, over processes, saved and taken up again, with the same bytes.
+"""One loop for every training: AdamW with a cosine schedule, over several processes, resumable.
 
-- Batches follow from the seed and the step alone, so a run that was killed goes on as if it had not been.
-- The state (parameters, both moments, buffers such as BatchNorm's, the best so far) is one sealed file.
-- With a judge, the best parameters are what is returned, not the last.
+- Batches depend only on the seed and the step, so a run that was killed and resumed gives the same bytes.
+- The state (parameters, both moments, buffers such as BatchNorm's, the best parameters so far) is one sealed file.
+- With a judge, the best parameters are returned, not the last.
 """
 
 import math
@@ -20,12 +20,12 @@ from jettison.core.errors import JettisonError
 from jettison.core.progress import bar, say
 from jettison.core.sealed import read_sealed, write_sealed
 
-Fetch = Callable[[torch.Tensor, int], tuple[torch.Tensor, ...]]  # places of samples, step -> what the lesson is given
+Fetch = Callable[[torch.Tensor, int], tuple[torch.Tensor, ...]]  # indices of samples, step -> inputs of the lesson
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters by name, and the highest learning rate that they have."""
+    """Parameters by name, and the peak of their learning rate."""
 
     parameters: Mapping[str, nn.Parameter]
     rate: float
@@ -33,8 +33,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """steps of ``batch`` samples each, over all processes, from ``count`` samples. warmup: share of the steps.
-    advice: what to do where the loss is not finite."""
+    """The settings of a training.
+
+    batch: the number of samples per step, over all processes.
+    count: the number of samples that there are.
+    warmup: the share of the steps in which the learning rate rises.
+    clip: the greatest norm of the gradient.
+    advice: the end of the error message if the loss is not finite.
+    """
 
     steps: int
     batch: int
@@ -49,8 +55,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Judge:
-    """``score`` says how good the model is now, the more the better; it is asked every so many steps, and at the
-    end."""
+    """A measure of the model during training.
+
+    score: returns how good the current model is; higher is better.
+    every: the number of steps between two calls of ``score``. It is also called at the end.
+    """
 
     score: Callable[[], float]
     every: int
@@ -71,11 +80,19 @@ def train(
     loss_name: str = "loss",
     accelerator: Accelerator | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Minimize what ``lesson`` returns; returns parameters and buffers by name, on the CPU.
+    """Minimize the loss that ``lesson`` returns.
 
-    lesson: a module from what ``fetch`` gives to a scalar loss. state: the file of the training so far; save_every:
-    seconds between saves. buffers: tensors that the lesson changes in place. record: told the loss of every step, in
-    the main process. Raises JettisonError for a loss that is not finite.
+    lesson: a module that maps the tensors of ``fetch`` to a scalar loss.
+    groups: the parameters to train.
+    fetch: returns the inputs of the lesson for the indices of some samples and a step.
+    state: the file that stores the state of the training. If it exists, the training is resumed.
+    buffers: tensors that the lesson changes in place.
+    judge: None means that the last parameters are returned.
+    save_every: seconds between two saves.
+    record: called with every step and its loss, in the main process.
+    name, loss_name: shown in the progress bar.
+    Returns parameters and buffers by name, on the CPU.
+    Raises JettisonError for a loss that is not finite.
     """
     accelerator, buffers = accelerator or make_accelerator(), dict(buffers or {})
     groups = [group for group in groups if group.parameters]
@@ -87,15 +104,16 @@ def train(
     )
     lesson, optimizer = accelerator.prepare(lesson, optimizer)
     run = _Run(state, trained, buffers, optimizer)
-    done, saved = run.take_up(), time.monotonic()
+    done, saved = run.resume(), time.monotonic()
     with bar(name, plan.steps, done) as progress, torch.random.fork_rng():
         for step in range(done, plan.steps):
-            torch.manual_seed(plan.seed * 1_000_003 + step)  # dropout, where there is any
+            torch.manual_seed(plan.seed * 1_000_003 + step)  # so that dropout depends only on seed and step
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule(step, plan.steps, plan.warmup)
-            places = rows(step, plan.batch, plan.count, plan.seed)
-            mine = places[accelerator.process_index :: accelerator.num_processes]
-            loss = lesson(*(each.to(accelerator.device) for each in fetch(mine, step)))
+            indices = sample_indices(step, plan.batch, plan.count, plan.seed)
+            # Every process takes its share of the batch.
+            own_indices = indices[accelerator.process_index :: accelerator.num_processes]
+            loss = lesson(*(tensor.to(accelerator.device) for tensor in fetch(own_indices, step)))
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(trained.values(), plan.clip)
             optimizer.step()
@@ -118,13 +136,13 @@ def train(
 
 
 def make_accelerator() -> Accelerator:
-    """On a GPU where there is one."""
+    """Make an accelerator that uses a GPU if there is one."""
     settings = DistributedDataParallelKwargs(broadcast_buffers=False)
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[settings])
 
 
 class _Run:
-    """The state of a training. best: what was judged best, with its score."""
+    """The state of a training, with the parameters that had the best score so far."""
 
     def __init__(
         self,
@@ -139,19 +157,24 @@ class _Run:
 
     @property
     def note(self) -> str:
+        """The best score so far, for the progress bar."""
         return "" if self.score is None else f", best {self.score:.4f}"
 
-    def _now(self) -> dict[str, torch.Tensor]:
+    def _current(self) -> dict[str, torch.Tensor]:
+        """Return copies of the current parameters and buffers on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in (self.trained | self.buffers).items()}
 
     def judge(self, score: float) -> None:
+        """Keep the current parameters if their score is the best so far."""
         if self.score is None or score > self.score:
-            self.score, self.best = score, self._now()
+            self.score, self.best = score, self._current()
 
     def result(self) -> dict[str, torch.Tensor]:
-        return self.best or self._now()
+        """Return the best parameters and buffers, or the current ones if none were judged."""
+        return self.best or self._current()
 
     def save(self, step: int) -> None:
+        """Write the state after ``step`` steps to the file."""
         tensors = dict(self.buffers)
         for name, parameter in self.trained.items():
             state = self.optimizer.state[parameter]
@@ -160,8 +183,8 @@ class _Run:
         best = {} if self.score is None else {"best": repr(self.score)}
         write_sealed(self.path, tensors, {"step": str(step)} | best)
 
-    def take_up(self) -> int:
-        """Take up the training that the file holds, if it does; returns the number of steps done."""
+    def resume(self) -> int:
+        """Load the state from the file, if there is one. Returns the number of steps that are done."""
         if not self.path.exists():
             return 0
         stored = read_sealed(self.path)
@@ -186,26 +209,29 @@ class _Run:
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """The share of the highest learning rate: a linear rise, then a cosine to 0."""
+    """Return the learning rate of a step as a share of its peak: it rises linearly, then follows a cosine to 0."""
     rise = warmup * steps
     if step < rise:
         return (step + 1) / (rise + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
 
 
-def rows(step: int, batch: int, count: int, seed: int) -> torch.Tensor:
-    """(batch,) which of ``count`` samples a step uses: each epoch is a new order of all of them, from the seed and the
-    epoch alone."""
-    picked = []
-    for place in range(step * batch, (step + 1) * batch):
-        picked.append(int(_order(seed, place // count, count)[place % count]))
-    return torch.tensor(picked)
+def sample_indices(step: int, batch: int, count: int, seed: int) -> torch.Tensor:
+    """Return the indices of the samples that a step uses, (batch,), from 0 to ``count`` - 1.
+
+    Every epoch is a new order of all samples, which depends only on the seed and the epoch.
+    """
+    indices = []
+    for position in range(step * batch, (step + 1) * batch):
+        indices.append(int(_order(seed, position // count, count)[position % count]))
+    return torch.tensor(indices)
 
 
 _orders: dict[tuple[int, int, int], torch.Tensor] = {}
 
 
 def _order(seed: int, epoch: int, count: int) -> torch.Tensor:
+    """Return the order of the samples in an epoch, (count,). Only the last order is cached."""
     key = (seed, epoch, count)
     if key not in _orders:
         _orders.clear()

@@ -1,18 +1,18 @@
-"""Distillation of logits, without ever holding the logits of a whole batch; and of features."""
+"""Losses for distillation: of logits, in chunks so that those of a whole batch are never in memory, and of features."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-LOGITS_AT_ONCE = 1 << 24
+LOGITS_AT_ONCE = 1 << 24  # the number of logits in a chunk
 Head = Callable[[torch.Tensor], torch.Tensor]
 
 
 def head_of(model: nn.Module) -> Head:
-    """(..., hidden) -> (..., vocabulary): what the model makes of its last hidden states.
+    """Return the function from a model's last hidden states (..., hidden) to its logits (..., vocabulary).
 
-    Knows what families do after the linear: Gemma's soft cap, Granite's divisor.
+    It includes what some families do after the linear: Gemma's soft cap, Granite's divisor.
     """
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
     if cap := getattr(config, "final_logit_softcapping", None):
@@ -31,25 +31,34 @@ def chunked_kl(
     vocabulary: int,
     temperature: float = 1.0,
 ) -> torch.Tensor:
-    """Mean over tokens of τ² KL(teacher ‖ student), over the full vocabulary.
+    """Return the mean over tokens of τ² KL(teacher ‖ student), over the full vocabulary.
 
-    student, teacher: (tokens, hidden). parameters: what is trained inside the student's head. Memory: one chunk of
-    LOGITS_AT_ONCE logits a side; the gradient of each chunk is taken at once and only its sum is kept.
+    student, teacher: (tokens, hidden), the last hidden states.
+    student_head, teacher_head: see ``head_of``.
+    parameters: the parameters of the student's head that are trained.
+    temperature: τ.
+
+    Memory: LOGITS_AT_ONCE logits each of student and teacher. The gradient of a chunk is computed in the forward pass,
+    and only the sum over chunks is kept.
     """
     chunk = max(1, LOGITS_AT_ONCE // vocabulary)
     return _ChunkedKL.apply(student, teacher, student_head, teacher_head, temperature, chunk, *parameters)
 
 
 def kl(teacher_logits: torch.Tensor, student_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Sum over tokens of τ² KL(teacher ‖ student), in float32."""
+    """Return the sum over tokens of τ² KL(teacher ‖ student), in float32. Logits: (..., vocabulary)."""
     target = (teacher_logits.float() / temperature).log_softmax(-1)
     guess = (student_logits.float() / temperature).log_softmax(-1)
     return (target.exp() * (target - guess)).sum() * temperature**2
 
 
 def square_head(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The mean over blocks of ‖s − t‖² / ‖t‖², s and t being (windows, length, hidden) states: SquareHead
-    (arXiv:2310.06927, section 2), which weighs every block alike however large its states are."""
+    """Return the SquareHead loss: the mean over blocks of ‖s − t‖² / ‖t‖².
+
+    student, teacher: for every block, the states s and t, (windows, length, hidden).
+    The division gives every block the same weight, however large its states are.
+    Source: arXiv:2310.06927, section 2.
+    """
     parts = [
         (s.float() - t.float()).square().mean() / t.float().square().mean().clamp(min=1e-12)
         for s, t in zip(student, teacher, strict=True)
@@ -58,11 +67,13 @@ def square_head(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]
 
 
 class _ChunkedKL(torch.autograd.Function):
+    """The function of ``chunked_kl``. ``forward`` already computes the gradients, for an incoming gradient of 1."""
+
     @staticmethod
     def forward(ctx, student, teacher, student_head, teacher_head, temperature, chunk, *parameters):
         total = torch.zeros((), device=student.device)
-        of_hidden = torch.empty_like(student)
-        of_parameters = [torch.zeros_like(parameter) for parameter in parameters]
+        hidden_gradient = torch.empty_like(student)
+        parameter_gradients = [torch.zeros_like(parameter) for parameter in parameters]
         for start in range(0, len(student), chunk):
             part = slice(start, start + chunk)
             with torch.no_grad():
@@ -71,16 +82,18 @@ class _ChunkedKL(torch.autograd.Function):
                 hidden = student[part].detach().requires_grad_()
                 loss = kl(target, student_head(hidden), temperature)
                 grads = torch.autograd.grad(loss, [hidden, *parameters])
-            of_hidden[part] = grads[0]
-            for kept, new in zip(of_parameters, grads[1:], strict=True):
-                kept += new
+            hidden_gradient[part] = grads[0]
+            for total_gradient, new in zip(parameter_gradients, grads[1:], strict=True):
+                total_gradient += new
             total += loss.detach()
-        ctx.save_for_backward(of_hidden, *of_parameters)
+        ctx.save_for_backward(hidden_gradient, *parameter_gradients)
         ctx.tokens = len(student)
         return total / len(student)
 
     @staticmethod
     def backward(ctx, grad):
-        of_hidden, *of_parameters = ctx.saved_tensors
-        share = grad / ctx.tokens
-        return of_hidden * share, None, None, None, None, None, *(kept * share for kept in of_parameters)
+        hidden_gradient, *parameter_gradients = ctx.saved_tensors
+        share = grad / ctx.tokens  # the loss is the mean over tokens
+        return (
+            hidden_gradient * share, None, None, None, None, None, *(value * share for value in parameter_gradients)
+        )  # fmt: skip

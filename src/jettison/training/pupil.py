@@ -1,4 +1,4 @@
-"""A student, its teacher, and what of the student may be trained."""
+"""The input of a recovery method: a student, its teacher, and the parts of the student that may be trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,11 +12,16 @@ from jettison.graph.anatomy import Linear
 
 @dataclass
 class Pupil:
-    """What a recovery works on. ``linears``: where it may act; ``quantized``: all linears whose scales can be trained;
-    ``dense``: those whose weights can. inputs: (samples, ...), what the model reads.
+    """The input of a recovery method.
 
-    lesson: makes the module that is trained, see ``Domain``. state: the file that holds the training so far.
-    save_every: seconds between saves.
+    linears: those that the recipe's step selects.
+    quantized: all linears whose scales can be trained.
+    inputs: (samples, ...), the model's inputs.
+    lesson: a function that makes the module to train, see ``Domain``.
+    state: the file that stores the state of the training.
+    save_every: seconds between two saves.
+    record: called with every step and its loss.
+    dense: the linears whose weights can be trained.
     """
 
     student: nn.Module

@@ -1,4 +1,4 @@
-"""What recovery may train: LoRA adapters, the scales of the grids themselves, and weights that are not packed."""
+"""The parameters that recovery can train: LoRA adapters, the scales of packed weights, and weights not packed."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,20 +16,25 @@ def add_lora(
     student: nn.Module, teacher: nn.Module, linears: Iterable[Linear], rank: int, alpha: float, init: str, seed: int,
     stats: Mapping[str, Stats],
 ) -> dict[str, nn.Parameter]:  # fmt: skip
-    """Put a LoRA adapter B A of ``rank`` beside each linear; returns the parameters by name.
+    """Add a LoRA adapter B A of ``rank`` to every linear. Returns the parameters by name.
 
-    init: ``default``, A uniform as PEFT's, B zero. ``olora``, B the first columns of Q of the original weight's QR
-    decomposition (arXiv:2406.01775) and A zero: OLoRA also subtracts the start from the base, which a quantized base
-    cannot take, so we leave out its R; a reconstruction. ``svd``, the best correction of the quantization error for
-    the calibration inputs: ``best_correction`` of W − W'.
+    alpha: the output of the adapter is multiplied by alpha / rank.
+    init: how A and B start:
+        ``default``: A uniform as in PEFT, B zero.
+        ``olora``: B is the first columns of Q in the QR decomposition of the original weight, A is zero
+            (arXiv:2406.01775). OLoRA also subtracts the start from the base. This is impossible for a quantized base,
+            so we leave R out; our reconstruction.
+        ``svd``: the best correction of the quantization error W − W' for the calibration inputs, see
+            ``best_correction``.
+    stats: the key ``inputs`` of a linear -> calibration statistics, for ``svd``.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters: dict[str, nn.Parameter] = {}
     for linear in linears:
         base, scaling = student.get_submodule(linear.name), alpha / rank
-        bound = 1 / math.sqrt(linear.columns)  # kaiming_uniform with a = √5
-        a = (torch.rand(rank, linear.columns, generator=generator) * 2 - 1) * bound
-        b = torch.zeros(linear.rows, rank)
+        bound = 1 / math.sqrt(linear.columns)  # the bound of kaiming_uniform with a = √5
+        a = (torch.rand(rank, linear.columns, generator=generator) * 2 - 1) * bound  # (rank, in)
+        b = torch.zeros(linear.rows, rank)  # (out, rank)
         if init != "default":
             original = dense_weight(teacher.get_submodule(linear.name), linear)
         if init == "olora":
@@ -37,7 +42,7 @@ def add_lora(
             a, b = torch.zeros_like(a), nn.functional.pad(q, (0, rank - q.shape[1])).contiguous()
         elif init == "svd":
             a, b = best_correction(original - dense_weight(base, linear), stats[linear.inputs].hessian, rank)
-            a, b = a / math.sqrt(scaling), b / math.sqrt(scaling)
+            a, b = a / math.sqrt(scaling), b / math.sqrt(scaling)  # the adapter multiplies B A by scaling
         adapted = Adapted(base, a, b, scaling)
         student.set_submodule(linear.name, adapted)
         for name, parameter in (("lora_a", adapted.lora_a), ("lora_b", adapted.lora_b)):
@@ -46,7 +51,7 @@ def add_lora(
 
 
 class _Scaled:
-    """A packed matrix whose scales are trained: scale · exp(gain). gain: (out, groups), 0 at the start."""
+    """A packed matrix whose scales are trained, as scale · exp(gain). gain: (out, groups), 0 at the start."""
 
     def __init__(self, packed: PackedLinear | PackedConv2d):
         parts = (packed.weight_packed, packed.weight_scale, packed.weight_zero_point, packed.bias)
@@ -55,21 +60,28 @@ class _Scaled:
 
     @property
     def scale(self) -> torch.Tensor:
-        """What the scales would be stored as, with the gradient passed through the rounding."""
+        """The scales rounded to the type in which they are stored. The gradient passes through the rounding."""
         exact = self.weight_scale.float() * self.gain.exp()
         return exact + (exact.to(self.grid.scale_dtype).float() - exact).detach()
 
 
 class ScaledLinear(_Scaled, PackedLinear):
+    """A packed linear whose scales are trained."""
+
     pass
 
 
 class ScaledConv2d(_Scaled, PackedConv2d):
+    """A packed convolution whose scales are trained."""
+
     pass
 
 
 def train_scales(student: nn.Module, linears: Iterable[Linear]) -> dict[str, nn.Parameter]:
-    """Let every group's scale grow or shrink: scale · exp(gain), gain starting at 0. Returns the gains by name."""
+    """Make the scales of packed linears trainable, as scale · exp(gain) with gain 0 at the start.
+
+    Linears that are not packed are left out. Returns the gains by name.
+    """
     parameters = {}
     for linear in linears:
         module = student.get_submodule(linear.name)
@@ -82,7 +94,7 @@ def train_scales(student: nn.Module, linears: Iterable[Linear]) -> dict[str, nn.
 
 
 def train_weights(student: nn.Module, linears: Iterable[Linear], masked: bool) -> dict[str, nn.Parameter]:
-    """The weights of linears that are not packed, by name. masked: what is zero stays zero."""
+    """Make the weights of linears that are not packed trainable. Returns them by name. masked: zeros stay zero."""
     parameters = {}
     for linear in linears:
         module = student.get_submodule(linear.name)

@@ -19,7 +19,7 @@ from jettison.cli.app import build
 from jettison.core.bytesize import format_bytes
 from jettison.devices.device import device_names, find_device
 from jettison.formats.runtimes import Support, find_runtime, runtime_names
-from jettison.graph.anatomy import families
+from jettison.graph.families import families
 from jettison.graph.shape import shapes
 from jettison.recipe import registry
 from jettison.recipe.recipe import load_recipe, preset_names

@@ -16,7 +16,8 @@ from jettison.encodings.grid import Grid
 from jettison.encodings.uniform import UniformGrid
 from jettison.formats import compressed_tensors
 from jettison.formats.runtimes import find_runtime, illegal, runtime_names
-from jettison.graph.anatomy import Anatomy, Linear, families
+from jettison.graph.anatomy import Anatomy, Linear
+from jettison.graph.families import families
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import compress
 from jettison.pipeline.jobs import assign

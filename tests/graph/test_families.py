@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.graph.anatomy import families
+from jettison.graph.families import families
 from jettison.graph.folder import ModelFolder
 from jettison.graph.walk import Walk
 from jettison.training.losses import head_of

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 import jettison
 from jettison.core.errors import JettisonError, UsageError
-from jettison.graph.anatomy import families
+from jettison.graph.families import families
 from jettison.graph.folder import ModelFolder, find_folder, open_shape
 from jettison.graph.shape import ModelShape, shape_names, shapes
 from jettison.graph.skeleton import build_skeleton

@@ -6,7 +6,7 @@ import pytest
 import tiny as maker
 
 from jettison.core.errors import UsageError
-from jettison.graph.anatomy import families
+from jettison.graph.families import families
 from jettison.graph.folder import ModelFolder
 from jettison.graph.shape import ModelShape, shape_names, shapes
 from jettison.graph.sizes import read_sizes

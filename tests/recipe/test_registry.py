@@ -1,12 +1,15 @@
 """Methods are found by being there, checked when they register, and a broken package breaks only itself."""
 
+import re
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 
-from jettison.core.errors import UsageError
+from jettison.core.errors import JettisonError, UsageError
 from jettison.recipe import registry
 from jettison.recipe.registry import method, pruner, quantizer, recoverer
+from jettison.statistics.stats import Stats
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +44,12 @@ def test_a_second_method_of_a_name_is_refused():
         (quantizer("mine", scope="row"), lambda weight, grid, stats: None, "unknown scope 'row'.*valid: block, linear"),
         (method("squash", "mine"), lambda weight: None, "unknown verb 'squash'.*valid: prune, quantize, recover"),
         (quantizer("mine"), lambda weight, grid, stats, *, damp: None, "option damp has no default"),
+        (quantizer("mine"), lambda weight, grid, stats, *, damp=1: None, "option damp has no type: annotate it"),
+        (
+            quantizer("mine", needs=("hesian",)),
+            lambda weight, grid, stats: None,
+            "unknown statistic 'hesian'.*did you mean 'hessian'",
+        ),
     ],
 )
 def test_signatures_are_checked(decorator, function, words):
@@ -79,6 +88,55 @@ def test_a_broken_package_is_named_and_the_rest_works(monkeypatch):
         "warning: the methods of broken (broken.methods) cannot be used: ImportError: no module named tensorflow"
     ]
     registry._discover.cache_clear()
+
+
+FILES = {
+    "broken.py": ("@quantizer('broken'", r"SyntaxError: '\(' was never closed \(theirs.broken, line 1\)"),
+    "missing.py": (
+        "@quantizer('missing')\ndef f(weight, grid, stats, *, a: Annotated[int, 3] = 1): ...",
+        "NameError: name 'quantizer' is not defined",
+    ),
+    "untyped.py": (
+        "from jettison.recipe.registry import quantizer\n"
+        "@quantizer('untyped')\ndef f(weight, grid, stats, *, a=1): ...",
+        "option a has no type",
+    ),
+}
+
+
+def test_a_broken_file_is_named_and_the_others_work(tmp_path, monkeypatch):
+    """Files before and after it in the alphabet too, and a decorator that is an attribute."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for name, (text, _) in FILES.items():
+        (folder / name).write_text(text)
+    for name in ("a_first", "z_last"):
+        (folder / f"{name}.py").write_text(
+            f"from jettison.recipe import registry\n@registry.quantizer('{name}')\ndef f(weight, grid, stats): ..."
+        )
+    said = []
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry, "say", said.append)
+    registry.register_files([str(folder)], "theirs")
+    assert {"a_first", "z_last"} < set(registry.methods("quantize"))
+    assert len(said) == len(FILES)
+    for warning, (name, (_, words)) in zip(said, FILES.items(), strict=True):
+        assert warning.startswith(f"warning: no methods of {folder / name}: ") and re.search(words, warning)
+
+
+def test_a_file_that_fails_when_it_is_used_is_named(tmp_path, monkeypatch):
+    (tmp_path / "late.py").write_text(
+        "import no_such_library\nfrom jettison.recipe.registry import quantizer\n"
+        "@quantizer('late')\ndef f(weight, grid, stats): ..."
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry.register_files([str(tmp_path)], "late_package")
+    with pytest.raises(JettisonError, match="method file late_package.late cannot be imported: ModuleNotFoundError"):
+        registry.find("quantize", "late").function(None, None, None)
+
+
+def test_statistics_are_those_that_exist():
+    assert set(registry.STATISTICS) == {field.name for field in fields(Stats)} - {"tokens"}
 
 
 def test_every_purpose_has_a_method():

@@ -7,12 +7,10 @@ torch, whose import takes seconds, because a plan needs only the anatomy.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-import yaml
-
+ROLES = ("q", "k", "v", "o", "gate", "up", "down", "expert", "router", "head", "embed", "linear")
+ROLES += ("conv", "depthwise", "stem")  # of image classifiers
 # The usual names of linears, for models without a row in families.yaml: role -> last part of the module path.
 USUAL_NAMES = {
     "q": ("q_proj", "query", "wq", "q_lin", "to_q"),
@@ -151,29 +149,6 @@ class Anatomy:
     def head(self) -> Linear | None:
         """The linear that computes the logits, None if there is none."""
         return next((linear for linear in self.linears if "head" in linear.roles), None)
-
-
-@cache
-def families() -> dict[str, Family]:
-    """Return the rows of families.yaml: model_type -> family."""
-    rows = yaml.safe_load((files("jettison.graph") / "families.yaml").read_text(encoding="utf-8"))
-    as_tuple = lambda value: (value,) if isinstance(value, str) else tuple(value)
-    return {
-        name: Family(
-            name=name,
-            blocks=row["blocks"],
-            linears={path: as_tuple(role) for path, role in row["linears"].items()},
-            fused={group: tuple(roles) for group, roles in row["fused"].items()},
-            experts=row.get("experts"),
-            router=row.get("router", ""),
-            ends=tuple(row.get("ends", ())),
-            sizes=row.get("sizes"),
-            domain=row.get("domain", "text"),
-            folds={source: tuple(roles) for source, roles in row.get("folds", {}).items()},
-            norm_offset=row.get("norm_offset", 0.0),
-        )
-        for name, row in rows.items()
-    }
 
 
 def make_linear(

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from jettison.core.errors import UsageError, guarded
-from jettison.graph.anatomy import families
+from jettison.graph.families import families
 from jettison.graph.sizes import MOST_BLOCKS, MOST_EXPERTS
 
 # Fields that determine the cost of a model, by transformers' common names.

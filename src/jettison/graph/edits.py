@@ -96,7 +96,8 @@ def find_folds(
         if source not in by_role:  # the source is the path of a norm, not a role
             stem = f"{path}.{source}"
             names = tuple(name for name in (f"{stem}.weight", f"{stem}.bias") if has(name))
-            yield Fold(names, consumers, offset=family.norm_offset)
+            if names:  # else this model's norm has no weight that could take the factor
+                yield Fold(names, consumers, offset=family.norm_offset)
             continue
         (front, *others), (consumer, *more) = by_role[source], consumers
         if others or more or len(front.roles) > 1 or len(consumer.roles) > 1 or front not in claimed:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from jettison.graph.anatomy import Anatomy, Family, Linear, families, make_embedding, make_linear
+from jettison.graph.anatomy import Anatomy, Family, Linear, make_embedding, make_linear
+from jettison.graph.families import families
 
 KINDS = ("sliding_attention", "full_attention")  # entries of layer_types
 # Fields that do not change any size as long as they have one of these values. For other values transformers decides

@@ -16,8 +16,9 @@ from transformers.pytorch_utils import Conv1D
 
 from jettison.core.errors import UsageError, guarded
 from jettison.core.numbers import figures
-from jettison.graph.anatomy import Anatomy, Family, Linear, families, make_embedding, make_linear
+from jettison.graph.anatomy import Anatomy, Family, Linear, make_embedding, make_linear
 from jettison.graph.config import kind_of
+from jettison.graph.families import families
 
 KINDS = {"text": "causal language model", "vision": "image classifier"}
 MATRICES = (nn.Linear, Conv1D, nn.Conv2d)

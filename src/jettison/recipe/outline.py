@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
+from jettison.core.errors import JettisonError
+
 
 class Unreadable(Exception):
     """Raised when the text of a file does not suffice, so that the file must be imported."""
@@ -26,7 +28,7 @@ def outlines(text: str, module: str, decorators: Iterable[str]) -> Iterator[tupl
     decorated one: it has the same docstring and signature, and calls it.
     Raises Unreadable if an argument, option or type cannot be read from the text alone.
     """
-    tree = ast.parse(text)
+    tree = ast.parse(text, module)
     names = {
         alias.asname or alias.name: (statement.module, alias.name)
         for statement in tree.body
@@ -46,7 +48,8 @@ def outlines(text: str, module: str, decorators: Iterable[str]) -> Iterator[tupl
 
     for node in tree.body:
         for call in getattr(node, "decorator_list", ()):
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in decorators:
+            decorator = _name(call.func) if isinstance(call, ast.Call) else ""
+            if decorator in decorators:
                 options = list(zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True))
                 if not all(option.annotation and default for option, default in options):
                     raise Unreadable(f"{module}: {node.name} has an option without a type or a default")
@@ -65,14 +68,26 @@ def outlines(text: str, module: str, decorators: Iterable[str]) -> Iterator[tupl
                     ]
                 )
                 keywords = {keyword.arg: value(keyword.value) for keyword in call.keywords}
-                yield call.func.id, [value(argument) for argument in call.args], keywords, function
+                yield decorator, [value(argument) for argument in call.args], keywords, function
+
+
+def _name(node: ast.expr) -> str:
+    """Return the name of a decorator, also where it is an attribute (``registry.quantizer``)."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
 def forward(module: str, name: str) -> Callable:
-    """Make a function that imports function ``name`` of ``module`` when it is called, and calls it."""
+    """Make a function that imports function ``name`` of ``module`` when it is called, and calls it.
+
+    The function raises JettisonError if the module cannot be imported.
+    """
 
     def function(*arguments: Any, **options: Any) -> Any:
-        return getattr(import_module(module), name)(*arguments, **options)
+        try:
+            loaded = import_module(module)
+        except Exception as error:
+            raise JettisonError(f"method file {module} cannot be imported: {type(error).__name__}: {error}") from error
+        return getattr(loaded, name)(*arguments, **options)
 
     function.__name__, function.__module__ = name, module
     return function

@@ -32,7 +32,7 @@ class Method:
 
     verb: the kind of step (``prune``, ``quantize``, ``recover``).
     paper: the source of the method.
-    needs: the statistics that it needs (``hessian``).
+    needs: the statistics that it needs, names of ``STATISTICS``.
     choose: a function from options to the statistics that are needed with them; None if they are always ``needs``.
     scope: what the function receives: one ``linear``, a ``block`` (it then returns edits), or the whole ``run``.
     traits: other properties that the pipeline must know. ``joint``: a pruner may quantize in its place.
@@ -113,12 +113,15 @@ def method(
     """Register the decorated function as method ``name`` of ``verb``. The decorator returns the function unchanged.
 
     The arguments are those of ``Method``.
-    Raises UsageError for a scope that the verb does not have, a function whose first parameters are not those of its
-    scope, options without defaults, and a second method of the same name.
+    Raises UsageError for a scope that the verb does not have, a statistic that does not exist, a function whose first
+    parameters are not those of its scope, options without a type or a default, and a second method of the same name.
     """
 
     def register(function: Callable) -> Callable:
         _check_signature(verb, name, scope, function)
+        for statistic in needs:
+            if statistic not in STATISTICS:
+                raise unknown("statistic", statistic, STATISTICS, f" that {verb} method {name!r} needs")
         known = _METHODS.get((verb, name))
         if known and (known.function.__module__, known.function.__name__) != (function.__module__, function.__name__):
             raise UsageError(
@@ -130,6 +133,13 @@ def method(
     return register
 
 
+# What ``needs`` may name: fields of ``statistics.stats.Stats``. x: the inputs of the linear in the compressed model.
+STATISTICS = {
+    "hessian": "(in, in), the mean of x xᵀ over the tokens",
+    "cross": "(in, in), the mean of x₀ xᵀ, x₀ being the inputs in the original model",
+    "dense": "(in, in), the mean of x₀ x₀ᵀ",
+    "absmean": "(in,), the mean of |x|",
+}
 # The first parameters of a method's function, by verb and scope. More may follow, with defaults.
 SIGNATURES = {
     ("quantize", "linear"): ("weight", "grid", "stats"),
@@ -156,6 +166,8 @@ def _check_signature(verb: str, name: str, scope: str, function: Callable) -> No
         raise UsageError(f"{where} takes ({', '.join(first)}); ({', '.join(needed)}) is needed at scope {scope!r}")
     if bare := [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]:
         raise UsageError(f"{where}: option {bare[0]} has no default")
+    if bare := [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.annotation is p.empty]:
+        raise UsageError(f"{where}: option {bare[0]} has no type: annotate it, as in {bare[0]}: float = 0.5")
 
 
 pruner = partial(method, "prune")
@@ -167,17 +179,25 @@ DECORATORS = {"method": method, "pruner": pruner, "quantizer": quantizer, "recov
 def register_files(path: Iterable[str], package: str) -> None:
     """Register all methods in the files of a package. path: of the package, as in its ``__path__``.
 
-    A file is imported when one of its methods is first called, or at once if its text does not suffice.
+    A file is imported when one of its methods is first called, or at once if its text does not suffice. A file that
+    fails is skipped, and a warning names it: the others work.
     """
     for finder, name, is_package in walk_packages(path, f"{package}."):
         if is_package:
             continue
-        text = finder.find_spec(name).loader.get_source(name)
+        loader = finder.find_spec(name).loader
         try:
-            for decorator, arguments, options, function in list(outlines(text, name, DECORATORS)):
-                DECORATORS[decorator](*arguments, **options)(function)
-        except Unreadable:
-            import_module(name)
+            _register_file(loader.get_source(name), name)
+        except Exception as error:  # whatever is wrong in one file must not stop the others
+            say(f"warning: no methods of {loader.path}: {type(error).__name__}: {error}")
+
+
+def _register_file(text: str, name: str) -> None:
+    try:
+        for decorator, arguments, options, function in list(outlines(text, name, DECORATORS)):
+            DECORATORS[decorator](*arguments, **options)(function)
+    except Unreadable:
+        import_module(name)
 
 
 @cache

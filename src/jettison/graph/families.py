@@ -1,0 +1,109 @@
+"""The table of model families, families.yaml, read and checked."""
+
+from functools import cache
+from importlib.resources import files
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator
+
+from jettison.core.errors import UsageError, unknown
+from jettison.core.validation import Fields, read_fields
+from jettison.graph.anatomy import ROLES, Family
+
+
+def _role(name: str) -> str:
+    if name not in ROLES:
+        raise unknown("role", name, ROLES, " of families.yaml")
+    return name
+
+
+Role = Annotated[str, AfterValidator(_role)]
+Roles = Annotated[list[Role], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+
+
+class Experts(Fields):
+    """Where the experts of a block lie, how checkpoints store them, and their gate."""
+
+    at: str
+    stored: Literal["separate", "stacked"]
+    gate: Literal["gated", "clamped"]
+
+
+class ExpertSizes(Fields):
+    """The fields of a config that hold the number of experts and their width."""
+
+    number: str
+    width: str
+
+
+class SizesRow(Fields):
+    """How the sizes of all parameters follow from config.json; see ``graph.sizes``."""
+
+    names: dict[str, str] = {}
+    defaults: dict[str, Any] = {}
+    only: dict[str, list[Any]] = {}
+    biases: dict[str, Roles]
+    block: list[int | str]
+    model: list[int | str]
+    experts: ExpertSizes | None = None
+    full_every: int | str | None = None
+    layout: Literal["linear", "conv1d"] = "linear"
+
+
+class FamilyRow(Fields):
+    """A row of families.yaml; the head of that file explains the fields."""
+
+    blocks: str
+    linears: dict[str, Roles]
+    fused: dict[str, Roles] = {}
+    ends: list[str] = []
+    domain: str = "text"
+    experts: Experts | None = None
+    router: str = ""
+    folds: dict[str, Roles] = {}
+    norm_offset: float = 0.0
+    sizes: SizesRow | None = None
+
+
+def read_families(text: str) -> dict[str, Family]:
+    """Read rows as families.yaml has them: model_type -> family.
+
+    Raises UsageError that names the row, the field and what is valid.
+    """
+    try:
+        rows = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"families.yaml is not YAML: {error}") from error
+    return {name: _family(name, row) for name, row in rows.items()}
+
+
+def _family(name: str, data: Any) -> Family:
+    if not isinstance(data, dict):
+        raise UsageError(f"family {name!r} of families.yaml: a mapping of fields is needed")
+    say = lambda field, value, needed: f"family {name!r} of families.yaml: {field} = {value}: {needed}"
+    row = read_fields(FamilyRow, data, say, "field", f" of family {name!r} in families.yaml")
+    roles = {role for of_linear in row.linears.values() for role in of_linear}
+    for source, readers in row.folds.items():
+        if missing := set(readers) - roles:
+            raise UsageError(f"family {name!r} of families.yaml: folds of {source}: no linear has role {missing.pop()}")
+    as_tuples = lambda lists: {key: tuple(values) for key, values in lists.items()}
+    return Family(
+        name=name,
+        blocks=row.blocks,
+        linears=as_tuples(row.linears),
+        fused=as_tuples(row.fused),
+        experts=row.experts.model_dump() if row.experts else None,
+        router=row.router,
+        ends=tuple(row.ends),
+        sizes=row.sizes.model_dump(exclude_unset=True) if row.sizes else None,
+        domain=row.domain,
+        folds=as_tuples(row.folds),
+        norm_offset=row.norm_offset,
+    )
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Return the rows of families.yaml: model_type -> family."""
+    return read_families((files("jettison.graph") / "families.yaml").read_text(encoding="utf-8"))

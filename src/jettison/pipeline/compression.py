@@ -1,8 +1,8 @@
 """``compress``: the loop over the blocks of a model.
 
 For every block the loop reads its weights, collects its statistics, applies the recipe's methods, writes its shard and
-frees the memory. At most one block is in memory. A journal line after every block lets a killed run continue and write
-the same bytes.
+frees the memory. At most one block is in memory; only models that are no chain of blocks stay in memory as a whole. A
+journal line after every block lets a killed run continue and write the same bytes.
 """
 
 import shutil

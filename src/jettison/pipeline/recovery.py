@@ -100,7 +100,7 @@ def _recover(
         raise UsageError(f"«{step}» fits no linear of {folder} for {', '.join(options['train'])}")
     run = {"kind": "recover", "step": _as_dict(step), "checkpoint": first}
     run |= {"data": domain.training_digests(recipe, step)}
-    journal = _on_main(state, lambda: Journal(work / JOURNAL, run))
+    journal = _on_main(state, lambda: Journal(work / JOURNAL, run))  # None in all but the main process
     finished = [journal is not None and _is_finished(folder, journal)]
     if broadcast_object_list(finished)[0]:
         if journal and manifest["hashes"] != first and read_sealed(work / ORIGINALS) is None:
@@ -115,11 +115,11 @@ def _recover(
     state.wait_for_everyone()
     process = state.process_index, state.num_processes
     inputs = domain.training(original, recipe, step, process, state.wait_for_everyone)
-    fast = training_dtype()
-    require_memory(original.anatomy.parameters * (fast.itemsize + 4), f"recovering {original.name}")
+    dtype = training_dtype()  # of the teacher; the student is float32, 4 bytes per parameter
+    require_memory(original.anatomy.parameters * (dtype.itemsize + 4), f"recovering {original.name}")
     pupil = Pupil(
         student=load_packed(source, torch.float32),
-        teacher=load_dense(original, fast),
+        teacher=load_dense(original, dtype),
         linears=adapted,
         quantized=quantized,
         dense=[linear for linear in linears if linear.name in dense],

@@ -160,6 +160,7 @@ class _Watcher:
         self._progress = progress
 
     def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
+        """Advance the bar. The name and the arguments are those of lm-eval's cache hook."""
         self._progress.advance()
 
 

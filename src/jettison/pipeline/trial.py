@@ -194,9 +194,9 @@ def training_seconds(source: ModelFolder, jobs: list[Job], step: Step) -> tuple[
 
 
 def evaluation_seconds(source: ModelFolder, jobs: list[Job], quantized: bool) -> float:
-    """Estimate the seconds to read one window of at most WINDOW tokens.
+    """Estimate the seconds to evaluate one window of at most WINDOW tokens: a model is compared with the original.
 
-    quantized: read it with the original and with its quantized form; else with the original only.
+    quantized: the model is the original's quantized form; if False, the original is compared with itself.
     """
     window = source.window(WINDOW)
     # 4 operations per weight and token: 2 for each of the two models

@@ -1,4 +1,4 @@
-"""The whole loop on one folder: plan, compress, recover, evaluate, report."""
+"""``fit``: plan, compress, recover, evaluate and report in one run on one folder."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -57,18 +57,25 @@ def fit(
     seed: int = 0,
     dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Make ``model`` fit a device and a budget: a smaller, recovered checkpoint in folder ``out``.
+    """Make ``model`` fit a device and a budget: write a smaller, recovered checkpoint and report.html into ``out``.
 
-    tps, memory, context: the budget; runtime, recovery, losses, refine: how to plan for it, see ``make_plan``, but that
-    losses are found by gradients where nothing is known of the model and it fits in memory. Or ``recipe``, to choose
-    oneself; then ``runtime`` is what it must load in. changes: ``verb.option=value``.
-    texts, tokens, tasks, items: what quality is measured on, see ``evaluate`` and ``evaluate_tasks``.
-    An image classifier needs a recipe: nothing plans for it yet. images, count: what it is measured on, and calibrated
-    too, unless the recipe names other images. Returns the rows
-    ``original``, ``quantized`` and, if the recipe recovers, ``recovered``, with ``plan`` (recipe and predicted cost)
-    and, for tasks after a recovery, ``tasks`` (see ``compare_tasks``).
-    ``out`` then holds report.html too. A killed run continues when it is called again. dry_run: returns ``plan`` and
-    ``forecast`` (time, memory, disk) and does nothing.
+    A killed run continues when ``fit`` is called again.
+
+    device: what the result is to run on, see ``find_device``.
+    tps, memory, context: the budget (tokens per second; bytes or a string such as "3GB"; tokens), see ``make_plan``.
+    runtime: must load the result.
+    recovery, losses, refine: how to plan, see ``make_plan``; with ``auto``, losses come from gradients if the model
+    fits in memory, else from the prior.
+    recipe: compress by this recipe and do not plan. An image classifier needs one: there is no planner for it yet.
+    changes: of the recipe, ``verb.option=value``.
+    texts, tokens: what quality is measured on, see ``evaluate``.
+    tasks, items: see ``evaluate_tasks``.
+    images, count: what the quality of an image classifier is measured on; it is also calibrated on ``images``, unless
+    the recipe names other ones.
+    dry_run: do no work, and return ``plan`` and ``forecast`` (time, memory, disk).
+
+    Returns the results of ``original``, ``quantized`` and, if the recipe recovers, ``recovered``; ``plan`` (recipe and
+    predicted cost); and for tasks after a recovery, ``tasks`` (see ``compare_tasks``).
     """
     changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
     source, target = ModelFolder(model), find_device(device)
@@ -84,14 +91,15 @@ def fit(
     setting, pictured = Setting(context), None
     out = check_folder(out, JOURNAL)
     if recipe is None:
-        found = make_plan(
+        plan = make_plan(
             source, device=target, tps=tps, memory=memory, context=context, runtime=runtime, recovery=recovery,
             losses=_losses(source, losses), refine=refine, changes=changes, seed=seed,
         )  # fmt: skip
-        chosen, pictured = found.recipe, plan_data(found)
+        chosen, pictured = plan.recipe, plan_data(plan)
         if not chosen.steps:
             raise UsageError(
-                f"{model} meets this budget as it is: nothing to throw overboard. Ask for less, or give a recipe"
+                f"{model} meets this budget as it is: there is nothing to compress. Set a tighter budget, or give a "
+                "recipe"
             )
     else:
         chosen = load_recipe(recipe, changes)
@@ -102,17 +110,17 @@ def fit(
         chosen = load_recipe(chosen, [f"recover.seed={seed}"])
     predicted, asked = {}, {"device": device, "context": context}
     if texts:
-        for name, each in (("original", UNCHANGED), ("result", chosen)):
-            cost = predict(source, each, target, setting)
+        for name, candidate in (("original", UNCHANGED), ("result", chosen)):
+            cost = predict(source, candidate, target, setting)
             predicted[name] = {"tokens_per_second": cost.tokens_per_second, "memory": cost.memory}
     planned = {"recipe": chosen.to_dict(), "predicted": predicted.get("result", {}) | asked}
     for step in chosen.of("recover"):
-        find_domain(source).training_digests(chosen, step)  # its data is there
+        find_domain(source).training_digests(chosen, step)  # raises, before any work, if its data is missing
     if dry_run:
-        said = forecast(model, chosen, texts=texts, tokens=tokens, runtime=runtime, images=images, count=count)
+        expected = forecast(model, chosen, texts=texts, tokens=tokens, runtime=runtime, images=images, count=count)
         if tasks:
-            said["warnings"].append(f"what {', '.join(tasks)} will take is not counted")
-        return {"plan": planned, "forecast": said}
+            expected["warnings"].append(f"what {', '.join(tasks)} will take is not counted")
+        return {"plan": planned, "forecast": expected}
     say(f"recipe {chosen.name}: {chosen.use}")
     for reason in chosen.why:
         say(f"  {reason}")
@@ -146,7 +154,8 @@ def fit(
         for stage, measured in stages.items():
             if stage == "recovered":
                 recover(out)
-            if stage not in read_manifest(out).get("results", {}):  # the quantized one is not to be had after recovery
+            # After recovery the quantized stage can no longer be measured: scales and weights may have changed.
+            if stage not in read_manifest(out).get("results", {}):
                 _measure(out, stage, measured, model, sources, tasks, items)
         results, compared = read_manifest(out)["results"], {}
         if tasks and "recovered" in results:
@@ -162,7 +171,10 @@ def _check_request(
     tps: float | None, memory: str | float | None, runtime: str | None, losses: str, refine: int, seed: int,
     tasks: list[str], items: int | None, planned: bool,
 ) -> None:  # fmt: skip
-    """Raises UsageError, before any work, for what is not valid, also where a recipe makes it needless."""
+    """Raise UsageError, before any work, for arguments that are not valid, also for those that a recipe makes unused.
+
+    planned: there is no recipe, so a budget is needed.
+    """
     check_budgets(tps, memory, needed=planned)
     check_losses(losses, refine)
     check_seed(seed)
@@ -175,7 +187,11 @@ def _check_request(
 
 
 def _losses(source: ModelFolder, losses: str) -> str:
-    """By gradients where nothing else is asked for and the model, in float32 and with its activations, fits."""
+    """Return the kind of losses for the planner.
+
+    ``auto`` becomes ``gradients`` if 8 bytes per parameter (the model in float32, and its activations) fit in memory,
+    else ``prior``.
+    """
     if losses != "auto":
         return losses
     return "gradients" if 8 * source.anatomy.parameters < psutil.virtual_memory().available else "prior"
@@ -184,12 +200,18 @@ def _losses(source: ModelFolder, losses: str) -> str:
 def _measure(
     out: Path, stage: str, measured: dict, original: str | Path, sources: Sources, tasks: list[str], items: int | None
 ) -> None:  # fmt: skip
-    """Measure a stage and keep it: what is the same in every run in jettison.json, speed in a file of its own."""
-    what = {"texts": sources.texts, "tokens": sources.tokens, "images": sources.images, "count": sources.count}
-    result = evaluate(**measured, **what, teacher=original)
-    shown = show(**measured, original=original, sources=sources)
-    speed = shown.pop("speed")
-    result |= shown
+    """Measure a stage of the run and store the result.
+
+    Results that are the same in every run go into jettison.json; speed goes into speed.json.
+
+    stage: ``original``, ``quantized`` or ``recovered``.
+    measured: the arguments ``model`` and ``adapter`` of the measuring functions.
+    """
+    data = {"texts": sources.texts, "tokens": sources.tokens, "images": sources.images, "count": sources.count}
+    result = evaluate(**measured, **data, teacher=original)
+    samples = show(**measured, original=original, sources=sources)
+    speed = samples.pop("speed")
+    result |= samples
     if tasks:
         result["tasks"] = evaluate_tasks(**measured, tasks=tasks, items=items)
     file = out / SPEED
@@ -205,7 +227,7 @@ def _measure(
 
 
 def _check_measured(out: Path, request: dict[str, Any]) -> None:
-    """Raises UsageError if an earlier run into this folder measured something else: stages would not compare."""
+    """Raise UsageError if an earlier run into this folder measured on other data: stages could not be compared."""
     manifest = read_manifest(out)
     if not manifest.get("results"):
         return
@@ -220,6 +242,7 @@ def _check_measured(out: Path, request: dict[str, Any]) -> None:
 
 
 def _measures(request: dict[str, Any]) -> str:
+    """Describe in words, with content hashes, the data that a request measures on."""
     if request.get("images"):
         name, number = request["images"], request.get("count")
         return f"{name} ({request['contents'][name]}), {f'{number} images' if number else 'all images'}"

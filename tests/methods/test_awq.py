@@ -115,7 +115,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tiny, tmp_path, family):
 
 def test_where_nothing_is_known_of_a_family(tiny, tmp_path):
     recipe = {"steps": [{"quantize": {"method": "awq", "bits": 4, "group_size": 32}}]}
-    with pytest.raises(UsageError, match="awq scales the inputs of linears: where, families.yaml does not say"):
+    with pytest.raises(UsageError, match="awq scales the inputs of linears, but families.yaml does not say where"):
         compress(tiny("stablelm"), recipe, tmp_path / "out")
 
 

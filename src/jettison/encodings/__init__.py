@@ -1,1 +1,1 @@
-"""How a weight may be stored: uniform grids, value tables, and patterns of zeros."""
+"""Ways to store a weight: uniform grids, value tables, and patterns of zeros."""

@@ -1,10 +1,11 @@
-"""How a weight is stored by codes: what every encoding with a code per weight and a scale per group has in common.
+"""``Grid``: the common base of encodings with a code per weight and a scale per group.
 
-``UniformGrid`` and ``ValueTable`` are the two kinds. One layout everywhere: unsigned codes, W[r, c] = the value of
-code[r, c] · scale[r, g], g = c // group_size. Methods ask a grid for ranges, nearest codes and values, so that one
-method serves every kind.
-
-Planning only describes grids, so torch, which takes seconds to import, is imported where a tensor type is needed.
+- There are two kinds, ``UniformGrid`` and ``ValueTable``.
+- The layout is always the same: unsigned codes, and W[r, c] = value of code[r, c] · scale[r, g] with
+  g = c // group_size.
+- Methods ask a grid for ranges, nearest codes and values, so that a method works with every kind of grid.
+- torch takes seconds to import, and planning only describes grids. So torch is imported inside the functions that need
+  it.
 """
 
 from abc import ABC, abstractmethod
@@ -15,16 +16,19 @@ from jettison.core.errors import UsageError, shown, unknown
 if TYPE_CHECKING:
     import torch
 
-WHOLE_ROW = -1
+WHOLE_ROW = -1  # as a group size: one group per row
 SCALE_BITS = {"bfloat16": 16, "float16": 16, "float32": 32, "float64": 64}
 
 
 class Grid(ABC):
-    """``bits`` of a code; ``group_size`` inputs share a scale (-1: the whole row).
+    """The set of values that the codes of a weight can stand for, given a scale and a zero point per group.
 
-    symmetric: no zero point is stored. values: the recipe's name of what codes stand for.
-    scale_type names the type that scales are stored in. Scales are rounded to it before any code is chosen, so that a
-    method compensates for the rounding and the file holds exactly what the method saw.
+    bits: of a code.
+    group_size: how many inputs of a row share a scale; -1 means the whole row.
+    symmetric: no zero point is stored.
+    scale_type: name of the type that scales are stored in. Scales are rounded to it before any code is chosen, so a
+    method compensates for that rounding, and the file holds exactly the scales that the method used.
+    values: the recipe's name of the values that codes stand for, such as ``int`` or ``nf4``.
     """
 
     bits: int
@@ -34,6 +38,7 @@ class Grid(ABC):
     values: str
 
     def _check_groups(self) -> None:
+        """Raise UsageError for a group size or a scale type that is not valid."""
         if self.group_size != WHOLE_ROW and self.group_size < 1:
             raise UsageError(f"group_size = {shown(self.group_size)}: it must be positive, or -1 for the whole row")
         if self.scale_type not in SCALE_BITS:
@@ -41,45 +46,55 @@ class Grid(ABC):
 
     @property
     def _group(self) -> str:
+        """Return the group size as ``str(grid)`` shows it."""
         return "row" if self.group_size == WHOLE_ROW else f"g{self.group_size}"
 
     @property
     def scale_dtype(self) -> "torch.dtype":
+        """Return the type that scales are stored in."""
         import torch
 
         return getattr(torch, self.scale_type)
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """As in a recipe."""
+        """Return the options of a recipe's quantize step that give this grid."""
 
     @property
     @abstractmethod
     def zero_code(self) -> int:
-        """The code of the value 0 where no zero point is stored."""
+        """Return the code of the value 0 in a grid without a stored zero point."""
 
     @property
     @abstractmethod
     def ends(self) -> tuple[int, int]:
-        """The codes of the least and the greatest value."""
+        """Return the codes of the smallest and of the largest value."""
 
     @abstractmethod
     def scale_zero(self, low: "torch.Tensor", high: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-        """Scale, and code of the value 0, of groups that must reach from ``low`` to ``high`` (any shape, float32).
+        """Compute scale and zero point of groups whose values must reach from ``low`` to ``high``.
 
-        Returns float32 tensors of the same shape; the scale is already rounded to scale_type.
+        low, high: one value per group, any shape, float32.
+        Returns the scale, already rounded to scale_type, and the zero point (code of the value 0), both float32 and in
+        the shape of ``low``.
         """
 
     @abstractmethod
     def encode(self, weight: "torch.Tensor", scale: "torch.Tensor", zero: "torch.Tensor") -> "torch.Tensor":
-        """Nearest codes, float32, for broadcastable shapes."""
+        """Return the nearest codes as float32. The shapes need only be broadcastable."""
 
     @abstractmethod
     def decode(self, codes: "torch.Tensor", scale: "torch.Tensor", zero: "torch.Tensor | int") -> "torch.Tensor":
-        """Codes (float32) -> weights (float32), for broadcastable shapes. Differentiable in ``scale``."""
+        """Return the weights (float32) of codes (float32). The shapes need only be broadcastable.
+
+        The result is differentiable in ``scale``.
+        """
 
     def groups(self, columns: int) -> int:
-        """How many groups a row of ``columns`` weights has. Raises UsageError if the group size does not divide."""
+        """Return the number of groups in a row of ``columns`` weights.
+
+        Raises UsageError if the group size does not divide the row.
+        """
         width = columns if self.group_size == WHOLE_ROW else self.group_size
         if columns % width:
             divisors = [size for size in (16, 32, 64, 128, 256) if columns % size == 0]
@@ -90,10 +105,10 @@ class Grid(ABC):
         return columns // width
 
     def grouped(self, weight: "torch.Tensor") -> "torch.Tensor":
-        """(rows, columns) -> (rows, groups, width), a view where possible."""
+        """Reshape a weight (rows, columns) to (rows, groups, width), as a view where possible."""
         return weight.reshape(weight.shape[0], self.groups(weight.shape[1]), -1)
 
     def bits_per_weight(self, columns: int) -> float:
-        """Bits stored per weight of a row of ``columns``, scale and zero point counted."""
+        """Return the stored bits per weight of a row of ``columns`` weights, including scales and zero points."""
         overhead = SCALE_BITS[self.scale_type] + (0 if self.symmetric else self.bits)
         return self.bits + overhead * self.groups(columns) / columns

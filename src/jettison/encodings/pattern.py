@@ -1,4 +1,4 @@
-"""Which weights may be zero: a share of them wherever they are, or so many of every few (N:M)."""
+"""Patterns of sparsity: a share of weights that become zero anywhere, or N of every M weights that are kept (N:M)."""
 
 import re
 from dataclasses import dataclass
@@ -7,23 +7,25 @@ from typing import TYPE_CHECKING, Any
 from jettison.core.errors import JettisonError, UsageError, shown, unknown
 from jettison.encodings.grid import Grid
 
-if TYPE_CHECKING:  # patterns are read and planned without torch, which takes seconds to import
+if TYPE_CHECKING:  # reading and planning patterns needs no torch, which takes seconds to import
     import torch
 
 SCOPES = ("layer", "row")
 ALLOCATIONS = ("uniform", "owl", "sensitivity")
-INDEX_BITS = 2  # of a kept weight of 2:4: where it lies among its four
-SPARSE_SCALE_BITS = 32  # of a group of 2:4 values in the CPU kernels
-SPARSE_CODES = (4, 8)  # bits that those kernels serve
+INDEX_BITS = 2  # bits per kept weight of 2:4 for its place among its four
+SPARSE_SCALE_BITS = 32  # bits of a group's scale in the CPU kernels for 2:4
+SPARSE_CODES = (4, 8)  # bits of a code that those kernels support
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """``sparsity`` is the share of weights that become zero.
+    """Which weights of a linear may become zero.
 
-    kept, of: with N:M, of every ``of`` consecutive inputs of an output ``kept`` stay; sparsity is then 1 − kept / of.
-    scope: without N:M, among what the smallest are sought: the whole ``layer``, or every output's ``row``, each of
-    which then loses as many; empty for what the method is known with.
+    sparsity: share of the weights that become zero.
+    kept, of: for N:M, ``kept`` of every ``of`` consecutive inputs of an output are kept; sparsity is 1 − kept / of.
+    Both are 0 for other patterns.
+    scope: without N:M, where the smallest weights are compared: in the whole ``layer``, or in every output's ``row``,
+    so that all rows lose the same number. Empty means the method's own default.
     """
 
     sparsity: float
@@ -41,42 +43,44 @@ class Pattern:
 
     @classmethod
     def parse(cls, pattern: str | int) -> "Pattern":
-        """``2:4``: 2 of every 4 stay. YAML 1.1 reads that, without quotes, as a number in base 60, which is read too.
+        """Read an N:M pattern such as ``2:4``: 2 of every 4 weights are kept.
 
+        YAML 1.1 reads an unquoted ``2:4`` as a number in base 60; such numbers are understood too.
         Raises UsageError for anything else.
         """
         text = f"{pattern // 60}:{pattern % 60}" if type(pattern) is int and pattern >= 60 else str(pattern)
-        found = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", text)
-        if not found or not 0 < int(found[1]) < int(found[2]):
+        match = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", text)
+        if not match or not 0 < int(match[1]) < int(match[2]):
             raise UsageError(f"pattern = {shown(pattern)}: N:M with 0 < N < M is needed, such as 2:4, of which N stay")
-        kept, of = int(found[1]), int(found[2])
+        kept, of = int(match[1]), int(match[2])
         return cls(1 - kept / of, kept, of)
 
     @property
     def grouped(self) -> bool:
+        """Return whether this is an N:M pattern."""
         return self.of > 0
 
     def options(self) -> dict[str, Any]:
-        """As in a recipe."""
-        own = {"pattern": str(self)} if self.grouped else {"sparsity": self.sparsity}
-        return own | ({"scope": self.scope} if self.scope else {})
+        """Return the options of a recipe's prune step that give this pattern."""
+        options = {"pattern": str(self)} if self.grouped else {"sparsity": self.sparsity}
+        return options | ({"scope": self.scope} if self.scope else {})
 
     def __str__(self) -> str:
         return f"{self.kept}:{self.of}" if self.grouped else f"{self.sparsity:.4g}"
 
     def check_columns(self, columns: int) -> None:
-        """Raises UsageError if rows of so many weights cannot have the pattern."""
+        """Raise UsageError if rows of ``columns`` weights cannot have the pattern."""
         if self.grouped and columns % self.of:
             sizes = [f"{of // 2}:{of}" for of in (4, 8, 16, 32) if columns % of == 0]
             valid = ", ".join(sizes) or "a sparsity"
             raise UsageError(f"{self} does not divide a row of {columns} weights; valid here: {valid}")
 
     def zeros(self, weights: int) -> int:
-        """How many of so many weights become zero."""
+        """Return how many of ``weights`` weights become zero."""
         return round(self.sparsity * weights)
 
     def check(self, weight: "torch.Tensor") -> None:
-        """Count the zeros of a pruned weight (out, in). Raises JettisonError if there are fewer than asked for."""
+        """Raise JettisonError if a pruned weight (out, in) has fewer zeros than asked for."""
         zero = weight == 0
         if self.grouped:
             most = int(self.of - zero.unflatten(1, (-1, self.of)).sum(-1).min())
@@ -86,17 +90,19 @@ class Pattern:
             least, asked = int(zero.sum(1).min()), self.zeros(weight.shape[1])
             if least < asked:
                 raise JettisonError(f"a row has {least} zeros where {asked} were asked for")
-        else:  # whichever scope the method is known with: whole weights of every row may be a few less
+        else:  # the method's default scope may be rows; rounded per row, the total can be a few zeros smaller
             rows, columns = weight.shape
-            found, asked = int(zero.sum()), min(self.zeros(weight.numel()), rows * self.zeros(columns))
-            if found < asked:
-                raise JettisonError(f"{found} weights are zero where {asked} were asked for")
+            count, asked = int(zero.sum()), min(self.zeros(weight.numel()), rows * self.zeros(columns))
+            if count < asked:
+                raise JettisonError(f"{count} weights are zero where {asked} were asked for")
 
     def packed_bits(self, grid: Grid | None) -> float | None:
-        """Bits per weight where zeros are not stored; None where nothing runs such a weight.
+        """Return the bits per weight if zeros are not stored; None if no runtime supports such a weight.
 
-        2:4 alone: for the CPU kernels with 4 and 8 bits symmetric (3.25 and 5.25 in groups of 128: half of the codes,
-        two bits to place each, a 32-bit scale), and as PyTorch's semi-structured tensors with 16 bits, for GPUs (9).
+        grid: of the codes; None for 16-bit weights.
+        Only 2:4 is supported: by the CPU kernels with 4 and 8 bits symmetric (3.25 and 5.25 bits in groups of 128: half
+        of the codes, two bits for the place of each, a 32-bit scale per group), and as PyTorch's semi-structured
+        tensors with 16 bits, for GPUs (9 bits).
         """
         if (self.kept, self.of) != (2, 4):
             return None
@@ -108,8 +114,12 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Allocation:
-    """How a sparsity is spread over a model: ``uniform``; ``owl``, less where inputs have outliers; ``sensitivity``,
-    less where the model's output moves most. spread: how far a layer may be from the mean, up or down."""
+    """How sparsity is spread over the layers of a model.
+
+    kind: ``uniform``; ``owl``, less sparsity where inputs have outliers; or ``sensitivity``, less sparsity where the
+    model's output changes most.
+    spread: how far the sparsity of a layer may be from the mean, up or down.
+    """
 
     kind: str = "uniform"
     spread: float = 0.08
@@ -121,5 +131,5 @@ class Allocation:
             raise UsageError(f"spread = {self.spread}: a share between 0 and 1 is needed")
 
     def options(self) -> dict[str, Any]:
-        """As in a recipe."""
+        """Return the options of a recipe's prune step that give this allocation."""
         return {} if self == Allocation() else {"allocation": self.kind, "spread": self.spread}

@@ -1,4 +1,4 @@
-"""Value tables: a code is a place in a table of sixteen values, which stand closer where weights are frequent."""
+"""Value tables: a code is an index into a table of sixteen values, which are denser where weights are frequent."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -25,12 +25,15 @@ TABLES = {
 
 @dataclass(frozen=True)
 class ValueTable(Grid):
-    """``values``: the table, ``fp4`` or ``nf4``, both of 4 bits. Every group has a scale, no zero point."""
+    """A grid whose values are those of a fixed table. Every group has a scale and no zero point.
+
+    values: the table, ``fp4`` or ``nf4``, both of 4 bits.
+    """
 
     values: str
     group_size: int = 64
     scale_type: str = "bfloat16"
-    bits = 4  # no fields: all tables have them
+    bits = 4  # no annotation, so bits and symmetric are no fields: they are the same for all tables
     symmetric = True
 
     def __post_init__(self):
@@ -57,6 +60,7 @@ class ValueTable(Grid):
         import torch
 
         table = TABLES[self.values]
+        # The smallest scale with which the table reaches both ends. A scale of 0, of a group of zeros, becomes 1.
         scale = torch.maximum(low.clamp(max=0.0) / min(table), high.clamp(min=0.0) / max(table))
         scale = torch.where(scale == 0, 1.0, scale).to(self.scale_dtype).float()
         scale = scale.clamp(min=torch.finfo(self.scale_dtype).tiny)
@@ -76,11 +80,11 @@ class ValueTable(Grid):
 
 @cache
 def _sorted(values: str) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Codes in the order of their values, as float32, and the borders between neighbours."""
+    """Return the codes in the order of their values, as float32, and the midpoints between neighbouring values."""
     import torch
 
     table = TABLES[values]
-    places = {value: place for place, value in reversed(list(enumerate(table)))}  # of 0.0 and -0.0 the first
-    ordered = sorted(places)
+    codes = {value: code for code, value in reversed(list(enumerate(table)))}  # of 0.0 and -0.0, the first code is kept
+    ordered = sorted(codes)
     borders = [(low + high) / 2 for low, high in pairwise(ordered)]
-    return torch.tensor([float(places[value]) for value in ordered]), torch.tensor(borders)
+    return torch.tensor([float(codes[value]) for value in ordered]), torch.tensor(borders)

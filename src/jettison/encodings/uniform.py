@@ -1,4 +1,4 @@
-"""Uniform integer grids: the value of a code is code − zero point."""
+"""Uniform integer grids: the value of a code, before scaling, is code − zero point."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UniformGrid(Grid):
-    """``bits`` 2 to 8. A symmetric grid has its zero fixed in the middle, at 2^(bits−1); an asymmetric one has a zero
-    point per group. A scale may be negative, which turns the grid round."""
+    """A grid of equally spaced values, with 2 to 8 bits.
+
+    The zero of a symmetric grid is fixed in the middle, at code 2^(bits−1); an asymmetric grid has a zero point per
+    group. A scale may be negative, which reverses the order of the values.
+    """
 
     bits: int
     group_size: int = 128
     symmetric: bool = True
     scale_type: str = "bfloat16"
-    values = "int"  # no field: all uniform grids have it
+    values = "int"  # no annotation, so this is no field: it is the same for all uniform grids
 
     def __post_init__(self):
         if not 2 <= self.bits <= 8:
@@ -34,6 +37,7 @@ class UniformGrid(Grid):
 
     @property
     def max_code(self) -> int:
+        """Return the largest code."""
         return 2**self.bits - 1
 
     @property
@@ -45,14 +49,15 @@ class UniformGrid(Grid):
         return 0, self.max_code
 
     def scale_zero(self, low: "torch.Tensor", high: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-        """The range always contains 0, so that 0 is on the grid. The zero point is an integer."""
+        """Compute scale and zero point, see ``Grid``. Ranges are widened to contain 0, and zero points are integers, so
+        0 is exactly on the grid."""
         import torch
 
         low, high = low.clamp(max=0.0), high.clamp(min=0.0)
         if self.symmetric:
             high = torch.maximum(-low, high)
             low = -high
-        flat = low == high
+        flat = low == high  # only groups of zeros: any range will do for them
         low, high = torch.where(flat, -1.0, low), torch.where(flat, 1.0, high)
         scale = ((high - low) / self.max_code).to(self.scale_dtype).float()
         scale = scale.clamp(min=torch.finfo(self.scale_dtype).tiny)

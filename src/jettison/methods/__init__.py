@@ -1,6 +1,6 @@
-"""Methods, one file each, under the verb that they serve. A method is found by being there.
+"""Methods, one file each, in a folder per verb. A new file needs no other entry to be found.
 
-Importing this package registers all of them (``jettison.recipe.registry``), but imports none.
+Importing this package registers all methods (``jettison.recipe.registry``), but imports none of them.
 """
 
 from jettison.recipe.registry import register_files

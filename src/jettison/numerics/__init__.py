@@ -1,1 +1,1 @@
-"""Range search, column updates, low-rank corrections, masks: functions of tensors."""
+"""Numerical functions of tensors: range search, column updates, low-rank corrections, masks."""

@@ -1,19 +1,21 @@
-"""Masks: which weights go, by their scores."""
+"""Sparsity masks: choose the weights to prune by their scores."""
 
 import torch
 
 from jettison.encodings.pattern import Pattern
 
-COMPARED = 8  # scores of a group up to which comparing all with all is the fastest
+COMPARED = 8  # largest group in which comparing all scores with one another is fastest
 
 
 def smallest(scores: torch.Tensor, pattern: Pattern, scope: str = "layer") -> torch.Tensor:
-    """True where ``scores`` (out, in) are the smallest, as many as ``pattern`` asks for: what goes.
+    """Return the mask of the weights to prune: True at the smallest scores, as many as ``pattern`` asks for.
 
-    scope: ``layer`` or ``row``, where the pattern names none.
+    scores: (out, in).
+    scope: ``layer`` or ``row``, used if the pattern names none.
+    Returns (out, in) bool.
     """
     if pattern.grouped:
-        groups = scores.unflatten(1, (-1, pattern.of))
+        groups = scores.unflatten(1, (-1, pattern.of))  # (out, groups, of)
         few = pattern.of <= COMPARED
         return (_ranked if few else lowest)(groups, pattern.of - pattern.kept).flatten(1)
     if (pattern.scope or scope) == "row":
@@ -22,8 +24,9 @@ def smallest(scores: torch.Tensor, pattern: Pattern, scope: str = "layer") -> to
 
 
 def _ranked(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """``lowest`` for a short last dimension, by comparing all with all: four times as fast."""
+    """Do the same as ``lowest`` for a short last dimension, by comparing all scores: four times as fast."""
     values = scores.unbind(-1)
+    # The rank of a score: how many are smaller. Of equal ones the earlier counts as smaller, so ranks are unique.
     below = [
         sum(((other < value) if place > at else (other <= value)).to(torch.int8) for place, other in others)
         for at, value in enumerate(values)
@@ -33,12 +36,12 @@ def _ranked(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """True at the ``count`` smallest along the last dimension."""
-    found = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    """Return a bool mask of the shape of ``scores``: True at the ``count`` smallest along the last dimension."""
+    mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     places = scores.topk(count, largest=False, sorted=False).indices
-    return found.scatter_(-1, places, True)
+    return mask.scatter_(-1, places, True)
 
 
 def column_norms(hessian: torch.Tensor) -> torch.Tensor:
-    """(in, in) -> (in,): the root mean square of every input."""
+    """Return the root mean square of every input (in,). hessian: (in, in), the mean of x xᵀ."""
     return hessian.diagonal().clamp(min=0).sqrt()

@@ -1,22 +1,25 @@
-"""The range of each group: the full one, or the clipped one with the least squared error."""
+"""Find the range of every group: the full range, or the clipped range with the least squared error."""
 
 import torch
 
 from jettison.encodings.grid import Grid
 
-STEPS, NARROWEST = 64, 0.2
-AT_ONCE = 1 << 17  # weights whose temporaries stay in a core's cache
+STEPS, NARROWEST = 64, 0.2  # ranges that are tried, and the narrowest as a share of the full one
+AT_ONCE = 1 << 17  # weights searched at once, so that the temporaries stay in a core's cache
 
 
 def find_range(
     groups: torch.Tensor, grid: Grid, clip: bool, importance: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero point of every group.
+    """Find scale and zero point of every group.
 
-    groups: (..., width) float32. importance: broadcastable to groups, weights of the squared error (a column's mean
-    squared input). Returns two (...) float32 tensors.
+    groups: (..., width) float32.
+    clip: search a narrower range; if False, use the full one.
+    importance: broadcastable to groups, weights of the squared error (a column's mean squared input); None means all
+    equal.
+    Returns scale and zero point, each (...) float32; the scale is already rounded to grid.scale_dtype.
 
-    With ``clip``, shrinks the range in STEPS steps down to NARROWEST of its width and keeps, per group, the scale and
+    With ``clip``, the range shrinks in STEPS steps down to NARROWEST of its width; every group keeps the scale and
     zero point with the least (weighted) squared rounding error. A symmetric grid has one level more below zero than
     above; a negative scale turns it round, and is tried too. At 2 bits that makes symmetric grids as good as
     asymmetric ones (whose zero point is nearly always one of these two), at no cost in bits.
@@ -30,18 +33,19 @@ def find_range(
 
 
 def _search(groups: torch.Tensor, grid: Grid, importance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Search the clipped ranges: ``find_range`` with clip for as many groups as fit in the cache."""
     low, high = groups.amin(-1), groups.amax(-1)
     scale, zero = grid.scale_zero(low, high)
     least = torch.full_like(scale, torch.inf)
     for shrink in torch.linspace(1.0, NARROWEST, STEPS).tolist():
-        tried_scale, tried_zero = grid.scale_zero(low * shrink, high * shrink)
+        tried_scale, tried_zero = grid.scale_zero(low * shrink, high * shrink)  # (...), like low and high
         for signed_scale in (tried_scale, -tried_scale) if grid.symmetric else (tried_scale,):
             wide_scale, wide_zero = signed_scale.unsqueeze(-1), tried_zero.unsqueeze(-1)
             codes = grid.encode(groups, wide_scale, wide_zero)
             error = grid.decode(codes, wide_scale, wide_zero).sub_(groups).square_()
             if importance is not None:
                 error = error.mul_(importance)
-            error = error.sum(-1)
+            error = error.sum(-1)  # (...), one error per group
             better = error < least
             least = torch.where(better, error, least)
             scale, zero = torch.where(better, signed_scale, scale), torch.where(better, tried_zero, zero)

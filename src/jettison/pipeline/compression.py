@@ -1,7 +1,8 @@
-"""The block loop: stream a block, collect its statistics, apply the recipe's methods, write its shard, let go.
+"""``compress``: the loop over the blocks of a model.
 
-At no time is more than one block in memory. A journal line after every block lets a killed run continue and write the
-same bytes.
+For every block the loop reads its weights, collects its statistics, applies the recipe's methods, writes its shard and
+frees the memory. At most one block is in memory; only models that are no chain of blocks stay in memory as a whole. A
+journal line after every block lets a killed run continue and write the same bytes.
 """
 
 import shutil
@@ -57,17 +58,21 @@ def compress(
     workers: int = 1,
     address: str | None = None,
 ) -> dict[str, Any]:
-    """Compress a model by a recipe into folder ``out``, a Hugging Face checkpoint. Returns its jettison.json.
+    """Compress a model by a recipe and write a Hugging Face checkpoint into folder ``out``.
 
-    model: ``scribe``, a local folder, or a hub id. recipe: a preset's name, a YAML file, a mapping or a Recipe, with
-    ``changes`` of the form ``verb.option=value``. spill: keep the activations of the calibration text in files of
-    ``out``, not in memory. runtime: refuse at once what it would not load. format: of the checkpoint; by default the
-    first that can hold the result. images: what an image classifier is calibrated on, a folder of class subfolders or a
-    parquet file. workers, address: of ``parallel.map``, which
-    prunes the linears of a block side by side. A run that was killed continues when it is called again.
+    model: ``scribe``, a local folder, or a hub id.
+    recipe: a preset's name, a YAML file, a mapping or a Recipe.
+    changes: of the recipe, of the form ``verb.option=value``.
+    spill: keep the activations of the calibration text in files of ``out``, not in memory.
+    runtime: refuse, before any work, a result that this runtime would not load.
+    format: of the checkpoint; by default the first that can hold the result.
+    images: calibration images of an image classifier, a folder of class subfolders or a parquet file.
+    workers, address: of ``parallel.map``, which prunes the linears of a block side by side.
 
-    Shards that are missing or damaged then are made again.
+    A run that was killed continues when ``compress`` is called again; shards that are then missing or damaged are
+    written again.
 
+    Returns the jettison.json of ``out``.
     Raises UsageError for a recipe that does not fit the model or the runtime, a model that is already quantized, or a
     folder that holds another run (other weights, tokenizer, text or settings); JettisonError for missing, misshapen or
     non-finite weights, a full disk, or a folder that another process works on.
@@ -80,8 +85,8 @@ def compress(
         method = source.quantization.get("quant_method")
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
     if (source.folder / MANIFEST).exists():
-        read_manifest(source.folder)  # whose teacher is recorded at the end: a damaged one is met before work
-    _ = source.skeleton  # what transformers cannot build is refused before any work
+        read_manifest(source.folder)  # raises if damaged; its teacher is recorded only at the end of the run
+    _ = source.skeleton  # raises, before any work, for a model that transformers cannot build
     jobs, out = assign(source, recipe, runtime), check_folder(out, JOURNAL)
     writer = Writer(source, pick_format(source, jobs, runtime, format))
     if note := say_adjusted(jobs):
@@ -89,8 +94,8 @@ def compress(
     if not (out / MANIFEST).exists():
         _check_disk(source, out, dense=any(not job.grid for job in jobs))
     with locked(out):
-        alone = workers == 1 and address is None
-        pool = one_by_one if alone else partial(parallel.map, workers=workers, address=address)
+        serial = workers == 1 and address is None
+        pool = one_by_one if serial else partial(parallel.map, workers=workers, address=address)
         _compress(writer, recipe, jobs, out, seed, out / SPILL if spill else None, pool)
     for note in writer.format.problems(source.anatomy, _packed_grids(writer, jobs)):
         say(f"note: {note}")
@@ -104,6 +109,7 @@ def compress(
 def _compress(
     writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, seed: int, spill: Path | None, pool: Callable
 ) -> None:
+    """Run or continue the compression of a locked folder, unless it is finished already."""
     source = writer.source
     adaptive = any(job.adaptive for job in jobs)
     needs = frozenset().union(*(job.needs for job in jobs))
@@ -114,14 +120,15 @@ def _compress(
         return find_domain(source).calibration(source, recipe.calibration, seed) if calibrated else None
 
     fresh = not (out / JOURNAL).exists()
-    tokens = checked_inputs() if fresh else None  # before the folder is that of a run, so that another try may use it
+    # Checked before the journal exists: after a failure here the folder is still free for another run.
+    tokens = checked_inputs() if fresh else None
     journal = Journal(out / JOURNAL, _inputs(source, recipe, jobs, seed, calibrated))
     finished = journal.last(finished=True)
     kept = _intact(out, journal)
     if finished and len(kept) == source.anatomy.blocks + 1:
         return
     tokens = tokens if fresh else checked_inputs()
-    shutil.rmtree(out / SPILL, ignore_errors=True)  # of a killed run: its states are computed again
+    shutil.rmtree(out / SPILL, ignore_errors=True)  # left by a killed run: the states are computed again
     walk = None
     if adaptive:
         jobs = _allocated(source, jobs, tokens, recipe.calibration["text"], journal)
@@ -134,9 +141,9 @@ def _compress(
 
 
 def _inputs(source: ModelFolder, recipe: Recipe, jobs: list[Job], seed: int, calibrated: bool) -> dict[str, Any]:
-    """All that the written bytes depend on, as content, for the journal's first line."""
+    """Return everything that the written bytes depend on, by its content, for the journal's first line."""
     domain, settings = find_domain(source), recipe.calibration
-    grids = {job.linear.name: str(job.grid) for job in adjusted(jobs)}  # they depend on the runtime too
+    grids = {job.linear.name: str(job.grid) for job in adjusted(jobs)}  # adjusted grids depend on the runtime too
     return {
         "kind": "compress",
         "model": source.identity(),
@@ -149,35 +156,38 @@ def _inputs(source: ModelFolder, recipe: Recipe, jobs: list[Job], seed: int, cal
 
 
 def _intact(out: Path, journal: Journal) -> dict[int, dict[str, Any]]:
-    """Unit -> its entry, where its shard is as it was written. A recovery may have written it anew.
+    """Return unit -> journal entry of every unit whose shard need not be made again.
 
-    If one shard is not, those that a recovery wrote anew are not either: the lost one was made from those before it as
-    they were then.
+    A shard is intact as ``compress`` wrote it, or as a later recovery rewrote it. If any shard is lost, the rewritten
+    ones count as lost too: the lost shard was computed from the shards before it as ``compress`` wrote them.
     """
     units = {entry["unit"]: entry for entry in journal.entries if "unit" in entry}
     files = {unit: out / entry["file"] for unit, entry in units.items()}
-    found = {unit: file_digest(file) if file.is_file() else None for unit, file in files.items()}
-    first = {unit: entry for unit, entry in units.items() if found[unit] == entry["sha256"]}
-    later = written_shards(out)
-    if all(unit in first or found[unit] in later.get(units[unit]["file"], ()) for unit in units):
+    digests = {unit: file_digest(file) if file.is_file() else None for unit, file in files.items()}
+    unchanged = {unit: entry for unit, entry in units.items() if digests[unit] == entry["sha256"]}
+    recovered = written_shards(out)
+    if all(unit in unchanged or digests[unit] in recovered.get(units[unit]["file"], ()) for unit in units):
         return units
-    lost = [files[unit].name for unit in units if unit not in first]
+    lost = [files[unit].name for unit in units if unit not in unchanged]
     say(f"note: {', '.join(lost[:3])} of {out} is missing or damaged, so it is made again")
-    return first
+    return unchanged
 
 
 def _allocated(source: ModelFolder, jobs: list[Job], tokens: torch.Tensor, text: str, journal: Journal) -> list[Job]:
-    """The jobs, each with the sparsity that its step's allocation gives it, which the journal keeps."""
+    """Return the jobs with the sparsity that the allocation of their step gives each linear.
+
+    The journal keeps the result, so that a continued run uses the same sparsities.
+    """
     entry = journal.last(allocated=True)
     if not entry:
-        found: dict[str, float] = {}
-        for step in dict.fromkeys(job.prune.allocation for job in jobs if job.prune):
-            here = {job.linear: job.pattern for job in jobs if job.prune and job.prune.allocation == step}
-            found |= allocate(source, here, step, tokens, Text("books" if text == "synthetic" else text))
-        journal.add(allocated=True, sparsity=found)
+        sparsities: dict[str, float] = {}
+        for allocation in dict.fromkeys(job.prune.allocation for job in jobs if job.prune):
+            patterns = {job.linear: job.pattern for job in jobs if job.prune and job.prune.allocation == allocation}
+            sparsities |= allocate(source, patterns, allocation, tokens, Text("books" if text == "synthetic" else text))
+        journal.add(allocated=True, sparsity=sparsities)
         entry = journal.last(allocated=True)
-    given = lambda job: replace(job.pattern, sparsity=entry["sparsity"][job.linear.name])
-    return [replace(job, pattern=given(job)) if job.linear.name in entry["sparsity"] else job for job in jobs]
+    allocated = lambda job: replace(job.pattern, sparsity=entry["sparsity"][job.linear.name])
+    return [replace(job, pattern=allocated(job)) if job.linear.name in entry["sparsity"] else job for job in jobs]
 
 
 def _run(
@@ -189,15 +199,19 @@ def _run(
     walk: AnyWalk | None,
     pool: Callable = one_by_one,
 ) -> None:
+    """Compress all units but those in ``kept``, and add each to the journal.
+
+    kept: unit -> journal entry of the units that an earlier run finished.
+    """
     blocks = writer.source.anatomy.blocks
     with bar("compress", blocks + 1, len(kept)) as progress:
-        for unit in range(blocks + 1):  # the last unit is what lies outside the blocks
+        for unit in range(blocks + 1):  # the last unit is the part of the model outside the blocks
             block = unit if unit < blocks else None
             if entry := kept.get(unit):
                 if walk and block is not None:
-                    here = [job for job in jobs if job.linear.block == block]
+                    block_jobs = [job for job in jobs if job.linear.block == block]
                     shard = Checkpoint(out, [out / entry["file"]])
-                    replay(writer, here, block, walk, shard, entry.get("changed", ()))
+                    replay(writer, block_jobs, block, walk, shard, entry.get("changed", ()))
                 continue
             entry = compress_unit(writer, jobs, block, walk, out, pool)
             journal.add(unit=unit, **entry)
@@ -206,10 +220,12 @@ def _run(
 
 
 def _packed_grids(writer: Writer, jobs: list[Job]) -> dict[str, Grid]:
+    """Return linear's name -> grid, of the quantized linears that the format packs."""
     return {job.linear.name: job.grid for job in jobs if job.grid and writer.format.packs(job.linear)}
 
 
 def _finish(writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, journal: Journal, seed: int) -> None:
+    """Write the config and other companion files, and jettison.json."""
     source = writer.source
     entries = [journal.last(unit=unit) for unit in range(source.anatomy.blocks + 1)]
     grids = _packed_grids(writer, jobs)
@@ -236,21 +252,26 @@ def _finish(writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, journal:
 
 
 def _teacher(source: ModelFolder) -> dict[str, str]:
-    """The original that the result is compared with: the model, or the original of the run that wrote it (pruned, or
-    re-densified)."""
+    """Return name, folder and fingerprint of the original that the result is compared with.
+
+    This is the source model; if Jettison wrote that one (pruned, or re-densified), the original it was made from.
+    """
     if (source.folder / MANIFEST).exists():
         return read_manifest(source.folder)["teacher"]
     return {"name": source.name, "folder": str(source.folder), "fingerprint": source.fingerprint()}
 
 
 def _check(source: ModelFolder, jobs: list[Job], out: Path, entries: list[dict]) -> dict[str, Any]:
-    """What the checks after the export found. Codes were compared as each shard was written."""
+    """Check the finished folder; return the results and the notes that were printed.
+
+    The codes need no check here: they were compared when each shard was written.
+    """
     notes = []
     for kind, meaning in (("constant", "one code throughout"), ("saturated", "every code at an end of the grid")):
-        odd = {name: record[kind] for entry in entries for name, record in entry["linears"].items() if kind in record}
-        if odd:
-            worst = max(odd, key=odd.get)
-            notes.append(f"{kind} groups ({meaning}): {sum(odd.values())} in {len(odd)} linears, most in {worst}")
+        count = {name: record[kind] for entry in entries for name, record in entry["linears"].items() if kind in record}
+        if count:
+            worst = max(count, key=count.get)
+            notes.append(f"{kind} groups ({meaning}): {sum(count.values())} in {len(count)} linears, most in {worst}")
     tokens = {name: record.get("tokens") for entry in entries for name, record in entry["linears"].items()}
     few = [job.linear for job in jobs if job.prune and 0 < (tokens[job.linear.name] or 0) < job.linear.columns]
     if few:
@@ -263,7 +284,10 @@ def _check(source: ModelFolder, jobs: list[Job], out: Path, entries: list[dict])
 
 
 def _check_disk(source: ModelFolder, out: Path, dense: bool) -> None:
-    """dense: some of it is as large as before."""
+    """Raise JettisonError if the disk may be too small for the result.
+
+    dense: some linears stay dense, so the result may be as large as the source; else it is at most half as large.
+    """
     folder = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
     written = size_of(out.glob("model-*.safetensors"))
     free, needed = shutil.disk_usage(folder).free, source.checkpoint.file_bytes // (1 if dense else 2) - written

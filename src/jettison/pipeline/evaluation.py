@@ -1,4 +1,4 @@
-"""Quality, and distance from the original, of a checkpoint or any model."""
+"""``evaluate``: measure the quality of a checkpoint or any model, and its distance from the original."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,15 +31,20 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a checkpoint or any model: a language model on texts, an image classifier on images.
 
-    texts: bundled names or UTF-8 files, cut into windows of ``window`` tokens (None: 512, or as many as the model has
-    positions for), ``tokens`` in all (None: everything).
-    For each: log-perplexity in nats per token, perplexity, and against the original in nats and shares:
-    KL(original ‖ model) and how often both have the same likeliest token. The original is the one that jettison.json
-    names, or ``teacher``; without one the distances are left out. ``teacher`` in the result names an original that is
-    not the one that the checkpoint was made from. windows: also list the log-perplexity of each window, from which the
-    error of a difference between two models can be had.
-    images: a folder of class subfolders, or a parquet file of images and labels, of which ``count`` are taken (None:
-    all): accuracy, cross-entropy, and the same distances.
+    texts: bundled names or UTF-8 files.
+    tokens: how many tokens of each text are read; None reads all.
+    window: tokens per window; None means 512, or as many as the model has positions for.
+    teacher: the original to measure distances from; by default the one that jettison.json names.
+    adapter: load the LoRA adapter of the folder, if it has one.
+    windows: also list the log-perplexity of each window, from which the standard error of a difference between two
+    models can be computed.
+    images: a folder of class subfolders, or a parquet file of images and labels.
+    count: how many of the images are used; None uses all.
+
+    Returns, for each text, log-perplexity (nats per token) and perplexity, and the distances from the original:
+    KL(original ‖ model) in nats, and the share of positions where both have the same likeliest token. For images,
+    accuracy, cross-entropy and the same distances. Without an original the distances are left out. ``teacher`` in the
+    result names an original that is not the one that the checkpoint was made from.
 
     Raises UsageError for a window of fewer than 2 tokens or more than the model has positions for, fewer than 1 token,
     an original that has another vocabulary or other classes, or that has changed since the checkpoint was made from it.
@@ -47,21 +52,22 @@ def evaluate(
     source = ModelFolder(model)
     domain, sources = find_domain(source), Sources(tuple(texts), tokens, window, windows, images, count)
     domain.check_sources(source, sources)
-    original, other = _find_original(source, teacher, domain)
-    held = [source, original] if original else [source]
-    require_memory(sum(each.checkpoint.tensor_bytes for each in held), f"evaluating {source.name}")
+    original, other_name = _find_original(source, teacher, domain)
+    models = [source, original] if original else [source]  # both are in memory at once
+    require_memory(sum(loaded.checkpoint.tensor_bytes for loaded in models), f"evaluating {source.name}")
     student = load(model, adapter=adapter)
     reference = load(original.folder).logits if original else None
     result: dict[str, Any] = {"size": measure_size(source.folder)}
-    if other:
-        result["teacher"] = other
+    if other_name:
+        result["teacher"] = other_name
     return result | domain.scores(source, student.logits, reference, sources)
 
 
 def _find_original(source: ModelFolder, teacher: str | Path | None, domain: Domain) -> tuple[ModelFolder | None, str]:
-    """The model that distances are measured from, and its name where it is not the one that ``source`` was made from.
+    """Find the model that distances are measured from.
 
-    Raises UsageError if the original has changed since, or if ``teacher`` has another vocabulary.
+    Returns the model, None if there is none; and its name if it is not the model that ``source`` was made from, else
+    "". Raises UsageError if the original has changed since, or if ``teacher`` has another vocabulary.
     """
     recorded = read_manifest(source.folder)["teacher"] if (source.folder / NAME).exists() else None
     if teacher is None and recorded is None:

@@ -16,10 +16,11 @@ from jettison.statistics.stats import watch
 
 
 def quantize_module(module: nn.Module, step: Step, batches: Iterable[torch.Tensor]) -> None:
-    """Put a packed linear in the place of every ``nn.Linear`` of ``module``, by a quantize step.
+    """Replace every ``nn.Linear`` of ``module`` by a packed linear that a quantize step makes.
 
-    batches: what calibration runs through the module. Groups are those of the step where they divide a row, else the
-    whole row. Raises UsageError for a module without linears, and for a method that sees more than one linear.
+    step: its group size is used where it divides a row; other linears get one group per row.
+    batches: calibration inputs, which are run through the module if the method needs statistics.
+    Raises UsageError for a module without linears, and for a method that sees more than one linear.
     """
     layers = {path: layer for path, layer in module.named_modules() if type(layer) is nn.Linear}
     method = find("quantize", step.method)

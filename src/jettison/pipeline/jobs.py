@@ -1,4 +1,4 @@
-"""Which linear gets which steps of a recipe, and what they make of it."""
+"""Assign the steps of a recipe to the linears of a model."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,10 +18,12 @@ from jettison.recipe.recipe import Recipe, Step
 
 @dataclass(frozen=True)
 class Job:
-    """One linear and what is done to it, first ``prune``, then ``step``, which quantizes: None where it is not done.
+    """One linear and the steps that are applied to it: first ``prune``, then ``step``, the quantize step.
 
-    grid: with a group size that its rows can have, and the type in which its scales are stored; that of ``step`` is as
-    wished. pattern: of the pruning, once sparsity has been allocated.
+    prune, step: None if the linear is not pruned, or not quantized.
+    grid: has a group size that fits the linear's rows and the type in which its scales are stored; ``step.grid`` is
+    the grid as the recipe asks for it.
+    pattern: of the pruning; its sparsity is final once sparsity has been allocated.
     """
 
     linear: Linear
@@ -32,36 +34,39 @@ class Job:
 
     @property
     def steps(self) -> list[Step]:
+        """Return the steps in the order in which they are applied."""
         return [step for step in (self.prune, self.step) if step]
 
     @property
     def quantizer(self) -> registry.Method:
+        """Return the method of the quantize step."""
         return registry.find("quantize", self.step.method)
 
     @property
     def adaptive(self) -> bool:
-        """Whether its sparsity depends on the calibration text."""
+        """Return whether the linear's sparsity depends on the calibration text."""
         return self.prune is not None and self.prune.allocation.kind != "uniform"
 
     @property
     def needs(self) -> frozenset[str]:
-        """The statistics that its methods want."""
+        """Return the names of the calibration statistics that the methods need."""
         return frozenset().union(
             *(registry.find(step.verb, step.method).needs_with(step.options) for step in self.steps)
         )
 
 
 def assign(source: ModelFolder, recipe: Recipe, runtime: str | None = None) -> list[Job]:
-    """The linears that the prune and quantize steps claim. Where a group size does not fit, the next smaller one that
-    does is taken (see ``runtimes.fitted``).
+    """Return a job for every linear that a prune or quantize step claims, in the order of the model.
 
-    Raises UsageError if two steps of a verb claim one linear, a step claims nothing or a block that is not there, an
-    N:M does not divide, parts of what runtimes fuse get different grids, the runtime named would not load the result,
-    or windows of text are longer than the model has positions for.
+    Where a group size does not fit the rows, the next smaller one that fits is used (see ``runtimes.fitted``).
+
+    Raises UsageError if two steps of a verb claim one linear, a step claims no linear or a block that does not exist,
+    an N:M does not divide the rows, parts of a matrix that runtimes fuse get different grids, the named runtime would
+    not load the result, or windows of text are longer than the model has positions for.
     """
     target = None if runtime is None else find_runtime(runtime)
     for step in recipe.steps:
-        _claimed(source, step)
+        _claimed(source, step)  # raises for steps that fit nothing, recover steps too
     jobs: dict[Linear, Job] = {}
     for step in recipe.of("prune"):
         for linear in _claimed(source, step):
@@ -73,7 +78,7 @@ def assign(source: ModelFolder, recipe: Recipe, runtime: str | None = None) -> l
         claimed = _claimed(source, step)
         if registry.find("quantize", step.method).scope == "block" and not source.anatomy.family.folds:
             raise UsageError(
-                f"{step.method} scales the inputs of linears: where, families.yaml does not say for "
+                f"{step.method} scales the inputs of linears, but families.yaml does not say where that is possible in "
                 f"{source.anatomy.family.name} models (folds)"
             )
         grids = fitted_grids(claimed, step.grid, target)
@@ -104,35 +109,40 @@ def assign(source: ModelFolder, recipe: Recipe, runtime: str | None = None) -> l
 
 
 def pick_format(source: ModelFolder, jobs: Iterable[Job], runtime: str | None = None, name: str | None = None) -> str:
-    """The name of the format to write: the first that can hold what the jobs make and that the runtime loads, or
-    ``name``. Raises UsageError if that one cannot."""
+    """Return the name of the format to write: ``name``, or the first that can hold the result and that the runtime
+    loads.
+
+    Raises UsageError if that format cannot hold the result, or the runtime does not load it.
+    """
     grids = {job.linear.name: job.grid for job in jobs if job.grid}
-    loaded = [each.name for each in find_runtime(runtime).formats if each.written] if runtime else []
-    chosen = name or choose_format(source.anatomy, grids, loaded)
+    loadable = [format.name for format in find_runtime(runtime).formats if format.written] if runtime else []
+    chosen = name or choose_format(source.anatomy, grids, loadable)
     if reasons := find_format(chosen).refuses(source.anatomy, grids):
         raise UsageError("; ".join(reasons))
-    if runtime and chosen not in loaded:
-        raise unknown("format", chosen, loaded, f" for runtime {runtime}")
+    if runtime and chosen not in loadable:
+        raise unknown("format", chosen, loadable, f" for runtime {runtime}")
     return chosen
 
 
 def adjusted(jobs: Iterable[Job]) -> list[Job]:
-    """Those that got another group size than their step wished for."""
+    """Return the jobs whose group size differs from the one that their step asks for."""
     return [job for job in jobs if job.grid and job.grid.group_size != job.step.grid.group_size]
 
 
 def say_adjusted(jobs: Iterable[Job]) -> str:
-    """One line about the group sizes that were ``adjusted``; '' if none was."""
-    found = Counter((job.step.grid.group_size, job.linear.columns, job.grid.group_size) for job in adjusted(jobs))
-    used = lambda size: "one group per row" if size == WHOLE_ROW else f"groups of {size}"
-    counted = lambda count: f"{count} {'matrix' if count == 1 else 'matrices'}"
+    """Describe in one line the group sizes that were ``adjusted``; "" if none was."""
+    # (group size of the step, columns, group size used) -> number of linears
+    counts = Counter((job.step.grid.group_size, job.linear.columns, job.grid.group_size) for job in adjusted(jobs))
+    groups = lambda size: "one group per row" if size == WHOLE_ROW else f"groups of {size}"
+    matrices = lambda count: f"{count} {'matrix' if count == 1 else 'matrices'}"
     return "; ".join(
-        f"group_size {wish} does not fit rows of {columns} weights: {used(size)} instead in {counted(count)}"
-        for (wish, columns, size), count in sorted(found.items())
+        f"group_size {asked} does not fit rows of {columns} weights: {groups(used)} instead in {matrices(count)}"
+        for (asked, columns, used), count in sorted(counts.items())
     )
 
 
 def _claimed(source: ModelFolder, step: Step) -> list[Linear]:
+    """Return the linears that a step claims. Raises UsageError if there are none, or a block does not exist."""
     blocks = source.anatomy.blocks
     if beyond := [block for block in step.where.blocks if block >= blocks]:
         raise UsageError(f"block {beyond[0]} of «{step}»: {source.name} has blocks 0 to {blocks - 1}")
@@ -144,8 +154,11 @@ def _claimed(source: ModelFolder, step: Step) -> list[Linear]:
 
 
 def _check_pruning(source: ModelFolder, linear: Linear, step: Step) -> None:
+    """Raise UsageError if the prune step cannot be applied to the linear."""
     if step.allocation.kind == "sensitivity" and not source.anatomy.family.chain:
-        raise UsageError(f"allocation = 'sensitivity': it is measured on language models; {source.name} is none")
+        raise UsageError(
+            f"allocation = 'sensitivity': sensitivity is measured on language models; {source.name} is none"
+        )
     if "embed" in linear.roles:
         raise UsageError(f"{linear.name} is looked up, not multiplied: it is not pruned")
     try:
@@ -155,12 +168,16 @@ def _check_pruning(source: ModelFolder, linear: Linear, step: Step) -> None:
 
 
 def _check_together(source: ModelFolder, job: Job) -> None:
-    """Raises UsageError where what is done first and what is done then do not go together."""
+    """Raise UsageError if the prune step and the quantize step of a linear cannot be combined."""
     if job.prune and job.prune.options.get("joint") and not (job.step and "joint" in job.quantizer.traits):
-        given, able = f"is «{job.step}»" if job.step else "is missing", registry.having("quantize", _can_join)
-        raise UsageError(f"{job.linear.name}: joint: true needs a quantize step with {able} for the same; that {given}")
+        present, able = f"is «{job.step}»" if job.step else "is missing", registry.having("quantize", _can_join)
+        raise UsageError(
+            f"{job.linear.name}: joint: true needs a quantize step with {able} for the same linear; that {present}"
+        )
     if job.prune and job.step and job.quantizer.scope == "block":
-        raise UsageError(f"{job.linear.name}: {job.step.method} scales weights, and so cannot quantize what is pruned")
+        raise UsageError(
+            f"{job.linear.name}: {job.step.method} scales weights, so it cannot quantize a linear that is pruned"
+        )
     stacked = source.locate(f"{job.linear.name}.weight")[1] is not None
     if stacked and not job.step:
         raise UsageError(
@@ -174,6 +191,7 @@ def _can_join(method: registry.Method) -> bool:
 
 
 def _check_runtime(runtime: Runtime, source: ModelFolder, jobs: Mapping[Linear, Job]) -> None:
+    """Raise UsageError if the runtime would not load the result."""
     grids = {linear.name: job.grid for linear, job in jobs.items() if job.grid}
     written = [format.name for format in runtime.formats if format.written]
     format = choose_format(source.anatomy, grids, written) if written else None
@@ -183,6 +201,6 @@ def _check_runtime(runtime: Runtime, source: ModelFolder, jobs: Mapping[Linear, 
 
 
 def _stored_grid(source: ModelFolder, linear: Linear, grid: Grid) -> Grid:
-    """Scales are stored in the model's own 16-bit type; bfloat16 for a float32 model."""
+    """Set the type of the stored scales: the model's own 16-bit type, or bfloat16 for a float32 model."""
     tensor, _, _ = source.locate(f"{linear.name}.weight")
     return replace(grid, scale_type="float16" if source.checkpoint.dtype(tensor) == "F16" else "bfloat16")

@@ -1,4 +1,4 @@
-"""What each part of a model loses on each grid: looked up, or measured on the calibration text."""
+"""Find the loss of each part of a model on each grid: looked up, or measured on the calibration text."""
 
 from typing import Any
 
@@ -18,14 +18,17 @@ from jettison.statistics.sensitivity import (
 
 
 def find_losses(source: ModelFolder, parts: Parts, grids: Grids, kind: str) -> tuple[dict[str, dict[Any, float]], str]:
-    """Part -> grid -> nats per token, and the kind. kind: ``gradients`` or ``measured``; ``auto`` takes what was found
-    before, which may be nothing: then the kind is ``prior``."""
+    """Return the losses (part -> grid -> nats per token), and of what kind they are.
+
+    kind: ``gradients`` or ``measured``; ``auto`` takes what an earlier run stored, measured losses before gradients.
+    If nothing complete is stored, no losses are returned and the kind is ``prior``.
+    """
     if kind == "auto":
         return known_sensitivity(source, parts, grids, Text())
     return sensitivity(source, parts, grids, Text(), kind=kind), kind
 
 
 def unseen_bench(source: ModelFolder) -> Bench:
-    """Measures the KL divergence of whole plans, on text that ``find_losses`` has not seen."""
-    seen = Text().windows(source, source.window(LENGTH), SAMPLES)
-    return Bench(source, unseen_windows(source, Text()), default_method("quantize"), statistics=seen)
+    """Return a bench that measures the KL divergence of whole plans, on text that ``find_losses`` has not seen."""
+    calibration = Text().windows(source, source.window(LENGTH), SAMPLES)
+    return Bench(source, unseen_windows(source, Text()), default_method("quantize"), statistics=calibration)

@@ -1,4 +1,4 @@
-"""One linear, pruned: what ``compress`` gives to workers, and what is looked at afterwards."""
+"""Prune one linear: the task that ``compress`` gives to a worker, and the checks of its result."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,13 @@ from jettison.statistics.stats import Stats
 
 @dataclass(frozen=True)
 class Task:
-    """A matrix (out, in) float32 called ``name``, and all that its method wants. grid: to quantize it while pruning."""
+    """Everything that a worker needs to prune one linear.
+
+    name: of the linear, for messages.
+    weight: (out, in) float32.
+    stats: None if the method needs none.
+    grid: quantize on it while pruning; None only prunes.
+    """
 
     name: str
     method: str
@@ -31,9 +37,10 @@ class Task:
 
 
 def run_task(task: Task) -> torch.Tensor | QuantizedWeight:
-    """The pruned weight, its zeros counted; made on a GPU where there is one, unless it is quantized too. Raises
-    JettisonError, with the matrix's name, if they are too few or what
-    is left is not finite."""
+    """Prune a weight and check the result. Runs on a GPU if there is one, but on the CPU if it quantizes too.
+
+    Raises JettisonError, with the linear's name, if there are too few zeros or weights that are not finite.
+    """
     method = registry.find("prune", task.method).function
     device = compute_device() if task.grid is None else torch.device("cpu")
     stats = task.stats and task.stats.to(device)

@@ -1,4 +1,4 @@
-"""``recover`` on a folder: data, training, and what it changes in the checkpoint."""
+"""``recover`` on a folder: its training data, the training, and the changes in the checkpoint."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -48,15 +48,19 @@ def recover(
     save_every: float = SAVE_EVERY,
     images: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Train what the folder's recipe says (LoRA adapters, scales, weights) until it speaks like its teacher again.
+    """Train a compressed model so that its outputs come close to those of its teacher, the original.
 
-    Writes ``adapter/`` (PEFT), new scales or new weights, and returns jettison.json with its section ``recovery``.
-    changes: ``recover.option=value`` strings. teacher: where the original lies now, if not where it was. A run that was
-    killed continues when it is called again; images: what an image classifier learns on, by default what it was
-    calibrated on. ``restart`` drops an earlier recovery and puts the first scales and
-    weights back.
-    ``accelerate launch -m jettison recover DIR`` spreads it over processes.
+    The folder's recipe says what is trained: LoRA adapters, scales, weights. The result is ``adapter/`` (PEFT), new
+    scales or new weights in the same folder. A run that was killed continues when ``recover`` is called again.
+    ``accelerate launch -m jettison recover DIR`` spreads the training over processes.
 
+    changes: of the recover step, ``recover.option=value`` strings.
+    teacher: the folder of the original, if it has moved.
+    restart: drop an earlier recovery and put the first scales and weights back.
+    save_every: seconds between saves of the training state.
+    images: what an image classifier is trained on, by default the calibration images.
+
+    Returns jettison.json with its section ``recovery``.
     Raises UsageError for a folder that Jettison did not compress or that holds another recovery, JettisonError if
     teacher and student do not fit in memory.
     """
@@ -67,8 +71,8 @@ def recover(
     options = step.options
     if options["batch"] % state.num_processes:
         raise UsageError(f"batch {options['batch']} does not divide among {state.num_processes} processes")
-    with ExitStack() as held:
-        _on_main(state, lambda: held.enter_context(locked(folder)))
+    with ExitStack() as locks:
+        _on_main(state, lambda: locks.enter_context(locked(folder)))
         if restart:
             _on_main(state, lambda: _undo(folder))
         return _recover(folder, recipe, step, teacher, save_every, state)
@@ -77,8 +81,9 @@ def recover(
 def _recover(
     folder: Path, recipe: Recipe, step: Step, teacher: str | Path | None, save_every: float, state: PartialState
 ) -> dict[str, Any]:
+    """Run or continue the recovery of a locked folder; every process calls it, the main process writes."""
     manifest, options = read_manifest(folder), step.options
-    first = (manifest.get("recovery") or manifest)["hashes"]  # of the shards as they were before any recovery
+    first = (manifest.get("recovery") or manifest)["hashes"]  # hashes of the shards before any recovery
     _on_main(state, lambda: _check_shards(folder, first))
     original = _open_teacher(folder, manifest, teacher)
     work, source = folder / WORK, ModelFolder(folder)
@@ -91,11 +96,11 @@ def _recover(
     quantized = [linear for linear in source.anatomy if linear.name in grids and "embed" not in linear.roles]
     dense = _dense_names(source, linears, grids) if "weights" in options["train"] else []
     empty = {"lora": not adapted, "scales": not quantized, "weights": not dense}
-    if not linears or any(empty.get(each) for each in options["train"]):
+    if not linears or any(empty.get(kind) for kind in options["train"]):
         raise UsageError(f"«{step}» fits no linear of {folder} for {', '.join(options['train'])}")
     run = {"kind": "recover", "step": _as_dict(step), "checkpoint": first}
     run |= {"data": domain.training_digests(recipe, step)}
-    journal = _on_main(state, lambda: Journal(work / JOURNAL, run))
+    journal = _on_main(state, lambda: Journal(work / JOURNAL, run))  # None in all but the main process
     finished = [journal is not None and _is_finished(folder, journal)]
     if broadcast_object_list(finished)[0]:
         if journal and manifest["hashes"] != first and read_sealed(work / ORIGINALS) is None:
@@ -110,11 +115,11 @@ def _recover(
     state.wait_for_everyone()
     process = state.process_index, state.num_processes
     inputs = domain.training(original, recipe, step, process, state.wait_for_everyone)
-    fast = training_dtype()
-    require_memory(original.anatomy.parameters * (fast.itemsize + 4), f"recovering {original.name}")
+    dtype = training_dtype()  # of the teacher; the student is float32, 4 bytes per parameter
+    require_memory(original.anatomy.parameters * (dtype.itemsize + 4), f"recovering {original.name}")
     pupil = Pupil(
         student=load_packed(source, torch.float32),
-        teacher=load_dense(original, fast),
+        teacher=load_dense(original, dtype),
         linears=adapted,
         quantized=quantized,
         dense=[linear for linear in linears if linear.name in dense],
@@ -140,7 +145,10 @@ def _recover(
 
 
 def _on_main(state: PartialState, work: Callable[[], Any]) -> Any:
-    """What ``work`` returns in the main process, None in others. If it fails, all fail, so that none waits for it."""
+    """Run ``work`` in the main process only; return its result, None in other processes.
+
+    If ``work`` raises JettisonError, all processes raise it, so that none waits for the main process.
+    """
     result, failure = None, [None]
     if state.is_main_process:
         try:
@@ -155,20 +163,20 @@ def _on_main(state: PartialState, work: Callable[[], Any]) -> Any:
 
 
 def written_shards(folder: Path) -> dict[str, set[str]]:
-    """Shard -> SHA-256 of what the recovery of ``folder`` has written, or was about to write, in its place."""
-    path, found = folder / WORK / JOURNAL, {}
+    """Return shard's name -> the SHA-256 of all versions that the recovery of ``folder`` wrote or began to write."""
+    path, digests = folder / WORK / JOURNAL, {}
     for record in read_records(path)[0] if path.is_file() else []:
         if record and "stored" in record:
-            found.setdefault(record["stored"], set()).add(record["sha256"])
-    return found
+            digests.setdefault(record["stored"], set()).add(record["sha256"])
+    return digests
 
 
 def _check_shards(folder: Path, first: dict[str, str]) -> None:
-    """Raises JettisonError if a shard is neither as it was before the recovery nor as the recovery wrote it."""
-    later = written_shards(folder)
+    """Raise JettisonError if a shard is neither as it was before the recovery nor as the recovery wrote it."""
+    recovered = written_shards(folder)
     for name, expected in first.items():
-        found = file_digest(inside(folder, name)) if (folder / name).is_file() else None
-        if found != expected and found not in later.get(name, ()):
+        digest = file_digest(inside(folder, name)) if (folder / name).is_file() else None
+        if digest != expected and digest not in recovered.get(name, ()):
             raise JettisonError(
                 f"shard {folder / name} is missing or damaged: run `jettison compress` (or `fit`) again with the same "
                 "recipe and folder, which makes it again"
@@ -185,25 +193,25 @@ def _result_hashes(folder: Path) -> dict[str, str]:
 
 
 def _is_finished(folder: Path, journal: Journal) -> bool:
-    """Whether all that the recovery wrote is there, as it was written."""
+    """Return whether the recovery is finished and all files that it wrote are unchanged."""
     entry = journal.last(finished=True)
     return entry is not None and entry["hashes"] == _result_hashes(folder)
 
 
 def _require_losses(state: Path, journal: Journal) -> None:
-    """Drop the training so far if the journal has lost the loss of a step: all of them are part of the result."""
+    """Drop the training state if the journal has lost the loss of a step: the result contains all losses."""
     stored = read_sealed(state)
-    recorded = {entry["step"] for entry in journal.entries if "loss" in entry}
-    if stored and not set(range(int(stored[1]["step"]))) <= recorded:
+    steps = {entry["step"] for entry in journal.entries if "loss" in entry}
+    if stored and not set(range(int(stored[1]["step"]))) <= steps:
         say(f"note: {journal.path} has lost the losses of some steps, so training starts again")
         state.unlink()
 
 
 def _keep_originals(source: ModelFolder, work: Path, names: list[str], first: dict[str, str]) -> None:
-    """Keep the scales and weights that will change, once. Where an earlier try has changed them and its state is lost,
-    put them back: training starts again.
+    """Save the scales and weights that training will change, once.
 
-    Raises JettisonError if they have changed and what was kept of them is damaged.
+    If an earlier run has changed them and its training state is lost, put the saved ones back: training starts again.
+    Raises JettisonError if they have changed and the saved copy is missing or damaged.
     """
     changed = _shard_hashes(source.folder) != first
     kept = read_sealed(work / ORIGINALS)
@@ -219,6 +227,7 @@ def _keep_originals(source: ModelFolder, work: Path, names: list[str], first: di
 
 
 def _open_teacher(folder: Path, manifest: dict[str, Any], teacher: str | Path | None) -> ModelFolder:
+    """Open the original. Raises UsageError if it is missing, or is not the model that ``folder`` was made from."""
     try:
         original = ModelFolder(teacher or manifest["teacher"]["folder"])
     except UsageError as error:
@@ -229,7 +238,12 @@ def _open_teacher(folder: Path, manifest: dict[str, Any], teacher: str | Path | 
 
 
 def recovery_step(recipe: Recipe, changes: Iterable[str] = (), positions: int | None = None) -> Step:
-    """The recipe's recover step with changes applied; one with all defaults if it has none. positions: of the model."""
+    """Return the recipe's recover step with changes applied; a step with all defaults if the recipe has none.
+
+    changes: ``recover.option=value`` strings.
+    positions: how many positions the model has; windows of text are cut to that length.
+    Raises UsageError for a change of another step, and for a recipe with several recover steps.
+    """
     changes = list(changes)
     for change in changes:
         if not change.startswith("recover."):
@@ -244,7 +258,7 @@ def recovery_step(recipe: Recipe, changes: Iterable[str] = (), positions: int | 
 def _store_adapter(
     folder: Path, source: ModelFolder, trained: dict[str, torch.Tensor], options: dict[str, Any]
 ) -> None:
-    """Write the LoRA adapters that were trained, last: they record the hash of the final shards."""
+    """Write the trained LoRA adapters. This comes last, because they record the hash of the final shards."""
     lora = {name: value for name, value in trained.items() if name.endswith((".lora_a", ".lora_b"))}
     if lora:
         alpha = options["alpha"] or 2.0 * options["rank"]
@@ -259,7 +273,11 @@ def _store(
     grids: dict[str, Grid],
     journal: Journal,
 ) -> None:
-    """Write the scales and weights that were trained. Can be repeated: new scales are computed from the first ones."""
+    """Write the trained scales and weights into the shards.
+
+    This can be repeated after a kill: new scales are computed from the saved first ones, not from those in the shards.
+    Raises JettisonError if the saved ones are damaged, or if training changed zeros that pruning left.
+    """
     record = lambda name, sha256: journal.add(stored=name, sha256=sha256)
     first = read_sealed(folder / WORK / ORIGINALS)
     if first is None and set(options["train"]) != {"lora"}:
@@ -268,7 +286,7 @@ def _store(
     gains = {name.removesuffix(".gain"): value for name, value in trained.items() if name.endswith(".gain")}
     if gains:
         scales = {}
-        for name, gain in gains.items():
+        for name, gain in gains.items():  # the gain is the logarithm of a factor on the scales
             scale = first[0][f"{name}.weight_scale"]
             scales[f"{name}.weight_scale"] = (scale.float() * gain.exp()).to(grids[name].scale_dtype)
         _replace(source, scales, record)
@@ -283,7 +301,8 @@ def _store(
 
 
 def _dense_names(source: ModelFolder, linears: list[Linear], grids: dict[str, Grid]) -> list[str]:
-    """Those whose weights lie in a tensor of their own: neither packed, nor one expert of many, nor a tied head."""
+    """Return the names of linears whose weight is a tensor of its own: neither packed, nor one expert of a stacked
+    tensor, nor a tied head."""
     own = lambda linear: linear.name not in grids and source.locate(f"{linear.name}.weight")[1] is None
     tied = lambda linear: source.anatomy.tied and "head" in linear.roles
     return [linear.name for linear in linears if own(linear) and not tied(linear)]
@@ -294,17 +313,21 @@ def _replace(
     tensors: dict[str, torch.Tensor],
     record: Callable[[str, str], None] = lambda name, sha256: None,
 ) -> None:
-    """Rewrite the shards that hold these tensors, each at one stroke. record: told the name and SHA-256 of each just
-    before, so that no shard is ever one that nobody knows."""
+    """Replace tensors in the shards that hold them. Every shard is replaced atomically.
+
+    record: called with the shard's name and new SHA-256 just before it is replaced, so that the hash of any shard on
+    disk is on record, also after a kill.
+    """
     stored = {source.locate(name)[0]: value for name, value in tensors.items()}
     for file in sorted({source.checkpoint.home(name) for name in stored}):
         shard = Checkpoint(source.folder, [file])
         ready = lambda temporary, name=file.name: record(name, file_digest(temporary))
         write_tensors(file, {name: stored.get(name, shard.read(name)) for name in shard}, ready=ready)
-    source.checkpoint.release()  # what is open still shows the old files
+    source.checkpoint.release()  # open files still show the old content
 
 
 def _undo(folder: Path) -> None:
+    """Remove everything that a recovery wrote, and put the first scales and weights back."""
     work, source, manifest = folder / WORK, ModelFolder(folder), read_manifest(folder)
     kept = read_sealed(work / ORIGINALS)
     changed = (manifest.get("recovery") or manifest)["hashes"] != _shard_hashes(folder)

@@ -1,4 +1,4 @@
-"""What a stage of a run does, to be looked at: texts that it writes, or images that it names; and how fast."""
+"""Samples of a stage of a run for the report: texts that the model writes, or images that it classifies; and speed."""
 
 import base64
 import statistics
@@ -15,11 +15,15 @@ from jettison.graph.folder import ModelFolder
 from jettison.pipeline.generation import measure_generation, sample_prompts
 from jettison.runtime.load import load
 
-PICTURES, LOOKED_AT, BATCH, REPEATS = 12, 512, 32, 20
+PICTURES, LOOKED_AT, BATCH, REPEATS = 12, 512, 32, 20  # images shown, of how many compared; REPEATS: timed runs
 
 
 def show(model: str | Path, *, original: str | Path, sources: Sources, adapter: bool = True) -> dict[str, Any]:
-    """``samples`` of texts, or ``pictures``; and ``speed``. sources: what quality was measured on."""
+    """Return samples of what a model does, and its speed: see ``measure_generation`` and ``measure_images``.
+
+    original: the folder of the original; the model is compared with it on images, and its tokenizer cuts prompts.
+    sources: the texts or images that quality was measured on.
+    """
     if sources.images is None:
         return measure_generation(model, sample_prompts(original, sources.texts[0]), adapter=adapter)
     return measure_images(model, original, sources.images, adapter=adapter)
@@ -30,9 +34,15 @@ def show(model: str | Path, *, original: str | Path, sources: Sources, adapter: 
 def measure_images(
     model: str | Path, original: str | Path, images: str | Path, *, adapter: bool = True
 ) -> dict[str, Any]:
-    """``pictures``: of the first 512 images (spread over the set) those on which the two models differ most, by KL;
-    each as a PNG in base64, with its label, and the class and its probability that each model names. ``speed``:
-    milliseconds for one image, the median of 20, and the samples."""
+    """Find the images on which a model differs most from its original, and time it on one image.
+
+    512 images, spread over the set, are compared (all of a smaller set).
+
+    Returns ``pictures``: the 12 images with another class than before first, then those with the largest KL; each as a
+    PNG in base64, with its label, and the class that each model names with its probability. ``differ``: how many
+    images get another class. ``looked_at``: how many were compared. ``speed``: milliseconds for one image, the median
+    of 20 runs, and the samples.
+    """
     source = ModelFolder(original)
     opened = open_images(images, source)
     loaded, reference = load(model, adapter=adapter), load(original)
@@ -41,20 +51,21 @@ def measure_images(
     for part in places.split(BATCH):
         pixels, labels = opened.load(part)
         rows.append(
-            (part, labels, *(each.logits(pixels).float().cpu().log_softmax(-1) for each in (reference, loaded)))
+            (part, labels, *(model.logits(pixels).float().cpu().log_softmax(-1) for model in (reference, loaded)))
         )
-    places, labels, meant, found = (torch.cat(each) for each in zip(*rows, strict=True))  # (images,), (images, classes)
-    distance = (meant.exp() * (meant - found)).sum(-1)
-    differ = meant.argmax(-1) != found.argmax(-1)
+    # places, labels: (images,); log-probabilities of the original and of the model: (images, classes)
+    places, labels, expected, actual = (torch.cat(column) for column in zip(*rows, strict=True))
+    distance = (expected.exp() * (expected - actual)).sum(-1)  # KL(original ‖ model), (images,)
+    differ = expected.argmax(-1) != actual.argmax(-1)
     order = sorted(range(len(places)), key=lambda at: (not bool(differ[at]), -float(distance[at])))
     name = lambda index: str((source.config.id2label or {}).get(int(index), int(index)))
-    named = lambda row: {"class": name(row.argmax()), "probability": round(float(row.max().exp()), 4)}
+    likeliest = lambda row: {"class": name(row.argmax()), "probability": round(float(row.max().exp()), 4)}
     pictures = [
         {
             "png": base64.b64encode(opened.png(int(places[at]))).decode(),
             "label": name(labels[at]),
-            "original": named(meant[at]),
-            "now": named(found[at]),
+            "original": likeliest(expected[at]),
+            "now": likeliest(actual[at]),
         }
         for at in order[:PICTURES]
     ]
@@ -63,6 +74,6 @@ def measure_images(
         start = time.perf_counter()
         loaded.logits(one)
         times.append(1000 * (time.perf_counter() - start))
-    times = [round(each, 3) for each in times[2:]]  # the first ones warm up
-    changed = {"pictures": pictures, "differ": int(differ.sum()), "looked_at": len(places)}
-    return changed | {"speed": {"latency_ms": round(statistics.median(times), 3), "latency_samples": times}}
+    times = [round(milliseconds, 3) for milliseconds in times[2:]]  # the first two runs warm up
+    compared = {"pictures": pictures, "differ": int(differ.sum()), "looked_at": len(places)}
+    return compared | {"speed": {"latency_ms": round(statistics.median(times), 3), "latency_samples": times}}

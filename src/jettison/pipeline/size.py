@@ -1,4 +1,4 @@
-"""Bytes and bits, counted from what the files hold."""
+"""The size of a checkpoint in bytes and bits per weight, counted from its files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,10 +14,15 @@ PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point")
 
 
 def measure_size(folder: str | Path) -> dict[str, Any]:
-    """Sizes of a checkpoint.
+    """Measure the size of a checkpoint.
 
-    bytes: tensors, adapter included. disk_bytes: the same as files. bits_per_weight: over all linears but the
-    embedding, with scales, zero points and adapter. adapter_bits_per_weight: over the linears that have a LoRA adapter.
+    Returns these keys:
+
+    - ``bytes``: of all tensors, adapter included; ``disk_bytes``: of the files that hold them.
+    - ``bits_per_weight``: over all linears but the embedding, with scales, zero points and adapter;
+      ``bits_per_weight_without_adapter``.
+    - ``adapter_bits_per_weight``, with an adapter: over the linears that have a LoRA adapter.
+    - ``quantized_linears``, of a quantized checkpoint: how many linears are packed.
     """
     source = ModelFolder(folder)
     adapter = adapter_bytes(source.folder)
@@ -39,6 +44,7 @@ def measure_size(folder: str | Path) -> dict[str, Any]:
 
 
 def _stored_bytes(source: ModelFolder, linear: Linear) -> int:
+    """Count the bytes of a linear's tensors; of experts that share one tensor, the linear's part of it."""
     total = 0
     for part in PARTS:
         name = f"{linear.name}.{part}"

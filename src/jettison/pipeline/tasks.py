@@ -1,4 +1,4 @@
-"""Tasks through lm-eval: the bundled suite, or any task that lm-eval knows; and what of a loss on them comes back."""
+"""Evaluate tasks with lm-eval: the bundled suite, or any task of lm-eval; and compare the results of several stages."""
 
 import logging
 import math
@@ -31,13 +31,15 @@ def evaluate_tasks(
     adapter: bool = True,
     batch: int = 32,
 ) -> dict[str, dict[str, Any]]:
-    """Measure a checkpoint or any model on tasks, as lm-eval does.
+    """Measure a checkpoint or any model on tasks, with lm-eval.
 
-    tasks: of the bundled suite, or of lm-eval, whose data come from the network. items: of each task at most so many,
-    the first ones. For each task: accuracy (or what the task counts instead, named by ``metric``), its standard error,
-    the accuracy of guessing where known, and ``scores``: of each item, in order, for pairing with other models.
+    tasks: names of the bundled suite, or of lm-eval, which downloads their data.
+    items: use only the first ``items`` items of each task; None uses all.
+    batch: requests per forward pass.
 
-    Raises UsageError for an unknown task, JettisonError where a task's data cannot be had.
+    Returns, for each task, ``accuracy`` (or another score, named by ``metric``), its ``standard_error``, the accuracy
+    of guessing (``random``, None if unknown), and ``scores`` of all items in order, for pairing with other models.
+    Raises UsageError for an unknown task, JettisonError if the data of a task cannot be loaded.
     """
     manager = check_tasks(tasks, items)
     source = ModelFolder(model)
@@ -52,11 +54,15 @@ def compare_tasks(
     quantized: Mapping[str, Mapping[str, Any]],
     recovered: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """What of each task's loss came back, from three results of ``evaluate_tasks`` on the same items.
+    """Compute the recovered share of each task's loss, from three results of ``evaluate_tasks`` on the same items.
 
-    lost: original − quantized. recovered: (recovered − quantized) / lost, None where nothing was lost. Both with the
-    standard error of their paired estimate. counts: whether the loss exceeds two of its standard errors; where it does
-    not, the share says nothing. Raises UsageError if the results have no task in common or not the same items.
+    Returns one row per task:
+
+    - ``lost``: original − quantized. ``recovered``: (recovered − quantized) / lost, None if nothing was lost. Both
+      come with the standard error of their paired estimate.
+    - ``counts``: whether the loss exceeds two of its standard errors; if not, the share is not meaningful.
+
+    Raises UsageError if the results have no task in common, or were not measured on the same items.
     """
     common = [task for task in original if task in quantized and task in recovered]
     if not common:
@@ -64,22 +70,23 @@ def compare_tasks(
     rows = []
     for task in common:
         scores = [
-            [float(each) for each in result[task]["scores"].split()] for result in (original, quantized, recovered)
+            [float(score) for score in result[task]["scores"].split()] for result in (original, quantized, recovered)
         ]
-        if len({len(each) for each in scores}) > 1:
+        if len({len(stage) for stage in scores}) > 1:
             raise UsageError(
-                f"{task} was not measured on the same items: {', '.join(str(len(each)) for each in scores)}"
+                f"{task} was not measured on the same items: {', '.join(str(len(stage)) for stage in scores)}"
             )
         share = recovered_share(*scores)
-        found = {name: getattr(share, name) for name in ("lost", "lost_error", "recovered", "recovered_error")}
-        finite = {name: round(value, DIGITS) if math.isfinite(value) else None for name, value in found.items()}
+        values = {name: getattr(share, name) for name in ("lost", "lost_error", "recovered", "recovered_error")}
+        finite = {name: round(value, DIGITS) if math.isfinite(value) else None for name, value in values.items()}
         rows.append({"task": task} | finite | {"counts": share.counts})
     return rows
 
 
 def check_tasks(tasks: Sequence[str], items: int | None = None):
-    """lm-eval's index of tasks. Its own thousands of files are read only if a task is asked for that is not bundled.
+    """Check task names and return lm-eval's index of tasks (its ``TaskManager``).
 
+    lm-eval's own thousands of task files are read only if ``tasks`` names one that is not bundled.
     Raises UsageError for an unknown task, and for fewer items than 2, which have no standard error.
     """
     if items is not None:
@@ -104,11 +111,12 @@ def check_tasks(tasks: Sequence[str], items: int | None = None):
 
 
 def _run(loaded: Loaded, tasks: list[str], manager, items: int | None, batch: int) -> dict[str, list[dict[str, Any]]]:
+    """Run lm-eval; return the samples that it logged, by task."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
     class Scorer(HFLM):
-        """lm-eval's own, with our bar."""
+        """lm-eval's own model class, with our progress bar and a check of the token ids."""
 
         def tok_encode(self, string, *args, **options):
             ids = super().tok_encode(string, *args, **options)
@@ -130,40 +138,44 @@ def _run(loaded: Loaded, tasks: list[str], manager, items: int | None, batch: in
         pretrained=loaded.model,
         tokenizer=loaded.tokenizer,
         batch_size=batch,
-        softmax_dtype="float32",  # in bfloat16, choices that are nearly as likely come out equal
+        softmax_dtype="float32",  # in bfloat16, choices with nearly the same likelihood would tie
     )
     try:
-        found = lm_eval.simple_evaluate(
+        results = lm_eval.simple_evaluate(
             scorer, tasks=tasks, task_manager=manager, limit=items, bootstrap_iters=0, log_samples=True
         )
-    except OSError as error:  # no network, no such data set, no room for it: all of them are
+    except OSError as error:  # no network, no such data set and a full disk all raise OSError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise JettisonError(
             f"the data of {', '.join(tasks)} cannot be had: {reason}. "
             f"Tasks of lm-eval fetch theirs from the network once; {SUITE} needs none"
         ) from error
-    return found["samples"]
+    return results["samples"]
 
 
 class _Watcher:
-    """lm-eval tells its cache of every request that is done; here a bar listens."""
+    """Stands in for lm-eval's cache, which is called after every finished request, and advances a bar."""
 
     def __init__(self, progress: Bar):
         self._progress = progress
 
     def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
+        """Advance the bar. The name and the arguments are those of lm-eval's cache hook."""
         self._progress.advance()
 
 
 def _summary(task: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """samples: what lm-eval logged, once for each item and filter; the first filter counts."""
-    kept = sorted((each for each in samples if each["filter"] == samples[0]["filter"]), key=lambda each: each["doc_id"])
+    """Summarize the scores of a task.
+
+    samples: lm-eval's log, one entry for each item and filter; only the first filter is used.
+    """
+    kept = sorted((item for item in samples if item["filter"] == samples[0]["filter"]), key=lambda item: item["doc_id"])
     metric = next((name for name in kept[0]["metrics"] if isinstance(kept[0][name], (int, float, np.number))), None)
     if metric is None:
         raise JettisonError(
             f"{task} has no score of single items, only {', '.join(kept[0]['metrics'])} of all together"
         )
-    scores = np.array([float(each[metric]) for each in kept])
+    scores = np.array([float(item[metric]) for item in kept])
     error = float(scores.std(ddof=1)) / math.sqrt(len(scores)) if len(scores) > 1 else None
     return {
         "accuracy": round(float(scores.mean()), DIGITS),
@@ -177,15 +189,15 @@ def _summary(task: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """Without the bars that lm-eval and datasets draw for every task, and without their notes: one bar is enough.
+    """Silence lm-eval and datasets: no bars of theirs for every task, no notes; our bar is enough.
 
-    Nor does lm-eval look here for the state of git and of the machine: git complains where it finds none, and nobody
-    reads either.
+    lm-eval is also kept from recording the git commit and the machine: without a repository git prints an error, and
+    neither record is used.
     """
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
-    levels, silent = [logger.level for logger in loggers], are_progress_bars_disabled()
+    levels, bars_off = [logger.level for logger in loggers], are_progress_bars_disabled()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     disable_progress_bars()
@@ -197,7 +209,7 @@ def _hushed() -> Iterator[None]:
         ):
             yield
     finally:
-        if not silent:
+        if not bars_off:
             enable_progress_bars()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

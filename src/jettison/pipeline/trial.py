@@ -1,8 +1,8 @@
-"""Small parts of a run, really done, to know what all of it will take on this machine.
+"""Time small parts of a run on this machine, to estimate the whole run.
 
-Compression is tried on one block of each kind. What works on the whole model (writing text, a training step, an
-evaluation) is timed on copies of the model with one block and with two: the difference is what a block takes, and the
-rest what embedding and head take.
+- Compression is tried on one block of each kind.
+- Work on the whole model (writing text, a training step, an evaluation) is timed on copies of the model with one block
+  and with two. The difference is the time of one block; the rest is the time of embedding and head.
 """
 
 import itertools
@@ -41,15 +41,15 @@ from jettison.runtime.load import Loaded
 from jettison.statistics.stats import Stats
 from jettison.training.pupil import Pupil
 
-WRITTEN = 1 << 26  # bytes, to time the disk
-WORK = 2e11  # arithmetic operations of a trial step at most: a second or a few
+WRITTEN = 1 << 26  # bytes to write, to time the disk
+WORK = 2e11  # most arithmetic operations of a trial step: one second or a few
 NEW_TOKENS = 32
-WHOLE_BATCH = 8  # samples of a model that stays whole
+WHOLE_BATCH = 8  # samples per batch of a model that is no chain of blocks
 
 
 @dataclass
 class Trial:
-    """seconds, and the largest resident memory of the process in bytes."""
+    """What a trial took. memory: the largest resident memory of the process, in bytes."""
 
     seconds: float = 0.0
     memory: float = 0.0
@@ -57,14 +57,14 @@ class Trial:
 
 @contextmanager
 def timed() -> Iterator[Trial]:
-    """What the body takes."""
+    """Measure the time and memory that the body of the ``with`` statement takes."""
     trial, process, over = Trial(), psutil.Process(), Event()
 
-    def look() -> None:
+    def watch_memory() -> None:
         while not over.wait(0.005):
             trial.memory = max(trial.memory, process.memory_info().rss)
 
-    watcher = Thread(target=look, daemon=True)
+    watcher = Thread(target=watch_memory, daemon=True)
     watcher.start()
     start = time.perf_counter()
     try:
@@ -76,14 +76,14 @@ def timed() -> Iterator[Trial]:
 
 
 def try_block(source: ModelFolder, jobs: list[Job], block: int | None, walk: AnyWalk | None) -> Trial:
-    """Compress one block (with None, what lies outside) into a scratch folder."""
+    """Compress one block into a scratch folder; with None, the linears outside the blocks."""
     with TemporaryDirectory() as scratch, timed() as trial:
         compress_unit(Writer(source, pick_format(source, jobs)), jobs, block, walk, Path(scratch))
     return trial
 
 
 def try_rows(source: ModelFolder, job: Job, weights: int) -> float:
-    """Seconds to compress one large linear, from some of its rows that hold about so many ``weights``."""
+    """Estimate the seconds to compress one large linear, from a trial on rows with about ``weights`` weights."""
     linear = job.linear
     rows = max(1, min(linear.rows, weights // linear.columns))
     tokens = torch.randn(2 * linear.columns, linear.columns)
@@ -95,7 +95,7 @@ def try_rows(source: ModelFolder, job: Job, weights: int) -> float:
 
 
 def try_writing() -> float:
-    """Seconds per byte of a shard: written, synced, read back."""
+    """Measure the seconds per byte of a shard: to write it, sync it and read it back."""
     data = torch.randint(2**31, (WRITTEN // 4,), dtype=torch.int32)
     with TemporaryDirectory() as scratch, timed() as trial:
         write_tensors(Path(scratch) / "trial.safetensors", {"data": data})
@@ -103,24 +103,24 @@ def try_writing() -> float:
 
 
 def per_model(source: ModelFolder, measure: Callable[[ModelFolder], float]) -> float:
-    """What ``measure`` would give for the whole model, from copies with one block and with two."""
+    """Estimate ``measure`` of the whole model, from copies with one block and with two."""
     one, two = (measure(source.shortened(blocks)) for blocks in (1, 2))
     return one + (source.anatomy.blocks - 1) * max(0.0, two - one)
 
 
 def count_windows(source: ModelFolder, text: str | Path, tokens: int | None) -> int:
-    """How many windows of a text an evaluation reads. Raises UsageError for fewer than 1 token."""
+    """Count the windows of a text that an evaluation reads. Raises UsageError for fewer than 1 token."""
     check_tokens(tokens)
     return len(text_windows(source, text, source.window(WINDOW), tokens))
 
 
 def count_images(images: str | Path, count: int | None) -> int:
-    """How many an evaluation looks at."""
+    """Count the images that an evaluation uses."""
     return len(open_images(images).spread(count))
 
 
 def sample_seconds(source: ModelFolder) -> float:
-    """A forward pass of a model that stays whole, for one sample of its inputs."""
+    """Measure the seconds per sample of a forward pass, for a model that is no chain of blocks."""
     model = load_dense(source, torch.float32)
     batch = random_inputs(source).repeat(WHOLE_BATCH, 1, 1, 1)
     with torch.no_grad():
@@ -131,12 +131,16 @@ def sample_seconds(source: ModelFolder) -> float:
 
 
 def small_walk(source: ModelFolder, twice: bool) -> WholeWalk:
-    """A walk on a few random samples."""
+    """Return a walk on a few random samples, through a model that is no chain of blocks.
+
+    twice: keep the original beside the compressed model.
+    """
     return WholeWalk(source, random_inputs(source).repeat(WHOLE_BATCH, 1, 1, 1), twice)
 
 
 def synthesis_seconds(source: ModelFolder, length: int) -> float:
-    """To write one window."""
+    """Estimate the seconds to write one window of ``length`` tokens of synthetic text."""
+    # 2 operations per weight and token of every text that is written at once
     tokens = min(length, max(NEW_TOKENS, int(WORK / (2 * WRITTEN_AT_ONCE * _weights(source)))))
 
     def measure(short: ModelFolder) -> float:
@@ -150,8 +154,9 @@ def synthesis_seconds(source: ModelFolder, length: int) -> float:
 
 
 def training_seconds(source: ModelFolder, jobs: list[Job], step: Step) -> tuple[float, float]:
-    """Of one training step, and of what comes before the first."""
+    """Estimate the seconds of one training step, and of the preparation before the first one."""
     options = dict(step.options)
+    # 8 operations per weight and token: 2 for the teacher, 2 forward and 4 backward for the student
     share = min(1.0, WORK / (8 * options["batch"] * options["length"] * _weights(source)))
     batch = max(1, int(share * options["batch"]))
     where = step.where.in_any_block()  # the copies have only the first blocks
@@ -184,14 +189,17 @@ def training_seconds(source: ModelFolder, jobs: list[Job], step: Step) -> tuple[
         start[short.anatomy.blocks] = moments[1] - moments[0]
         return min(later - earlier for earlier, later in itertools.pairwise(moments[1:]))
 
-    each = per_model(source, measure) * options["batch"] / batch
-    return each, start[1] + (source.anatomy.blocks - 1) * max(0.0, start[2] - start[1])
+    seconds = per_model(source, measure) * options["batch"] / batch
+    return seconds, start[1] + (source.anatomy.blocks - 1) * max(0.0, start[2] - start[1])
 
 
 def evaluation_seconds(source: ModelFolder, jobs: list[Job], quantized: bool) -> float:
-    """To read one window of WINDOW tokens (at most) with the original, or with both the original and its
-    quantized form."""
+    """Estimate the seconds to evaluate one window of at most WINDOW tokens: a model is compared with the original.
+
+    quantized: the model is the original's quantized form; if False, the original is compared with itself.
+    """
     window = source.window(WINDOW)
+    # 4 operations per weight and token: 2 for each of the two models
     windows = max(1, min(BATCH, int(WORK / (4 * window * _weights(source)))))
     ids = torch.randint(source.vocabulary, (windows, window))
 
@@ -208,13 +216,13 @@ def evaluation_seconds(source: ModelFolder, jobs: list[Job], quantized: bool) ->
 
 
 def speech_seconds(source: ModelFolder, jobs: list[Job], quantized: bool) -> float:
-    """To write one token alone."""
+    """Estimate the seconds to generate one token at batch 1, with the original or its quantized form."""
 
     def measure(short: ModelFolder) -> float:
         dtype = stored_dtype(short)
         model = _pack(short, jobs, dtype) if quantized else load_dense(short, dtype)
         loaded = Loaded.ready(short, model)
-        for _ in range(2):  # the first time warms up
+        for _ in range(2):  # the first run warms up
             written = loaded.generate("The", tokens=NEW_TOKENS)
         return 1 / written.timings.decode
 
@@ -222,7 +230,7 @@ def speech_seconds(source: ModelFolder, jobs: list[Job], quantized: bool) -> flo
 
 
 def _weights(source: ModelFolder) -> int:
-    """Of a copy with two blocks, the largest that a trial loads."""
+    """Count the weights of a copy with two blocks, the largest copy that a trial loads."""
     anatomy = source.anatomy
     return sum(linear.weights for linear in anatomy if linear.block in (None, 0, 1))
 
@@ -232,7 +240,7 @@ def _names(source: ModelFolder) -> set[str]:
 
 
 def _pack(source: ModelFolder, jobs: list[Job], dtype: torch.dtype) -> nn.Module:
-    """The model with plainly rounded weights on the grids of ``jobs``: as fast as the real result, and quickly made."""
+    """Load a model and round its weights to the grids of ``jobs``: as fast as the real result, and quick to make."""
     model = load_dense(source, dtype)
     for job in jobs:
         if job.grid and job.linear.name in _names(source) and job.linear.layout == "linear":

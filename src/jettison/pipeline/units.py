@@ -1,4 +1,4 @@
-"""One unit of a model, compressed: its statistics, its methods, its shard."""
+"""Compress one unit of a model (a block, or the part outside the blocks): its statistics, its methods, its shard."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,18 +23,24 @@ from jettison.statistics.stats import Stats, watch
 JOURNAL, SPILL = "journal.jsonl", "activations"
 
 
-AnyWalk = Walk | WholeWalk
+AnyWalk = Walk | WholeWalk  # a chain of blocks, one in memory at a time; or any model, whole in memory
 
 
 def compress_unit(
     writer: Writer, jobs: list[Job], block: int | None, walk: AnyWalk | None, out: Path, pool: Callable = one_by_one
 ) -> dict[str, Any]:
-    """Do a block, or with None what lies outside the blocks: prune and quantize it, write its shard, check that.
-    Returns the shard's ``file`` and ``sha256``, the ``error`` of the block's output, and a record for each of
-    ``linears``. pool: ``parallel.map`` with its workers."""
+    """Prune and quantize a block, write its shard, and check the shard.
+
+    block: number of the block; None for the part of the model outside the blocks.
+    walk: leads the calibration inputs through the model; None if no method needs them.
+    pool: maps a function over the linears to prune, such as ``parallel.map`` with its workers.
+
+    Returns the shard's ``file`` and ``sha256``, the relative squared ``error`` of the block's output (None without a
+    walk, and outside the blocks), and ``linears``: name -> record. ``changed`` lists other parameters that changed.
+    """
     source, blocks = writer.source, writer.source.anatomy.blocks
-    here = [job for job in jobs if job.linear.block == block]
-    applied, error = _compress_block(writer, here, block, walk, pool)
+    unit_jobs = [job for job in jobs if job.linear.block == block]
+    applied, error = _compress_block(writer, unit_jobs, block, walk, pool)
     file = out / f"model-{(blocks if block is None else block) + 1:05d}-of-{blocks + 1:05d}.safetensors"
     write_tensors(file, writer.shard_tensors(block, applied.weights, unties(source, jobs), applied.changed))
     check.check_shard(writer, file, applied.weights)
@@ -46,30 +52,34 @@ def compress_unit(
 def _compress_block(
     writer: Writer, jobs: list[Job], block: int | None, walk: AnyWalk | None, pool: Callable
 ) -> tuple[Applied, float | None]:
-    """What the methods made, and with a walk the relative squared error of the block's output."""
+    """Apply the methods to one unit; return the result and, with a walk, the block's relative squared output error."""
     source = writer.source
     if walk is None or block is None:
         stats = _outside_stats(walk, [job.linear for job in jobs]) if walk else {}
         return apply_methods(source, jobs, stats, pool), None
-    off = size = 0.0
+    error = size = 0.0
     with walk.block(block) as module:
-        stats, wanted = _measure(walk, module, block, jobs)
+        # Original block and compressed block read the same inputs: those that the compressed blocks before it give.
+        stats, outputs = _measure(walk, module, block, jobs)
         applied = apply_methods(source, jobs, stats, pool)
         for linear, weight in applied.weights.items():
             _install(module, walk.prefix(block), f"{linear.name}.weight", writer.as_stored(linear, weight))
         for name, value in applied.changed.items():
             _install(module, walk.prefix(block), name, writer.parameter_as_stored(name, value))
-        for number, meant in enumerate(wanted):
-            off += float((walk.advance(block, number) - meant).square().sum())
-            size += float(meant.square().sum())
-    return applied, off / max(size, 1e-30)  # the states may all be zero
+        for number, expected in enumerate(outputs):
+            error += float((walk.advance(block, number) - expected).square().sum())
+            size += float(expected.square().sum())
+    return applied, error / max(size, 1e-30)  # the states may all be zero
 
 
 def _measure(
     walk: AnyWalk, module: torch.nn.Module, block: int, jobs: list[Job]
 ) -> tuple[dict[str, Stats], Activations]:
-    """The statistics of the linears of a block that is still the original, and its outputs for compressed inputs. The
-    original's stream, if the walk has one, is led through."""
+    """Run a block that is not compressed yet, and collect statistics.
+
+    Returns ``Linear.inputs`` -> statistics, and the block's outputs for the inputs that the compressed blocks before
+    give. If the walk has a stream of the original's states, they pass through the block too.
+    """
     outputs, needs = walk.new_stream("outputs"), frozenset().union(*(job.needs for job in jobs))
     linears = [job.linear for job in jobs]
     with watch(module, walk.prefix(block), linears, "dense" in needs, "absmean" in needs) as watching:
@@ -83,7 +93,10 @@ def _measure(
 
 
 def _outside_stats(walk: AnyWalk, linears: list[Linear]) -> dict[str, Stats]:
-    """Of what lies outside the blocks, and is given the outputs of compressed blocks."""
+    """Collect the statistics of linears outside the blocks, such as the head, behind the compressed blocks.
+
+    Returns ``Linear.inputs`` -> statistics.
+    """
     if isinstance(walk, WholeWalk):
         with watch(walk.model, "", linears) as watching:
             walk.run()
@@ -93,6 +106,7 @@ def _outside_stats(walk: AnyWalk, linears: list[Linear]) -> dict[str, Stats]:
 
 
 def _head_stats(walk: Walk, head: Linear) -> Stats:
+    """Collect the statistics of the head's inputs, batch by batch."""
     stats = Stats.empty(head.columns, dense=walk.twice)
     originals = walk.head_inputs(walk.original) if walk.twice else [None] * len(walk.hidden)
     for inputs, original in zip(walk.head_inputs(walk.hidden), originals, strict=True):
@@ -103,8 +117,12 @@ def _head_stats(walk: Walk, head: Linear) -> Stats:
 def replay(
     writer: Writer, jobs: list[Job], block: int, walk: AnyWalk, shard: Checkpoint, changed: Iterable[str] = ()
 ) -> None:
-    """Lead the hidden states through a block that an earlier run has finished. changed: parameters that its methods
-    changed beside the linears."""
+    """Lead the hidden states through a block that an earlier run has finished.
+
+    jobs: of the block.
+    shard: holds the compressed block.
+    changed: names of parameters that the methods changed besides the linears.
+    """
     with walk.block(block) as module:
         if walk.twice:
             for number in range(len(walk.batches)):
@@ -124,4 +142,5 @@ def _install(module: torch.nn.Module, prefix: str, parameter: str, value: torch.
 
 
 def unties(source: ModelFolder, jobs: list[Job]) -> bool:
+    """Return whether the result needs separate tensors for a head and an embedding that the source ties."""
     return source.anatomy.tied and any({"head", "embed"} & set(job.linear.roles) for job in jobs)

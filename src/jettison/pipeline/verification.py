@@ -1,8 +1,9 @@
-"""``verify``: whether a model folder is whole, without changing anything in it.
+"""``verify``: check whether a model folder is complete and correct, without changing anything in it.
 
-- The bytes are those that Jettison recorded, where it wrote the folder.
+- The files have the hashes that Jettison recorded, if it wrote the folder.
 - Index, config, tensors and tokenizer fit together, and all values are finite.
-- The model loads and runs; its packed weights compute what they stand for, where the original is at hand to compare.
+- The model loads and runs.
+- If the original is available: a block computes the same from its packed weights as from the same weights unpacked.
 """
 
 from collections.abc import Callable
@@ -32,64 +33,72 @@ JOURNAL = "journal.jsonl"
 
 
 class Untried(JettisonError):
-    """A check that cannot be made here, and why: neither a success nor a failure."""
+    """A check cannot be made here, for the reason in the message: neither a success nor a failure."""
 
 
 @dataclass
 class Folder:
-    """What is verified. original: in place of the one that jettison.json names."""
+    """The folder that is verified.
+
+    original: folder of the original, in place of the one that jettison.json names.
+    """
 
     source: ModelFolder
     original: str | Path | None
 
     @property
     def folder(self) -> Path:
+        """Return the path of the folder."""
         return self.source.folder
 
     @property
     def manifest(self) -> dict[str, Any]:
+        """Read jettison.json; return an empty dict if there is none."""
         return read_manifest(self.folder) if (self.folder / MANIFEST).exists() else {}
 
 
 def verify(folder: str | Path, *, original: str | Path | None = None) -> dict[str, Any]:
-    """Check a folder that Jettison wrote, or any model folder. original: what it was made from, if that has moved.
+    """Check a folder that Jettison wrote, or any model folder. Nothing is written.
 
-    Returns ``ok``, and ``checks``: of each its name (``check``), ``ok`` (None where it could not be made) and what was
-    ``found``, in words. Nothing is written. Raises UsageError for what is no model folder.
+    original: folder of the model that it was made from, if that has moved.
+
+    Returns ``folder``, ``ok`` (no check failed), and ``checks``, each with its name (``check``), ``ok`` (None if the
+    check could not be made) and the finding in words (``found``). Raises UsageError if ``folder`` is no model folder.
     """
-    looked = Folder(ModelFolder(folder), original)
+    target = Folder(ModelFolder(folder), original)
     checks = []
     with bar("verify", len(CHECKS)) as progress:
-        for name, look in CHECKS.items():
-            ok, found = _try(look, looked)
-            checks.append({"check": name, "ok": ok, "found": found})
+        for name, function in CHECKS.items():
+            ok, finding = _run_check(function, target)
+            checks.append({"check": name, "ok": ok, "found": finding})
             progress.advance(note=name)
-            if name == "files" and not ok:  # nothing else can be told
+            if name == "files" and not ok:  # the other checks need the files
                 break
-    return {"folder": str(looked.folder), "ok": all(each["ok"] is not False for each in checks), "checks": checks}
+    return {"folder": str(target.folder), "ok": all(result["ok"] is not False for result in checks), "checks": checks}
 
 
-def _try(look: Callable[[Folder], str], looked: Folder) -> tuple[bool | None, str]:
+def _run_check(function: Callable[[Folder], str], target: Folder) -> tuple[bool | None, str]:
+    """Make one check; return success (None if it cannot be made) and the finding in words."""
     try:
         with guarded("it cannot be read"):
-            return True, look(looked)
+            return True, function(target)
     except Untried as reason:
         return None, str(reason)
     except JettisonError as error:
         return False, str(error)
 
 
-def _files(looked: Folder) -> str:
-    """The index names shards that are there and hold what it says."""
-    if (looked.folder / JOURNAL).exists() and not (looked.folder / MANIFEST).exists():
+def _files(target: Folder) -> str:
+    """Check that the run is finished, and that the index and the shards agree about every tensor."""
+    if (target.folder / JOURNAL).exists() and not (target.folder / MANIFEST).exists():
         raise JettisonError("the run is not finished: call the command that made the folder again")
-    checkpoint = looked.source.checkpoint
+    checkpoint = target.source.checkpoint
     size = f"{len(checkpoint.files)} files of weights, {len(list(checkpoint))} tensors"
-    if not (looked.folder / INDEX).exists():
+    if not (target.folder / INDEX).exists():
         return size
-    named = read_json(looked.folder / INDEX).get("weight_map", {})
+    index = read_json(target.folder / INDEX).get("weight_map", {})
     wrong = [
-        name for name in {*named, *checkpoint} if name not in checkpoint or named.get(name) != _home(checkpoint, name)
+        name for name in {*index, *checkpoint} if name not in checkpoint or index.get(name) != _home(checkpoint, name)
     ]
     if wrong:
         raise JettisonError(f"{INDEX} and the shards differ about {len(wrong)} tensors, such as {sorted(wrong)[0]}")
@@ -97,14 +106,16 @@ def _files(looked: Folder) -> str:
 
 
 def _home(checkpoint: Checkpoint, name: str) -> str:
+    """Return the shard that holds a tensor, as the index writes it."""
     return checkpoint.home(name).relative_to(checkpoint.folder).as_posix()
 
 
-def _hashes(looked: Folder) -> str:
-    recorded = looked.manifest.get("hashes")
+def _hashes(target: Folder) -> str:
+    """Check that the files have the hashes in jettison.json."""
+    recorded = target.manifest.get("hashes")
     if not recorded:
         raise Untried(f"none recorded: the folder has no {MANIFEST} with hashes")
-    changed = [name for name, meant in recorded.items() if file_digest(inside(looked.folder, name)) != meant]
+    changed = [name for name, digest in recorded.items() if file_digest(inside(target.folder, name)) != digest]
     if changed:
         raise JettisonError(
             f"{len(changed)} of {len(recorded)} files are not as they were written: {', '.join(changed)}"
@@ -112,85 +123,87 @@ def _hashes(looked: Folder) -> str:
     return f"{len(recorded)} files are as they were written"
 
 
-def _shapes(looked: Folder) -> str:
-    """Every tensor that the config asks for is there, in its shape."""
-    source, grids = looked.source, read_grids(looked.source)
-    expected = {name: tuple(each.shape) for name, each in source.skeleton.named_parameters()}
+def _shapes(target: Folder) -> str:
+    """Check that every tensor that the config asks for exists and has the right shape."""
+    source, grids = target.source, read_grids(target.source)
+    expected = {name: tuple(parameter.shape) for name, parameter in source.skeleton.named_parameters()}
     for linear in source.anatomy:
         if linear.name in grids:
             parts = empty_parts(linear.rows, linear.columns, grids[linear.name])
             expected.pop(f"{linear.name}.weight", None)
             expected |= {f"{linear.name}.{name}": tuple(part.shape) for name, part in parts.items()}
-    for name, meant in expected.items():
+    for name, expected_shape in expected.items():
         tensor, expert, _ = source.locate(name)
         shape = source.checkpoint.shape(tensor) if expert is None else tuple(source.read(name).shape)
-        if shape != meant:
-            raise JettisonError(f"{tensor} has shape {shape}, the config asks for {meant}")
+        if shape != expected_shape:
+            raise JettisonError(f"{tensor} has shape {shape}, the config asks for {expected_shape}")
     return f"all {len(expected)} that the config asks for, in their shapes"
 
 
-def _finite(looked: Folder) -> str:
-    """Of the shards and of the adapter."""
+def _finite(target: Folder) -> str:
+    """Check that all values of the shards and of the adapter are finite."""
     count = 0
-    for checkpoint in _checkpoints(looked):
+    for checkpoint in _checkpoints(target):
         for file in checkpoint.files:
             for name in checkpoint:
                 if checkpoint.home(name) == file:
                     value = checkpoint.read(name)
-                    if value.is_floating_point() and not (good := torch.isfinite(value)).all():
+                    if value.is_floating_point() and not (finite := torch.isfinite(value)).all():
                         raise JettisonError(
-                            f"{name} of {file.name} has {int((~good).sum())} values that are NaN or infinite"
+                            f"{name} of {file.name} has {int((~finite).sum())} values that are NaN or infinite"
                         )
                     count += value.numel()
             checkpoint.release()
     return f"all of {count:,}"
 
 
-def _checkpoints(looked: Folder) -> list[Checkpoint]:
-    adapter = looked.folder / ADAPTER / "adapter_model.safetensors"
-    return [looked.source.checkpoint, *([Checkpoint(adapter.parent, [adapter])] if adapter.parent.is_dir() else [])]
+def _checkpoints(target: Folder) -> list[Checkpoint]:
+    """Return the checkpoint of the model and, if there is one, that of its LoRA adapter."""
+    adapter = target.folder / ADAPTER / "adapter_model.safetensors"
+    return [target.source.checkpoint, *([Checkpoint(adapter.parent, [adapter])] if adapter.parent.is_dir() else [])]
 
 
-def _reader(looked: Folder) -> str:
-    """What turns data into inputs: the tokenizer, or the image processor."""
-    return find_domain(looked.source).check_reader(looked.source)
+def _reader(target: Folder) -> str:
+    """Check the tokenizer or the image processor, which turns data into inputs."""
+    return find_domain(target.source).check_reader(target.source)
 
 
-def _runs(looked: Folder) -> str:
-    """Loads, adapter included, and says something finite about a few inputs."""
+def _runs(target: Folder) -> str:
+    """Check that the model loads, with its adapter, and gives finite outputs for a few inputs."""
     try:
-        require_memory(looked.source.checkpoint.tensor_bytes, "loading it")
+        require_memory(target.source.checkpoint.tensor_bytes, "loading it")
     except JettisonError as error:
         raise Untried(str(error)) from None
-    loaded = load(looked.folder, cache=False)
-    inputs, what = find_domain(looked.source).example(looked.source)
+    loaded = load(target.folder, cache=False)
+    inputs, what = find_domain(target.source).example(target.source)
     if not torch.isfinite(loaded.logits(inputs)).all():
         raise JettisonError("its outputs are not finite")
-    adapter = ", with its adapter" if (looked.folder / ADAPTER).is_dir() else ""
+    adapter = ", with its adapter" if (target.folder / ADAPTER).is_dir() else ""
     return f"{what}, finite outputs{adapter}"
 
 
-def _self_check(looked: Folder) -> str:
-    """The first packed block against the original's, which carries the same weights unpacked."""
-    grids = read_grids(looked.source)
+def _self_check(target: Folder) -> str:
+    """Compare the first packed block with the original's block carrying the same weights unpacked."""
+    grids = read_grids(target.source)
     if not grids:
         raise Untried("nothing is packed")
-    original = _original(looked)
-    found = check.check_block(original, looked.folder, [linear for linear in original.anatomy if linear.name in grids])
-    if found is None:
+    original = _original(target)
+    block = check.check_block(original, target.folder, [linear for linear in original.anatomy if linear.name in grids])
+    if block is None:
         raise Untried("no block is packed")
-    return f"block {found['index']} differs by {found['difference']:.1g} of its largest output"
+    return f"block {block['index']} differs by {block['difference']:.1g} of its largest output"
 
 
-def _original(looked: Folder) -> ModelFolder:
-    recorded = looked.manifest.get("teacher", {})
-    place = looked.original or recorded.get("folder")
+def _original(target: Folder) -> ModelFolder:
+    """Open the original. Raises Untried if it is unknown, not at its place, or has changed."""
+    recorded = target.manifest.get("teacher", {})
+    place = target.original or recorded.get("folder")
     if place is None:
         raise Untried("the folder does not name its original: give it with --original")
     try:
         original = ModelFolder(place)
     except UsageError as error:
-        if looked.original:
+        if target.original:
             raise
         raise Untried(f"the original is not at {place} any more: give it with --original ({error})") from None
     if recorded and original.fingerprint() != recorded.get("fingerprint"):

@@ -1,1 +1,1 @@
-"""One-shot pruning: a method, a file."""
+"""Methods of one-shot pruning, one file each."""

@@ -1,4 +1,4 @@
-"""The smallest weights go."""
+"""Magnitude pruning: set the smallest weights to zero."""
 
 import torch
 
@@ -11,6 +11,8 @@ from jettison.recipe.registry import pruner
 def magnitude(weight: torch.Tensor, pattern: Pattern, stats: object = None) -> torch.Tensor:
     """Set the weights of least magnitude to zero. Needs no data.
 
-    weight: (out, in) float32; returns the same with zeros. Without a scope the smallest of the whole layer go.
+    weight: (out, in) float32.
+    pattern: without a scope, the smallest weights of the whole layer are pruned.
+    Returns (out, in) with zeros; the other weights are unchanged.
     """
     return weight.masked_fill(smallest(weight.abs(), pattern), 0.0)

@@ -1,4 +1,4 @@
-"""SDS: prune, grow a dense model back whose weights like to be pruned, prune again."""
+"""SDS: prune, re-densify the model so that it is easier to prune, and prune again."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -13,18 +13,21 @@ from jettison.recipe.registry import Method, pruner
 from jettison.statistics.gram import Gram, adjust, redense
 from jettison.statistics.stats import Stats
 
-SHADOW = 0.9  # of its re-densed value: what a pruned weight counts as when the mask is chosen anew
+SHADOW = 0.9  # share of its re-densed value that a pruned weight competes with when the mask is chosen again
 
 
 def _base(name: str) -> Method:
-    """Raises UsageError for a base that is no pruner."""
+    """Return the method ``name``. Raises UsageError if it is no pruner, or sds itself."""
     if name not in registry.methods("prune") or name == "sds":
         raise unknown("base", name, set(registry.methods("prune")) - {"sds"}, " of sds")
     return registry.find("prune", name)
 
 
 def _needs(options: Mapping[str, Any]) -> set[str]:
-    """Asked before anything is written, so that a base that is none leaves no folder behind."""
+    """Return the statistics that these options need.
+
+    This runs before anything is written, so an invalid ``base`` is refused without leaving a folder behind.
+    """
     return {"hessian", "cross"} | ({"dense"} if options["data"] == "dd" else set()) | _base(options["base"]).needs
 
 
@@ -46,25 +49,34 @@ def sds(
     rechoose: bool = True,
     early_exit: bool = False,
 ) -> torch.Tensor:
-    """Prune by ``base``; let all weights learn the original's outputs; prune that by ``base`` again, and adjust.
+    """Prune by ``base``, train all weights to match the original's outputs, prune by ``base`` again, and adjust.
 
-    weight: (out, in) float32; returns the same with zeros, and what stays moved. stats.hessian: (in, in), the mean of
-    x xᵀ over what the compressed blocks before give; cross: of x₀ xᵀ, x₀ being the original's; dense: of x₀ x₀ᵀ.
-    data: ``sd``, the activations x of the sparse model, or ``dd``, those of the dense one, x₀. The target is what the
-    original gives for x₀; ``share`` of the way there from what it gives for x. dense_steps: of the stage in between, in
-    which all weights are free, with ``l1`` and ``l2`` on them; without any there is no such stage and no second
-    pruning: second_steps then adjust the first one, which is the control of equal budget. second_steps: of the
-    adjustment, in which the mask is chosen anew at every step by magnitude (``rechoose``; in the whole layer where the
-    pattern names neither N:M nor a scope, over Wanda too) or held. early_exit: no adjustment where the second pruning
-    alone is better than the first. lr: Adam's, on the whole batch; for inputs of norm 1 and weights of mean square 1,
-    as l1 and l2 are. damp: a ridge that draws weights to the original's, as a share of the Hessian's mean diagonal;
-    without it they fit the calibration text too closely. What is worse than the first pruning on the calibration text
-    is not taken.
+    The re-dense stage in the middle makes the weights easier to prune. A result that is worse than the first pruning
+    on the calibration text is dropped for the first pruning.
 
-    The paper leaves the optimizer open and gives lr 0.1 and both λ 0.1 for weights as they are; Adam in these units,
-    the defaults, and the target for SD data are our reconstruction. Raises UsageError for a base that is no pruner.
+    weight: (out, in) float32.
+    stats.hessian: (in, in), the mean of x xᵀ, where x are the inputs that the compressed blocks before give;
+    stats.cross: of x₀ xᵀ, where x₀ are the inputs in the original model; stats.dense: of x₀ x₀ᵀ.
+    base: the pruner of both prunings.
+    data: train on ``sd``, the activations x of the sparse model, or ``dd``, the activations x₀ of the dense model.
+    dense_steps: of the re-dense stage, in which all weights are free, with the penalties ``l1`` and ``l2``. With 0
+    there is no such stage and no second pruning: second_steps adjust the first pruning, as a control of equal budget.
+    second_steps: of the adjustment after the second pruning.
+    lr: of Adam on the whole batch; lr, l1 and l2 hold for inputs of norm 1 and weights of mean square 1.
+    share: how far the target lies from the original's outputs for x (0) towards its outputs for x₀ (1).
+    damp: a ridge that draws weights to the original's, as a share of the Hessian's mean diagonal; without it they fit
+    the calibration text too closely.
+    rechoose: choose the mask again at every step of the adjustment, by magnitude: in the whole layer if the pattern
+    names neither N:M nor a scope, also with base wanda. If False, the mask stays.
+    early_exit: skip the adjustment if the second pruning alone is better than the first.
+
+    Returns (out, in) with zeros; the kept weights have changed. Raises UsageError for a base that is no pruner.
+
+    The paper does not name the optimizer, and gives lr 0.1 and both λ 0.1 for weights without scaling. Adam in these
+    units, the defaults, and the target for SD data are our reconstruction.
     """
     method = _base(base).function
+    # ``gram.unit`` (in,) converts to the units in which lr, l1 and l2 hold. Only ``base`` sees the layer's own units.
     prune = lambda matrix: method(matrix, pattern, stats) / gram.unit
     gram = Gram.of(weight, stats, data == "dd", share, damp)
     first = prune(weight)
@@ -79,4 +91,5 @@ def sds(
 
 
 def _better(gram: Gram, second: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """Return the weights with the lower loss on the calibration text."""
     return second if gram.loss(second) <= gram.loss(first) else first

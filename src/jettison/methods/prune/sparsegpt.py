@@ -1,4 +1,4 @@
-"""SparseGPT: prune column by column, with or without quantizing on the way."""
+"""SparseGPT: prune column by column, and quantize in the same pass if asked to."""
 
 from typing import Annotated
 
@@ -27,37 +27,45 @@ def sparsegpt(
     clip: bool = True,
     joint: bool = False,
 ) -> torch.Tensor | QuantizedWeight:
-    """Zero what costs least by the inverse Hessian, column by column; the columns left make up for it.
+    """Prune the weights that cost least by the inverse Hessian, column by column; later columns compensate.
 
-    weight: (out, in) float32; returns the same with zeros, and what stays moved. stats.hessian: (in, in), the mean of
-    x xᵀ over calibration tokens. damp: added to its diagonal, as a share of the mean.
+    weight: (out, in) float32.
+    stats.hessian: (in, in), the mean of x xᵀ over calibration tokens.
+    grid: quantize on it in the same pass; None only prunes.
+    damp: added to the Hessian's diagonal, as a share of its mean.
     block_size: columns whose mask is chosen at once, of all outputs together (N:M chooses within its own few columns).
-    joint: quantize in the same pass, on the grid of the recipe's quantize step for the same linears, which must be
-    gptq: a column's rounding error, too, is made up for by those left, pruned or not. clip: search the groups' ranges.
-    With ``grid`` a QuantizedWeight comes back, whose zeros are zero exactly. Where blocks share the count, it is exact
-    over the whole matrix; the original code prunes one weight more per block. Columns that were never active go first.
-    Raises JettisonError if the Hessian cannot be factored.
+    clip: search each group's range for the least squared error.
+    joint: quantize in the same pass, on the grid of the recipe's quantize step for the same linears, which must use
+    gptq. The later columns then compensate for rounding errors too.
+
+    Returns (out, in) with zeros; the kept weights have changed. With ``grid``, returns a QuantizedWeight whose zeros
+    are exactly zero. Raises JettisonError if the Hessian cannot be factored.
+
+    The number of zeros is exact over the whole matrix, also where several blocks share it; the original code prunes one
+    weight more per block. Columns that were never active are pruned first.
     """
     rows, columns = weight.shape
     hessian = stats.hessian.float()
     dead = hessian.diagonal() == 0
-    if never_active(hessian):  # no input ever: nothing to choose by but the weights
+    if never_active(hessian):  # no input was ever active: only the weights can decide
         hessian, dead = torch.eye(columns).to(weight), torch.zeros_like(dead)
     weight, importance = weight.masked_fill(dead, 0.0), hessian.diagonal()
     factor = inverse_factor(hessian, damp)
-    spread = factor.diagonal()
+    spread = factor.diagonal()  # (in,); a weight costs (weight / spread)² when it is pruned
     score = lambda part, start: (part / spread[start : start + part.shape[1]]).square()
     mask = torch.zeros_like(weight, dtype=torch.bool)
     width = columns // grid.groups(columns) if grid else columns
+    # A block of columns holds whole N:M groups.
     step = max(block_size // pattern.of, 1) * pattern.of if pattern.grouped else block_size
     fits = not pattern.grouped or width % pattern.of == 0
+    # A forecast of the mask, for the range of a group whose mask is not chosen yet.
     likely = lambda part, start: part.masked_fill(smallest(score(part, start), pattern, "row"), 0.0) if fits else part
     if grid:
         scale, zero = find_range(grid.grouped(weight), grid, clip, importance.view(-1, width))
         codes = torch.empty_like(weight)
 
     def choose(start: int, block: torch.Tensor) -> torch.Tensor:
-        """The mask of a block of columns: what it takes to have the right count up to its end."""
+        """Return the mask of a block of columns (out, columns): as many zeros as bring the total up to the target."""
         stop = start + block.shape[1]
         if pattern.scope == "row":
             return lowest(score(block, start), pattern.zeros(stop) - pattern.zeros(start))
@@ -65,6 +73,7 @@ def sparsegpt(
         return lowest(score(block, start).flatten(), count).view_as(block)
 
     def replace(at: int, rest: torch.Tensor) -> torch.Tensor:
+        """Return the new values of column ``at`` (out,). rest: (out, columns left), the block from ``at`` on."""
         if pattern.grouped:
             if at % pattern.of == 0:
                 mask[:, at : at + pattern.of] = smallest(score(rest[:, : pattern.of], at), pattern)
@@ -74,9 +83,10 @@ def sparsegpt(
             return rest[:, 0].masked_fill(mask[:, at], 0.0)
         group = at // width
         if at % width == 0 and width < columns:
-            # With all errors so far, where the group lies in one block. What is likely to go need not be in the range.
-            here = rest[:, :width] if rest.shape[1] >= width else weight[:, at : at + width]
-            scale[:, group], zero[:, group] = find_range(likely(here, at), grid, clip, importance[at : at + width])
+            # ``rest`` holds all errors so far; it can be used if the whole group lies in this block. The range need
+            # not contain the weights that will probably be pruned.
+            weights = rest[:, :width] if rest.shape[1] >= width else weight[:, at : at + width]
+            scale[:, group], zero[:, group] = find_range(likely(weights, at), grid, clip, importance[at : at + width])
         code = grid.encode(rest[:, 0], scale[:, group], zero[:, group])
         codes[:, at] = torch.where(mask[:, at] | dead[at], zero[:, group], code)
         return grid.decode(codes[:, at], scale[:, group], zero[:, group])

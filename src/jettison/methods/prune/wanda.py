@@ -1,4 +1,4 @@
-"""Wanda: magnitude times the size of the input."""
+"""Wanda: prune by magnitude times the norm of the input."""
 
 import torch
 
@@ -10,9 +10,11 @@ from jettison.statistics.stats import Stats
 
 @pruner("wanda", paper="arXiv:2306.11695, section 3", needs=("hessian",))
 def wanda(weight: torch.Tensor, pattern: Pattern, stats: Stats) -> torch.Tensor:
-    """Set the weights of least |W| · ‖x‖ to zero, ‖x‖ being the norm of the weight's input over the calibration text.
+    """Set the weights of least |W| · ‖x‖ to zero, where ‖x‖ is the norm of the weight's input on the calibration text.
 
-    weight: (out, in) float32; returns the same with zeros. stats.hessian: (in, in), the mean of x xᵀ. Without a scope
-    every output loses as many. What stays is left as it was.
+    weight: (out, in) float32.
+    pattern: without a scope, every output loses the same number of weights.
+    stats.hessian: (in, in), the mean of x xᵀ.
+    Returns (out, in) with zeros; the other weights are unchanged.
     """
     return weight.masked_fill(smallest(weight.abs() * column_norms(stats.hessian), pattern, "row"), 0.0)

@@ -1,1 +1,1 @@
-"""Weight quantization: a method, a file. Weights that are zero stay zero."""
+"""Methods of weight quantization, one file each. Weights that are zero stay zero."""

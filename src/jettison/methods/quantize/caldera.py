@@ -1,4 +1,4 @@
-"""GPTQ on what a LoRA adapter leaves over."""
+"""CALDERA: GPTQ of a matrix without the part that a LoRA adapter will carry."""
 
 from typing import Annotated
 
@@ -25,15 +25,22 @@ def caldera(
     act_order: bool = False,
     clip: bool = True,
 ) -> QuantizedWeight:
-    """Codes for a matrix that recovery will give a LoRA adapter of ``rank``: what that carries best is not quantized.
+    """Quantize a matrix that recovery will give a LoRA adapter: the adapter's part is subtracted before GPTQ.
 
-    weight: (out, in) float32. stats.hessian: (in, in), the mean of x xᵀ. Alternates, ``iterations`` times, between the
-    best correction B A of the error W − Q and GPTQ of W − B A, so that ‖(W − Q − B A) X‖ shrinks; damp, act_order and
-    clip are GPTQ's. Only the codes are kept: recovery's ``init: svd`` finds B A again. Without the LoRA adapter these
-    codes are worse than GPTQ's own. CALDERA also quantizes B and A, which we leave to 16 bits.
+    Alternates, ``iterations`` times, between the best correction B A of the error W − Q, and GPTQ of W − B A, so that
+    ‖(W − Q − B A) X‖ shrinks. Only the codes Q are kept: recovery with ``init: svd`` computes B A again. Without the
+    LoRA adapter these codes are worse than GPTQ's own.
+
+    weight: (out, in) float32.
+    stats.hessian: (in, in), the mean of x xᵀ.
+    rank: of the LoRA adapter.
+    damp, act_order, clip: of GPTQ.
+
+    CALDERA also quantizes B and A; we keep them in 16 bits.
     """
     quantized = gptq(weight, grid, stats, damp=damp, act_order=act_order, clip=clip)
     for _ in range(iterations):
+        # a: (rank, in), b: (out, rank)
         a, b = best_correction(weight - quantized.dequantize(), stats.hessian, min(rank, *weight.shape))
         quantized = gptq(weight - b @ a, grid, stats, weight == 0, damp=damp, act_order=act_order, clip=clip)
     return quantized

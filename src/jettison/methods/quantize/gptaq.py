@@ -1,4 +1,4 @@
-"""GPTQ toward the original model's outputs: asymmetric calibration."""
+"""GPTAQ: GPTQ towards the outputs of the original model (asymmetric calibration)."""
 
 from typing import Annotated
 
@@ -24,18 +24,25 @@ def gptaq(
     act_order: bool = False,
     clip: bool = True,
 ) -> QuantizedWeight:
-    """GPTQ, aiming at what the original model computes here from its own inputs, not from the quantized ones.
+    """Run GPTQ towards the outputs that the original model computes from its own inputs, not from quantized blocks'.
 
-    weight: (out, in) float32. stats.hessian: mean of x xᵀ over the inputs x that the quantized blocks before give;
-    stats.cross: mean of x₀ xᵀ, x₀ being the original model's. The least-squares weights for W x₀ given x are
-    W C H⁻¹; a ``share`` of that step is taken before GPTQ begins (all of it fits the calibration text too closely).
-    GPTAQ distributes the same correction column by column; solving for it first is our reconstruction. Where no input
-    was ever active there is nothing to correct, and GPTQ remains. Raises JettisonError if H cannot be factored.
+    The weights that best give W x₀ from x are W C H⁻¹ (least squares), where x are the inputs that the quantized
+    blocks before give, and x₀ the inputs in the original model. GPTQ starts from W moved a ``share`` of the way there;
+    the whole way fits the calibration text too closely.
+
+    weight: (out, in) float32, W.
+    stats.hessian: (in, in), the mean of x xᵀ, H. stats.cross: (in, in), the mean of x₀ xᵀ, C.
+    damp, act_order, clip: of GPTQ.
+
+    If no input was ever active, or there is no ``stats.cross``, plain GPTQ is used.
+    Raises JettisonError if H cannot be factored.
+
+    GPTAQ distributes the same correction column by column; solving for it first is our reconstruction.
     """
     if stats.cross is None or never_active(stats.hessian):
         return gptq(weight, grid, stats, damp=damp, act_order=act_order, clip=clip)
-    for more in dampings(damp):
-        ridge = more * stats.hessian.diagonal().mean() * torch.eye(len(stats.hessian), dtype=torch.float64)
+    for ridge_share in dampings(damp):
+        ridge = ridge_share * stats.hessian.diagonal().mean() * torch.eye(len(stats.hessian), dtype=torch.float64)
         hessian, cross = stats.hessian.double() + ridge, stats.cross.double() + ridge
         target, failed = torch.linalg.solve_ex(hessian, weight.double() @ cross, left=False)
         if not failed:

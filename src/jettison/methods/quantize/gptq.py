@@ -25,17 +25,22 @@ def gptq(
     clip: bool = True,
     block_size: Annotated[int, Field(ge=0)] = 0,
 ) -> QuantizedWeight:
-    """Quantize column by column, spreading each column's error over the ones left.
+    """Quantize column by column, spreading each column's error over the columns that are left.
 
-    weight: (out, in) float32. stats.hessian: (in, in), the mean of x xᵀ over calibration tokens. mask: (out, in)
-    bool, what stays zero, by default what is zero: a pruned weight keeps its mask.
+    Columns that were never active are set to zero.
+
+    weight: (out, in) float32.
+    stats.hessian: (in, in), the mean of x xᵀ over calibration tokens.
+    mask: (out, in) bool, True for weights that stay zero; by default the zeros of ``weight``, so a pruned weight keeps
+    its mask.
     damp: added to the Hessian's diagonal, as a share of its mean.
-    act_order: most active columns first, with every group's range fixed beforehand (the only order that checkpoints
-    without an index per column can store).
+    act_order: quantize the most active columns first. All groups' ranges are then fixed beforehand: only this can be
+    stored in checkpoints without an index per column.
     clip: search each group's range for the least squared error, columns weighted by their mean squared input.
-    block_size: columns per lazy update. A group's range is found when its block begins, so 0 (one group per block)
-    uses weights that hold all errors so far; 128 with smaller groups is the original code's behaviour.
-    Columns that were never active are set to zero. Raises JettisonError if the Hessian cannot be factored.
+    block_size: columns per lazy update. A group's range is searched when its block begins. With 0 (one group per
+    block) the weights then hold all errors so far; 128 with smaller groups is the original code's behaviour.
+
+    Raises JettisonError if the Hessian cannot be factored.
     """
     columns = weight.shape[1]
     width = columns // grid.groups(columns)
@@ -44,15 +49,17 @@ def gptq(
     dead = diagonal == 0
     diagonal[dead] = 1.0
     weight = weight.masked_fill(dead, 0.0)
-    importance = diagonal.clone()
+    importance = diagonal.clone()  # (in,), the mean squared inputs
 
+    # With act_order a group's columns come at different times; with one group per row there are no earlier errors.
     ranges_first = act_order or width == columns
     scale = weight.new_empty(weight.shape[0], columns // width)
     zero = torch.empty_like(scale)
     if ranges_first:
         scale, zero = find_range(grid.grouped(weight), grid, clip, importance.view(-1, width))
     order = torch.argsort(diagonal, descending=True) if act_order else torch.arange(columns)
-    group_of = order // width
+    group_of = order // width  # (in,), the group of every column in the new order
+    # From here on until the end, columns are in the order in which they are quantized.
     mask = (weight == 0 if mask is None else mask | dead)[:, order]
     weight, hessian = weight[:, order].masked_fill(mask, 0.0), hessian[order][:, order]
     factor = inverse_factor(hessian, damp)
@@ -60,12 +67,16 @@ def gptq(
     codes = torch.empty_like(weight)
 
     def replace(at: int, rest: torch.Tensor) -> torch.Tensor:
+        """Return the new values of column ``at`` (out,). rest: (out, columns left), the block from ``at`` on."""
         group = group_of[at]
         if not ranges_first and at % width == 0:
-            # From ``weight``, not ``rest``: errors of this very block have not reached it yet.
-            here = slice(at, at + width)
+            # Taken from ``weight``, not from ``rest``: errors of the current block are not in ``weight`` yet.
+            columns_of_group = slice(at, at + width)
             scale[:, group], zero[:, group] = find_range(
-                weight[:, here].masked_fill(mask[:, here], 0.0), grid, clip, importance[here]
+                weight[:, columns_of_group].masked_fill(mask[:, columns_of_group], 0.0),
+                grid,
+                clip,
+                importance[columns_of_group],
             )
         code = grid.encode(rest[:, 0], scale[:, group], zero[:, group])
         codes[:, at] = torch.where(mask[:, at], zero[:, group], code)

@@ -1,4 +1,4 @@
-"""Half-quadratic quantization."""
+"""HQQ: half-quadratic quantization, which searches zero points without data."""
 
 from typing import Annotated
 
@@ -25,21 +25,28 @@ def hqq(
     growth: Annotated[float, Field(ge=1)] = 1.01,
     round_zero: bool = True,
 ) -> QuantizedWeight:
-    """Choose each group's zero point so that few large errors remain (an lp norm with p < 1). Needs no data.
+    """Choose each group's zero point so that most errors are small and few are large. Needs no data.
 
-    weight: (out, in) float32. Alternates a shrinkage step on the error (its threshold falls as ``beta`` grows) with
-    the closed-form zero point, until the mean absolute error of the whole weight stops falling.
-    round_zero: checkpoints store integer zero points; with False the zero points stay fractional, for study only.
+    Minimizes the lp norm of the error with p = ``norm`` < 1. Alternates a shrinkage step on the error with the
+    closed-form zero point, until the mean absolute error of the whole weight stops falling.
+
+    weight: (out, in) float32.
+    iterations: at most.
+    beta: sets the threshold of the shrinkage, which falls as beta grows.
+    growth: factor on beta after every iteration.
+    round_zero: round the zero points to integers, as checkpoints store them. If False they stay fractional, which is
+    for study only.
+
     Raises UsageError for a symmetric grid, which has no zero point to choose.
     """
     if grid.symmetric:
         raise UsageError("quantize method 'hqq' chooses zero points: it needs symmetric: false")
-    groups = grid.grouped(weight)
+    groups = grid.grouped(weight)  # (out, groups, width)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     if round_zero:  # a zero point that is a code needs a range that contains zero
         low, high = low.clamp(max=0), high.clamp(min=0)
     inverse = (grid.max_code / (high - low)).clamp(max=LARGEST_INVERSE_SCALE)
-    inverse = 1.0 / (1.0 / inverse).to(grid.scale_dtype).float()
+    inverse = 1.0 / (1.0 / inverse).to(grid.scale_dtype).float()  # 1 / the scale as it is stored, (out, groups, 1)
     zero = -low * inverse
 
     least = torch.inf

@@ -1,4 +1,4 @@
-"""Round to nearest."""
+"""RTN: round to nearest."""
 
 import torch
 
@@ -12,7 +12,8 @@ from jettison.recipe.registry import quantizer
 def rtn(weight: torch.Tensor, grid: Grid, stats: object = None, *, clip: bool = True) -> QuantizedWeight:
     """Round every weight to the nearest point of its group's grid. Needs no data.
 
-    weight: (out, in) float32. clip: search the range with the least squared error instead of the full one.
+    weight: (out, in) float32.
+    clip: search each group's range for the least squared error; if False, use the full range.
     Raises UsageError if the group size does not divide ``in``.
     """
     scale, zero = find_range(grid.grouped(weight), grid, clip)

@@ -1,1 +1,1 @@
-"""Recovery of what compression lost: a method, a file."""
+"""Methods that recover quality after compression, one file each."""

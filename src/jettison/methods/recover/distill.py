@@ -1,4 +1,4 @@
-"""Recover-LoRA: a compressed student learns its teacher's logits, on text that the teacher wrote."""
+"""Recover-LoRA: train a compressed student to match its teacher's logits, on text that the teacher wrote."""
 
 import math
 from typing import Annotated, Literal
@@ -18,7 +18,7 @@ from jettison.training.loop import train as run_training
 from jettison.training.pupil import Pupil
 from jettison.training.trainables import add_lora, train_scales, train_weights
 
-STATS_SAMPLES = 64
+STATS_SAMPLES = 64  # samples for the calibration statistics of ``init: svd``
 WEIGHT_DECAY, BETAS, CLIP = 0.0, (0.9, 0.95), 1.0
 
 
@@ -46,19 +46,32 @@ def distill(
     gradient_checkpointing: bool = False,
     seed: Annotated[int, Field(ge=0, le=LAST_SEED)] = 0,
 ) -> dict[str, torch.Tensor]:
-    """Minimize KL(teacher ‖ student) over all tokens and the full vocabulary, or over the classes of an image; returns
-    what was trained, by name.
+    """Minimize KL(teacher ‖ student) over all tokens and the full vocabulary, or over the classes of an image.
 
-    train: ``lora`` (LoRA adapters on the linears of the step's ``where``; rank, alpha (default 2·rank), init as in
-    ``add_lora``), ``scales`` (of every quantized linear, wherever: they cost nothing when run), ``weights`` (of the
-    step's linears that are not packed; what pruning made zero stays zero if ``masked``), or several of them.
-    data: ``synthetic`` (see ``synthesize``; its batches are sampled at ``text_temperatures`` in turn), a bundled text,
-    a file, or a mix such as ``synthetic+books`` in equal parts. ``samples`` windows of ``length`` tokens are gone
-    through ``epochs`` times, ``batch`` windows a step, over all processes. AdamW with cosine decay after a warm-up of
-    that share of the steps; lr is for LoRA adapters, scale_lr for the logarithm of scales, weight_lr for weights.
-    features: how much of SquareHead's loss on the blocks' outputs is added.
+    AdamW with cosine decay after a warm-up.
 
-    The published setting leaves rank, learning rate, schedule and temperature open: these are our reconstruction.
+    train: what is trained, one or several of
+    ``lora``: LoRA adapters on the linears of the step's ``where``;
+    ``scales``: the scales of all quantized linears, whatever ``where`` says, since they cost nothing at run time;
+    ``weights``: the weights of the step's linears that are not packed.
+    rank, alpha, init: of the LoRA adapters, see ``add_lora``; alpha None means 2 · rank.
+    data: ``synthetic`` (text of the teacher, see ``synthesize``), a bundled text, a file, or a mix such as
+    ``synthetic+books`` in equal parts.
+    text_temperatures: batches of synthetic text are sampled at these temperatures in turn.
+    samples, length: how many windows of the data, and tokens per window.
+    epochs: how often all windows are used.
+    batch: windows per step, over all processes.
+    lr: of the LoRA adapters; scale_lr: of the logarithm of the scales; weight_lr: of the weights.
+    masked: weights that pruning set to zero stay zero.
+    features: weight of SquareHead's loss on the blocks' outputs, which is added; 0 for none.
+    warmup: share of the steps in which the learning rate rises.
+    temperature: of both models' logits in the loss.
+    gradient_checkpointing: recompute activations in the backward pass, to save memory.
+
+    Returns name -> trained tensor: ``.lora_a`` and ``.lora_b``, ``.gain`` (logarithm of a factor on a scale) or
+    ``.weight``.
+
+    The published setting does not give rank, learning rate, schedule and temperature: ours are a reconstruction.
     """
     alpha = alpha or 2.0 * rank
     accelerator = make_accelerator()
@@ -75,7 +88,7 @@ def distill(
         enable({"use_reentrant": False})
         for module in student.modules():
             if isinstance(module, GradientCheckpointingLayer):
-                module.training = True  # itself only: what is inside stays without dropout
+                module.training = True  # only this module, not its children, so that dropout stays off
 
     teacher.to(accelerator.device)
     plan = Plan(
@@ -104,14 +117,16 @@ def distill(
 
 
 def _rates(train: list[str], lr: float, scale_lr: float, weight_lr: float) -> str:
+    """Name the learning rates in use, for advice on what to lower."""
     rates = {"lora": f"lr ({lr})", "scales": f"scale_lr ({scale_lr})", "weights": f"weight_lr ({weight_lr})"}
-    return " or ".join(rates[each] for each in train)
+    return " or ".join(rates[kind] for kind in train)
 
 
 @waiting("running the original")
 @torch.no_grad()
 def _input_stats(teacher: nn.Module, pupil: Pupil):
-    model = teacher.base_model if teacher.can_generate() else teacher  # without the logits of a large vocabulary
+    """Collect the calibration statistics of the teacher's linears on the first 64 samples."""
+    model = teacher.base_model if teacher.can_generate() else teacher  # skips the logits of a large vocabulary
     with watch(teacher, "", pupil.linears) as watching:
         for part in pupil.inputs[:STATS_SAMPLES].split(8):
             run_model(model, part)

@@ -190,7 +190,7 @@ def _read_parquet(path: Path, files: tuple[tuple[Path, tuple[int, int]], ...]) -
         try:
             schema = parquet.read_schema(file).names
             columns = [
-                next((name for name in names if name in schema), None) for names in (IMAGE_COLUMNS, LABEL_COLUMNS)
+                next((name for name in valid if name in schema), None) for valid in (IMAGE_COLUMNS, LABEL_COLUMNS)
             ]
             if None in columns:
                 raise UsageError(f"{file} has the columns {', '.join(schema)}: {VALID}")

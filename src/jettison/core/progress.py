@@ -127,7 +127,7 @@ class _Log:
             self.broken = True
 
     def _opened(self) -> TextIO:
-        """Raises OSError where the log cannot be appended to."""
+        """Open the log for appending. Raises OSError if that is not possible."""
         path = self.folder / LOG
         if path.exists() and not path.is_file():
             raise OSError(f"{path} is no file")  # opening a pipe would wait for a reader

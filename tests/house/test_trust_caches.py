@@ -217,7 +217,7 @@ class TestSynthetic:
         assert torch.equal(synthesize(source, samples=20, length=8), text)
 
     def test_processes_that_do_not_share_it_are_told(self, source, cache):
-        with pytest.raises(JettisonError, match="all processes need one cache folder, which .JETTISON_CACHE"):
+        with pytest.raises(JettisonError, match="all processes need the same cache folder, which .JETTISON_CACHE"):
             synthesize(source, samples=20, length=8, process=(0, 2))
 
 

@@ -249,11 +249,11 @@ def _converse(
     )
     source.check_tokens(torch.cat([before, after]), f"the chat template of {source.name}")
     ends = _end_tokens(teacher)
-    asked = _continue(
+    turns = _continue(
         teacher, [torch.cat([before, start]) for start in starts], greedy, len(before) + length // 3, temperature
     )
     prompts = []
-    for row in asked:
+    for row in turns:
         turn = row[row >= 0]
         if int(turn[-1]) in ends:
             turn = turn[:-1]

@@ -17,7 +17,7 @@ FUNCTION |= {"that", "which", "who", "when", "if", "than", "so", "not", "had", "
 
 
 def last_word(text: Text, rng: random.Random) -> Iterator[Question]:
-    """Which of four words ends the sentence."""
+    """Ask which of four words ends the sentence."""
     for words, begin, end in text.sentences:
         at = end - 1
         word = words[at].rstrip(".!?\"')")
@@ -26,7 +26,7 @@ def last_word(text: Text, rng: random.Random) -> Iterator[Question]:
 
 
 def next_sentence(text: Text, rng: random.Random, length: int = 8) -> Iterator[Question]:
-    """Which of four sentence beginnings comes next. length: words of each that are shown."""
+    """Ask which of four sentence beginnings comes next. length: words of each that are shown."""
     long = [sentence for sentence in text.sentences if sentence[2] - sentence[1] >= length]
     for words, begin, _ in long:
         others = [other[at : at + length] for other, at, _ in rng.sample(long, 3)]
@@ -34,7 +34,7 @@ def next_sentence(text: Text, rng: random.Random, length: int = 8) -> Iterator[Q
 
 
 def sentence_order(text: Text, rng: random.Random, longest: int = 22) -> Iterator[Question]:
-    """Two sentences in the text's order, or exchanged. longest: words of one sentence."""
+    """Ask for the order of two sentences: the text's, or exchanged. longest: words of one sentence."""
     for (words, begin, middle), (other, start, end) in pairwise(text.sentences):
         if words is other and middle == start and 3 <= middle - begin <= longest and 3 <= end - start <= longest:
             first, second = phrase(words[begin:middle]), phrase(words[middle:end])
@@ -42,7 +42,7 @@ def sentence_order(text: Text, rng: random.Random, longest: int = 22) -> Iterato
 
 
 def word_order(text: Text, rng: random.Random) -> Iterator[Question]:
-    """Two words around a small one, such as ``and``, in the text's order, or exchanged."""
+    """Ask for the order of two words around a small one, such as ``and``: the text's, or exchanged."""
     for words, at in text:
         three = words[at : at + 3]
         content = [word for word in three[::2] if PLAIN.fullmatch(word) and text.rank[word] >= COMMON]
@@ -51,7 +51,7 @@ def word_order(text: Text, rng: random.Random) -> Iterator[Question]:
 
 
 def intruder(text: Text, rng: random.Random, after: int = 1) -> Iterator[Question]:
-    """A word of the text, or another one about as frequent. after: words that follow in every choice."""
+    """Ask for a word of the text, or another one about as frequent. after: words that follow in every choice."""
     for words, at in text:
         if PLAIN.fullmatch(words[at]) and text.rank[words[at]] >= COMMON:
             rest = words[at + 1 : at + 1 + after]
@@ -60,7 +60,7 @@ def intruder(text: Text, rng: random.Random, after: int = 1) -> Iterator[Questio
 
 
 def recall(text: Text, rng: random.Random, most: int = 40) -> Iterator[Question]:
-    """Which of four words comes next. Only the right one occurs in the last ``most`` words."""
+    """Ask which of four words comes next. Only the right one occurs in the last ``most`` words."""
     for words, at in text:
         word = words[at].rstrip(",.;:!?\"'")
         earlier = words[max(0, at - most) : at]
@@ -70,7 +70,7 @@ def recall(text: Text, rng: random.Random, most: int = 40) -> Iterator[Question]
 
 
 def agreement(text: Text, rng: random.Random, after: int = 1) -> Iterator[Question]:
-    """Singular or plural: was or were, this or these. after: words that follow in every choice."""
+    """Ask for singular or plural: was or were, this or these. after: words that follow in every choice."""
     other = {one: two for pair in FORMS for one, two in (pair, pair[::-1])}
     for words, at in text:
         if words[at] in other:
@@ -80,7 +80,7 @@ def agreement(text: Text, rng: random.Random, after: int = 1) -> Iterator[Questi
 
 
 def pronoun(text: Text, rng: random.Random, most: int = 32, after: int = 1) -> Iterator[Question]:
-    """A pronoun, or its counterpart: he or she, its or their. after: words that follow in every choice."""
+    """Ask for a pronoun or its counterpart: he or she, its or their. after: words that follow in every choice."""
     other = {one: two for pair in PRONOUNS for one, two in (pair, pair[::-1])}
     for words, at in text:
         word, rest = words[at], words[at + 1 : at + 1 + after]
@@ -93,7 +93,7 @@ def pronoun(text: Text, rng: random.Random, most: int = 32, after: int = 1) -> I
 
 
 def preposition(text: Text, rng: random.Random, after: int = 2) -> Iterator[Question]:
-    """Which of the text's four most frequent prepositions other than of and to. after: words that follow."""
+    """Ask which of the text's four most frequent prepositions, except of and to, comes next. after: words that follow."""
     forms = sorted(PREPOSITIONS, key=lambda word: -text.counts[word])[:4]
     for words, at in text:
         if words[at] in forms:
@@ -103,7 +103,7 @@ def preposition(text: Text, rng: random.Random, after: int = 2) -> Iterator[Ques
 
 
 def punctuation(text: Text, rng: random.Random) -> Iterator[Question]:
-    """A comma, or the end of the sentence. The next word is capitalized as the mark needs it."""
+    """Ask for a comma or the end of the sentence. The next word is capitalized as the mark needs it."""
     for words, at in text:
         word, mark, following = words[at][:-1], words[at][-1], (words[at + 1 : at + 2] or [""])[0]
         small, capital = following.lower(), following.lower().capitalize()
@@ -114,7 +114,7 @@ def punctuation(text: Text, rng: random.Random) -> Iterator[Question]:
 
 
 def quotation(text: Text, rng: random.Random) -> Iterator[Question]:
-    """Whether the quotation closes after this word, or goes on."""
+    """Ask whether the quotation closes after this word, or goes on."""
     for words, at in text:
         marks = [word for word in words[max(0, at - BEFORE) : at] if '"' in word]
         word, rest = words[at], words[at + 1 : at + 2]

@@ -93,7 +93,7 @@ def pronoun(text: Text, rng: random.Random, most: int = 32, after: int = 1) -> I
 
 
 def preposition(text: Text, rng: random.Random, after: int = 2) -> Iterator[Question]:
-    """Ask which of the text's four most frequent prepositions, except of and to, comes next. after: words that follow."""
+    """Ask which of the text's four most frequent prepositions, except of and to, comes next. after: words after it."""
     forms = sorted(PREPOSITIONS, key=lambda word: -text.counts[word])[:4]
     for words, at in text:
         if words[at] in forms:

@@ -132,7 +132,7 @@ class TestFiles:
         assert same == "True" and not Path(folder).parent.exists() and Path(folder) != suite.suite_folder()
 
     def test_a_folder_that_is_there(self, tmp_path):
-        with pytest.raises(UsageError, match="is there already"):
+        with pytest.raises(UsageError, match="exists already"):
             suite.write_suite(tmp_path)
         (tmp_path / "file").write_text("")
         with pytest.raises(JettisonError, match="cannot write the tasks"):

@@ -94,7 +94,7 @@ class TestQuality:
     def test_windows_and_originals_that_make_no_sense(self, tiny):
         with pytest.raises(UsageError, match="window = 1"):
             evaluate("scribe", window=1)
-        with pytest.raises(UsageError, match="has 512 tokens and scribe.* 4096: no distance"):
+        with pytest.raises(UsageError, match="has 512 tokens and scribe.* 4096: they cannot be compared"):
             evaluate("scribe", teacher=tiny("llama", vocab_size=512))
 
     def test_the_original_has_gone(self, tiny, tmp_path):

@@ -1,1 +1,1 @@
-"""What every room uses: errors, files, locks, journals, progress, sizes. No neural network in here."""
+"""Utilities that all packages use: errors, files, locks, journals, progress, sizes. No neural networks."""

@@ -1,4 +1,4 @@
-"""Sizes as people give and read them: 3GB, 512 MiB."""
+"""Parses and formats sizes in bytes: 3GB, 512 MiB."""
 
 import re
 
@@ -13,16 +13,19 @@ SMALLEST, LARGEST = 1e3, 1e15  # bytes of memory that a budget may have
 
 
 def parse_bytes(size: str | float) -> float:
-    """ "3GB", "3 G" -> 3e9; "3GiB" -> 3 · 2^30; a number is one of bytes. Raises UsageError that lists the units."""
+    """Return a size in bytes: "3GB" and "3 G" are 3e9, "3GiB" is 3 · 2^30, a number is in bytes.
+
+    Raises UsageError, which lists the units.
+    """
     valid = "a number with B, KB, MB, GB, TB, KiB, MiB, GiB or TiB is needed, such as 3GB"
     if isinstance(size, str):
-        found = SIZE.fullmatch(size)
-        if not found:
+        match = SIZE.fullmatch(size)
+        if not match:
             raise UsageError(f"memory = {shown(size)}: {valid}")
-        unit = found[2].upper()
+        unit = match[2].upper()
         if not unit:
             raise UsageError(f"memory = {shown(size)} has no unit: {valid}")
-        count = float(found[1]) * (1024 if "I" in unit else 1000) ** (" KMGT".find(unit[0]) if unit != "B" else 0)
+        count = float(match[1]) * (1024 if "I" in unit else 1000) ** (" KMGT".find(unit[0]) if unit != "B" else 0)
     else:
         check_number("memory", size, SMALLEST, LARGEST)
         count = float(size)
@@ -32,7 +35,7 @@ def parse_bytes(size: str | float) -> float:
 
 
 def format_bytes(count: float) -> str:
-    """In the largest unit of which there is one, once rounded: 999,600 bytes are 1 MB."""
+    """Format a size in the largest unit that gives at least 1 after rounding: 999,600 bytes are 1 MB."""
     for unit in ("KB", "MB", "GB", "TB"):
         if float(f"{count / UNITS[unit]:.3g}") < 1000 or unit == "TB":
             break

@@ -1,4 +1,4 @@
-"""JSON and YAML that people and other programs give: read with limits to size, nesting and aliases."""
+"""Reads JSON and YAML of unknown origin, with limits to size, nesting and aliases."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,13 @@ from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import read_bytes
 
 JSON_LIMIT, YAML_LIMIT = 1 << 28, 1 << 20  # bytes
-YAML_NODES, YAML_DEPTH = 100_000, 64  # of a document with its aliases written out
+YAML_NODES, YAML_DEPTH = 100_000, 64  # limits for a document with its aliases expanded
 JSON_DEPTH = 64
-DIGITS = 100  # of a whole number: it can then be turned to a float, and to a text
+DIGITS = 100  # of a whole number; up to here it can be converted to a float and to a string
 
 
 def read_json(path: Path) -> dict:
-    """Raises JettisonError if the file is missing or is not a JSON object."""
+    """Read a JSON object from a file. Raises JettisonError if the file is missing or does not hold one."""
     value = parse_json(read_bytes(path, JSON_LIMIT), str(path))
     if not isinstance(value, dict):
         raise JettisonError(f"{path} holds a JSON {type(value).__name__}; an object was expected")
@@ -24,20 +24,23 @@ def read_json(path: Path) -> dict:
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """Raises JettisonError, which calls the text ``where``, if it is not JSON in UTF-8, or nested too deeply."""
+    """Parse JSON in UTF-8. Raises JettisonError if it is not valid or nested too deeply.
+
+    where: name of the text in errors.
+    """
     deep = f"{where} is not readable JSON: it is nested too deeply, at most {JSON_DEPTH} levels are read"
     try:
-        found = json.loads(data.decode("utf-8"), parse_int=_whole)
+        value = json.loads(data.decode("utf-8"), parse_int=_whole)
     except ValueError as error:
         raise JettisonError(f"{where} is not readable JSON: {error}") from error
     except RecursionError as error:
         raise JettisonError(deep) from error
-    level = [found]
+    level = [value]  # all values of one level of nesting
     for _ in range(JSON_DEPTH):
-        lists = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
-        level = [inner for each in lists for inner in each]
+        lists = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [inner for items in lists for inner in items]
         if not level:
-            return found
+            return value
     raise JettisonError(deep)
 
 
@@ -48,7 +51,10 @@ def _whole(text: str) -> int:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """The YAML document of a file. what: how errors call it, such as ``recipe``. Raises UsageError."""
+    """Read the YAML document of a file. Raises UsageError.
+
+    what: kind of file in errors, such as ``recipe``.
+    """
     try:
         text = read_bytes(path, YAML_LIMIT).decode("utf-8")
     except JettisonError as error:
@@ -59,7 +65,10 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Raises UsageError for what is not YAML, is nested too deeply, or is huge once its aliases are written out."""
+    """Parse a YAML document. Raises UsageError if it is invalid, nested too deeply, or huge with aliases expanded.
+
+    where: name of the text in errors.
+    """
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -74,7 +83,10 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _count_nodes(node: yaml.Node, known: dict[int, int], depth: int, where: str) -> int:
-    """How many nodes this one has, aliases written out. known: node id -> count, 0 while it is being counted."""
+    """The number of nodes below and including this one, with aliases expanded.
+
+    known: node id -> count; 0 while the node is being counted, which detects cycles.
+    """
     if depth > YAML_DEPTH:
         raise UsageError(f"{where} is nested too deeply: at most {YAML_DEPTH} levels are read")
     if known.get(id(node)) == 0:

@@ -1,4 +1,4 @@
-"""The two kinds of error that a user sees. Each is one clear line: the thing, the value, what would be valid."""
+"""The two kinds of error that a user sees. Their messages are one line: the thing, the value, what would be valid."""
 
 import os
 import re
@@ -11,42 +11,44 @@ from threading import RLock
 from typing import Any
 
 LONGEST = 120  # characters of a value that an error repeats
-LONGEST_ERROR = 5000
-LONGEST_REASON = 500  # characters of another program's reason that are repeated
-PANIC = "PanicException"  # of pyo3, which has a class of this name in every module of its own
-_stderr, _LOCK = 2, RLock()  # the latter held by the thread that has 2 turned to a file
-_SPARE: list[Any] = []  # such files that are empty
+LONGEST_ERROR = 5000  # characters of a message
+LONGEST_REASON = 500  # characters of another library's message that are repeated
+PANIC = "PanicException"  # every module that uses pyo3 has its own class of this name
+# _stderr: descriptor of the real stderr. _LOCK: held by the thread that has redirected descriptor 2 to a file.
+_stderr, _LOCK = 2, RLock()
+_SPARE: list[Any] = []  # empty files for such redirections
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_SPARE.clear)  # a child would write to its parent's
+    os.register_at_fork(after_in_child=_SPARE.clear)  # otherwise a child would write to its parent's files
 
 
 class JettisonError(Exception):
-    """Something went wrong while doing what was asked. The command line exits with 1."""
+    """A requested operation failed. The command line exits with 1."""
 
     def __init__(self, message: str):
         super().__init__(_line(message))
 
 
 class UsageError(JettisonError):
-    """What was asked cannot be done as asked. The command line exits with 2."""
+    """A request is not valid. The command line exits with 2."""
 
 
 def _line(text: str) -> str:
-    """On one line and not endless, whatever names it repeats; of a long name both ends stay."""
-    text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    """The text on one line and of limited length. Of very long words both ends are kept."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     text = re.sub(r"\S{1000,}", lambda name: f"{name[0][:400]}...{name[0][-400:]}", text)
     return text if len(text) <= LONGEST_ERROR else f"{text[:LONGEST_ERROR]} ..."
 
 
 @contextmanager
 def guarded(what: str, rust: bool = False) -> Iterator[None]:
-    """Around other people's code that reads a user's files: whatever it raises becomes a UsageError, ``what: reason``.
+    """Turn every exception of a library that reads a user's files into a UsageError, ``what: reason``.
 
-    Config classes and tokenizers raise whatever they run into, and a panic in Rust is not even an Exception. rust: what
-    that says on stderr before it raises is dropped; what others say there comes out at the end.
+    Config classes and tokenizers raise exceptions of any class, and a panic in Rust is not even an Exception.
+
+    rust: whether to drop what a panic writes to stderr. Other output to stderr appears at the end.
     """
     try:
-        with _panics_unsaid() if rust else nullcontext():
+        with _panics_muted() if rust else nullcontext():
             yield
     except JettisonError:
         raise
@@ -58,59 +60,63 @@ def guarded(what: str, rust: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def _panics_unsaid() -> Iterator[None]:
-    """Rust writes to the descriptor, past Python: that leads to a file meanwhile."""
+def _panics_muted() -> Iterator[None]:
+    """Redirect descriptor 2 to a file, because Rust writes to the descriptor and not through Python."""
     global _stderr
     with _LOCK:
         try:
-            held, before = _SPARE.pop() if _SPARE else TemporaryFile(buffering=0), os.dup(2)  # noqa: SIM115 (kept)
-        except OSError:  # there is no place for a file, or no stderr
+            file, before = _SPARE.pop() if _SPARE else TemporaryFile(buffering=0), os.dup(2)  # noqa: SIM115 (kept)
+        except OSError:  # no file can be made, or there is no stderr
             yield
             return
         panicked, outer = False, _stderr
         _stderr = before if outer == 2 else outer
-        _turn_stderr(held.fileno())
+        _redirect_stderr(file.fileno())
         try:
             yield
         except BaseException as error:
             panicked = type(error).__name__ == PANIC
             raise
         finally:
-            _turn_stderr(before)
+            _redirect_stderr(before)
             _stderr = outer
             os.close(before)
-            if held.tell():
-                held.seek(0)
-                with suppress(OSError):  # nobody reads it
-                    while not panicked and (said := held.read(1 << 16)):
-                        os.write(2, said)
-                held.seek(0)
-                held.truncate()
-            _SPARE.append(held)
+            if file.tell():
+                file.seek(0)
+                with suppress(OSError):  # the reader of stderr has gone
+                    while not panicked and (output := file.read(1 << 16)):
+                        os.write(2, output)
+                file.seek(0)
+                file.truncate()
+            _SPARE.append(file)
 
 
 def stderr() -> int:
-    """The descriptor of stderr, also while 2 leads to a file: for last words."""
+    """Return the descriptor of the real stderr, also while 2 is redirected to a file, for messages before an exit."""
     return _stderr
 
 
-def _turn_stderr(to: int) -> None:
-    with suppress(AttributeError, OSError, ValueError):  # Python has none, or it is closed
+def _redirect_stderr(to: int) -> None:
+    with suppress(AttributeError, OSError, ValueError):  # Python has no stderr, or it is closed
         sys.stderr.flush()
     os.dup2(to, 2)
 
 
 def shown(value: object) -> str:
-    """A value that was given, as an error says it: on one line, and not all of a long one."""
+    """Return a value as errors show it: on one line, and shortened if it is long."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits; nested too deeply
+    except (ValueError, RecursionError):  # a number with thousands of digits; a deeply nested value
         text = f"a {type(value).__name__}"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def unknown(kind: str, value: object, valid: Iterable[object], context: str = "") -> UsageError:
-    """The error for a name that is not in a list: says what is valid and, if one is close, what was meant."""
+    """Return the error for a name that is not in a list. It lists the valid names and suggests a similar one.
+
+    kind: of name, such as ``format``.
+    context: words that follow the name in the message.
+    """
     names = sorted(map(str, valid))
     close = get_close_matches(value[:LONGEST], names, n=1) if isinstance(value, str) else []
     hint = f" (did you mean {close[0]!r}?)" if close else ""

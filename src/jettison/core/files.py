@@ -1,8 +1,8 @@
-"""Files that are whole or absent, folders that can be written to, and the content of a file as its identity.
+"""Writes files that are whole or absent, checks paths and folders, and hashes the content of files.
 
 - Every file is written to a unique temporary name, synced and renamed.
-- ``read_bytes`` reads regular files of a sensible size: no pipe and no device, which may never end.
-- ``content_digest`` is BLAKE2b of all bytes of a file, remembered as long as the file's stat stays the same.
+- ``read_bytes`` reads only regular files up to a size limit. A pipe or a device may never end.
+- ``content_digest`` is BLAKE2b of all bytes of a file, cached until the file's stat changes.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from jettison.core.caches import cache_folder, in_cache
 from jettison.core.errors import JettisonError, UsageError
 
 TEMPORARY = ".tmp"
-RACY = 1.0  # seconds: a file that changed this recently may change again without its times showing it
+RACY = 1.0  # seconds; a file that changed this recently may change again without a change of its times
 
 
 def _read_umask() -> int:
@@ -35,9 +35,10 @@ _UMASK = _read_umask()
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, sync it, and rename it to ``path``.
+    """Write a file so that it is whole or absent: under a temporary name beside ``path``, synced, then renamed.
 
-    Raises JettisonError if the disk is full or the file cannot be written; ``path`` is then as it was before.
+    write: called with the temporary path.
+    Raises JettisonError if the disk is full or the file cannot be written; ``path`` is then unchanged.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY}")
     try:
@@ -59,25 +60,31 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what killed runs left half written in ``folder`` and below. For whoever holds the folder's lock."""
+    """Delete the temporary files of killed runs in ``folder`` and below. The caller must hold the folder's lock."""
     for path in folder.rglob(f".*{TEMPORARY}"):
         if path.is_file() and not path.is_symlink():
             path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8. Half a surrogate pair, as in names of files that are not UTF-8, becomes an escape such as \\udce9,
-    which JSON reads back as it was."""
+    """Write a text in UTF-8.
+
+    Half a surrogate pair, as in names of files that are not UTF-8, becomes an escape such as \\udce9, which JSON reads
+    back unchanged.
+    """
     write_atomic(path, lambda temporary: temporary.write_text(text, "utf-8", "backslashreplace", newline="\n"))
 
 
 def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON; see ``write_atomic``."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_regular(path: Path, limit: int | None = None) -> None:
-    """Raises JettisonError unless ``path`` is a regular file of at most ``limit`` bytes: for a folder, a pipe, a device
-    (which may never end), a file that is too large, and for none."""
+    """Check that ``path`` is a regular file of at most ``limit`` bytes.
+
+    Raises JettisonError if it is missing, too large, a folder, a pipe or a device (which may never end).
+    """
     try:
         status = path.stat()
     except FileNotFoundError as error:
@@ -92,12 +99,12 @@ def check_regular(path: Path, limit: int | None = None) -> None:
 
 
 def size_of(files: Iterable[Path]) -> int:
-    """Bytes of those of these that are files: what is listed in a folder may be a link that leads nowhere."""
+    """Return the bytes of all paths that are files. Others, such as broken links in a folder, are skipped."""
     return sum(os.path.getsize(file) for file in files if os.path.isfile(file))
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The bytes of a file. Raises JettisonError as ``check_regular`` does, and where the file cannot be read."""
+    """Read a file. Raises JettisonError as ``check_regular`` does, and if the file cannot be read."""
     check_regular(path, limit)
     try:
         return path.read_bytes()
@@ -106,7 +113,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def writable_folder(path: Path) -> Path:
-    """``path``, which is made if it is missing. Raises UsageError if it cannot be a folder that is written to."""
+    """Make a folder if it is missing, and return it. Raises UsageError if it is not a folder that can be written to."""
     if os.path.islink(path) and not os.path.exists(path):
         raise UsageError(f"folder {path} is a link to {os.readlink(path)}, which does not exist")
     try:
@@ -118,7 +125,7 @@ def writable_folder(path: Path) -> Path:
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot make folder {path}: {getattr(error, 'strerror', None) or error}") from error
     probe = path / f".{secrets.token_hex(8)}{TEMPORARY}"
-    try:  # also as root, whom permissions do not stop, but /proc and a read-only disk do
+    try:  # write a file: permissions do not stop root, but /proc and a read-only disk do
         allowed = os.access(path, os.W_OK | os.X_OK)
         probe.touch()
         probe.unlink(missing_ok=True)
@@ -130,27 +137,28 @@ def writable_folder(path: Path) -> Path:
 
 
 def check_folder(path: str | Path, run: str | None = None) -> Path:
-    """``path``, as ``writable_folder``, but what is missing of it is not left behind: for before the work begins.
+    """Check a folder as ``writable_folder`` does, before the work begins, and remove the folders that this made.
 
-    run: a file that an earlier run, which is continued, has left there. Raises UsageError for a folder that has others.
+    run: name of a file that an earlier run leaves, which this run continues; None if any content is allowed.
+    Raises UsageError also for a folder that is not empty and lacks ``run``.
     """
     if not str(path):
         raise UsageError("the name of the folder is empty: give one")
     path = Path(path)
-    missing = [each for each in (path, *path.parents) if not os.path.lexists(each)]
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
         writable_folder(path)
         if run and not (path / run).exists() and any(not name.startswith(".") for name in os.listdir(path)):
             raise UsageError(f"folder {path} is not empty and holds no run of Jettison: choose another one")
         return path
     finally:
-        for each in missing:
+        for folder in missing:
             with contextlib.suppress(OSError, ValueError):
-                each.rmdir()
+                folder.rmdir()
 
 
 def writable_file(path: Path) -> Path:
-    """``path``, whose folder is made if it is missing. Raises UsageError if no file can be written there."""
+    """Make the folder of a file if it is missing, and return ``path``. Raises UsageError if it cannot be written."""
     if not path.name or os.path.isdir(path):
         raise UsageError(f"{str(path)!r} is not the name of a file")
     if len(os.fsencode(path.name)) > 255:
@@ -162,7 +170,7 @@ def writable_file(path: Path) -> Path:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """``folder / name``. Raises JettisonError if that leaves the folder: a checkpoint must not read elsewhere."""
+    """Return ``folder / name``. Raises JettisonError if it is outside the folder: a checkpoint must not read there."""
     path = folder / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise JettisonError(f"{folder} refers to {name!r}, which lies outside the folder")
@@ -180,7 +188,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def digest(*parts: object) -> str:
-    """16 hex digits that name this content. Parts are strings, bytes, or JSON values."""
+    """Return a hash of the parts, 16 hex digits. Parts are strings, bytes, or JSON values."""
     hasher = hashlib.sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=str).encode()
@@ -189,15 +197,15 @@ def digest(*parts: object) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits. Raises JettisonError if it cannot be read."""
+    """Return SHA-256 of a file, 64 hex digits. Raises JettisonError if it cannot be read."""
     return _hash(path, "sha256")
 
 
 def content_digest(path: Path) -> str:
-    """BLAKE2b of all bytes of a file, 64 hex digits. Raises JettisonError if it cannot be read.
+    """Return BLAKE2b of all bytes of a file, 64 hex digits. Raises JettisonError if it cannot be read.
 
-    It is remembered in the cache folder by device, inode, size, mtime_ns and ctime_ns: an edit in place is seen even if
-    the modification time is put back, since no program can put back the change time.
+    The digest is cached by device, inode, size, mtime_ns and ctime_ns. An edit in place is noticed even if the
+    modification time is reset, because no program can reset the change time.
     """
     before = _status(path)
     key = "-".join(str(getattr(before, f"st_{part}")) for part in ("dev", "ino", "size", "mtime_ns", "ctime_ns"))
@@ -206,15 +214,16 @@ def content_digest(path: Path) -> str:
         known, own = read_bytes(kept, 1000).decode("ascii").split()
         if own == digest(key, known):
             return known
-    found = _hash(path, lambda: hashlib.blake2b(digest_size=32))
+    result = _hash(path, lambda: hashlib.blake2b(digest_size=32))
     after = _status(path)
+    # A file that changed while it was hashed, or just before, is not cached.
     steady = (before.st_mtime_ns, before.st_ctime_ns, before.st_size) == (
         after.st_mtime_ns, after.st_ctime_ns, after.st_size,
     )  # fmt: skip
     if steady and time.time() - max(after.st_mtime, after.st_ctime) > RACY:
         with contextlib.suppress(JettisonError):
-            write_text(kept, f"{found} {digest(key, found)}\n")
-    return found
+            write_text(kept, f"{result} {digest(key, result)}\n")
+    return result
 
 
 def _status(path: Path) -> os.stat_result:

@@ -1,7 +1,7 @@
-"""What a run has finished, one JSON line each, so that a killed run continues where it stopped.
+"""The journal of a run: one JSON line per finished piece of work, so that a killed run continues where it stopped.
 
-Every line ends with a digest of itself: a line that was cut off, zeroed or changed is dropped, and what it recorded is
-done again.
+Every line ends with a digest of itself. A line that was cut off, zeroed or changed is dropped, and its work is done
+again.
 """
 
 import contextlib
@@ -20,10 +20,11 @@ SUM = "sum"
 
 
 class Journal:
-    """An append-only log of a run that this process holds the lock of. The first line says which run it is.
+    """The append-only journal of a run. The first line identifies the run. The process must hold the run's lock.
 
-    cache: of a journal in the cache folder: another run, or a first line that is damaged, is dropped.
-    Raises UsageError if the folder already holds another run, naming the first thing that differs; JettisonError if the
+    run: JSON values that identify the run.
+    cache: whether the journal is in the cache folder. Another run, or a damaged first line, is then dropped.
+    Raises UsageError if the folder already holds another run, naming the first difference, and JettisonError if the
     first line is damaged and others are not.
     """
 
@@ -44,7 +45,7 @@ class Journal:
             self._append({"run": run})
 
     def _read(self, run: dict[str, Any]) -> bool:
-        """Take up what the file records. Returns False if it records nothing."""
+        """Read the finished work of the file into ``entries``. Returns False if the file records nothing."""
         records, damaged = read_records(self.path)
         if not any(records):
             return False
@@ -54,26 +55,26 @@ class Journal:
                 f"{self.path}: line 1 is damaged or of another version, so it is not known which run the folder holds. "
                 "Choose another folder, or delete that one."
             )
-        if found := _difference(before, run):
-            name, then, now = found
+        if difference := _difference(before, run):
+            name, then, now = difference
             raise UsageError(
                 f"folder {self.path.parent} holds another run: its {name} is {_short(then)}, this one's is "
                 f"{_short(now)}. Choose another folder, or delete that one."
             )
         self.entries = [record for record in records[1:] if record]
         if damaged:
-            say(f"note: {self.path}: {damaged} damaged lines are dropped; what they recorded is done again")
+            say(f"note: {self.path}: {damaged} damaged lines are dropped; the work they recorded is done again")
             lines = b"".join(_line(record) for record in [{"run": before}, *self.entries])
             write_atomic(self.path, lambda temporary: temporary.write_bytes(lines))
         return True
 
     def add(self, **entry: Any) -> None:
-        """Record something finished. Durable when this returns."""
+        """Record a finished piece of work. The record is durable when this returns."""
         self._append(entry)
         self.entries.append(entry)
 
     def last(self, **match: Any) -> dict[str, Any] | None:
-        """The newest entry with these values."""
+        """Return the newest entry with these values; None if there is none."""
         for entry in reversed(self.entries):
             if all(entry.get(name) == value for name, value in match.items()):
                 return entry
@@ -88,14 +89,17 @@ class Journal:
                 handle.flush()
                 os.fsync(handle.fileno())
         except OSError as error:
-            if size is not None:  # half a line must not stand before the next one
+            if size is not None:  # half a line would spoil the next one
                 with contextlib.suppress(OSError):
                     os.truncate(self.path, size)
             raise JettisonError(f"cannot write {self.path}: {error}. Free space, then run again.") from error
 
 
 def read_records(path: Path) -> tuple[list[dict[str, Any] | None], int]:
-    """The lines of a journal, None for one that is damaged, and how many are damaged, a cut-off last one included."""
+    """Return the records of a journal, None for damaged lines, and the number of damaged lines.
+
+    An incomplete last line is counted as damaged, but has no record.
+    """
     *lines, rest = read_bytes(path, JSON_LIMIT).split(b"\n")
     records = [_parse(line) for line in lines]
     return records, sum(record is None for record in records) + bool(rest)
@@ -120,12 +124,12 @@ def _sum(record: Mapping[str, Any]) -> str:
 
 
 def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """The first thing in which two runs differ: its name, and both values."""
+    """The first difference of two runs: its name, and both values."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return None if before == now else (name, before, now)
     for key in [*now, *(key for key in before if key not in now)]:
-        if found := _difference(before.get(key), now.get(key), f"{name} {key}".strip()):
-            return found
+        if difference := _difference(before.get(key), now.get(key), f"{name} {key}".strip()):
+            return difference
     return None
 
 

@@ -1,8 +1,9 @@
-"""Files that can be made again. They are used only while they are, byte for byte, what was written.
+"""Stores files that can be made again. They are used only if their bytes are unchanged.
 
-Beside a large file, ``NAME.safetensors``, stands ``NAME.json`` with a key, which says what the file was made of, and
-the digest of its content. A file is replaced by a new one, never written to: processes have it mapped. A record is JSON
-with a digest of itself.
+- Beside a large file, ``NAME.safetensors``, is ``NAME.json``. It has a key, which identifies what the file was made of,
+  and the digest of the file's content.
+- A file is replaced by a new one and never written to, because processes may have it mapped.
+- A record is JSON with a digest of itself.
 """
 
 import os
@@ -20,10 +21,13 @@ SUM = "sum"
 
 
 def places(folder: Path, name: Path, kind: str, fingerprint: str) -> list[Path]:
-    """Where a file that belongs to the model in ``folder`` may be: first beside it, then in the cache folder.
+    """List the paths where a file that belongs to the model in ``folder`` may be: beside it, then in the cache folder.
 
-    name: of the file, within ``folder``. kind: of the folder within the cache. Nothing is put into a snapshot of the
-    Hugging Face hub, whose content is the hub's alone.
+    Nothing is written to a snapshot of the Hugging Face hub. A cache folder that is not kept is not listed.
+
+    name: of the file, relative to ``folder``.
+    kind: name of the subfolder of the cache.
+    fingerprint: of the model.
     """
     beside = [] if is_hub_snapshot(folder) else [folder / name]
     return [*beside, cache_folder() / kind / fingerprint / name.name] if cache_is_kept() else beside
@@ -31,15 +35,15 @@ def places(folder: Path, name: Path, kind: str, fingerprint: str) -> list[Path]:
 
 def is_hub_snapshot(folder: Path) -> bool:
     """Whether a folder is, or is in, ``models--OWNER--NAME/snapshots/REVISION`` of the hub's cache."""
-    return any(each.name == "snapshots" and each.parent.name.startswith("models--") for each in folder.parents)
+    return any(path.name == "snapshots" and path.parent.name.startswith("models--") for path in folder.parents)
 
 
 def write_first(candidates: Sequence[Path], write: Callable[[Path], object]) -> Path:
-    """Let ``write`` write to the first path that it can write to, which is returned.
+    """Call ``write`` with one path after the other until it succeeds, and return that path.
 
-    Raises the JettisonError of the last one, or one that names $JETTISON_CACHE where there is no candidate.
+    Raises the JettisonError of the last path; without candidates, one that names $JETTISON_CACHE.
     """
-    error = JettisonError("neither the hub's folder nor the cache folder is for it; name one with $JETTISON_CACHE")
+    error = JettisonError("neither the hub's folder nor the cache folder can hold it; name one with $JETTISON_CACHE")
     for path in candidates:
         try:
             write(path)
@@ -50,9 +54,9 @@ def write_first(candidates: Sequence[Path], write: Callable[[Path], object]) -> 
 
 
 def keep(path: Path, key: str, write: Callable[[Path], object]) -> None:
-    """Write a file as ``write_atomic`` does, and its seal. Raises JettisonError if that is not possible."""
+    """Write a file as ``write_atomic`` does, and its seal. Raises JettisonError if they cannot be written."""
     try:
-        _seal(path).unlink(missing_ok=True)  # killed from here on, the file counts as missing
+        _seal(path).unlink(missing_ok=True)  # if the process is killed now, the file counts as missing
     except OSError as error:
         raise JettisonError(f"cannot write {_seal(path)}: {error}") from error
     write_atomic(path, write)
@@ -60,8 +64,9 @@ def keep(path: Path, key: str, write: Callable[[Path], object]) -> None:
 
 
 def is_kept(path: Path, key: str) -> bool:
-    """Whether ``path`` is what ``keep`` wrote under this key. If it is damaged, that is said."""
-    if not (os.path.exists(path) and os.path.exists(_seal(path))):  # unlike Path.exists, also where nothing may be read
+    """Whether ``path`` is the file that ``keep`` wrote under this key. A note reports damage."""
+    # os.path.exists returns False where the folder may not be read; Path.exists raises.
+    if not (os.path.exists(path) and os.path.exists(_seal(path))):
         return False
     try:
         seal = read_json(_seal(path))
@@ -81,12 +86,12 @@ def _seal(path: Path) -> Path:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Raises JettisonError if the file cannot be written."""
+    """Write a JSON object with a digest of itself. Raises JettisonError if the file cannot be written."""
     write_json(path, {**record, SUM: digest(dict(record))})
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What ``write_record`` wrote. Raises JettisonError if it is missing or not that any more."""
+    """Read what ``write_record`` wrote. Raises JettisonError if the file is missing, damaged or was changed."""
     record = read_json(path)
     if record.pop(SUM, None) != digest(record):
         raise JettisonError(f"{path} is damaged, or was changed by hand")

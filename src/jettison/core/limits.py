@@ -1,4 +1,4 @@
-"""A limit of processor time, for other people's code that a user's file drives."""
+"""A limit of processor time for library code whose work depends on a user's file."""
 
 import signal
 import threading
@@ -11,10 +11,10 @@ from jettison.core.errors import UsageError
 
 @contextmanager
 def cpu_limit(seconds: float, what: str) -> Iterator[None]:
-    """Raises UsageError inside, ``what takes more than so many seconds``, once this process has worked for so long.
+    """Limit the processor time of a block. Raises UsageError inside the block, ``WHAT takes more than N seconds``.
 
-    Python code is interrupted, a call into C is not. Signals reach the main thread alone: in other threads, where
-    somebody else uses the timer, and on systems without it, there is no limit.
+    Python code is interrupted; a call into C is not. Signals reach only the main thread. There is no limit in other
+    threads, if other code uses the timer, and on systems without it.
     """
     able = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
     if not able or signal.getsignal(signal.SIGVTALRM) is not signal.SIG_DFL:

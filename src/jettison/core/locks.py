@@ -1,4 +1,4 @@
-"""One process at a time works on a run folder. The others are told which one does."""
+"""Locks of run folders. One process at a time works on a folder; the error of the others names that process."""
 
 import contextlib
 import os
@@ -19,9 +19,11 @@ LOCK, HOLDER = ".lock", ".lock-holder"
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of ``folder``, which is made if it is missing, and remove what killed runs left half written there.
+    """Hold the lock of ``folder``, which is made if it is missing, and remove temporary files of killed runs there.
 
-    A process may take a lock that it holds already. A killed process holds none. wait: for the process that holds it.
+    A process may take a lock that it already holds. The lock of a killed process is free.
+
+    wait: whether to wait for the process that holds the lock, instead of raising.
     Raises JettisonError, which names the process that holds the lock; UsageError if the folder cannot be written to.
     """
     folder = writable_folder(folder)
@@ -38,7 +40,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         if lock.lock_counter == 1:
             remove_temporaries(folder)
             command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-            with contextlib.suppress(JettisonError):  # a full disk: what follows says so where it matters
+            with contextlib.suppress(JettisonError):  # on a full disk the work itself fails and reports it
                 write_text(folder / HOLDER, f"process {os.getpid()} on {socket.gethostname()}, {command}\n")
         yield
     finally:

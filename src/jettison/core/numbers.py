@@ -1,4 +1,4 @@
-"""Numbers: which are valid, and how people read them."""
+"""Checks and formats numbers."""
 
 from math import inf
 from sys import float_info
@@ -10,7 +10,7 @@ LAST_SEED = 2**32 - 1
 
 
 def check_number(name: str, value: Any, least: float, most: float = inf, whole: bool = False) -> None:
-    """Raises UsageError unless ``value`` is a number from ``least`` to ``most``; ``whole``: a whole one."""
+    """Check that ``value`` is a number from ``least`` to ``most``, and whole if ``whole``. Raises UsageError."""
     kind = int if whole else int | float
     if (
         isinstance(value, bool)
@@ -23,16 +23,16 @@ def check_number(name: str, value: Any, least: float, most: float = inf, whole: 
 
 
 def check_seed(seed: Any) -> None:
-    """Raises UsageError."""
+    """Check that a seed is a whole number from 0 to 2^32 − 1. Raises UsageError."""
     check_number("seed", seed, 0, LAST_SEED, whole=True)
 
 
 def figures(value: float, digits: int = 3) -> str:
-    """A number with so many digits, and all of its whole ones: 0.0123, 1.23, 1,234."""
+    """Format a number with so many significant digits, but never fewer than its whole part has: 0.0123, 1.23, 1,234."""
     short = f"{value:.{digits}g}"
     return f"{value:,.0f}" if "e+" in short or abs(float(short)) >= 1000 else short
 
 
 def format_rate(rate: float) -> str:
-    """Tokens per second: four digits, thousands set apart."""
+    """Format tokens per second with four digits and separated thousands."""
     return figures(rate, 4)

@@ -1,4 +1,4 @@
-"""One ``map`` for independent work: here, in a pool of processes, or on a Ray cluster where an address is given."""
+"""A parallel ``map`` for independent work: in this process, in a pool of processes, or on a Ray cluster."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from jettison.core.errors import JettisonError, UsageError, shown
 from jettison.core.numbers import check_number
 from jettison.core.progress import bar
 
-MOST = 1024  # processes
+MOST = 1024  # workers
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
@@ -28,15 +28,17 @@ def map(
     address: str | None = None,
     what: str = "work",
 ) -> list[Result]:
-    """``[function(item) for item in items]``, in that order whatever finishes first, with a progress bar.
+    """Return ``[function(item) for item in items]``, computed in parallel, in the order of the items.
 
-    workers: processes on this machine, each with its part of the cores; 1 stays in this process. address: of a Ray
-    cluster (``auto``, ``ray://HOST:10001``, or ``local`` to start one here), which then schedules instead. With more
-    than one worker ``function`` and the items are pickled: a function of a module, no lambda. ``what`` names the bar.
+    workers: processes on this machine, which share its cores; 1 means this process. With more than one, ``function``
+        and the items are pickled, so ``function`` must be a function of a module and not a lambda.
+    address: of a Ray cluster, which then schedules the work: ``auto``, ``ray://HOST:10001``, or ``local`` to start one
+        on this machine.
+    what: name of the progress bar.
 
-    Raises UsageError for fewer workers than one, an address that is none, and where Ray is missing; what ``function``
-    raises of JettisonError as it is, anything else as a JettisonError that names the item. Work that has not begun is
-    given up then.
+    Raises UsageError for less than one worker, an address that is not valid, and if Ray is missing. A JettisonError of
+    ``function`` is raised unchanged, any other exception as a JettisonError that names the item. Work that has not
+    begun is then given up.
     """
     items = list(items)
     check_workers(workers, address)
@@ -55,7 +57,7 @@ def map(
 
 
 def check_workers(workers: int, address: str | None) -> None:
-    """Raises UsageError for what ``map`` does not take."""
+    """Check arguments of ``map``. Raises UsageError."""
     check_number("workers", workers, 1, MOST, whole=True)
     if address is not None and not re.fullmatch(r"auto|local|(ray://)?[^\s/:]+:[0-9]+", address):
         raise UsageError(f"address = {shown(address)}: auto, local, HOST:PORT or ray://HOST:PORT is needed")
@@ -71,9 +73,13 @@ def _call(function: Callable[[Item], Result], item: Item) -> Result:
 
 
 def _in_processes(function: Callable, items: list, workers: int) -> Iterator[tuple[int, Any]]:
-    """Spawned, not forked: torch's threads do not survive a fork. Workers are killed when this ends before its time,
-    and end when this process is killed: then the other end of their pipe is closed."""
+    """Run the items in a pool of spawned processes. They are not forked because torch's threads do not survive a fork.
+
+    Workers are killed if this ends early. They end themselves if this process is killed, because this closes the other
+    end of their pipe.
+    """
     threads, context = max(1, len(_cores()) // workers), get_context("spawn")
+    # A worker ends when ``ours`` is closed. The children that exist already are not to be killed.
     others, (theirs, ours) = set(active_children()), context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(threads, theirs))
     try:
@@ -83,7 +89,7 @@ def _in_processes(function: Callable, items: list, workers: int) -> Iterator[tup
             yield places[future], future.result()
     except BrokenProcessPool as error:
         raise JettisonError(
-            f"one of {workers} workers died, as happens where memory runs out; fewer workers may do"
+            f"one of {workers} workers died, as happens when memory runs out; fewer workers may help"
         ) from error
     except BaseException:
         for worker in set(active_children()) - others:
@@ -97,18 +103,21 @@ def _in_processes(function: Callable, items: list, workers: int) -> Iterator[tup
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Processes that are spawned inside never hear Ctrl-C, which a terminal sends to all: it is for the one that waits.
-    From their first moment on, or they would show a traceback of their own; so they would if this process were stopped
-    before it has told them what to do, and therefore signals wait here until that is done."""
+    """Make processes that are spawned inside this block ignore Ctrl-C, and delay signals to this process until it ends.
+
+    A terminal sends Ctrl-C to all processes, but only the parent handles it. A child must ignore the signal from its
+    first moment, or it would print a traceback of its own. It would also print one if the parent were stopped before it
+    has sent the work, so the parent handles its signals afterwards.
+    """
     if not hasattr(signal, "pthread_sigmask") or current_thread() is not main_thread():
         yield
         return
-    resource_tracker.ensure_running()  # starting it would let the signals in again
-    heard: list[int] = []
+    resource_tracker.ensure_running()  # if it started later, it would unblock the signals again
+    received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers if callable(signal.getsignal(number))}
     for number in handlers:
-        signal.signal(number, lambda number, _: heard.append(number))
+        signal.signal(number, lambda number, _: received.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -116,12 +125,12 @@ def deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in heard[:1]:
+        for number in received[:1]:
             handlers[number](number, None)
 
 
 def end_with(pipe: Any) -> None:
-    """End this process as soon as ``pipe``, of which another process holds the other end, is closed or that is dead."""
+    """End this process as soon as the other end of ``pipe`` is closed, as happens when its owner dies."""
 
     def watch() -> None:
         wait([pipe])
@@ -131,7 +140,7 @@ def end_with(pipe: Any) -> None:
 
 
 def _begin(threads: int, pipe: Any) -> None:
-    """A worker takes its part of the cores, whenever it imports torch."""
+    """Limit a worker to its part of the cores, also if it imports torch later."""
     end_with(pipe)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if "torch" in sys.modules:
@@ -151,7 +160,7 @@ def _on_ray(function: Callable, items: list, address: str) -> Iterator[tuple[int
     if ours:
         try:
             ray.init(address=address, log_to_driver=False)
-        except Exception as error:  # Ray has many of its own
+        except Exception as error:  # Ray raises exceptions of many classes
             raise JettisonError(f"no Ray cluster answers at {address!r}: {error}") from error
     try:
         remote = ray.remote(_call)

@@ -1,7 +1,7 @@
-"""How far work is, on stderr, so that stdout stays clean: bars on a terminal, else a line at least every 30 seconds.
+"""Reports progress on stderr, so that stdout stays clean: bars on a terminal, else a line at least every 30 seconds.
 
-- ``logged``: the lines go to ``progress.log`` of a run folder as well, with times, and also where stderr is quiet.
-- A step that takes long shows too: a thread of each bar writes its lines.
+- ``logged`` also appends the lines, with times, to ``progress.log`` of a run folder, even if stderr is quiet.
+- A thread of each bar writes its lines, so a long step is also reported.
 """
 
 import contextlib
@@ -21,13 +21,15 @@ import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG = "progress.log"
-RUN = ("journal.jsonl", "jettison.json")  # one of them is in every folder of a run
+RUN = ("journal.jsonl", "jettison.json")  # every run folder has one of them
 EVERY = 30.0  # seconds
 
 
 class Console(rich.console.Console):
+    """A console that leaves a broken pipe to the caller."""
+
     def on_broken_pipe(self) -> None:
-        """Rich would end the program with a code of its own."""
+        """Raise the error again. Rich would end the program with its own exit code."""
         raise  # the BrokenPipeError that is being handled
 
 
@@ -35,19 +37,19 @@ P, T = ParamSpec("P"), TypeVar("T")
 
 console = Console(stderr=True, highlight=False, emoji=False)
 _quiet = _silent = False
-_running = 0  # bars and waits
+_running = 0  # open bars and ``waiting`` blocks
 _log: "_Log | None" = None
 
 
 def set_quiet(quiet: bool) -> None:
-    """Whether nothing is written to stderr."""
+    """Set whether nothing is written to stderr."""
     global _quiet
     _quiet = quiet
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """No lines and no bars inside, and nothing in a log."""
+    """Suppress lines, bars and log entries inside the block."""
     global _silent
     before, _silent = _silent, True
     try:
@@ -57,23 +59,26 @@ def silent() -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """One line for the user, on stderr and in the log."""
+    """Write one line for the user to stderr and to the log."""
     if not (_quiet or _silent):
         console.print(message, markup=False)
     _note(message)
 
 
 def logged(argument: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A decorator: what the function says, and how its bars advance, is appended to ``progress.log`` of the folder that
-    its ``argument`` names. Not for a dry run."""
+    """Return a decorator that appends a function's lines and its bars' progress to ``progress.log`` of a folder.
+
+    argument: name of the function's parameter that is the folder.
+    A call with ``dry_run`` is not logged.
+    """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         signature = inspect.signature(function)
 
         @wraps(function)
         def wrapped(*args: P.args, **options: P.kwargs) -> T:
-            given = signature.bind(*args, **options).arguments
-            with contextlib.nullcontext() if given.get("dry_run") else log_in(Path(given[argument])):
+            arguments = signature.bind(*args, **options).arguments
+            with contextlib.nullcontext() if arguments.get("dry_run") else log_in(Path(arguments[argument])):
                 return function(*args, **options)
 
         return wrapped
@@ -83,10 +88,10 @@ def logged(argument: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 @contextmanager
 def log_in(folder: Path) -> Iterator[None]:
-    """The same for a block of code. A line each, with the time before it.
+    """Append the lines of a block of code to ``progress.log`` of a folder, with the time before every line.
 
-    Lines wait until the folder holds a run. Where the file cannot be written, the work goes on without it. Of several
-    processes under a launcher the first one writes.
+    Lines wait until the folder holds a run. If the file cannot be written, the work continues without it. Of several
+    processes under a launcher only the first one writes.
     """
     global _log
     if os.environ.get("RANK", "0") != "0" or (_log and _log.folder == folder):
@@ -118,14 +123,14 @@ class _Log:
             if self.file:
                 self.file.write("".join(self.waiting))
                 self.waiting.clear()
-        except (OSError, ValueError):  # a full disk, which the work itself will meet; or another thread has closed it
+        except (OSError, ValueError):  # the disk is full, as the work itself will report; or another thread closed it
             self.broken = True
 
     def _opened(self) -> TextIO:
-        """Raises OSError where the log cannot be appended to."""
+        """Open the log for appending. Raises OSError if that is not possible."""
         path = self.folder / LOG
         if path.exists() and not path.is_file():
-            raise OSError(f"{path} is no file")  # to open a pipe would wait for a reader
+            raise OSError(f"{path} is no file")  # opening a pipe would wait for a reader
         return open(path, "a", encoding="utf-8", buffering=1)
 
     def _dated(self, line: str) -> str:
@@ -143,7 +148,7 @@ def _note(line: str) -> None:
 
 
 class Bar:
-    """Work that is running: ``advance`` it, and give it a short note such as the current loss."""
+    """The progress of running work. ``advance`` moves it, with a short note such as the current loss."""
 
     def __init__(self, what: str, total: int, done: int):
         self.what, self.total, self.done, self.note = what, total, done, ""
@@ -151,18 +156,22 @@ class Bar:
         self._shown: tuple[Progress, int] | None = None
 
     def advance(self, amount: int = 1, note: str = "") -> None:
+        """Add ``amount`` to the finished work, and show ``note`` beside the bar."""
         self.done, self.note = self.done + amount, note
         if self._shown:
             progress, task = self._shown
             progress.update(task, advance=amount, note=note)
 
     def line(self) -> str:
-        """Such as ``recover: 120 of 400, 2 minutes so far, 0.98 per second, 5 minutes left, KL 0.0123``."""
-        seconds, made = time.monotonic() - self._began, self.done - self._before
+        """Return the progress as text.
+
+        Such as ``recover: 120 of 400, 2 minutes so far, 0.98 per second, 5 minutes left, KL 0.0123``.
+        """
+        seconds, steps = time.monotonic() - self._began, self.done - self._before
         so_far = f"in {duration(seconds)}" if self.done >= self.total else f"{duration(seconds)} so far"
         parts = [f"{self.what}: {self.done} of {self.total}", so_far]
-        if made and seconds > 0:
-            rate = made / seconds
+        if steps and seconds > 0:
+            rate = steps / seconds
             parts.append(f"{rate:.3g} per second" if rate >= 0.1 else f"{duration(1 / rate)} each")
             if self.done < self.total:
                 parts.append(f"{duration((self.total - self.done) / rate)} left")
@@ -170,7 +179,7 @@ class Bar:
 
     @contextmanager
     def _reported(self, plain: bool) -> Iterator[None]:
-        """plain: on stderr as well, not in the log alone."""
+        """Write lines about the bar during the block. plain: to stderr as well as to the log."""
         over = Event()
 
         def report(line: str) -> None:
@@ -179,7 +188,7 @@ class Bar:
             _note(line)
 
         def watch() -> None:
-            with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more: the next ``say`` meets that
+            with contextlib.suppress(OSError, ValueError):  # the reader of stderr has gone; the next ``say`` raises
                 while not over.wait(EVERY):
                     report(self.line())
 
@@ -199,8 +208,10 @@ class Bar:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """For work without steps, as a decorator too: a line every 30 seconds, and none if it is over before. Nothing is
-    said where a bar is running, which speaks for itself."""
+    """Report work without steps: a line every 30 seconds, and none if it ends earlier. Also usable as a decorator.
+
+    No line is written while a bar or another ``waiting`` is running.
+    """
     if _silent or _running or (_quiet and _log is None):
         yield
         return
@@ -232,8 +243,12 @@ def _counted() -> Iterator[None]:
 
 @contextmanager
 def bar(what: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Bar]:
-    """``with bar("compress", 12) as step: ... step.advance()``. ``done`` counts what an earlier run finished. shown:
-    False for work that takes no time to speak of."""
+    """Show the progress of a block of work: ``with bar("compress", 12) as step: ... step.advance()``.
+
+    total: steps of the work.
+    done: steps that an earlier run finished.
+    shown: False for very short work, which is not reported.
+    """
     running = Bar(what, total, done)
     if _silent or not shown or (_quiet and _log is None):
         yield running
@@ -258,7 +273,7 @@ def bar(what: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Ba
 
 
 def duration(seconds: float) -> str:
-    """As people say it: ``42 seconds``, ``2.5 hours``."""
+    """Format a duration in words: ``42 seconds``, ``2.5 hours``."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Files of tensors, whole or absent as ``files`` writes them."""
+"""Writes files of tensors, which are whole or absent as in ``files``."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from jettison.core.files import write_atomic
 
-PIECE = 1 << 26  # bytes of a tensor that are read back at once
+PIECE = 1 << 26  # bytes of a tensor that are read back at a time
 
 
 def write_tensors(
@@ -19,9 +19,10 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     ready: Callable[[Path], object] = lambda temporary: None,
 ) -> None:
-    """Write a safetensors file. Same tensors, same bytes. It is read back and compared before it gets its name.
+    """Write a safetensors file. It is read back and compared before it gets its name. Same tensors give same bytes.
 
-    ready: called with the file under its temporary name, when all of it is written.
+    ready: called with the temporary name of the file when it is complete.
+    Raises JettisonError as ``write_atomic`` does, and if the file reads back differently.
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
@@ -37,29 +38,30 @@ def write_tensors(
 
 
 def _sort_metadata(path: Path) -> None:
-    """safetensors writes the entries of the metadata in an order that changes from run to run."""
+    """Sort the entries of the metadata, because safetensors writes them in an order that changes from run to run."""
     with open(path, "rb+") as handle:
         length = int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) > length:  # escaped otherwise than safetensors does
+        if len(text) > length:  # other escapes than those of safetensors
             raise OSError(f"{len(text)} bytes of header do not fit into {length}")
         handle.seek(8)
         handle.write(text.ljust(length))
 
 
 def _reads_back(path: Path, name: str, tensor: torch.Tensor) -> bool:
-    """Compares in pieces, the file opened for each: what was read of a file stays in memory until it is closed."""
+    """Compare a stored tensor in pieces. The file is opened for each piece, since pages that were read stay in memory
+    until it is closed."""
     step = max(1, PIECE * len(tensor) // max(1, tensor.nbytes)) if tensor.dim() else 1
     for first in range(0, max(1, len(tensor)) if tensor.dim() else 1, step):
         with safe_open(path, framework="pt") as handle:
             stored = handle.get_slice(name)
             if tuple(stored.get_shape()) != tuple(tensor.shape):
                 return False
-            found = stored[first : first + step] if tensor.dim() else handle.get_tensor(name)
-        meant = tensor[first : first + step] if tensor.dim() else tensor
-        if found.dtype != meant.dtype or not torch.equal(_bytes(found), _bytes(meant)):
+            actual = stored[first : first + step] if tensor.dim() else handle.get_tensor(name)
+        expected = tensor[first : first + step] if tensor.dim() else tensor
+        if actual.dtype != expected.dtype or not torch.equal(_bytes(actual), _bytes(expected)):
             return False
     return True
 

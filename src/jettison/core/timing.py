@@ -1,4 +1,4 @@
-"""Time that is taken while other processes leave the cores alone."""
+"""Measures times while other processes leave the cores idle."""
 
 import os
 import time
@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import psutil
 
-SECONDS = 0.12  # of a sample at least
-FOREIGN = 0.2  # cores that other processes may use during a sample; one busy thread makes a spinning pool crawl
-TRIES, CALM = 20, 0.02
+SECONDS = 0.12  # a sample takes at least this long
+FOREIGN = 0.2  # cores that other processes may use during a sample; one busy thread slows a spinning pool a lot
+TRIES, CALM = 20, 0.02  # samples at most; seconds before each
 
 
 def sample(run: Callable[[], None]) -> tuple[float, float]:
-    """Seconds of one run, the mean over a sample, and how many cores other processes used: the calmest of TRIES."""
+    """Measure the seconds of one run, as the mean of a sample. See ``calmest`` for the result."""
 
     def mean() -> float:
         start, runs = time.perf_counter(), 0
@@ -25,27 +25,30 @@ def sample(run: Callable[[], None]) -> tuple[float, float]:
 
 
 def calmest(measure: Callable[[], float]) -> tuple[float, float]:
-    """What ``measure`` finds, and how many cores other processes used meanwhile: the calmest of TRIES."""
-    found = []
+    """Call ``measure`` until other processes use few cores, at most TRIES times.
+
+    Returns the result with the least use by others, and how many cores they used.
+    """
+    results = []
     for _ in range(TRIES):
-        time.sleep(CALM)  # threads that spin go to sleep
+        time.sleep(CALM)  # spinning threads go to sleep meanwhile
         own, others, start = _own_seconds(), _busy_seconds(), time.perf_counter()
         value = measure()
         wall = time.perf_counter() - start
         foreign = max(0.0, (_busy_seconds() - others - (_own_seconds() - own)) / wall)
-        found.append((foreign, value))
+        results.append((foreign, value))
         if foreign <= FOREIGN:
             break
-    foreign, value = min(found)
+    foreign, value = min(results)
     return value, foreign
 
 
 def _own_seconds() -> float:
-    """Of processors, with those that this process has started and waited for."""
-    return time.process_time() + sum(os.times()[2:4])  # the latter in steps of 10 ms
+    """Processor seconds of this process, and of child processes that it has waited for."""
+    return time.process_time() + sum(os.times()[2:4])  # children are counted in steps of 10 ms
 
 
 def _busy_seconds() -> float:
-    """Of all cores and processes; what a virtual machine's neighbours took as well."""
+    """Busy seconds of all cores, including time that neighbours of a virtual machine took."""
     times = psutil.cpu_times()
     return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)

@@ -1,7 +1,7 @@
-"""What people write, checked by pydantic, and its errors in the house's words: the thing, the value, what is valid.
+"""Validates user input with pydantic, and words its errors as Jettison does: the thing, the value, what is valid.
 
-A field's ``description`` is what is needed there. A validator that knows better raises UsageError itself, which passes
-through pydantic as it is.
+A field's ``description`` says what is needed. A validator that has a better message raises UsageError itself, which
+pydantic passes on.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ Read = TypeVar("Read", bound="Fields")
 
 
 class Fields(BaseModel):
-    """Fields of a file: of the very type that is declared (true is no number), and no others."""
+    """Base of the fields of a file. Values must have the declared type (true is not a number); others are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -24,12 +24,14 @@ class Fields(BaseModel):
 def explain(
     error: ValidationError, say: Say, kind: str, names: Mapping[str, Any], context: str = "", data: Any = None
 ) -> UsageError:
-    """The first thing that is wrong, as a UsageError. An unknown name comes before a wrong value.
+    """Return the first error as a UsageError. Unknown names come before wrong values.
 
-    kind, context: what an unknown name is called, and where. names: of the fields, with pydantic's FieldInfo of each or
-    None. data: what was read, where a validator may have turned a value into another before it was refused.
+    say: words the message from the field, its value, and what is needed.
+    kind, context: what to call an unknown name, and where it is.
+    names: name of every field -> pydantic's FieldInfo, or None.
+    data: the data that was read. A validator may change a value before it is refused; the message shows the original.
     """
-    errors = sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
+    errors = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
     first = errors[0]
     if first["type"] == "extra_forbidden":
         return unknown(kind, first["loc"][-1], names, context)
@@ -39,19 +41,19 @@ def explain(
     return UsageError(say(".".join(map(str, first["loc"])), shown(value), needed))
 
 
-def _written(data: Any, place: tuple[str | int, ...], otherwise: Any) -> Any:
-    """What stands at a place of the data."""
+def _written(data: Any, place: tuple[str | int, ...], default: Any) -> Any:
+    """The value at a place of the data; ``default`` if the place is not there."""
     for step in place:
         if not isinstance(data, Mapping) or step not in data:
-            return otherwise
+            return default
         data = data[step]
     return data
 
 
 def read_fields(model: type[Read], data: Mapping[str, Any], say: Say, kind: str, context: str = "") -> Read:
-    """``data`` as ``model``. Raises UsageError, see ``explain``."""
+    """Validate ``data`` as ``model``. Raises UsageError, see ``explain``."""
     for name in data:
-        if not isinstance(name, str):  # pydantic only looks at texts
+        if not isinstance(name, str):  # pydantic accepts only strings as names
             raise unknown(kind, name, model.model_fields, context)
     try:
         return model.model_validate(dict(data))

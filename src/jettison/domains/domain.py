@@ -1,8 +1,10 @@
-"""What a kind of model is: what it reads, and how its outputs are judged. Everything else treats all kinds alike.
+"""The protocol of a domain, a kind of model: what it reads, and how its outputs are scored.
 
-A domain is a folder of this room with a file ``domain.py``, whose functions are those of ``Domain``; which one a model
-is of, its row in families.yaml says (``domain``), or the class that transformers has for its config. Inputs are always
-one tensor (samples, ...): token ids, or pixels.
+- A domain is a subfolder with a file ``domain.py`` that defines the functions of ``Domain``.
+- The domain of a model is given by its row in families.yaml (``domain``), or by the class that transformers has for its
+  config.
+- Inputs are always one tensor (samples, ...): token ids, or pixels.
+- All other code treats all domains alike.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,13 +19,17 @@ from torch import nn
 from jettison.graph.folder import ModelFolder
 from jettison.recipe.recipe import Recipe, Step
 
-Logits = Callable[[torch.Tensor], torch.Tensor]  # from a batch of inputs
+Logits = Callable[[torch.Tensor], torch.Tensor]  # from a batch of inputs to logits
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What quality is measured on. texts, tokens, window, windows: of language models, see ``evaluate``. images: a
-    folder or parquet file with labels; count: how many of them, None for all."""
+    """The data that quality is measured on.
+
+    texts, tokens, window, windows: for language models, see ``evaluate``.
+    images: a folder or parquet file with labels.
+    count: how many images to use; None for all.
+    """
 
     texts: tuple[str | Path, ...] = ()
     tokens: int | None = None
@@ -34,52 +40,61 @@ class Sources:
 
 
 class Domain(Protocol):
-    """DATA: what is read, in a word."""
+    """A module that describes a kind of model. DATA: the kind of its data in one word."""
 
     DATA: str
 
     def check_reader(self, source: ModelFolder) -> str:
-        """What turns data into inputs, in words. Raises JettisonError if it does not fit the model."""
+        """Return a description of the reader (tokenizer, image processor). Raises JettisonError if it does not fit."""
 
     def example(self, source: ModelFolder) -> tuple[torch.Tensor, str]:
-        """Some inputs that every model reads, and what they are, in words."""
+        """Return inputs (samples, ...) that the model can read, and a description of them."""
 
     def check_recipe(self, source: ModelFolder, recipe: Recipe, calibrated: bool) -> None:
-        """Raise UsageError, before any work, for data that the recipe names and the model cannot read. calibrated:
-        whether the calibration data is needed."""
+        """Check the data that a recipe names, before any work.
+
+        calibrated: whether the calibration data is needed.
+        Raises UsageError for data that the model cannot read.
+        """
 
     def calibration(self, source: ModelFolder, settings: Mapping[str, Any], seed: int) -> torch.Tensor:
-        """(samples, ...) inputs, as ``calibration`` of a recipe asks."""
+        """Return inputs (samples, ...) for calibration. settings: the section ``calibration`` of a recipe."""
 
     def calibration_digest(self, settings: Mapping[str, Any]) -> str | None:
-        """16 hex digits of the content of the calibration data; None where the model makes it itself."""
+        """Return 16 hex digits of the content of the calibration data; None if the model writes it itself."""
 
     def check_sources(self, source: ModelFolder, sources: Sources) -> None:
-        """Raise UsageError for what quality cannot be measured on."""
+        """Check sources before any work. Raises UsageError for data that quality cannot be measured on."""
 
     def contents(self, sources: Sources) -> dict[str, str]:
-        """What quality is measured on, by name -> 16 hex digits of its content."""
+        """Return name -> 16 hex digits of the content, for everything that quality is measured on."""
 
     def same_outputs(self, source: ModelFolder, original: ModelFolder) -> None:
-        """Raise UsageError if the outputs of the two cannot be compared."""
+        """Raise UsageError if the outputs of the two models cannot be compared."""
 
     def scores(self, source: ModelFolder, student: Logits, original: Logits | None, sources: Sources) -> dict[str, Any]:
-        """Quality, and distance from the original, by source: {"texts": ...} or {"images": ...}."""
+        """Measure quality, and distance from the original, by source: {"texts": ...} or {"images": ...}."""
 
     def training(self, source: ModelFolder, recipe: Recipe, step: Step, process: tuple[int, int], wait) -> torch.Tensor:
-        """(samples, ...) inputs that a recovery learns from. process: number of this one and of all; wait: until all
-        are here."""
+        """Return inputs (samples, ...) that a recovery trains on.
+
+        process: rank of this process, and the number of processes.
+        wait: returns when all processes have called it.
+        """
 
     def training_digests(self, recipe: Recipe, step: Step) -> dict[str, str]:
-        """The data of a recovery -> 16 hex digits of its content."""
+        """Return name -> 16 hex digits of the content, for the data that a recovery trains on."""
 
     def lesson(
         self, student: nn.Module, teacher: nn.Module, trained: Mapping[str, nn.Parameter], temperature: float,
         features: float,
     ) -> nn.Module:  # fmt: skip
-        """A module from a batch of inputs to the distance of the student from its teacher. Only the student is a
-        submodule. features: how much of the distance of inner states is added."""
+        """Return a module that maps a batch of inputs to the distance of the student from its teacher.
+
+        Only the student is a submodule. features: weight of the added distance of inner states.
+        """
 
 
 def find_domain(source: ModelFolder) -> Domain:
+    """Return the domain of a model."""
     return import_module(f"jettison.domains.{source.anatomy.family.domain}.domain")

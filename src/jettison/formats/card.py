@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: what it is, made from what, under which licence, and how good it was measured."""
+"""The model card of a checkpoint: its original, recipe, licence, measured quality and how to load it."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,17 @@ STAGES = ("original", "quantized", "recovered")
 
 
 def write_card(manifest: dict[str, Any]) -> str:
-    """README.md for a folder, from its jettison.json. The licence is the original's."""
+    """Return the text of a folder's README.md, made from its jettison.json. The licence is the original's.
+
+    manifest: the content of jettison.json.
+    """
     teacher, recipe = manifest["teacher"], manifest["recipe"]
     name = teacher["name"]
     head: dict[str, Any] = {
         "library_name": "transformers",
         "tags": ["jettison", manifest.get("format", written_formats()[0])],
     }
-    if f"models--{name.replace('/', '--')}" in teacher["folder"]:  # it came from the hub
+    if f"models--{name.replace('/', '--')}" in teacher["folder"]:  # a folder of the Hugging Face cache
         head["base_model"] = name
     name = " ".join(Path(name).name.split())
     stated = manifest.get("license", "")
@@ -57,7 +60,8 @@ def _results(results: dict[str, Any]) -> list[str]:
     if not stages:
         return []
     texts, images = (list(results[stages[0]].get(kind, {})) for kind in ("texts", "images"))
-    cell = lambda text: " ".join(text.split()).replace("|", "\\|")  # what would end a cell of the table
+    # A line break or an unescaped bar in a name would end the cell of the table.
+    cell = lambda text: " ".join(text.split()).replace("|", "\\|")
     columns = ["", "bytes", "bits per weight"]
     columns += [f"{cell(text)}: {kind}" for text in texts for kind in ("perplexity", "KL")]
     columns += [f"{cell(name)}: {kind}" for name in images for kind in ("accuracy", "KL")]
@@ -65,9 +69,9 @@ def _results(results: dict[str, Any]) -> list[str]:
     for stage in stages:
         size = results[stage]["size"]
         row = [stage, f"{size['bytes']:,}", f"{size['bits_per_weight']:.2f}"]
-        for found in (results[stage].get("texts", {}).get(text, {}) for text in texts):
-            row += [f"{found[kind]:.4g}" if kind in found else "" for kind in ("perplexity", "kl")]
-        for found in (results[stage].get("images", {}).get(name, {}) for name in images):
-            row += [f"{found[kind]:.4g}" if kind in found else "" for kind in ("accuracy", "kl")]
+        for scores in (results[stage].get("texts", {}).get(text, {}) for text in texts):
+            row += [f"{scores[kind]:.4g}" if kind in scores else "" for kind in ("perplexity", "kl")]
+        for scores in (results[stage].get("images", {}).get(name, {}) for name in images):
+            row += [f"{scores[kind]:.4g}" if kind in scores else "" for kind in ("accuracy", "kl")]
         lines.append("| " + " | ".join(row) + " |")
     return [*lines, ""]

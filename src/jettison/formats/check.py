@@ -1,4 +1,4 @@
-"""What is looked at after a write: that the files hold what was meant, and that the numbers in them make sense."""
+"""Checks after a write: that the files hold the intended weights, and that the numbers in them make sense."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,55 +16,63 @@ from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import of_matrix
 from jettison.graph.whole import open_walk, random_inputs
 
-CLOSE = 1e-4  # of the largest output: both sides multiply the same float32 weights
+CLOSE = 1e-4  # tolerance, as a share of the largest output: both sides multiply the same float32 weights
 
 
 def inspect(name: str, weight: QuantizedWeight) -> dict[str, int]:
-    """How many groups are ``constant`` (one code throughout) and, of the others, ``saturated`` (every code at an end
-    of the grid): both are legal, and a sign of weights or a range that do not suit each other. Zeros are left out.
+    """Count the groups of a quantized weight that look wrong. Both kinds are legal, but they show that the weights and
+    the range of the grid do not suit each other.
 
+    Returns the number of groups by kind, without kinds of which there is none: ``constant`` (all codes are the same)
+    and ``saturated`` (not constant, and every code is the lowest or the highest of the grid).
     Raises JettisonError for scales that are not finite.
     """
     if bad := int((~torch.isfinite(weight.scale.float())).sum()):
         raise JettisonError(f"{name}: {bad} of {weight.scale.numel()} scales are NaN or infinite")
-    codes = weight.grid.grouped(weight.codes)
-    low, high = codes.amin(-1), codes.amax(-1)
+    codes = weight.grid.grouped(weight.codes)  # (rows, groups, width)
+    low, high = codes.amin(-1), codes.amax(-1)  # (rows, groups)
     constant = low == high
     least, greatest = weight.grid.ends
     saturated = ((codes == least) | (codes == greatest)).all(-1) & ~constant
-    found = {"constant": int(constant.sum()), "saturated": int(saturated.sum())}
-    return {kind: count for kind, count in found.items() if count}
+    counts = {"constant": int(constant.sum()), "saturated": int(saturated.sum())}
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def check_shard(writer: Writer, file: Path, weights: Mapping[Linear, Stored]) -> None:
     """Read compressed linears back from a shard and compare every weight, or code, scale and zero point.
 
+    weights: what was written for every linear of the shard.
     Raises JettisonError if one differs.
     """
     shard = Checkpoint(file.parent, [file])
-    for linear, meant in weights.items():
-        if not _reads_back(writer, shard, linear, meant):
+    for linear, weight in weights.items():
+        if not _reads_back(writer, shard, linear, weight):
             raise JettisonError(f"{file}: {linear.name} reads back differently from what was written: try another disk")
 
 
-def _reads_back(writer: Writer, shard: Checkpoint, linear: Linear, meant: Stored) -> bool:
-    if not writer.packed(linear, meant):
-        return torch.equal(writer.read_back(shard, linear, None), writer.as_stored(linear, meant))
-    name, height = writer.stored_name(linear), max(1, AT_ONCE // linear.columns)
+def _reads_back(writer: Writer, shard: Checkpoint, linear: Linear, weight: Stored) -> bool:
+    if not writer.packed(linear, weight):
+        return torch.equal(writer.read_back(shard, linear, None), writer.as_stored(linear, weight))
+    name, height = writer.stored_name(linear), max(1, AT_ONCE // linear.columns)  # height: of a slice of rows
     for first in range(0, linear.rows, height):
         rows = slice(first, first + height)
-        found = writer.format.read_weight(shard.read, name, meant.grid, rows)
-        pairs = [(found.codes, meant.codes[rows]), (found.scale, meant.scale[rows])]
-        pairs += [] if meant.zero is None else [(found.zero, meant.zero[rows])]
+        stored = writer.format.read_weight(shard.read, name, weight.grid, rows)
+        pairs = [(stored.codes, weight.codes[rows]), (stored.scale, weight.scale[rows])]
+        pairs += [] if weight.zero is None else [(stored.zero, weight.zero[rows])]
         if not all(torch.equal(a, b) for a, b in pairs):
             return False
     return True
 
 
 def check_block(source: ModelFolder, out: Path, linears: Iterable[Linear]) -> dict[str, float] | None:
-    """Run the first quantized block as the finished folder's own config.json describes it, on random inputs, and
-    compare with the original's block carrying the same weights dense.
+    """Run the first quantized block on random inputs with packed weights, and compare with the same weights dense.
 
+    The packed weights are read as the finished folder's own config.json describes them. The dense ones stand in the
+    block of the original.
+
+    source: the original.
+    out: the finished folder.
+    linears: the compressed linears.
     Returns the block's number and the largest difference as a share of the largest output; None if no block is
     quantized. Raises JettisonError if the two do not agree.
     """
@@ -76,8 +84,8 @@ def check_block(source: ModelFolder, out: Path, linears: Iterable[Linear]) -> di
     walk = open_walk(source, random_inputs(source))
     prefix = walk.prefix(block)
     with walk.block(block) as module:
-        here = {linear.name.removeprefix(prefix + "."): linear for linear in linears if linear.block == block}
-        for path, linear in here.items():
+        of_block = {linear.name.removeprefix(prefix + "."): linear for linear in linears if linear.block == block}
+        for path, linear in of_block.items():
             inner = module.get_submodule(path)
             if linear.name in grids:
                 weight = format.read_weight(written.read, linear.name, grids[linear.name]).dequantize()
@@ -85,12 +93,12 @@ def check_block(source: ModelFolder, out: Path, linears: Iterable[Linear]) -> di
             else:
                 inner.weight.data = written.read(f"{linear.name}.weight").float()
         dense = walk.output(block, 0)
-        for path, linear in here.items():
+        for path, linear in of_block.items():
             if linear.name in grids:
                 inner = module.get_submodule(path)
                 packed = packed_module(written, linear.name, grids[linear.name], inner, inner.bias)
                 module.set_submodule(path, packed)
         difference = float((walk.output(block, 0) - dense).abs().max() / dense.abs().max())
     if not difference <= CLOSE:
-        raise JettisonError(f"{out}: block {block} computes something else from its packed weights ({difference:.3g})")
+        raise JettisonError(f"{out}: block {block} computes other outputs from its packed weights ({difference:.3g})")
     return {"index": block, "difference": round(difference, 9)}

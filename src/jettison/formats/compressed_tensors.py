@@ -1,6 +1,6 @@
-"""compressed-tensors, format pack-quantized: one grid per group of modules, weights packed in int32 words.
+"""The format compressed-tensors, pack-quantized: one grid per group of modules, weights packed in int32 words.
 
-Written with the library's own schema.
+The section of config.json is written with the schema of the library compressed-tensors itself.
 """
 
 import re
@@ -30,33 +30,38 @@ from jettison.graph.folder import ModelFolder
 __all__ = ["detects", "packs", "problems", "read_grids", "read_weight", "refuses", "section", "tensors"]
 
 LIBRARIES = ("compressed-tensors", "safetensors")
-TARGET_SECONDS = 5.0  # of work to match the targets of a config with one name: it takes microseconds
-FORMAT, MIXED = "pack-quantized", "mixed-precision"  # of a group; of a section whose groups differ
+TARGET_SECONDS = 5.0  # limit for matching one name with the targets of a config, which takes microseconds
+FORMAT, MIXED = "pack-quantized", "mixed-precision"  # format of a group; format of a section whose groups differ
 STORED_LAYOUTS = ("linear", "embedding")
 
 
 def detects(quantization: Mapping[str, Any]) -> bool:
+    """Whether a section ``quantization_config`` says that a checkpoint is in compressed-tensors."""
     return quantization.get("quant_method") == "compressed-tensors"
 
 
 def packs(linear: Linear) -> bool:
-    """Linears and embeddings. Others (GPT-2's) are stored dense, on their grid."""
+    """Whether a matrix is stored packed: linears and embeddings are. Others (Conv1D of GPT-2) are stored dense, with
+    their values on the grid."""
     return linear.layout in STORED_LAYOUTS
 
 
 def refuses(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
-    """Value tables, and convolutions, which it would have to store dense."""
+    """Refuse value tables, and quantized convolutions, which the format could only store dense. One line each."""
     tables = [linear.name for linear in anatomy if isinstance(grids.get(linear.name), ValueTable)]
     convolutions = [linear.name for linear in anatomy if linear.layout == "conv2d" and linear.name in grids]
-    found = [(tables, "value tables"), (convolutions, "quantized convolutions")]
-    return [f"compressed-tensors holds no {what} ({len(names)}, first {names[0]})" for names, what in found if names]
+    refused = [(tables, "value tables"), (convolutions, "quantized convolutions")]
+    return [f"compressed-tensors holds no {what} ({len(names)}, first {names[0]})" for names, what in refused if names]
 
 
 def section(anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
-    """``quantization_config`` for config.json. grids: linear name -> its grid, for the packed ones.
+    """Return ``quantization_config`` for config.json.
 
-    A pattern stands for all blocks where they agree; otherwise modules are named one by one. Nothing is targeted by
-    class, so what is not named is not quantized; it is listed under ``ignore``, as vLLM wants it.
+    A pattern stands for a module of all blocks if they agree; otherwise modules are named one by one. Nothing is
+    targeted by class, so a module that is not named is not quantized. Such modules are also listed under ``ignore``,
+    which vLLM needs.
+
+    grids: linear name -> its grid, for the packed ones.
     """
     by_grid: dict[Grid, list[str]] = defaultdict(list)
     for linear in anatomy:
@@ -87,6 +92,7 @@ def _arguments(grid: Grid) -> QuantizationArgs:
 
 
 def _targets(names: list[str], every: list[str]) -> list[str]:
+    # A pattern is a name with its numbers (block, expert) left open.
     pattern = lambda name: re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name))
     members, total = defaultdict(list), defaultdict(int)
     for name in every:
@@ -94,13 +100,13 @@ def _targets(names: list[str], every: list[str]) -> list[str]:
     for name in names:
         members[pattern(name)].append(name)
     targets = []
-    for shape, found in members.items():
-        targets += [f"re:{shape}$"] if len(found) == total[shape] > 1 else found
+    for shape, matching in members.items():
+        targets += [f"re:{shape}$"] if len(matching) == total[shape] > 1 else matching
     return targets
 
 
 def read_grids(source: ModelFolder) -> dict[str, Grid]:
-    """Linear name -> grid, from config.json, for every module that the shards hold packed.
+    """Return linear name -> grid, from config.json, for every module that the shards hold packed.
 
     Raises JettisonError for a quantization that is not weight-only pack-quantized integers, and for tensors whose
     shapes or types are not those of their grid.
@@ -132,7 +138,7 @@ def read_grids(source: ModelFolder) -> dict[str, Grid]:
 def _grid(source: ModelFolder, linear: Linear, scheme: QuantizationScheme) -> Grid:
     weights, where = scheme.weights, f"{source.folder}: {linear.name}"
     if weights is None or weights.type != "int" or scheme.input_activations or scheme.output_activations:
-        raise JettisonError(f"{where} is not weight-only integers, which is all that is read")
+        raise JettisonError(f"{where} is not weight-only integers; nothing else can be read")
     if scheme.format not in (None, FORMAT) or weights.strategy not in ("channel", "group"):
         kind = f"{scheme.format or FORMAT} by {QuantizationStrategy(weights.strategy).value}"
         raise JettisonError(f"{where} is {kind}; only {FORMAT} by channel or group can be read")
@@ -148,26 +154,26 @@ def _grid(source: ModelFolder, linear: Linear, scheme: QuantizationScheme) -> Gr
 
 
 def problems(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
-    """What keeps transformers from loading this checkpoint, in plain words. Empty for most models."""
-    found = []
+    """List the reasons why transformers cannot load this checkpoint, as sentences. Empty for most models."""
+    reasons = []
     if any(not grid.symmetric for grid in grids.values()):
-        found.append(
+        reasons.append(
             "with compressed-tensors 0.18 to 0.20, transformers cannot load packed zero points: "
             "use symmetric: true, compressed-tensors 0.17, or jettison.load"
         )
     if any("embed" in linear.roles and linear.name in grids for linear in anatomy):
-        found.append("transformers cannot run a packed embedding; jettison.load unpacks it")
+        reasons.append("transformers cannot run a packed embedding; jettison.load unpacks it")
     every = [linear for linear in anatomy if "expert" in linear.roles]
     experts = [linear for linear in every if linear.name in grids]
     if experts and anatomy.family.experts["stored"] == "stacked":
-        found.append(f"transformers has no loader for packed experts of {anatomy.family.name}; jettison.load has")
+        reasons.append(f"transformers has no loader for packed experts of {anatomy.family.name}; jettison.load has")
     elif len({grids[linear.name] for linear in experts}) > 1:
-        found.append(
+        reasons.append(
             "transformers reads one grid for all experts, and this recipe has several; jettison.load reads all"
         )
     elif grids and len(experts) < len(every) and anatomy.family.experts["stored"] == "separate":
-        found.append(
+        reasons.append(
             "transformers reads all experts packed or, where nothing is packed, none: with some in 16 bits it fails or "
             "reads them wrongly; jettison.load does not"
         )
-    return found
+    return reasons

@@ -1,4 +1,4 @@
-"""A draft model as a folder of its own, for runtimes that take one (vLLM, assisted generation of transformers)."""
+"""Write a draft model to a folder of its own, for runtimes that load one (vLLM, transformers' assisted generation)."""
 
 import re
 from collections.abc import Mapping
@@ -24,41 +24,46 @@ from jettison.graph.surgery import Renumbering, shortened
 def write_draft_model(
     source: UnpackedFolder, skip: tuple[str, ...], out: Path, view: Mapping[str, QuantizedWeight] | None = None
 ) -> None:
-    """The checkpoint without the blocks ``skip``, the rest renumbered; linears of blocks in fewer bits (``view``: name
-    in ``source`` -> weight). A shard at a time; the index is written last.
+    """Write the draft model of a checkpoint: without some blocks, or with linears in fewer bits, or both.
 
-    Raises UsageError where a half of a block is skipped, which no other runtime can, and for a folder that holds a
-    model.
+    The remaining blocks are renumbered. One shard is in memory at a time; the index is written last.
+
+    skip: numbers of the blocks to leave out.
+    out: a folder that holds no model yet.
+    view: linear name in ``source`` -> its weight in fewer bits, which replaces the one of ``source``.
+    Raises UsageError if ``skip`` names half of a block, which no other runtime can skip, for a folder that holds a
+    model, for a model that does not read text alone, and for experts that are stored as one tensor.
     """
     if halves := [unit for unit in skip if "." in unit]:
         raise UsageError(f"a draft without {', '.join(halves)}: only whole blocks can be left out of a checkpoint")
     if (out / "config.json").exists():
         raise UsageError(f"{out} holds a model already: choose another folder")
     if "text_config" in source.raw_config:
-        raise UsageError(f"a draft model of {source.name}: only models of text alone can be cut out")
-    stay = [block for block in range(source.anatomy.blocks) if str(block) not in skip]
-    config = dict(source.raw_config) | shortened(source.raw_config, stay)
+        raise UsageError(f"a draft model of {source.name}: only text models can be written as one")
+    kept = [block for block in range(source.anatomy.blocks) if str(block) not in skip]
+    config = dict(source.raw_config) | shortened(source.raw_config, kept)
     config.pop("quantization_config", None)
     write_json(out / "config.json", config)
-    names = Renumbering(source.anatomy.family.blocks, stay)
+    names = Renumbering(source.anatomy.family.blocks, kept)
     grids = read_grids(source) | {name: weight.grid for name, weight in (view or {}).items()}
-    moved: dict[str, Grid] = {}
+    new_grids: dict[str, Grid] = {}  # by the name after renumbering
     weight_map: dict[str, str] = {}
-    for old, new in [(None, None), *((block, number) for number, block in enumerate(stay))]:
+    # None, None: the tensors outside all blocks.
+    for old, new in [(None, None), *((block, number) for number, block in enumerate(kept))]:
         tensors = {name: source.checkpoint.read(name) for name in source.checkpoint if names.block(name) == old}
         for linear in source.anatomy.of_block(old):
             if view and linear.name in view:
                 _replace(source, linear, view[linear.name], tensors)
             if linear.name in grids:
-                moved[names.rename(linear.name)] = grids[linear.name]
+                new_grids[names.rename(linear.name)] = grids[linear.name]
         shard = f"model-{'rest' if new is None else f'{new:05d}'}.safetensors"
         renamed = {names.rename(name): tensor for name, tensor in tensors.items()}
         write_tensors(out / shard, renamed)
         weight_map |= dict.fromkeys(renamed, shard)
     size = Checkpoint(out, [out / shard for shard in sorted(set(weight_map.values()))]).tensor_bytes
-    if moved:
+    if new_grids:
         anatomy = open_shape(out / "config.json").anatomy
-        config["quantization_config"] = find_format(choose_format(anatomy, moved)).section(anatomy, moved)
+        config["quantization_config"] = find_format(choose_format(anatomy, new_grids)).section(anatomy, new_grids)
     copy_companions(source.folder, out)
     write_json(out / "config.json", config)
     write_json(out / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})

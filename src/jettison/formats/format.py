@@ -1,7 +1,7 @@
-"""What a checkpoint format is, and how one is found. A format is a file of this room; which there are, and which is
-taken first, is what the runtime ``jettison`` of runtimes.yaml loads.
+"""The protocol of a checkpoint format, and functions that choose one.
 
-Nothing here imports torch, whose import takes seconds: plans name formats, and do not write them.
+A format is a module of this package. The entry ``jettison`` of runtimes.yaml lists the formats in order of preference.
+This file does not import torch, whose import takes seconds: a plan names a format and does not write it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,9 +23,9 @@ Reader = Callable[[str], "torch.Tensor"]  # from a tensor's name to its value
 
 
 class Format(Protocol):
-    """A module of this room. ``quantization`` is the section ``quantization_config`` of config.json.
+    """A module of this package. ``quantization`` is the section ``quantization_config`` of config.json.
 
-    LIBRARIES: the packages that it writes with, whose versions a run records.
+    LIBRARIES: the packages that the format is written with; a run records their versions.
     """
 
     LIBRARIES: tuple[str, ...]
@@ -34,38 +34,46 @@ class Format(Protocol):
         """Whether a checkpoint with this section is in this format."""
 
     def packs(self, linear: Linear) -> bool:
-        """Whether the format holds such a matrix packed. What it does not is stored dense, on its grid."""
+        """Whether the format stores such a matrix packed. Others are stored dense, with their values on the grid."""
 
     def refuses(self, anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
-        """Why it cannot hold these grids (linear name -> grid), one line each; empty if it can."""
+        """List the reasons why the format cannot hold these grids (linear name -> grid), one line each."""
 
     def tensors(self, name: str, weight: "QuantizedWeight") -> "dict[str, torch.Tensor]":
-        """What a shard holds for a packed linear called ``name``."""
+        """Return the tensors of a shard, by name, for a packed linear called ``name``."""
 
     def section(self, anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
-        """``quantization_config`` for config.json. grids: of the packed linears."""
+        """Return ``quantization_config`` for config.json.
+
+        grids: linear name -> grid of the packed linears.
+        """
 
     def read_grids(self, source: "ModelFolder") -> dict[str, Grid]:
-        """Linear name -> grid of every linear that the shards hold packed. Raises JettisonError for what cannot be
-        read, and for tensors whose shapes or types are not those of their grid."""
+        """Return linear name -> grid of every linear that the shards hold packed.
+
+        Raises JettisonError for a quantization that cannot be read, and for tensors whose shapes or types are not those
+        of their grid.
+        """
 
     def read_weight(self, read: Reader, name: str, grid: Grid, rows: slice = slice(None)) -> "QuantizedWeight":
-        """A packed linear, or some of its rows."""
+        """Read a packed linear, or some of its rows."""
 
     def problems(self, anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
-        """What keeps transformers from loading such a checkpoint, in plain words."""
+        """List the reasons why transformers cannot load such a checkpoint, as sentences."""
 
 
 def find_format(name: str) -> Format:
-    """Raises UsageError that lists the known ones."""
+    """Return the format of this name. Raises UsageError, which lists the known ones."""
     if name not in written_formats():
         raise unknown("format", name, written_formats())
     return import_module(f"jettison.formats.{name.replace('-', '_')}")
 
 
 def format_of(source: "ModelFolder") -> Format:
-    """The format of a quantized folder; of one that is not quantized, the first. Raises JettisonError for a format that
-    cannot be read."""
+    """Return the format of a quantized folder, or the first format for a folder that is not quantized.
+
+    Raises JettisonError for a format that cannot be read.
+    """
     quantization = source.quantization
     for name in written_formats():
         if not quantization or find_format(name).detects(quantization):
@@ -77,7 +85,10 @@ def format_of(source: "ModelFolder") -> Format:
 
 
 def choose_format(anatomy: Anatomy, grids: Mapping[str, Grid], names: Iterable[str] = ()) -> str:
-    """The first of ``names`` (by default of all that are written) that can hold the grids; the very first where none
-    can, for ``refuses`` to say why."""
+    """Return the first of ``names`` that can hold the grids. If none can, return the first; its ``refuses`` says why.
+
+    grids: linear name -> grid.
+    names: formats in order of preference; empty means all that Jettison writes.
+    """
     names = list(names) or written_formats()
     return next((name for name in names if not find_format(name).refuses(anatomy, grids)), names[0])

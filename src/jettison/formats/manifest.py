@@ -1,6 +1,6 @@
-"""``jettison.json``: what was done to a checkpoint, from what, and what was measured.
+"""Reads and writes ``jettison.json``: the original, the recipe and the measurements of a compressed checkpoint.
 
-It holds no times and no dates: the same run gives the same bytes.
+The file holds no times and no dates, so the same run writes the same bytes.
 """
 
 import os
@@ -18,8 +18,11 @@ NAME, CARD = "jettison.json", "README.md"
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """Raises UsageError if the folder is not one that Jettison wrote and finished, JettisonError if its jettison.json
-    is damaged or holds something of another type than ``schema.Manifest``."""
+    """Return the content of a folder's jettison.json.
+
+    Raises UsageError if the folder is not a finished output of Jettison, and JettisonError if its jettison.json is
+    damaged or does not match ``schema.Manifest``.
+    """
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise UsageError(f"no folder {str(folder)!r}: give one that `jettison compress` wrote")
@@ -29,15 +32,23 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def command_line(verb: str, model: str | Path, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """The words of ``jettison VERB MODEL`` with the options that are not what they are by default, for jettison.json:
-    how to do it again. Lists are repeated options, and a recipe that is no file is called recipe.yaml."""
+    """Return the words of a command line that does the same again, for jettison.json.
+
+    It is ``jettison VERB MODEL`` with every option that differs from its default. A list becomes a repeated option. A
+    recipe that is not a file is written as recipe.yaml.
+
+    options: name without dashes -> value.
+    defaults: name -> default value.
+    """
     words = ["jettison", verb, str(model)]
     for name, value in options.items():
         if isinstance(value, bool):
             words += [f"--{'' if value else 'no-'}{name}"] if value != defaults.get(name) else []
         elif isinstance(value, list | tuple):
-            each = [str(one) for one in value]
-            words += [word for one in each for word in _option(name, one)] if each != [*defaults.get(name, ())] else []
+            texts = [str(item) for item in value]
+            words += (
+                [word for text in texts for word in _option(name, text)] if texts != [*defaults.get(name, ())] else []
+            )
         elif value is not None and value != defaults.get(name):
             words += _option(name, str(value) if isinstance(value, str | Path | int | float) else "recipe.yaml")
     return words
@@ -48,8 +59,11 @@ def _option(name: str, value: str) -> list[str]:
 
 
 def update_manifest(folder: Path, **sections: Any) -> dict[str, Any]:
-    """Replace these sections and keep the others. The model card, which is made of them, is written first: a run that
-    is killed between the two does this again."""
+    """Replace these sections of jettison.json, keep the others, and write the model card again.
+
+    The card is made of the sections and is written first: a run that is killed between the two writes repeats both.
+    Returns the new content of jettison.json.
+    """
     manifest = (read_manifest(folder) if (folder / NAME).exists() else {}) | sections
     write_text(folder / CARD, write_card(manifest))
     write_json(folder / NAME, manifest)

@@ -1,4 +1,4 @@
-"""Folders with packed weights, in whatever format: their grids, and their models with the weights still packed."""
+"""Reads folders with packed weights, in any format: their grids, and their models with the weights still packed."""
 
 from pathlib import Path
 
@@ -15,14 +15,18 @@ from jettison.graph.modules import PackedConv2d, PackedLinear
 
 
 def read_grids(source: ModelFolder) -> dict[str, Grid]:
-    """Linear name -> grid of every linear that is packed. Raises JettisonError as the formats do."""
+    """Return linear name -> grid of every packed linear. Raises JettisonError as ``Format.read_grids`` does."""
     return format_of(source).read_grids(source) if source.quantization else {}
 
 
 def packed_module(
     source: ModelFolder, name: str, grid: Grid, module: nn.Module, bias: torch.Tensor | None = None
 ) -> PackedLinear | PackedConv2d:
-    """A quantized matrix of a folder, as it is stored. module: the linear or convolution in whose place it stands."""
+    """Return a module that holds a quantized matrix of a folder, packed as it is stored.
+
+    name: of the matrix in the folder.
+    module: the linear or convolution that the new module will replace.
+    """
     rows, columns = source.read(f"{name}.weight_shape").tolist()
     parts = {part: source.read(f"{name}.{part}") for part in empty_parts(rows, columns, grid)}
     if isinstance(module, nn.Conv2d):
@@ -32,12 +36,12 @@ def packed_module(
 
 @waiting("loading the model")
 def load_packed(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
-    """The model of a folder, its quantized linears as ``PackedLinear``, convolutions as ``PackedConv2d``, the rest in
-    ``dtype``."""
+    """Load the model of a folder: quantized linears as ``PackedLinear``, quantized convolutions as ``PackedConv2d``,
+    and everything else in ``dtype``."""
     model, format = source.new_skeleton(), format_of(source)
     for name, grid in read_grids(source).items():
         module = model.get_submodule(name)
-        if isinstance(module, nn.Embedding):  # looked up row by row, not multiplied: kept dense
+        if isinstance(module, nn.Embedding):  # its rows are looked up and not multiplied, so it stays dense
             weight = format.read_weight(source.read, name, grid).dequantize(dtype)
             module.weight = nn.Parameter(weight, requires_grad=False)
             continue
@@ -48,17 +52,19 @@ def load_packed(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
 
 
 class UnpackedFolder(ModelFolder):
-    """A folder whose packed linears read as dense float32 weights: for what walks a model block by block."""
+    """A folder whose packed linears read as dense float32 weights, for code that walks a model block by block."""
 
     def __init__(self, name: str | Path):
         super().__init__(name)
         self._grids = read_grids(ModelFolder(name))
 
     def locate(self, parameter: str) -> tuple[str, int | None, str]:
+        """As ``ModelFolder.locate``; the weight of a packed linear is located by its ``weight_packed``."""
         base = parameter.removesuffix(".weight")
         return super().locate(f"{base}.weight_packed" if base in self._grids and base != parameter else parameter)
 
     def read(self, parameter: str) -> torch.Tensor:
+        """As ``ModelFolder.read``; the weight of a packed linear is unpacked to float32."""
         base = parameter.removesuffix(".weight")
         if base in self._grids and base != parameter:
             return format_of(self).read_weight(super().read, base, self._grids[base]).dequantize()

@@ -1,4 +1,7 @@
-"""PEFT's folder: ``adapter_config.json`` and ``adapter_model.safetensors``, read by PEFT's rules or refused."""
+"""Reads and writes LoRA adapters in PEFT's folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+An adapter is read by PEFT's own rules, or refused.
+"""
 
 import math
 import re
@@ -24,12 +27,13 @@ FOLDER = "adapter"
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 LORA_TENSOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
-BASE = "jettison_base"  # metadata: the hash of the weights that the adapter was trained for
+BASE = "jettison_base"  # metadata key: the hash of the weights that the adapter was trained for
 
+# Fields that PEFT's rules for scaling, and for the choice of modules, use.
 SCALE = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
 WHERE = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
-# Fields that change nothing once an adapter is trained. lora_dropout is for training; fan_in_fan_out says how the base
-# lies in memory, which A and B do not depend on; the others are about the way to the first values, or about merging.
+# Fields that have no effect once an adapter is trained. lora_dropout is for training; fan_in_fan_out says how the base
+# lies in memory, which A and B do not depend on; the others configure the initial values, or merging.
 INERT = {
     "peft_type",
     "task_type",
@@ -41,13 +45,14 @@ INERT = {
 }
 INERT |= {"lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config"}
 INERT |= {"lora_ga_config", "qalora_group_size", "ensure_weight_tying", "runtime_config"}
-STARTS = (True, False, "gaussian", "eva", "orthogonal")  # the other init_lora_weights change the base as well
+STARTS = (True, False, "gaussian", "eva", "orthogonal")  # other values of init_lora_weights also change the base
 
 
 def write_adapter(folder: Path, tensors: dict[str, torch.Tensor], rank: int, alpha: float, names: list[str]) -> None:
-    """Write ``folder``/adapter for the weights that the folder holds now, whose hash it records.
+    """Write ``folder``/adapter for the weights that the folder holds now, and record the hash of these weights.
 
-    tensors: ``<module>.lora_a`` (rank, in) and ``<module>.lora_b`` (out, rank). names: all linears of the model.
+    tensors: ``<module>.lora_a`` (rank, in) and ``<module>.lora_b`` (out, rank).
+    names: all linears of the model.
     """
     adapted = sorted({name.rpartition(".")[0] for name in tensors})
     config = LoraConfig(
@@ -63,7 +68,10 @@ def write_adapter(folder: Path, tensors: dict[str, torch.Tensor], rank: int, alp
 
 
 def base_hash(folder: Path) -> str:
-    """Names the weights of a folder: from the hashes of its shards, which jettison.json records."""
+    """Return a hash of the weights of a folder, made from the hashes of its shards.
+
+    jettison.json records the hashes of the shards; without it they are computed.
+    """
     hashes = read_manifest(folder).get("hashes") if (folder / NAME).exists() else None
     if not isinstance(hashes, dict):
         hashes = {file.name: file_digest(file) for file in folder.glob("model*.safetensors")}
@@ -71,25 +79,27 @@ def base_hash(folder: Path) -> str:
 
 
 def _targets(adapted: list[str], names: list[str]) -> list[str]:
-    """Last parts of names, such as gate_proj, where those say exactly which modules are meant; else whole names."""
+    """Last parts of names, such as gate_proj, if these select exactly the adapted modules; else whole names."""
     last = lambda name: name.rpartition(".")[2]
-    total, found = Counter(map(last, names)), Counter(map(last, adapted))
-    return sorted(found) if all(total[part] == found[part] for part in found) else adapted
+    total, chosen = Counter(map(last, names)), Counter(map(last, adapted))
+    return sorted(chosen) if all(total[part] == chosen[part] for part in chosen) else adapted
 
 
 def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
-    """Put the LoRA adapters of ``folder``/adapter beside the linears they were trained for.
+    """Attach the LoRA adapters of ``folder``/adapter to the linears that they were trained for.
 
-    PEFT's rules for scaling (rsLoRA, rank and alpha patterns) and for which modules are meant hold. Raises
-    JettisonError, which names the field or the tensor, for an adapter that does more than that, that does not fit the
-    model, or that records another base.
+    PEFT's rules apply for scaling (rsLoRA, rank and alpha patterns) and for the choice of modules.
+
+    Returns the model, which is changed in place.
+    Raises JettisonError, which names the field or the tensor, for an adapter that uses other features of PEFT, does not
+    fit the model, or records another base.
     """
     path = folder / FOLDER
     tensors, config = Checkpoint(path, [path / TENSORS]), _read_config(path / CONFIG)
     recorded = tensors.metadata.get(BASE)
-    if recorded is not None and recorded != (found := base_hash(folder)):
+    if recorded is not None and recorded != (current := base_hash(folder)):
         raise JettisonError(
-            f"{path} was trained for other weights ({recorded}) than {folder} holds ({found}): "
+            f"{path} was trained for other weights ({recorded}) than {folder} holds ({current}): "
             "recover that folder again, or load it without its adapter"
         )
     for name in _adapted_modules(tensors, path / TENSORS):
@@ -100,10 +110,10 @@ def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
             raise JettisonError(f"{path} is for a module {name}, which the model does not have") from None
         try:
             rank, scaling = _scaling(config, name)
-            meant = config.target_modules in (None, "all-linear") or check_target_module_exists(config, name)
+            targeted = config.target_modules in (None, "all-linear") or check_target_module_exists(config, name)
         except (re.error, TypeError) as error:
             raise JettisonError(f"{path / CONFIG} has a pattern that cannot be read: {error}") from error
-        if not meant:
+        if not targeted:
             raise JettisonError(f"{path} has tensors for {name}, which target_modules of its {CONFIG} leaves out")
         _check_fit(path, name, base, rank, a, b)
         model.set_submodule(name, Adapted(base, a, b, scaling))
@@ -111,7 +121,7 @@ def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def _read_config(file: Path) -> LoraConfig:
-    """Of a plain LoRA adapter; anything else is refused, by its name."""
+    """Read the config of a plain LoRA adapter. Raises JettisonError, which names the field, for any other."""
     values, plain = read_json(file), LoraConfig()
     if values.get("peft_type") != "LORA":
         raise JettisonError(f"{file}: peft_type = {values.get('peft_type')!r}: only LORA can be applied")
@@ -122,11 +132,11 @@ def _read_config(file: Path) -> LoraConfig:
         known = name in SCALE | WHERE | INERT or name == "init_lora_weights"
         if value and not known and value != getattr(plain, name, None):
             raise JettisonError(
-                f"{file}: {name} = {value!r} cannot be applied: merge the adapter by PEFT, or load without it"
+                f"{file}: {name} = {value!r} cannot be applied: merge the adapter with PEFT, or load without it"
             )
     try:
         config = LoraConfig(**{name: values[name] for name in sorted(SCALE | WHERE) if name in values})
-    except Exception as error:  # PEFT raises what its checks meet
+    except Exception as error:  # the checks of PEFT raise exceptions of any class
         raise JettisonError(f"{file} cannot be used: {' '.join(str(error).split())}") from error
     whole = lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0
     number = lambda value: isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -135,37 +145,37 @@ def _read_config(file: Path) -> LoraConfig:
     return config
 
 
-def _check_numbers(file: Path, name: str, value: Any, pattern: Any, fine, valid: str) -> None:
+def _check_numbers(file: Path, name: str, value: Any, pattern: Any, is_valid, valid: str) -> None:
     kind = {"r": "rank_pattern"}.get(name, "alpha_pattern")
     if not isinstance(pattern or {}, dict):
         raise JettisonError(f"{file}: {kind} = {pattern!r}: it must map names to numbers")
-    for where, each in ((name, value), *((f"{kind}[{key!r}]", each) for key, each in (pattern or {}).items())):
-        if not fine(each):
-            raise JettisonError(f"{file}: {where} = {each!r}: it must be {valid}")
+    for field, number in ((name, value), *((f"{kind}[{key!r}]", entry) for key, entry in (pattern or {}).items())):
+        if not is_valid(number):
+            raise JettisonError(f"{file}: {field} = {number!r}: it must be {valid}")
 
 
 def _scaling(config: LoraConfig, name: str) -> tuple[int, float]:
-    """The rank of a module's LoRA adapter, and what its output is multiplied by."""
+    """The rank of a module's LoRA adapter, and the factor of its output."""
     rank = _by_pattern(config.rank_pattern or {}, name, config.r)
     alpha = _by_pattern(config.alpha_pattern or {}, name, config.lora_alpha)
     return rank, alpha / (math.sqrt(rank) if config.use_rslora else rank)
 
 
-def _by_pattern(patterns: dict[str, Any], name: str, otherwise: Any) -> Any:
-    """As PEFT's get_pattern_key: the first pattern that fits the end of the name, from the beginning of a part on."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), otherwise)
+def _by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
+    """The value of the first pattern that matches whole last parts of the name, as in PEFT's get_pattern_key."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
 def _adapted_modules(tensors: Checkpoint, file: Path) -> list[str]:
-    """The modules that have a LoRA adapter. Raises JettisonError for other tensors, and for half of one."""
+    """The modules that have a LoRA adapter. Raises JettisonError for other tensors, and if A or B is missing."""
     parts: dict[str, set[str]] = defaultdict(set)
     for stored in tensors:
-        if not (found := LORA_TENSOR.fullmatch(stored)):
+        if not (match := LORA_TENSOR.fullmatch(stored)):
             raise JettisonError(f"{file} has a tensor {stored}, which is no part of a LoRA adapter of a linear")
-        parts[found[1]].add(found[2])
-    for name, found in parts.items():
-        if found != {"A", "B"}:
-            raise JettisonError(f"{file} has lora_{min(found)} of {name} without the other half of its LoRA adapter")
+        parts[match[1]].add(match[2])
+    for name, halves in parts.items():
+        if halves != {"A", "B"}:
+            raise JettisonError(f"{file} has lora_{min(halves)} of {name} without the other half of its LoRA adapter")
     if not parts:
         raise JettisonError(f"{file} has no tensors")
     return list(parts)
@@ -189,11 +199,12 @@ def _check_fit(path: Path, name: str, base: nn.Module, rank: int, a: torch.Tenso
 
 
 def adapted_names(folder: Path) -> set[str]:
-    """The modules that have a LoRA adapter."""
+    """Return the names of the modules that have a LoRA adapter in ``folder``/adapter."""
     file = folder / FOLDER / TENSORS
-    return {found[1] for name in Checkpoint(file.parent, [file]) if (found := LORA_TENSOR.fullmatch(name))}
+    return {match[1] for name in Checkpoint(file.parent, [file]) if (match := LORA_TENSOR.fullmatch(name))}
 
 
 def adapter_bytes(folder: Path) -> int:
+    """Return the bytes of the tensors of ``folder``/adapter, 0 if there is none."""
     file = folder / FOLDER / TENSORS
     return Checkpoint(folder / FOLDER, [file]).tensor_bytes if file.exists() else 0

@@ -1,4 +1,7 @@
-"""What runtimes load (runtimes.yaml): which grids, and which matrices must share one. Needs shapes, no weights."""
+"""Rules of what runtimes load (runtimes.yaml): which grids, and which matrices must share one.
+
+Only shapes are needed, not weights.
+"""
 
 import re
 from collections import defaultdict
@@ -15,16 +18,18 @@ from jettison.encodings.grid import WHOLE_ROW, Grid
 from jettison.encodings.uniform import UniformGrid
 from jettison.graph.anatomy import Anatomy, Family, Linear
 
-USUAL_SIZES = (WHOLE_ROW, 16, 32, 64, 128, 256)  # what is offered where any group size loads
-SORTS = {"head": "head", "embed": "embedding", "expert": "experts"}  # role -> sort of matrix; the others are "linears"
+USUAL_SIZES = (WHOLE_ROW, 16, 32, 64, 128, 256)  # the group sizes that are tried where any size loads
+SORTS = {"head": "head", "embed": "embedding", "expert": "experts"}  # role -> sort of matrix; other roles are "linears"
 DENSE = "16 bits"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Grids that load alike: any of these bits, group sizes (None: whatever divides), symmetries and values together.
+    """A set of grids that load: every combination of these bits, group sizes, symmetries and values.
 
-    name: of the kernel or the type. bits_per_weight: as stored, where that is not what the grid itself says.
+    group_sizes: None means every size that divides a row.
+    name: of the kernel or the type.
+    bits_per_weight: as stored in the format, where it differs from ``Grid.bits_per_weight``.
     """
 
     bits: tuple[int, ...]
@@ -39,7 +44,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Part:
-    """How one sort of matrix loads. No kinds: it stays in 16 bits. only, not_in: families, empty for no restriction."""
+    """How one sort of matrix loads. Without kinds it stays in 16 bits. only, not_in: families; empty: no limits."""
 
     kinds: tuple[Kind, ...]
     verified: bool
@@ -49,8 +54,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Support:
-    """What a runtime loads of one checkpoint format. parts: for linears, head, embedding and experts; the other fields
-    are those of runtimes.yaml."""
+    """What a runtime loads of one checkpoint format. parts: by sort of matrix (linears, head, embedding, experts); the
+    other fields are explained in runtimes.yaml."""
 
     name: str
     parts: dict[str, Part]
@@ -65,12 +70,13 @@ class Support:
 
     @property
     def written(self) -> bool:
+        """Whether Jettison writes this format."""
         return self.name in written_formats()
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A row of runtimes.yaml. max_rank: of LoRA adapters; None where no limit is known."""
+    """A row of runtimes.yaml. max_rank: the highest rank of a LoRA adapter; None where no limit is known."""
 
     name: str
     title: str
@@ -82,18 +88,18 @@ class Runtime:
 
     @cached_property
     def format(self) -> Support:
-        """The one that a checkpoint for this runtime is in: the first that Jettison writes, else the first."""
+        """The format of checkpoints for this runtime: the first that Jettison writes, else the first."""
         return next((format for format in self.formats if format.written), self.formats[0])
 
     def loading(self, format: str) -> "Runtime":
-        """This runtime for checkpoints in that format alone. Raises UsageError if it loads none such."""
-        if not (known := [each for each in self.formats if each.name == format]):
-            raise unknown("format", format, [each.name for each in self.formats], f" for runtime {self.name}")
+        """Return this runtime restricted to one format. Raises UsageError if it does not load that format."""
+        if not (known := [support for support in self.formats if support.name == format]):
+            raise unknown("format", format, [support.name for support in self.formats], f" for runtime {self.name}")
         return replace(self, formats=tuple(known))
 
     @property
     def no_writer(self) -> str:
-        """Why nothing can be compressed for this runtime yet, though it can be planned for; '' if it can."""
+        """Why Jettison can plan for this runtime but not write a checkpoint for it yet; '' if it can write one."""
         if self.format.written:
             return ""
         able = ", ".join(name for name, runtime in _runtimes().items() if runtime.format.written)
@@ -103,16 +109,16 @@ class Runtime:
         )
 
     def allows(self, linear: Linear, grid: Grid, family: Family | None = None) -> str:
-        """'' if a matrix on this grid loads, else the reason in one line. What it is fused with is not looked at.
+        """Return '' if a matrix on this grid loads, else the reason in one line. Fused matrices are not checked.
 
-        family: of the model, for loaders that do not treat all alike; without it, it counts as one that loads.
+        family: of the model, since some loaders restrict families; None counts as a family that loads.
         """
         reason = _reason(self.format, linear, grid, family)
         return f"{self}: {linear.name}: {reason}" if reason else ""
 
     def grids(self, linear: Linear, family: Family | None = None) -> list[Grid]:
-        """The grids that load for a matrix, the least bits first: what a planner may choose from."""
-        found = {
+        """List the integer grids that load for a matrix, fewest bits first, for a planner to choose from."""
+        candidates = {
             UniformGrid(bits, size, symmetric)
             for kind in self.format.parts[_sort(linear)].kinds
             if "int" in kind.values
@@ -120,54 +126,57 @@ class Runtime:
             for size in kind.group_sizes or USUAL_SIZES
             for symmetric in kind.symmetric
         }
-        legal = [grid for grid in found if not _reason(self.format, linear, grid, family)]
+        legal = [grid for grid in candidates if not _reason(self.format, linear, grid, family)]
         return sorted(legal, key=lambda grid: (grid.bits, grid.group_size, grid.symmetric))
 
     def bits_per_weight(self, linear: Linear, grid: Grid) -> float:
-        """What a weight takes in the format, scales and zero points counted, on a grid that loads."""
+        """Return the bits per weight in the format, with scales and zero points, on a grid that loads."""
         kinds = self.format.parts[_sort(linear)].kinds
         fit = next((kind for kind in kinds if not _misfit((kind,), linear, grid)), None)
         return fit.bits_per_weight if fit and fit.bits_per_weight else grid.bits_per_weight(linear.columns)
 
 
 def fitted(grid: Grid, linears: Iterable[Linear], runtime: Runtime | None = None) -> Grid:
-    """The grid with the largest group size, not above its own, that divides the rows of all ``linears`` and that the
-    runtime loads; where there is none, with one group per row. A group size is a wish: no recipe knows every shape.
+    """Reduce the group size of a grid until it divides the rows of all ``linears`` and loads in the runtime.
 
-    linears: what shares the grid. Where the runtime loads none, it is left out of account: ``illegal`` says the reason.
+    If no size fits, the grid gets one group per row. No recipe knows every shape, so its group size is a maximum.
+
+    linears: the linears that share the grid.
+    runtime: ignored if it loads no size; ``illegal`` then says the reason.
     """
     if grid.group_size == WHOLE_ROW:
         return grid
+    # One linear of every shape and role is enough.
     kinds = {(linear.columns, linear.rows, linear.roles, linear.layout): linear for linear in linears}.values()
     below = sorted((size for size in USUAL_SIZES if 0 < size < grid.group_size), reverse=True)
-    sizes = [s for s in (grid.group_size, *below) if not any(each.columns % s for each in kinds)] + [WHOLE_ROW]
-    loads = lambda size: not any(runtime.allows(each, replace(grid, group_size=size)) for each in kinds)
+    sizes = [s for s in (grid.group_size, *below) if not any(linear.columns % s for linear in kinds)] + [WHOLE_ROW]
+    loads = lambda size: not any(runtime.allows(linear, replace(grid, group_size=size)) for linear in kinds)
     size = next((size for size in sizes if runtime is None or loads(size)), sizes[0])
     return replace(grid, group_size=size)
 
 
 def fitted_grids(linears: Iterable[Linear], grid: Grid, runtime: Runtime | None = None) -> dict[Linear, Grid]:
-    """``fitted``, for the linears of one step. What runtimes run as one matrix shares a grid, and so do all experts."""
+    """Call ``fitted`` for the linears of one step. Matrices that runtimes fuse share a grid, and so do all experts."""
     shared: dict[str, list[Linear]] = defaultdict(list)
     part = lambda linear: "experts" if "expert" in linear.roles else linear.fused
     for linear in (linears := list(linears)):
         shared[part(linear)].append(linear)
-    found = {name: fitted(grid, each, runtime) for name, each in shared.items()}
-    return {linear: found[part(linear)] for linear in linears}
+    grids = {name: fitted(grid, members, runtime) for name, members in shared.items()}
+    return {linear: grids[part(linear)] for linear in linears}
 
 
 def illegal(runtime: Runtime, anatomy: Anatomy, grids: Mapping[str, Grid], format: str | None = None) -> list[str]:
-    """All reasons why a quantized model would not load, one line each, for however many matrices one holds.
+    """List all reasons why a quantized model would not load, one line for all matrices with the same reason.
 
-    grids: linear name -> grid; what is absent stays in 16 bits. format: of the checkpoint, by default
-    ``runtime.format``. Whether the format is written is not asked here: see ``Runtime.no_writer``.
+    grids: linear name -> grid; linears without an entry stay in 16 bits.
+    format: of the checkpoint, by default ``runtime.format``. ``Runtime.no_writer`` says whether Jettison writes it.
     """
     runtime = runtime if format is None else runtime.loading(format)
-    format, found = runtime.format, defaultdict(list)
+    format, by_reason = runtime.format, defaultdict(list)
     for linear in anatomy:
         if linear.name in grids and (reason := _reason(format, linear, grids[linear.name], anatomy.family)):
-            found[reason].append(linear)
-    lines = [f"{_count(linears)}: {reason}" for reason, linears in found.items()]
+            by_reason[reason].append(linear)
+    lines = [f"{_count(linears)}: {reason}" for reason, linears in by_reason.items()]
     return [f"{runtime}: {line}" for line in lines + _mixtures(format, anatomy, grids)]
 
 
@@ -184,7 +193,7 @@ def _reason(format: Support, linear: Linear, grid: Grid, family: Family | None) 
 
 
 def _unable(format: Support, linear: Linear, family: Family | None) -> str:
-    """Why such a matrix loads on no grid."""
+    """Why such a matrix does not load on any grid; '' if it may load."""
     sort = _sort(linear)
     part = format.parts[sort]
     if not part.kinds:
@@ -196,8 +205,11 @@ def _unable(format: Support, linear: Linear, family: Family | None) -> str:
 
 
 def _misfit(kinds: Iterable[Kind], linear: Linear, grid: Grid) -> str:
-    """Which property of a grid no kind has that has the ones before, and what would be valid; '' if a kind has all."""
-    with_these = ""
+    """The first property of a grid that no remaining kind has, and the valid values; '' if one kind has all of them.
+
+    Each property leaves only the kinds that have it for the next one.
+    """
+    with_these = ""  # the properties so far, for the message
     for name in ("values", "bits", "symmetric", "group_size"):
         value, field = getattr(grid, name), "group_sizes" if name == "group_size" else name
         fit = [kind for kind in kinds if getattr(kind, field) is None or value in getattr(kind, field)]
@@ -208,7 +220,7 @@ def _misfit(kinds: Iterable[Kind], linear: Linear, grid: Grid) -> str:
             with_these += f"{',' if with_these else ' with'} {_shown(name, value)}"
         kinds = fit
     for name in ("columns", "rows"):
-        # Runtimes pad the rows of a head, the vocabulary.
+        # Runtimes pad the rows of a head, which are the vocabulary, so any number of them loads.
         value = 0 if name == "rows" and "head" in linear.roles else getattr(linear, name)
         fit = [kind for kind in kinds if value % getattr(kind, f"{name}_multiple_of") == 0]
         if not fit:
@@ -227,23 +239,23 @@ def _shown(name: str, value: int | bool | str) -> str:
 
 
 def _mixtures(format: Support, anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
-    """What must share a grid and does not, and experts that are left behind."""
+    """Matrices that must share a grid and do not, and experts in 16 bits that must be quantized; one line each."""
     groups: dict[str, list[Linear]] = defaultdict(list)
     for linear in anatomy:
         if key := _group(format, linear):
             groups[key].append(linear)
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    mixed: dict[tuple[str, str], list[str]] = defaultdict(list)
     for key, linears in groups.items():
-        given: dict[str, set[str]] = defaultdict(set)
+        by_role: dict[str, set[str]] = defaultdict(set)
         for linear in linears:
             role = next(role for role in linear.roles if role != "expert")
-            given[role].add(str(grids.get(linear.name, DENSE)))
-        if len(set().union(*given.values())) > 1:
-            parts = ", ".join(f"{role} {' and '.join(sorted(each))}" for role, each in given.items())
-            found[re.sub(r"\.\d+\.", ".*.", key), parts].append(key)
+            by_role[role].add(str(grids.get(linear.name, DENSE)))
+        if len(set().union(*by_role.values())) > 1:
+            parts = ", ".join(f"{role} {' and '.join(sorted(names))}" for role, names in by_role.items())
+            mixed[re.sub(r"\.\d+\.", ".*.", key), parts].append(key)
     lines = [
         f"{what} needs one grid; given: {parts}" + (f" ({len(keys)} times, first {keys[0]})" if keys[1:] else "")
-        for (what, parts), keys in found.items()
+        for (what, parts), keys in mixed.items()
     ]
     experts = [linear for linear in anatomy if "expert" in linear.roles]
     separate = bool(experts) and anatomy.family.experts["stored"] == "separate"
@@ -253,7 +265,7 @@ def _mixtures(format: Support, anatomy: Anatomy, grids: Mapping[str, Grid]) -> l
 
 
 def _group(format: Support, linear: Linear) -> str:
-    """What a matrix shares its grid with, '' if nothing."""
+    """The name of the group that shares a grid with a matrix, '' if there is none."""
     if "expert" not in linear.roles:
         return linear.fused if linear.fused.rpartition(".")[2] in format.fused else ""
     if "experts" not in format.fused:
@@ -271,11 +283,12 @@ def _count(linears: list[Linear]) -> str:
 
 
 def runtime_names() -> list[str]:
+    """Return the names of all runtimes, sorted."""
     return sorted(_runtimes())
 
 
 def find_runtime(name: str) -> Runtime:
-    """Raises UsageError that lists the known ones."""
+    """Return the runtime of this name. Raises UsageError, which lists the known ones."""
     if name not in _runtimes():
         raise unknown("runtime", name, runtime_names())
     return _runtimes()[name]
@@ -287,7 +300,7 @@ def _rows() -> dict[str, Any]:
 
 
 def written_formats() -> tuple[str, ...]:
-    """The formats that have a writer in this room, in the order of preference: those that Jettison itself loads."""
+    """Return the formats that Jettison writes, in order of preference: they are those that it loads itself."""
     return tuple(_rows()["jettison"]["formats"])
 
 
@@ -297,7 +310,7 @@ def _runtimes() -> dict[str, Runtime]:
         name: Runtime(
             name=name,
             title=row["title"],
-            formats=tuple(_format(each, fields) for each, fields in row["formats"].items()),
+            formats=tuple(_format(format, fields) for format, fields in row["formats"].items()),
             max_rank=row.get("max_rank"),
         )
         for name, row in _rows().items()
@@ -326,11 +339,11 @@ def _kinds(rows: list[dict[str, Any]]) -> tuple[Kind, ...]:
 
 
 def _part(value: bool | dict[str, Any], linears: Part) -> Part:
-    """From true (as linears), false, or a mapping."""
-    given = value if isinstance(value, dict) else {} if value else {"grids": []}
+    """From true (as linears), false (no grids), or a mapping."""
+    fields = value if isinstance(value, dict) else {} if value else {"grids": []}
     return Part(
-        kinds=_kinds(given["grids"]) if "grids" in given else linears.kinds,
-        verified=given.get("verified", linears.verified),
-        only=tuple(given.get("only", ())),
-        not_in=tuple(given.get("not_in", ())),
+        kinds=_kinds(fields["grids"]) if "grids" in fields else linears.kinds,
+        verified=fields.get("verified", linears.verified),
+        only=tuple(fields.get("only", ())),
+        not_in=tuple(fields.get("not_in", ())),
     )

@@ -1,7 +1,9 @@
-"""Plain safetensors: what no other format can hold, described matrix by matrix in config.json.
+"""The format safetensors: for grids and layouts that no other format can hold. Only Jettison reads it.
 
-``quantization_config`` is {"quant_method": "jettison", "matrices": {module: {"encoding": ..., ...}}}. It holds every
-grid and every layout: value tables, convolutions (as matrices of out by in x height x width). Only Jettison reads it.
+- ``quantization_config`` describes every matrix in config.json:
+  {"quant_method": "jettison", "matrices": {module: {"encoding": ..., ...}}}.
+- It holds every grid, also value tables, and every layout, also convolutions (as matrices of out by in x height x
+  width).
 """
 
 from collections.abc import Mapping
@@ -24,29 +26,38 @@ ENCODINGS = {"uniform": UniformGrid, "table": ValueTable}
 
 
 def detects(quantization: Mapping[str, Any]) -> bool:
+    """Whether a section ``quantization_config`` says that a checkpoint is in this format."""
     return quantization.get("quant_method") == METHOD
 
 
 def packs(linear: Linear) -> bool:
+    """Whether a matrix is stored packed: linears, embeddings and convolutions are. Conv1D of GPT-2 is not."""
     return linear.layout in PACKED
 
 
 def refuses(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
+    """Refuse nothing: the format holds every grid."""
     return []
 
 
 def section(anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
+    """Return ``quantization_config`` for config.json. grids: linear name -> grid of the packed linears."""
     described = {linear.name: _describe(grids[linear.name]) for linear in anatomy if linear.name in grids}
     return {"quant_method": METHOD, "matrices": described}
 
 
 def _describe(grid: Grid) -> dict[str, Any]:
     encoding = next(name for name, kind in ENCODINGS.items() if type(grid) is kind)
-    own = {"symmetric": grid.symmetric, "bits": grid.bits} if encoding == "uniform" else {"values": grid.values}
-    return {"encoding": encoding} | own | {"group_size": grid.group_size, "scale_type": grid.scale_type}
+    fields = {"symmetric": grid.symmetric, "bits": grid.bits} if encoding == "uniform" else {"values": grid.values}
+    return {"encoding": encoding} | fields | {"group_size": grid.group_size, "scale_type": grid.scale_type}
 
 
 def read_grids(source: ModelFolder) -> dict[str, Grid]:
+    """Return linear name -> grid of every packed matrix, from config.json.
+
+    Raises JettisonError for a section that is not valid, and for tensors whose shapes or types are not those of their
+    grid.
+    """
     matrices = (source.quantization or {}).get("matrices", {})
     invalid = f"{source.folder}: quantization_config is not valid"
     if not isinstance(matrices, dict):
@@ -70,7 +81,7 @@ def _read_grid(row: Any, where: str) -> Grid:
         for name, value in options.items():
             if name not in kinds:
                 raise unknown("field", name, kinds)
-            if type(value) is not kinds[name]:
+            if type(value) is not kinds[name]:  # isinstance would accept true as an int
                 raise UsageError(f"{name} = {value!r:.60}; {kinds[name].__name__} is needed")
         return ENCODINGS[row["encoding"]](**options)
     except (UsageError, TypeError) as error:
@@ -78,6 +89,7 @@ def _read_grid(row: Any, where: str) -> Grid:
 
 
 def problems(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
+    """Say that transformers cannot load this checkpoint, if any matrix is packed."""
     if not grids:
         return []
     return ["this checkpoint is in a format of Jettison's own, which transformers does not load; jettison.load does"]

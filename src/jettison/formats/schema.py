@@ -1,4 +1,7 @@
-"""What jettison.json, speed.json and draft.json hold, as far as it is read; what is of another type is named."""
+"""Types of the fields of jettison.json, speed.json and draft.json that Jettison reads.
+
+Fields that are not listed are kept and not checked. ``checked`` reports the first field of another type.
+"""
 
 from typing import Annotated, Any, TypeVar
 
@@ -11,18 +14,22 @@ Values = TypeVar("Values", bound=dict[str, Any])
 
 
 class Teacher(Part):
+    """The original. fingerprint: the hash of its content."""
+
     name: str
     folder: str
     fingerprint: str
 
 
 class Where(Part):
+    """The matrices that a step applies to."""
+
     role: list[str] = []
     block: list[int | str] = []
 
 
 class Options(Part):
-    """Of a step, those that the page and the card say in words of their own."""
+    """The options of a step that the report and the model card describe in words."""
 
     method: str = ""
     bits: int = 4
@@ -32,6 +39,8 @@ class Options(Part):
 
 
 class Recipe(Part):
+    """The recipe of a run. Every step is checked to have one verb with options that can be read."""
+
     name: str
     use: str = ""
     why: list[str] | None = None
@@ -53,11 +62,15 @@ class Recipe(Part):
 
 
 class Size(Part):
+    """The size of a checkpoint."""
+
     bytes: Positive
     bits_per_weight: float
 
 
 class Text(Part):
+    """Quality on a text. kl, agreement: compared with the original; absent for the original itself."""
+
     log_perplexity: float
     perplexity: Positive
     kl: float = 0.0
@@ -72,6 +85,8 @@ class Text(Part):
 
 
 class Accuracy(Part):
+    """The result of a task. random: the accuracy of guessing. scores: of all items, separated by spaces."""
+
     accuracy: float
     standard_error: float | None = None
     random: float | None = None
@@ -79,11 +94,15 @@ class Accuracy(Part):
 
 
 class Sample(Part):
+    """A prompt and the text that the model continues it with."""
+
     prompt: str
     text: str
 
 
 class Images(Part):
+    """Quality on labelled images. broken: how many could not be decoded."""
+
     accuracy: float
     standard_error: float
     loss: float
@@ -94,6 +113,8 @@ class Images(Part):
 
 
 class Named(Part):
+    """A predicted class and its probability."""
+
     model_config = ConfigDict(strict=True, allow_inf_nan=False, populate_by_name=True)
 
     name: str = Field(alias="class")
@@ -101,6 +122,8 @@ class Named(Part):
 
 
 class Picture(Part):
+    """An example image with the predictions of the original and of the compressed model (now)."""
+
     png: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$")]
     label: str
     original: Named
@@ -108,6 +131,11 @@ class Picture(Part):
 
 
 class Stage(Part):
+    """The measurements of the original, quantized or recovered model.
+
+    looked_at: how many images were compared. differ: for how many of them the predicted class differs.
+    """
+
     size: Size
     texts: dict[str, Text] = {}
     images: dict[str, Images] = {}
@@ -119,6 +147,8 @@ class Stage(Part):
 
 
 class Share(Part):
+    """The share of a task's lost accuracy that recovery brought back. counts: whether the loss is significant."""
+
     task: str
     counts: bool
     lost: float
@@ -134,16 +164,22 @@ class Share(Part):
 
 
 class Figures(Part):
+    """Predicted speed, and memory in bytes."""
+
     tokens_per_second: float | None = None
     memory: float | None = None
 
 
 class Predicted(Part):
+    """What the plan predicts for the original and for the result."""
+
     original: Figures | None = None
     result: Figures | None = None
 
 
 class Request(Part):
+    """The arguments of ``jettison fit``."""
+
     model: str
     device: str = ""
     tps: float | None = None
@@ -165,7 +201,9 @@ class Request(Part):
 
 
 class Linear(Part):
-    model_config = ConfigDict(strict=True, allow_inf_nan=True)  # of a matrix of zeros, an error is none
+    """A compressed linear. error: its relative error."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=True)  # a matrix of zeros has no finite relative error
 
     error: float
     grid: str = ""
@@ -173,6 +211,8 @@ class Linear(Part):
 
 
 class Blocks(Part):
+    """The compressed linears of one shard. error: of the block's output."""
+
     model_config = ConfigDict(strict=True, allow_inf_nan=True)
 
     error: float | None = None
@@ -180,17 +220,23 @@ class Blocks(Part):
 
 
 class CheckedBlock(Part):
+    """The block that ``formats.check.check_block`` ran, and the largest difference of its outputs."""
+
     index: int
     difference: float
 
 
 class Check(Part):
+    """The result of the checks after compression. linears: how many were checked."""
+
     linears: int
     block: CheckedBlock | None = None
     notes: list[str] = []
 
 
 class Recovery(Part):
+    """The recovery of a run. features: the weight of the loss of inner states."""
+
     hashes: dict[str, str]
     loss: list[float] = []
     features: float | None = None
@@ -199,7 +245,7 @@ class Recovery(Part):
 
 
 class Manifest(Part):
-    """jettison.json"""
+    """The content of jettison.json."""
 
     teacher: Teacher
     recipe: Recipe
@@ -220,6 +266,8 @@ class Manifest(Part):
 
 
 class Rates(Part):
+    """The speed of one stage."""
+
     decode_tokens_per_second: float | None = None
     prefill_tokens_per_second: float | None = None
     latency_ms: float | None = None
@@ -229,13 +277,15 @@ class Rates(Part):
 
 
 class Speeds(Part):
-    """speed.json"""
+    """The content of speed.json."""
 
     machine: str | None = None
     stages: dict[str, Rates] = {}
 
 
 class Candidate(Part):
+    """A draft whose speed was predicted. step: the cost of a draft token; expected: the predicted speed-up."""
+
     draft: str
     acceptance: float
     step: float
@@ -243,18 +293,22 @@ class Candidate(Part):
 
 
 class Tried(Part):
+    """A draft whose speed was measured. expected, measured: speed-up over plain decoding."""
+
     draft: str
     expected: float
     measured: float
 
 
 class Found(Part):
+    """The measurements behind a choice of draft."""
+
     rows: list[Candidate] | None = None
     tried: list[Tried] | None = None
 
 
 class Drafts(Part):
-    """draft.json, as the report reads it."""
+    """The content of draft.json, as far as the report reads it."""
 
     draft: dict[str, Any] | None = None
     reason: str = ""
@@ -262,13 +316,16 @@ class Drafts(Part):
 
 
 def checked(values: Values, kind: type[Part], where: str) -> Values:
-    """``values`` as they are. Raises JettisonError, which calls the file ``where``, for the first field that ``kind``
-    does not take."""
+    """Check the content of a file and return it unchanged.
+
+    where: name of the file in errors.
+    Raises JettisonError for the first field that does not match ``kind``.
+    """
     try:
         kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(map(str, first["loc"]))
-        given = "" if first["type"] == "missing" else f"; it is {type(first['input']).__name__} {first['input']!r:.60}"
-        raise JettisonError(f"{where} is damaged: {field}: {first['msg']}{given}") from None
+        actual = "" if first["type"] == "missing" else f"; it is {type(first['input']).__name__} {first['input']!r:.60}"
+        raise JettisonError(f"{where} is damaged: {field}: {first['msg']}{actual}") from None
     return values

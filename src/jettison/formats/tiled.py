@@ -1,9 +1,10 @@
-"""Weights in the order in which the CPU kernels read them, kept beside a checkpoint: loading is then to map one file.
+"""Keeps weights beside a checkpoint in the order in which the CPU kernels read them, so that loading maps one file.
 
-``DIR/.tiles/model.safetensors`` holds what a loaded model holds once its packed linears are tiled. It may be deleted at
-any time, and is made again when the checkpoint, the type of what is not packed, or the layout is another, or when its
-content is not what was written. For a folder that is not to be written to it is in the cache folder. Tensors start at
-multiples of 64 bytes, for the sake of the kernels' loads.
+- ``DIR/.tiles/model.safetensors`` holds all tensors of a loaded model whose packed linears are tiled.
+- The file may be deleted at any time. It is made again if the checkpoint, the dtype of dense weights or the layout of
+  tiles has changed, or if its content is not what was written.
+- If the checkpoint's folder must not be written to, the file is in the cache folder.
+- Tensors start at multiples of 64 bytes, as the loads of the kernels need.
 """
 
 import json
@@ -27,7 +28,7 @@ from jettison.graph.modules import PARTS, PackedLinear, QuantizedLinear, TiledLi
 from jettison.kernels.tiles import LAYOUT, Tiling
 
 FILE = Path(".tiles") / "model.safetensors"
-ALIGNED = 64
+ALIGNED = 64  # bytes
 NAMES = {
     torch.uint8: "U8", torch.int32: "I32", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
 }  # fmt: skip
@@ -35,9 +36,10 @@ NAMES = {
 
 @waiting("loading the model")
 def load_tiled(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
-    """As ``load_packed``, with linears tiled for the CPU kernels, from the file beside the checkpoint.
+    """Load a model as ``load_packed`` does, with linears tiled for the CPU kernels, from a file beside the checkpoint.
 
-    The file is made where it is missing, damaged, or of something else; where it cannot be written, that is said.
+    The file is made again if it is missing, damaged, or does not belong to this checkpoint, dtype and layout. If it
+    cannot be written, a note says so and the model is tiled in memory.
     """
     name = source.fingerprint()
     key, paths = digest(name, str(dtype), LAYOUT), places(source.folder, FILE, "tiles", name)
@@ -57,7 +59,7 @@ def load_tiled(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
 
 
 def _opened(path: Path, key: str) -> Checkpoint | None:
-    """The file, mapped, if it is what was written under this key; safetensors compares its size with its header."""
+    """The mapped file if it was written under this key, else None. safetensors compares its size with its header."""
     if not is_kept(path, key):
         return None
     try:
@@ -68,8 +70,11 @@ def _opened(path: Path, key: str) -> Checkpoint | None:
 
 
 def write_tiled(model: nn.Module, path: Path, key: str) -> None:
-    """Raises JettisonError if the file cannot be written."""
-    tensors, shared, seen = {}, {}, {}
+    """Write all tensors of a tiled model to ``path``, and seal the file with ``key``.
+
+    Raises JettisonError if the file cannot be written.
+    """
+    tensors, shared, seen = {}, {}, {}  # shared: name of a repeated tensor -> the name that it is stored under
     for name, tensor in _tensors(model):
         first = seen.setdefault(id(tensor), name)
         if first == name:
@@ -80,18 +85,19 @@ def write_tiled(model: nn.Module, path: Path, key: str) -> None:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Everything that has a value of its own: parameters, and what packed linears hold."""
+    """All parameters, and the buffers of packed linears, by name."""
     for path, module in model.named_modules():
-        held = dict(module._parameters)
+        tensors = dict(module._parameters)
         if isinstance(module, QuantizedLinear):
-            held |= dict(module.named_buffers())
-        for name, tensor in held.items():
+            tensors |= dict(module.named_buffers())
+        for name, tensor in tensors.items():
             if tensor is not None:
                 yield f"{path}.{name}", tensor
 
 
 def _write(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    ordered = sorted(tensors, key=lambda name: tensors[name].nbytes % ALIGNED != 0)  # else they would shift the others
+    # Tensors of odd size come last: before others they would shift these from their multiples of 64 bytes.
+    ordered = sorted(tensors, key=lambda name: tensors[name].nbytes % ALIGNED != 0)
     header: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for name in ordered:
@@ -99,7 +105,7 @@ def _write(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, 
         end += tensor.nbytes
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNED)
+    text += b" " * (-(8 + len(text)) % ALIGNED)  # 8: the length of the header, which stands before it
     with open(file, "wb") as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
         for name in ordered:
@@ -131,20 +137,23 @@ def _read(source: ModelFolder, dtype: torch.dtype, stored: Checkpoint) -> nn.Mod
 def _linear(
     value: Callable[[str], torch.Tensor | None], name: str, rows: int, columns: int, grid: Grid
 ) -> QuantizedLinear:
-    """A linear from what ``value`` finds under its name: tiles, or the parts of a checkpoint."""
+    """A linear from its stored tensors, which ``value`` reads: tiles, or the packed parts of a checkpoint."""
     tiles, zero, bias = (value(f"{name}.{part}") for part in ("tiles", "tile_zero", "bias"))
     if tiles is None:
         return PackedLinear(grid, columns, *(value(f"{name}.{part}") for part in PARTS), bias=bias)
     tilings = (Tiling.of(grid, rows, columns, sparse) for sparse in (False, True))
-    tiling = next(each for each in tilings if each and each.tiles_shape == tuple(tiles.shape))
+    tiling = next(option for option in tilings if option and option.tiles_shape == tuple(tiles.shape))
     return TiledLinear(grid, tiling, tiles, zero, bias)
 
 
 def read_linears(
     path: Path, key: str, linears: Mapping[str, tuple[int, int, Grid]]
 ) -> dict[str, QuantizedLinear] | None:
-    """Of a file that ``write_tiled`` wrote: the linears of these names, rows, columns and grids. None where the file is
-    missing, damaged, or of something else."""
+    """Read linears from a file that ``write_tiled`` wrote.
+
+    linears: name -> (rows, columns, grid).
+    Returns the linears by name; None if the file is missing, damaged, or was written under another key.
+    """
     stored = _opened(path, key)
     if stored is None:
         return None

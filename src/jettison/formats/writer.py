@@ -1,4 +1,4 @@
-"""The folder that a compression leaves: its shards, one per block, and what stands beside them."""
+"""Writes the folder of a compressed model: one shard per block, the index, the config and copied files."""
 
 import re
 import shutil
@@ -19,8 +19,9 @@ from jettison.graph.checkpoint import INDEX, Checkpoint
 from jettison.graph.folder import TOKENIZER, ModelFolder
 from jettison.graph.modules import of_matrix
 
-Stored = QuantizedWeight | torch.Tensor  # packed; or dense, (out, in) float32, in the original's type once it is stored
-# What stands beside the weights of a model. Nothing else is copied: no code, no results of an earlier run.
+# Packed; or dense, (out, in) float32, which is cast to the original's dtype when it is stored.
+Stored = QuantizedWeight | torch.Tensor
+# The files beside the weights that are copied. Nothing else is: no code, no results of an earlier run.
 COMPANIONS = re.compile(
     TOKENIZER.pattern + r"|(pre|video_pre)?processor_config\.json|additional_chat_templates/[^/.][^/]*\.jinja|"
     r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[^/]*"
@@ -29,18 +30,21 @@ COMPANIONS = re.compile(
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes what becomes of ``source`` in the format ``name``."""
+    """Writes the compressed weights of ``source`` in the format ``name``."""
 
     source: ModelFolder
     name: str
 
     @property
     def format(self) -> Format:
+        """The module of the format."""
         return find_format(self.name)
 
     def stored_name(self, linear: Linear) -> str:
-        """What a compressed linear is called in the shards: as the original calls it, if it has a name of its own
-        there."""
+        """Return the name of a compressed linear in the shards.
+
+        It is the original's name. A linear that shares a tensor there (an expert, a tied head) gets its own name.
+        """
         tensor, expert, _ = self.source.locate(f"{linear.name}.weight")
         shared = expert is not None or ("head" in linear.roles and self.source.anatomy.tied)
         return linear.name if shared else tensor.removesuffix(".weight")
@@ -52,15 +56,15 @@ class Writer:
         untie: bool,
         changed: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> dict[str, torch.Tensor]:
-        """All tensors of a block, or with None of what lies outside: quantized linears packed, pruned ones dense with
-        their zeros, the rest as they were.
+        """Return all tensors of a shard: quantized linears packed, pruned linears dense, everything else unchanged.
 
-        untie: head and embedding part ways, so each needs tensors of its own. changed: parameter -> its new value, of
-        other parameters; they are stored in the type of the original's.
+        block: its number; None for the tensors outside all blocks.
+        untie: whether a tied head and embedding are separated, so that each needs tensors of its own.
+        changed: name of another parameter -> its new value, which is stored in the original's dtype.
         """
         source = self.source
         tensors: dict[str, torch.Tensor] = {}
-        dropped: set[str] = set()
+        dropped: set[str] = set()  # tensors of the original that packed ones replace
         for linear, weight in weights.items():
             name = self.stored_name(linear)
             tensor, expert, _ = source.locate(f"{linear.name}.weight")
@@ -85,11 +89,14 @@ class Writer:
         return tensors
 
     def parameter_as_stored(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Another parameter than a linear's weight, rounded to the type of the original's, float32."""
+        """Round a parameter to the dtype of the original's, as a shard stores it; returns float32.
+
+        name: of a parameter that is not a linear's weight.
+        """
         return value.to(self.source.read(name).dtype).float()
 
     def packed(self, linear: Linear, weight: Stored) -> bool:
-        """Whether a weight is stored packed; dense otherwise."""
+        """Whether a weight is stored packed; it is stored dense otherwise."""
         return isinstance(weight, QuantizedWeight) and self.format.packs(linear)
 
     def _in_module(self, linear: Linear, weight: Stored) -> torch.Tensor:
@@ -99,7 +106,7 @@ class Writer:
         return of_matrix(dense, linear.layout, stored.shape)
 
     def as_stored(self, linear: Linear, weight: Stored) -> torch.Tensor:
-        """What ``read_back`` will read of this weight."""
+        """Return the tensor that ``read_back`` will read for this weight."""
         if not self.packed(linear, weight):
             return self._in_module(linear, weight).float()
         return of_matrix(weight.dequantize(), linear.layout, self._shape(linear))
@@ -108,8 +115,10 @@ class Writer:
         return self.source.skeleton.get_submodule(linear.name).weight.shape
 
     def read_back(self, shard: Checkpoint, linear: Linear, grid: Grid | None) -> torch.Tensor:
-        """The weight of a compressed linear in a finished shard, dense, in the layout of its module, float32. grid:
-        None for one that is not quantized."""
+        """Read the weight of a compressed linear from a finished shard: dense float32, in the layout of its module.
+
+        grid: of the linear; None if it is not quantized.
+        """
         name = self.stored_name(linear)
         if grid is None or not self.format.packs(linear):
             return shard.read(f"{name}.weight").float()
@@ -117,7 +126,11 @@ class Writer:
         return of_matrix(weight, linear.layout, self._shape(linear))
 
     def finish(self, out: Path, shards: Iterable[str], grids: Mapping[str, Grid], untie: bool) -> None:
-        """Write what stands beside the shards: index, config, tokenizer and licence files."""
+        """Write the files beside the shards: index, config, tokenizer and licence files.
+
+        grids: linear name -> grid, for the packed ones.
+        untie: whether a tied head and embedding were separated.
+        """
         source, written = self.source, Checkpoint(out, [out / shard for shard in shards])
         weight_map = {name: written.home(name).name for name in sorted(written)}
         write_json(out / INDEX, {"metadata": {"total_size": written.tensor_bytes}, "weight_map": weight_map})
@@ -135,8 +148,8 @@ class Writer:
 def copy_companions(source: Path, out: Path) -> None:
     """Copy tokenizer, chat template, generation settings and licence of a model's folder.
 
-    A link is followed within the folder, and within a cache of the Hugging Face hub; what another link leads to is not
-    published.
+    A link is followed within the folder and within a cache of the Hugging Face hub. Other links are not followed, so
+    that no file from elsewhere is published; a note names each.
     """
     for path in sorted([*source.glob("*"), *source.glob("additional_chat_templates/*")]):
         name = path.relative_to(source).as_posix()
@@ -152,6 +165,6 @@ def _belongs(path: Path, source: Path) -> bool:
     target, folder = path.resolve(), source.resolve()
     if target.is_relative_to(folder):
         return True
-    repository = folder.parent.parent  # models--NAME/snapshots/REVISION, whose links lead to models--NAME/blobs
+    repository = folder.parent.parent  # links of models--NAME/snapshots/REVISION lead to models--NAME/blobs
     cached = folder.parent.name == "snapshots" and repository.name.startswith("models--")
     return cached and target.parent == repository / "blobs"

@@ -1,1 +1,1 @@
-"""Language: texts, token windows, text that a model writes, tasks."""
+"""Language models: texts, token windows, synthetic text, scores and tasks."""

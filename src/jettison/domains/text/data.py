@@ -1,4 +1,7 @@
-"""Text to token windows. The bundled texts are public-domain prose and, for evaluation, a part of WikiText-2."""
+"""Reads texts and turns them into token windows.
+
+The bundled texts are public-domain prose and, for evaluation, a part of WikiText-2.
+"""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,13 +19,13 @@ BUNDLED = {
     "wikitext2": "wikitext2-evaluation.txt",
 }
 END_OF_DOCUMENT = "\f\n"
-LIMIT = 1 << 31  # bytes of a text
+LIMIT = 1 << 31  # bytes that a text may have
 
 
 def read_documents(source: str | Path) -> list[str]:
-    """The documents of a bundled text or of a UTF-8 file, where a form feed on its own ends a document.
+    """Return the documents of a bundled text or of a UTF-8 file. A form feed at the end of a line ends a document.
 
-    Raises UsageError if there is no such text, none in it, or something else than text.
+    Raises UsageError if the text does not exist, is empty, or is not text.
     """
     path = _find_text(source)
     try:
@@ -47,7 +50,7 @@ def _find_text(source: str | Path) -> Path:
 
 
 def text_digest(source: str | Path) -> str:
-    """16 hex digits that name the content of a text. Raises UsageError as ``read_documents`` does."""
+    """Return a hash of a text's content, 16 hex digits. Raises UsageError as ``read_documents`` does."""
     return digest(*read_documents(source))
 
 
@@ -59,25 +62,33 @@ class Text:
 
     @property
     def digest(self) -> str:
+        """Hash of the text's content, 16 hex digits."""
         return text_digest(self.name)
 
     def windows(self, model: ModelFolder, length: int, count: int | None = None) -> torch.Tensor:
-        """(windows, length) token ids, see ``token_windows``."""
+        """Return token ids (windows, length), see ``token_windows``."""
         return token_windows(model, self.name, length, count)
 
 
 def encode(tokenizer, text: str, special: bool = True) -> list[int]:
-    """The token ids of a text. special: with those that the tokenizer puts around one. Raises UsageError where the
-    tokenizer fails, as a damaged one does."""
+    """Return the token ids of a text.
+
+    special: whether to add the special tokens that the tokenizer puts around a text.
+    Raises UsageError if the tokenizer fails, as a damaged one does.
+    """
     with guarded(f"the tokenizer of {tokenizer.name_or_path} fails", rust=True):
         return tokenizer(text, verbose=False, add_special_tokens=special).input_ids
 
 
 def token_windows(model: ModelFolder, source: str | Path, length: int, count: int | None = None) -> torch.Tensor:
-    """(windows, length) token ids: the documents end to end, each begun with the tokenizer's first token if it has one.
+    """Cut a text into windows of token ids.
 
-    count: how many windows at most, spread evenly over the text. Raises UsageError if the text gives none, or has a
-    token that the model does not know.
+    The documents are joined. Each starts with the tokenizer's begin-of-sequence token if it has one.
+
+    length: tokens of a window.
+    count: how many windows at most, spread evenly over the text; None for all.
+    Returns ids (windows, length).
+    Raises UsageError if the text is shorter than a window, or has a token that the model does not know.
     """
     tokenizer = model.tokenizer
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -88,8 +99,8 @@ def token_windows(model: ModelFolder, source: str | Path, length: int, count: in
     windows = len(stream) // length
     if windows == 0:
         raise UsageError(f"text {str(source)!r} has {len(stream)} tokens; one window of {length} is needed")
-    ids = torch.tensor(stream[: windows * length]).view(windows, length)
+    ids = torch.tensor(stream[: windows * length]).view(windows, length)  # (windows, length)
     if count is not None and count < windows:
-        ids = ids[torch.arange(count) * windows // count]
+        ids = ids[torch.arange(count) * windows // count]  # (count, length)
     model.check_tokens(ids, f"text {str(source)!r}")
     return ids

@@ -1,4 +1,4 @@
-"""Language models: they read token windows, and are judged by the tokens that they predict."""
+"""The domain of language models. They read token windows, and are scored by the tokens that they predict."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,24 +19,26 @@ from jettison.recipe.recipe import Recipe, Step
 
 DATA = "text"
 EXAMPLE = 16  # tokens
-WINDOW = 512  # tokens that are scored at once, where nothing else is said
-SYNTHETIC = "synthetic"  # text that the original writes
+WINDOW = 512  # default length of an evaluated window, in tokens
+SYNTHETIC = "synthetic"  # name of the text that the original writes itself
 
 
 def check_reader(source: ModelFolder) -> str:
+    """Describe the tokenizer. Raises JettisonError if it has more tokens than the model."""
     known, room = len(source.tokenizer), source.vocabulary
     if known > room:
-        raise JettisonError(f"it has {known} tokens, and the model room for {room}")
+        raise JettisonError(f"it has {known} tokens, and the model has room for {room}")
     return f"a tokenizer of {known} tokens"
 
 
 def example(source: ModelFolder) -> tuple[torch.Tensor, str]:
-    """(1, 16) token ids from all over the vocabulary."""
+    """Return token ids (1, 16), spread over the vocabulary, and a description."""
     ids = torch.arange(EXAMPLE).unsqueeze(0) * max(1, source.vocabulary // EXAMPLE) % source.vocabulary
     return ids, f"{EXAMPLE} tokens"
 
 
 def check_recipe(source: ModelFolder, recipe: Recipe, calibrated: bool) -> None:
+    """Refuse images, and windows that are longer than the model can read. Raises UsageError."""
     if images := recipe.calibration.get("images"):
         raise UsageError(f"calibration.images = {images!r}: {source.name} is a language model, which reads text")
     if calibrated:
@@ -46,7 +48,7 @@ def check_recipe(source: ModelFolder, recipe: Recipe, calibrated: bool) -> None:
 
 
 def calibration(source: ModelFolder, settings: Mapping[str, Any], seed: int) -> torch.Tensor:
-    """(samples, length) token ids."""
+    """Return token ids (samples, length) for calibration, from a text or written by the model itself."""
     text, samples, length = (settings[name] for name in ("text", "samples", "length"))
     if text == SYNTHETIC:
         return synthesize(source, samples=samples, length=length, seed=seed)
@@ -54,10 +56,12 @@ def calibration(source: ModelFolder, settings: Mapping[str, Any], seed: int) -> 
 
 
 def calibration_digest(settings: Mapping[str, Any]) -> str | None:
+    """Return 16 hex digits of the content of the calibration text; None for synthetic text."""
     return None if settings["text"] == SYNTHETIC else text_digest(settings["text"])
 
 
 def check_sources(source: ModelFolder, sources: Sources) -> None:
+    """Check texts, window and token count of an evaluation. Raises UsageError, also for images."""
     window = source.window(WINDOW) if sources.window is None else sources.window
     if sources.images or sources.count is not None:
         raise UsageError(f"{source.name} is a language model: it is measured on texts, not on images (images, count)")
@@ -70,46 +74,52 @@ def check_sources(source: ModelFolder, sources: Sources) -> None:
 
 
 def contents(sources: Sources) -> dict[str, str]:
+    """Return text -> 16 hex digits of its content."""
     return {str(text): text_digest(text) for text in sources.texts}
 
 
 def check_tokens(tokens: int | None) -> None:
+    """Check a number of tokens per text. Raises UsageError if it is below 1."""
     if tokens is not None and tokens < 1:
         raise UsageError(f"tokens = {tokens}: 1 or more of each text are needed, or None for all of it")
 
 
 def same_outputs(source: ModelFolder, original: ModelFolder) -> None:
-    sizes = [each.config.get_text_config().vocab_size for each in (source, original)]
+    """Raise UsageError if the two models differ in vocabulary size."""
+    sizes = [model.config.get_text_config().vocab_size for model in (source, original)]
     if sizes[0] != sizes[1]:
-        raise UsageError(f"{original.name} has {sizes[1]} tokens and {source.name} {sizes[0]}: no distance between")
+        raise UsageError(f"{original.name} has {sizes[1]} tokens and {source.name} {sizes[0]}: they cannot be compared")
 
 
 def scores(source: ModelFolder, student: Logits, original: Logits | None, sources: Sources) -> dict[str, Any]:
-    """By text: log-perplexity in nats per token, perplexity, KL(original ‖ student) and the share of tokens whose
-    likeliest is the same, see ``compare``."""
+    """Measure a model on every text, see ``compare``.
+
+    Returns by text: log-perplexity in nats per token, perplexity, KL(original ‖ student), and the share of positions
+    where both models predict the same token.
+    """
     window = source.window(WINDOW) if sources.window is None else sources.window
-    found = {}
+    measured = {}
     for text in sources.texts:
         ids = text_windows(source, text, window, sources.tokens)
-        found[str(text)] = compare(student, original, ids, str(text), sources.windows)
-    return {"texts": found}
+        measured[str(text)] = compare(student, original, ids, str(text), sources.windows)
+    return {"texts": measured}
 
 
 def text_windows(source: ModelFolder, text: str | Path, window: int, tokens: int | None) -> torch.Tensor:
-    """(windows, window) ids: ``tokens`` in all, but one window at least; None: the whole text."""
+    """Return token ids (windows, window) of a text: ``tokens`` in all, at least one window; None for the whole text."""
     return token_windows(source, text, window, None if tokens is None else max(1, tokens // window))
 
 
 def training(source: ModelFolder, recipe: Recipe, step: Step, process: tuple[int, int], wait) -> torch.Tensor:
-    """(samples, length) token ids from the step's ``data``: a text, or a mix of several in equal parts."""
+    """Return token ids (samples, length) from the step's ``data``: a text, or equal parts of several (``a+b``)."""
     source.check_window(step.options["length"], "recover.length")
     return training_windows(source, step.options, process, wait)
 
 
 def training_windows(source: ModelFolder, options: Mapping[str, Any], process: tuple[int, int], wait) -> torch.Tensor:
-    """(samples, length) token ids, see ``training``."""
+    """Return token ids (samples, length), see ``training``."""
     texts = options["data"].split("+")
-    share = -(-options["samples"] // len(texts))
+    share = -(-options["samples"] // len(texts))  # of each text, rounded up
     parts = []
     for text in texts:
         if text == SYNTHETIC:
@@ -119,16 +129,18 @@ def training_windows(source: ModelFolder, options: Mapping[str, Any], process: t
             parts.append(token_windows(source, text, options["length"], share))
     if len(parts) == 1 and len(parts[0]) < share:
         say(f"note: {options['data']} has {len(parts[0])} windows of {options['length']} tokens, not {share}")
-    if len(parts) > 1:  # a text that is shorter than its part is repeated
+    if len(parts) > 1:  # windows of a text that is too short are repeated
         parts = [part[torch.arange(share) % len(part)] for part in parts]
     return torch.cat(parts)
 
 
 def training_digests(recipe: Recipe, step: Step) -> dict[str, str]:
+    """Return text -> 16 hex digits of its content, for the texts of a step, without synthetic text."""
     return {text: text_digest(text) for text in step.options["data"].split("+") if text != SYNTHETIC}
 
 
 def lesson(
     student: nn.Module, teacher: nn.Module, trained: Mapping[str, nn.Parameter], temperature: float, features: float
 ) -> nn.Module:
+    """Return a ``Lesson``."""
     return Lesson(student, teacher, trained, temperature, features)

@@ -1,12 +1,13 @@
-"""Training text from nothing but the teacher: hybrid sampling.
+"""Training text that the teacher alone writes: hybrid sampling.
 
-From LLM-QAT (arXiv:2305.17888, section 3.1), which Recover-LoRA's "synthetic hybrid sampling" (arXiv:2510.08600) names
-as its source; that the two are the same in detail is our reconstruction. Each sequence starts at a random token of the
-vocabulary, goes on greedily to a length of 3, 4 or 5, then by sampling to its full length or the teacher's end token.
-
-Two additions of ours. Every second batch is sampled at temperature 1.5 in place of 1, so that the student also follows
-the teacher where the text is unlike what the teacher would say. Where the tokenizer has a chat template, half of the
-batches are conversations: the teacher writes the user's turn in the same way and then answers it.
+- Source: LLM-QAT (arXiv:2305.17888, section 3.1). Recover-LoRA's "synthetic hybrid sampling" (arXiv:2510.08600) names
+  it as its source; that the two are the same in detail is our reconstruction.
+- Each sequence starts at a random token of the vocabulary. It continues greedily to a length of 3, 4 or 5, then by
+  sampling to its full length or to the teacher's end token.
+- Our addition: every second batch is sampled at temperature 1.5 instead of 1, so that the student also follows the
+  teacher in text that the teacher would rarely write.
+- Our addition: if the tokenizer has a chat template, half of the batches are conversations. The teacher writes the
+  user's turn in the same way and then answers it.
 """
 
 import itertools
@@ -27,13 +28,13 @@ from jettison.graph.dense import compute_device, load_dense
 from jettison.graph.folder import ModelFolder
 
 VERSION = 2  # part of the cache key: raise it when the text for the same seed changes
-BATCH = 64
+BATCH = 64  # sequences
 GREEDY_LENGTHS = (3, 4, 5)
 TEMPERATURES = (1.0, 1.5)
-SHORTEST = 16
-PATIENCE = 16  # batches
-LONGEST_LOOP, LOOP_TOKENS = 64, 32
-MARK = "\u2063\u2063"
+SHORTEST = 16  # tokens; shorter sequences are dropped
+PATIENCE = 16  # batches in a row without a usable sequence, after which synthesize gives up
+LONGEST_LOOP, LOOP_TOKENS = 64, 32  # see ``loops``
+MARK = "\u2063\u2063"  # stands for the user's turn in a rendered chat template
 
 
 def synthesize(
@@ -46,38 +47,41 @@ def synthesize(
     process: tuple[int, int] = (0, 1),
     wait: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """(samples, length) token ids written by the model itself.
+    """Return token ids (samples, length) that the model itself writes.
 
-    The batches take ``temperatures`` in turn, and are kept in the cache folder under a hash of all that shapes them: a
-    killed run goes on with the batch it was at, and a later run that wants more samples adds to them. With several
-    processes, ``process`` is (rank, world), each writes its share of the batches, and ``wait`` lets all meet; they
-    share the cache folder. What is damaged there is written again; one process does without the folder if it must.
-    Raises JettisonError for a teacher that writes nothing of use, and if processes do not see each other's batches;
-    UsageError for more tokens than it has positions for.
+    Batches are stored in the cache folder under a hash of everything that determines them. A killed run continues with
+    its current batch, and a later run with more samples adds batches. Damaged batches are written again. A single
+    process also works without the cache folder. Several processes share the folder, and each writes its share.
+
+    temperatures: of the batches, in turn.
+    process: rank of this process, and the number of processes.
+    wait: returns when all processes have called it.
+    Raises JettisonError for a teacher that writes no usable text, and if processes do not see each other's batches.
+    Raises UsageError if ``length`` is more than the model can read.
     """
     source.check_window(length, "length of synthetic text")
     key = digest("synthetic", VERSION, source.fingerprint(), length, seed, list(temperatures), BATCH)
     folder = cache_folder() / "synthetic" / key
     rank, world = process
     teacher = None
-    text, idle = _Windows(length), 0
+    text, idle = _Windows(length), 0  # idle: batches in a row that added no window
     with bar("synthesize", samples) as progress:
         for first in itertools.count(step=world):
             if len(text.windows) >= samples:
                 return torch.stack(text.windows[:samples])
             files = [folder / f"batch-{number:05d}.safetensors" for number in range(first, first + world)]
-            mine = _read_batch(files[rank])
-            if mine is None:
+            own = _read_batch(files[rank])
+            if own is None:
                 teacher = teacher or load_dense(source).to(compute_device())
-                mine = write_batch(source, teacher, first + rank, length, seed, temperatures)
-                _keep_batch(files[rank], mine, alone=world == 1)
+                own = write_batch(source, teacher, first + rank, length, seed, temperatures)
+                _keep_batch(files[rank], own, alone=world == 1)
             wait()
             before = len(text.windows)
             for number, file in enumerate(files):
-                batch = mine if number == rank else _read_batch(file)
+                batch = own if number == rank else _read_batch(file)
                 if batch is None:
                     raise JettisonError(
-                        f"{file} of another process is not there: all processes need one cache folder, which "
+                        f"{file} of another process is missing: all processes need the same cache folder, which "
                         "$JETTISON_CACHE names"
                     )
                 text.add(batch)
@@ -91,10 +95,10 @@ def synthesize(
 
 
 def _read_batch(file: Path) -> torch.Tensor | None:
-    """What ``_keep_batch`` wrote; None if it is missing or damaged, which is said."""
-    found = read_sealed(file) if file.is_file() else None
-    if found and _name(file) in found[0]:
-        return found[0][_name(file)]
+    """A batch that ``_keep_batch`` wrote; None if it is missing or damaged. A note reports damage."""
+    sealed = read_sealed(file) if file.is_file() else None
+    if sealed and _name(file) in sealed[0]:
+        return sealed[0][_name(file)]
     if file.exists():
         say(f"note: {file} is damaged, so it is written again")
     return None
@@ -106,18 +110,18 @@ def _keep_batch(file: Path, ids: torch.Tensor, alone: bool) -> None:
     except JettisonError as error:
         if not alone:
             raise
-        say(f"note: a killed run would write this text again: {error}")
+        say(f"note: if this run is killed, the next one writes this text again: {error}")
 
 
 def _name(file: Path) -> str:
-    """Of the tensor: a file that was moved is no batch."""
+    """Name of the tensor in a file. It holds the path, so a file that was moved is not a batch."""
     return f"{file.parent.name}/{file.stem}"
 
 
 class _Windows:
-    """Batches in, windows of equal length out: whole sequences as they are, shorter ones joined end to end.
+    """Collects batches into windows of equal length. Full sequences become windows; shorter ones are joined first.
 
-    Drops repeated sequences, very short ones, and those that loop. More batches never change the windows before.
+    Repeated, very short and looping sequences are dropped. Adding batches never changes earlier windows.
     """
 
     def __init__(self, length: int):
@@ -127,7 +131,7 @@ class _Windows:
         self._seen: set[tuple[int, ...]] = set()
 
     def add(self, rows: torch.Tensor) -> None:
-        """rows: (batch, length) ids, -1 after the end of a sequence."""
+        """Add a batch. rows: token ids (batch, length), -1 after the end of a sequence."""
         for row, looping in zip(rows, loops(rows), strict=True):
             ids = row[row >= 0]
             name = tuple(ids.tolist())
@@ -144,33 +148,41 @@ class _Windows:
 
 
 def loops(rows: torch.Tensor) -> torch.Tensor:
-    """Which rows (batch, length; -1 is padding) say something of up to 64 tokens twice over, for 32 tokens or more."""
-    found = torch.zeros(len(rows), dtype=torch.bool)
+    """Find the rows that repeat a passage of up to 64 tokens at least twice, over 32 tokens or more.
+
+    rows: token ids (batch, length), -1 is padding.
+    Returns bool (batch,).
+    """
+    looping = torch.zeros(len(rows), dtype=torch.bool)
     for period in range(1, LONGEST_LOOP + 1):
         needed = max(LOOP_TOKENS, 2 * period)
         if rows.shape[1] - period < needed:
             break
-        same = (rows[:, period:] == rows[:, :-period]) & (rows[:, period:] >= 0)
-        total = torch.nn.functional.pad(same.cumsum(1), (1, 0))
-        found |= (total[:, needed:] - total[:, :-needed]).amax(1) == needed
-    return found
+        # A token that equals the one a period before; enough of them in a row are a loop.
+        same = (rows[:, period:] == rows[:, :-period]) & (rows[:, period:] >= 0)  # (batch, length - period)
+        total = torch.nn.functional.pad(same.cumsum(1), (1, 0))  # (batch, length - period + 1)
+        looping |= (total[:, needed:] - total[:, :-needed]).amax(1) == needed
+    return looping
 
 
 @torch.no_grad()
 def write_batch(
     source: ModelFolder, teacher: nn.Module, number: int, length: int, seed: int, temperatures: Sequence[float]
 ) -> torch.Tensor:
-    """(BATCH, length) int64 ids, -1 after the end of a sequence. Depends on the arguments alone."""
+    """Return a batch of token ids (BATCH, length) int64, -1 after the end of a sequence.
+
+    The result depends on the arguments alone. number: of the batch.
+    """
     tokenizer = source.tokenizer
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-    known = range(min(len(tokenizer), source.vocabulary))  # a tokenizer may have more
+    known = range(min(len(tokenizer), source.vocabulary))  # a tokenizer may have more tokens than the model
     ordinary = torch.tensor(sorted(set(known) - set(tokenizer.all_special_ids)))
     starts = ordinary[torch.randint(len(ordinary), (BATCH, 1), generator=generator)]
     greedy = GREEDY_LENGTHS[number % len(GREEDY_LENGTHS)]
     temperature = temperatures[number % len(temperatures)]
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        if tokenizer.chat_template and number // 2 % 2:
+        if tokenizer.chat_template and number // 2 % 2:  # two of four batches, so that both temperatures occur
             return _converse(source, teacher, starts, greedy, length, temperature)
         return _continue(teacher, list(starts), greedy, length, temperature)
 
@@ -178,15 +190,18 @@ def write_batch(
 def _continue(
     teacher: nn.Module, prompts: list[torch.Tensor], greedy: int, length: int, temperature: float
 ) -> torch.Tensor:
-    """Go on from each prompt: ``greedy`` − 1 tokens greedily, the rest sampled, to ``length`` in all."""
+    """Continue every prompt: ``greedy`` − 1 tokens greedily, the rest sampled, to ``length`` in all.
+
+    Returns ids (prompts, length), -1 after the end.
+    """
     ends = _end_tokens(teacher)
     pad = ends[0] if ends else 0
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), longest), pad)
     mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):  # on the left, so that all go on from the same place
+    for row, prompt in enumerate(prompts):  # padded on the left, so that all continue at the same position
         ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = prompt, 1
-    for steps, sample in ((greedy - 1, False), (length - longest - greedy + 1, True)):
+    for steps, sample in ((greedy - 1, False), (length - longest - greedy + 1, True)):  # greedy, then sampled
         if steps < 1:
             continue
         ids = teacher.generate(
@@ -199,26 +214,30 @@ def _continue(
             past_key_values=_new_cache(teacher, ids.shape[1] + steps),
             **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if sample else {}),
         ).cpu()
+        # (prompts, tokens so far)
         mask = torch.cat([mask, torch.ones(len(ids), ids.shape[1] - mask.shape[1], dtype=mask.dtype)], 1)
     rows = torch.full((len(prompts), length), -1)
     for row, prompt in enumerate(prompts):
-        found = ids[row, longest - len(prompt) :]
-        end = [place for place in range(len(prompt), len(found)) if int(found[place]) in ends]
-        found = found[: end[0] + 1] if end else found
-        rows[row, : len(found)] = found[:length]
+        tokens = ids[row, longest - len(prompt) :]
+        end = [place for place in range(len(prompt), len(tokens)) if int(tokens[place]) in ends]
+        tokens = tokens[: end[0] + 1] if end else tokens
+        rows[row, : len(tokens)] = tokens[:length]
     return rows
 
 
 def _new_cache(teacher: nn.Module, length: int) -> StaticCache | None:
-    """On a CPU a static cache is faster. A new one each time: generate would reuse the last one, whatever
-    its length, and the order of its sums, and so the text, would depend on what was written before."""
+    """A static cache on a CPU, where it is faster; None on other devices.
+
+    Every call needs a new one. ``generate`` would reuse the last cache whatever its length. The order of its sums, and
+    so the text, would then depend on the texts before.
+    """
     return StaticCache(teacher.config, max_cache_len=length) if teacher.device.type == "cpu" else None
 
 
 def _converse(
     source: ModelFolder, teacher: nn.Module, starts: torch.Tensor, greedy: int, length: int, temperature: float
 ) -> torch.Tensor:
-    """The user's turn, then the answer, inside the tokenizer's chat template."""
+    """Write the user's turn, then the answer, inside the tokenizer's chat template."""
     tokenizer = source.tokenizer
     with guarded(f"the chat template of {tokenizer.name_or_path} fails"):
         rendered = tokenizer.apply_chat_template(
@@ -230,11 +249,11 @@ def _converse(
     )
     source.check_tokens(torch.cat([before, after]), f"the chat template of {source.name}")
     ends = _end_tokens(teacher)
-    asked = _continue(
+    turns = _continue(
         teacher, [torch.cat([before, start]) for start in starts], greedy, len(before) + length // 3, temperature
     )
     prompts = []
-    for row in asked:
+    for row in turns:
         turn = row[row >= 0]
         if int(turn[-1]) in ends:
             turn = turn[:-1]

@@ -1,1 +1,1 @@
-"""Vision: image classifiers and their data."""
+"""Image classifiers and their data."""

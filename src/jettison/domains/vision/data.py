@@ -1,8 +1,8 @@
-"""Images with labels, as an image classifier reads them: a folder of class subfolders, or parquet.
+"""Reads images with labels for image classifiers, from a folder of class subfolders or from parquet files.
 
-- Pixels are made by the image processor of the checkpoint, in its PIL form.
-- What cannot be decoded is left out, named and counted.
-- Pillow and pyarrow are the extra ``vision``.
+- The image processor of the checkpoint makes the pixels, with its PIL backend.
+- Images that cannot be decoded are left out, named in a note and counted.
+- Pillow and pyarrow are in the extra ``vision``.
 """
 
 import io
@@ -22,23 +22,27 @@ from jettison.graph.folder import ModelFolder
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
 PROCESSOR = "preprocessor_config.json"
-LIMIT, MOST_PIXELS = 1 << 28, 1 << 26  # bytes of an image file, and pixels of an image
-PICTURE = 96  # pixels of a side, in reports
-SHOWN = 5  # broken images that are named
+LIMIT, MOST_PIXELS = 1 << 28, 1 << 26  # limits: bytes of an image file, and pixels of an image
+PICTURE = 96  # pixels of the longer side, in reports
+SHOWN = 5  # broken images that are named in notes
 VALID = "a folder of class subfolders with images, or parquet files with the columns image and label, is needed"
 
 
 @dataclass
 class Images:
-    """A set of images. labels: of each, a class of the model. broken: the names of those that could not be decoded, as
-    far as they were looked at."""
+    """A set of images.
+
+    labels: for every image, a class of the model.
+    digest: 16 hex digits of the content.
+    broken: names of the images that could not be decoded, among those that were read so far.
+    """
 
     path: str
     classes: Sequence[str]
     labels: Sequence[int]
     digest: str
     names: Sequence[str] = field(repr=False)
-    _read: Any = field(repr=False)  # from a place to the bytes of an image
+    _read: Any = field(repr=False)  # function from an index to the bytes of an image
     _processor: Any = field(default=None, repr=False)
     _channels: int = 3
     broken: list[str] = field(default_factory=list)
@@ -47,12 +51,17 @@ class Images:
         return len(self.labels)
 
     def spread(self, count: int | None = None) -> torch.Tensor:
-        """``count`` places, evenly over the set; all for None, or where there are no more."""
+        """Return ``count`` indices, spread evenly over the set. Returns all for None, or if there are fewer."""
         n = len(self)
         return torch.arange(n) if count is None or count >= n else torch.arange(count) * n // count
 
     def load(self, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels (n, channels, height, width) float32, and labels (n,) int64, of the healthy images at ``places``."""
+        """Load images, without the broken ones.
+
+        places: indices (images,).
+        Returns pixels (n, channels, height, width) float32, and labels (n,) int64.
+        Raises UsageError if none can be decoded, or if the image processor fails.
+        """
         pictures, labels = [], []
         for place in places.tolist():
             if (picture := self._picture(place)) is not None:
@@ -65,11 +74,11 @@ class Images:
         return pixels.float(), torch.tensor(labels)
 
     def sample(self, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """``load`` of ``spread``."""
+        """Load ``count`` images, spread evenly over the set; see ``load`` and ``spread``."""
         return self.load(self.spread(count))
 
     def _picture(self, place: int):
-        """An image of Pillow, None for one that is broken."""
+        """An image as a Pillow object; None if it is broken, which a note reports."""
         from PIL import Image
 
         try:
@@ -77,7 +86,8 @@ class Images:
                 if picture.width * picture.height > MOST_PIXELS:
                     raise ValueError(f"{picture.width} x {picture.height} pixels; at most {MOST_PIXELS:,} are read")
                 return picture.convert("L" if self._channels == 1 else "RGB")
-        except (OSError, ValueError, SyntaxError, JettisonError, Image.DecompressionBombError) as error:  # Pillow's
+        # Pillow raises all of these for damaged files.
+        except (OSError, ValueError, SyntaxError, JettisonError, Image.DecompressionBombError) as error:
             if self.names[place] not in self.broken:
                 self.broken.append(self.names[place])
                 if len(self.broken) <= SHOWN:
@@ -87,7 +97,7 @@ class Images:
             return None
 
     def png(self, place: int) -> bytes:
-        """The image, shrunk to ``PICTURE`` pixels a side, for a report."""
+        """Return the image as PNG, shrunk to ``PICTURE`` pixels a side, for a report. place: index of the image."""
         picture, file = self._picture(place), io.BytesIO()
         picture.thumbnail((PICTURE, PICTURE))
         picture.save(file, "png")
@@ -95,11 +105,14 @@ class Images:
 
 
 def open_images(path: str | Path, source: ModelFolder | None = None) -> Images:
-    """The images of a folder or file, for the model of ``source``; without a model they can be counted, not loaded.
+    """Open the images of a folder or file, for the model of ``source``.
 
-    Class folders that are called like classes of the model have their numbers; others are numbered in the order of
-    their names. Raises UsageError for a path without images, labels that the model does not have, and a checkpoint
-    without an image processor.
+    If all class folders have names of the model's classes, they get the numbers of these classes. Otherwise they are
+    numbered in the order of their names.
+
+    source: None if the images are only counted, not loaded.
+    Raises UsageError for a path without images, labels that the model does not have, and a checkpoint without an image
+    processor.
     """
     path = Path(path)
     if not path.exists():
@@ -143,7 +156,7 @@ def _for_model(images: Images, source: ModelFolder) -> Images:
 
 
 def image_processor(folder: Path) -> Any:
-    """The image processor of a checkpoint. Raises UsageError if there is none, or none that can be used."""
+    """Load the image processor of a checkpoint. Raises UsageError if it is missing or cannot be used."""
     if not (folder / PROCESSOR).exists():
         raise UsageError(f"{folder} has no {PROCESSOR}, which says how images become pixels: copy it from the original")
     from transformers import AutoImageProcessor
@@ -154,11 +167,12 @@ def image_processor(folder: Path) -> Any:
 
 def _read_folder(path: Path) -> Images:
     root = path.resolve()
-    folders = sorted(each for each in path.iterdir() if each.is_dir() and each.resolve().is_relative_to(root))
+    # Links that lead out of the folder are not followed.
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and entry.resolve().is_relative_to(root))
     files: list[tuple[Path, int]] = []
     for label, folder in enumerate(folders):
-        found = sorted(each for each in folder.iterdir() if each.suffix.lower() in ENDINGS)
-        files += [(each, label) for each in found if each.resolve().is_relative_to(root)]
+        images = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
+        files += [(file, label) for file in images if file.resolve().is_relative_to(root)]
     if not files:
         raise UsageError(f"{path} holds no images: {VALID}")
     names = [file.relative_to(path).as_posix() for file, _ in files]
@@ -175,7 +189,9 @@ def _read_parquet(path: Path, files: tuple[tuple[Path, tuple[int, int]], ...]) -
     for file, _ in files:
         try:
             schema = parquet.read_schema(file).names
-            columns = [next((name for name in of if name in schema), None) for of in (IMAGE_COLUMNS, LABEL_COLUMNS)]
+            columns = [
+                next((name for name in valid if name in schema), None) for valid in (IMAGE_COLUMNS, LABEL_COLUMNS)
+            ]
             if None in columns:
                 raise UsageError(f"{file} has the columns {', '.join(schema)}: {VALID}")
             table = parquet.read_table(file, columns=columns)

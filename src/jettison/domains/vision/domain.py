@@ -1,4 +1,4 @@
-"""Image classifiers: they read pixels, and are judged by the classes that they name."""
+"""The domain of image classifiers. They read pixels, and are scored by the classes that they predict."""
 
 import math
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ from jettison.recipe.recipe import Recipe, Step
 from jettison.training.losses import kl
 
 DATA = "images"
-BATCH = 32
+BATCH = 32  # images
 
 
 def images_of(settings: Mapping[str, Any]) -> str:
-    """The images that a recipe's calibration names. Raises UsageError if it names none."""
+    """Return the images that a recipe's calibration names. Raises UsageError if it names none."""
     if not settings.get("images"):
         raise UsageError(
             "an image classifier is calibrated on images: name a folder of class subfolders, or a parquet file, with "
@@ -33,29 +33,33 @@ def images_of(settings: Mapping[str, Any]) -> str:
 
 
 def check_reader(source: ModelFolder) -> str:
+    """Describe the image processor. Raises UsageError if it is missing or cannot be used."""
     return f"an image processor, {type(image_processor(source.folder)).__name__}"
 
 
 def example(source: ModelFolder) -> tuple[torch.Tensor, str]:
-    """(1, channels, height, width) noise."""
+    """Return noise (1, channels, height, width), and a description."""
     return random_inputs(source), "an image of noise"
 
 
 def check_recipe(source: ModelFolder, recipe: Recipe, calibrated: bool) -> None:
+    """Open the images of a recipe if it needs any. Raises UsageError as ``images_of`` and ``open_images`` do."""
     if calibrated or recipe.of("recover"):
         open_images(images_of(recipe.calibration), source)
 
 
 def calibration(source: ModelFolder, settings: Mapping[str, Any], seed: int) -> torch.Tensor:
-    """(samples, channels, height, width) pixels, as the checkpoint's preprocessor makes them."""
+    """Return pixels (samples, channels, height, width), made by the checkpoint's image processor."""
     return open_images(images_of(settings), source).sample(settings["samples"])[0]
 
 
 def calibration_digest(settings: Mapping[str, Any]) -> str | None:
+    """Return 16 hex digits of the content of the calibration images."""
     return open_images(images_of(settings)).digest
 
 
 def check_sources(source: ModelFolder, sources: Sources) -> None:
+    """Check images and count of an evaluation. Raises UsageError."""
     if not sources.images:
         raise UsageError(f"{source.name} is an image classifier: name the images to measure it on with --images")
     if sources.count is not None and sources.count < 1:
@@ -64,27 +68,34 @@ def check_sources(source: ModelFolder, sources: Sources) -> None:
 
 
 def contents(sources: Sources) -> dict[str, str]:
+    """Return the path of the images -> 16 hex digits of their content."""
     return {str(sources.images): open_images(sources.images).digest}
 
 
 def same_outputs(source: ModelFolder, original: ModelFolder) -> None:
-    classes = [each.config.num_labels for each in (source, original)]
+    """Raise UsageError if the two models differ in their number of classes."""
+    classes = [model.config.num_labels for model in (source, original)]
     if classes[0] != classes[1]:
         raise UsageError(
-            f"{original.name} has {classes[1]} classes and {source.name} {classes[0]}: no distance between"
+            f"{original.name} has {classes[1]} classes and {source.name} {classes[0]}: they cannot be compared"
         )
 
 
 def scores(source: ModelFolder, student: Logits, original: Logits | None, sources: Sources) -> dict[str, Any]:
-    """By the name of the images: ``accuracy`` and its standard error, ``loss`` (cross-entropy in nats), and
-    KL(original ‖ student) and the share of images that both name alike."""
+    """Measure a model on the images, see ``compare``. The result is stored under the path of the images."""
     images = open_images(sources.images, source)
     return {"images": {str(sources.images): compare(student, original, images, sources.count)}}
 
 
 @torch.no_grad()
 def compare(student: Logits, original: Logits | None, images: Images, count: int | None = None) -> dict[str, Any]:
-    """count: images, spread evenly over the set; None for all."""
+    """Measure the accuracy of ``student``, and its distance from ``original``, on images with labels.
+
+    count: how many images, spread evenly over the set; None for all.
+    Returns accuracy, its standard_error, loss (cross-entropy in nats), images, broken (how many could not be decoded),
+    and with an original kl, KL(original ‖ student) in nats, and agreement, the share of images with equal predictions.
+    Raises JettisonError if the outputs are not finite.
+    """
     right = agreement = total = 0
     loss = divergence = 0.0
     chosen = images.spread(count)
@@ -95,7 +106,7 @@ def compare(student: Logits, original: Logits | None, images: Images, count: int
             loss -= float(guess.gather(-1, labels.unsqueeze(-1)).sum(dtype=torch.float64))
             right += int((guess.argmax(-1) == labels).sum())
             if original:
-                target = original(pixels).float().cpu().log_softmax(-1)
+                target = original(pixels).float().cpu().log_softmax(-1)  # (batch, classes)
                 divergence += float((target.exp() * (target - guess)).sum(dtype=torch.float64))
                 agreement += int((target.argmax(-1) == guess.argmax(-1)).sum())
             total += len(labels)
@@ -114,11 +125,12 @@ def compare(student: Logits, original: Logits | None, images: Images, count: int
 
 
 def training(source: ModelFolder, recipe: Recipe, step: Step, process: tuple[int, int], wait) -> torch.Tensor:
-    """(samples, channels, height, width) pixels of the calibration's images: labels are not needed."""
+    """Return pixels (samples, channels, height, width) of the calibration images. Labels are not needed."""
     return open_images(images_of(recipe.calibration), source).sample(step.options["samples"])[0]
 
 
 def training_digests(recipe: Recipe, step: Step) -> dict[str, str]:
+    """Return the path of the calibration images -> 16 hex digits of their content."""
     name = images_of(recipe.calibration)
     return {str(name): open_images(name).digest}
 
@@ -126,21 +138,21 @@ def training_digests(recipe: Recipe, step: Step) -> dict[str, str]:
 def lesson(
     student: nn.Module, teacher: nn.Module, trained: Mapping[str, nn.Parameter], temperature: float, features: float
 ) -> nn.Module:
-    """Raises UsageError for features, which image classifiers do not give alike."""
+    """Return a ``Lesson``. Raises UsageError for features: image classifiers have no common inner states."""
     if features:
-        raise UsageError(f"recover.features = {features:g}: image classifiers learn from outputs alone (0)")
+        raise UsageError(f"recover.features = {features:g}: image classifiers learn from outputs only; valid: 0")
     return Lesson(student, teacher, temperature)
 
 
 class Lesson(nn.Module):
-    """One batch to its loss. Only the student is a submodule."""
+    """Maps a batch to its loss. Only the student is a submodule, so the teacher is neither trained nor synchronized."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, temperature: float):
         super().__init__()
         self.student, self._teacher, self._temperature = student, [teacher], temperature
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """pixels: (batch, channels, height, width) -> mean KL per image."""
+        """Return the mean KL per image. pixels: (batch, channels, height, width)."""
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=has_fast_bfloat16(pixels.device)):
             with torch.no_grad():
                 target = run_model(self._teacher[0], pixels).logits

@@ -1,1 +1,1 @@
-"""The bundled suite of tasks: questions that are made from public-domain text."""
+"""The bundled suite of tasks: questions made from public-domain text."""

@@ -1,4 +1,4 @@
-"""The kinds of questions: one small function each, from a text to everything in it that can be asked so."""
+"""The kinds of questions. Every function yields all questions of its kind that a text offers."""
 
 import random
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from jettison.domains.text.tasks.items import BEFORE, PLAIN, WORD, Question, Text, before, phrase
 
-COMMON = 150  # the commonest words: too easy to tell from others, and their place too
+COMMON = 150  # the most frequent words are too easy to tell from others, and so is their place
 FORMS = [("was", "were"), ("is", "are"), ("has", "have"), ("does", "do"), ("this", "these"), ("This", "These")]
 PRONOUNS = [("he", "she"), ("He", "She"), ("his", "her"), ("him", "her"), ("himself", "herself")]
 PRONOUNS += [("it", "they"), ("It", "They"), ("its", "their"), ("itself", "themselves")]
@@ -17,14 +17,16 @@ FUNCTION |= {"that", "which", "who", "when", "if", "than", "so", "not", "had", "
 
 
 def last_word(text: Text, rng: random.Random) -> Iterator[Question]:
+    """Ask which of four words ends the sentence."""
     for words, begin, end in text.sentences:
         at = end - 1
         word = words[at].rstrip(".!?\"')")
         if at > begin and word in text.rank:
-            yield Question(before(words, at), f" {word}", tuple(f" {each}" for each in text.others(word, 3, rng)))
+            yield Question(before(words, at), f" {word}", tuple(f" {other}" for other in text.others(word, 3, rng)))
 
 
 def next_sentence(text: Text, rng: random.Random, length: int = 8) -> Iterator[Question]:
+    """Ask which of four sentence beginnings comes next. length: words of each that are shown."""
     long = [sentence for sentence in text.sentences if sentence[2] - sentence[1] >= length]
     for words, begin, _ in long:
         others = [other[at : at + length] for other, at, _ in rng.sample(long, 3)]
@@ -32,6 +34,7 @@ def next_sentence(text: Text, rng: random.Random, length: int = 8) -> Iterator[Q
 
 
 def sentence_order(text: Text, rng: random.Random, longest: int = 22) -> Iterator[Question]:
+    """Ask for the order of two sentences: the text's, or exchanged. longest: words of one sentence."""
     for (words, begin, middle), (other, start, end) in pairwise(text.sentences):
         if words is other and middle == start and 3 <= middle - begin <= longest and 3 <= end - start <= longest:
             first, second = phrase(words[begin:middle]), phrase(words[middle:end])
@@ -39,6 +42,7 @@ def sentence_order(text: Text, rng: random.Random, longest: int = 22) -> Iterato
 
 
 def word_order(text: Text, rng: random.Random) -> Iterator[Question]:
+    """Ask for the order of two words around a small one, such as ``and``: the text's, or exchanged."""
     for words, at in text:
         three = words[at : at + 3]
         content = [word for word in three[::2] if PLAIN.fullmatch(word) and text.rank[word] >= COMMON]
@@ -47,6 +51,7 @@ def word_order(text: Text, rng: random.Random) -> Iterator[Question]:
 
 
 def intruder(text: Text, rng: random.Random, after: int = 1) -> Iterator[Question]:
+    """Ask for a word of the text, or another one about as frequent. after: words that follow in every choice."""
     for words, at in text:
         if PLAIN.fullmatch(words[at]) and text.rank[words[at]] >= COMMON:
             rest = words[at + 1 : at + 1 + after]
@@ -55,6 +60,7 @@ def intruder(text: Text, rng: random.Random, after: int = 1) -> Iterator[Questio
 
 
 def recall(text: Text, rng: random.Random, most: int = 40) -> Iterator[Question]:
+    """Ask which of four words comes next. Only the right one occurs in the last ``most`` words."""
     for words, at in text:
         word = words[at].rstrip(",.;:!?\"'")
         earlier = words[max(0, at - most) : at]
@@ -64,6 +70,7 @@ def recall(text: Text, rng: random.Random, most: int = 40) -> Iterator[Question]
 
 
 def agreement(text: Text, rng: random.Random, after: int = 1) -> Iterator[Question]:
+    """Ask for singular or plural: was or were, this or these. after: words that follow in every choice."""
     other = {one: two for pair in FORMS for one, two in (pair, pair[::-1])}
     for words, at in text:
         if words[at] in other:
@@ -73,18 +80,20 @@ def agreement(text: Text, rng: random.Random, after: int = 1) -> Iterator[Questi
 
 
 def pronoun(text: Text, rng: random.Random, most: int = 32, after: int = 1) -> Iterator[Question]:
+    """Ask for a pronoun or its counterpart: he or she, its or their. after: words that follow in every choice."""
     other = {one: two for pair in PRONOUNS for one, two in (pair, pair[::-1])}
     for words, at in text:
         word, rest = words[at], words[at + 1 : at + 1 + after]
         if word in other and rest:
             wrong = other[word]
-            if word == "her":  # of him or of his
+            if word == "her":  # the counterpart of him, or of his if a noun follows
                 wrong = "him" if rest[0].strip(",.") in FUNCTION or not WORD.match(rest[0]) else "his"
             right, changed = phrase([word, *rest]), phrase([wrong, *rest])
             yield Question(before(words, at, most), right, (changed,), _pair(word, wrong), word)
 
 
 def preposition(text: Text, rng: random.Random, after: int = 2) -> Iterator[Question]:
+    """Ask which of the text's four most frequent prepositions, except of and to, comes next. after: words after it."""
     forms = sorted(PREPOSITIONS, key=lambda word: -text.counts[word])[:4]
     for words, at in text:
         if words[at] in forms:
@@ -94,9 +103,10 @@ def preposition(text: Text, rng: random.Random, after: int = 2) -> Iterator[Ques
 
 
 def punctuation(text: Text, rng: random.Random) -> Iterator[Question]:
+    """Ask for a comma or the end of the sentence. The next word is capitalized as the mark needs it."""
     for words, at in text:
         word, mark, following = words[at][:-1], words[at][-1], (words[at + 1 : at + 2] or [""])[0]
-        small, capital = following.lower(), following.lower().capitalize()  # the next word is as its mark wants it
+        small, capital = following.lower(), following.lower().capitalize()
         known = PLAIN.fullmatch(word) and text.counts[small]
         if known and (mark, following) in ((",", small), (".", capital)) and small != capital:
             choices = {",": f" {word}, {small}", ".": f" {word}. {capital}"}
@@ -104,6 +114,7 @@ def punctuation(text: Text, rng: random.Random) -> Iterator[Question]:
 
 
 def quotation(text: Text, rng: random.Random) -> Iterator[Question]:
+    """Ask whether the quotation closes after this word, or goes on."""
     for words, at in text:
         marks = [word for word in words[max(0, at - BEFORE) : at] if '"' in word]
         word, rest = words[at], words[at + 1 : at + 2]

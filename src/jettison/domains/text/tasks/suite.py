@@ -1,6 +1,6 @@
-"""The bundled suite: the kinds of questions on the bundled texts, as files that lm-eval itself reads.
+"""The bundled suite of tasks: all kinds of questions on the bundled texts, as files that lm-eval itself reads.
 
-``lm_eval --include_path FOLDER --tasks jettison_suite`` runs it without Jettison, and nothing is fetched.
+``lm_eval --include_path FOLDER --tasks jettison_suite`` runs the suite without Jettison and without the network.
 """
 
 import json
@@ -21,15 +21,20 @@ from jettison.domains.text.tasks import kinds
 from jettison.domains.text.tasks.items import Kind, Text, make_items
 
 VERSION = 1  # raise it when the items for the same text change
-ITEMS = 1000
+ITEMS = 1000  # of a task, at most
 SUITE = "jettison_suite"
 TEXTS = {"books": "books-evaluation", "wikitext": "wikitext2"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A kind of question. unconditional: a choice is scored by how much likelier the context makes it, since choices
-    that share no words differ too much in how likely they are anyway."""
+    """A kind of question.
+
+    asks: what is asked, as a sentence.
+    choices: how many.
+    unconditional: whether a choice is scored by how much the context raises its probability. Choices that share no
+        words differ too much in their probability without the context.
+    """
 
     make: Kind
     asks: str
@@ -38,10 +43,12 @@ class Row:
 
     @property
     def random(self) -> float:
+        """The accuracy of guessing."""
         return 1 / self.choices
 
     @property
     def metric(self) -> str:
+        """lm-eval's name of the metric."""
         return "acc_mutual_info" if self.unconditional else "acc"
 
 
@@ -65,7 +72,7 @@ NAMES = (SUITE, *GROUPS, *TASKS)
 
 @cache
 def items_of(task: str) -> list[dict[str, Any]]:
-    """The items of a task of the suite: at most 1,000, fewer where its text has fewer places to ask."""
+    """Return the items of a task of the suite: 1,000, or fewer if its text offers fewer."""
     text = _text(task.split("_")[1])
     return make_items(TASKS[task].make, text, ITEMS)
 
@@ -77,8 +84,11 @@ def _text(name: str) -> Text:
 
 @cache
 def suite_folder() -> Path:
-    """The suite, written when first asked for, and deleted when this process ends: what a folder had that is kept could
-    be damaged, and `datasets` would not notice. Raises JettisonError if it cannot be written."""
+    """Return a temporary folder with the suite. It is written at the first call and deleted when this process ends.
+
+    It is not kept because a kept folder could be damaged, and `datasets` would not notice.
+    Raises JettisonError if the folder cannot be written.
+    """
     try:
         folder = temporary_folder("jettison-suite-")
     except OSError as error:
@@ -87,15 +97,16 @@ def suite_folder() -> Path:
 
 
 def write_suite(folder: str | Path) -> Path:
-    """Write every task's items (JSON lines), its configuration and the groups (YAML) to a folder that is not there yet.
+    """Write every task's items (JSON lines) and configuration, and the groups (YAML), to a new folder.
 
-    The configurations name their items by absolute path; what `datasets` makes of them is kept beside them, so that
-    nothing stale from elsewhere is ever read. Written under another name and renamed: whole or absent.
-    Raises UsageError if the folder is there, JettisonError if it cannot be written.
+    The configurations name their items by absolute path. The files that `datasets` makes of them are stored beside
+    them, so that no stale file from elsewhere is read. The folder is written under another name and then renamed, so it
+    is whole or absent.
+    Returns the folder. Raises UsageError if it exists, JettisonError if it cannot be written.
     """
     folder = Path(folder).absolute()
     if folder.exists():
-        raise UsageError(f"{folder} is there already: name a new folder for the tasks")
+        raise UsageError(f"{folder} exists already: name a new folder for the tasks")
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +117,7 @@ def write_suite(folder: str | Path) -> Path:
             _write_yaml(temporary / f"{task}.yaml", _task(task, row, folder))
         for group, members in {**GROUPS, SUITE: list(GROUPS)}.items():
             _write_yaml(temporary / f"{group}.yaml", {"group": group, "task": members} | _metadata())
-        temporary.chmod(0o755)  # temporary folders are their owner's alone
+        temporary.chmod(0o755)  # only their owner can read temporary folders
         os.rename(temporary, folder)
         sync_folder(folder.parent)
     except OSError as error:

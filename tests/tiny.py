@@ -38,6 +38,8 @@ CONFIGS = {
     ),
     "gpt2": dict(n_embd=64, n_layer=2, n_head=4, vocab_size=4096, n_positions=128, bos_token_id=0, eos_token_id=0),
     "granite": COMMON | {"logits_scaling": 2.0},
+    "gemma": COMMON,
+    "olmo2": COMMON,
     "stablelm": COMMON,  # no row in families.yaml: read generically
 }
 

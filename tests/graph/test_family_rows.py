@@ -21,7 +21,7 @@ def test_a_row_needs_only_blocks_and_linears():
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("  fold: {norm: [q]}", "unknown field 'fold'.*did you mean 'folds'.*of family 'mine' in families.yaml"),
+        ("  fold: {norm: [q]}", "unknown field 'fold'.* of family 'mine' in families.yaml.*folds"),
         ("  folds: {norm: [q, upp]}", "unknown role 'upp'.*did you mean 'up'"),
         ("  folds: {norm: [down]}", "folds of norm: no linear has role down"),
         ("  fused: [q]", "family 'mine' of families.yaml: fused = "),

@@ -16,6 +16,18 @@ from jettison.methods.quantize.awq import awq
 from jettison.statistics.stats import Stats
 
 FOLDED = {"llama": 4, "qwen3": 4, "qwen2": 4, "gemma3_text": 4, "phi3": 2, "gpt2": 2, "opt": 1, "qwen3_moe": 2}
+FOLDED |= {"olmo2": 2, "gemma": 4}
+    "llama": 4,
+    "qwen3": 4,
+    "qwen2": 4,
+    "gemma3_text": 4,
+    "phi3": 2,
+    "gpt2": 2,
+    "opt": 1,
+    "qwen3_moe": 2,
+    "olmo2": 2,
+    "gemma": 4,
+}
 ROLES = ["q", "k", "v", "o", "gate", "up", "down"]
 IDS = torch.arange(64).view(2, 32) * 31 % 4096
 
@@ -46,7 +58,7 @@ def test_every_row_with_folds_is_tried(tiny):
     of = lambda family: (family.folds, family.linears, family.norm_offset)
     text = {name: family for name, family in families().items() if family.folds and family.domain == "text"}
     left = {name for name, family in text.items() if of(family) not in [of(other) for other in tried.values()]}
-    assert left == {"gemma", "gemma2", "olmo2"}, "add the new family to FOLDED"
+    assert not left, "add the new family to FOLDED"
 
 
 @pytest.mark.parametrize("family", FOLDED)

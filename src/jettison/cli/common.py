@@ -95,7 +95,7 @@ Count = Annotated[
 ]
 Items = Annotated[int | None, typer.Option("--items", help="Measure at most this many items of each task.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only show what would be done, and its time, memory and disk; do nothing.")
+    bool, typer.Option("--dry-run", help="Show what would be done and its time, memory and disk, but do nothing.")
 ]
 
 

@@ -40,8 +40,10 @@ def compress(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Apply the prune and quantize steps of a recipe, block by block. A run that was killed continues when you run the
-    same command again."""
+    """Apply the prune and quantize steps of a recipe, block by block.
+
+    A run that was killed continues when you run the same command again.
+    """
     from jettison.core.bytesize import format_bytes
     from jettison.pipeline.compression import compress as run
     from jettison.pipeline.size import measure_size

@@ -52,7 +52,7 @@ def draft(
         ),
     ] = 4,
     corpus: Annotated[
-        str | None, typer.Option("--corpus", help="Look up draft tokens in this UTF-8 file as well.")
+        str | None, typer.Option("--corpus", help="Look up draft tokens in this text too, such as a UTF-8 file.")
     ] = None,
     temperature: Annotated[
         float, typer.Option("--temperature", "-t", min=0, help="Temperature of the texts that are written to measure.")
@@ -69,14 +69,16 @@ def draft(
     ] = 15,
     export: Annotated[
         Path | None,
-        typer.Option("--export", help="Only write the draft model that an earlier call chose to this folder."),
+        typer.Option("--export", help="Write the draft model of an earlier call to this folder, and do nothing else."),
     ] = None,
     seed: common.Seed = 0,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Choose the fastest way for a checkpoint to draft tokens for itself, and record it beside the checkpoint. Nothing
-    is trained, and the text that the checkpoint writes does not change."""
+    """Choose the fastest way for a checkpoint to draft tokens for itself, and record it in its folder.
+
+    Nothing is trained. Draft tokens change the speed, not the output.
+    """
     common.begin(quiet, json)
     if export is not None:
         from jettison.core.errors import UsageError

@@ -44,8 +44,10 @@ def plan(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Choose the bits of every layer for a device and a budget. Reads the model's config, and its weights only if
-    --losses or --refine need them."""
+    """Choose the bits of every layer for a device and a budget.
+
+    Reads the model's config, and its weights only if --losses or --refine need them.
+    """
     from jettison.core.files import write_text
     from jettison.planning.picture import plan_data, plan_summary
     from jettison.planning.planner import make_plan

@@ -36,8 +36,10 @@ def recover(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Recover accuracy: distil the original into LoRA adapters or scales. A run that was killed continues when you run
-    the same command again."""
+    """Recover accuracy: distil the original into LoRA adapters or scales.
+
+    A run that was killed continues when you run the same command again.
+    """
     from jettison.pipeline.recovery import recover as run
     from jettison.planning.forecast import forecast_recovery
 

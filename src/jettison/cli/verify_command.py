@@ -20,8 +20,10 @@ def verify(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Check that a folder is complete and the model in it runs: hashes, tensors, finite values, tokenizer, one run.
-    Exits with 1 if a check fails. Writes nothing."""
+    """Check that a model folder is complete and works: hashes, tensors, finite values, tokenizer, a run of the model.
+
+    Exits with code 1 if a check fails. Writes nothing.
+    """
     from jettison.pipeline.verification import verify as run
 
     common.begin(quiet)

@@ -130,8 +130,8 @@ def choices(
     The embedding always stays unquantized: it is looked up and not multiplied.
     group_sizes: group sizes to try; one that does not divide a row is replaced, see ``runtimes.fitted``.
     recovery: whether to offer 2 bits with a LoRA adapter too.
-    runtime: offer only grids that this runtime loads. For bits that it loads in none of ``group_sizes``, the group sizes
-        that it does load are offered.
+    runtime: offer only grids that this runtime loads. For bits that it loads in none of ``group_sizes``, offer the
+        group sizes that it does load.
     """
     bits, sizes = list(bits), list(group_sizes)
     grids = {

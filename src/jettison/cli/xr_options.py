@@ -96,26 +96,26 @@ def write(timeline, scored, title: str, trace: Path | None, page: Path | None) -
         common.out.print(str(file), soft_wrap=True, markup=False)
 
 
-def recipes(given: list[str]) -> dict[str, str]:
+def recipes(texts: list[str]) -> dict[str, str]:
     """Parse ``MODEL=RECIPE``, or ``RECIPE`` for all models. Returns model -> recipe, with ``*`` for all."""
-    return dict(text.split("=", 1) if "=" in text else ("*", text) for text in given)
+    return dict(text.split("=", 1) if "=" in text else ("*", text) for text in texts)
 
 
-def pairs(option: str, given: list[str]) -> dict[str, str]:
+def pairs(option: str, texts: list[str]) -> dict[str, str]:
     """Parse the ``MODEL=VALUE`` values of an option. Raises UsageError for one without ``=``."""
-    for text in given:
+    for text in texts:
         if "=" not in text:
             raise UsageError(f"{option} {text!r}: MODEL=VALUE is needed")
-    return dict(text.split("=", 1) for text in given)
+    return dict(text.split("=", 1) for text in texts)
 
 
-def probabilities(given: list[str]) -> dict[str, list[float]]:
+def probabilities(texts: list[str]) -> dict[str, list[float]]:
     """Parse ``MODEL=P``; a model may come several times. Returns model -> probabilities.
 
     Raises UsageError where P is not a number.
     """
     values: dict[str, list[float]] = {}
-    for text in given:
+    for text in texts:
         model, _, value = text.partition("=")
         try:
             values.setdefault(model, []).append(float(value))

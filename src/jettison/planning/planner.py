@@ -323,7 +323,7 @@ def _why(plan: Plan) -> list[str]:
         seconds, loss = plan.problem.cost(plan.passed)[0], plan.problem.loss(plan.passed)
         reasons.append(
             f"the least expected loss, {loss:.3g} at {format_rate(plan.setting.batch / seconds)} tokens/s, "
-            "cannot be told from this one: the faster plan was taken"
+            "cannot be told apart from this plan's: the faster plan was taken"
         )
     if plan.measured:
         reasons.append(

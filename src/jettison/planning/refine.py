@@ -14,7 +14,7 @@ def refine(problem: Problem, start: Picks, bench: Bench, evaluations: int, seed:
 
     A child is a parent with new choices for two units, so that one can pay for the other and the cost stays close to
     the budget.
-    bench: measures KL, on text that the expected losses were not found on.
+    bench: measures KL, on text that was not used to find the expected losses.
     Returns the best plan's choices, and the KL of every plan that was tried. Our reconstruction: the paper names no
     refinement.
     """

@@ -1,6 +1,7 @@
 """Jettison: make neural networks fit small devices.
 
-The verbs are here, each loaded when first used: ``jettison.fit("scribe", memory="8MB", out="DIR")``.
+The main functions are imported from here, for example ``jettison.fit("scribe", memory="8MB", out="DIR")``. A function's
+module is loaded when the function is first used, so that ``import jettison`` is fast.
 """
 
 from importlib import import_module
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from jettison.runtime.load import load
     from jettison.runtime.speculative.choose import draft
 
-_HOMES = {
+_MODULES = {  # public name -> the module that defines it
     "JettisonError": "core.errors",
     "Recipe": "recipe.recipe",
     "UsageError": "core.errors",
@@ -50,10 +51,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'jettison' has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(f"jettison.{_HOMES[name]}"), name)
-    globals()[name] = value
+    value = getattr(import_module(f"jettison.{_MODULES[name]}"), name)
+    globals()[name] = value  # later uses find the name without calling __getattr__
     return value
 
 

@@ -1,4 +1,4 @@
-"""``python -m jettison``, and through it ``accelerate launch -m jettison``."""
+"""Entry point of ``python -m jettison`` and of ``accelerate launch -m jettison``."""
 
 from jettison.cli.app import main
 

@@ -158,9 +158,9 @@ class TestShares:
     @pytest.mark.parametrize(
         ("recovered", "said"),
         [
-            (3.55, "112.5 % of the log-perplexity that the quantized model loses is recovered. That is more than all "
-                   "of it: on this text the recovered model is better than the original."),
-            (4.2, "-50.0 % of the log-perplexity that the quantized model loses is recovered. That is less than none"),
+            (3.55, "112.5 % of the log-perplexity that the quantized model loses is recovered. More than 100 %: "
+                   "on this text the recovered model is better than the original."),
+            (4.2, "-50.0 % of the log-perplexity that the quantized model loses is recovered. Less than 0 %: "),
             (3.7, "75.0 % of the log-perplexity that the quantized model loses is recovered.\n"),
         ],
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line: one file per command. Parse, call the API, print. No logic."""
+"""The command line, one file per command. Commands parse arguments, call the API and print; they hold no logic."""
 
 from jettison.cli.app import main
 

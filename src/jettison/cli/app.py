@@ -1,4 +1,7 @@
-"""The program ``jettison``: its commands, and what it does with errors. Its imports are small until Ctrl-C is heard."""
+"""The program ``jettison``: it builds the commands, and turns errors and signals into messages and exit codes.
+
+Until ``Stoppable`` has installed its signal handlers, this file imports only small modules, so that Ctrl-C works early.
+"""
 
 import errno
 import importlib
@@ -30,25 +33,29 @@ COMMANDS = (
     "recipes",
     "xr",
 )
-FAILED, BAD_USAGE, BROKEN_PIPE = 1, 2, 141  # the last one as a shell reports a program that SIGPIPE ended
-OUTPUT_FAILS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of a stream, which has no name
+FAILED, BAD_USAGE, BROKEN_PIPE = 1, 2, 141  # 141 is the code that a shell reports for a program that SIGPIPE ended
+OUTPUT_FAILS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of writing to stdout
 CODES = (
-    "Exit codes: 0 done; 1 failed; 2 asked wrongly; 130 stopped by Ctrl-C, 143 by SIGTERM: fit, compress and recover "
-    "then continue when called again."
+    "Exit codes: 0 success; 1 failure; 2 wrong arguments or input; 130 stopped by Ctrl-C, 143 by SIGTERM. "
+    "After a stop, fit, compress and recover continue when you run the same command again."
 )
 
 
 class Interrupted(BaseException):
-    """Carries a KeyboardInterrupt past typer, which would make a code of its own out of it."""
+    """Carry a KeyboardInterrupt through typer, which would otherwise turn it into an exit code of its own."""
 
 
 def build() -> "typer.Typer":
+    """Return the typer program with all commands."""
     import typer
     from typer.core import TyperGroup
 
     class Commands(TyperGroup):
         def invoke(self, context: Any) -> Any:
-            """Before typer does, look at interrupts and at output that cannot be written."""
+            """Handle interrupts and failures to write the output before typer does.
+
+            An OSError with a file name is not about stdout, so it is raised unchanged.
+            """
             try:
                 return super().invoke(context)
             except KeyboardInterrupt as error:
@@ -74,7 +81,7 @@ def build() -> "typer.Typer":
     @app.callback()
     def options(
         version: Annotated[
-            bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+            bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
         ] = False,
     ) -> None: ...
 
@@ -83,8 +90,8 @@ def build() -> "typer.Typer":
     return app
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         print(f"jettison {version('jettison')}")
@@ -92,8 +99,11 @@ def _show_version(asked: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Exit with a code of ``CODES``. arguments: else those of the process, which then ends with the command; where they
-    are given, signals are the caller's."""
+    """Run one command and exit with one of the codes in ``CODES``.
+
+    arguments: the command line. None means that of the process; then signals are handled here, and the process ends
+    with the command. If arguments are passed, handling signals is left to the caller.
+    """
     with Stoppable(sys.argv[1:]) if arguments is None else nullcontext():
         _prepare()
         try:
@@ -101,8 +111,8 @@ def main(arguments: list[str] | None = None) -> None:
 
             common.refuse_empty(sys.argv[1:] if arguments is None else arguments)
             build()(arguments)
-        except Interrupted as passed:
-            raise passed.__cause__ from None
+        except Interrupted as carrier:
+            raise carrier.__cause__ from None
         except JettisonError as error:
             from rich.console import Console
 
@@ -111,19 +121,20 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _drop_output() -> None:
-    """What is still held back has nowhere to go; Python would complain of it at its end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+    """Send the output that is still buffered to /dev/null; Python would report an error for it when it ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
 
 
 def _prepare() -> None:
+    """Set environment variables, warnings and streams before libraries are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # --show-completion names the shell
+    os.environ.setdefault("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # the user passes the shell's name
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever called
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (until the end)
+        if getattr(sys, name) is None:  # the caller started us with the stream closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (stays open until the process ends)
         elif reconfigure := getattr(getattr(sys, name), "reconfigure", None):
-            reconfigure(errors="replace")  # a terminal without our characters shows others
+            reconfigure(errors="replace")  # show '?' for a character that the terminal's encoding lacks

@@ -1,4 +1,4 @@
-"""jettison bench"""
+"""The commands of ``jettison bench``: time operators, decoding and draft tokens."""
 
 import re
 from typing import Annotated, Any
@@ -8,13 +8,14 @@ import typer
 from jettison.cli import common
 from jettison.core.errors import UsageError
 
-Rounds = Annotated[int, typer.Option("--rounds", help="Rounds of samples; medians are printed.")]
+Rounds = Annotated[int, typer.Option("--rounds", help="Take this many rounds of samples; the medians are printed.")]
 
 
 def register(app: typer.Typer) -> None:
-    room = typer.Typer(
+    """Add the group of commands to the program."""
+    group = typer.Typer(
         no_args_is_help=True,
-        help="Time operators, decoding or drafts on this machine, next to what it can read.",
+        help="Time operators, decoding or draft tokens on this machine, and compare with its memory bandwidth.",
         epilog=common.example("jettison bench decode runs/mine --context 16 --context 4096"),
     )
     for function, *examples in (
@@ -23,24 +24,32 @@ def register(app: typer.Typer) -> None:
          "jettison bench decode --shape qwen3-4b --recipe gateup-w4w2 --against llama.cpp"),
         (draft, "jettison bench draft runs/mine"),
     ):  # fmt: skip
-        room.command(function.__name__, epilog=common.example(*examples))(function)
-    app.add_typer(room, name="bench")
+        group.command(function.__name__, epilog=common.example(*examples))(function)
+    app.add_typer(group, name="bench")
 
 
 def ops(
-    shape: Annotated[str, typer.Option("--shape", help="Whose matrices: a known shape or a folder.")] = "qwen3-4b",
-    matrix: Annotated[list[str], typer.Option("--matrix", help="ROWSxCOLUMNS of W, not a shape's. Repeatable.")] = (),
-    bits: Annotated[list[int], typer.Option("--bits", help="2, 3, 4 or 8. Repeatable.")] = (4, 2),
-    group_size: Annotated[int, typer.Option("--group-size", help="Weights that share a scale.")] = 128,
-    rows: Annotated[list[int], typer.Option("--rows", help="Rows of x, 1 for decoding. Repeatable.")] = (1,),
+    shape: Annotated[
+        str, typer.Option("--shape", help="Use the matrices of this model: a known shape or a folder.")
+    ] = "qwen3-4b",
+    matrix: Annotated[
+        list[str],
+        typer.Option("--matrix", help="Use a weight matrix of this size, ROWSxCOLUMNS, not --shape's. Repeatable."),
+    ] = (),
+    bits: Annotated[list[int], typer.Option("--bits", help="Bits per weight: 2, 3, 4 or 8. Repeatable.")] = (4, 2),
+    group_size: Annotated[int, typer.Option("--group-size", help="Number of weights that share a scale.")] = 128,
+    rows: Annotated[
+        list[int], typer.Option("--rows", help="Rows of the activations (tokens); 1 for decoding. Repeatable.")
+    ] = (1,),
     peer: Annotated[
-        list[str] | None, typer.Option("--peer", help="onnxruntime, int4pack, bfloat16. Repeatable.")
+        list[str] | None,
+        typer.Option("--peer", help="Time this library too: onnxruntime, int4pack, bfloat16. Repeatable."),
     ] = None,
     rounds: Rounds = 5,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Products with packed weights, and peers'."""
+    """Time matrix products with packed weights, and those of other libraries."""
     from jettison.bench.operators import linear_shapes, measure_operators
     from jettison.bench.peers import PEERS
     from jettison.graph.folder import open_shape
@@ -60,26 +69,30 @@ def ops(
 
 
 def decode(
-    model: Annotated[str | None, typer.Argument(help="A checkpoint to decode with.")] = None,
+    model: Annotated[str | None, typer.Argument(help="The checkpoint to decode with.")] = None,
     shape: Annotated[
-        str | None, typer.Option("--shape", help="A known shape, a folder or a hub id: with random weights.")
+        str | None,
+        typer.Option("--shape", help="Decode with random weights of this model: a known shape, a folder or a hub id."),
     ] = None,
-    recipe: Annotated[list[str], typer.Option("--recipe", help="How a shape is packed. Repeatable.")] = (
-        "gateup-w4w2",
-    ),
+    recipe: Annotated[
+        list[str], typer.Option("--recipe", help="Recipe by which the weights of --shape are packed. Repeatable.")
+    ] = ("gateup-w4w2",),
     changes: common.Changes = (),
-    context: Annotated[list[int], typer.Option("--context", help="Tokens that were there before. Repeatable.")] = (
+    context: Annotated[
+        list[int], typer.Option("--context", help="Tokens in the cache before decoding starts. Repeatable.")
+    ] = (
         16,
         512,
     ),
     against: Annotated[
-        str | None, typer.Option("--against", help="llama.cpp: also its own benchmark, with random weights.")
+        str | None,
+        typer.Option("--against", help="Also run the benchmark of this program, with random weights: llama.cpp."),
     ] = None,
     rounds: Rounds = 5,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Decoding and reading prompts with a checkpoint, or with a shape's random weights."""
+    """Time decoding and reading prompts, with a checkpoint or with random weights of a known shape."""
     from jettison.bench.checkpoint import bench_decode
     from jettison.core.numbers import figures, format_rate
 
@@ -99,32 +112,35 @@ def decode(
 
 
 def draft(
-    model: Annotated[str, typer.Argument(help="A checkpoint that writes.")],
-    draft: Annotated[str, typer.Option("--draft", help="auto (of `jettison draft`) or lookup.")] = "auto",
+    model: Annotated[str, typer.Argument(help="The checkpoint that writes.")],
+    draft: Annotated[
+        str, typer.Option("--draft", help="Draft tokens: auto (what `jettison draft` chose) or lookup (earlier text).")
+    ] = "auto",
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """How many times as fast a checkpoint writes with draft tokens."""
+    """Measure how many times as fast a checkpoint writes with draft tokens as without."""
     from jettison.bench.checkpoint import bench_draft
 
     common.begin(quiet, json)
     result = bench_draft(model, draft)
     if result["draft"]:
-        taken = f"of the last text {100 * result['acceptance_rate']:.0f} % taken"
-        said = f"{result['times_as_fast']:.2f} times as fast; {taken}, {result['tokens_per_step']:.2f} tokens per step"
-        common.out.print(f"{result['draft']}: {said}", markup=False)
+        rate = f"in the last text {100 * result['acceptance_rate']:.0f} % accepted"
+        line = f"{result['times_as_fast']:.2f} times as fast; {rate}, {result['tokens_per_step']:.2f} tokens per step"
+        common.out.print(f"{result['draft']}: {line}", markup=False)
     common.finish(result, json)
 
 
 def _finish(result: dict[str, Any], json) -> None:
-    said = f"reads {result['limit'] / 1e9:.1f} GB/s at most, {result['instruction_set']}, {result['threads']} threads"
-    common.out.print(f"\n{said}", style="dim", markup=False)
+    limit = f"reads at most {result['limit'] / 1e9:.1f} GB/s, {result['instruction_set']}, {result['threads']} threads"
+    common.out.print(f"\n{limit}", style="dim", markup=False)
     for name, reason in result.get("missing", {}).items():
         common.out.print(f"{name} is left out: {reason}", style="dim", markup=False)
     common.finish(result, json)
 
 
 def _parse(text: str) -> tuple[str, tuple[int, int]]:
-    if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+    """Parse ROWSxCOLUMNS. Returns the text, as a name, and (rows, columns)."""
+    if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
         raise UsageError(f"--matrix {text!r}: it must be rows and columns of W, such as 9728x2560")
-    return text, (int(found[1]), int(found[2]))
+    return text, (int(match[1]), int(match[2]))

@@ -1,4 +1,4 @@
-"""jettison compare"""
+"""The command ``jettison compare``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,16 +10,17 @@ from jettison.cli import common
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
     app.command("compare", epilog=common.example("jettison compare runs/w4 runs/w3 runs/w2"))(compare)
 
 
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Folders that `jettison fit` wrote, two or more.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("compare.html"),
+    folders: Annotated[list[Path], typer.Argument(help="Two or more folders that `jettison fit` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Write the HTML page to this file.")] = Path("compare.html"),
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Compare runs: size, speed, and quality on the texts they have in common."""
+    """Compare runs: size, speed, and quality on the texts that all of them were measured on."""
     from jettison.core.bytesize import format_bytes
     from jettison.core.numbers import format_rate
     from jettison.reports.compare import write_comparison

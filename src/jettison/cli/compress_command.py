@@ -1,4 +1,4 @@
-"""jettison compress"""
+"""The command ``jettison compress``."""
 
 from typing import Annotated
 
@@ -9,6 +9,7 @@ from jettison.cli.fit_command import show_forecast
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
     app.command("compress", epilog=common.example("jettison compress scribe --recipe w4 --out runs/scribe-w4"))(
         compress
     )
@@ -16,26 +17,33 @@ def register(app: typer.Typer) -> None:
 
 def compress(
     model: common.Model,
-    recipe: Annotated[str, typer.Option("--recipe", help="A name of `jettison recipes`, or a .yaml file.")],
+    recipe: Annotated[str, typer.Option("--recipe", help="Recipe: a name from `jettison recipes`, or a .yaml file.")],
     out: common.Out,
     changes: common.Changes = None,
     seed: common.Seed = 0,
     spill: Annotated[
-        bool, typer.Option("--spill", help="Keep calibration activations on disk, not in memory.")
+        bool, typer.Option("--spill", help="Keep calibration activations on disk instead of in memory.")
     ] = False,
     runtime: common.RuntimeName = None,
-    workers: Annotated[int, typer.Option("--workers", help="Processes that prune a block's matrices.")] = 1,
-    address: Annotated[str | None, typer.Option("--address", help="Of a Ray cluster that does so.")] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Prune the matrices of a block in this many processes.")
+    ] = 1,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Address of a Ray cluster that prunes the matrices instead.")
+    ] = None,
     images: common.Images = None,
     format: Annotated[
         str | None,
-        typer.Option("--format", help="Of the checkpoint; by default the first that fits."),
+        typer.Option("--format", help="Format of the checkpoint; by default the first one that can store the result."),
     ] = None,
     dry_run: common.DryRun = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Apply the prune and quantize steps of a recipe, block by block. A killed run continues when called again."""
+    """Apply the prune and quantize steps of a recipe, block by block.
+
+    A run that was killed continues when you run the same command again.
+    """
     from jettison.core.bytesize import format_bytes
     from jettison.pipeline.compression import compress as run
     from jettison.pipeline.size import measure_size

@@ -1,4 +1,4 @@
-"""jettison devices"""
+"""The commands ``jettison devices``, ``jettison devices measure`` and ``jettison devices show``."""
 
 from typing import Annotated
 
@@ -6,10 +6,11 @@ import typer
 
 from jettison.cli import common
 
-UNVERIFIED = "* with figures from memory, unverified; `jettison devices show NAME` says which"
+UNVERIFIED = "* some figures are from memory and not verified; `jettison devices show NAME` says which"
 
 
 def register(app: typer.Typer) -> None:
+    """Add the group of commands to the program."""
     devices = typer.Typer()
     examples = ("jettison devices", "jettison devices measure", "jettison devices show strix-halo")
     devices.callback(invoke_without_command=True, epilog=common.example(*examples))(list_devices)
@@ -19,14 +20,14 @@ def register(app: typer.Typer) -> None:
 
 
 def list_devices(context: typer.Context, json: common.Json = None, quiet: common.Quiet = False) -> None:
-    """List the devices a plan can be made for, and this machine."""
+    """List the devices that a plan can be made for, and this machine."""
     if context.invoked_subcommand:
         return
     from jettison.core.bytesize import format_bytes
     from jettison.devices.device import device_names, find_device
 
     common.begin(quiet, json)
-    found = [find_device(name) for name in ("this", *device_names())]
+    listed = [find_device(name) for name in ("this", *device_names())]
     rows = [
         [
             device.name,
@@ -37,16 +38,16 @@ def list_devices(context: typer.Context, json: common.Json = None, quiet: common
             "*" if device.unverified else "",
             device.title,
         ]
-        for device in found
+        for device in listed
     ]
     columns = ("device", "reads", "memory", "fp16\nTflop/s", "int8\nTflop/s", "overhead", "", "what it is")
     common.table(*columns, rows=rows, text=("what it is",))
     common.out.print(f"\n{UNVERIFIED}", style="dim", markup=False)
-    common.finish([vars(device) for device in found], json)
+    common.finish([vars(device) for device in listed], json)
 
 
 def measure(json: common.Json = None, quiet: common.Quiet = False) -> None:
-    """Measure this machine anew: reads by threads and streams, matrix products, the overhead of an operator."""
+    """Measure this machine again: memory reads by threads and streams, matrix products, the overhead of an operator."""
     from jettison.core.bytesize import format_bytes
     from jettison.devices.device import find_device
     from jettison.devices.machine import measure as measure_this
@@ -64,11 +65,13 @@ def measure(json: common.Json = None, quiet: common.Quiet = False) -> None:
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A name of `jettison devices`, this, or a .yaml file.")],
+    name: Annotated[
+        str, typer.Argument(help="Device: a name from `jettison devices`, this (this machine), or a .yaml file.")
+    ],
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Show the figures of a device and where each is from."""
+    """Show the figures of a device and the source of each figure."""
     from jettison.devices.device import find_device
 
     common.begin(quiet, json)
@@ -80,11 +83,11 @@ def show(
 def _print_figures(device) -> None:
     from jettison.core.bytesize import format_bytes
 
-    of = f"\n{device.share:.0%} of {format_bytes(device.bandwidth / device.share)}/s" if device.share < 1 else ""
+    peak = f"\n{device.share:.0%} of {format_bytes(device.bandwidth / device.share)}/s" if device.share < 1 else ""
     figures = [
-        ("reads", f"{format_bytes(device.bandwidth)}/s{of}", "bandwidth"),
+        ("reads", f"{format_bytes(device.bandwidth)}/s{peak}", "bandwidth"),
         ("memory", format_bytes(device.memory), "memory"),
-        ("\n".join(device.flops), "\n".join(f"{_tera(peak)} Tflop/s" for peak in device.flops.values()), "flops"),
+        ("\n".join(device.flops), "\n".join(f"{_tera(rate)} Tflop/s" for rate in device.flops.values()), "flops"),
         ("cache", format_bytes(device.cache), "cache"),
         ("overhead", _microseconds(device.overhead), "overhead"),
     ]

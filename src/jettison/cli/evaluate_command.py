@@ -1,4 +1,4 @@
-"""jettison evaluate"""
+"""The command ``jettison evaluate``."""
 
 from typing import Annotated, Any
 
@@ -9,6 +9,7 @@ from jettison.core.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
     epilog = common.example(
         "jettison evaluate runs/scribe --text wikitext2", "jettison evaluate runs/scribe --tasks jettison_suite"
     )
@@ -18,12 +19,15 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     model: common.Model,
     texts: common.Texts = None,
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of each text; 0 for all of it.")] = 30_720,
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens to measure of each text; 0 for all.")] = 30_720,
     window: Annotated[
-        int | None, typer.Option("--window", help="Tokens that the model sees at once; 512, or as many as it can.")
+        int | None,
+        typer.Option(
+            "--window", help="Tokens that the model sees at once; by default 512, or fewer if it cannot see so many."
+        ),
     ] = None,
-    teacher: Annotated[str | None, typer.Option("--teacher", help="The original to compare with.")] = None,
-    adapter: Annotated[bool, typer.Option(help="Apply the adapter, if there is one.")] = True,
+    teacher: Annotated[str | None, typer.Option("--teacher", help="The original model to compare with.")] = None,
+    adapter: Annotated[bool, typer.Option(help="Apply the LoRA adapter, if there is one.")] = True,
     tasks: common.Tasks = None,
     items: common.Items = None,
     images: common.Images = None,
@@ -31,7 +35,7 @@ def evaluate(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Measure size, quality (perplexity; accuracy on images or tasks), and distance from the original."""
+    """Measure size, quality (perplexity, or accuracy on images or tasks), and distance from the original."""
     from jettison.core.bytesize import format_bytes
     from jettison.domains.text.data import read_documents
     from jettison.pipeline.evaluation import TEXTS
@@ -41,15 +45,15 @@ def evaluate(
     if texts is None:
         texts = []
     common.begin(quiet, json)
-    if tasks:  # before either is measured
+    if tasks:  # refuse unknown tasks before texts or tasks are measured
         check_tasks(tasks, items)
     elif items is not None:
         raise UsageError(f"items = {items} without tasks: name some with --tasks")
     for text in texts:
         read_documents(text)
-    answered = evaluate_tasks(model, tasks, items=items, adapter=adapter) if tasks else {}
-    what = {"texts": [] if images else texts or TEXTS, "tokens": tokens or None, "window": window}
-    result = run(model, **what, images=images, count=count, teacher=teacher, adapter=adapter)
+    task_scores = evaluate_tasks(model, tasks, items=items, adapter=adapter) if tasks else {}
+    options = {"texts": [] if images else texts or TEXTS, "tokens": tokens or None, "window": window}
+    result = run(model, **options, images=images, count=count, teacher=teacher, adapter=adapter)
     size = result["size"]
     common.out.print(f"{format_bytes(size['bytes'])}, {size['bits_per_weight']:.2f} bits per weight")
     rows = [
@@ -65,9 +69,9 @@ def evaluate(
     if rows:
         common.table("text", "perplexity", "nats/token", "KL from original", "same token", rows=rows)
     _print_images(result.get("images", {}))
-    if answered:
-        result["tasks"] = answered
-        _print_tasks(answered)
+    if task_scores:
+        result["tasks"] = task_scores
+        _print_tasks(task_scores)
     common.finish(result, json)
 
 
@@ -75,20 +79,20 @@ def _print_images(measured: dict[str, dict[str, Any]]) -> None:
     rows = [
         [
             name,
-            f"{found['accuracy']:.1%} ± {found['standard_error']:.1%}",
-            f"{found['loss']:.4f}",
-            f"{found['kl']:.4f}" if "kl" in found else "",
-            f"{found['agreement']:.1%}" if "kl" in found else "",
-            f"{found['images']}" + (f" ({found['broken']} broken)" if found["broken"] else ""),
+            f"{score['accuracy']:.1%} ± {score['standard_error']:.1%}",
+            f"{score['loss']:.4f}",
+            f"{score['kl']:.4f}" if "kl" in score else "",
+            f"{score['agreement']:.1%}" if "kl" in score else "",
+            f"{score['images']}" + (f" ({score['broken']} broken)" if score["broken"] else ""),
         ]
-        for name, found in measured.items()
+        for name, score in measured.items()
     ]
     if rows:
         common.table("images", "accuracy", "loss", "KL from original", "same class", "number", rows=rows)
 
 
-def _print_tasks(answered: dict[str, dict[str, Any]]) -> None:
-    """A table for each text of the suite, and one for everything else."""
+def _print_tasks(scores: dict[str, dict[str, Any]]) -> None:
+    """Print a table for each text of the bundled suite, and one for all other tasks."""
     from jettison.domains.text.tasks.suite import GROUPS
 
     titles = {"jettison_books": "books", "jettison_wikitext": "WikiText-2"}
@@ -97,12 +101,12 @@ def _print_tasks(answered: dict[str, dict[str, Any]]) -> None:
         rows = [
             [
                 task,
-                f"{found['accuracy']:.3f}",
-                "" if found["standard_error"] is None else f"± {found['standard_error']:.3f}",
-                "" if found["random"] is None else f"{found['random']:.3f}",
-                str(found["items"]),
+                f"{score['accuracy']:.3f}",
+                "" if score["standard_error"] is None else f"± {score['standard_error']:.3f}",
+                "" if score["random"] is None else f"{score['random']:.3f}",
+                str(score["items"]),
             ]
-            for task, found in answered.items()
+            for task, score in scores.items()
             if bundled.get(task, "task") == title
         ]
         if rows:

@@ -1,4 +1,4 @@
-"""jettison fit"""
+"""The command ``jettison fit``, and the tables of plans and forecasts that other commands print too."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ STAGES = ("original", "quantized", "recovered")
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
     app.command("fit", epilog=common.example("jettison fit scribe --memory 8MB --out runs/scribe"))(fit)
 
 
@@ -60,12 +61,13 @@ def fit(
         folder, page = escape(str(out)), escape(str(out / "report.html"))
         common.out.print(
             f"\n[bold]{folder}[/bold] loads with {loaders}; "
-            f"all that was measured is in [bold]{page}[/bold]", soft_wrap=True,
+            f"all measurements are in [bold]{page}[/bold]", soft_wrap=True,
         )  # fmt: skip
     common.finish(result, json)
 
 
 def show_plan(planned: dict[str, Any]) -> None:
+    """Print a recipe, its reasons, and the predicted speed and memory if there are any."""
     from jettison.core.bytesize import format_bytes
     from jettison.core.numbers import format_rate
 
@@ -82,6 +84,7 @@ def show_plan(planned: dict[str, Any]) -> None:
 
 
 def show_forecast(forecast: dict[str, Any]) -> None:
+    """Print memory, disk and time of every step, then the warnings."""
     from jettison.core.bytesize import format_bytes
 
     rows = [
@@ -94,7 +97,8 @@ def show_forecast(forecast: dict[str, Any]) -> None:
 
 
 def show_stages(result: dict[str, Any]) -> None:
-    """Original, quantized, recovered: size, bits, and on each text or image set quality, distance, agreement."""
+    """Print a row per stage (original, quantized, recovered): size and bits, then quality, KL and agreement on every
+    text or image set."""
     from jettison.core.bytesize import format_bytes
 
     stages = [name for name in STAGES if name in result]
@@ -118,19 +122,22 @@ def show_stages(result: dict[str, Any]) -> None:
         columns += [f"{short}\nperplexity", "\nKL", "same\ntoken"]
     common.table(*columns, rows=rows)
     if "recovered" in result:
-        common.out.print("quantized: without the LoRA adapters; recovered: with them, their size counted", style="dim")
+        common.out.print("quantized: without the LoRA adapters; recovered: with them, and with their size", style="dim")
 
 
 def show_tasks(result: dict[str, Any]) -> None:
-    """Accuracy on each task, stage by stage, and what of a loss is recovered, where the loss is more than chance."""
+    """Print the accuracy of every stage on every task, and the share of the lost accuracy that was recovered.
+
+    The share is left out for a task whose loss is within its statistical error.
+    """
     stages = [name for name in STAGES if result.get(name, {}).get("tasks")]
     if not stages:
         return
     shares = {share["task"]: share for share in result.get("tasks") or [] if share["counts"]}
     rows = []
     for task, first in result[stages[0]]["tasks"].items():
-        each = [result[stage]["tasks"][task] for stage in stages]
-        row = [task, *(f"{found['accuracy']:.3f}" for found in each)]
+        scores = [result[stage]["tasks"][task] for stage in stages]
+        row = [task, *(f"{score['accuracy']:.3f}" for score in scores)]
         error, guess, share = first["standard_error"], first["random"], shares.get(task)
         row += ["" if error is None else f"± {error:.3f}", "" if guess is None else f"{guess:.3f}", str(first["items"])]
         rows.append([*row, f"{100 * share['recovered']:.0f} ± {100 * share['recovered_error']:.0f} %" if share else ""])

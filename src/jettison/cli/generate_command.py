@@ -1,4 +1,4 @@
-"""jettison generate"""
+"""The command ``jettison generate``."""
 
 from typing import Annotated, Any
 
@@ -7,10 +7,11 @@ import typer
 from jettison.cli import common
 from jettison.core.errors import unknown
 
-IN_CACHE = 1 << 26  # bytes of weights that a processor may not have to read from memory
+IN_CACHE = 1 << 26  # bytes; up to this size, weights may stay in the processor's cache and need no read from memory
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
     app.command("generate", epilog=common.example('jettison generate runs/scribe --prompt "It was a dark night"'))(
         generate
     )
@@ -18,28 +19,40 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     model: common.Model,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to go on from.")] = "It was",
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Tokens to write.")] = 128,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", min=0, help="0: the likeliest token.")] = 0.7,
-    top_k: Annotated[int, typer.Option("--top-k", help="Only the k likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Only the likeliest that make up p together.")] = 1.0,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to continue.")] = "It was",
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Tokens to write at most.")] = 128,
+    temperature: Annotated[
+        float, typer.Option("--temperature", "-t", min=0, help="Sampling temperature; 0 takes the likeliest token.")
+    ] = 0.7,
+    top_k: Annotated[int, typer.Option("--top-k", help="Sample from the k likeliest tokens; 0 for all.")] = 0,
+    top_p: Annotated[
+        float,
+        typer.Option("--top-p", help="Sample from the likeliest tokens whose probabilities add up to p; 1 for all."),
+    ] = 1.0,
     min_p: Annotated[
-        float, typer.Option("--min-p", help="Only what is at least p times as likely as the likeliest.")
+        float,
+        typer.Option("--min-p", help="Sample from tokens at least p times as likely as the likeliest; 0 for all."),
     ] = 0.0,
     repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", help="More than 1: tokens that were there before are less likely.")
+        float,
+        typer.Option("--repetition-penalty", help="Make earlier tokens less likely if this is above 1; 1 for none."),
     ] = 1.0,
-    stop: Annotated[list[str], typer.Option("--stop", help="A text that ends it. Repeatable.")] = (),
-    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a message of a chat.")] = False,
+    stop: Annotated[list[str], typer.Option("--stop", help="Stop writing at this text. Repeatable.")] = (),
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Send the prompt as a chat message, by the model's chat template.")
+    ] = False,
     draft: Annotated[
-        str, typer.Option("--draft", help="Write faster with drafts: auto (of `jettison draft`), lookup, or none.")
+        str,
+        typer.Option(
+            "--draft", help="Draft tokens to write faster: auto (chosen by `jettison draft`), lookup, or none."
+        ),
     ] = "none",
-    adapter: Annotated[bool, typer.Option(help="Apply the adapter, if there is one.")] = True,
+    adapter: Annotated[bool, typer.Option(help="Apply the LoRA adapter, if there is one.")] = True,
     seed: common.Seed = 0,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Let a checkpoint write. Weights stay packed in memory."""
+    """Generate text with a checkpoint. Its weights stay packed in memory."""
     from jettison.runtime.load import load
     from jettison.runtime.sampling import Sampling
 
@@ -48,7 +61,7 @@ def generate(
         raise unknown("draft", draft, ("none", "auto", "lookup"))
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     options |= {"repetition_penalty": repetition_penalty}
-    Sampling(**options)  # before the model is loaded
+    Sampling(**options)  # refuses options that are not valid before the model is loaded
     loaded = load(model, adapter=adapter)
     options |= {"tokens": tokens, "stop": stop, "draft": None if draft == "none" else loaded.find_draft(draft)}
     stream = loaded.stream([{"role": "user", "content": prompt}] if chat else prompt, **options)
@@ -60,38 +73,40 @@ def generate(
     written = stream.generation
     result = {"prompt": prompt, "text": written.text, "finish_reason": written.finish_reason} | _speed(loaded, written)
     if not quiet:
-        common.out.print(f"[dim]{_said(result)}[/dim]")
+        common.out.print(f"[dim]{_speed_line(result)}[/dim]")
     common.finish(result, json)
 
 
 def _speed(loaded, written) -> dict[str, Any]:
+    """Return speeds, bytes and, with draft tokens, the acceptance rate, for the result."""
     from jettison.bench.decoding import cache_bytes, measured_limit, read_bytes
 
     speed, weights = written.timings, read_bytes(loaded.model)
-    found = {"tokens_per_second": speed.decode, "prefill_tokens_per_second": speed.prefill}
-    found |= {"engine": loaded.decoder is not None, "weight_bytes": weights}
+    stats = {"tokens_per_second": speed.decode, "prefill_tokens_per_second": speed.prefill}
+    stats |= {"engine": loaded.decoder is not None, "weight_bytes": weights}
     if written.speculation.rounds:
-        found |= {"acceptance_rate": written.speculation.acceptance}
-        found |= {"tokens_per_step": written.speculation.tokens_per_step}
+        stats |= {"acceptance_rate": written.speculation.acceptance}
+        stats |= {"tokens_per_step": written.speculation.tokens_per_step}
     if loaded.decoder:
         positions = speed.read + speed.written
-        found["cache_bytes"] = cache_bytes(loaded.model) * positions
+        stats["cache_bytes"] = cache_bytes(loaded.model) * positions
+        # Bytes that a token reads on average: all weights, and the cache when half of the text is written.
         read = weights + cache_bytes(loaded.model) * (speed.read + speed.written / 2)
-        if weights > IN_CACHE and not written.speculation.rounds:  # else a token is less than one reading
-            found["share_of_read_limit"] = speed.decode * read / measured_limit()
-    return found
+        if weights > IN_CACHE and not written.speculation.rounds:  # otherwise a token costs less than one full read
+            stats["share_of_read_limit"] = speed.decode * read / measured_limit()
+    return stats
 
 
-def _said(result: dict[str, Any]) -> str:
+def _speed_line(result: dict[str, Any]) -> str:
     from jettison.core.bytesize import format_bytes
 
-    said = f"read {result['prefill_tokens_per_second']:.1f} tokens/s, wrote {result['tokens_per_second']:.1f} tokens/s"
+    line = f"read {result['prefill_tokens_per_second']:.1f} tokens/s, wrote {result['tokens_per_second']:.1f} tokens/s"
     if "tokens_per_step" in result:
-        taken = f"{100 * result['acceptance_rate']:.0f} % of what drafts proposed taken"
-        said += f" ({taken}, {result['tokens_per_step']:.2f} tokens per step)"
+        accepted = f"{100 * result['acceptance_rate']:.0f} % of the draft tokens accepted"
+        line += f" ({accepted}, {result['tokens_per_step']:.2f} tokens per step)"
     if not result["engine"]:
-        return f"{said}, by PyTorch; {format_bytes(result['weight_bytes'])} of weights"
+        return f"{line}, by PyTorch; {format_bytes(result['weight_bytes'])} of weights"
     if "share_of_read_limit" in result:
-        said += f" ({100 * result['share_of_read_limit']:.0f} % of what memory allows)"
+        line += f" ({100 * result['share_of_read_limit']:.0f} % of the limit set by memory bandwidth)"
     memory = f"{format_bytes(result['weight_bytes'])} of weights, {format_bytes(result['cache_bytes'])} of cache"
-    return f"{said}, by the native decoder; {memory}"
+    return f"{line}, by the native decoder; {memory}"

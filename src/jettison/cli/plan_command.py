@@ -1,4 +1,4 @@
-"""jettison plan"""
+"""The command ``jettison plan``."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ EXAMPLES = (
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
     app.command("plan", epilog=common.example(*EXAMPLES))(plan)
 
 
@@ -23,32 +24,40 @@ def plan(
     tps: common.Tps = None,
     memory: common.Memory = None,
     context: common.Context = 2048,
-    batch: Annotated[int, typer.Option("--batch", help="Sequences that are decoded together.")] = 1,
-    cache_bits: Annotated[int, typer.Option("--cache-bits", help="Of keys and values: 16, 8 or 4.")] = 16,
+    batch: Annotated[int, typer.Option("--batch", help="Number of sequences that are decoded together.")] = 1,
+    cache_bits: Annotated[
+        int, typer.Option("--cache-bits", help="Bits of the cached keys and values: 16, 8 or 4.")
+    ] = 16,
     runtime: common.RuntimeName = None,
     recovery: common.Recovery = True,
     losses: common.Losses = "auto",
     refine: common.Refine = 0,
-    pareto: Annotated[bool, typer.Option("--pareto", help="Also list the plans that nothing beats.")] = False,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Also list the Pareto front of memory and expected loss.")
+    ] = False,
     changes: common.Changes = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the recipe to this file.")] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Write the plan as an HTML page.")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write the plan to this file, as an HTML page.")
+    ] = None,
     seed: common.Seed = 0,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Choose bits for every layer, for a device and a budget. Reads the config of the model, no weights unless asked
-    to by --losses or --refine."""
+    """Choose the bits of every layer for a device and a budget.
+
+    Reads the model's config, and its weights only if --losses or --refine need them.
+    """
     from jettison.core.files import write_text
     from jettison.planning.picture import plan_data, plan_summary
     from jettison.planning.planner import make_plan
 
     common.begin(quiet, json, out, report)
-    found = make_plan(
+    chosen = make_plan(
         model, device=device, tps=tps, memory=memory, context=context, batch=batch, cache_bits=cache_bits,
         runtime=runtime, recovery=recovery, losses=losses, refine=refine, changes=changes or [], seed=seed,
     )  # fmt: skip
-    data = plan_data(found) if report or pareto or json else plan_summary(found)
+    data = plan_data(chosen) if report or pareto or json else plan_summary(chosen)
     show_roles(data)
     common.out.print()
     show_presets(data)
@@ -56,22 +65,22 @@ def plan(
         common.out.print()
         show_front(data)
     common.out.print("\n" + data["verdict"], style="bold", soft_wrap=True, markup=False)
-    for reason in found.recipe.why:
+    for reason in chosen.recipe.why:
         common.out.print(f"  {reason}", markup=False, soft_wrap=True)
-    if out is not None and found.recipe.steps:
-        write_text(out, found.recipe.to_yaml())
+    if out is not None and chosen.recipe.steps:
+        write_text(out, chosen.recipe.to_yaml())
     elif out is not None:
         unchanged = f"{model} meets this budget as it is: there is nothing to do, so {out} is not written"
         common.out.print(f"\n{unchanged}", markup=False, soft_wrap=True)
     if report is not None:
-        from jettison.reports.plan_page import write_plan  # imports plotly
+        from jettison.reports.plan_page import write_plan  # imports plotly, which is slow
 
         write_plan(data, report)
-    common.finish({"recipe": found.recipe.to_dict(), "plan": data}, json)
+    common.finish({"recipe": chosen.recipe.to_dict(), "plan": data}, json)
 
 
 def show_roles(data: dict[str, Any]) -> None:
-    """Per role: bits in how many blocks, weights, bytes, part of the time, expected loss."""
+    """Print a row per role: bits and in how many blocks, weights, bytes, share of the time, expected loss."""
     from jettison.core.bytesize import format_bytes
     from jettison.core.numbers import figures
 
@@ -91,18 +100,19 @@ def show_roles(data: dict[str, Any]) -> None:
 
 
 def show_presets(data: dict[str, Any]) -> None:
-    """The plan among the presets."""
+    """Print the plan above the presets, with the budgets that each preset misses."""
     from jettison.core.bytesize import format_bytes
     from jettison.core.numbers import format_rate
 
     figures = lambda each: [format_bytes(each["memory"]), format_rate(each["tokens_per_second"]), f"{each['loss']:.4f}"]
     rows = [["this plan", *figures(data), "chosen"]]
-    for each in data["presets"]:
-        rows.append([each["name"], *figures(each), "; ".join(each["misses"]) or "fits"])
+    for preset in data["presets"]:
+        rows.append([preset["name"], *figures(preset), "; ".join(preset["misses"]) or "fits"])
     common.table("recipe", "memory", "tokens/s", "loss", "budget", rows=rows, text=("budget",))
 
 
 def show_front(data: dict[str, Any]) -> None:
+    """Print the plans of the Pareto front: memory, speed, expected loss."""
     from jettison.core.bytesize import format_bytes
     from jettison.core.numbers import format_rate
 

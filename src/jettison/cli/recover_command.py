@@ -1,4 +1,4 @@
-"""jettison recover"""
+"""The command ``jettison recover``."""
 
 from typing import Annotated
 
@@ -9,6 +9,7 @@ from jettison.cli.fit_command import show_forecast
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
     app.command(
         "recover",
         epilog=common.example(
@@ -22,16 +23,23 @@ def recover(
     folder: common.Folder,
     changes: common.Changes = None,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", help="Where the original is now, if it has moved.")
+        str | None, typer.Option("--teacher", help="The original model, if it has moved since the compression.")
     ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Drop an earlier recovery and begin again.")] = False,
-    save_every: Annotated[float, typer.Option("--save-every", min=0, help="Seconds between saves.")] = 60.0,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard an earlier recovery and start from the beginning.")
+    ] = False,
+    save_every: Annotated[
+        float, typer.Option("--save-every", min=0, help="Save the training state every so many seconds.")
+    ] = 60.0,
     images: common.Images = None,
     dry_run: common.DryRun = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Win accuracy back: distil the original into LoRA adapters or scales. A killed run continues when called again."""
+    """Recover accuracy: distil the original into LoRA adapters or scales.
+
+    A run that was killed continues when you run the same command again.
+    """
     from jettison.pipeline.recovery import recover as run
     from jettison.planning.forecast import forecast_recovery
 

@@ -1,4 +1,4 @@
-"""jettison report"""
+"""The command ``jettison report``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,16 +9,19 @@ from jettison.cli import common
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
     app.command("report", epilog=common.example("jettison report runs/scribe"))(report)
 
 
 def report(
     folder: common.Folder,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; else report.html in the folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the page to this file; by default report.html in FOLDER.")
+    ] = None,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Write what a run did as one HTML page that needs nothing else."""
+    """Write the results of a run as one self-contained HTML page."""
     from jettison.reports.page import write_report
 
     common.begin(quiet, json, out)

@@ -1,4 +1,4 @@
-"""jettison xr"""
+"""The commands of ``jettison xr``: run, sweep, live, compare and tune scenarios of XRBench."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +11,10 @@ from jettison.core.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
-    room = typer.Typer(
+    """Add the group of commands to the program."""
+    group = typer.Typer(
         no_args_is_help=True,
-        help="XRBench: real-time perception, several models at once; simulated, live, tuned.",
+        help="Simulate, run and tune XRBench: real-time perception with several models at once.",
         epilog=common.example("jettison xr run vr-gaming --accelerator J --page run.html"),
     )
     for function, *examples in (
@@ -26,8 +27,8 @@ def register(app: typer.Typer) -> None:
         (compare, "jettison xr compare simulated.json live.json --page compare.html"),
         (tune, "jettison xr tune vr-gaming --units 2 --live 5 --page tuned.html"),
     ):  # fmt: skip
-        room.command(function.__name__, epilog=common.example(*examples))(function)
-    app.add_typer(room, name="xr")
+        group.command(function.__name__, epilog=common.example(*examples))(function)
+    app.add_typer(group, name="xr")
 
 
 def run(
@@ -40,19 +41,23 @@ def run(
     recipe: xr.Recipes = (),
     scheduler: xr.Scheduler = "latency-greedy",
     seconds: xr.Horizon = 1.0,
-    seeds: Annotated[int, typer.Option("--seeds", help="Runs to take the mean over; the first one is shown.")] = 1,
+    seeds: Annotated[
+        int, typer.Option("--seeds", help="Number of runs, one per seed; the scores are averaged, the first is shown.")
+    ] = 1,
     compat: xr.Compat = None,
     preempt: xr.Preempt = False,
     jitter: xr.Jitter = True,
     drop_penalty: xr.Penalty = "code",
     trace: xr.Trace = None,
     page: xr.Page = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Append the schedule, in the official columns.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Append the schedule to this file, in the official program's columns.")
+    ] = None,
     seed: common.Seed = 0,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Simulate a scenario on known costs: an accelerator's, a device's roofline, or a file's."""
+    """Simulate a scenario with known costs: the official ones of an accelerator, a device's roofline, or a file."""
     from jettison.xr.official import write_schedule
     from jettison.xr.sessions import simulate_scenario
 
@@ -65,12 +70,12 @@ def run(
     data, timeline, score = session.data, session.timelines[0], session.scores[0]
     xr.print_models(data["score"])
     common.out.print(f"\n[bold]score {score.overall:.3f}[/bold], dropped {timeline.drop_rate:.1%}, units busy "
-                     f"{', '.join(f'{each:.0%}' for each in data['busy'])}")  # fmt: skip
+                     f"{', '.join(f'{share:.0%}' for share in data['busy'])}")  # fmt: skip
     if compat:
         common.out.print(f"as the official program prints it: {score.overall_logged:.3f}", style="dim")
-    if told := data.get("summary"):
-        interval = f"95 % interval {told['low']:.3f} to {told['high']:.3f}"
-        common.out.print(f"{seeds} seeds: mean {told['mean']:.3f}, {interval}")
+    if summary := data.get("summary"):
+        interval = f"95 % interval {summary['low']:.3f} to {summary['high']:.3f}"
+        common.out.print(f"{seeds} seeds: mean {summary['mean']:.3f}, {interval}")
     if csv is not None:
         write_schedule(timeline, csv)
     xr.write(timeline, score, session.scenario.title, trace, page)
@@ -78,62 +83,85 @@ def run(
 
 
 def sweep(
-    scenario: Annotated[list[str] | None, typer.Argument(help=xr.SCENARIOS + " Else all seven.")] = None,
-    accelerator: Annotated[list[str] | None, typer.Option("--accelerator", "-a", help="Repeatable.")] = None,
+    scenario: Annotated[list[str] | None, typer.Argument(help=xr.SCENARIOS + " All seven by default.")] = None,
+    accelerator: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accelerator", "-a", help="Use the official costs of this accelerator: A to M at 4K, or A/8K. Repeatable."
+        ),
+    ] = None,
     device: xr.Devices = (),
     workload: xr.Workload = "native",
     size: xr.Size = "full",
-    recipe: Annotated[list[str], typer.Option("--recipe", help="On devices. Repeatable.")] = ("original",),
-    scheduler: Annotated[list[str], typer.Option("--scheduler", help="Repeatable.")] = ("latency-greedy",),
+    recipe: Annotated[
+        list[str],
+        typer.Option("--recipe", help="Recipe of the models on --device: MODEL=RECIPE, or RECIPE for all. Repeatable."),
+    ] = ("original",),
+    scheduler: Annotated[
+        list[str],
+        typer.Option("--scheduler", help="Scheduler: fifo, edf, latency-greedy, edp-greedy. Repeatable."),
+    ] = ("latency-greedy",),
     seconds: xr.Horizon = 1.0,
-    seeds: Annotated[int, typer.Option("--seeds", help="Runs of each cell.")] = 20,
-    exact: Annotated[bool, typer.Option("--exact", help="With --compat v0.1: all outcomes, no seeds.")] = False,
+    seeds: Annotated[int, typer.Option("--seeds", help="Number of runs of each cell, one per seed.")] = 20,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="Compute expectations over all outcomes instead of seeds; needs --compat v0.1."),
+    ] = False,
     compat: xr.Compat = None,
     preempt: xr.Preempt = False,
     probability: xr.Probabilities = (),
     jitter: xr.Jitter = True,
     drop_penalty: xr.Penalty = "code",
-    workers: Annotated[int, typer.Option("--workers", help="Processes.")] = 1,
-    address: Annotated[str | None, typer.Option("--address", help="Of a Ray cluster, to run there.")] = None,
-    page: Annotated[Path | None, typer.Option("--page", help="Write the scores as heat maps.")] = None,
+    workers: Annotated[int, typer.Option("--workers", help="Simulate in this many processes.")] = 1,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Address of a Ray cluster to simulate on instead.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", help="Write an HTML page with the scores as a heat map to this file.")
+    ] = None,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Scores of scenarios by accelerators, devices, recipes, schedulers, probabilities, over seeds."""
+    """Score scenarios on several accelerators or devices, with several recipes, schedulers and probabilities."""
     from jettison.reports.xr_page import write_xr
     from jettison.xr.sessions import sweep_scenarios
 
     common.begin(quiet, json, page)
-    found = sweep_scenarios(
+    result = sweep_scenarios(
         scenario or (), accelerators=accelerator or (), devices=device, workload=workload, size=size,
-        recipes={each: xr.recipes([each]) for each in recipe}, schedulers=scheduler, seconds=seconds, seeds=seeds,
+        recipes={name: xr.recipes([name]) for name in recipe}, schedulers=scheduler, seconds=seconds, seeds=seeds,
         exact=exact, compat=compat, preempt=preempt, probabilities=xr.probabilities(probability), jitter=jitter,
         drop_penalty=drop_penalty, workers=workers, address=address,
     )  # fmt: skip
-    lines = [[row, *(f"{each:.1f}" for each in line)] for row, line in zip(found.rows, found.means, strict=True)]
-    common.table("scenario", *found.columns, rows=lines)
-    for cell in found.cells if len(found.cells) <= 12 else ():
+    lines = [[row, *(f"{score:.1f}" for score in line)] for row, line in zip(result.rows, result.means, strict=True)]
+    common.table("scenario", *result.columns, rows=lines)
+    for cell in result.cells if len(result.cells) <= 12 else ():
         if cell.summary and cell.summary.count > 1:
             interval = f"95 % interval {cell.summary.low:.3f} to {cell.summary.high:.3f}"
             common.out.print(f"{cell.scenario}, {cell.column}, {cell.scheduler}: {interval}", style="dim")
     if page is not None:
-        said = "exact expectations" if exact else f"means over {seeds} seeds"
-        drawn = {"title": "Scenario scores", "caption": f"0 to 100, {said}", "rows": found.rows}
-        write_xr(page, "XRBench sweep", maps=[drawn | {"columns": found.columns, "values": found.means}])
+        kind = "exact expectations" if exact else f"means over {seeds} seeds"
+        heat_map = {"title": "Scenario scores", "caption": f"0 to 100, {kind}", "rows": result.rows}
+        write_xr(page, "XRBench sweep", maps=[heat_map | {"columns": result.columns, "values": result.means}])
         common.out.print(str(page), soft_wrap=True, markup=False)
-    common.finish(found.to_dict(), json)
+    common.finish(result.to_dict(), json)
 
 
 def live(
     scenario: xr.Scenario,
     size: xr.Size = "small",
     recipe: xr.Recipes = (),
-    file: Annotated[list[str], typer.Option("--model", help="MODEL=FILE: .onnx or a checkpoint. Repeatable.")] = (),
+    file: Annotated[
+        list[str],
+        typer.Option("--model", help="MODEL=FILE: run this .onnx file or checkpoint as the model. Repeatable."),
+    ] = (),
     units: xr.Units = 1,
     threads: xr.Threads = 1,
     scheduler: xr.Scheduler = "latency-greedy",
     seconds: xr.Horizon = 10.0,
-    rounds: Annotated[int, typer.Option("--rounds", help="Of timing every model first; medians count.")] = 15,
+    rounds: Annotated[
+        int, typer.Option("--rounds", help="Time every model this many times before the run; the medians are used.")
+    ] = 15,
     jitter: xr.Jitter = True,
     drop_penalty: xr.Penalty = "code",
     trace: xr.Trace = None,
@@ -142,7 +170,7 @@ def live(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Run a scenario on this machine by the clock: frames arrive, models run, deadlines pass. And simulate the same."""
+    """Run a scenario on this machine in real time, and simulate the same run for comparison."""
     from jettison.xr.results import write_page
     from jettison.xr.sessions import live_scenario
     from jettison.xr.trace import write_trace
@@ -153,31 +181,33 @@ def live(
         threads=threads, scheduler=scheduler, seconds=seconds, rounds=rounds, jitter=jitter,
         drop_penalty=drop_penalty, seed=seed,
     )  # fmt: skip
-    measured = list(session.data["costs"].values())  # of each unit: model -> cost
-    latencies = {name: " ".join(f"{of[name]['latency_ms']:.2f}" for of in measured) for name in measured[0]}
+    measured = list(session.data["costs"].values())  # one per unit: model -> cost
+    latencies = {name: " ".join(f"{unit[name]['latency_ms']:.2f}" for unit in measured) for name in measured[0]}
     xr.print_models(session.data["score"], latencies)
-    named = {"live": 0, "simulated": 1}
-    for name, at in named.items():
-        timeline, scored = session.timelines[at], session.scores[at]
-        common.out.print(f"[bold]{name:<9} {scored.overall:.2f}[/bold], dropped {timeline.drop_rate:.1%}")
+    index_of = {"live": 0, "simulated": 1}  # in the timelines and scores of the session
+    for name, index in index_of.items():
+        timeline, score = session.timelines[index], session.scores[index]
+        common.out.print(f"[bold]{name:<9} {score.overall:.2f}[/bold], dropped {timeline.drop_rate:.1%}")
     if trace is not None:
         write_trace(session.timelines[0], trace)
         common.out.print(str(trace), soft_wrap=True, markup=False)
     if page is not None:
-        pairs = {name: (session.timelines[at], session.scores[at]) for name, at in named.items()}
+        pairs = {name: (session.timelines[index], session.scores[index]) for name, index in index_of.items()}
         write_page(page, f"{session.scenario.title} on this machine", pairs)
         common.out.print(str(page), soft_wrap=True, markup=False)
     common.finish(session.data, json)
 
 
 def compare(
-    files: Annotated[list[Path], typer.Argument(help="Files that `jettison xr run` or `live` wrote with --json.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Files that `jettison xr run` or `jettison xr live` wrote with --json.")
+    ],
     drop_penalty: xr.Penalty = "code",
     page: xr.Page = None,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Runs beside each other: scores, model by model, and their timelines."""
+    """Compare runs: their scores, the scores of every model, and on a page their timelines."""
     from jettison.xr.results import compare as make_comparison
 
     common.begin(quiet, json, page)
@@ -203,27 +233,40 @@ def compare(
 
 def tune(
     scenario: xr.Scenario,
-    device: Annotated[str, typer.Option("--device", help="this, timed; or a name of `jettison devices`.")] = "this",
-    recipe: Annotated[list[str] | None, typer.Option("--recipe", help="To choose among. Repeatable.")] = None,
+    device: Annotated[
+        str,
+        typer.Option("--device", help="Where latencies are from: this (measured on this machine), or a device's name."),
+    ] = "this",
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", help="Recipe that may be chosen, such as folded, bfloat16 or folded+w8. Repeatable."),
+    ] = None,
     size: xr.Size = "small",
     units: xr.Units = 1,
     threads: xr.Threads = 1,
-    floor: Annotated[float, typer.Option("--floor", help="The accuracy score a recipe must keep, 0 to 1.")] = 0.9,
+    floor: Annotated[
+        float, typer.Option("--floor", help="Accuracy score that a recipe must keep at least, from 0 to 1.")
+    ] = 0.9,
     quality: Annotated[
-        Path | None, typer.Option("--quality", help="YAML: model -> recipe -> what was measured on data.")
+        Path | None,
+        typer.Option("--quality", help="YAML file with the quality measured on data: model -> recipe -> value."),
     ] = None,
     scheduler: xr.Scheduler = "latency-greedy",
     seconds: xr.Horizon = 2.0,
-    seeds: Annotated[int, typer.Option("--seeds", help="Simulated runs behind each score.")] = 3,
-    rounds: Annotated[int, typer.Option("--rounds", help="Of timing every recipe; medians count.")] = 9,
-    live: Annotated[float, typer.Option("--live", help="Seconds to run live before and after; 0: not.")] = 0.0,
+    seeds: Annotated[int, typer.Option("--seeds", help="Number of simulated runs that each score averages.")] = 3,
+    rounds: Annotated[
+        int, typer.Option("--rounds", help="Time every recipe this many times; the medians are used.")
+    ] = 9,
+    live: Annotated[
+        float, typer.Option("--live", help="Seconds of a live run before and after tuning; 0 for none.")
+    ] = 0.0,
     drop_penalty: xr.Penalty = "code",
     page: xr.Page = None,
     seed: common.Seed = 0,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Choose a recipe for every model so that the scenario's score rises most."""
+    """Choose a recipe for every model such that the score of the scenario rises most."""
     from jettison.core.documents import read_yaml
     from jettison.xr.definitions import find_scenario
     from jettison.xr.frames import check_run
@@ -234,19 +277,19 @@ def tune(
     if live and device != "this":
         raise UsageError(f"live = {live:g}, device = {device!r}: only this machine can run live")
     check_run(1e3 * (live or seconds), seed)
-    found = find_scenario(scenario)
+    opened = find_scenario(scenario)
     measured = None if quality is None else read_yaml(quality, "quality")
     if quality is not None and measured is None:
         raise UsageError(f"quality {quality} is empty: a mapping model -> recipe -> what was measured is needed")
     tuned = find_best(
-        found, device=device, recipes=recipe or RECIPES, size=size, units=units, threads=threads, floor=floor,
+        opened, device=device, recipes=recipe or RECIPES, size=size, units=units, threads=threads, floor=floor,
         quality=measured, scheduler=scheduler, horizon_ms=1e3 * seconds, seeds=seeds, rounds=rounds,
         drop_penalty=drop_penalty,
     )  # fmt: skip
     rows = [
-        [each.model, each.recipe, " ".join(f"{ms:.2f}" for ms in each.latency_ms), f"{each.energy_mj:.1f}",
-         f"{each.accuracy:.3f}", each.kind, "chosen" if tuned.choice[each.model] == each.recipe else ""]
-        for each in tuned.options
+        [option.model, option.recipe, " ".join(f"{ms:.2f}" for ms in option.latency_ms), f"{option.energy_mj:.1f}",
+         f"{option.accuracy:.3f}", option.kind, "chosen" if tuned.choice[option.model] == option.recipe else ""]
+        for option in tuned.options
     ]  # fmt: skip
     common.table("model", "recipe", "ms", "mJ", "accuracy", "which is", "", rows=rows, text=("recipe", "which is", ""))
     for key, reason in tuned.left_out.items():
@@ -258,7 +301,7 @@ def tune(
     data = tuned.to_dict()
     if live or page is not None:
         data["runs"] = check_runs(
-            found, tuned, live_seconds=live, size=size, units=units, threads=threads, scheduler=scheduler,
+            opened, tuned, live_seconds=live, size=size, units=units, threads=threads, scheduler=scheduler,
             horizon_ms=1e3 * seconds, seed=seed, drop_penalty=drop_penalty, page=page,
         )  # fmt: skip
         for name, row in data["runs"].items():

@@ -1,4 +1,4 @@
-"""What a plan is compared with: uniform bits, and W4/W2-GateUp (arXiv:2606.04238)."""
+"""Baselines that a plan is compared with: uniform bits, and W4/W2-GateUp (arXiv:2606.04238)."""
 
 from typing import Any
 
@@ -14,21 +14,31 @@ GATE_UP = ("gate", "up")
 
 
 def usual_group(shape: ModelShape) -> int:
-    """The largest usual group size that divides the rows of every matrix; the largest of all, a wish, if none does."""
+    """Return the largest usual group size that divides the row length of every matrix.
+
+    If none divides them all, return the largest one; for each matrix it is then replaced by one that fits.
+    """
     columns = {linear.columns for linear in shape.anatomy if "embed" not in linear.roles}
     fit = [size for size in GROUP_SIZES if all(width % size == 0 for width in columns)]
     return max(fit or GROUP_SIZES)
 
 
 def gain(shape: ModelShape, recipe: Recipe, device: Device, setting: Setting, group: int = 128, head: int = 4) -> float:
-    """Percent more tokens per second than uniform 4 bits in groups of ``group``, with a head of so many bits."""
+    """Return by how many percent a recipe decodes faster than uniform 4 bits.
+
+    group: group size of the uniform recipe.
+    head: bits of the head in the uniform recipe; 16 leaves it unquantized.
+    """
     recipes = (recipe, uniform_recipe(4, group, head))
     rates = [predict(shape, each, device, setting).tokens_per_second for each in recipes]
     return 100 * (rates[0] / rates[1] - 1)
 
 
 def uniform_recipe(bits: int, group_size: int = 128, head: int | None = None) -> Recipe:
-    """Every linear on one grid; ``head`` bits for the head, 16 to leave it."""
+    """Return the recipe that puts all linears on one grid.
+
+    head: bits of the head; 16 leaves it unquantized, None means ``bits``.
+    """
     steps = [_step(bits, group_size, list(BLOCK_ROLES))]
     head = bits if head is None else head
     steps += [] if head == 16 else [_step(head, group_size, ["head"])]
@@ -36,7 +46,12 @@ def uniform_recipe(bits: int, group_size: int = 128, head: int | None = None) ->
 
 
 def gate_up_recipe(group_size: int = 128, low_group_size: int = 128, head: int = 4, rank: int = 0) -> Recipe:
-    """W4/W2-GateUp (arXiv:2606.04238): gate and up in 2 bits, with a LoRA adapter of ``rank`` if that is above 0."""
+    """Return W4/W2-GateUp: gate and up in 2 bits, all other linears in 4 bits.
+
+    head: bits of the head: 4, or 16 to leave it unquantized.
+    rank: rank of the LoRA adapters beside gate and up; 0 for none.
+    Source: arXiv:2606.04238.
+    """
     others = [role for role in BLOCK_ROLES if role not in GATE_UP] + (["head"] if head == 4 else [])
     steps = [_step(4, group_size, others), _step(2, low_group_size, list(GATE_UP))]
     if rank:

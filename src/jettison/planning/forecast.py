@@ -1,4 +1,4 @@
-"""What a run will take on this machine, step by step, before it starts."""
+"""Forecasts of a run on this machine before it starts: time, memory and disk of every step."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -26,7 +26,7 @@ from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_window
 from jettison.recipe.registry import default_method
 
 DAY = 86400.0
-FEW = 1 << 23  # weights outside the blocks up to which they are tried too
+FEW = 1 << 23  # weights; up to this many outside the blocks are tried completely
 
 
 def forecast(
@@ -39,12 +39,14 @@ def forecast(
     images: str | Path | None = None,
     count: int | None = None,
 ) -> dict[str, Any]:
-    """Per step: time in seconds, peak resident memory and disk in bytes; and ``warnings`` in plain words.
+    """Forecast every step of a run by trying small parts of it (see trial.py).
 
-    Tries small parts of the run first (see trial.py): from seconds to a few minutes, about as long as one block of the
-    model takes. texts, tokens, images, count: what ``fit`` will measure on; without any no evaluation counts. Images
-    are also what an image classifier is calibrated on. Also checks that
-    the recipe fits the model and the runtime: raises UsageError as ``compress`` would.
+    This takes from seconds to a few minutes, about as long as compressing one block of the model.
+    texts, tokens, images, count: what ``fit`` will measure on; without texts and images, no evaluation is forecast.
+    images: also the calibration images of an image classifier, unless the recipe names others.
+    Returns ``steps``, each with ``seconds``, ``memory`` (peak resident bytes) and ``disk`` (bytes), and ``warnings``,
+    sentences for the user.
+    Raises UsageError if the recipe does not fit the model or the runtime, as ``compress`` would.
     """
     source = ModelFolder(model)
     recipe = with_windows(recipe, source.positions)
@@ -73,7 +75,10 @@ def forecast(
 def forecast_recovery(
     folder: str | Path, changes: Iterable[str] = (), teacher: str | Path | None = None
 ) -> dict[str, Any]:
-    """As ``forecast``, for recovering a folder that ``compress`` wrote."""
+    """Forecast the recovery of a folder that ``compress`` wrote; returns what ``forecast`` does.
+
+    teacher: the original model, if it has moved since the compression.
+    """
     manifest = read_manifest(folder)
     recipe = load_recipe(manifest["recipe"])
     source = ModelFolder(teacher or manifest["teacher"]["folder"])
@@ -88,6 +93,7 @@ def forecast_recovery(
 
 
 def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[str, Any]:
+    """Forecast ``compress``: one block of every kind is compressed, and its time multiplied by their number."""
     needs = frozenset().union(*(job.needs for job in jobs))
     samples, length = recipe.calibration["samples"], recipe.calibration["length"]
     seconds, walk = 0.0, None
@@ -115,32 +121,33 @@ def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[s
         seconds += (packed + unquantized) * trial.try_writing()
         codes = sum(job.linear.weights for job in outside)
         largest = max((job.linear.weights for job in outside), default=0)
-        held = 12 * AT_ONCE if walk is None else 28 * largest  # second-order methods hold five copies in float32
-        memory = max(memory, psutil.Process().memory_info().rss + unquantized + packed + codes + held)
+        work = 12 * AT_ONCE if walk is None else 28 * largest  # second-order methods hold five copies in float32
+        memory = max(memory, psutil.Process().memory_info().rss + unquantized + packed + codes + work)
     quantized = replace(recipe, steps=tuple(recipe.of("quantize")))
     stored = predict(source, quantized, find_device("this"), Setting(context=0)).memory
     return {"step": "compress", "seconds": seconds, "memory": memory, "disk": stored}
 
 
 def _kinds(source: ModelFolder, jobs: list[Job]) -> list[list[int]]:
-    """Blocks to which the same is done."""
+    """Group the blocks that have the same linears and the same steps."""
     kinds: dict[tuple, list[int]] = {}
     for block in range(source.anatomy.blocks):
-        here = [(job.linear.role, str(job.steps), job.linear.weights) for job in jobs if job.linear.block == block]
-        kinds.setdefault(tuple(here), []).append(block)
+        work = [(job.linear.role, str(job.steps), job.linear.weights) for job in jobs if job.linear.block == block]
+        kinds.setdefault(tuple(work), []).append(block)
     return list(kinds.values())
 
 
 def _recovery(source: ModelFolder, jobs: list[Job], step) -> dict[str, Any]:
+    """Forecast ``recover`` from one training step."""
     options, anatomy = step.options, source.anatomy
     source.check_window(options["length"], "recover.length")
-    each, start = trial.training_seconds(source, jobs, step)
+    per_step, start = trial.training_seconds(source, jobs, step)
     parts = options["data"].split("+")
     written = options["samples"] / len(parts) if "synthetic" in parts else 0
-    seconds = start + each * max(1, options["samples"] * options["epochs"] / options["batch"])
+    seconds = start + per_step * max(1, options["samples"] * options["epochs"] / options["batch"])
     if written:
         seconds += _rounded_up(written) * trial.synthesis_seconds(source, options["length"])
-    trained = 0
+    trained = 0  # parameters
     for linear in anatomy:
         if (
             "lora" in options["train"]
@@ -151,9 +158,9 @@ def _recovery(source: ModelFolder, jobs: list[Job], step) -> dict[str, Any]:
     if "scales" in options["train"]:
         trained += sum(job.linear.rows * job.grid.groups(job.linear.columns) for job in jobs if job.grid)
     if "weights" in options["train"]:
-        here = [linear for linear in anatomy if step.where.matches(linear.roles, linear.block)]
+        matched = [linear for linear in anatomy if step.where.matches(linear.roles, linear.block)]
         packed = {job.linear for job in jobs if job.grid}
-        trained += sum(linear.weights for linear in here if linear not in packed and "embed" not in linear.roles)
+        trained += sum(linear.weights for linear in matched if linear not in packed and "embed" not in linear.roles)
     width = source.skeleton.get_input_embeddings().embedding_dim
     activations = 4 * options["batch"] * options["length"] * width * anatomy.blocks * 16
     weights = anatomy.parameters * (training_dtype().itemsize + 4)
@@ -165,7 +172,7 @@ def _recovery(source: ModelFolder, jobs: list[Job], step) -> dict[str, Any]:
 def _evaluations(
     source: ModelFolder, jobs: list[Job], windows: int, recovers: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What fit measures before recovery (the original and the quantized model), and after it."""
+    """Forecast the evaluations of ``fit``: before recovery (the original and the quantized model), and after it."""
     one, both = (windows * trial.evaluation_seconds(source, jobs, quantized) for quantized in (False, True))
     plain, packed = (PROMPTS * TOKENS * trial.speech_seconds(source, jobs, quantized) for quantized in (False, True))
     base, parameters = psutil.Process().memory_info().rss, source.anatomy.parameters
@@ -175,13 +182,14 @@ def _evaluations(
 
 
 def _rounded_up(samples: float) -> float:
-    """Text is written a batch at a time."""
+    """Round up to whole batches: text is written a batch at a time."""
     return -(-samples // WRITTEN_AT_ONCE) * WRITTEN_AT_ONCE
 
 
 def _warnings(steps: list[dict[str, Any]]) -> list[str]:
+    """Return a sentence for every step that would take a day or more, or more memory than is free."""
     at_once = default_method("quantize_at_once")
-    found, free = [], psutil.virtual_memory().available
+    warnings, free = [], psutil.virtual_memory().available
     cheaper = {
         "recover": "fewer samples (--set recover.samples=...), fewer or shorter windows, or a machine with a GPU",
         "compress": f"a method without calibration (--set quantize.method={at_once}), or a faster machine",
@@ -189,9 +197,9 @@ def _warnings(steps: list[dict[str, Any]]) -> list[str]:
     for step in steps:
         if step["seconds"] >= DAY:
             advice = cheaper.get(step["step"], "fewer tokens")
-            found.append(f"{step['step']} would take {step['seconds'] / DAY:.1f} days on this machine: {advice}")
+            warnings.append(f"{step['step']} would take {step['seconds'] / DAY:.1f} days on this machine: {advice}")
         if step["memory"] > free:
-            found.append(
+            warnings.append(
                 f"{step['step']} needs {step['memory'] / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free here"
             )
-    return found
+    return warnings

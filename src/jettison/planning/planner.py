@@ -1,4 +1,4 @@
-"""From a device and a budget to a recipe with reasons, from the config of a model alone."""
+"""The planner: from a device and a budget to a recipe with reasons. It needs only the config of the model."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -25,13 +25,16 @@ from jettison.statistics.known import any_known
 from jettison.statistics.prior import prior_loss, recovered_part
 
 LOSSES = ("auto", "prior", "gradients", "measured")
-RATES = (1e-6, 1e9)  # tokens per second that may be asked for
-MOST_PLANS = 100_000  # that refinement measures
+RATES = (1e-6, 1e9)  # smallest and largest valid budget, tokens per second
+MOST_PLANS = 100_000  # plans that refinement may measure
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another recipe under the same budget. misses: why it does not fit, empty if it does."""
+    """Another recipe under the same budget.
+
+    misses: reasons why it does not fit the budget; empty if it does.
+    """
 
     name: str
     cost: Cost
@@ -41,7 +44,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked, what was chosen, and what else there is. loss: expected, in nats per token."""
+    """A plan: the request, the chosen recipe, and the alternatives."""
 
     shape: ModelShape
     device: Device
@@ -49,52 +52,61 @@ class Plan:
     problem: Problem
     picks: Picks
     recipe: Recipe
-    losses: str  # where the expected losses are from
-    loss_of: Callable[[Unit, Choice], float]
+    losses: str  # source of the expected losses: prior, gradients or measured
+    loss_of: Callable[[Unit, Choice], float]  # expected loss in nats per token
     measured: tuple[float, ...] = ()  # KL of the plans that refinement tried
-    passed: Picks = ()  # over: with the least expected loss, which cannot be told from that of a faster plan
+    # The plan with the least expected loss, where a faster plan was taken whose loss cannot be told apart from it.
+    passed: Picks = ()
 
     @property
     def loss(self) -> float:
+        """The expected loss, in nats per token."""
         return self.problem.loss(self.picks)
 
     @property
     def assignment(self) -> dict[Unit, Choice]:
+        """The choice of every unit."""
         return self.problem.assignment(self.picks)
 
     @cached_property
     def cost(self) -> Cost:
+        """The predicted cost of a step of decoding."""
         return predict(self.shape, self.recipe, self.device, self.setting)
 
     @cached_property
     def alternatives(self) -> list[Alternative]:
         """The presets, under the same losses and costs; the least expected loss first."""
-        found = [self._alternative(load_recipe(name)) for name in preset_names()]
-        return sorted(found, key=lambda each: each.loss)
+        presets = [self._alternative(load_recipe(name)) for name in preset_names()]
+        return sorted(presets, key=lambda preset: preset.loss)
 
     def _alternative(self, recipe: Recipe) -> Alternative:
         cost = predict(self.shape, recipe, self.device, self.setting)
         chosen = planned_all(list(self.assignment), recipe, self.setting.runtime)
-        found = misses(cost, self.problem, self.device)
+        reasons = misses(cost, self.problem, self.device)
         if self.setting.runtime is not None:
             grids = {
                 linear.name: choice.grid for unit, choice in chosen.items() for linear in unit.linears if choice.grid
             }
-            found += illegal(self.setting.runtime, self.shape.anatomy, grids)
-        return Alternative(recipe.name, cost, sum(map(self.loss_of, *zip(*chosen.items(), strict=True))), tuple(found))
+            reasons += illegal(self.setting.runtime, self.shape.anatomy, grids)
+        return Alternative(
+            recipe.name, cost, sum(map(self.loss_of, *zip(*chosen.items(), strict=True))), tuple(reasons)
+        )
 
     def front(self, points: int = 16) -> list[tuple[float, float, float, Picks]]:
-        """Plans that nothing beats under the time budget: bytes, tokens per second, loss, choices."""
+        """Return the Pareto front of memory and loss under the time budget.
+
+        Each entry is (bytes, tokens per second, expected loss, choices).
+        """
         tokens = self.setting.batch
-        found = []
+        plans = []
         for picks in pareto(self.problem, points):
             seconds, memory = self.problem.cost(picks)
-            found.append((float(memory), tokens / float(seconds), self.problem.loss(picks), picks))
-        return found
+            plans.append((float(memory), tokens / float(seconds), self.problem.loss(picks), picks))
+        return plans
 
 
 def plan(model: str | Path, **options) -> Recipe:
-    """The recipe of ``make_plan``, with the reasons in ``why``."""
+    """Plan a recipe for a device and a budget; its ``why`` holds the reasons. Takes the options of ``make_plan``."""
     return make_plan(model, **options).recipe
 
 
@@ -116,28 +128,35 @@ def make_plan(
     changes: Iterable[str] = (),
     seed: int = 0,
 ) -> Plan:
-    """Bits and group size for every matrix: the least expected loss that meets the budgets.
+    """Choose bits and group size for every matrix, such that the expected loss is least and the budgets are met.
 
-    model: a known shape such as ``qwen3-4b``, a config.json, a model folder or a hub id. tps: tokens per second to
-    reach in decoding, all sequences of the batch together, each with ``context`` tokens in its cache. memory: bytes, or
-    a string such as "3GB", for weights, LoRA adapters and the cache of keys and values. runtime: only what it loads
-    (see formats/runtimes.yaml). recovery: whether 2 bits with a LoRA adapter, to be recovered, may be chosen.
-    losses: ``prior`` (role, depth and bits, fitted on scribe), ``gradients`` or ``measured`` (see ``sensitivity``: both
-    read the weights), or ``auto``: what an earlier run has found for this model, else the prior. refine: how many plans
-    around the best one are measured. changes: ``verb.option=value``, for the recipe.
+    model: a known shape such as ``qwen3-4b``, a config.json, a model folder or a hub id.
+    device: a name from ``jettison devices``, ``this``, a .yaml file, or a Device.
+    tps: tokens per second to reach in decoding, all sequences of the batch together, each with ``context`` tokens in
+        its cache.
+    memory: bytes, or a string such as "3GB", for weights, LoRA adapters and the cache of keys and values.
+    context, batch, cache_bits: the work that the budgets are for, see ``cost.Setting``.
+    runtime: choose only what this runtime loads (see formats/runtimes.yaml).
+    bits, group_sizes: the widths and group sizes to choose from.
+    recovery: whether 2 bits with a LoRA adapter, which must be recovered by training, may be chosen.
+    losses: where the expected losses come from: ``prior`` (by role, depth and bits, fitted on scribe), ``gradients`` or
+        ``measured`` (both read the weights, see ``sensitivity``), or ``auto``: what an earlier run has measured on this
+        model, else the prior.
+    refine: number of plans around the best one to measure.
+    changes: changes of the recipe, each as ``verb.option=value``.
 
     Of plans whose expected losses cannot be told apart, the fastest is taken (see ``search.quickest``), unless the
     model meets the budget as it is.
 
-    Raises UsageError if no budget is given, one makes no sense, or nothing meets them; the message then says what would
-    be feasible.
+    Raises UsageError if there is no budget, if a value is not valid, or if no plan meets the budgets; the message then
+    says what would be feasible.
     """
     limit = check_budgets(tps, memory)
     check_losses(losses, refine)
     check_changes(changes := list(changes))
     check_seed(seed)
-    legal = None if runtime is None else find_runtime(runtime)
-    setting = Setting(context=context, batch=batch, cache_bits=cache_bits, runtime=legal)
+    loader = None if runtime is None else find_runtime(runtime)
+    setting = Setting(context=context, batch=batch, cache_bits=cache_bits, runtime=loader)
     target = device if isinstance(device, Device) else find_device(device)
     shape = model if isinstance(model, ModelShape) else open_shape(model)
     if not shape.weights and (refine or losses in ("gradients", "measured")):
@@ -145,9 +164,9 @@ def make_plan(
         raise UsageError(f"{shape.name} is a shape without weights: {what} needs them, 'prior' does not")
     family, sizes = shape.anatomy.family, list(group_sizes)
     units = find_units(shape.anatomy)
-    groups = tie(units, legal)
-    open_to = {unit: choices(unit, family, bits, sizes, recovery, legal) for unit in units}
-    options = [
+    groups = tie(units, loader)
+    open_to = {unit: choices(unit, family, bits, sizes, recovery, loader) for unit in units}
+    options = [  # per group the choices that are open to all of its units
         [choice for choice in open_to[group[0]] if all(choice in open_to[unit] for unit in group)] or [Choice(16)]
         for group in groups
     ]
@@ -166,8 +185,9 @@ def make_plan(
         time=inf if tps is None else batch / tps,
         memory=min(inf if limit is None else limit, target.memory),
     )
-    if not feasible(problem):  # before losses are found, which may take long
+    if not feasible(problem):  # checked before losses are measured, which may take long
         raise UsageError(_infeasible(problem, shape, target, setting))
+    # Whether the model meets the budget as it is, all in 16 bits.
     needless = problem.fits(tuple(of.index(Choice(16)) if Choice(16) in of else 0 for of in options))
     loss_of, losses = _losses(shape, open_to, "prior" if needless else losses)
     problem = replace(problem, losses=_table(groups, options, loss_of))
@@ -176,17 +196,21 @@ def make_plan(
     if refine:
         picks, history = _refine(shape, problem, picks, refine, seed)
         measured = tuple(history)
-    elif not needless and (quicker := quickest(problem, picks)) != picks:  # what loses nothing is no estimate
+    elif not needless and (quicker := quickest(problem, picks)) != picks:  # 16 bits lose exactly nothing: no estimate
         passed, picks = picks, quicker
     recipe = changed(to_recipe(problem.assignment(picks), f"{Path(shape.name).name} for {target.name}"), changes)
-    found = Plan(shape, target, setting, problem, picks, recipe, losses, loss_of, measured, passed)
-    if missed := misses(found.cost, problem, target):
+    result = Plan(shape, target, setting, problem, picks, recipe, losses, loss_of, measured, passed)
+    if missed := misses(result.cost, problem, target):
         raise UsageError(f"with {', '.join(changes)} the plan misses the budget: {'; '.join(missed)}")
-    return replace(found, recipe=replace(recipe, why=tuple(_why(found))))
+    return replace(result, recipe=replace(recipe, why=tuple(_why(result))))
 
 
 def check_budgets(tps: float | None, memory: str | float | None, needed: bool = True) -> float | None:
-    """The bytes of ``memory``. Raises UsageError for budgets that are not valid, and where one is ``needed``."""
+    """Check the budgets and return the bytes of ``memory``, or None.
+
+    needed: whether at least one budget must be set.
+    Raises UsageError for a budget that is not valid, and for none at all if one is needed.
+    """
     if needed and tps is None and memory is None:
         raise UsageError("a plan needs a budget: give tokens per second (tps), memory, or both")
     if tps is not None:
@@ -195,17 +219,17 @@ def check_budgets(tps: float | None, memory: str | float | None, needed: bool = 
 
 
 def check_losses(losses: str, refine: int) -> None:
-    """Raises UsageError for names and numbers that are not valid."""
+    """Raise UsageError if ``losses`` is no known name or ``refine`` is out of range."""
     if losses not in LOSSES:
         raise UsageError(f"losses = {shown(losses)}: {', '.join(LOSSES)} are valid")
     check_number("refine", refine, 0, MOST_PLANS, whole=True)
 
 
 def _table(groups: Iterable[Sequence[Unit]], options: Iterable[Sequence[Choice]], of: Callable) -> tuple:
-    """Per group and choice the sum of ``of(unit, choice)`` over the units of the group."""
+    """Return, per group and choice, the sum of ``of(unit, choice)`` over the units of the group."""
     rows = (
-        [sum(of(unit, choice) for unit in group) for choice in each]
-        for group, each in zip(groups, options, strict=True)
+        [sum(of(unit, choice) for unit in group) for choice in open_to]
+        for group, open_to in zip(groups, options, strict=True)
     )
     return tuple(tuple(row) for row in rows)
 
@@ -214,13 +238,16 @@ Losses = Callable[[Unit, Choice], float]
 
 
 def _losses(shape: ModelShape, open_to: dict[Unit, list[Choice]], kind: str) -> tuple[Losses, str]:
-    """The expected loss of a unit under a choice, and where it is from."""
+    """Return the function that gives the expected loss of a unit under a choice, and the source of these losses."""
     blocks = shape.anatomy.blocks
     table: dict[str, dict] = {}
     if kind != "prior":
         parts = {unit.name: unit.linears for unit in open_to if unit.role != "embed"}
-        grids = {unit.name: list(dict.fromkeys(each.grid for each in of if each.grid)) for unit, of in open_to.items()}
-        table, kind = _found_losses(shape, parts, grids, kind)
+        grids = {
+            unit.name: list(dict.fromkeys(choice.grid for choice in options if choice.grid))
+            for unit, options in open_to.items()
+        }
+        table, kind = _model_losses(shape, parts, grids, kind)
 
     def loss(unit: Unit, choice: Choice) -> float:
         if choice.grid is None:
@@ -233,8 +260,8 @@ def _losses(shape: ModelShape, open_to: dict[Unit, list[Choice]], kind: str) -> 
     return loss, kind
 
 
-def _found_losses(shape: ModelShape, parts: dict, grids: dict, kind: str) -> tuple[dict[str, dict], str]:
-    """Losses that the model itself has shown, by part and grid, and their kind: ``prior`` where there are none."""
+def _model_losses(shape: ModelShape, parts: dict, grids: dict, kind: str) -> tuple[dict[str, dict], str]:
+    """Return losses that were measured on this model, by part and grid, and their kind: ``prior`` if there are none."""
     if kind == "auto" and not (shape.weights and any_known()):
         return {}, "prior"
     from jettison.pipeline.losses import find_losses  # may run the model: torch takes seconds to import
@@ -243,30 +270,32 @@ def _found_losses(shape: ModelShape, parts: dict, grids: dict, kind: str) -> tup
 
 
 def misses(cost: Cost, problem: Problem, device: Device) -> list[str]:
-    """Why a cost does not meet the budgets, in words."""
-    found, rounding = [], 1 + 1e-9
+    """Return a phrase for every budget that a cost does not meet; empty if it meets all."""
+    phrases, rounding = [], 1 + 1e-9
     if cost.seconds > problem.time * rounding:
-        found.append(f"{format_rate(cost.tokens_per_second)} tokens/s, {format_rate(cost.tokens / problem.time)} asked")
+        phrases.append(
+            f"{format_rate(cost.tokens_per_second)} tokens/s, {format_rate(cost.tokens / problem.time)} asked"
+        )
     if cost.memory > problem.memory * rounding:
         whose = f"{device.name} has" if problem.memory == device.memory else "asked:"
-        found.append(f"{format_bytes(cost.memory)}, {whose} {format_bytes(problem.memory)}")
-    return found
+        phrases.append(f"{format_bytes(cost.memory)}, {whose} {format_bytes(problem.memory)}")
+    return phrases
 
 
 def _infeasible(problem: Problem, shape: ModelShape, device: Device, setting: Setting) -> str:
-    """What was asked, and what is possible."""
+    """Return the message that no plan meets the budgets, and what would be possible."""
     rate = lambda seconds: f"{format_rate(setting.batch / seconds)} tokens/s"
     smallest, fastest = (problem.cost(least(problem.within(), kind)) for kind in (1, 0))
     own = problem.memory == device.memory
-    asked = [rate(problem.time)] if problem.time < inf else []
-    asked += [format_bytes(problem.memory) + (f", which {device.name} has" if own else "")]
-    words = [f"the smallest takes {format_bytes(smallest[1])}, the fastest runs at {rate(fastest[0])}"]
-    if smallest[1] <= problem.memory and fastest[0] <= problem.time:  # each could be met alone
-        alone = problem.cost(least(problem.within(memory=problem.memory), 0))
-        words.append(f"within {format_bytes(problem.memory)} at most {rate(alone[0])} are feasible")
+    budgets = [rate(problem.time)] if problem.time < inf else []
+    budgets += [format_bytes(problem.memory) + (f", which {device.name} has" if own else "")]
+    limits = [f"the smallest takes {format_bytes(smallest[1])}, the fastest runs at {rate(fastest[0])}"]
+    if smallest[1] <= problem.memory and fastest[0] <= problem.time:  # either budget could be met alone
+        fastest_within = problem.cost(least(problem.within(memory=problem.memory), 0))
+        limits.append(f"within {format_bytes(problem.memory)} at most {rate(fastest_within[0])} are feasible")
     return (
-        f"no plan meets the budget of {' and '.join(asked)} for {shape.name} on {device.name} "
-        f"at {setting.context} tokens of context: {'; '.join(words)}"
+        f"no plan meets the budget of {' and '.join(budgets)} for {shape.name} on {device.name} "
+        f"at {setting.context} tokens of context: {'; '.join(limits)}"
     )
 
 
@@ -279,33 +308,34 @@ def _refine(
     return refine(problem, picks, unseen_bench(shape), evaluations, seed)
 
 
-def _why(found: Plan) -> list[str]:
+def _why(plan: Plan) -> list[str]:
+    """Return the reasons that the recipe records: prediction, refinement, and the presets that come close."""
     source = {
         "prior": "a prior fitted on scribe, not measured on this model",
         "gradients": "second order, from gradients",
         "measured": "measured part by part",
-    }[found.losses]
+    }[plan.losses]
     reasons = [
-        f"predicted: {format_rate(found.cost.tokens_per_second)} tokens/s, {format_bytes(found.cost.memory)} "
-        f"at {found.setting.context} tokens of context; expected loss {found.loss:.3g} nats per token ({source})"
+        f"predicted: {format_rate(plan.cost.tokens_per_second)} tokens/s, {format_bytes(plan.cost.memory)} "
+        f"at {plan.setting.context} tokens of context; expected loss {plan.loss:.3g} nats per token ({source})"
     ]
-    if found.passed:
-        seconds, loss = found.problem.cost(found.passed)[0], found.problem.loss(found.passed)
+    if plan.passed:
+        seconds, loss = plan.problem.cost(plan.passed)[0], plan.problem.loss(plan.passed)
         reasons.append(
-            f"the least expected loss, {loss:.3g} at {format_rate(found.setting.batch / seconds)} tokens/s, "
-            "cannot be told from this one: the faster plan was taken"
+            f"the least expected loss, {loss:.3g} at {format_rate(plan.setting.batch / seconds)} tokens/s, "
+            "cannot be told apart from this plan's: the faster plan was taken"
         )
-    if found.measured:
+    if plan.measured:
         reasons.append(
-            f"refined: {len(found.measured)} plans measured on unseen text, "
-            f"KL from {found.measured[0]:.4g} to {min(found.measured):.4g}"
+            f"refined: {len(plan.measured)} plans measured on unseen text, "
+            f"KL from {plan.measured[0]:.4g} to {min(plan.measured):.4g}"
         )
-    for other in found.alternatives:
-        if other.misses and other.loss < found.loss:
+    for other in plan.alternatives:
+        if other.misses and other.loss < plan.loss:
             reasons.append(f"{other.name} would lose less but misses the budget: {'; '.join(other.misses)}")
         elif not other.misses:
             reasons.append(f"{other.name} would fit too, expected loss {other.loss:.3g}")
             break
-    if found.setting.runtime and found.setting.runtime.no_writer:
-        reasons.append(f"note: {found.setting.runtime.no_writer}")
+    if plan.setting.runtime and plan.setting.runtime.no_writer:
+        reasons.append(f"note: {plan.setting.runtime.no_writer}")
     return reasons

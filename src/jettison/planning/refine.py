@@ -1,4 +1,4 @@
-"""Evolution around the optimum by measurement: what a sum of losses cannot see."""
+"""Refinement: an evolutionary search around the best plan by measured KL, which also sees how losses interact."""
 
 from random import Random
 
@@ -10,11 +10,13 @@ PARENTS = 8
 
 
 def refine(problem: Problem, start: Picks, bench: Bench, evaluations: int, seed: int = 0) -> tuple[Picks, list[float]]:
-    """The best of ``evaluations`` measured plans that fit the budget: ``start``, then children of the best so far.
+    """Measure ``evaluations`` plans that fit the budget and take the best: ``start``, then children of the best so far.
 
-    A child changes one unit and pays with another, or trades the choices of two units of a parent, so that it stays
-    close to the budget. bench: measures KL, on text that the losses were not found on. Returns the choices, and the KL
-    measured for each plan that was tried. Our reconstruction: the paper names no refinement.
+    A child is a parent with new choices for two units, so that one can pay for the other and the cost stays close to
+    the budget.
+    bench: measures KL, on text that was not used to find the expected losses.
+    Returns the best plan's choices, and the KL of every plan that was tried. Our reconstruction: the paper names no
+    refinement.
     """
     rng = Random(seed)
     measured: dict[Picks, float] = {}
@@ -31,17 +33,20 @@ def refine(problem: Problem, start: Picks, bench: Bench, evaluations: int, seed:
 
 
 def measure(problem: Problem, picks: Picks, bench: Bench) -> float:
-    """KL of the whole plan, nats per token."""
+    """Measure the KL of the whole plan from the original, in nats per token."""
     chosen = problem.assignment(picks)
     with bench.changed((linear, choice.grid) for unit, choice in chosen.items() for linear in unit.linears):
         return bench.divergence()
 
 
 def _child(problem: Problem, measured: dict[Picks, float], rng: Random) -> Picks | None:
-    """A plan that fits and was not measured yet; one with less expected loss is taken sooner."""
+    """Return a child that fits the budget and was not measured: of up to 24, the one with the least expected loss.
+
+    None if 2000 tries give none.
+    """
     parents = sorted(measured, key=measured.get)[:PARENTS]
     best: Picks | None = None
-    found = 0
+    valid = 0
     for _ in range(2000):
         picks = list(rng.choice(parents))
         for number in rng.sample(range(len(picks)), 2):
@@ -49,9 +54,9 @@ def _child(problem: Problem, measured: dict[Picks, float], rng: Random) -> Picks
         child = tuple(picks)
         if child in measured or not problem.fits(child):
             continue
-        found += 1
+        valid += 1
         if best is None or problem.loss(child) < problem.loss(best):
             best = child
-        if found == 24:
+        if valid == 24:
             break
     return best

@@ -1,4 +1,4 @@
-"""A plan as a recipe."""
+"""Turning the choices of a plan into a recipe, and applying the user's changes to it."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,14 +11,17 @@ from jettison.recipe.registry import default_method
 
 
 def to_recipe(assignment: dict[Unit, Choice], name: str) -> Recipe:
-    """One step per choice; what keeps 16 bits has none."""
+    """Write the choices of all units as a recipe: one quantize step per choice, none for units that keep 16 bits.
+
+    Units with a LoRA adapter get a recover step.
+    """
     steps, recovered = [], {}
-    of_choice: dict[Choice, dict[Unit, None]] = defaultdict(dict)
+    units_of: dict[Choice, dict[Unit, None]] = defaultdict(dict)  # the inner dict is an ordered set
     for unit, choice in assignment.items():
         if choice.grid is not None:
-            of_choice[choice][unit] = None
+            units_of[choice][unit] = None
     blocks = {unit.role: {other.block for other in assignment if other.role == unit.role} for unit in assignment}
-    for choice, units in sorted(of_choice.items(), reverse=True):
+    for choice, units in sorted(units_of.items(), reverse=True):
         purpose = "quantize_for_adapters" if choice.rank else "quantize_8_bits" if choice.bits == 8 else "quantize"
         method = {"method": default_method(purpose)} | ({"rank": choice.rank} if choice.rank else {})
         grid = {"bits": choice.bits, "group_size": choice.group_size, "symmetric": choice.symmetric}
@@ -26,7 +29,7 @@ def to_recipe(assignment: dict[Unit, Choice], name: str) -> Recipe:
         if choice.rank:
             recovered |= units
     if recovered:
-        rank = max(choice.rank for choice in of_choice)
+        rank = max(choice.rank for choice in units_of)
         training = {"train": ["lora", "scales"], "rank": rank, "init": "svd"}
         steps.append({"recover": training, "where": _where(recovered, blocks)})
     text = "synthetic" if recovered else "books"
@@ -38,22 +41,25 @@ def to_recipe(assignment: dict[Unit, Choice], name: str) -> Recipe:
 
 
 def _where(units: Iterable[Unit], blocks: dict[str, set[int | None]]) -> list[dict]:
-    """Roles that lie in the same blocks together; all blocks of a role are not listed."""
-    found: dict[str, list[Unit]] = defaultdict(list)
+    """Return the ``where`` of a step: roles with the same blocks share an entry.
+
+    blocks: role -> all of its blocks; an entry lists no blocks if it has all of them.
+    """
+    units_of: dict[str, list[Unit]] = defaultdict(list)
     for unit in units:
-        found[unit.role].append(unit)
-    together: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for role, of in found.items():
-        numbers = {unit.block for unit in of}
+        units_of[unit.role].append(unit)
+    roles_in: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for role, members in units_of.items():
+        numbers = {unit.block for unit in members}
         key = () if numbers == blocks[role] else tuple(sorted(numbers))
-        together[key] += [name for name in of[0].roles if name not in together[key]]
+        roles_in[key] += [name for name in members[0].roles if name not in roles_in[key]]
     return [
-        {"role": roles} | ({"block": list(numbers)} if numbers else {}) for numbers, roles in sorted(together.items())
+        {"role": roles} | ({"block": list(numbers)} if numbers else {}) for numbers, roles in sorted(roles_in.items())
     ]
 
 
 def changed(recipe: Recipe, changes: list[str]) -> Recipe:
-    """The recipe with those changes that it takes."""
+    """Return the recipe with the changes that it accepts; others are ignored (``check_changes`` refuses bad ones)."""
     for change in changes:
         with suppress(UsageError):
             recipe = load_recipe(recipe, [change])
@@ -61,14 +67,14 @@ def changed(recipe: Recipe, changes: list[str]) -> Recipe:
 
 
 def check_changes(changes: list[str]) -> None:
-    """Raises UsageError for a change that no preset takes, those before it made: nor would a recipe that is planned."""
+    """Raise UsageError for a change that no preset accepts after the earlier changes; nor would a planned recipe."""
     recipes = [load_recipe(name) for name in preset_names()] if changes else []
     for change in changes:
         refusals = []
-        for place, recipe in enumerate(recipes):
+        for number, recipe in enumerate(recipes):
             try:
-                recipes[place] = load_recipe(recipe, [change])
+                recipes[number] = load_recipe(recipe, [change])
             except UsageError as error:
                 refusals.append(error)
         if len(refusals) == len(recipes):
-            raise max(refusals, key=lambda error: len(str(error)))  # the one that knows most valid names
+            raise max(refusals, key=lambda error: len(str(error)))  # the longest message lists the most valid names

@@ -1,1 +1,1 @@
-"""What a run did, as a page to hand around: one self-contained HTML file per run, and one that compares runs."""
+"""Reports: one self-contained HTML page per run, and pages that compare runs, show a plan, or show runs of XRBench."""

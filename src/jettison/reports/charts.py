@@ -1,6 +1,7 @@
-"""The charts: plain numbers in, plotly figures out. Each is drawn for a width it does not know, desktop or phone.
+"""The charts of a run's report: plain numbers in, plotly figures out. A chart must suit any width, desktop or phone.
 
-Texts are given to plotly escaped: it reads a little HTML, and names of models, texts and tasks come from anywhere.
+All texts are escaped before plotly gets them: plotly interprets some HTML, and the names of models, texts and tasks are
+not trusted.
 """
 
 import html
@@ -16,51 +17,57 @@ from markupsafe import Markup
 
 from jettison.reports.error_map import ErrorMap
 
-# Told apart by people who see no red or no green, and readable on white and on near-black.
+# Distinguishable with red-green colour blindness, and readable on white and on near-black.
 COLOURS = {"original": "#8a939c", "quantized": "#e08a1e", "recovered": "#2b83c6"}
 RUN_COLOURS = ("#2b6cb0", "#c2410c", "#0f8a5f", "#9d4edd", "#8a6d00", "#b83280", "#4a5560", "#0e7c86")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
-POINTS = 400  # of a curve; more cannot be seen
-FEW = 16  # blocks, up to which a cell has room for a number on a phone
+POINTS = 400  # points of a curve at most; more cannot be seen
+FEW = 16  # blocks; up to this many, a cell has room for a number on a phone
 CLEAR = "rgba(0,0,0,0)"
-LABEL = 24  # characters of a name beside an axis; more would leave no room on a phone
-# No toolbar and no zoom: a finger that scrolls the page must not be caught by a chart.
+LABEL = 24  # characters of a name beside an axis; more would leave no room for the chart on a phone
+# No toolbar and no zoom: on a touch screen, a finger that scrolls the page must not move a chart.
 CONFIG = {"displayModeBar": False, "responsive": True, "scrollZoom": False, "showTips": False}
 
 
 def embed(figure: go.Figure, name: str) -> Markup:
-    """The figure as HTML for a page that has plotly.js. name: its id; a fixed one, so that pages repeat bit by bit."""
+    """Return the figure as HTML, for a page that contains plotly.js.
+
+    name: the id of the chart. It is fixed, so that the same run gives the same bytes.
+    """
     return Markup(plotly.io.to_html(figure, config=CONFIG, include_plotlyjs=False, full_html=False, div_id=name))
 
 
 def plain(text: str) -> str:
-    """Any text as plotly is to show it. Quotes stay: plotly does not know their escapes."""
+    """Escape a text for plotly. Quotes are kept, since plotly does not know their escapes."""
     return html.escape(text, quote=False)
 
 
 def label(name: str) -> str:
-    """A name short enough to stand beside an axis, escaped."""
+    """Shorten a name so that it fits beside an axis, and escape it."""
     return plain(name if len(name) <= LABEL else name[: LABEL - 1] + "…")
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """As ``label`` for names that stand beside each other: what several begin with is left out where they are too long
-    for it, then their middle, so that no two look alike."""
+    """Shorten and escape names of one axis such that no two look alike.
+
+    If a name is too long, the words that all names begin with are left out, and then the middle of names that are still
+    too long. Names that are then equal get a number.
+    """
     short = list(names)
     if any(len(name) > LABEL for name in names):
-        begun = commonprefix(short)  # noqa: RUF071 (of letters: most names are no paths)
-        words = re.match(r".*[\s/\\_.:-]", begun, re.DOTALL) if len(short) > 1 else None
+        prefix = commonprefix(short)  # noqa: RUF071 (compares characters: most names are not paths)
+        words = re.match(r".*[\s/\\_.:-]", prefix, re.DOTALL) if len(short) > 1 else None
         short = ["…" + name[words.end() :] for name in short] if words else short
         half = LABEL // 2
         short = [name if len(name) <= LABEL else f"{name[: LABEL - half - 1]}…{name[-half:]}" for name in short]
-    for place, name in enumerate(short):
+    for index, name in enumerate(short):
         if short.count(name) > 1:
-            short[place] = f"{name[: LABEL - 4]} ({place + 1})"
+            short[index] = f"{name[: LABEL - 4]} ({index + 1})"
     return [plain(name) for name in short]
 
 
 def stage_bars(values: Mapping[str, float], captions: Sequence[str]) -> go.Figure:
-    """One bar per stage with its caption at the end; what is no stage, such as a budget, is an empty outline."""
+    """Draw one bar per stage, with its caption at the end. A value of no stage, such as a budget, is an outline."""
     bars = go.Bar(
         x=list(values.values()),
         y=list(values),
@@ -79,7 +86,7 @@ def stage_bars(values: Mapping[str, float], captions: Sequence[str]) -> go.Figur
 
 
 def distances(stages: Mapping[str, Sequence[float]], texts: Sequence[str]) -> go.Figure:
-    """KL from the original: for every stage one value per text."""
+    """Draw the KL from the original: for every stage one bar per text."""
     figure = blank(height=(26 * len(stages) + 18) * len(texts) + 16, barmode="group", bargap=0.3)
     for stage, values in stages.items():
         figure.add_bar(
@@ -94,16 +101,22 @@ def distances(stages: Mapping[str, Sequence[float]], texts: Sequence[str]) -> go
             hoverinfo="skip",
         )
     figure.update_yaxes(tickvals=list(range(len(texts))), ticktext=labels(texts))
-    beside = max(0, max(map(len, texts)) - LABEL // 2)  # letters of labels, which take room from the bars
+    excess = max(0, max(map(len, texts)) - LABEL // 2)  # characters of long labels take room from the bars
     longest = max(value for values in stages.values() for value in values)
-    return _bar_axes(figure, longest, len("0.0000") + min(beside, LABEL // 2))
+    return _bar_axes(figure, longest, len("0.0000") + min(excess, LABEL // 2))
 
 
 def task_accuracies(stages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> go.Figure:
-    """stages: stage -> task -> accuracy, standard_error, random. A marker each, and a tick at what guessing gives."""
-    tasks = list(dict.fromkeys(task for found in stages.values() for task in found))
+    """Draw the accuracy of every stage on every task as a marker with its error.
+
+    A tick marks the accuracy of guessing.
+    stages: stage -> task -> accuracy, standard_error, random.
+    """
+    tasks = list(dict.fromkeys(task for scores in stages.values() for task in scores))
     figure = blank(height=52 * len(tasks) + 60)
-    guessing = {task: found[task]["random"] for found in stages.values() for task in found if "random" in found[task]}
+    guessing = {
+        task: scores[task]["random"] for scores in stages.values() for task in scores if "random" in scores[task]
+    }
     figure.add_scatter(
         x=list(guessing.values()),
         y=[tasks.index(task) for task in guessing],
@@ -112,12 +125,16 @@ def task_accuracies(stages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> go
         marker={"symbol": "line-ns-open", "size": 26, "color": COLOURS["original"], "line": {"width": 2}},
         hovertemplate="guessing: %{x:.1%}<extra></extra>",
     )
-    for stage, found in stages.items():
+    for stage, scores in stages.items():
         shift = 0.22 * (list(stages).index(stage) - (len(stages) - 1) / 2)  # side by side, so that errors stay visible
         figure.add_scatter(
-            x=[found[task]["accuracy"] for task in found],
-            y=[tasks.index(task) + shift for task in found],
-            error_x={"array": [found[task].get("standard_error") or 0 for task in found], "thickness": 1.5, "width": 3},
+            x=[scores[task]["accuracy"] for task in scores],
+            y=[tasks.index(task) + shift for task in scores],
+            error_x={
+                "array": [scores[task].get("standard_error") or 0 for task in scores],
+                "thickness": 1.5,
+                "width": 3,
+            },
             mode="markers",
             name=stage,
             marker={"size": 10, "color": COLOURS[stage]},
@@ -128,27 +145,30 @@ def task_accuracies(stages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> go
     return figure
 
 
-def error_map(found: ErrorMap) -> go.Figure:
-    """Blocks from left to right, roles from top to bottom, the darker the worse; the bits stand in cells with room."""
-    few = found.blocks <= FEW
-    known = [error for row in found.errors for error in row if error and 0 < error < inf]
+def error_map(cells: ErrorMap) -> go.Figure:
+    """Draw the error of every role (rows) in every block (columns); darker is worse.
+
+    Cells show their bits if there are few enough blocks.
+    """
+    few = cells.blocks <= FEW
+    known = [error for row in cells.errors for error in row if error and 0 < error < inf]
     low, high = (floor(log10(min(known))), ceil(log10(max(known)))) if known else (-1, 0)
-    powers = list(range(low, max(high, low + 1) + 1))
-    depth = [[_power(error, low, high) for error in row] for row in found.errors]
+    powers = list(range(low, max(high, low + 1) + 1))  # of ten, the ticks of the colour bar
+    depth = [[_power(error, low, high) for error in row] for row in cells.errors]
     hover = [
         [[f"{error:.3g}" if error is not None else "", plain(grid or "")] for error, grid in zip(*rows, strict=True)]
-        for rows in zip(found.errors, found.grids, strict=True)
+        for rows in zip(cells.errors, cells.grids, strict=True)
     ]
     heat = go.Heatmap(
         z=depth,
-        x=list(range(found.blocks)),
-        y=labels(found.roles),
+        x=list(range(cells.blocks)),
+        y=labels(cells.roles),
         zmin=powers[0],
         zmax=powers[-1],
         colorscale="YlOrBr",
         xgap=1 if few else 0,
         ygap=1,
-        text=[[plain(_bits(grid)) for grid in row] for row in found.grids],
+        text=[[plain(_bits(grid)) for grid in row] for row in cells.grids],
         texttemplate="%{text}" if few else None,
         customdata=hover,
         hovertemplate="block %{x}, %{y}<br>error %{customdata[0]}<br>%{customdata[1]}<extra></extra>",
@@ -164,24 +184,24 @@ def error_map(found: ErrorMap) -> go.Figure:
             "outlinewidth": 0,
         },
     )
-    figure = blank(heat, height=32 * len(found.roles) + 70)
+    figure = blank(heat, height=32 * len(cells.roles) + 70)
     figure.update_xaxes(showgrid=False, dtick=1 if few else None)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False, ticklabelstandoff=4)
     return figure
 
 
 def _power(error: float | None, low: float, high: float) -> float | None:
-    """Of ten; None for what is no number. An error of nothing is the least there is."""
+    """Return log10 of an error, at most ``high``; ``low`` for an error of 0, None for no error or NaN."""
     return None if error is None or error != error else min(log10(error), high) if error > 0 else low
 
 
 def _bits(grid: str | None) -> str:
-    """ "int2 g64 sym" -> "2"; of experts on two grids "2/4"."""
+    """Return the bits of a grid: "2" for "int2 g64 sym", "2/4" for experts on two grids."""
     return "/".join(part.partition(" ")[0].removeprefix("int") for part in grid.split(" / ")) if grid else ""
 
 
 def curve(losses: Sequence[float]) -> go.Figure:
-    """The loss of every step, thinned, and its running mean on top."""
+    """Draw the loss of every training step, thinned to POINTS points, with its running mean on top."""
     steps = thin(len(losses))
     figure = blank(height=300)
     for values, width, opacity in ((losses, 1, 0.4), (running_mean(losses), 2.5, 1)):
@@ -197,7 +217,7 @@ def curve(losses: Sequence[float]) -> go.Figure:
 
 
 def curves(losses: Mapping[int, Sequence[float]]) -> go.Figure:
-    """The running means of several runs, each under the number of its run."""
+    """Draw the running means of the losses of several runs. losses: number of the run -> loss of every step."""
     figure = blank(height=320)
     for number, values in losses.items():
         steps, means = thin(len(values)), running_mean(values)
@@ -212,7 +232,11 @@ def curves(losses: Mapping[int, Sequence[float]]) -> go.Figure:
 
 
 def scatter(points: Mapping[int, tuple[float, float]], original: float | None) -> go.Figure:
-    """Size in MB against perplexity, a numbered disc per run. original: its perplexity, a dashed line."""
+    """Draw size in MB against perplexity, with a numbered disc per run.
+
+    points: number of the run -> (bytes, perplexity).
+    original: perplexity of the original, drawn as a dashed line; None for no line.
+    """
     figure = blank(height=320)
     figure.add_scatter(
         x=[size / 1e6 for size, _ in points.values()],
@@ -232,24 +256,24 @@ def scatter(points: Mapping[int, tuple[float, float]], original: float | None) -
 
 
 def run_colour(number: int) -> str:
-    """Runs are numbered from 1; colours repeat, numbers do not."""
+    """Return the colour of a run. Runs are numbered from 1; colours repeat, numbers do not."""
     return RUN_COLOURS[(number - 1) % len(RUN_COLOURS)]
 
 
 def thin(count: int) -> list[int]:
-    """Up to POINTS positions of a list of ``count``, evenly spread, the first and the last among them."""
+    """Return up to POINTS indices into a list of ``count``, evenly spread, including the first and the last."""
     if count <= POINTS:
         return list(range(count))
-    return [round(place * (count - 1) / (POINTS - 1)) for place in range(POINTS)]
+    return [round(point * (count - 1) / (POINTS - 1)) for point in range(POINTS)]
 
 
 def window(count: int) -> int:
-    """Steps that the running mean of ``count`` losses goes over."""
+    """Return the number of steps that the running mean of ``count`` losses covers."""
     return min(max(1, count // 20), 50)
 
 
 def running_mean(losses: Sequence[float]) -> list[float]:
-    """At every step the mean of the last steps; of fewer at the beginning."""
+    """Return, at every step, the mean of the last ``window`` losses; at the beginning the mean of all losses so far."""
     width, total, means = window(len(losses)), 0.0, []
     for step, loss in enumerate(losses):
         total += loss - (losses[step - width] if step >= width else 0.0)
@@ -258,13 +282,14 @@ def running_mean(losses: Sequence[float]) -> list[float]:
 
 
 def _bar_axes(figure: go.Figure, longest: float, letters: int) -> go.Figure:
-    """Leaves room on the right of the longest bar for a caption of so many letters, also on a phone."""
+    """Set the axes of a bar chart, with room right of the longest bar for a caption of ``letters`` characters."""
     figure.update_xaxes(visible=False, range=[0, longest * (1.1 + 0.06 * letters) or 1])
     figure.update_yaxes(autorange="reversed", showgrid=False, ticklabelstandoff=6)
     return figure
 
 
 def _loss_axes(figure: go.Figure) -> go.Figure:
+    """Set the axes of a loss curve: steps from 0, losses on a log scale."""
     values = [value for trace in figure.data for value in trace.y if value > 0]
     figure.update_xaxes(nticks=6, rangemode="tozero")
     figure.update_yaxes(type="log")
@@ -274,7 +299,7 @@ def _loss_axes(figure: go.Figure) -> go.Figure:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round values within a range: plotly's own leave a range of less than a decade with a single one."""
+    """Return round values within a range, as ticks: plotly's own would put a single tick in less than a decade."""
     decades = log10(high / low)
     digits = range(1, 10) if decades < 0.7 else (1, 2, 5) if decades < 2.5 else (1,)
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
@@ -282,6 +307,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def blank(*traces: Any, height: int, **layout: Any) -> go.Figure:
+    """Return a figure in the style of the pages: transparent, no legend, no zoom. height: in pixels."""
     figure = go.Figure(traces)
     figure.update_layout(
         template=go.layout.Template(),

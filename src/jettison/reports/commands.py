@@ -1,4 +1,4 @@
-"""How to make a run again: the commands that were given, as a shell takes them."""
+"""How to reproduce a run: the commands that made it, quoted for a shell."""
 
 import json
 import shlex
@@ -14,31 +14,33 @@ from jettison.reports.run import Run
 
 
 def commands(run: Run) -> list[str]:
-    """``jettison fit``, or ``compress`` and ``recover``, with the options that were given. The folder goes by its name,
-    wherever it is now."""
+    """Return the commands that make the run again: ``jettison fit``, or ``compress`` and ``recover``, with options.
+
+    The folder is named by its own name only, not by the path where it is now.
+    """
     manifest, out = run.manifest, run.folder.resolve().name
-    asked = (manifest.get("request") or {}).get("command")
+    fit = (manifest.get("request") or {}).get("command")
     made = manifest.get("command") or ["jettison", "compress", manifest["teacher"]["name"], "--recipe", "recipe.yaml"]
-    found = [[*(asked or made), "--out", out]]
+    lines = [[*(fit or made), "--out", out]]
     changes = recovery_changes(manifest)
-    if manifest.get("recovery") and (changes or not asked):  # fit recovers by itself, as its recipe says
-        found.append(["jettison", "recover", out, *(word for change in changes for word in ("--set", change))])
-    return [shlex.join(words) for words in found]
+    if manifest.get("recovery") and (changes or not fit):  # fit itself recovers, as its recipe says
+        lines.append(["jettison", "recover", out, *(word for change in changes for word in ("--set", change))])
+    return [shlex.join(words) for words in lines]
 
 
 def recovery_changes(manifest: dict[str, Any]) -> list[str]:
-    """What the recovery was told beyond the recipe, as ``recover.option=value``."""
-    made = manifest.get("recovery") or {}
+    """Return the options of the recovery that differ from the recipe, each as ``recover.option=value``."""
+    used = manifest.get("recovery") or {}
     try:
         step = recovery_step(load_recipe(manifest["recipe"]))
-    except UsageError:  # of another version of Jettison, which knows other methods
+    except UsageError:  # the recipe is of another version of Jettison, which has other methods
         return []
-    meant = json.loads(json.dumps({"method": step.method} | step.options))
-    return [f"recover.{name}={_yaml(made[name])}" for name in meant if name in made and made[name] != meant[name]]
+    planned = json.loads(json.dumps({"method": step.method} | step.options))
+    return [f"recover.{name}={_yaml(used[name])}" for name in planned if name in used and used[name] != planned[name]]
 
 
 def _yaml(value: Any) -> str:
-    """On one line, read back as it is."""
+    """Write a value as YAML on one line, such that it is read back as the same value."""
     with suppress(yaml.YAMLError):
         if isinstance(value, str) and yaml.safe_load(value) == value:
             return value

@@ -1,4 +1,4 @@
-"""Several runs beside each other: rows for programs, a page for people."""
+"""The comparison of several runs: rows of figures, and an HTML page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,16 +12,20 @@ from jettison.reports.run import Run, read_run
 
 
 def write_comparison(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
-    """Compare finished runs on the texts that all were measured on, and write the page ``out``.
+    """Compare finished runs on the texts that all of them were measured on, and write the page ``out``.
 
-    Returns ``texts``, ``rows`` (one per folder, in order) and ``notes`` (what limits the comparison). A row has name,
-    recipe, stage (the last one measured: what the folder holds), bytes, bits_per_weight, decode_tokens_per_second
-    (None if not measured), and under texts: perplexity, kl, agreement, and recovered, the share of the lost
-    log-perplexity (None if there was no recovery). Raises UsageError for fewer than two folders, for one that was not
-    measured, and if no text is common to all.
+    Returns ``texts``, ``rows`` (one per folder, in order) and ``notes`` (what limits the comparison). A row has:
+
+    - name, model, recipe, and stage: the last stage that was measured, which is what the folder holds;
+    - bytes, bits_per_weight, and decode_tokens_per_second (None if not measured);
+    - texts: per text perplexity, kl, agreement, and recovered, the share of the lost log-perplexity that recovery
+      brought back (None if there was no recovery).
+
+    Raises UsageError for fewer than two folders, for a folder that was not measured, and if the runs have no text in
+    common.
     """
     if len(folders) < 2:
-        raise UsageError(f"a comparison needs two folders at least; {len(folders)} given")
+        raise UsageError(f"a comparison needs at least two folders; {len(folders)} given")
     runs = [read_run(folder) for folder in folders]
     for run in runs:
         if run.last is None or "original" not in run.results:
@@ -29,14 +33,14 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> dict[str
     texts = [text for text in runs[0].texts if all(text in run.texts for run in runs)]
     if not texts:
         measured = "; ".join(f"{run.folder}: {', '.join(run.texts) or 'none'}" for run in runs)
-        raise UsageError(f"the runs have no text in common, so nothing compares: {measured}")
+        raise UsageError(f"the runs have no text in common, so they cannot be compared: {measured}")
     result = {
         "texts": texts,
         "rows": [_row(run, name, texts) for run, name in zip(runs, _names(runs), strict=True)],
         "notes": _notes(runs, _names(runs), texts),
     }
     losses = {number: run.losses for number, run in enumerate(runs, 1) if run.losses}
-    lowered = sorted({run.loss_name for run in runs if run.losses})
+    loss_names = sorted({run.loss_name for run in runs if run.losses})
     page = render(
         "compare.html.jinja",
         **result,
@@ -46,7 +50,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> dict[str
         scatters=[(text, _scatter(runs, text, number)) for number, text in enumerate(texts)],
         curves=charts.embed(charts.curves(losses), "recovery-chart") if losses else None,
         curve_numbers=list(losses),
-        curves_show="; or ".join(lowered),
+        curves_show="; or ".join(loss_names),
     )
     write_text(Path(out), page)
     return result
@@ -75,12 +79,13 @@ def _row(run: Run, name: str, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """The folders' own names; whole paths if two are called the same."""
+    """Return the names of the folders; whole paths if two folders have the same name."""
     short = [run.folder.resolve().name for run in runs]
     return short if len(set(short)) == len(short) else [str(run.folder) for run in runs]
 
 
 def _notes(runs: Sequence[Run], names: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """Return what limits the comparison, a sentence each."""
     notes = []
     if not _same_original(runs):
         originals = ", ".join(dict.fromkeys(run.name for run in runs))
@@ -102,17 +107,17 @@ def _notes(runs: Sequence[Run], names: Sequence[str], texts: Sequence[str]) -> l
 
 
 def _same_original(runs: Sequence[Run]) -> bool:
-    """Whether all were made from one model."""
-    known = [run.manifest["teacher"] for run in runs]
-    return len({teacher.get("fingerprint", teacher["name"]) for teacher in known}) == 1
+    """Return whether all runs were made from one model."""
+    originals = [run.manifest["teacher"] for run in runs]
+    return len({teacher.get("fingerprint", teacher["name"]) for teacher in originals}) == 1
 
 
 def _scatter(runs: Sequence[Run], text: str, number: int):
-    points = {}
-    for place, run in enumerate(runs, 1):
+    points = {}  # number of the run -> (bytes, perplexity)
+    for index, run in enumerate(runs, 1):
         stage = run.results[run.last]
-        points[place] = (stage["size"]["bytes"], stage["texts"][text]["perplexity"])
-    reference = None
+        points[index] = (stage["size"]["bytes"], stage["texts"][text]["perplexity"])
+    reference = None  # perplexity of the original
     if _same_original(runs):
         reference = runs[0].results["original"]["texts"][text]["perplexity"]
     return charts.embed(charts.scatter(points, reference), f"scatter-{number}")

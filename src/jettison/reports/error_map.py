@@ -1,4 +1,4 @@
-"""Where in the model the error is: blocks × roles, from what compression noted of every linear."""
+"""The map of errors in the model, blocks × roles, from the errors that compression recorded for every linear."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,15 +8,18 @@ from jettison.core.errors import JettisonError
 from jettison.graph.folder import ModelFolder
 from jettison.reports.run import Run
 
-WHOLE = "block output"
+WHOLE = "block output"  # the row with the error of a whole block's output
 
 
 @dataclass(frozen=True)
 class ErrorMap:
-    """roles: the rows. errors, grids: one list per row, one entry per block; None where a block has nothing quantized.
+    """Errors and grids by role (rows) and block (columns).
 
-    errors: relative squared error, the mean where a block has several linears of a role (experts).
-    grids: as text, "int2 g64 sym". outside: name, grid and error of what lies outside the blocks (the head).
+    roles: the names of the rows.
+    errors: (roles, blocks), relative squared error, the mean where a block has several linears of a role (experts);
+        None where nothing was quantized.
+    grids: (roles, blocks), grids as text such as "int2 g64 sym"; None where nothing was quantized.
+    outside: name, grid and error of the linears outside the blocks (the head).
     """
 
     roles: list[str]
@@ -26,11 +29,12 @@ class ErrorMap:
 
     @property
     def blocks(self) -> int:
+        """The number of blocks."""
         return len(self.errors[0])
 
 
 def read_error_map(run: Run) -> ErrorMap | None:
-    """None if no linear of any block was quantized."""
+    """Read the errors of a run from its manifest. Returns None if no linear of any block was quantized."""
     *blocks, rest = run.manifest["blocks"] or [{"linears": {}}]
     role_of = _roles(run)
     cells: list[dict[str, list[dict[str, Any]]]] = []
@@ -38,9 +42,9 @@ def read_error_map(run: Run) -> ErrorMap | None:
         cells.append({})
         for name, linear in block["linears"].items():
             cells[-1].setdefault(role_of.get(name) or name.rpartition(".")[2], []).append(linear)
-    found = dict.fromkeys(role for cell in cells for role in cell)
-    # In the order of the computation where the model is at hand, else as compression went through them.
-    roles = [role for role in dict.fromkeys([*role_of.values(), *found]) if role in found]
+    present = dict.fromkeys(role for cell in cells for role in cell)
+    # In the order of the computation if the folder can be opened as a model, else in the order of compression.
+    roles = [role for role in dict.fromkeys([*role_of.values(), *present]) if role in present]
     if not roles:
         return None
     errors = [[_mean(linear["error"] for linear in cell.get(role, ())) for cell in cells] for role in roles]
@@ -53,7 +57,7 @@ def read_error_map(run: Run) -> ErrorMap | None:
 
 
 def _roles(run: Run) -> dict[str, str]:
-    """Linear -> role. Empty if the folder cannot be opened as a model: a report needs only its jettison.json."""
+    """Return linear -> role. Empty if the folder cannot be opened as a model: a report needs only its jettison.json."""
     try:
         return {linear.name: linear.role for linear in ModelFolder(run.folder).anatomy}
     except JettisonError:
@@ -61,12 +65,12 @@ def _roles(run: Run) -> dict[str, str]:
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return sum(found) / len(found) if found else None
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def _made_of(linear: dict) -> str:
-    """Grid and pattern, as far as there are such."""
+    """Return the grid and the sparsity pattern of a linear, as far as it has them."""
     return " ".join(linear[name] for name in ("grid", "pattern") if name in linear)
 
 

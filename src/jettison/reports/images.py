@@ -1,4 +1,4 @@
-"""What the page says of an image classifier: accuracy, distance from the original, and the images that changed."""
+"""The page's parts about an image classifier: accuracy, distance from the original, and the images that changed."""
 
 from typing import Any
 
@@ -10,17 +10,18 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def percent(share: float) -> str:
+    """Format a share as a percentage with one digit."""
     return f"{100 * share:.1f}{NO_BREAK}%"
 
 
 def image_sets(run: Run) -> list[str]:
-    """Those that every measured stage has in common."""
-    found = [stage.get("images") or {} for stage in run.results.values()]
-    return [name for name in found[0] if all(name in other for other in found)] if found else []
+    """Return the image sets that every measured stage has in common."""
+    sets = [stage.get("images") or {} for stage in run.results.values()]
+    return [name for name in sets[0] if all(name in other for other in sets)] if sets else []
 
 
 def accuracy_line(run: Run) -> str:
-    """For the headline: accuracy before and after; '' without."""
+    """Return the accuracy before and after, for the headline; '' if it was not measured."""
     if not (names := image_sets(run)) or run.last is None or "original" not in run.results:
         return ""
     before, after = (run.results[stage]["images"][names[0]]["accuracy"] for stage in ("original", run.last))
@@ -28,30 +29,35 @@ def accuracy_line(run: Run) -> str:
 
 
 def image_tiles(run: Run) -> list[tuple[str, str, str]]:
-    """Figure, what it is, and what to hold it against."""
-    found = []
+    """Return the key figures: each as the figure, its meaning, and what to compare it with."""
+    tiles = []
     for name in image_sets(run)[:1]:
         before, after = (run.results[stage]["images"][name] for stage in ("original", run.last))
-        found.append((percent(after["accuracy"]), "accuracy", f"{percent(before['accuracy'])} before"))
+        tiles.append((percent(after["accuracy"]), "accuracy", f"{percent(before['accuracy'])} before"))
         if "kl" in after:
-            found.append((f"{after['kl']:.3f}", "nats from the original", f"{after['images']:,} images"))
-            found.append((percent(after["agreement"]), "same class", "as the original"))
+            tiles.append((f"{after['kl']:.3f}", "nats from the original", f"{after['images']:,} images"))
+            tiles.append((percent(after["agreement"]), "same class", "as the original"))
     times = latencies(run)
     if "original" in times and run.last in times:
-        now = times[run.last]
-        found.append((f"{figures(now)} ms", "for one image", f"{figures(times['original'])} ms before"))
-    return found
+        latency = times[run.last]
+        tiles.append((f"{figures(latency)} ms", "for one image", f"{figures(times['original'])} ms before"))
+    return tiles
 
 
 def latencies(run: Run) -> dict[str, float]:
-    """Stage -> milliseconds for one image."""
+    """Return stage -> milliseconds for one image, for the stages that were timed."""
     stages = (run.speed or {}).get("stages") or {}
     return {stage: stages[stage]["latency_ms"] for stage in run.results if stages.get(stage, {}).get("latency_ms")}
 
 
 def image_quality(run: Run) -> dict[str, Any] | None:
-    """sets: name and the figures of every stage. chart: accuracies. pictures: of the last stage, with how many of
-    those that were looked at have another class now."""
+    """Return the section about quality on images; None if no images were measured.
+
+    sets: name and the figures of every stage.
+    chart: the accuracies.
+    pictures: the images that changed most in the last stage; looked_at, differ: how many images were compared, and how
+        many of them have another class now.
+    """
     names = image_sets(run)
     if not names:
         return None
@@ -60,11 +66,11 @@ def image_quality(run: Run) -> dict[str, Any] | None:
         for name in names
     ]
     values = {stage: 100 * result["images"][names[0]]["accuracy"] for stage, result in run.results.items()}
-    drawn = charts.stage_bars(values, [f"{value:.1f} %" for value in values.values()])
+    bars = charts.stage_bars(values, [f"{value:.1f} %" for value in values.values()])
     last = run.results[run.last] if run.last else {}
     return {
         "sets": sets,
-        "chart": charts.embed(drawn, "accuracy-chart"),
+        "chart": charts.embed(bars, "accuracy-chart"),
         "pictures": last.get("pictures") or [],
         "differ": last.get("differ"),
         "looked_at": last.get("looked_at"),
@@ -73,7 +79,7 @@ def image_quality(run: Run) -> dict[str, Any] | None:
 
 
 def latency_chart(run: Run) -> tuple[str, Any] | None:
-    """Caption and chart."""
+    """Return the caption and the chart of the latencies; None if none were measured."""
     times = latencies(run)
     if not times:
         return None

@@ -1,4 +1,4 @@
-"""The report of one run: its sections, and the page they stand on."""
+"""The report of one run: its sections and charts, and the page that holds them."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ NAME = "report.html"
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Write what happened in ``folder`` as one HTML file that needs nothing else, and return its path.
+    """Write the report of the run in ``folder`` as one self-contained HTML file, and return its path.
 
-    out: the file, ``report.html`` in the folder if None. The same run gives the same bytes. What was not measured is
-    left out. Raises UsageError if the folder is not a finished output of Jettison.
+    out: the file; None means ``report.html`` in the folder.
+    The same run gives the same bytes. The page leaves out what was not measured.
+    Raises UsageError if the folder is not a finished output of Jettison.
     """
     run = read_run(folder)
     path = run.folder / NAME if out is None else Path(out)
@@ -49,17 +50,17 @@ def _sections(run: Run) -> dict[str, Any]:
 
 
 def _charts(run: Run) -> dict[str, Any]:
-    """Figures under the names of the template; None where the data are missing."""
-    found = read_error_map(run)
+    """Return the charts by their names in the template; None for a chart whose data are missing."""
+    errors = read_error_map(run)
     return {
         "size_chart": _size(run),
         "speed_charts": _speed(run),
         "perplexity_charts": _perplexities(run),
         "distance_chart": _distances(run),
         "task_chart": _tasks(run),
-        "errors": found,
-        "bits_in_cells": bool(found) and found.blocks <= charts.FEW,
-        "error_chart": charts.embed(charts.error_map(found), "errors-chart") if found else None,
+        "errors": errors,
+        "bits_in_cells": bool(errors) and errors.blocks <= charts.FEW,
+        "error_chart": charts.embed(charts.error_map(errors), "errors-chart") if errors else None,
         "recovery_loss": run.loss_name,
         "recovery_chart": charts.embed(charts.curve(run.losses), "recovery-chart") if run.losses else None,
     }
@@ -75,15 +76,15 @@ def _size(run: Run):
 
 
 def _speed(run: Run) -> list[tuple[str, Any]]:
-    """Captions and charts: what the roofline predicted, and what was measured."""
-    found = []
+    """Return captions and charts of the speeds: those that the roofline predicted, and those that were measured."""
+    speeds = []
     request = run.manifest.get("request") or {}
     predicted = sections.predicted(run, "tokens_per_second")
     if predicted:
         rates = ({"asked": request["tps"]} if request.get("tps") else {}) | predicted
         figure = charts.stage_bars(rates, [format_rate(rate) for rate in rates.values()])
         caption = f"Decoding, tokens/s, predicted for {run.device} by the roofline"
-        found.append((caption, charts.embed(figure, "speed-predicted")))
+        speeds.append((caption, charts.embed(figure, "speed-predicted")))
     for kind, title in (("decode", "Decoding"), ("prefill", "Reading the prompt")):
         rates = run.measured_speed(kind)
         if rates:
@@ -92,8 +93,8 @@ def _speed(run: Run) -> list[tuple[str, Any]]:
             caption = f"{title}, tokens/s, measured on {run.speed.get('machine') or 'an unnamed machine'}"
             if any(len(of) > 1 for of in samples.values()):
                 caption += "; the median of several samples, and the slowest and fastest of them"
-            found.append((caption, charts.embed(figure, f"speed-{kind}")))
-    return found + ([latency] if (latency := latency_chart(run)) else [])
+            speeds.append((caption, charts.embed(figure, f"speed-{kind}")))
+    return speeds + ([latency] if (latency := latency_chart(run)) else [])
 
 
 def _with_spread(rate: float, samples: list[float]) -> str:
@@ -103,17 +104,18 @@ def _with_spread(rate: float, samples: list[float]) -> str:
 
 
 def _perplexities(run: Run) -> list[tuple[str, Any]]:
-    found = []
+    """Return (text, chart of the perplexities of all stages) for every text."""
+    bars = []
     for number, text in enumerate(run.texts):
         values = {stage: result["texts"][text]["perplexity"] for stage, result in run.results.items()}
         figure = charts.stage_bars(values, [f"{value:.2f}" for value in values.values()])
-        found.append((text, charts.embed(figure, f"perplexity-{number}")))
-    return found
+        bars.append((text, charts.embed(figure, f"perplexity-{number}")))
+    return bars
 
 
 def _distances(run: Run):
     stages = {}
-    for stage in STAGES[1:]:  # the original is no distance from itself
+    for stage in STAGES[1:]:  # without the original, whose distance from itself is 0
         if stage in run.results:
             measured = run.results[stage].get("texts") or {}
             stages[stage] = [measured[text]["kl"] for text in run.texts if "kl" in measured[text]]

@@ -1,4 +1,4 @@
-"""A plan to look at: roofline, time by operator, what nothing beats, gain over uniform 4 bits, bits of every block."""
+"""The page of a plan: bits of every block, roofline, time by role, Pareto front, gain over uniform 4 bits."""
 
 from collections.abc import Mapping
 from math import log10
@@ -17,14 +17,17 @@ BITS = {16: "#2f4858", 8: "#33658a", 4: "#86bbd8", 3: "#f6ae2d", 2: "#f26419"}
 
 
 def write_plan(data: Data, out: str | Path) -> Path:
-    """The page of a plan (the dictionary that ``plan_data`` gives) as one HTML file that needs nothing else."""
+    """Write the page of a plan as one self-contained HTML file, and return its path.
+
+    data: the dictionary that ``plan_data`` returns.
+    """
     path = Path(out)
     write_text(path, render("plan.html.jinja", plan=data, plan_charts=plan_charts(data)))
     return path
 
 
 def plan_charts(data: Data | None) -> dict[str, Any] | None:
-    """Charts under the names of the template; None for a run that was not planned."""
+    """Return the charts by their names in the template; None for a run that was not planned."""
     if not data:
         return None
     return {
@@ -39,19 +42,20 @@ def plan_charts(data: Data | None) -> dict[str, Any] | None:
 
 
 def bits_map(cells: list[Data]) -> go.Figure:
-    """Blocks from left to right, roles from top to bottom; the colour is the bits."""
+    """Draw the bits of every role (rows) in every block (columns) as colours."""
     inside = [cell for cell in cells if cell["block"] is not None]
     roles = list(dict.fromkeys(cell["role"] for cell in inside))
     blocks = 1 + max((cell["block"] for cell in inside), default=0)
     few = blocks <= FEW
     widths = sorted(BITS)
-    bits = [[None] * blocks for _ in roles]
-    words = [[""] * blocks for _ in roles]
+    bits = [[None] * blocks for _ in roles]  # (roles, blocks), index into widths
+    words = [[""] * blocks for _ in roles]  # (roles, blocks), text shown on hover
     for cell in inside:
         row = roles.index(cell["role"])
         bits[row][cell["block"]] = widths.index(int(cell["choice"].split()[0]))
         words[row][cell["block"]] = f"{plain(cell['choice'])}<br>expected loss {cell['loss']:.2g}"
-    steps = [[place, BITS[width]] for at, width in enumerate(widths) for place in (at / 5, (at + 1) / 5)]
+    # A colour scale of five steps: each width has its colour from its lower to its upper end.
+    steps = [[end, BITS[width]] for index, width in enumerate(widths) for end in (index / 5, (index + 1) / 5)]
     heat = go.Heatmap(
         z=bits,
         y=labels(roles),
@@ -74,7 +78,7 @@ def bits_map(cells: list[Data]) -> go.Figure:
 
 
 def sensitivity_map(cells: list[Data]) -> go.Figure:
-    """Blocks from left to right, roles from top to bottom; the darker, the more a matrix would lose."""
+    """Draw the expected loss of every role (rows) in every block (columns); darker is more."""
     roles = list(dict.fromkeys(cell["role"] for cell in cells))
     blocks = 1 + max(cell["block"] for cell in cells)
     losses = [[None] * blocks for _ in roles]
@@ -98,7 +102,10 @@ def sensitivity_map(cells: list[Data]) -> go.Figure:
 
 
 def roofline(phases: Mapping[str, list[Data]], device: Data) -> go.Figure:
-    """flops per byte against flop/s: the device's roof, and under it what each role reaches; a prompt hollow."""
+    """Draw flops per byte against flop/s: the device's roof, and what each role reaches under it.
+
+    Filled markers are decoding, hollow ones are reading a prompt.
+    """
     figure = blank(height=340)
     points = [row for rows in phases.values() for row in rows if row["flops"] > 0]
     if not points:
@@ -142,7 +149,7 @@ def roofline(phases: Mapping[str, list[Data]], device: Data) -> go.Figure:
 
 
 def times(rows: list[Data]) -> go.Figure:
-    """Of one step of decoding, role by role."""
+    """Draw the time of one step of decoding, a bar per role, the longest first."""
     rows = sorted(rows, key=lambda row: -row["seconds"])
     total = sum(row["seconds"] for row in rows)
     figure = blank(height=30 * len(rows) + 16)
@@ -162,7 +169,7 @@ def times(rows: list[Data]) -> go.Figure:
 
 
 def front(data: Data) -> go.Figure:
-    """Memory in GB against expected loss: what nothing beats, the presets, and this plan."""
+    """Draw memory (in GB, or MB if small) against expected loss: the Pareto front, the presets, and this plan."""
     figure = blank(height=340)
     points = data["front"]
     scale, unit = (1e9, "GB") if data["memory"] > 1e9 else (1e6, "MB")
@@ -172,12 +179,12 @@ def front(data: Data) -> go.Figure:
     floor = min((loss for loss in losses if loss > 0), default=1e-6)
     shown = lambda rows: {
         "x": [row["memory"] / scale for row in rows],
-        "y": [max(row["loss"], floor) for row in rows],  # a loss of nothing has no place on this axis
+        "y": [max(row["loss"], floor) for row in rows],  # a log axis has no place for a loss of 0
         "hovertemplate": hover,
     }
     rate = lambda row: f"{format_rate(row['tokens_per_second'])} tokens/s"
     figure.add_scatter(
-        **shown(points), mode="lines+markers", name="what nothing beats", text=list(map(rate, points)),
+        **shown(points), mode="lines+markers", name="Pareto front", text=list(map(rate, points)),
         line={"color": COLOURS["recovered"]},
     )  # fmt: skip
     figure.add_scatter(
@@ -196,14 +203,14 @@ def front(data: Data) -> go.Figure:
     return figure
 
 
-def gains(found: Data) -> go.Figure:
-    """Percent more tokens per second than uniform 4 bits, by context."""
+def gains(percent: Data) -> go.Figure:
+    """Draw by how many percent this plan and W4/W2-GateUp decode faster than uniform 4 bits, by context."""
     figure = blank(height=300)
-    contexts = found["contexts"]
+    contexts = percent["contexts"]
     for name, colour in (("this plan", COLOURS["quantized"]), ("W4/W2-GateUp", COLOURS["recovered"])):
         figure.add_scatter(
             x=list(range(len(contexts))),
-            y=found[name],
+            y=percent[name],
             mode="lines+markers",
             name=name,
             line={"color": colour},

@@ -1,4 +1,4 @@
-"""Templates and plotly.js made into one file. Everything that a model or a person wrote is escaped on its way in."""
+"""Rendering of a template, with plotly.js, into one HTML file. Texts from models and users are escaped."""
 
 from typing import Any
 
@@ -12,7 +12,10 @@ from jettison.reports.sections import percent, size
 
 
 def render(template: str, **values: Any) -> str:
-    """A whole page. plotly.js, 5 MB, stands in it once: the page works without a network, and years from now."""
+    """Render a template into a whole page.
+
+    The page contains plotly.js (5 MB) once, so that it works without a network and does not depend on a server.
+    """
     pages = Environment(
         loader=PackageLoader("jettison.reports"),
         autoescape=True,

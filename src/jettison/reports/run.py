@@ -1,4 +1,4 @@
-"""A finished run as the report sees it: what its files say, and the few figures that follow from them."""
+"""A finished run as the report reads it: the contents of its files, and a few figures derived from them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,14 +15,18 @@ from jettison.formats.schema import Drafts, Speeds, checked
 from jettison.runtime.speculative.draft import NAME as DRAFT
 
 SPEED = "speed.json"
-# A share of less than this, in nats of log-perplexity, is a share of noise: texts of 30,000 tokens say no more.
+# Nats of log-perplexity. A smaller loss is noise on texts of 30,000 tokens, so no share of it is computed.
 WORTH_RECOVERING = 0.005
 
 
 @dataclass(frozen=True)
 class Run:
-    """manifest: jettison.json. speed: speed.json, None if speed was not measured. draft: draft.json, None if none was
-    looked for."""
+    """The files of a run.
+
+    manifest: jettison.json.
+    speed: speed.json; None if speed was not measured.
+    draft: draft.json; None if no draft was searched for.
+    """
 
     folder: Path
     manifest: dict[str, Any]
@@ -31,33 +35,34 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The original's name without the path or the owner in front of it."""
+        """The name of the original model, without a path or an owner before it."""
         return self.manifest["teacher"]["name"].rstrip("/\\").replace("\\", "/").rpartition("/")[2]
 
     @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
-        """The stages that were measured, in their order."""
+        """The results of the stages that were measured, in the order of the stages."""
         measured = self.manifest.get("results") or {}
         return {stage: measured[stage] for stage in STAGES if stage in measured}
 
     @property
     def device(self) -> str:
-        """What the request was for, in words; empty without a request."""
-        named = (self.manifest.get("request") or {}).get("device", "")
-        return "this machine" if named == "this" else named
+        """The device of the request, in words; empty without a request."""
+        device = (self.manifest.get("request") or {}).get("device", "")
+        return "this machine" if device == "this" else device
 
     @property
     def last(self) -> str | None:
-        """The stage that the folder holds now, None if only the original was measured or nothing was."""
+        """The stage that the folder holds now; None if only the original or nothing was measured."""
         return next((stage for stage in reversed(self.results) if stage != "original"), None)
 
     @property
     def losses(self) -> list[float]:
-        """What every step of the recovery had to lower."""
+        """The training loss of every step of the recovery."""
         return (self.manifest.get("recovery") or {}).get("loss") or []
 
     @property
     def loss_name(self) -> str:
+        """What the training loss of the recovery is, in words."""
         features = (self.manifest.get("recovery") or {}).get("features")
         added = f" + {features:g} times the relative squared error of the blocks' outputs" if features else ""
         return f"KL from the original in nats{added}"
@@ -65,13 +70,13 @@ class Run:
     @cached_property
     def texts(self) -> list[str]:
         """The texts that every measured stage has in common."""
-        found = [stage.get("texts") or {} for stage in self.results.values()]
-        return [text for text in found[0] if all(text in other for other in found)] if found else []
+        texts = [stage.get("texts") or {} for stage in self.results.values()]
+        return [text for text in texts[0] if all(text in other for other in texts)] if texts else []
 
     def share(self, text: str) -> float | None:
-        """Of the log-perplexity that the quantized model loses on a text, how much recovery brings back; 1.0 is all.
+        """Return the share of the log-perplexity lost on a text by quantization that recovery brings back; 1.0 is all.
 
-        None if nothing was recovered, or if the loss is too small to divide by.
+        None if there was no recovery, or if the loss is too small to divide by.
         """
         if not all(stage in self.results for stage in STAGES):
             return None
@@ -80,19 +85,19 @@ class Run:
         return (quantized - recovered) / lost if lost >= WORTH_RECOVERING else None
 
     def measured_speed(self, kind: str) -> dict[str, float]:
-        """Tokens per second of each stage; kind: decode or prefill."""
+        """Return the tokens per second of every stage that was timed. kind: decode or prefill."""
         stages = (self.speed or {}).get("stages") or {}
-        found = {stage: stages[stage].get(f"{kind}_tokens_per_second") for stage in STAGES if stage in stages}
-        return {stage: rate for stage, rate in found.items() if rate}
+        rates = {stage: stages[stage].get(f"{kind}_tokens_per_second") for stage in STAGES if stage in stages}
+        return {stage: rate for stage, rate in rates.items() if rate}
 
     def speed_samples(self, kind: str, stage: str) -> list[float]:
-        """What ``measured_speed`` is the median of: one figure where nothing else is recorded."""
-        found = self.speed["stages"][stage]
-        return found.get(f"{kind}_samples") or [found[f"{kind}_tokens_per_second"]]
+        """Return the samples whose median ``measured_speed`` is; that figure alone if no samples were recorded."""
+        measured = self.speed["stages"][stage]
+        return measured.get(f"{kind}_samples") or [measured[f"{kind}_tokens_per_second"]]
 
 
 def read_run(folder: str | Path) -> Run:
-    """Raises UsageError if the folder is not a finished output of Jettison."""
+    """Read the files of a run. Raises UsageError if the folder is not a finished output of Jettison."""
     folder = Path(folder)
     manifest = read_manifest(folder)
     speed = read_speed(folder / SPEED) if (folder / SPEED).exists() else None
@@ -100,6 +105,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def _draft(path: Path) -> dict[str, Any] | None:
+    """Read draft.json. Returns None if it is missing, and if it is damaged, which is printed as a note."""
     try:
         return checked(read_record(path), Drafts, str(path)) if path.exists() else None
     except JettisonError as error:
@@ -108,5 +114,5 @@ def _draft(path: Path) -> dict[str, Any] | None:
 
 
 def read_speed(file: Path) -> dict[str, Any]:
-    """speed.json. Raises JettisonError if it is damaged."""
+    """Read speed.json. Raises JettisonError if it is damaged."""
     return checked(read_json(file), Speeds, str(file))

@@ -1,4 +1,4 @@
-"""What the page says in words: each section from a run, None where the run has nothing to say about it."""
+"""The sections of the page in words and figures. A section is None if the run has no data for it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,16 +17,17 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def percent(share: float, digits: int = 1) -> str:
+    """Format a share as a percentage."""
     return f"{100 * share:.{digits}f}{NO_BREAK}%"
 
 
 def size(count: float) -> str:
-    """Figure and unit stay on one line, in a headline as in a narrow table."""
+    """Format a number of bytes; figure and unit stay on one line in headlines and narrow tables."""
     return format_bytes(count).replace(" ", NO_BREAK)
 
 
 def headline(run: Run) -> str:
-    """The key result in one line."""
+    """Return the key result in one line."""
     if run.last is None:
         return f"{run.name}, compressed by the recipe {run.manifest['recipe']['name']}"
     sizes = [run.results[stage]["size"]["bytes"] for stage in ("original", run.last) if stage in run.results]
@@ -39,7 +40,7 @@ def headline(run: Run) -> str:
 
 
 def lead(run: Run) -> str:
-    """What the headline leaves open: on which texts, how far from the original, by which recipe."""
+    """Return what the headline leaves open: the recipe, the texts, and the distance from the original."""
     lines = [f"Recipe {run.manifest['recipe']['name']}."]
     for text in run.texts if run.last else ():
         measured = run.results[run.last]["texts"][text]
@@ -54,22 +55,22 @@ def lead(run: Run) -> str:
 
 
 def tiles(run: Run) -> list[tuple[str, str, str]]:
-    """Figure, what it is, and what to hold it against."""
+    """Return the key figures: each as the figure, its meaning, and what to compare it with."""
     if run.last is None or "original" not in run.results:
         return []
     before, after = run.results["original"], run.results[run.last]
     large, small = before["size"], after["size"]
     ratio = f"{large['bytes'] / small['bytes']:.1f}×"
-    found = [
+    tiles = [
         (ratio, "smaller", f"{size(large['bytes'])} → {size(small['bytes'])}"),
         (f"{small['bits_per_weight']:.2f}", "bits per weight", f"{large['bits_per_weight']:.2f} before"),
     ]
     for text in run.texts[:1]:
         measured = after["texts"][text]
         if "kl" in measured:
-            found.append((f"{measured['kl']:.3f}", "nats from the original", f"KL on {text}"))
-            found.append((percent(measured["agreement"]), "same likeliest token", f"on {text}"))
-    found += image_tiles(run)
+            tiles.append((f"{measured['kl']:.3f}", "nats from the original", f"KL on {text}"))
+            tiles.append((percent(measured["agreement"]), "same likeliest token", f"on {text}"))
+    tiles += image_tiles(run)
     for kind, rates in (
         ("measured", run.measured_speed("decode")),
         ("predicted", predicted(run, "tokens_per_second")),
@@ -80,20 +81,24 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
             if kind == "measured":
                 fewest = min(len(run.speed_samples("decode", stage)) for stage in ("original", run.last))
                 against += ", one sample" if fewest == 1 else f", median of {fewest}"
-            found.append((faster, f"the speed, {kind}", against))
+            tiles.append((faster, f"the speed, {kind}", against))
             break
-    return found
+    return tiles
 
 
 def predicted(run: Run, what: str) -> dict[str, float]:
-    """What the roofline says of the original and of the result, under the result's stage."""
-    said = (run.manifest.get("request") or {}).get("predicted") or {}
-    stages = {"original": said.get("original"), run.last or "quantized": said.get("result")}
+    """Return what the roofline predicted for the original and for the result.
+
+    what: ``tokens_per_second`` or ``memory``.
+    Returns stage -> figure; the result goes by its stage.
+    """
+    predictions = (run.manifest.get("request") or {}).get("predicted") or {}
+    stages = {"original": predictions.get("original"), run.last or "quantized": predictions.get("result")}
     return {stage: figures[what] for stage, figures in stages.items() if figures and figures.get(what)}
 
 
 def drafts(run: Run) -> dict[str, Any] | None:
-    """What `jettison draft` found: its verdict, candidates, and what was written with some of them."""
+    """Return the result of `jettison draft`: its verdict, the candidates, and those that text was written with."""
     if not run.draft:
         return None
     measured = run.draft.get("measured") or {}
@@ -109,7 +114,11 @@ def drafts(run: Run) -> dict[str, Any] | None:
 
 
 def asked(run: Run) -> dict[str, Any] | None:
-    """wishes: label and value. budgets: what, asked, original, result, whether the result is predicted to meet it."""
+    """Return the request that the run was made for; None for a run without one.
+
+    wishes: label and value.
+    budgets: what, asked, original, result, and whether the result is predicted to meet the budget.
+    """
     request = run.manifest.get("request")
     if not request:
         return None
@@ -146,6 +155,7 @@ def _budget(
     show: Callable[[float], str],
     meets: Callable[[float], bool],
 ) -> dict[str, str] | None:
+    """Return the row of a budget as texts; None if it was neither set nor predicted."""
     if not figures and wish is None:
         return None
     original, result = figures.get("original"), figures.get(run.last or "quantized")
@@ -159,23 +169,26 @@ def _budget(
 
 
 def recipe(run: Run) -> dict[str, Any]:
-    found = run.manifest["recipe"]
-    calibration = found.get("calibration") or {}
+    """Return the recipe: name, use, reasons, its steps in words, and the calibration."""
+    entry = run.manifest["recipe"]
+    calibration = entry.get("calibration") or {}
     return {
-        "name": found.get("name", "custom"),
-        "use": found.get("use", ""),
-        "why": found.get("why") or [],
-        "steps": [_step(step) for step in found.get("steps") or []],
+        "name": entry.get("name", "custom"),
+        "use": entry.get("use", ""),
+        "why": entry.get("why") or [],
+        "steps": [_step(step) for step in entry.get("steps") or []],
         "calibration": _calibrated(calibration),
     }
 
 
 def _calibrated(calibration: Mapping[str, Any]) -> str:
-    unused = {"text", "length"} if calibration.get("images") else set()
+    """Return the calibration in words."""
+    unused = {"text", "length"} if calibration.get("images") else set()  # images have neither
     return ", ".join(f"{name} {value}" for name, value in calibration.items() if name not in unused)
 
 
 def _step(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Return a step of a recipe in words: verb, method, what it does, where."""
     verb = next(name for name in entry if name != "where")
     options = dict(entry[verb] or {})
     what = []
@@ -188,17 +201,17 @@ def _step(entry: Mapping[str, Any]) -> dict[str, str]:
         what.append(f"trains {' and '.join(options['train'])}")
     what += [f"{name} {options[name]}" for name in ("rank", "samples", "length", "lr") if name in options]
     where = entry.get("where") or {}
-    places = "; ".join(map(_place, where if isinstance(where, list) else [where]))
-    return {"verb": verb, "method": options.get("method", ""), "what": ", ".join(what), "where": places}
+    selection = "; ".join(map(_roles_and_blocks, where if isinstance(where, list) else [where]))
+    return {"verb": verb, "method": options.get("method", ""), "what": ", ".join(what), "where": selection}
 
 
-def _place(where: Mapping[str, Any]) -> str:
+def _roles_and_blocks(where: Mapping[str, Any]) -> str:
     blocks = f", blocks {', '.join(map(str, where['block']))}" if where.get("block") else ""
     return ", ".join(where.get("role") or ["all linears"]) + blocks
 
 
 def quality(run: Run) -> dict[str, Any] | None:
-    """Per text the figures of every stage and the share recovered."""
+    """Return the figures of every stage and the recovered share per text; None if no texts were measured."""
     if not run.texts:
         return None
     stages = {stage: result["texts"] for stage, result in run.results.items()}
@@ -216,8 +229,13 @@ def quality(run: Run) -> dict[str, Any] | None:
 
 
 def tasks(run: Run) -> dict[str, Any] | None:
-    """stages: those that have accuracies. shares: of tasks whose loss counts. unsure: tasks whose loss does not.
-    better: tasks on which the recovered model is better than the original."""
+    """Return the section about tasks; None if no tasks were measured.
+
+    stages: the stages that have accuracies.
+    shares: the recovered shares of tasks whose loss is larger than its statistical error.
+    unsure: tasks whose loss is not.
+    better: tasks on which the recovered model is better than the original.
+    """
     measured = [stage for stage, result in run.results.items() if result.get("tasks")]
     shares = run.manifest.get("tasks") or []
     if not measured and not shares:
@@ -229,29 +247,31 @@ def tasks(run: Run) -> dict[str, Any] | None:
 
 
 def samples(run: Run) -> list[dict[str, Any]]:
-    """Prompts in order, and what each stage went on with."""
-    found: dict[str, dict[str, str]] = {}
+    """Return the prompts in order, and the text with which each stage continued them."""
+    texts_of: dict[str, dict[str, str]] = {}  # prompt -> stage -> text
     for stage, result in run.results.items():
         for sample in result.get("samples") or []:
-            found.setdefault(sample["prompt"], {})[stage] = sample["text"]
-    return [{"prompt": prompt, "texts": texts} for prompt, texts in found.items()]
+            texts_of.setdefault(sample["prompt"], {})[stage] = sample["text"]
+    return [{"prompt": prompt, "texts": texts} for prompt, texts in texts_of.items()]
 
 
 def check(run: Run) -> dict[str, Any] | None:
-    found = run.manifest.get("check")
-    if not found:
+    """Return the result of the check after writing, in words; None if there was no check."""
+    result = run.manifest.get("check")
+    if not result:
         return None
     line = (
-        f"After the write, all {found['linears']} compressed linears were read back and compared with what was meant."
+        f"After writing, all {result['linears']} compressed linears were read back and compared with the intended "
+        "weights."
     )
-    if found.get("block"):
-        index, difference = found["block"]["index"], found["block"]["difference"]
-        line += f" Block {index}, run from its packed weights, differs by {difference:.1e} from the same weights dense."
-    return {"line": line, "notes": found.get("notes") or []}
+    if result.get("block"):
+        index, difference = result["block"]["index"], result["block"]["difference"]
+        line += f" The output of block {index} from packed weights differs by {difference:.1e} from that of dense ones."
+    return {"line": line, "notes": result.get("notes") or []}
 
 
 def reproduce(run: Run) -> dict[str, Any]:
-    """commands: lines for a shell. versions, seed, recipe as YAML: what else it takes."""
+    """Return what is needed to make the run again: shell commands, versions, seed, and the recipe as YAML."""
     manifest = run.manifest
     versions = {"jettison": manifest.get("jettison")} | (manifest.get("versions") or {})
     return {

@@ -1,4 +1,4 @@
-"""Charts of XRBench: what ran where and when, and scores by scenario and system. Plain numbers in, figures out."""
+"""The charts of XRBench: timelines of units and tasks, and scores by scenario and system. Numbers in, figures out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,16 +8,18 @@ import plotly.graph_objects as go
 from jettison.reports.charts import COLOURS, blank, label, labels, plain, run_colour
 
 LATE, DROPPED, DEADLINE = "#d1242f", "#d1242f", COLOURS["original"]
-BAR, WINDOW = 0.62, 0.3  # heights, of a row
-FEW = 16  # columns, up to which a cell has room for its number
+BAR, WINDOW = 0.62, 0.3  # heights of the bars of running and waiting, as shares of a row
+FEW = 16  # columns; up to this many, a cell has room for its number
 
 
 def gantt(run: Mapping[str, Any], start_ms: float, span_ms: float) -> go.Figure:
-    """Units on top, in the colours of the tasks that ran there; below a row for each task: its frames from arrival to
-    deadline (thin, a stroke at the deadline), when they ran (thick, outlined red if late), and what was dropped
-    (crosses at the deadline).
+    """Draw the timeline of a run.
 
-    run: units, tasks (names), frames: task, number, arrival, deadline, status, spans [unit, start, end].
+    The upper rows are the units, in the colours of the tasks that ran there. Below is a row for each task: its frames
+    from arrival to deadline (thin, with a stroke at the deadline), when they ran (thick, outlined red if late), and
+    dropped frames (crosses at the deadline).
+    run: units (names), tasks (names), and frames, each with task, number, arrival, deadline, status and spans, a list
+        of [unit, start, end]; times in ms.
     """
     tasks, units = list(run["tasks"]), list(run["units"])
     rows = [*(f"unit {place}" for place in range(len(units))), *tasks]
@@ -57,11 +59,12 @@ def gantt(run: Mapping[str, Any], start_ms: float, span_ms: float) -> go.Figure:
 
 
 def _last(frame: Mapping[str, Any]) -> float:
+    """Return the last time in ms at which a frame is drawn."""
     return max([frame["deadline"], *(end for _, _, end in frame["spans"])])
 
 
 def _bars(spans: Sequence[tuple], height: float, colour: str, opacity: float) -> dict[str, Any]:
-    """spans: row, start, end, frame, late."""
+    """Return the arguments of a bar trace. spans: (row, start, end, frame, late) each."""
     return {
         "x": [end - start for _, start, end, _, _ in spans],
         "base": [start for _, start, *_ in spans],
@@ -80,8 +83,11 @@ def _bars(spans: Sequence[tuple], height: float, colour: str, opacity: float) ->
 
 
 def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]]) -> go.Figure:
-    """Scores from 0 to 100, the darker the better; the number stands in cells with room. A row's name has a line for
-    each of its parts (``social-interaction-a, GE 0.25``): cut off as a whole, rows would look alike."""
+    """Draw scores from 0 to 100, darker is better; cells show their number if there are few enough columns.
+
+    The parts of a row's name (``social-interaction-a, GE 0.25``) go on lines of their own and are shortened one by one:
+    if whole names were shortened, rows would look alike.
+    """
     few = len(columns) <= FEW
     parts = [row.split(", ") for row in rows]
     tall = max(34, 17 * max(map(len, parts), default=1) + 6)
@@ -109,7 +115,7 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seque
 
 
 def score_bars(names: Sequence[str], scores: Sequence[float]) -> go.Figure:
-    """A bar for each, 0 to 100."""
+    """Draw a bar per run for its score, from 0 to 100."""
     figure = blank(height=34 * len(names) + 16)
     figure.add_bar(
         x=list(scores),
@@ -124,6 +130,6 @@ def score_bars(names: Sequence[str], scores: Sequence[float]) -> go.Figure:
     figure.update_xaxes(visible=False, range=[0, 115])
     figure.update_yaxes(
         autorange="reversed", type="category", ticklabelstandoff=6, color=COLOURS["original"],
-        tickvals=[*map(plain, names)], ticktext=labels(names),  # cut off, two names may be alike
+        tickvals=[*map(plain, names)], ticktext=labels(names),  # labels: shortened names must not look alike
     )  # fmt: skip
     return figure

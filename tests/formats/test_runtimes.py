@@ -82,7 +82,7 @@ class TestTable:
                 assert set(part.only) | set(part.not_in) <= set(families())
                 assert type(part.verified) is bool
                 for kind in part.kinds:
-                    for bits in kind.bits:
+                    for bits in kind.bits or (4,):
                         for size in kind.group_sizes or (64,):
                             assert str(UniformGrid(bits, size)).startswith(f"int{bits}")
                     assert kind.symmetric and set(kind.symmetric) <= {True, False}

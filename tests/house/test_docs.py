@@ -84,7 +84,13 @@ def parse(command: click.Command, arguments: list[str], parent: click.Context | 
 def workshop(tiny, pictures, tmp_path_factory):
     """A folder with what the pages take for granted: models, text, images, and runs of other pages."""
     folder = tmp_path_factory.mktemp("workshop")
-    wide = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "max_position_embeddings": 2048}
+    wide = {
+        "num_hidden_layers": 6,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "head_dim": 32,
+        "max_position_embeddings": 2048,
+    }
     shutil.copytree(tiny("llama", **wide), folder / "my-model")
     shutil.copytree(tiny("resnet"), folder / "my-classifier")
     shutil.copytree(pictures, folder / "photos")

@@ -39,7 +39,7 @@ def test_the_start_page_runs_on_the_wheel(wheel, environment, tmp_path):
     """Every step of it as a reader would, but for the first two, which install from the clone."""
     run(environment / "pip", "install", "--quiet", TORCH)
     run(environment / "pip", "install", "--quiet", wheel)
-    maker.make("llama", tmp_path / "my-model", hidden_size=128, intermediate_size=256, head_dim=32,
+    maker.make("llama", tmp_path / "my-model", num_hidden_layers=6, hidden_size=128, intermediate_size=256, head_dim=32,
                max_position_embeddings=2048)  # fmt: skip
     for kind, text in steps(DOCS / "start.md"):
         if kind == "python":

@@ -17,17 +17,6 @@ from jettison.statistics.stats import Stats
 
 FOLDED = {"llama": 4, "qwen3": 4, "qwen2": 4, "gemma3_text": 4, "phi3": 2, "gpt2": 2, "opt": 1, "qwen3_moe": 2}
 FOLDED |= {"olmo2": 2, "gemma": 4}
-    "llama": 4,
-    "qwen3": 4,
-    "qwen2": 4,
-    "gemma3_text": 4,
-    "phi3": 2,
-    "gpt2": 2,
-    "opt": 1,
-    "qwen3_moe": 2,
-    "olmo2": 2,
-    "gemma": 4,
-}
 ROLES = ["q", "k", "v", "o", "gate", "up", "down"]
 IDS = torch.arange(64).view(2, 32) * 31 % 4096
 

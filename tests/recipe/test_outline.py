@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 
+from jettison.core.errors import JettisonError
 from jettison.recipe import registry
 from jettison.recipe.outline import Unreadable, outlines
 
@@ -55,7 +56,7 @@ def test_a_file_is_not_imported():
         "share": 0.5, "many": [1],
     }  # fmt: skip
     assert next(iter(parameters)).name == "weight"
-    with pytest.raises(ModuleNotFoundError, match="nowhere"):
+    with pytest.raises(JettisonError, match="nowhere.mine cannot be imported: ModuleNotFoundError"):
         function()
 
 

@@ -37,6 +37,11 @@ class Grid(ABC):
     scale_type: str
     values: str
 
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Return what a recipe can give as ``values`` for a grid of this kind."""
+        return (cls.values,)
+
     def _check_groups(self) -> None:
         """Raise UsageError for a group size or a scale type that is not valid."""
         if self.group_size != WHOLE_ROW and self.group_size < 1:

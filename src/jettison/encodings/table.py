@@ -41,6 +41,10 @@ class ValueTable(Grid):
             raise unknown("values", self.values, TABLES)
         self._check_groups()
 
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(TABLES)
+
     def __str__(self) -> str:
         return f"{self.values} {self._group}"
 

@@ -21,13 +21,23 @@ from pydantic import ValidationError
 from jettison.core.errors import JettisonError, guarded
 from jettison.core.limits import cpu_limit
 from jettison.encodings.grid import WHOLE_ROW, Grid
-from jettison.encodings.table import ValueTable
 from jettison.encodings.uniform import UniformGrid
-from jettison.formats.parts import SCALE_TYPES, check_parts, read_weight, tensors
+from jettison.formats.parts import SCALE, SCALE_TYPES, check_parts, read_weight, stored, tensors
 from jettison.graph.anatomy import Anatomy, Linear
 from jettison.graph.folder import ModelFolder
 
-__all__ = ["detects", "packs", "problems", "read_grids", "read_weight", "refuses", "section", "tensors"]
+__all__ = [
+    "SCALE",
+    "detects",
+    "packs",
+    "problems",
+    "read_grids",
+    "read_weight",
+    "refuses",
+    "section",
+    "stored",
+    "tensors",
+]
 
 LIBRARIES = ("compressed-tensors", "safetensors")
 TARGET_SECONDS = 5.0  # limit for matching one name with the targets of a config, which takes microseconds
@@ -47,10 +57,10 @@ def packs(linear: Linear) -> bool:
 
 
 def refuses(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
-    """Refuse value tables, and quantized convolutions, which the format could only store dense. One line each."""
-    tables = [linear.name for linear in anatomy if isinstance(grids.get(linear.name), ValueTable)]
+    """Refuse grids that are not uniform, and convolutions, which the format could only store dense. One line each."""
+    others = [linear.name for linear in anatomy if not isinstance(grids.get(linear.name), UniformGrid | None)]
     convolutions = [linear.name for linear in anatomy if linear.layout == "conv2d" and linear.name in grids]
-    refused = [(tables, "value tables"), (convolutions, "quantized convolutions")]
+    refused = [(others, "grids but uniform ones"), (convolutions, "quantized convolutions")]
     return [f"compressed-tensors holds no {what} ({len(names)}, first {names[0]})" for names, what in refused if names]
 
 

@@ -1,6 +1,5 @@
 """Write a draft model to a folder of its own, for runtimes that load one (vLLM, transformers' assisted generation)."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,8 +10,7 @@ from jettison.core.files import write_json
 from jettison.core.tensors import write_tensors
 from jettison.encodings.grid import Grid
 from jettison.encodings.quantized import QuantizedWeight
-from jettison.formats import parts
-from jettison.formats.format import choose_format, find_format
+from jettison.formats.format import Format, choose_format, find_format, format_of
 from jettison.formats.packed import UnpackedFolder, read_grids
 from jettison.formats.writer import copy_companions
 from jettison.graph.anatomy import Linear
@@ -46,6 +44,7 @@ def write_draft_model(
     write_json(out / "config.json", config)
     names = Renumbering(source.anatomy.family.blocks, kept)
     grids = read_grids(source) | {name: weight.grid for name, weight in (view or {}).items()}
+    format = format_of(source) if source.quantization else find_format(choose_format(source.anatomy, grids))
     new_grids: dict[str, Grid] = {}  # by the name after renumbering
     weight_map: dict[str, str] = {}
     # None, None: the tensors outside all blocks.
@@ -53,7 +52,7 @@ def write_draft_model(
         tensors = {name: source.checkpoint.read(name) for name in source.checkpoint if names.block(name) == old}
         for linear in source.anatomy.of_block(old):
             if view and linear.name in view:
-                _replace(source, linear, view[linear.name], tensors)
+                _replace(source, format, linear, view[linear.name], tensors)
             if linear.name in grids:
                 new_grids[names.rename(linear.name)] = grids[linear.name]
         shard = f"model-{'rest' if new is None else f'{new:05d}'}.safetensors"
@@ -63,17 +62,26 @@ def write_draft_model(
     size = Checkpoint(out, [out / shard for shard in sorted(set(weight_map.values()))]).tensor_bytes
     if new_grids:
         anatomy = open_shape(out / "config.json").anatomy
-        config["quantization_config"] = find_format(choose_format(anatomy, new_grids)).section(anatomy, new_grids)
+        if refused := format.refuses(anatomy, new_grids):
+            raise UsageError(f"a draft model of {source.name} cannot be written: {'; '.join(refused)}")
+        config["quantization_config"] = format.section(anatomy, new_grids)
     copy_companions(source.folder, out)
     write_json(out / "config.json", config)
     write_json(out / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
-def _replace(source: UnpackedFolder, linear: Linear, weight: QuantizedWeight, tensors: dict[str, torch.Tensor]) -> None:
+def _replace(
+    source: UnpackedFolder,
+    format: Format,
+    linear: Linear,
+    weight: QuantizedWeight,
+    tensors: dict[str, torch.Tensor],
+) -> None:
+    """Replace the tensors of a linear, but for its bias, by those of ``weight``."""
     tensor, expert, _ = source.locate(f"{linear.name}.weight")
     if expert is not None:
         raise UsageError(f"a draft with {linear.name} in fewer bits: {source.name} stores its experts as one tensor")
-    name = re.sub(r"\.weight(_packed)?$", "", tensor)
-    for part in ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape"):
-        tensors.pop(f"{name}.{part}", None)
-    tensors |= parts.tensors(name, weight)
+    name = tensor.rpartition(".")[0]
+    for old in [key for key in tensors if key.startswith(f"{name}.") and key != f"{name}.bias"]:
+        del tensors[old]
+    tensors |= format.tensors(name, weight)

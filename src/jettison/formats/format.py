@@ -26,9 +26,12 @@ class Format(Protocol):
     """A module of this package. ``quantization`` is the section ``quantization_config`` of config.json.
 
     LIBRARIES: the packages that the format is written with; a run records their versions.
+    SCALE: the tensor of ``stored`` that holds ``QuantizedWeight.scale`` as it is; "" if the format stores scales in
+        another form, so that they cannot be trained.
     """
 
     LIBRARIES: tuple[str, ...]
+    SCALE: str
 
     def detects(self, quantization: Mapping[str, Any]) -> bool:
         """Whether a checkpoint with this section is in this format."""
@@ -41,6 +44,12 @@ class Format(Protocol):
 
     def tensors(self, name: str, weight: "QuantizedWeight") -> "dict[str, torch.Tensor]":
         """Return the tensors of a shard, by name, for a packed linear called ``name``."""
+
+    def stored(self, rows: int, columns: int, grid: Grid) -> "dict[str, torch.Tensor]":
+        """Return the tensors that hold a weight, on the meta device, by the suffix after the linear's name and a dot.
+
+        The first one stands for the weight where one tensor is looked up.
+        """
 
     def section(self, anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
         """Return ``quantization_config`` for config.json.
@@ -63,10 +72,17 @@ class Format(Protocol):
 
 
 def find_format(name: str) -> Format:
-    """Return the format of this name. Raises UsageError, which lists the known ones."""
+    """Return the format of this name.
+
+    Raises UsageError, which lists the known ones, and JettisonError for a module that lacks a member of ``Format``.
+    """
     if name not in written_formats():
         raise unknown("format", name, written_formats())
-    return import_module(f"jettison.formats.{name.replace('-', '_')}")
+    module = import_module(f"jettison.formats.{name.replace('-', '_')}")
+    members = {*Format.__annotations__, *(member for member in vars(Format) if not member.startswith("_"))}
+    if missing := sorted(member for member in members if not hasattr(module, member)):
+        raise JettisonError(f"format {name}: {module.__name__} has no {missing[0]}, see formats/format.py")
+    return module
 
 
 def format_of(source: "ModelFolder") -> Format:

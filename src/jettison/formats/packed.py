@@ -27,8 +27,12 @@ def packed_module(
     name: of the matrix in the folder.
     module: the linear or convolution that the new module will replace.
     """
-    rows, columns = source.read(f"{name}.weight_shape").tolist()
-    parts = {part: source.read(f"{name}.{part}") for part in empty_parts(rows, columns, grid)}
+    format, (rows, columns) = format_of(source), module.weight.flatten(1).shape
+    names = empty_parts(rows, columns, grid)
+    if names.keys() == format.stored(rows, columns, grid).keys():  # the file holds what the module does
+        parts = {part: source.read(f"{name}.{part}") for part in names}
+    else:
+        parts = format.read_weight(source.read, name, grid).parts()
     if isinstance(module, nn.Conv2d):
         return PackedConv2d(grid, module, **parts, bias=bias)
     return PackedLinear(grid, columns, **parts, bias=bias)
@@ -59,9 +63,13 @@ class UnpackedFolder(ModelFolder):
         self._grids = read_grids(ModelFolder(name))
 
     def locate(self, parameter: str) -> tuple[str, int | None, str]:
-        """As ``ModelFolder.locate``; the weight of a packed linear is located by its ``weight_packed``."""
+        """As ``ModelFolder.locate``; the weight of a packed linear is located by its first stored tensor."""
         base = parameter.removesuffix(".weight")
-        return super().locate(f"{base}.weight_packed" if base in self._grids and base != parameter else parameter)
+        if base not in self._grids or base == parameter:
+            return super().locate(parameter)
+        linear = next(linear for linear in self.anatomy if linear.name == base)
+        first = next(iter(format_of(self).stored(linear.rows, linear.columns, self._grids[base])))
+        return super().locate(f"{base}.{first}")
 
     def read(self, parameter: str) -> torch.Tensor:
         """As ``ModelFolder.read``; the weight of a packed linear is unpacked to float32."""

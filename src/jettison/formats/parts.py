@@ -1,4 +1,4 @@
-"""The tensors of a packed weight in a file, with the names of compressed-tensors, which all our formats use."""
+"""The tensors of a packed weight in a file, with the names of compressed-tensors, for formats that use them."""
 
 import torch
 
@@ -9,6 +9,8 @@ from jettison.formats.format import Reader
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
 
+SCALE = "weight_scale"
+stored = empty_parts
 SCALE_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 

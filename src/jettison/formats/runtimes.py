@@ -28,14 +28,15 @@ class Kind:
     """A set of grids that load: every combination of these bits, group sizes, symmetries and values.
 
     group_sizes: None means every size that divides a row.
+    values, bits: None means all that an encoding of Jettison has.
     name: of the kernel or the type.
     bits_per_weight: as stored in the format, where it differs from ``Grid.bits_per_weight``.
     """
 
-    bits: tuple[int, ...]
+    bits: tuple[int, ...] | None
     group_sizes: tuple[int, ...] | None
     symmetric: tuple[bool, ...]
-    values: tuple[str, ...] = ("int",)
+    values: tuple[str, ...] | None = ("int",)
     name: str = ""
     columns_multiple_of: int = 1
     rows_multiple_of: int = 1
@@ -121,7 +122,8 @@ class Runtime:
         candidates = {
             UniformGrid(bits, size, symmetric)
             for kind in self.format.parts[_sort(linear)].kinds
-            if "int" in kind.values
+            if kind.values is None or "int" in kind.values
+            if kind.bits is not None
             for bits in kind.bits
             for size in kind.group_sizes or USUAL_SIZES
             for symmetric in kind.symmetric

@@ -9,20 +9,29 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jettison.core.errors import JettisonError, UsageError, unknown
+from jettison.core.errors import JettisonError, UsageError
 from jettison.encodings.grid import Grid
-from jettison.encodings.table import ValueTable
-from jettison.encodings.uniform import UniformGrid
-from jettison.formats.parts import check_parts, read_weight, tensors
+from jettison.encodings.kinds import describe, read_description
+from jettison.formats.parts import SCALE, check_parts, read_weight, stored, tensors
 from jettison.graph.anatomy import Anatomy, Linear
 from jettison.graph.folder import ModelFolder
 
-__all__ = ["detects", "packs", "problems", "read_grids", "read_weight", "refuses", "section", "tensors"]
+__all__ = [
+    "SCALE",
+    "detects",
+    "packs",
+    "problems",
+    "read_grids",
+    "read_weight",
+    "refuses",
+    "section",
+    "stored",
+    "tensors",
+]
 
 LIBRARIES = ("safetensors",)
 METHOD = "jettison"
 PACKED = ("linear", "embedding", "conv2d")
-ENCODINGS = {"uniform": UniformGrid, "table": ValueTable}
 
 
 def detects(quantization: Mapping[str, Any]) -> bool:
@@ -42,14 +51,8 @@ def refuses(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
 
 def section(anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
     """Return ``quantization_config`` for config.json. grids: linear name -> grid of the packed linears."""
-    described = {linear.name: _describe(grids[linear.name]) for linear in anatomy if linear.name in grids}
+    described = {linear.name: describe(grids[linear.name]) for linear in anatomy if linear.name in grids}
     return {"quant_method": METHOD, "matrices": described}
-
-
-def _describe(grid: Grid) -> dict[str, Any]:
-    encoding = next(name for name, kind in ENCODINGS.items() if type(grid) is kind)
-    fields = {"symmetric": grid.symmetric, "bits": grid.bits} if encoding == "uniform" else {"values": grid.values}
-    return {"encoding": encoding} | fields | {"group_size": grid.group_size, "scale_type": grid.scale_type}
 
 
 def read_grids(source: ModelFolder) -> dict[str, Grid]:
@@ -67,25 +70,12 @@ def read_grids(source: ModelFolder) -> dict[str, Grid]:
     for name, row in matrices.items():
         if name not in linears:
             raise JettisonError(f"{invalid}: the model has no matrix {name!r:.80}")
-        grids[name] = _read_grid(row, f"{invalid}: {name}")
+        try:
+            grids[name] = read_description(row)
+        except UsageError as error:
+            raise JettisonError(f"{invalid}: {name}: {error}") from None
         check_parts(source, linears[name], grids[name])
     return grids
-
-
-def _read_grid(row: Any, where: str) -> Grid:
-    if not isinstance(row, dict) or row.get("encoding") not in ENCODINGS:
-        raise JettisonError(f"{where}: {row!r:.80}; an object with encoding {' or '.join(ENCODINGS)} is needed")
-    kinds = {"bits": int, "group_size": int, "symmetric": bool, "values": str, "scale_type": str}
-    options = {name: value for name, value in row.items() if name != "encoding"}
-    try:
-        for name, value in options.items():
-            if name not in kinds:
-                raise unknown("field", name, kinds)
-            if type(value) is not kinds[name]:  # isinstance would accept true as an int
-                raise UsageError(f"{name} = {value!r:.60}; {kinds[name].__name__} is needed")
-        return ENCODINGS[row["encoding"]](**options)
-    except (UsageError, TypeError) as error:
-        raise JettisonError(f"{where}: {error}") from None
 
 
 def problems(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:

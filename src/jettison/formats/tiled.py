@@ -121,7 +121,7 @@ def _read(source: ModelFolder, dtype: torch.dtype, stored: Checkpoint) -> nn.Mod
         module = model.get_submodule(name)
         if module is embedding:
             continue
-        rows, columns = source.read(f"{name}.weight_shape").tolist()
+        rows, columns = module.weight.flatten(1).shape
         model.set_submodule(name, _linear(value, name, rows, columns, grid))
     seen: dict[str, nn.Parameter] = {}
     for path, owner in model.named_modules():

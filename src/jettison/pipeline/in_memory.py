@@ -1,13 +1,13 @@
 """Quantize the linears of any module in memory: no folder, no journal, one pass of calibration."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from jettison.core.errors import UsageError
 from jettison.encodings.grid import WHOLE_ROW
-from jettison.encodings.uniform import UniformGrid
 from jettison.graph.anatomy import Linear
 from jettison.graph.modules import PackedLinear
 from jettison.recipe.recipe import Step
@@ -41,7 +41,7 @@ def quantize_module(module: nn.Module, step: Step, batches: Iterable[torch.Tenso
     for linear in linears:
         layer = layers[linear.name]
         fits = step.grid.group_size == WHOLE_ROW or linear.columns % step.grid.group_size == 0
-        grid = step.grid if fits else UniformGrid(step.grid.bits, WHOLE_ROW, step.grid.symmetric)
+        grid = step.grid if fits else replace(step.grid, group_size=WHOLE_ROW)
         bias = None if layer.bias is None else layer.bias.detach()
         weight = method.function(layer.weight.detach().float(), grid, stats.get(linear.inputs), **step.options)
         module.set_submodule(linear.name, PackedLinear.of(weight, bias))

@@ -21,6 +21,7 @@ from jettison.core.sealed import read_sealed, write_sealed
 from jettison.core.tensors import write_tensors
 from jettison.domains.domain import find_domain
 from jettison.encodings.grid import Grid
+from jettison.formats.format import format_of
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.formats.packed import load_packed, read_grids
 from jettison.formats.peft import FOLDER as ADAPTER
@@ -109,7 +110,7 @@ def _recover(
     if journal:
         _require_losses(work / STATE, journal)
     if journal and {"scales", "weights"} & set(options["train"]):
-        names = [f"{linear.name}.weight_scale" for linear in quantized if "scales" in options["train"]]
+        names = [_scale_of(source, linear.name) for linear in quantized if "scales" in options["train"]]
         names += [f"{name}.weight" for name in dense]
         _keep_originals(source, work, names, first)
     state.wait_for_everyone()
@@ -255,6 +256,13 @@ def recovery_step(recipe: Recipe, changes: Iterable[str] = (), positions: int | 
     return load_recipe(with_windows(recipe, positions), changes).of("recover")[0]
 
 
+def _scale_of(source: ModelFolder, linear: str) -> str:
+    """Return the tensor that holds the scales of a linear. Raises UsageError for a format without such a tensor."""
+    if not (scale := format_of(source).SCALE):
+        raise UsageError(f"the scales of {source.name} cannot be trained: its format stores them in another form")
+    return f"{linear}.{scale}"
+
+
 def _store_adapter(
     folder: Path, source: ModelFolder, trained: dict[str, torch.Tensor], options: dict[str, Any]
 ) -> None:
@@ -287,8 +295,8 @@ def _store(
     if gains:
         scales = {}
         for name, gain in gains.items():  # the gain is the logarithm of a factor on the scales
-            scale = first[0][f"{name}.weight_scale"]
-            scales[f"{name}.weight_scale"] = (scale.float() * gain.exp()).to(grids[name].scale_dtype)
+            stored = _scale_of(source, name)
+            scales[stored] = (first[0][stored].float() * gain.exp()).to(grids[name].scale_dtype)
         _replace(source, scales, record)
     if weights:
         for name, value in weights.items():

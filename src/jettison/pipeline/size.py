@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from jettison.core.files import size_of
+from jettison.encodings.grid import Grid
+from jettison.formats.format import format_of
 from jettison.formats.packed import read_grids
 from jettison.formats.peft import adapter_bytes
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
-
-PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point")
 
 
 def measure_size(folder: str | Path) -> dict[str, Any]:
@@ -27,7 +27,8 @@ def measure_size(folder: str | Path) -> dict[str, Any]:
     source = ModelFolder(folder)
     adapter = adapter_bytes(source.folder)
     linears = [linear for linear in source.anatomy if "embed" not in linear.roles]
-    bits = 8 * sum(_stored_bytes(source, linear) for linear in linears)
+    grids = read_grids(source)
+    bits = 8 * sum(_stored_bytes(source, linear, grids.get(linear.name)) for linear in linears)
     weights = sum(linear.weights for linear in linears)
     files = source.checkpoint.file_bytes + size_of(source.folder.glob("adapter/*.safetensors"))
     size = {
@@ -39,19 +40,17 @@ def measure_size(folder: str | Path) -> dict[str, Any]:
     if adapter:
         size["adapter_bits_per_weight"] = round(8 * adapter / _adapted_weights(source, linears), 4)
     if source.quantization:
-        size["quantized_linears"] = len(read_grids(source))
+        size["quantized_linears"] = len(grids)
     return size
 
 
-def _stored_bytes(source: ModelFolder, linear: Linear) -> int:
+def _stored_bytes(source: ModelFolder, linear: Linear, grid: Grid | None) -> int:
     """Count the bytes of a linear's tensors; of experts that share one tensor, the linear's part of it."""
     total = 0
-    for part in PARTS:
-        name = f"{linear.name}.{part}"
-        if source.has(name) or (part == "weight" and not source.has(f"{linear.name}.weight_packed")):
-            tensor, expert, _ = source.locate(name)
-            stored = source.checkpoint.bytes_of(tensor)
-            total += stored if expert is None else linear.weights * stored // _numel(source, tensor)
+    for part in format_of(source).stored(linear.rows, linear.columns, grid) if grid else ("weight",):
+        tensor, expert, _ = source.locate(f"{linear.name}.{part}")
+        stored = source.checkpoint.bytes_of(tensor)
+        total += stored if expert is None else linear.weights * stored // _numel(source, tensor)
     return total
 
 

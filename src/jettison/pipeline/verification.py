@@ -18,8 +18,8 @@ from jettison.core.errors import JettisonError, UsageError, guarded
 from jettison.core.files import file_digest, inside
 from jettison.core.progress import bar
 from jettison.domains.domain import find_domain
-from jettison.encodings.quantized import empty_parts
 from jettison.formats import check
+from jettison.formats.format import format_of
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest
 from jettison.formats.packed import read_grids
@@ -129,7 +129,7 @@ def _shapes(target: Folder) -> str:
     expected = {name: tuple(parameter.shape) for name, parameter in source.skeleton.named_parameters()}
     for linear in source.anatomy:
         if linear.name in grids:
-            parts = empty_parts(linear.rows, linear.columns, grids[linear.name])
+            parts = format_of(source).stored(linear.rows, linear.columns, grids[linear.name])
             expected.pop(f"{linear.name}.weight", None)
             expected |= {f"{linear.name}.{name}": tuple(part.shape) for name, part in parts.items()}
     for name, expected_shape in expected.items():

@@ -16,9 +16,8 @@ from jettison.core.numbers import check_number
 from jettison.core.progress import say
 from jettison.core.validation import Fields, Say, read_fields
 from jettison.encodings.grid import Grid
+from jettison.encodings.kinds import make_grid
 from jettison.encodings.pattern import Allocation, Pattern
-from jettison.encodings.table import ValueTable
-from jettison.encodings.uniform import UniformGrid
 from jettison.recipe import registry
 from jettison.recipe.where import Where, parse_where
 
@@ -293,15 +292,9 @@ def _parse_pattern(options: dict[str, Any], changed: dict[str, Any], data: Any) 
 
 
 def _parse_grid(options: dict[str, Any]) -> Grid:
-    """Make the grid of a quantize step: a uniform one, or one with a table of values."""
+    """Make the grid of a quantize step."""
     read_fields(GridFields, options, _message_of("quantize option"), "quantize option")
-    if options.get("values", "int") == "int":
-        return UniformGrid(**{name: value for name, value in options.items() if name != "values"})
-    table = ValueTable(options["values"], options.get("group_size", 64))
-    for name, value in options.items():
-        if value != (own := getattr(table, name)):
-            raise UsageError(f"quantize option {name} = {shown(value)}: a table {table.values} has {str(own).lower()}")
-    return table
+    return make_grid(options)
 
 
 def _parse_change(change: str) -> tuple[str, str, Any]:

@@ -7,12 +7,12 @@ import yaml
 
 from jettison.core.bytesize import format_bytes, parse_bytes
 from jettison.core.numbers import format_rate
-from jettison.encodings.table import ValueTable
-from jettison.encodings.uniform import UniformGrid
+from jettison.encodings.kinds import make_grid
 from jettison.reports.commands import commands
 from jettison.reports.images import accuracy_line, image_tiles
 from jettison.reports.run import Run
 
+GRID_OPTIONS = ("values", "bits", "group_size", "symmetric")
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -192,11 +192,8 @@ def _step(entry: Mapping[str, Any]) -> dict[str, str]:
     verb = next(name for name in entry if name != "where")
     options = dict(entry[verb] or {})
     what = []
-    if "values" in options:
-        what.append(str(ValueTable(options["values"], options.get("group_size", 64))))
-    elif "bits" in options:
-        shape = {name: options[name] for name in ("bits", "group_size", "symmetric") if name in options}
-        what.append(str(UniformGrid(**shape)))
+    if "values" in options or "bits" in options:
+        what.append(str(make_grid({name: options[name] for name in GRID_OPTIONS if name in options})))
     if "train" in options:
         what.append(f"trains {' and '.join(options['train'])}")
     what += [f"{name} {options[name]}" for name in ("rank", "samples", "length", "lr") if name in options]

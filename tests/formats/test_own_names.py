@@ -59,7 +59,8 @@ def test_verified_and_evaluated(folder):
 
 def test_its_scales_are_trained(folder):
     before = load(folder, exact=True, dtype=torch.float32).logits(IDS)
-    recover(folder, changes=["recover.train=[scales]", "recover.samples=8", "recover.length=32", "recover.batch=4"])
+    lesson = ["recover.samples=8", "recover.length=32", "recover.batch=4", "recover.scale_lr=0.3"]
+    recover(folder, changes=["recover.train=[scales]", *lesson])
     assert not torch.equal(load(folder, exact=True, dtype=torch.float32).logits(IDS), before)
     assert verify(folder)["ok"]
 

@@ -204,7 +204,8 @@ LISTS = [
     (find_scenario, {"a": {"tasks": [{"model": "X", "fps": 1}], "models": {"X": {"input": [10**12]}}}}, "input = "),
     (read_costs, {"A": {"HT": {"latency_ms": NAN, "energy_mj": 1}}}, "latency_ms = nan"),
     (read_costs, {"A": {"HT": {"latency_ms": 10**400, "energy_mj": 1}}}, "a number of 401 digits"),
-    (read_costs, {"A": {"HT": {"latency_ms": "5", "energy_mj": 1}}}, "latency_ms = '5'"), (read_costs, {}, "at least one unit"),
+    (read_costs, {"A": {"HT": {"latency_ms": "5", "energy_mj": 1}}}, "latency_ms = '5'"),
+    (read_costs, {}, "at least one unit"),
 ]  # fmt: skip
 
 

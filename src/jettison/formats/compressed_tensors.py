@@ -26,18 +26,8 @@ from jettison.formats.parts import SCALE, SCALE_TYPES, check_parts, read_weight,
 from jettison.graph.anatomy import Anatomy, Linear
 from jettison.graph.folder import ModelFolder
 
-__all__ = [
-    "SCALE",
-    "detects",
-    "packs",
-    "problems",
-    "read_grids",
-    "read_weight",
-    "refuses",
-    "section",
-    "stored",
-    "tensors",
-]
+__all__ = ["SCALE", "detects", "packs", "problems", "read_grids", "read_weight", "refuses", "section"]
+__all__ += ["stored", "tensors"]
 
 LIBRARIES = ("compressed-tensors", "safetensors")
 TARGET_SECONDS = 5.0  # limit for matching one name with the targets of a config, which takes microseconds

@@ -122,8 +122,7 @@ class Runtime:
         candidates = {
             UniformGrid(bits, size, symmetric)
             for kind in self.format.parts[_sort(linear)].kinds
-            if kind.values is None or "int" in kind.values
-            if kind.bits is not None
+            if kind.values and "int" in kind.values
             for bits in kind.bits
             for size in kind.group_sizes or USUAL_SIZES
             for symmetric in kind.symmetric

@@ -16,18 +16,8 @@ from jettison.formats.parts import SCALE, check_parts, read_weight, stored, tens
 from jettison.graph.anatomy import Anatomy, Linear
 from jettison.graph.folder import ModelFolder
 
-__all__ = [
-    "SCALE",
-    "detects",
-    "packs",
-    "problems",
-    "read_grids",
-    "read_weight",
-    "refuses",
-    "section",
-    "stored",
-    "tensors",
-]
+__all__ = ["SCALE", "detects", "packs", "problems", "read_grids", "read_weight", "refuses", "section"]
+__all__ += ["stored", "tensors"]
 
 LIBRARIES = ("safetensors",)
 METHOD = "jettison"

@@ -227,7 +227,7 @@ class TestWriting:
         tokens = loaded.write([loaded._encode(PROMPT)], 12, Sampling())
         ids = [token for _, token in tokens]
         assert tokens.record.finish_reasons == ["length"] and tuple(ids) == whole.tokens
-        monkeypatch.setattr(loaded, "_ends", lambda: {ids[5]})
+        monkeypatch.setattr(loaded, "_end_tokens", lambda: {ids[5]})
         assert write().finish_reason == write(draft="lookup").finish_reason == "stop"
         monkeypatch.undo()
         drafted = write(draft="lookup")

@@ -111,13 +111,13 @@ def measure_operators(
             raise UsageError(f"{name}: at least one value is needed")
         for value in values:
             check_number(name, value, least, most, whole=True)
-    for number in bits:
-        if number not in (2, 3, 4, 8):
-            raise UsageError(f"bits = {number}: the kernels support 2, 3, 4 and 8")
+    for code_bits in bits:
+        if code_bits not in (2, 3, 4, 8):
+            raise UsageError(f"bits = {code_bits}: the kernels support 2, 3, 4 and 8")
     for height, width in shapes.values():
         check_number("a side of a matrix", max(height, width), 1, MOST_SIDE, whole=True)
-        for each in bits:
-            _tiling(width, height, each, group_size)
+        for code_bits in bits:
+            _tiling(width, height, code_bits, group_size)
     missing: dict[str, str] = {}
     data = torch.ones(READ_BYTES // 4)
     limits: list[float] = []
@@ -126,7 +126,7 @@ def measure_operators(
         for shape, (height, width) in shapes.items():
             operators: list[Operator] = []
             for count in counts:
-                operators += [own for each in bits for own in _own(width, height, each, group_size, count)]
+                operators += [own for code_bits in bits for own in _own(width, height, code_bits, group_size, count)]
                 for peer in peers:
                     try:
                         operators += PEERS[peer](width, height, bits, group_size, count, STREAMED)
@@ -193,13 +193,13 @@ def _own(columns: int, rows: int, bits: int, group_size: int, count: int) -> lis
     multiply = native.prepared(x, tiling, y)
 
     def kernel() -> None:
-        for each in tiles:
-            multiply(each.data_ptr(), nbytes)
+        for copy_of_tiles in tiles:
+            multiply(copy_of_tiles.data_ptr(), nbytes)
 
     def operator() -> None:
         with torch.inference_mode():
-            for each in tiles:
-                ops.tiled_linear(x, each, None, None, tiling)
+            for copy_of_tiles in tiles:
+                ops.tiled_linear(x, copy_of_tiles, None, None, tiling)
 
     return [
         Operator(name, bits, count, nbytes, len(tiles), run)

@@ -47,13 +47,13 @@ def onnxruntime(
     rng = np.random.default_rng(0)
     x = rng.standard_normal((count, columns), dtype=np.float32)
     operators = []
-    for each in set(bits) & {2, 4, 8}:
+    for code_bits in set(bits) & {2, 4, 8}:
         groups = columns // group_size
-        nbytes = rows * columns * each // 8 + rows * groups * 4
+        nbytes = rows * columns * code_bits // 8 + rows * groups * 4
         copies = max(2, -(-streamed // nbytes))
         nodes, weights = [], []
         for i in range(copies):
-            codes = rng.integers(0, 256, (rows, groups, group_size * each // 8), dtype=np.uint8)
+            codes = rng.integers(0, 256, (rows, groups, group_size * code_bits // 8), dtype=np.uint8)
             scale = np.full(rows * groups, 0.01, dtype=np.float32)
             weights += [onnx.numpy_helper.from_array(codes, f"w{i}"), onnx.numpy_helper.from_array(scale, f"s{i}")]
             nodes.append(
@@ -64,7 +64,7 @@ def onnxruntime(
                     domain="com.microsoft",
                     K=columns,
                     N=rows,
-                    bits=each,
+                    bits=code_bits,
                     block_size=group_size,
                     accuracy_level=4,
                 )
@@ -78,7 +78,7 @@ def onnxruntime(
         options.intra_op_num_threads = torch.get_num_threads()
         session = engine.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         run = lambda session=session: session.run(None, {"x": x})
-        operators.append(Operator("onnxruntime", each, count, nbytes, copies, run).tried())
+        operators.append(Operator("onnxruntime", code_bits, count, nbytes, copies, run).tried())
     return operators
 
 
@@ -98,8 +98,8 @@ def torch_int4pack(
 
     def run() -> None:
         with torch.inference_mode():
-            for weight, each in zip(weights, scale_zero, strict=True):
-                torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, group_size, each)
+            for weight, scale in zip(weights, scale_zero, strict=True):
+                torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, group_size, scale)
 
     return [Operator("torch int4pack", 4, count, nbytes, copies, run).tried()]
 

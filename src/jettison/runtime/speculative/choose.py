@@ -158,18 +158,20 @@ def draft(
     candidates: list[Candidate] = []
     with bar("drafts", len(singles + lookups) + bool(singles and lookups)) as progress:
 
-        def measure(each: Draft) -> None:
-            rounds = record_rounds(loaded, each, beginnings, tokens, sampling, activation_bits)
-            candidates.append(Candidate(each, tuple(rounds), *step_costs(loaded, each, beginnings[0], activation_bits)))
-            progress.advance(note=str(each))
+        def measure(setting: Draft) -> None:
+            rounds = record_rounds(loaded, setting, beginnings, tokens, sampling, activation_bits)
+            candidates.append(
+                Candidate(setting, tuple(rounds), *step_costs(loaded, setting, beginnings[0], activation_bits))
+            )
+            progress.advance(note=str(setting))
 
-        for each in singles:
-            measure(each)
+        for setting in singles:
+            measure(setting)
         if singles and lookups:  # of the draft models only the best is also measured with lookup
             best = max(candidates, key=lambda candidate: candidate.best[1]).draft
             measure(dataclasses.replace(best, lookup=lookup, corpus=corpus is not None))
-        for each in lookups:
-            measure(each)
+        for setting in lookups:
+            measure(setting)
     candidates.sort(key=lambda candidate: -candidate.best[1])
     settings = [setting for candidate in candidates[:TRIED] for setting in (candidate.steady(), candidate.adaptive())]
     speeds = compare_speed(loaded, settings, beginnings, tokens, sampling, activation_bits)

@@ -203,7 +203,7 @@ class TestLlamaCpp:
         one = next(iter(llama_cpp.llama_cpp(open_shape("scribe"), tmp_path, 1).values()))
         with pytest.raises(JettisonError, match="no such model"):
             one.decode(0)
-        with pytest.raises(UsageError, match="opt: only of llama"):
+        with pytest.raises(UsageError, match="opt cannot be written, only of llama"):
             llama_cpp.llama_cpp(open_shape("opt-125m"), tmp_path, 1)
         monkeypatch.setenv("LLAMA_BENCH", str(tmp_path / "missing"))
         with pytest.raises(UsageError, match="no llama-bench on the PATH"):

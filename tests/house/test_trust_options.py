@@ -83,7 +83,7 @@ OPTIONS = {
     },
     SHAPE: CHANGES | {
         "--rounds": [("0", "rounds = 0"), ("-1", "rounds = -1")], "--context": [("0", "context = 0"), ("-1", "-1")],
-        "--recipe": [("w5", "unknown recipe 'w5'")], "--against": [("x", "it can be llama.cpp")],
+        "--recipe": [("w5", "unknown recipe 'w5'")], "--against": [("x", "it must be llama.cpp")],
     },
     "bench ops": {
         "--rounds": [("0", "rounds = 0")], "--bits": [("5", "bits = 5"), ("0", "bits = 0")],

@@ -304,7 +304,7 @@ def test_without_the_library_pytorch_serves_with_one_warning():
                 with torch.no_grad():
                     assert torch.allclose(module(x), x @ weight.dequantize().T, atol=1e-5)
         said = [str(each.message) for each in said if "kernels" in str(each.message)]
-        assert len(said) == 1 and "PyTorch serves" in said[0], said
+        assert len(said) == 1 and "PyTorch is used" in said[0], said
         print("fine")
         """,
         JETTISON_KERNELS="/nowhere/libjettison_kernels.so",

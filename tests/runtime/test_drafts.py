@@ -290,7 +290,7 @@ class TestModels:
     def test_exports_that_cannot_be(self, packed, tmp_path):
         with pytest.raises(UsageError, match="only whole blocks"):
             export_draft(packed, Draft(skip=("1.mlp",)), tmp_path / "a")
-        with pytest.raises(UsageError, match="has no model"):
+        with pytest.raises(UsageError, match="has no draft model"):
             export_draft(packed, Draft(lookup=2), tmp_path / "b")
         with pytest.raises(UsageError, match="is not empty"):
             export_draft(packed, Draft(skip=("1",)), packed)

@@ -227,7 +227,7 @@ class TestWriting:
         tokens = loaded.write([loaded._encode(PROMPT)], 12, Sampling())
         ids = [token for _, token in tokens]
         assert tokens.record.finish_reasons == ["length"] and tuple(ids) == whole.tokens
-        monkeypatch.setattr(loaded, "_ends", lambda: {ids[5]})
+        monkeypatch.setattr(loaded, "_end_tokens", lambda: {ids[5]})
         assert write().finish_reason == write(draft="lookup").finish_reason == "stop"
         monkeypatch.undo()
         drafted = write(draft="lookup")
@@ -276,7 +276,7 @@ class TestWriting:
             (PROMPT, {"tokens": 1020}, "1020 more = 1028 tokens: .* has positions for at most 1024"),
             (PROMPT, {"top_p": 0.0}, "top_p = 0.0: it must be more than 0"),
             (PROMPT, {"temperature": -1.0}, "temperature = -1.0"),
-            (PROMPT, {"tokens": 0}, "tokens = 0: a whole number of 1 or more"),
+            (PROMPT, {"tokens": 0}, "tokens = 0: it must be a whole number of 1 or more"),
             (PROMPT, {"tokens": -3}, "tokens = -3"),
             (PROMPT, {"tokens": 2.5}, "tokens = 2.5"),
             ([{"role": "user", "content": "Hello"}], {}, "no chat template"),

@@ -1,1 +1,1 @@
-"""Speed, measured: operators, decoding, the same in other programs."""
+"""Measure the speed of operators and decoding, and of the same work in other programs."""

@@ -1,4 +1,4 @@
-"""Speed of a checkpoint, or of a known shape with random weights, next to what this machine can read."""
+"""Benchmark a checkpoint, or a known shape with random weights, against the read limit of this machine."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from jettison.runtime.speculative.choose import starts
 from jettison.runtime.speculative.measure import compare_speed, write_ids
 
 RECIPES, CONTEXTS, ROUNDS = ("gateup-w4w2",), (16, 512), 5
-WRITTEN = 96  # tokens of each text with a draft
+WRITTEN = 96  # tokens written after every prompt when a draft is timed
 
 
 def bench_decode(
@@ -31,37 +31,45 @@ def bench_decode(
     against: str | None = None,
     rounds: int = ROUNDS,
 ) -> dict[str, Any]:
-    """Time decoding and reading prompts with a checkpoint, or with a shape's random weights under ``recipes``.
+    """Time decoding and reading prompts, with a checkpoint or with random weights of a shape.
 
-    contexts: tokens that were there before. against: ``llama.cpp``, whose own benchmark takes turns with ours.
-    Returns what ``measure_decoding`` does, and ``prompts``.
+    folder: the checkpoint.
+    shape: name of a model shape; its random weights are packed by ``recipes``, with ``changes`` to the recipes.
+    contexts: numbers of earlier tokens at which decoding is timed.
+    against: ``llama.cpp``, whose own benchmark then takes turns with ours.
+    rounds: samples of every measurement.
 
-    Raises UsageError for neither or both of folder and shape, another peer, and contexts longer than the model's
-    positions.
+    Returns the result of ``measure_decoding``, and ``prompts``, that of ``measure_prefill``.
+    Raises UsageError unless exactly one of folder and shape is set, for another peer, and for contexts longer than the
+    model's positions.
     """
     if (folder is None) == (shape is None):
-        raise UsageError("bench a checkpoint or a --shape: one of them")
+        raise UsageError("benchmark a checkpoint or a --shape: exactly one of them is needed")
     if against not in (None, "llama.cpp"):
-        raise UsageError(f"against = {against!r}: it can be llama.cpp")
+        raise UsageError(f"against = {against!r}: it must be llama.cpp")
     check_decoding(contexts, rounds)
-    chosen: Mapping = {recipe: load_recipe(recipe, changes) for recipe in recipes}
+    loaded_recipes: Mapping = {recipe: load_recipe(recipe, changes) for recipe in recipes}
     source = open_shape(folder or shape)
     source.check_window(max(contexts) + STEPS, f"{max(contexts)} tokens of context and {STEPS} more")
     if against and not cache_is_kept():
-        raise JettisonError("llama.cpp's files of gigabytes need a cache folder: name one with $JETTISON_CACHE")
+        raise JettisonError("llama.cpp's files take gigabytes and need a cache folder: set $JETTISON_CACHE to one")
     others = llama_cpp(source, cache_folder() / "gguf", native.threads()) if against else {}
     if folder:
         models = {Path(folder).name: load(folder).model}
     else:
-        models = {name: random_model(source, recipe) for name, recipe in chosen.items()}
+        models = {name: random_model(source, recipe) for name, recipe in loaded_recipes.items()}
     prompts = measure_prefill(models, tokens=source.window(PROMPT), rounds=min(3, rounds), others=others)
     return measure_decoding(models, contexts=contexts, rounds=rounds, others=others) | {"prompts": prompts}
 
 
 def bench_draft(folder: str | Path, draft: str = "auto") -> dict[str, Any]:
-    """How many times as fast a checkpoint writes with a draft, after beginnings of books, and what became of the draft
-    tokens of the last text. draft: ``auto`` (of ``jettison draft``) or ``lookup``. Returns ``draft``, None where none
-    pays."""
+    """Measure the speedup of a checkpoint by a draft, on texts that continue beginnings of books.
+
+    draft: ``auto`` (the draft that ``jettison draft`` chose) or ``lookup``.
+    Returns ``draft`` (None if none pays), ``times_as_fast`` and, for the last text, ``acceptance_rate`` and
+    ``tokens_per_step``.
+    Raises UsageError for another draft.
+    """
     if draft not in ("auto", "lookup"):
         raise unknown("draft", draft, ("auto", "lookup"))
     loaded = load(folder)

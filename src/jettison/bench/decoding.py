@@ -1,4 +1,4 @@
-"""How fast the decoder is: whole tokens and prompts, at several contexts, next to the read limit and to others."""
+"""Measure the native decoder: tokens and prompts at several contexts, against the read limit and other programs."""
 
 import statistics
 import time
@@ -19,21 +19,21 @@ from jettison.kernels import native
 from jettison.runtime.native_decoder import NativeDecoder, Session
 from jettison.runtime.sampling import Sampling
 
-PROMPT = 512  # tokens of a prompt that go through at once
-LONGEST = 10**7  # tokens of context
-STEPS = 16  # tokens of a sample, at least
+PROMPT = 512  # tokens of a prompt that the decoder reads at once
+LONGEST = 10**7  # upper limit of tokens of context
+STEPS = 16  # tokens of one run; a sample has at least one run
 
 
 class Other(Protocol):
-    """Another program, with its own weights."""
+    """Another program, with weights of its own."""
 
-    nbytes: int  # of its weights
+    nbytes: int  # size of its weights
 
     def decode(self, context: int) -> float:
-        """Seconds per token after ``context`` others."""
+        """Return the seconds per token after ``context`` earlier tokens."""
 
     def prefill(self, tokens: int) -> float:
-        """Seconds of reading a prompt."""
+        """Return the seconds of reading a prompt."""
 
 
 def measure_decoding(
@@ -44,15 +44,22 @@ def measure_decoding(
     drafts: Sequence[int] = (),
     others: Mapping[str, Other] | None = None,
 ) -> dict[str, Any]:
-    """Time models in the decoder, which must know them, and other programs; samples of all are interleaved.
+    """Time models in the native decoder, and other programs. Samples of all of them are interleaved.
 
-    contexts: tokens that were there before. drafts: also time reading so many tokens at once after the first context,
-    with all their logits, as verifying a draft does.
+    models: name -> model that the native decoder supports.
+    contexts: numbers of earlier tokens.
+    rounds: samples of every measurement.
+    drafts: numbers of tokens; reading so many tokens at once, with all their logits, is timed as well, after the first
+        context, as it happens when a draft is verified.
+    others: name -> another program.
 
-    Returns ``limit`` (bytes per second, the median over all samples), ``bytes`` of weights that a step reads, and
-    ``rows``, by context, model and number of tokens at once: ``tokens_per_second`` (steps, for drafts), written as
-    ``generate`` does, greedily; the ``share`` of the read limit around each sample that weights and cache are read at;
-    medians, with ``samples`` in seconds. ``fine`` says whether activations had 15 bits, as they have by default.
+    Returns ``limit`` (the read limit in bytes per second, the median over all samples), ``bytes`` of weights that a
+    step reads, ``instruction_set``, ``threads`` and ``rows``, one per context, model and number of tokens at once:
+
+    - ``tokens_per_second``: of greedy generation, as by ``generate``; for drafts, steps per second.
+    - ``share``: speed of reading weights and cache, divided by the read limit measured before and after the sample.
+    - ``samples``: in seconds; the two numbers above are medians of them.
+    - ``fine``: whether activations had 15 bits, which is the default of generation.
     """
     check_decoding(contexts, rounds)
     decoders, others = {name: NativeDecoder(model) for name, model in models.items()}, others or {}
@@ -96,15 +103,15 @@ def measure_decoding(
                 }
                 for name, count, wide in runs
             ]
-    found = {"limit": statistics.median(limits), "rows": rows, "bytes": nbytes}
-    return found | {"instruction_set": native.instruction_set(), "threads": native.threads()}
+    result = {"limit": statistics.median(limits), "rows": rows, "bytes": nbytes}
+    return result | {"instruction_set": native.instruction_set(), "threads": native.threads()}
 
 
 def check_decoding(contexts: Sequence[int], rounds: int) -> None:
-    """Raises UsageError for numbers that are not valid."""
+    """Raise UsageError for numbers that are not valid."""
     check_number("rounds", rounds, 1, MOST_ROUNDS, whole=True)
     if not contexts:
-        raise UsageError("contexts: one number of tokens at least is needed")
+        raise UsageError("contexts: at least one number of tokens is needed")
     for context in contexts:
         check_number("context", context, 1, LONGEST, whole=True)
 
@@ -112,10 +119,14 @@ def check_decoding(contexts: Sequence[int], rounds: int) -> None:
 def measure_prefill(
     models: Mapping[str, nn.Module], *, tokens: int = PROMPT, rounds: int = 3, others: Mapping[str, Other] | None = None
 ) -> list[dict[str, Any]]:
-    """Time reading a prompt. Rows as those of ``measure_decoding``: ``model``, ``prompt``, ``tokens_per_second``,
-    ``samples`` in seconds."""
+    """Time reading a prompt, with the arguments of ``measure_decoding``.
+
+    tokens: of the prompt.
+    Returns rows of ``model``, ``prompt`` (its tokens), ``tokens_per_second`` and ``samples`` in seconds.
+    Raises UsageError for rounds or tokens below 1.
+    """
     if rounds < 1 or tokens < 1:
-        raise UsageError(f"rounds = {rounds}, tokens = {tokens}: both are at least 1")
+        raise UsageError(f"rounds = {rounds}, tokens = {tokens}: both must be at least 1")
     decoders, others = {name: NativeDecoder(model) for name, model in models.items()}, others or {}
     prompt = random_prompt(decoders, tokens)
     samples: dict[str, list[float]] = {name: [] for name in (*decoders, *others)}
@@ -134,17 +145,19 @@ def measure_prefill(
 
 
 def measured_limit() -> float:
-    """Bytes per second that this machine reads at most, now, over 256 MB."""
+    """Measure the read limit of this machine in bytes per second, over 256 MB."""
     return read_limit(torch.ones(READ_BYTES // 16))
 
 
 def random_prompt(decoders: Mapping[str, NativeDecoder], tokens: int) -> list[int]:
+    """Return random token ids that all decoders know, always the same ones."""
     vocabulary = min(decoder.vocabulary for decoder in decoders.values())
     return torch.randint(0, vocabulary, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def _calm(measure: Callable[..., float], *given) -> Callable[[], float]:
-    return lambda: calmest(partial(measure, *given))[0]
+def _calm(measure: Callable[..., float], *arguments) -> Callable[[], float]:
+    """Return a function that repeats a measurement while other processes are busy."""
+    return lambda: calmest(partial(measure, *arguments))[0]
 
 
 def _seconds_of_prompt(session: Session, prompt: list[int]) -> float:
@@ -160,7 +173,7 @@ def _fill(session: Session, prompt: list[int]) -> None:
 
 
 def _steps(session: Session, context: int, token: int) -> Callable[[], float]:
-    """Seconds of a token, written one after the other."""
+    """Return a function that measures the seconds per token of greedy generation after ``context`` tokens."""
     sampling = Sampling()
 
     def run() -> None:
@@ -173,6 +186,8 @@ def _steps(session: Session, context: int, token: int) -> Callable[[], float]:
 
 
 def _read_at_once(session: Session, context: int, tokens: list[int], activation_bits: int) -> Callable[[], float]:
+    """Return a function that measures the seconds of reading these tokens at once, with all their logits."""
+
     def run() -> None:
         for _ in range(STEPS // 4):
             session.append(tokens, every=True, activation_bits=activation_bits)
@@ -182,10 +197,13 @@ def _read_at_once(session: Session, context: int, tokens: list[int], activation_
 
 
 def read_bytes(model: nn.Module) -> int:
-    """What a step reads of a model: all weights but an embedding that is only looked up, and experts not chosen."""
+    """Return the bytes of weights that one decoding step reads.
+
+    All weights on the CPU count, except experts that are not chosen and an embedding that is not also the head.
+    """
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-    held = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    total = sum(tensor.nbytes for tensor in held.values() if tensor.device.type == "cpu")
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    total = sum(tensor.nbytes for tensor in tensors.values() if tensor.device.type == "cpu")
     for experts in (module for module in model.modules() if isinstance(module, Experts)):
         stored = sum(tensor.nbytes for tensor in [*experts.parameters(), *experts.buffers()])
         total -= stored - stored * model.config.get_text_config().num_experts_per_tok // len(experts)
@@ -193,7 +211,7 @@ def read_bytes(model: nn.Module) -> int:
 
 
 def cache_bytes(model: nn.Module) -> int:
-    """Of a token, keys and values in bfloat16."""
+    """Return the bytes of keys and values per token, in bfloat16."""
     config = model.config.get_text_config()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 4 * config.num_hidden_layers * config.num_key_value_heads * head

@@ -1,7 +1,7 @@
-"""llama.cpp beside us: files of a known shape with random weights, and how fast its own benchmark runs them.
+"""Benchmark llama.cpp for comparison: write GGUF files of a known shape with random weights, and time them.
 
-Its program ``llama-bench`` must be on the PATH, or named by LLAMA_BENCH; the extra ``gguf`` writes the files. Build it
-natively (``-DGGML_NATIVE=ON``), or the comparison is not fair.
+Its own benchmark ``llama-bench`` must be on the PATH or named by LLAMA_BENCH. Build it natively
+(``-DGGML_NATIVE=ON``), or the comparison is not fair. Writing the files needs the extra ``gguf``.
 """
 
 import json
@@ -21,11 +21,11 @@ from jettison.core.progress import waiting
 from jettison.graph.shape import ModelShape
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-KINDS = {  # name -> (type of gate and up, type of the rest)
+KINDS = {  # name -> (GGUF type of gate and up, type of all other matrices)
     "llama.cpp Q4_0": ("Q4_0", "Q4_0"),
     "llama.cpp Q4_0, gate/up Q2_K": ("Q2_K", "Q4_0"),
 }
-TOKENS = 32  # of a sample
+TOKENS = 32  # tokens of a sample of decoding
 ROLES = {
     "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output",
     "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down",
@@ -34,7 +34,7 @@ ROLES = {
 
 @dataclass(frozen=True)
 class LlamaCpp:
-    """One file, as llama-bench runs it."""
+    """One GGUF file, timed by llama-bench."""
 
     program: str
     file: Path
@@ -42,14 +42,15 @@ class LlamaCpp:
 
     @property
     def nbytes(self) -> int:
+        """Size of the file."""
         return self.file.stat().st_size
 
     def decode(self, context: int) -> float:
-        """Seconds per token after ``context`` others, over 32 tokens."""
+        """Return the seconds per token after ``context`` earlier tokens, over 32 tokens."""
         return 1 / self._rate("-p", "0", "-n", str(TOKENS), "-d", str(context))
 
     def prefill(self, tokens: int) -> float:
-        """Seconds of reading a prompt."""
+        """Return the seconds of reading a prompt."""
         return tokens / self._rate("-p", str(tokens), "-n", "0")
 
     def _rate(self, *options: str) -> float:
@@ -62,34 +63,41 @@ class LlamaCpp:
 
 
 def llama_cpp(shape: ModelShape, folder: Path, threads: int) -> dict[str, LlamaCpp]:
-    """KINDS of a shape, their files written to ``folder`` where they are not yet, or not any more as they were written.
+    """Return a runner for every kind of KINDS. Files are written to ``folder`` if they are missing or were changed.
 
-    Raises UsageError if llama-bench or gguf is missing, or the shape is of a family that is not served here.
+    Raises UsageError if llama-bench or gguf is missing, or for a family that is not in ARCHITECTURES.
     """
     program = os.environ.get("LLAMA_BENCH") or shutil.which("llama-bench")
     if not program or not Path(program).exists():
         raise UsageError("llama.cpp: there is no llama-bench on the PATH, and LLAMA_BENCH does not name one; build it")
-    found = {}
+    runners = {}
     for name, (gate_up, rest) in KINDS.items():
         file = folder / f"{shape.name.replace('/', '--')[-100:]}-{gate_up}-{rest}.gguf"
         if not is_kept(file, _key(shape, gate_up, rest)):
             write_gguf(shape, {"gate": gate_up, "up": gate_up}, rest, file)
-        found[name] = LlamaCpp(program, file, threads)
-    return found
+        runners[name] = LlamaCpp(program, file, threads)
+    return runners
 
 
 @waiting("writing a GGUF file")
 def write_gguf(shape: ModelShape, kinds: Mapping[str, str], rest: str, path: Path) -> None:
-    """A GGUF file with random blocks and no vocabulary. kinds: role -> type (Q4_0); rest: of all other matrices.
+    """Write a GGUF file with random weights and no vocabulary.
 
-    Raises UsageError if gguf is missing or the family is not served, JettisonError if the file cannot be written."""
+    kinds: role -> GGUF type, such as Q4_0.
+    rest: type of all other matrices.
+
+    Raises UsageError if gguf is missing or the family is not in ARCHITECTURES, JettisonError if the file cannot be
+    written.
+    """
     try:
         from gguf import GGMLQuantizationType, GGUFWriter
     except ImportError as error:
         raise UsageError("comparing with llama.cpp needs the package gguf: pip install 'jettison[gguf]'") from error
     config = shape.config.get_text_config()
     if config.model_type not in ARCHITECTURES:
-        raise UsageError(f"llama.cpp files of {config.model_type}: only of {', '.join(ARCHITECTURES)}")
+        raise UsageError(
+            f"llama.cpp files of {config.model_type} cannot be written, only of {', '.join(ARCHITECTURES)}"
+        )
     architecture = ARCHITECTURES[config.model_type]
 
     def write(file: Path) -> None:
@@ -127,7 +135,7 @@ def _key(shape: ModelShape, gate_up: str, rest: str) -> str:
 
 
 def _matrices(shape: ModelShape, config) -> Iterator[tuple[str, int, int, str]]:
-    """(name, rows, columns, role), the head left out where it is the embedding."""
+    """Yield (name, rows, columns, role) of all matrices, without the head if it is tied to the embedding."""
     yield "token_embd", config.vocab_size, config.hidden_size, "embed"
     if not config.tie_word_embeddings:
         yield "output", config.vocab_size, config.hidden_size, "head"
@@ -137,6 +145,7 @@ def _matrices(shape: ModelShape, config) -> Iterator[tuple[str, int, int, str]]:
 
 
 def _vectors(config, head: int, architecture: str) -> Iterator[tuple[str, int]]:
+    """Yield (name, size) of all norms and biases. head: size of a head."""
     yield "output_norm.weight", config.hidden_size
     for block in range(config.num_hidden_layers):
         yield f"blk.{block}.attn_norm.weight", config.hidden_size
@@ -151,12 +160,12 @@ def _vectors(config, head: int, architecture: str) -> Iterator[tuple[str, int]]:
 
 
 def _random_blocks(kind: str, rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (rows, bytes): random codes, block scales of about 1 / sqrt(columns)."""
+    """Return random weights (rows, bytes) uint8, with random codes and block scales of 0.1 / sqrt(columns)."""
     per_block, nbytes, scales = {"Q4_0": (32, 18, (0,)), "Q2_K": (256, 84, (80, 82))}[kind]
     if columns % per_block:
-        raise UsageError(f"{kind} takes columns that are multiples of {per_block}: {columns} are not")
+        raise UsageError(f"{kind} needs a multiple of {per_block} columns: {columns} is none")
     blocks = np.frombuffer(rng.bytes(rows * columns // per_block * nbytes), np.uint8).reshape(-1, nbytes).copy()
     scale = np.frombuffer(np.float16(0.1 / columns**0.5).tobytes(), np.uint8)
-    for at in scales:
-        blocks[:, at : at + 2] = scale
+    for start in scales:
+        blocks[:, start : start + 2] = scale
     return blocks.reshape(rows, -1)

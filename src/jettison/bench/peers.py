@@ -1,4 +1,8 @@
-"""Packed linears of other engines, for comparison: a function for each engine makes them for one shape."""
+"""Packed linears of other engines, for comparison. There is one function per engine.
+
+Every function makes operators for one shape from (columns, rows, bits, group_size, count, streamed): count is the
+number of rows of x, streamed the bytes of distinct weights that a run must read, so that they fit into no cache.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Operator:
-    """``run`` multiplies ``count`` rows of x with each of ``copies`` distinct weights once; each reads ``nbytes``."""
+    """An operator to time. ``run`` multiplies ``count`` rows of x with ``copies`` distinct weights of ``nbytes``."""
 
     name: str
     bits: int
@@ -18,7 +22,7 @@ class Operator:
     run: Callable[[], None]
 
     def tried(self) -> "Operator":
-        """Itself, having run once: whatever it makes at first it has made, or failed at."""
+        """Run once, for errors and for what is only set up at the first call. Returns the operator itself."""
         self.run()
         return self
 
@@ -29,7 +33,10 @@ Make = Callable[[int, int, Sequence[int], int, int, int], list[Operator]]
 def onnxruntime(
     columns: int, rows: int, bits: Sequence[int], group_size: int, count: int, streamed: int
 ) -> list[Operator]:
-    """MatMulNBits with accuracy level 4 (activations as int8), all copies in one graph: one call runs them all."""
+    """Make ONNX Runtime's MatMulNBits, at accuracy level 4 (int8 activations). One graph has all copies of the weight.
+
+    Raises ImportError if the packages are not installed.
+    """
     try:
         import onnx
         import onnxruntime as engine
@@ -37,16 +44,16 @@ def onnxruntime(
         raise ImportError("pip install 'jettison[onnx]'") from None
     import numpy as np
 
-    random = np.random.default_rng(0)
-    x = random.standard_normal((count, columns), dtype=np.float32)
-    found = []
-    for each in set(bits) & {2, 4, 8}:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((count, columns), dtype=np.float32)
+    operators = []
+    for code_bits in set(bits) & {2, 4, 8}:
         groups = columns // group_size
-        nbytes = rows * columns * each // 8 + rows * groups * 4
+        nbytes = rows * columns * code_bits // 8 + rows * groups * 4
         copies = max(2, -(-streamed // nbytes))
         nodes, weights = [], []
         for i in range(copies):
-            codes = random.integers(0, 256, (rows, groups, group_size * each // 8), dtype=np.uint8)
+            codes = rng.integers(0, 256, (rows, groups, group_size * code_bits // 8), dtype=np.uint8)
             scale = np.full(rows * groups, 0.01, dtype=np.float32)
             weights += [onnx.numpy_helper.from_array(codes, f"w{i}"), onnx.numpy_helper.from_array(scale, f"s{i}")]
             nodes.append(
@@ -57,7 +64,7 @@ def onnxruntime(
                     domain="com.microsoft",
                     K=columns,
                     N=rows,
-                    bits=each,
+                    bits=code_bits,
                     block_size=group_size,
                     accuracy_level=4,
                 )
@@ -71,14 +78,14 @@ def onnxruntime(
         options.intra_op_num_threads = torch.get_num_threads()
         session = engine.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         run = lambda session=session: session.run(None, {"x": x})
-        found.append(Operator("onnxruntime", each, count, nbytes, copies, run).tried())
-    return found
+        operators.append(Operator("onnxruntime", code_bits, count, nbytes, copies, run).tried())
+    return operators
 
 
 def torch_int4pack(
     columns: int, rows: int, bits: Sequence[int], group_size: int, count: int, streamed: int
 ) -> list[Operator]:
-    """PyTorch's own 4-bit weights, bfloat16 activations."""
+    """Make PyTorch's own linear with 4-bit weights and bfloat16 activations."""
     if 4 not in bits:
         return []
     groups = columns // group_size
@@ -91,8 +98,8 @@ def torch_int4pack(
 
     def run() -> None:
         with torch.inference_mode():
-            for weight, each in zip(weights, scale_zero, strict=True):
-                torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, group_size, each)
+            for weight, scale in zip(weights, scale_zero, strict=True):
+                torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, group_size, scale)
 
     return [Operator("torch int4pack", 4, count, nbytes, copies, run).tried()]
 
@@ -100,7 +107,7 @@ def torch_int4pack(
 def torch_bfloat16(
     columns: int, rows: int, bits: Sequence[int], group_size: int, count: int, streamed: int
 ) -> list[Operator]:
-    """Dense weights, by oneDNN."""
+    """Make PyTorch's dense bfloat16 linear, which oneDNN computes."""
     nbytes = 2 * rows * columns
     weights = [torch.randn(rows, columns, dtype=torch.bfloat16) for _ in range(max(2, -(-streamed // nbytes)))]
     x = torch.randn(count, columns, dtype=torch.bfloat16)

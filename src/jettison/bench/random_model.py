@@ -1,4 +1,4 @@
-"""A model of a known shape with random weights, packed as a recipe says: for measuring speed."""
+"""Make a model of a known shape with random weights, packed as a recipe says, to measure speed."""
 
 import torch
 from torch import nn
@@ -18,9 +18,14 @@ from jettison.recipe.recipe import Recipe
 def random_model(
     shape: ModelShape, recipe: Recipe, *, adapter: bool = False, sparse: bool = False, seed: int = 0
 ) -> nn.Module:
-    """Linears that the recipe quantizes hold random codes with scales that keep activations in range; the rest is
-    bfloat16. adapter: with the LoRA adapters that the recipe's recovery would leave. sparse: two of each four columns
-    of what lies in blocks. Raises UsageError for a grid that the kernels do not serve.
+    """Make a model with random weights.
+
+    Linears that the recipe quantizes get random codes with scales that keep activations in range. The rest is bfloat16.
+
+    adapter: add LoRA adapters, as the recipe's recovery would.
+    sparse: pack quantized linears of blocks as 2:4.
+
+    Returns the model. Raises UsageError for a grid that the kernels do not support.
     """
     rng = torch.Generator().manual_seed(seed)
     normal = lambda *size, by: torch.randn(*size, generator=rng).mul(by).bfloat16()
@@ -49,11 +54,11 @@ def random_model(
 
 
 def _packed(linear: Linear, grid: Grid, bias: torch.Tensor | None, sparse: bool, rng: torch.Generator) -> TiledLinear:
-    """In tiles right away: to make codes, pack and tile them would take minutes for billions of weights."""
+    """Return a linear with random tiles. Making codes and packing them would take minutes for billions of weights."""
     rows, columns = linear.rows, linear.columns
     tiling = Tiling.of(grid, rows, columns, sparse)
     if tiling is None:
-        raise UsageError(f"{linear.name}: the kernels do not serve {grid} with rows of {columns} weights")
+        raise UsageError(f"{linear.name}: the kernels do not support {grid} with rows of {columns} weights")
     tiles = torch.randint(0, 256, tiling.tiles_shape, dtype=torch.uint8, generator=rng)
     scale = torch.full((32,), 2.0 / (columns**0.5 * 2**grid.bits), dtype=grid.scale_dtype)
     tiles[:, :, tiling.code_bytes :][:, :, : tiling.scale_bytes] = scale.view(torch.uint8)

@@ -1,1 +1,1 @@
-"""The only door to fast code: operators, each with its PyTorch reference."""
+"""Fast operators on packed weights, each with its PyTorch reference. Other rooms call them through ``ops``."""

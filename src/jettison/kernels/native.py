@@ -1,7 +1,8 @@
-"""The CPU kernels, by ctypes: a library of C++ without Python or torch in it (``kernels/cpu``).
+"""The CPU kernels, called through ctypes: a C++ library that does not depend on Python or PyTorch (``kernels/cpu``).
 
-Where it was not built (no compiler) or does not load, PyTorch serves, and one warning says so. One of another version
-is refused. What is thrown over there, on whichever thread, comes back as a status, and is raised as JettisonError.
+- If the library was not built (no compiler) or cannot be loaded, PyTorch is used, with one warning.
+- A library of another version is refused.
+- C++ exceptions, of any thread, come back as a status and are raised as JettisonError.
 """
 
 import ctypes
@@ -17,23 +18,23 @@ from jettison.core.errors import JettisonError, UsageError
 from jettison.kernels.specs import SPECS, WIDE, check_activation_bits
 from jettison.kernels.tiles import Tiling
 
-ABI = 2  # as kAbi in cpu/isa.h
+ABI = 2  # must equal kAbi in cpu/isa.h
 FILE = "cpu/libjettison_kernels.so"
-TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of activations; see Type in cpu/tiles.h
+TYPES = {torch.float32: 0, torch.bfloat16: 1}  # types of activations; see Type in cpu/tiles.h
 POINTER, INT, INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 FAULTS = {
     1: "types, sizes or devices do not fit",
     2: "a tensor does not start at a multiple of its element's size",
     3: "the result overlaps an argument",
 }
-THROWN = (4, 7)  # kNoMemory and kFailed, see Status in cpu/isa.h
+THROWN = (4, 7)  # statuses of C++ exceptions: kNoMemory and kFailed, see Status in cpu/isa.h
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The library: the installed package's, or the file that JETTISON_KERNELS names; None where there is none.
+    """Load the library of the package, or the file that JETTISON_KERNELS names. Returns None if it cannot be loaded.
 
-    Raises JettisonError for one of another version: what it takes for a size would be something else.
+    Raises JettisonError for a library of another version, which would misread the arguments.
     """
     import jettison.kernels
 
@@ -41,71 +42,76 @@ def library() -> ctypes.CDLL | None:
     files = [file for folder in jettison.kernels.__path__ if (file := Path(folder) / FILE).exists()]
     files = [Path(named)] if named else files
     try:
-        found = ctypes.CDLL(str(files[0]))
+        loaded = ctypes.CDLL(str(files[0]))
     except (IndexError, OSError) as error:
-        reason = f" ({error})" if isinstance(error, OSError) else ": they were not built, for want of a C++20 compiler"
-        warnings.warn(f"Jettison's CPU kernels are not there, so PyTorch serves, slowly{reason}", stacklevel=2)
+        reason = (
+            f" ({error})" if isinstance(error, OSError) else ": they were not built, as there was no C++20 compiler"
+        )
+        warnings.warn(f"Jettison's CPU kernels are missing, so PyTorch is used, slowly{reason}", stacklevel=2)
         return None
-    if difference := _difference(found):
+    if difference := _difference(loaded):
         raise JettisonError(
             f"the CPU kernels in {files[0]} are of another version ({difference}): run `make setup`, or install "
             "Jettison again"
         )
-    return _declared(found)
+    return _declared(loaded)
 
 
-def _difference(found: ctypes.CDLL) -> str:
-    """Between the library and this file; empty if there is none."""
-    if not hasattr(found, "jettison_abi"):
-        return "it does not say which"
+def _difference(loaded: ctypes.CDLL) -> str:
+    """Describe how the library differs from what this file expects; empty if it does not."""
+    if not hasattr(loaded, "jettison_abi"):
+        return "it has no version number"
     sizes = (INT64 * len(SPECS))()
-    found.jettison_abi.argtypes = [POINTER]
-    if (version := found.jettison_abi(sizes)) != ABI:
+    loaded.jettison_abi.argtypes = [POINTER]
+    if (version := loaded.jettison_abi(sizes)) != ABI:
         return f"{version}, not {ABI}"
-    others = [
+    differences = [
         f"{spec.__name__} has {size} bytes, not {ctypes.sizeof(spec)}"
         for spec, size in zip(SPECS, sizes, strict=True)
         if size != ctypes.sizeof(spec)
     ]
-    return "; ".join(others)
+    return "; ".join(differences)
 
 
-def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
-    found.jettison_cores.argtypes = []
-    found.jettison_isa.argtypes, found.jettison_isa.restype = [ctypes.c_char_p], ctypes.c_char_p
-    found.jettison_linear.argtypes = [
+def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    loaded.jettison_cores.argtypes = []
+    loaded.jettison_isa.argtypes, loaded.jettison_isa.restype = [ctypes.c_char_p], ctypes.c_char_p
+    loaded.jettison_linear.argtypes = [
         POINTER, POINTER, INT64, INT,  # x, y, rows of x, type of both
         POINTER, INT64, POINTER, INT64, POINTER,  # tiles and zero with their bytes, bias
         INT64, INT64, INT64, INT, INT, INT,  # rows, columns, span, bits, middle, type of scales
-        INT, INT,  # fine, threads
+        INT, INT,  # activations of 15 bits or not, threads
     ]  # fmt: skip
-    found.jettison_pack.argtypes = [
+    loaded.jettison_pack.argtypes = [
         POINTER, INT64, INT, POINTER, INT64, POINTER, INT64,  # words, stored bits, scale, tiles
         INT64, INT64, INT64, INT, INT, INT,  # rows, columns, span, bits, type of scales, threads
     ]  # fmt: skip
-    found.jettison_read.argtypes = [POINTER, INT64, INT, INT64, INT, POINTER]
-    found.jettison_throw.argtypes = [INT, INT64, INT64, INT]
-    found.jettison_fault.argtypes, found.jettison_fault.restype = [], ctypes.c_char_p
-    return found
+    loaded.jettison_read.argtypes = [POINTER, INT64, INT, INT64, INT, POINTER]
+    loaded.jettison_throw.argtypes = [INT, INT64, INT64, INT]
+    loaded.jettison_fault.argtypes, loaded.jettison_fault.restype = [], ctypes.c_char_p
+    return loaded
 
 
 def instruction_set(name: str | None = None) -> str:
-    """The instruction set in use: avx512, avxvnni, avx2 or portable. With a name: use that one from now on."""
-    found = _required().jettison_isa(name.encode() if name else None)
-    if found is None:
+    """Return the instruction set in use: avx512, avxvnni, avx2 or portable. With a name, switch to that one first.
+
+    Raises UsageError if this processor or this build does not have it.
+    """
+    used = _required().jettison_isa(name.encode() if name else None)
+    if used is None:
         raise UsageError(f"instruction set {name!r}: this processor or this build does not have it")
-    return found.decode()
+    return used.decode()
 
 
 def threads() -> int:
-    """How many threads the kernels use: one for each physical core, and no more than PyTorch may use."""
+    """Return how many threads the kernels use: one per physical core, but no more than PyTorch may use."""
     return max(1, min(_required().jettison_cores(), torch.get_num_threads()))
 
 
 def raise_thrown(status: int) -> None:
-    """Raises JettisonError if ``status``, of the last call of this thread, is that of an exception in the kernels."""
+    """Raise JettisonError if ``status``, of the last call of this thread, means that a C++ exception was thrown."""
     if status in THROWN:
-        raise JettisonError(f"the CPU kernels gave up: {_required().jettison_fault().decode(errors='replace')}")
+        raise JettisonError(f"the CPU kernels failed: {_required().jettison_fault().decode(errors='replace')}")
 
 
 def linear(
@@ -117,10 +123,16 @@ def linear(
     out: torch.Tensor | None = None,
     activation_bits: int = 8,
 ) -> torch.Tensor:
-    """x Wᵀ + bias: (..., columns) -> (..., rows), float32 or bfloat16. See ``ops.pack_tiles`` for the weight.
+    """Compute x Wᵀ + bias on tiles.
 
-    bias: (rows,) float32. out: where the result goes, of its shape and type.
-    activation_bits: 8 or 15. Raises UsageError for what does not fit, JettisonError where memory runs out.
+    x: (..., columns) float32 or bfloat16.
+    tiles, zero: the weight W (rows, columns); see ``ops.pack_tiles``.
+    bias: (rows,) float32.
+    out: tensor for the result, of its shape and type.
+    activation_bits: 8 or 15, to which activations are rounded.
+
+    Returns (..., rows) in the type of ``x``.
+    Raises UsageError for tensors that do not fit, JettisonError if memory runs out.
     """
     check_activation_bits(activation_bits)
     kind = TYPES.get(x.dtype)
@@ -139,7 +151,7 @@ def linear(
     if not x.is_contiguous():
         x = x.contiguous()
     status = 1
-    if fits:  # sizes in bytes are checked over there
+    if fits:  # the C++ side checks sizes in bytes, alignment and overlap
         status = _required().jettison_linear(
             x.data_ptr(), out.data_ptr(), x.numel() // tiling.columns, kind,
             tiles.data_ptr(), tiles.numel(),
@@ -154,17 +166,19 @@ def linear(
 
 
 def prepared(x: torch.Tensor, tiling: Tiling, out: torch.Tensor) -> Callable[[int, int], None]:
-    """The C function for contiguous ``x`` and ``out``, which it keeps alive: takes the address and bytes of tiles.
+    """Return a function that multiplies ``x`` with tiles into ``out``, with as little Python per call as possible.
 
-    It raises what ``linear`` raises."""
+    x: contiguous (count, columns). out: contiguous (count, rows). The function keeps both alive.
+    The function takes the address and the number of bytes of tiles, and raises as ``linear`` does.
+    """
     multiply, count, kind = _required().jettison_linear, x.numel() // tiling.columns, TYPES[x.dtype]
-    before, after = (
+    first, rest = (
         (x.data_ptr(), out.data_ptr(), count, kind),
         (None, 0, None, *tiling.numbers, False, torch.get_num_threads()),
     )
 
-    def run(tiles: int, nbytes: int, _held=(x, out)) -> None:
-        if status := multiply(*before, tiles, nbytes, *after):
+    def run(tiles: int, nbytes: int, _kept_alive=(x, out)) -> None:
+        if status := multiply(*first, tiles, nbytes, *rest):
             raise_thrown(status)
             raise UsageError(f"{FAULTS[status]}. {_described(tiling, x=x, out=out)}")
 
@@ -172,7 +186,14 @@ def prepared(x: torch.Tensor, tiling: Tiling, out: torch.Tensor) -> Callable[[in
 
 
 def pack(packed: torch.Tensor, bits: int, scale: torch.Tensor, tiling: Tiling) -> torch.Tensor:
-    """Tiles of a weight. packed: int32 (rows, words), codes of ``bits``. scale: (rows, groups of the tiling)."""
+    """Pack a weight into tiles.
+
+    packed: (rows, words) int32, codes of ``bits``, as in checkpoints.
+    scale: (rows, groups of the tiling), of the tiling's type.
+
+    Returns ``tiling.tiles_shape`` uint8.
+    Raises UsageError for tensors that do not fit, JettisonError if memory runs out.
+    """
     packed, scale = packed.contiguous(), scale.contiguous()
     tiles, status = torch.empty(tiling.tiles_shape, dtype=torch.uint8), 1
     if packed.dtype == torch.int32 and scale.dtype == tiling.scale_dtype and packed.is_cpu and scale.is_cpu:
@@ -187,9 +208,13 @@ def pack(packed: torch.Tensor, bits: int, scale: torch.Tensor, tiling: Tiling) -
 
 
 def read(data: torch.Tensor, streams: int, ahead: int) -> None:
-    """Read ``data`` once on all threads: each a part of it, in 1 to 8 streams, prefetched ``ahead`` bytes (0: not).
+    """Read ``data`` once on all threads, one part per thread, to measure how fast memory can be read.
 
-    Raises UsageError for another number of streams, or no data."""
+    streams: 1 to 8, places that a thread reads in turns.
+    ahead: bytes between reading and prefetching, 0 for no prefetching.
+
+    Raises UsageError for another number of streams, or no data.
+    """
     total = ctypes.c_uint64()
     status = _required().jettison_read(
         data.data_ptr(), data.nbytes, streams, ahead, torch.get_num_threads(), ctypes.byref(total)
@@ -200,22 +225,22 @@ def read(data: torch.Tensor, streams: int, ahead: int) -> None:
 
 
 def _required() -> ctypes.CDLL:
-    found = library()
-    if found is None:
-        raise UsageError("the CPU kernels are not there: they were not built, for want of a C++20 compiler")
-    return found
+    loaded = library()
+    if loaded is None:
+        raise UsageError("the CPU kernels are missing: they were not built, as there was no C++20 compiler")
+    return loaded
 
 
 def _described(tiling: Tiling, **tensors: torch.Tensor | None) -> str:
-    """What was given, and what the kernels take."""
-    given = []
+    """Describe the tensors of a call, and what the kernels take."""
+    parts = []
     for name, tensor in tensors.items():
         if tensor is not None:
             kind = str(tensor.dtype).removeprefix("torch.")
-            rest = "" if tensor.is_contiguous() else ", not contiguous"
-            given.append(f"{name}: {kind} {tuple(tensor.shape)} on {tensor.device}{rest}")
+            layout = "" if tensor.is_contiguous() else ", not contiguous"
+            parts.append(f"{name}: {kind} {tuple(tensor.shape)} on {tensor.device}{layout}")
     return (
-        f"Given {'; '.join(given)}. A weight of {tiling.rows} x {tiling.columns}, {tiling.bits} bits in groups of "
+        f"Given {'; '.join(parts)}. A weight of {tiling.rows} x {tiling.columns}, {tiling.bits} bits in groups of "
         f"{tiling.span}, takes x: float32 or bfloat16 (..., {tiling.columns}); tiles: uint8 {tiling.tiles_shape}; "
         f"zero: uint8 {tiling.zero_shape}; bias: float32 ({tiling.rows},); all contiguous, on the CPU"
     )

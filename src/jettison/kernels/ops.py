@@ -1,9 +1,9 @@
 """Operators on packed weights, as ``torch.ops.jettison``, so that torch.compile and torch.export see them.
 
 - ``quant_linear``: on the layout of checkpoints. A Triton kernel on a GPU, PyTorch elsewhere.
-- ``tiled_linear``: on tiles, by the C++ kernels on the CPU, with activations as int8; PyTorch where they are missing.
+- ``tiled_linear``: on tiles, by the C++ kernels on the CPU, with activations as int8; PyTorch if they are missing.
 
-Neither has a gradient: whoever trains takes ``dequantize``, which has.
+Neither operator has a gradient: for training use ``dequantize``, which has one.
 """
 
 from functools import lru_cache
@@ -23,10 +23,12 @@ SCALE_DTYPES = {number: dtype for dtype, number in SCALE_TYPES.items()}
 def dequantize(
     packed: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, grid: Grid, columns: int
 ) -> torch.Tensor:
-    """Packed weight -> float32 (rows, columns), differentiable in ``scale``.
+    """Unpack a weight. The result is differentiable in ``scale``.
 
-    packed: int32 (rows, ceil(columns·bits/32)). scale: (rows, groups). zero_point: int32
-    (ceil(rows·bits/32), groups), packed along the rows, None when symmetric.
+    packed: (rows, ceil(columns·bits/32)) int32.
+    scale: (rows, groups).
+    zero_point: (ceil(rows·bits/32), groups) int32, packed along the rows; None for symmetric grids.
+    Returns (rows, columns) float32.
     """
     codes = grid.grouped(unpack(packed, grid.bits, columns)).float()  # (rows, groups, width)
     zero = grid.zero_code if zero_point is None else zero_points(zero_point, grid, packed.shape[0]).unsqueeze(-1)
@@ -41,10 +43,12 @@ def quant_linear(
     grid: Grid,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x Wᵀ + bias for a packed W: (..., columns) -> (..., rows), in the type of ``x``, with gradients. See
-    ``dequantize`` for the weight."""
+    """Compute x Wᵀ + bias for a packed weight W (see ``dequantize``), with gradients if ``x`` or ``scale`` needs them.
+
+    x: (..., columns). Returns (..., rows) in the type of ``x``.
+    """
     trains = torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)
-    if trains or not isinstance(grid, UniformGrid):  # the kernels know uniform grids
+    if trains or not isinstance(grid, UniformGrid):  # the kernels support uniform grids only
         return dense_linear(x, dequantize(packed, scale, zero_point, grid, x.shape[-1]), bias)
     return torch.ops.jettison.quant_linear.default(x, packed, scale, zero_point, bias, grid.bits, grid.group_size)
 
@@ -52,9 +56,11 @@ def quant_linear(
 def tiled_linear(
     x: torch.Tensor, tiles: torch.Tensor, zero: torch.Tensor | None, bias: torch.Tensor | None, tiling: Tiling
 ) -> torch.Tensor:
-    """x Wᵀ + bias for W in tiles: (..., columns) -> (..., rows), in the type of ``x``. bias: (rows,) float32.
+    """Compute x Wᵀ + bias for a weight W in tiles (see ``pack_tiles``).
 
-    By the C++ kernels activations are rounded to int8, by spans of the weight: x ≈ s·q with s = max|x| / 127.
+    x: (..., columns). bias: (rows,) float32. Returns (..., rows) in the type of ``x``.
+
+    The C++ kernels round activations to int8 in every span of the weight: x ≈ s·q with s = max|x| / 127.
     """
     return torch.ops.jettison.tiled_linear.default(
         x, tiles, zero, bias, tiling.rows, tiling.packing, tiling.span, tiling.middle, SCALE_TYPES[tiling.scale_dtype]
@@ -64,7 +70,10 @@ def tiled_linear(
 def pack_tiles(
     packed: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, grid: Grid, tiling: Tiling
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Tiles and zero points of a weight in the layout of checkpoints (see ``dequantize``), on the CPU."""
+    """Pack a weight in the layout of checkpoints (see ``dequantize``), on the CPU.
+
+    Returns tiles ``tiling.tiles_shape`` uint8, and zero points ``tiling.zero_shape`` uint8, None for symmetric grids.
+    """
     if tiling.sparse:
         return pack_codes(unpack(packed, grid.bits, tiling.columns), spread(scale, grid, tiling), tiling), None
     tiles = native.pack(packed, grid.bits, spread(scale, grid, tiling), tiling)
@@ -74,13 +83,16 @@ def pack_tiles(
 
 
 def dense_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x Wᵀ + bias in the type of ``x``, whatever the others are of."""
+    """Compute x Wᵀ + bias in the type of ``x``, whatever types the others have.
+
+    x: (..., columns). weight: (rows, columns). bias: (rows,). Returns (..., rows).
+    """
     bias = None if bias is None else bias.to(x.dtype)
-    rows = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), weight.to(x.dtype), bias)
+    rows = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), weight.to(x.dtype), bias)  # (count, rows of W)
     return rows.unflatten(0, x.shape[:-1])
 
 
-# --- what the operators are -------------------------------------------------------------------------------------------
+# --- registration of the operators -----------------------------------------------------------------------------------
 
 _library = torch.library.Library("jettison", "DEF")
 _library.define(
@@ -98,7 +110,7 @@ def _quant_linear(x, packed, scale, zero_point, bias, bits, group_size):
     return dense_linear(x, dequantize(packed, scale, zero_point, grid, x.shape[-1]), bias)
 
 
-_tiling = lru_cache(1024)(Tiling)  # else making one takes longer than everything else here
+_tiling = lru_cache(1024)(Tiling)  # making one takes longer than everything else in an operator's call
 
 
 def _quant_linear_on_a_gpu(x, packed, scale, zero_point, bias, bits, group_size):
@@ -108,6 +120,7 @@ def _quant_linear_on_a_gpu(x, packed, scale, zero_point, bias, bits, group_size)
 
 
 def _tiled_linear(x, tiles, zero, bias, rows, bits, span, middle, scale_type):
+    # bits above SPARSE stand for 2:4 weights
     tiling = _tiling(rows, x.shape[-1], bits % SPARSE, span, middle, SCALE_DTYPES[scale_type], bits > SPARSE)
     if native.library() is None:
         return dense_linear(x, dense(tiles, zero, tiling), bias)
@@ -117,7 +130,7 @@ def _tiled_linear(x, tiles, zero, bias, rows, bits, span, middle, scale_type):
 
 
 _library.impl("quant_linear", _quant_linear, "CompositeExplicitAutograd")
-_library.impl("quant_linear", _quant_linear_on_a_gpu, "CUDA")  # ROCm as well, by its name in PyTorch
+_library.impl("quant_linear", _quant_linear_on_a_gpu, "CUDA")  # for ROCm too, which PyTorch calls CUDA
 _library.impl("tiled_linear", _tiled_linear, "CPU")
 
 

@@ -1,20 +1,25 @@
-"""The structures of ``cpu/engine.h``, as ctypes fills them. ``native`` compares their sizes with the library's."""
+"""The structures of ``cpu/engine.h`` for ctypes; their fields are explained there.
+
+``native`` compares their sizes with those of the library.
+"""
 
 import ctypes
 
 from jettison.core.errors import UsageError
 
 POINTER, INT, INT64, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
-NARROW, WIDE = ACTIVATION_BITS = (8, 15)  # of activations where they meet packed weights; 15 are two int8 numbers each
+NARROW, WIDE = ACTIVATION_BITS = (8, 15)  # of activations, in products with packed weights; 15: two int8 numbers
 
 
 def check_activation_bits(activation_bits: int) -> None:
-    """Raises UsageError for a number of bits that the kernels do not know."""
+    """Raise UsageError for a number of bits that the kernels do not support."""
     if activation_bits not in ACTIVATION_BITS:
-        raise UsageError(f"activation_bits = {activation_bits!r}: {NARROW} or {WIDE} is needed")
+        raise UsageError(f"activation_bits = {activation_bits!r}: it must be {NARROW} or {WIDE}")
 
 
 class LinearSpec(ctypes.Structure):
+    """A linear layer, packed or dense, with its bias and LoRA adapter."""
+
     _fields_ = (
         [(name, POINTER) for name in ("tiles", "zero", "bias", "lora_a", "lora_b")]
         + [(name, INT64) for name in ("tiles_bytes", "zero_bytes", "rows", "columns", "span")]
@@ -29,16 +34,22 @@ EXPERT = ("gate", "up", "down")
 
 
 class ExpertSpec(ctypes.Structure):
+    """The linears of one expert."""
+
     _fields_ = [(name, LinearSpec) for name in EXPERT]
 
 
 class LayerSpec(ctypes.Structure):
+    """A block: its norms, linears, window and experts."""
+
     _fields_ = [(name, POINTER) for name in NORMS] + [(name, LinearSpec) for name in LINEARS]
     _fields_ += [("window", INT64), ("rope", INT), ("router", LinearSpec), ("experts", ctypes.POINTER(ExpertSpec))]
     _fields_ += [("expert_count", INT64), ("chosen", INT), ("normalized", INT)]
 
 
 class ModelSpec(ctypes.Structure):
+    """A model: its sizes, embedding, rotary frequencies, head and blocks."""
+
     _fields_ = [
         *((name, INT64) for name in ("hidden", "heads", "kv_heads", "head_dim", "rotary", "intermediate")),
         *((name, INT64) for name in ("vocabulary", "layers")),
@@ -49,6 +60,8 @@ class ModelSpec(ctypes.Structure):
 
 
 class RowsSpec(ctypes.Structure):
+    """The rows of one call of ``jettison_forward``. fine: 1 if activations have 15 bits."""
+
     _fields_ = [("count", INT64)]
     _fields_ += [(name, POINTER) for name in ("token", "session", "wanted", "parent", "halves")]
     _fields_ += [("fine", INT), ("threads", INT)]

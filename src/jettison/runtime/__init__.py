@@ -1,1 +1,1 @@
-"""Run a checkpoint: load it, packed, and let it write."""
+"""Run a checkpoint: load it with packed weights, and generate text."""

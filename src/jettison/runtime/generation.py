@@ -1,4 +1,4 @@
-"""Tokens to text, piece by piece, up to an end token, a stop text or a number of tokens."""
+"""Turn generated tokens into text, piece by piece, up to an end token, a stop text or a number of tokens."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,13 @@ from jettison.runtime.record import STOP, Speculation, Timings, Tokens
 
 @dataclass(frozen=True)
 class Generation:
-    """A text that was written. ``str()`` of it is the text.
+    """A generated text; ``str()`` returns the text.
 
-    tokens: their ids, those of a stop text included. finish_reason: ``stop`` for an end token or a stop text,
-    ``length`` for as many tokens as were asked for, None if it was left before its end. timings: of all texts that
-    were written side by side. speculation: what became of the draft tokens.
+    tokens: ids, including those of a stop text.
+    finish_reason: ``stop`` for an end token or a stop text, ``length`` if the requested number of tokens was reached,
+        None if the caller stopped reading before the end.
+    timings: of all texts of the batch together.
+    speculation: how many draft tokens were proposed and accepted.
     """
 
     text: str
@@ -29,23 +31,25 @@ class Generation:
 
 
 class Generations:
-    """Texts on their way, side by side. Iterates over (row, piece of text); ``of(row)`` is the text so far."""
+    """Texts of a batch while they are generated. Iterating yields (row, piece of text) pairs."""
 
     def __init__(self, tokens: Tokens, tokenizer, prompts: Sequence[list[int]], stop: Iterable[str]):
         self._tokens, self.record = tokens, tokens.record
         self._texts = [_Text(tokenizer, prompt, stop) for prompt in prompts]
-        self._pieces = self._spoken()
+        self._pieces = self._decode()
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         return self._pieces
 
     def of(self, row: int) -> Generation:
+        """Return the text of one row so far."""
         text, record = self._texts[row], self.record
         reason = record.finish_reasons[row]
-        return Generation(text.said, tuple(text.tokens), reason, record.timings, record.speculation)
+        return Generation(text.text, tuple(text.tokens), reason, record.timings, record.speculation)
 
-    def _spoken(self) -> Iterator[tuple[int, str]]:
-        """A row whose stop text came is over: its finish reason tells the writer."""
+    def _decode(self) -> Iterator[tuple[int, str]]:
+        """Yield (row, piece of text). The finish reason of a row is set when its stop text appears: ``write`` then
+        ends the row."""
         for row, token in self._tokens:
             if piece := self._texts[row].add(token):
                 yield row, piece
@@ -59,7 +63,7 @@ class Generations:
 
 
 class Stream:
-    """One text on its way. Iterates over its pieces; ``generation`` is the text so far."""
+    """One text while it is generated. Iterating yields pieces of text; ``generation`` is the text so far."""
 
     def __init__(self, generations: Generations):
         self._generations, self._pairs = generations, iter(generations)
@@ -72,43 +76,44 @@ class Stream:
 
     @property
     def generation(self) -> Generation:
+        """The text so far, with its tokens, finish reason and timings."""
         return self._generations.of(0)
 
 
 class _Text:
-    """Tokens -> text as far as it is certain: whole characters, and nothing that may begin a stop text."""
+    """Decode the tokens of one text. Only certain text is returned: whole characters that begin no stop text."""
 
     def __init__(self, tokenizer, prompt: list[int], stop: Iterable[str]):
         if not hasattr(tokenizer, "backend_tokenizer"):
-            raise UsageError(
-                f"{tokenizer.name_or_path} has a tokenizer without tokenizer.json, which is needed to write"
-            )
+            raise UsageError(f"{tokenizer.name_or_path} has a tokenizer without tokenizer.json, which generation needs")
         self._tokenizer = tokenizer.backend_tokenizer
         self._stream = DecodeStream(ids=prompt, skip_special_tokens=True)
-        self._stop, self._held, self.ended = tuple(filter(None, stop)), "", False
+        self._stop, self._pending, self.ended = tuple(filter(None, stop)), "", False
         self.tokens: list[int] = []
-        self.said = ""
+        self.text = ""
 
     def add(self, token: int) -> str:
         if self.ended:
             return ""
         self.tokens.append(token)
         with guarded("the tokenizer fails", rust=True):
-            self._held += self._stream.step(self._tokenizer, token) or ""
-        found = [place for text in self._stop if (place := self._held.find(text)) >= 0]
-        if found:
-            piece, self._held, self.ended = self._held[: min(found)], "", True
+            self._pending += self._stream.step(self._tokenizer, token) or ""
+        places = [place for text in self._stop if (place := self._pending.find(text)) >= 0]
+        if places:
+            piece, self._pending, self.ended = self._pending[: min(places)], "", True
         else:
-            certain = len(self._held) - max((self._begun(text) for text in self._stop), default=0)
-            piece, self._held = self._held[:certain], self._held[certain:]
-        self.said += piece
+            certain = len(self._pending) - max((self._overlap(text) for text in self._stop), default=0)
+            piece, self._pending = self._pending[:certain], self._pending[certain:]
+        self.text += piece
         return piece
 
     def rest(self) -> str:
-        piece, self._held = self._held, ""
-        self.said += piece
+        piece, self._pending = self._pending, ""
+        self.text += piece
         return piece
 
-    def _begun(self, text: str) -> int:
-        """How much of ``text`` stands at the end of what is held."""
-        return next((n for n in range(min(len(text), len(self._held)), 0, -1) if self._held.endswith(text[:n])), 0)
+    def _overlap(self, text: str) -> int:
+        """Return how many first characters of ``text`` are at the end of the pending text."""
+        return next(
+            (n for n in range(min(len(text), len(self._pending)), 0, -1) if self._pending.endswith(text[:n])), 0
+        )

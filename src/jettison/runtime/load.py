@@ -1,4 +1,4 @@
-"""A checkpoint in memory, its weights still packed."""
+"""Load a checkpoint with its weights still packed, and generate text with it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -34,14 +34,19 @@ from jettison.runtime.targets import NativeTarget, Target, TorchTarget
 from jettison.runtime.views import view_linears
 from jettison.runtime.write import NativeReader, TorchReader, write
 
-TEMPLATE_SECONDS = 5.0  # of work; a chat template takes milliseconds
-LOOKUP = 4  # tokens of a match at most, where nothing else is said
-Prompt = str | Sequence[dict[str, str]]  # text, or a chat: {"role": ..., "content": ...} each
+TEMPLATE_SECONDS = 5.0  # limit of CPU time: a chat template takes milliseconds, a malicious one might never end
+LOOKUP = 4  # default for the most tokens of a match in earlier text
+Prompt = str | Sequence[dict[str, str]]  # text, or the messages of a chat: {"role": ..., "content": ...}
 
 
 @dataclass
 class Loaded:
-    """A model and its tokenizer. ``model`` is a transformers model: everything that works on those works on it."""
+    """A model and its tokenizer, ready to generate.
+
+    source: the checkpoint's folder.
+    model: a transformers model, usable as any other; its quantized linears may be packed.
+    exact: multiply in floating point, without the kernels' int8 activations.
+    """
 
     source: ModelFolder
     model: nn.Module
@@ -52,7 +57,7 @@ class Loaded:
 
     @classmethod
     def ready(cls, source: ModelFolder, model: nn.Module, exact: bool = False) -> "Loaded":
-        """On the device where it will run; packed linears for the kernels, unless ``exact``."""
+        """Move a model to the device where it will run. Tile packed linears for the kernels, unless ``exact``."""
         model = model.to(compute_device()).eval()
         if not exact:
             tile_linears(model, stored_dtype(source))
@@ -60,12 +65,15 @@ class Loaded:
 
     @property
     def tokenizer(self):
+        """The checkpoint's tokenizer."""
         return self.source.tokenizer
 
     @cached_property
     def decoder(self) -> NativeDecoder | None:
-        """The C++ decoder on this model. None where ``exact`` was asked for, and where it does not serve, which is said
-        once if something is packed."""
+        """The C++ decoder for this model; None if ``exact`` or if the decoder does not support the model.
+
+        Prints one note in the second case if any linear is packed.
+        """
         if self.exact:
             return None
         try:
@@ -77,33 +85,40 @@ class Loaded:
 
     @torch.no_grad()
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(batch, length) token ids -> (batch, length, vocabulary); (batch, channels, height, width) pixels of an image
-        classifier -> (batch, classes)."""
+        """Run the model once.
+
+        inputs: (batch, length) token ids, or (batch, channels, height, width) pixels for an image classifier.
+        Returns (batch, length, vocabulary), or (batch, classes).
+        """
         return run_model(self.model, inputs.to(self.model.device)).logits
 
     def generate(self, prompt: Prompt | list[str], **options) -> Generation | list[Generation]:
-        """Go on from ``prompt``; returns what was added. Options are those of ``stream``.
+        """Continue ``prompt``. Options are those of ``stream``.
 
-        Several prompts (a list of texts) go on side by side, and give a list. A text does not depend on its neighbours.
+        Several prompts (a list of texts) are continued as one batch. A text does not depend on the others of its batch.
+        Returns the new text, without the prompt; a list for several prompts.
         """
-        several = isinstance(prompt, list) and all(isinstance(each, str) for each in prompt)
-        written = self._generations(prompt if several else [prompt], **options)
-        for _ in written:
+        several = isinstance(prompt, list) and all(isinstance(text, str) for text in prompt)
+        generations = self._generations(prompt if several else [prompt], **options)
+        for _ in generations:
             pass
-        return [written.of(row) for row in range(len(prompt))] if several else written.of(0)
+        return [generations.of(row) for row in range(len(prompt))] if several else generations.of(0)
 
     def stream(self, prompt: Prompt, **options) -> Stream:
-        """As ``generate``, piece by piece; ``generation`` of the stream has the rest.
+        """Continue ``prompt`` piece by piece; the stream's ``generation`` is the text so far, with timings.
 
-        tokens: how many at most (128). stop: a text or several that end it, and are left out. cache: of what type keys
-        and values are in the native decoder, bfloat16, float32 or int8. activation_bits: what the native decoder rounds
-        activations to while it writes, 15 or 8 (prompts are read with 8, in half the time). The rest is ``Sampling``'s:
-        temperature (0: always the likeliest token), top_k, top_p, min_p, repetition_penalty, seed. A prompt of messages
-        goes through the chat template.
-
-        draft: write by speculative decoding: a ``Draft``, ``lookup`` (from the text at hand), or ``auto``, the one that
-        ``jettison draft`` recorded beside the checkpoint. The text is that of plain decoding for temperature 0, else of
-        the same distribution. ``speculation`` then has what became of the draft tokens. One prompt only.
+        prompt: a text, or messages of a chat, which go through the chat template.
+        tokens: how many at most (128).
+        stop: one text or several that end the generation; the result does not contain them.
+        cache: type of keys and values in the native decoder: bfloat16, float32 or int8.
+        activation_bits: 15 or 8, to which the native decoder rounds activations while it writes (prompts are read with
+            8, in half the time).
+        draft: use speculative decoding, for one prompt only: a ``Draft``, ``lookup`` (draft tokens from earlier text),
+            or ``auto``, the draft that ``jettison draft`` recorded beside the checkpoint. For temperature 0 the text
+            equals that of plain decoding, else it has the same distribution. ``generation.speculation`` then tells how
+            many draft tokens were accepted.
+        Other options are those of ``Sampling``: temperature (0: always the likeliest token), top_k, top_p, min_p,
+        repetition_penalty, seed.
 
         Raises UsageError for an empty prompt, and for more tokens than the model has positions for.
         """
@@ -123,8 +138,8 @@ class Loaded:
         settings, draft = Sampling(**sampling), self.find_draft(draft)
         encoded = [self._encode(prompt) for prompt in prompts]
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        written = self.write(encoded, tokens, settings, self._ends(), cache, activation_bits, draft)
-        return Generations(written, self.tokenizer, encoded, stop)
+        generated = self.write(encoded, tokens, settings, self._end_tokens(), cache, activation_bits, draft)
+        return Generations(generated, self.tokenizer, encoded, stop)
 
     def write(
         self,
@@ -136,10 +151,16 @@ class Loaded:
         activation_bits: int = 15,
         draft: Draft | None = None,
     ) -> Tokens:
-        """(row, token) as they come, from prompts as ids; see ``stream``. A row ends before a token of ``ends``."""
+        """Generate tokens; see ``stream`` for the options. Returns (row, token) pairs and their record.
+
+        prompts: token ids.
+        ends: end tokens; a row ends before the first of them.
+
+        Raises UsageError for options that are not valid, prompts that are too long, and several prompts with a draft.
+        """
         check_activation_bits(activation_bits)
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-            raise UsageError(f"tokens = {tokens!r}: a whole number of 1 or more must be asked for")
+            raise UsageError(f"tokens = {tokens!r}: it must be a whole number of 1 or more")
         for ids in prompts:
             self.source.check_window(len(ids) + tokens, f"{len(ids)} tokens of prompt and {tokens} more")
             self.source.check_tokens(ids, "the prompt")
@@ -148,8 +169,8 @@ class Loaded:
         record = Record([None] * len(prompts))
         if draft:
             target = self.target(draft, len(prompts[0]) + tokens, cache, activation_bits)
-            found = speculate(target, self.proposer(draft), prompts[0], sampling, tokens, ends, record)
-            return Tokens(((0, token) for token in found), record)
+            generated = speculate(target, self.proposer(draft), prompts[0], sampling, tokens, ends, record)
+            return Tokens(((0, token) for token in generated), record)
         if self.decoder:
             reader = NativeReader(self.decoder, [len(ids) + tokens for ids in prompts], cache, activation_bits)
         else:
@@ -157,7 +178,10 @@ class Loaded:
         return Tokens(write(reader, prompts, sampling, tokens, ends, record), record)
 
     def find_draft(self, draft: Draft | str | None) -> Draft | None:
-        """What ``stream`` takes as ``draft``. Raises UsageError for another word."""
+        """Turn the ``draft`` option of ``stream`` into a Draft; None for plain decoding, also if no draft pays here.
+
+        Raises UsageError for a word other than ``lookup`` and ``auto``.
+        """
         if not isinstance(draft, str):
             return draft
         if draft == "lookup":
@@ -166,23 +190,29 @@ class Loaded:
             raise unknown("draft", draft, ("auto", "lookup"))
         chosen, reason = read_draft(self.source)
         if chosen is None:
-            say(f"note: no draft pays for {self.source.name} here: {reason}")
+            say(f"note: no draft makes {self.source.name} faster on this machine: {reason}")
         return chosen
 
     def target(self, draft: Draft, capacity: int, cache: str = "bfloat16", activation_bits: int = 15) -> Target:
-        """An empty sequence to draft for and verify, with room for ``capacity`` tokens."""
+        """Return an empty sequence for speculative decoding, with room for ``capacity`` tokens.
+
+        Raises UsageError for a draft with a view if the native decoder does not support the model.
+        """
         if self.decoder:
-            room = capacity + draft.length * draft.branches  # branches take places of their own
+            room = capacity + draft.length * draft.branches  # every branch has its own places until it is rejected
             drafter = self._view(draft.view) if draft.view else None
             return NativeTarget(self.decoder, room, cache, activation_bits, skip=draft.skip, drafter=drafter)
         if draft.view:
             raise UsageError(
-                f"a draft with {draft.view}: views need the native decoder, which does not serve {self.source.name}"
+                f"a draft with {draft.view}: views need the native decoder, which does not support {self.source.name}"
             )
         return TorchTarget(self.model, self.source.anatomy.family, capacity, draft.skip)
 
     def proposer(self, draft: Draft) -> Proposer:
-        """What is learned of when to draft is kept from text to text; looked-up text is not, but for a corpus."""
+        """Return a proposer of draft tokens for a new text.
+
+        Acceptance statistics carry over from text to text. Earlier texts are not looked up in, only a corpus is.
+        """
         corpus = None
         if draft.corpus:
             if draft.lookup not in self._corpora:
@@ -206,13 +236,13 @@ class Loaded:
             with guarded(f"{template} does not take this prompt", rust=True), cpu_limit(TEMPLATE_SECONDS, template):
                 ids = self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False)
         if not ids:
-            raise UsageError("the prompt is empty: it must be one token at least")
+            raise UsageError("the prompt is empty: it must have at least one token")
         return list(ids)
 
-    def _ends(self) -> set[int]:
+    def _end_tokens(self) -> set[int]:
         settings = getattr(self.model, "generation_config", None) or self.model.config
-        ends = settings.eos_token_id
-        return set() if ends is None else set(ends) if isinstance(ends, list) else {ends}
+        tokens = settings.eos_token_id  # None, one id or a list
+        return set() if tokens is None else set(tokens) if isinstance(tokens, list) else {tokens}
 
 
 def load(
@@ -225,11 +255,14 @@ def load(
 ) -> Loaded:
     """Load a checkpoint of Jettison (or any pack-quantized one), or a plain model, for running.
 
-    Quantized linears stay packed in memory. adapter: apply ``adapter/`` where there is one. dtype: of everything else,
-    by default the type the checkpoint names. exact: multiply in floating point on the CPU as well, as most runtimes do,
-    where the kernels round activations to int8: slower, and hardly different (docs/kernels.md says how much). cache:
-    keep the packed weights in ``.tiles`` beside the checkpoint as the kernels read them, so that the next time they
-    are there at once, and in memory only once for all who load them.
+    Quantized linears stay packed in memory.
+
+    adapter: apply the LoRA adapter in ``adapter/``, if the folder exists.
+    dtype: type of everything that is not quantized; by default the type that the checkpoint names.
+    exact: multiply in floating point on the CPU as well, as most runtimes do, where the kernels round activations to
+        int8. It is slower, and the results hardly differ (docs/kernels.md says by how much).
+    cache: keep the packed weights, in the kernels' layout, in ``.tiles`` beside the checkpoint. The next load then only
+        maps that file, and all processes that load it share its memory.
     """
     source = ModelFolder(folder)
     dtype = dtype or stored_dtype(source)

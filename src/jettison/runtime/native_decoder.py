@@ -1,7 +1,7 @@
-"""Whole tokens without Python or PyTorch in between: the C++ decoder (``kernels/cpu/engine.cpp``) on a loaded model.
+"""The native decoder: a loaded model in the C++ decoder (``kernels/cpu/engine.cpp``), one call per batch of tokens.
 
-It serves decoders of the llama kind: RMS norms, rotary positions, gated MLPs. What it does not know it refuses, and
-says why; such a model runs as it is, in transformers, with packed linears.
+It supports decoders like llama: RMS norms, rotary positions, gated MLPs. It refuses any other model with the reason;
+such a model runs in transformers, with packed linears.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ from jettison.kernels.specs import (
 )
 
 FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma3_text")
-ROPES = ("default", "linear", "llama3", "yarn")  # whose frequencies do not depend on the length
+ROPES = ("default", "linear", "llama3", "yarn")  # types whose frequencies do not depend on the length
 CACHES = {"float32": 0, "bfloat16": 1, "int8": 3}  # see Type in cpu/tiles.h
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
 FULL = 6  # see Status in cpu/isa.h
@@ -37,24 +37,29 @@ AT_ONCE = 512  # rows: kMostAtOnce in cpu/engine.cpp
 
 
 class Unsupported(JettisonError):
-    """The decoder does not know this model; the message says what of it."""
+    """The decoder does not support this model; the message says which part of it."""
 
 
 class NativeDecoder:
-    """A model in the decoder. The model's tensors are used where they are, so it is kept alive.
+    """A model in the C++ decoder. The decoder reads the model's tensors in place, so this object keeps the model alive.
 
-    Raises Unsupported for what the decoder does not know.
+    Raises Unsupported for a model that the decoder does not support.
     """
 
     def __init__(self, model: nn.Module, stand_ins: Mapping[str, nn.Module] | None = None):
-        """stand_ins: linears in the place of others, by the path of these (LoRA adapters stay): a view of the model in
-        fewer bits, which may read and write the sessions of the model itself."""
-        self._held: list[object] = [model]
-        places = {path: model.get_submodule(path) for path in stand_ins or {}}
-        places = {path: place.base if isinstance(place, Adapted) else place for path, place in places.items()}
-        self._stand_ins = {id(place): stand_ins[path] for path, place in places.items()}
+        """model: a causal language model of transformers, on the CPU.
+
+        stand_ins: path of a linear -> module that replaces it (LoRA adapters stay), for a view of the model in fewer
+            bits. The view can read and write sessions of the model's own decoder.
+        """
+        self._kept_alive: list[object] = [model]  # the C++ side holds addresses into these
+        originals = {path: model.get_submodule(path) for path in stand_ins or {}}
+        originals = {
+            path: original.base if isinstance(original, Adapted) else original for path, original in originals.items()
+        }
+        self._stand_ins = {id(original): stand_ins[path] for path, original in originals.items()}
         config = model.config.get_text_config()
-        _require(native.library() is not None, "the CPU kernels are not there")
+        _require(native.library() is not None, "the CPU kernels are missing")
         _require(config.model_type in FAMILIES, f"{config.model_type} models are not among {', '.join(FAMILIES)}")
         core, head = model.model, model.lm_head
         _require(next(core.parameters()).is_cpu, "it is not on the CPU")
@@ -67,7 +72,7 @@ class NativeDecoder:
         spec.head_dim, spec.intermediate = attention.head_dim, config.intermediate_size
         self._rope(spec, core.rotary_emb, config)
         embedding = core.embed_tokens.weight
-        _require(embedding.dtype in (torch.float32, torch.bfloat16), f"its embedding is of {embedding.dtype}")
+        _require(embedding.dtype in (torch.float32, torch.bfloat16), f"its embedding is of type {embedding.dtype}")
         spec.embedding, spec.embedding_type = self._keep(embedding.detach()), int(embedding.dtype == torch.bfloat16)
         scale = getattr(core.embed_tokens, "embed_scale", None)
         spec.embedding_scale = 1.0 if scale is None else float(scale.to(embedding.dtype))
@@ -81,16 +86,19 @@ class NativeDecoder:
         self.vocabulary, self.limit = config.vocab_size, config.max_position_embeddings
         self.layers = len(core.layers)
         self._library = _declared(native.library())
-        made = POINTER()
-        status = self._library.jettison_engine_new(ctypes.byref(spec), ctypes.byref(made))
+        handle = POINTER()
+        status = self._library.jettison_engine_new(ctypes.byref(spec), ctypes.byref(handle))
         native.raise_thrown(status)
         _require(not status, "the sizes of its matrices do not fit its configuration")
-        self.handle = made.value
+        self.handle = handle.value
         weakref.finalize(self, self._library.jettison_engine_free, self.handle)
 
     def session(self, capacity: int | None = None, cache: str = "bfloat16") -> "Session":
-        """Room for ``capacity`` tokens, by default as many as the model has positions for. cache: of what type keys and
-        values are, float32, bfloat16 or int8 (with a scale for each head and position)."""
+        """Return an empty session.
+
+        capacity: how many tokens it has room for; by default all positions of the model.
+        cache: type of keys and values: float32, bfloat16 or int8 (with a scale for every head and position).
+        """
         return Session(self, self.limit if capacity is None else capacity, cache)
 
     def forward(
@@ -103,14 +111,21 @@ class NativeDecoder:
         parents: Sequence[int] | None = None,
         halves: bytes | None = None,
     ) -> torch.Tensor:
-        """Append token i to session i. Returns the logits, float32 (rows wanted, vocabulary).
+        """Append token i to session i.
 
-        Tokens of the same session follow each other. activation_bits: of activations where they meet packed weights, 8
-        or 15; 15 are two int8 numbers each, which costs a few rows nothing, for weights are what is waited for, and
-        many rows twice the time. parents: of each row the number of the row that it follows, or -1 for what the session
-        held, where drafts branch; see ``Session.keep``. halves: of each block whether attention (1) and MLP (2) run;
-        the model without the rest writes no keys and values there. Nothing is appended if a session is full or a token
-        is not in the vocabulary, UsageError, or if memory runs out, JettisonError.
+        tokens: ids, one per row. Rows of the same session are appended in order.
+        sessions: one per row.
+        wanted: for every row whether its logits are returned.
+        activation_bits: 8 or 15, of activations that are multiplied with packed weights. 15 bits are stored as two int8
+            numbers. That costs no time for a few rows, which wait for the weights, and doubles the time of many rows.
+        parents: for drafts that branch: for every row the index of the row that it follows, or -1 if it follows the
+            tokens that the session already had. See ``Session.keep``. None: every row follows the one before.
+        halves: for every block a sum of bits: 1 if its attention runs, 2 if its MLP runs. Attention that does not run
+            writes no keys and values. None: everything runs.
+
+        Returns the logits (rows wanted, vocabulary) float32.
+        Raises UsageError if a session is full or a token is not in the vocabulary, JettisonError if memory runs out.
+        Nothing is appended in these cases.
         """
         check_activation_bits(activation_bits)
         count = len(tokens)
@@ -130,8 +145,8 @@ class NativeDecoder:
             raise UsageError(f"{count} more tokens: a session has room for {room}")
         if status:
             raise UsageError(
-                f"the tokens {list(tokens)[:8]}...: at least one, each from 0 to {self.vocabulary - 1}"
-                + ("" if parents is None else f", after parents that came before: {list(parents)[:8]}...")
+                f"the tokens {list(tokens)[:8]}...: at least one is needed, each from 0 to {self.vocabulary - 1}"
+                + ("" if parents is None else f", and parents must be earlier rows: {list(parents)[:8]}...")
             )
         return logits
 
@@ -150,6 +165,7 @@ class NativeDecoder:
             setattr(layer, name, None if norm is None else self._norm(norm))
         linears = {"o": attention.o_proj}
         if hasattr(attention, "qkv_proj"):
+            # phi3: fused projections; without k, v and up, the C++ side splits the outputs of q and gate
             linears |= {"q": attention.qkv_proj, "gate": mlp.gate_up_proj, "down": mlp.down_proj}
         else:
             linears |= {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
@@ -159,7 +175,7 @@ class NativeDecoder:
                 linears |= {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
         for name, module in linears.items():
             setattr(layer, name, self._linear(module))
-        kinds = getattr(config, "layer_types", None)  # without, a window is every block's
+        kinds = getattr(config, "layer_types", None)  # if missing, every block has the window
         sliding = kinds is None or kinds[attention.layer_idx] == "sliding_attention"
         layer.window = sliding * (getattr(config, "sliding_window", None) or 0)
         layer.rope = int(config.model_type == "gemma3_text" and bool(layer.window))
@@ -169,7 +185,7 @@ class NativeDecoder:
         for spec, expert in zip(experts, mlp.experts, strict=True):
             for name in EXPERT:
                 setattr(spec, name, self._linear(getattr(expert, f"{name}_proj")))
-        self._held.append(experts)
+        self._kept_alive.append(experts)
         layer.router, layer.experts, layer.expert_count = self._dense(mlp.gate.weight), experts, len(experts)
         layer.chosen, layer.normalized = config.num_experts_per_tok, bool(config.norm_topk_prob)
 
@@ -180,7 +196,7 @@ class NativeDecoder:
         for number, (prefix, rule) in enumerate(zip(prefixes, rules, strict=True)):
             _require(rule["rope_type"] in ROPES, f"its positions are of type {rule['rope_type']}")
             frequency = getattr(rotary, f"{prefix}inv_freq", None)
-            if frequency is None:  # no block is of this kind
+            if frequency is None:  # no block has this kind of attention
                 continue
             frequency = frequency.float().contiguous()
             spec.frequency[number], spec.rotary = self._keep(frequency), 2 * len(frequency)
@@ -188,6 +204,7 @@ class NativeDecoder:
 
     def _norm(self, norm: nn.Module) -> int:
         weight = norm.weight.detach().float()
+        # Gemma's norms multiply by 1 + weight
         return self._keep(1.0 + weight if type(norm).__name__.startswith("Gemma") else weight)
 
     def _linear(self, module: nn.Module) -> LinearSpec:
@@ -202,7 +219,7 @@ class NativeDecoder:
         spec.bias = None if bias is None else self._keep(bias.detach().float())
         if isinstance(module, PackedLinear):
             tiled = module.tiled()
-            _require(tiled is not None, f"the kernels do not serve {module.grid}")
+            _require(tiled is not None, f"the kernels do not support {module.grid}")
             module = tiled
         if isinstance(module, TiledLinear):
             spec.tiles, spec.tiles_bytes = self._keep(module.tiles), module.tiles.nbytes
@@ -216,43 +233,54 @@ class NativeDecoder:
 
     def _dense(self, weight: torch.Tensor) -> LinearSpec:
         spec, weight = LinearSpec(), weight.detach()
-        _require(weight.dtype in (torch.float32, torch.bfloat16), f"a matrix is of {weight.dtype}")
+        _require(weight.dtype in (torch.float32, torch.bfloat16), f"a matrix is of type {weight.dtype}")
         spec.rows, spec.columns = weight.shape
         spec.tiles, spec.tiles_bytes, spec.bits = self._keep(weight), weight.nbytes, 8 * weight.itemsize
         return spec
 
     def _keep(self, tensor: torch.Tensor) -> int:
+        """Keep a tensor alive as long as the decoder. Returns its address."""
         tensor = tensor.contiguous()
-        self._held.append(tensor)
+        self._kept_alive.append(tensor)
         return tensor.data_ptr()
 
 
 class Session:
-    """Keys and values of one sequence."""
+    """Keys and values of one sequence in the native decoder.
+
+    Raises UsageError for an unknown type of cache or a capacity that the model has no positions for, JettisonError if
+    memory runs out.
+    """
 
     def __init__(self, decoder: NativeDecoder, capacity: int, cache: str):
         if cache not in CACHES:
-            raise UsageError(f"cache {cache!r}: it is one of {', '.join(CACHES)}")
+            raise UsageError(f"cache {cache!r}: it must be one of {', '.join(CACHES)}")
         if not 1 <= capacity <= decoder.limit:
             raise UsageError(f"room for {capacity} tokens: the model has positions for 1 to {decoder.limit}")
         self.decoder, self.capacity, self._library = decoder, capacity, decoder._library
-        made = POINTER()
-        if self._library.jettison_session_new(decoder.handle, capacity, CACHES[cache], ctypes.byref(made)):
+        handle = POINTER()
+        if self._library.jettison_session_new(decoder.handle, capacity, CACHES[cache], ctypes.byref(handle)):
             raise JettisonError(f"no memory for the keys and values of {capacity} tokens as {cache}")
-        self.handle = made.value
+        self.handle = handle.value
         weakref.finalize(self, self._library.jettison_session_free, self.handle)
 
     @property
     def length(self) -> int:
+        """Number of tokens in the session."""
         return self._library.jettison_session_length(self.handle)
 
     def append(self, tokens: Sequence[int], every: bool = False, activation_bits: int = 8, **branches) -> torch.Tensor:
-        """Logits after the last token, (1, vocabulary), or after each, (n, vocabulary). See
-        ``NativeDecoder.forward``."""
+        """Append n tokens to this session; see ``NativeDecoder.forward`` for the options.
+
+        Returns the logits after the last token (1, vocabulary), or with ``every`` after all tokens (n, vocabulary). If
+        anything is raised, Ctrl-C included, the session is as before.
+        """
         wanted = [every or i == len(tokens) - 1 for i in range(len(tokens))]
         step = len(tokens) if branches.get("parents") or self.length + len(tokens) > self.capacity else AT_ONCE
         parts, before = [], self.length
-        try:  # a long prompt in parts, as the decoder reads it anyway: Python hears of Ctrl-C between calls
+        # A long prompt goes in parts, as the decoder splits it anyway, so that Ctrl-C takes effect between the calls.
+        # Branches and tokens that do not fit go in one call: parents count rows of one call, and the call refuses all.
+        try:
             for first in range(0, max(1, len(tokens)), max(1, step)):
                 part = slice(first, first + step)
                 parts.append(
@@ -266,17 +294,21 @@ class Session:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def cut(self, length: int) -> None:
-        """Forget what follows the first ``length`` tokens."""
+        """Remove all but the first ``length`` tokens."""
         self._library.jettison_session_cut(self.handle, length)
 
     def keep(self, length: int, slots: Sequence[int]) -> None:
-        """Of what follows the first ``length`` tokens, keep those at ``slots``, rising, and forget the rest."""
+        """Keep the first ``length`` tokens and, after them, only the tokens at ``slots``.
+
+        slots: positions of at least ``length``, in ascending order: the accepted branch of a verified draft.
+        Raises UsageError for other positions.
+        """
         status = self._library.jettison_session_keep(
             self.decoder.handle, self.handle, length, (INT64 * len(slots))(*slots), len(slots)
         )
         if status:
             raise UsageError(
-                f"slots {list(slots)[:8]} after {length} tokens: rising, from {length} to {self.length - 1}"
+                f"slots {list(slots)[:8]} after {length} tokens: they must ascend, from {length} to {self.length - 1}"
             )
 
 
@@ -286,6 +318,7 @@ def _require(holds: bool, otherwise: str) -> None:
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Declare the argument types of the decoder's C functions."""
     library.jettison_engine_new.argtypes = [POINTER, POINTER]
     library.jettison_engine_free.argtypes, library.jettison_engine_free.restype = [POINTER], None
     library.jettison_session_new.argtypes = [POINTER, INT64, INT, POINTER]

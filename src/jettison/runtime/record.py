@@ -1,14 +1,14 @@
-"""What is known of texts while they are written, and afterwards: timings, drafts, and why they ended."""
+"""Records of a generation, filled while it runs: timings, draft tokens, and why each text ended."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-STOP, LENGTH = "stop", "length"  # why a text is over: an end token or a stop text; as many tokens as were asked for
+STOP, LENGTH = "stop", "length"  # finish reasons: an end token or a stop text; the requested number of tokens
 
 
 @dataclass
 class Timings:
-    """Tokens and seconds of reading prompts, and of writing after the first token."""
+    """Tokens and seconds: of reading prompts (read, reading), and of the tokens after the first (written, writing)."""
 
     read: int = 0
     reading: float = 0.0
@@ -17,18 +17,24 @@ class Timings:
 
     @property
     def prefill(self) -> float:
-        """Tokens per second."""
+        """Prompt tokens read per second."""
         return self.read / self.reading if self.reading else 0.0
 
     @property
     def decode(self) -> float:
-        """Tokens per second."""
+        """Tokens written per second, the first one not counted."""
         return self.written / self.writing if self.writing else 0.0
 
 
 @dataclass(frozen=True)
 class Round:
-    """kind: model, lookup or none. steps: of the draft model. proposed: tokens verified. taken: how many of those."""
+    """One round of speculative decoding: propose, verify, accept.
+
+    kind: where the draft tokens came from: model, lookup or none.
+    steps: how often the draft model ran.
+    proposed: draft tokens that the target verified.
+    taken: how many of them it accepted.
+    """
 
     kind: str
     steps: int
@@ -38,27 +44,31 @@ class Round:
 
 @dataclass
 class Speculation:
-    """What became of the draft tokens of a text."""
+    """The rounds of speculative decoding of one text."""
 
     rounds: list[Round] = field(default_factory=list)
 
     @property
     def acceptance(self) -> float:
-        """Of the tokens that were judged (those after the first refused one are not), the share that was taken."""
-        drafted = [each for each in self.rounds if each.proposed]
-        taken = sum(each.taken for each in drafted)
-        judged = taken + sum(each.taken < each.proposed for each in drafted)
+        """Share of judged draft tokens that were accepted. A round judges none after the first rejected one."""
+        drafted = [r for r in self.rounds if r.proposed]
+        taken = sum(r.taken for r in drafted)
+        judged = taken + sum(r.taken < r.proposed for r in drafted)  # a round rejects at most one token
         return taken / judged if judged else 0.0
 
     @property
     def tokens_per_step(self) -> float:
-        """Tokens written for each time that the target read its weights."""
-        return 1 + sum(each.taken for each in self.rounds) / len(self.rounds) if self.rounds else 1.0
+        """Tokens written per pass of the target over its weights."""
+        return 1 + sum(r.taken for r in self.rounds) / len(self.rounds) if self.rounds else 1.0
 
 
 @dataclass
 class Record:
-    """finish_reasons: of each row STOP or LENGTH, None while it is being written. Timings are of all rows together."""
+    """Record of a batch of texts.
+
+    finish_reasons: STOP or LENGTH for each row, None while the row is being written.
+    timings, speculation: of all rows together.
+    """
 
     finish_reasons: list[str | None]
     timings: Timings = field(default_factory=Timings)
@@ -67,7 +77,7 @@ class Record:
 
 @dataclass
 class Tokens:
-    """Iterates over (row, token) as they come; ``record`` fills meanwhile."""
+    """Generated tokens. Iterating yields (row, token) pairs as they are written, and fills ``record``."""
 
     pairs: Iterator[tuple[int, int]]
     record: Record

@@ -1,4 +1,4 @@
-"""Which token comes next: from logits, under the usual settings."""
+"""Choose the next token from logits: temperature, top-k, top-p, min-p and repetition penalty."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ import torch
 from jettison.core.errors import JettisonError, UsageError
 from jettison.core.numbers import check_seed
 
-COLDEST = 1e-6  # below, the likeliest token is certain, and logits / temperature may leave float32
-MOST = 1e3  # of temperature; of a penalty, and of its inverse
-RULES = {  # setting -> its type, whether a value is valid, and what is, in words
+COLDEST = 1e-6  # lower temperatures count as 0: the likeliest token is certain, and logits / temperature may overflow
+MOST = 1e3  # upper limit of the temperature, of a penalty and of a penalty's inverse
+RULES = {  # setting -> (type, test of a value, the valid values in words)
     "temperature": (Real, lambda value: 0 <= value <= MOST, f"0 to {MOST:g}"),
     "top_k": (Integral, lambda value: value >= 0, "0 (all) or more"),
     "top_p": (Real, lambda value: 0 < value <= 1, "more than 0, at most 1"),
@@ -23,15 +23,18 @@ RULES = {  # setting -> its type, whether a value is valid, and what is, in word
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0, or below a millionth: always the likeliest token, whatever the rest says. Filters apply in this
-    order.
+    """Settings of sampling. They apply in the order of this list.
 
-    repetition_penalty: logits of tokens that were there before are divided by it, or multiplied where negative
-    (arXiv:1909.05858, section 4.1). temperature: logits are divided by it. top_k: only the k likeliest (0: all).
-    top_p: only the likeliest that make up p together (arXiv:1904.09751). min_p: only what is at least p times as likely
-    as the likeliest (arXiv:2407.01082).
+    repetition_penalty: the logit of every earlier token is divided by it, or multiplied where the logit is negative
+        (arXiv:1909.05858, section 4.1).
+    temperature: logits are divided by it. With 0, or less than a millionth, the likeliest token is always chosen, and
+        top_k, top_p and min_p have no effect.
+    top_k: keep the k likeliest tokens; 0 keeps all.
+    top_p: keep the likeliest tokens whose probabilities add up to p (arXiv:1904.09751).
+    min_p: keep tokens that are at least p times as likely as the likeliest one (arXiv:2407.01082).
+    seed: of the random numbers; row i of a batch uses seed + i.
 
-    Raises UsageError for a value that is no number, or out of range.
+    Raises UsageError for a value that is not a number or is out of range.
     """
 
     temperature: float = 0.0
@@ -43,32 +46,39 @@ class Sampling:
 
     def __post_init__(self):
         check_seed(self.seed)
-        for name, (kind, fine, valid) in RULES.items():
+        for name, (kind, is_valid, valid) in RULES.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kind) or not fine(value):
+            if isinstance(value, bool) or not isinstance(value, kind) or not is_valid(value):
                 raise UsageError(f"{name} = {value!r}: it must be {valid}")
         if self.temperature < COLDEST:
             object.__setattr__(self, "temperature", 0.0)
 
     def generator(self, row: int) -> torch.Generator:
-        """Of a row of a batch, so that a text does not depend on its neighbours."""
+        """Return a random generator for one row of a batch, so that a text does not depend on its neighbours."""
         return torch.Generator().manual_seed(self.seed + row)
 
     def choose(self, logits: torch.Tensor, before: Sequence[int], rng: torch.Generator) -> int:
-        """logits: float32 (vocabulary), changed in place. before: the tokens so far, prompt included."""
+        """Choose the next token.
+
+        logits: (vocabulary) float32, changed in place.
+        before: the tokens so far, prompt included.
+        """
         if self.temperature == 0:
             return self.likeliest(logits, before)
         return int(torch.multinomial(self.chances(logits, before), 1, generator=rng))
 
     def likeliest(self, logits: torch.Tensor, before: Sequence[int]) -> int:
+        """Return the likeliest token after the repetition penalty; arguments as in ``choose``."""
         self._penalize(logits, before)
-        token = int(logits.argmax())  # of a value that is not a number, where there is one
+        token = int(logits.argmax())  # argmax prefers NaN, so the check below sees any NaN
         _check_finite(logits[token])
         return token
 
     def chances(self, logits: torch.Tensor, before: Sequence[int]) -> torch.Tensor:
-        """(vocabulary), not normalized where filters took something: what ``choose`` draws from, if temperature > 0.
-        logits: changed in place."""
+        """Return the probabilities (vocabulary) that ``choose`` draws from if temperature > 0.
+
+        They do not add up to 1 if a filter removed tokens. logits: changed in place.
+        """
         self._penalize(logits, before)
         _check_finite(logits.max())
         if self.top_k and self.top_k < len(logits):
@@ -76,8 +86,8 @@ class Sampling:
         chances = (logits / self.temperature).softmax(-1)
         if self.top_p < 1:
             ordered, places = chances.sort(descending=True)
-            passed = ordered.cumsum(-1) - ordered >= self.top_p  # not by the token that passes p: it stays
-            passed[0] = False  # p may be 0 in float32
+            passed = ordered.cumsum(-1) - ordered >= self.top_p  # sum before the token: the one that passes p stays
+            passed[0] = False  # a tiny p is 0 in float32, which would remove every token
             chances[places[passed]] = 0.0
         if self.min_p:
             chances[chances < self.min_p * chances.max()] = 0.0

@@ -1,7 +1,7 @@
-"""A sequence that is read, drafted and verified in one cache of keys and values: in the decoder, or in transformers.
+"""The target of speculative decoding: one sequence and its key-value cache, in the native decoder or in transformers.
 
-The draft model writes its keys and values where the target's will be, and reads the target's for what came before; what
-it wrote is forgotten before the target verifies (SWIFT, arXiv:2410.06916, shares its cache in this way).
+The draft model shares the cache (as in SWIFT, arXiv:2410.06916): it reads the target's keys and values of earlier
+tokens, and writes its own after them. Its entries are removed before the target verifies.
 """
 
 from collections.abc import Sequence
@@ -19,30 +19,37 @@ from jettison.runtime.native_decoder import NativeDecoder
 
 
 class Target(Protocol):
-    """Logits are float32 on the CPU. ``branching``: whether rows may follow others than the one before."""
+    """A sequence that can be drafted for and verified. Logits are float32 on the CPU."""
 
-    branching: bool
-    room: int  # for so many tokens more
+    branching: bool  # whether verified tokens may form a tree, not only a chain
+    room: int  # how many more tokens fit
 
     def read(self, tokens: Sequence[int]) -> torch.Tensor:
         """Append a prompt. Returns the logits (vocabulary) after its last token."""
 
     def draft(self, token: int) -> torch.Tensor:
-        """Append a token by the draft model. Returns its logits (vocabulary)."""
+        """Append a token with the draft model. Returns the draft model's logits (vocabulary)."""
 
     def undraft(self) -> None:
-        """Forget what the draft model appended."""
+        """Remove the tokens that the draft model appended."""
 
     def verify(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
-        """Append tokens; see ``NativeDecoder.forward`` for parents. Returns the logits (tokens, vocabulary)."""
+        """Append tokens with the target. Returns the logits (tokens, vocabulary).
+
+        parents: for every token the index of the token that it follows; see ``NativeDecoder.forward``.
+        """
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Of what was verified last, keep these rows, rising, and forget the rest."""
+        """Keep these rows of the last verified tokens, in ascending order, and remove the others."""
 
 
 class NativeTarget:
-    """activation_bits: for all but the prompt; see ``NativeDecoder.forward``. drafter: the decoder of a view, whose
-    keys and values lie where the target's do; the target's own without one."""
+    """A sequence of the native decoder.
+
+    activation_bits: 8 or 15, for all tokens but the prompt; see ``NativeDecoder.forward``.
+    skip: names of the units that the draft model leaves out (see ``graph.halves``).
+    drafter: the decoder of a view (the draft model), which uses the target's cache; by default the target's decoder.
+    """
 
     branching = True
 
@@ -69,9 +76,9 @@ class NativeTarget:
         return self.session.capacity - self.session.length
 
     def read(self, tokens: Sequence[int]) -> torch.Tensor:
-        found = self.session.append(tokens)[0]
+        logits = self.session.append(tokens)[0]
         self._before = self.session.length
-        return found
+        return logits
 
     def draft(self, token: int) -> torch.Tensor:
         return self.drafter.forward([token], [self.session], [True], self.activation_bits, halves=self._halves)[0]
@@ -80,7 +87,7 @@ class NativeTarget:
         self.session.cut(self._before)
 
     def cut(self, length: int) -> None:
-        """Forget what follows the first ``length`` tokens."""
+        """Remove all but the first ``length`` tokens."""
         self.session.cut(length)
         self._before = self.session.length
 
@@ -96,7 +103,7 @@ class NativeTarget:
 
 
 class TorchTarget:
-    """A model of transformers. Its cache keeps all positions, also where attention has a window."""
+    """A sequence of a transformers model. Its cache keeps all positions, also in layers with windowed attention."""
 
     branching = False
 
@@ -113,8 +120,8 @@ class TorchTarget:
     @torch.no_grad()
     def _append(self, tokens: Sequence[int], last: int) -> torch.Tensor:
         ids = torch.tensor([list(tokens)], device=self.model.device)
-        found = run_model(self.model, ids, past_key_values=self._cache, use_cache=True, logits_to_keep=last)
-        return found.logits[0].float().cpu()
+        output = run_model(self.model, ids, past_key_values=self._cache, use_cache=True, logits_to_keep=last)
+        return output.logits[0].float().cpu()
 
     def read(self, tokens: Sequence[int]) -> torch.Tensor:
         self._before += len(tokens)
@@ -127,10 +134,9 @@ class TorchTarget:
             return self._append([token], 1)[-1]
 
     def undraft(self) -> None:
-        """Layers that the draft left out hold fewer positions than the others."""
-        for layer in self._cache.layers:
+        for layer in self._cache.layers:  # layers that the draft model left out hold fewer positions than the others
             if layer.is_initialized and layer.keys.shape[-2] > self._before:
-                layer.keys, layer.values = (each[..., : self._before, :] for each in (layer.keys, layer.values))
+                layer.keys, layer.values = (tensor[..., : self._before, :] for tensor in (layer.keys, layer.values))
 
     def verify(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
         return self._append(tokens, len(tokens))

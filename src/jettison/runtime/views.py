@@ -1,4 +1,4 @@
-"""A model's linears in fewer bits, for its own draft: made once from the weights at hand, kept in the cache folder."""
+"""Views: a model's linears rounded to fewer bits, as a draft model. Made once, and kept in the cache folder."""
 
 from dataclasses import asdict
 
@@ -22,21 +22,24 @@ from jettison.runtime.speculative.draft import View
 
 
 def view_linears(source: ModelFolder, model: nn.Module, view: View) -> dict[str, nn.Module]:
-    """Path of a linear -> what stands in for it, tiled for the kernels. Rounded to nearest, the range of each group
-    searched; what has no more bits than the view stays.
+    """Round linears of the view's roles to its bits, tiled for the kernels; those with no more bits are left out.
 
-    Raises UsageError where nothing has more bits.
+    Weights are rounded to nearest, with a search for the range of every group.
+    Returns path of a linear -> module that replaces it in the draft model.
+    Raises UsageError if no linear has more bits than the view.
     """
     linears = [
-        linear for linear in source.anatomy if set(linear.roles) & set(view.roles) and _more(model, linear, view)
+        linear
+        for linear in source.anatomy
+        if set(linear.roles) & set(view.roles) and _has_more_bits(model, linear, view)
     ]
     if not linears:
         raise UsageError(f"a draft with {view}: no linear of {source.name} has more bits")
     key = digest(source.fingerprint(), asdict(view), str(model.dtype), LAYOUT)
     path = cache_folder() / "views" / f"{key}.safetensors"
     sizes = {linear.name: (linear.rows, linear.columns, view_grid(linear, view)) for linear in linears}
-    if (found := read_linears(path, key, sizes)) is not None:
-        return found
+    if (cached := read_linears(path, key, sizes)) is not None:
+        return cached
     stand_ins = {}
     with bar("draft", len(linears)) as progress:
         for linear in linears:
@@ -48,7 +51,7 @@ def view_linears(source: ModelFolder, model: nn.Module, view: View) -> dict[str,
         try:
             write_tiled(_together(stand_ins), path, key)
         except JettisonError as error:
-            say(f"note: the draft's weights are made again each time: {error}")
+            say(f"note: the draft's weights cannot be cached and are computed again next time: {error}")
     return stand_ins
 
 
@@ -57,7 +60,7 @@ def _base(model: nn.Module, linear: Linear) -> nn.Module:
     return module.base if isinstance(module, Adapted) else module
 
 
-def _more(model: nn.Module, linear: Linear, view: View) -> bool:
+def _has_more_bits(model: nn.Module, linear: Linear, view: View) -> bool:
     module = _base(model, linear)
     return not isinstance(module, nn.Embedding) and (
         not isinstance(module, QuantizedLinear) or module.grid.bits > view.bits
@@ -65,21 +68,23 @@ def _more(model: nn.Module, linear: Linear, view: View) -> bool:
 
 
 def view_grid(linear: Linear, view: View) -> Grid:
+    """Return the grid of a linear in a view; whole rows are one group if the group size does not divide them."""
     return UniformGrid(view.bits, view.group_size if linear.columns % view.group_size == 0 else WHOLE_ROW)
 
 
 def rounded(weight: torch.Tensor, grid: Grid) -> QuantizedWeight:
+    """Quantize a weight (rows, columns) without calibration, by the default method that needs none."""
     return find("quantize", default_method("quantize_at_once")).function(weight, grid, None)
 
 
 def _together(linears: dict[str, nn.Module]) -> nn.Module:
-    """One module that has each linear at its path."""
+    """Return one module that holds every linear at its path, as ``write_tiled`` needs."""
     whole = nn.Module()
     for path, linear in linears.items():
-        at = whole
+        parent = whole
         for name in path.split(".")[:-1]:
-            if not hasattr(at, name):
-                at.add_module(name, nn.Module())
-            at = getattr(at, name)
-        at.add_module(path.rpartition(".")[2], linear)
+            if not hasattr(parent, name):
+                parent.add_module(name, nn.Module())
+            parent = getattr(parent, name)
+        parent.add_module(path.rpartition(".")[2], linear)
     return whole

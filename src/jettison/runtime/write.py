@@ -1,4 +1,4 @@
-"""The token loop: prompts in, tokens out, by the decoder or by PyTorch."""
+"""The loop of plain generation: read prompts, then choose tokens one by one, by the native decoder or by PyTorch."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -14,17 +14,22 @@ from jettison.runtime.sampling import Sampling
 
 
 class Reader(Protocol):
-    """Sequences that grow. Logits are float32 on the CPU."""
+    """A batch of sequences that tokens are appended to. Logits are float32 on the CPU."""
 
     def read(self, row: int, tokens: Sequence[int]) -> torch.Tensor:
-        """Append a prompt to a sequence. Returns the logits (vocabulary) after its last token."""
+        """Append tokens to one sequence. Returns the logits (vocabulary) after the last token."""
 
     def step(self, rows: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        """Append a token to each of some sequences. Returns the logits (rows, vocabulary)."""
+        """Append one token to each sequence of ``rows``. Returns the logits (rows, vocabulary)."""
 
 
 class NativeReader:
-    """activation_bits: for the tokens that are written one by one; see ``NativeDecoder.forward``."""
+    """Sequences of the native decoder.
+
+    capacities: for every sequence the number of tokens it has room for.
+    cache: type of keys and values; see ``NativeDecoder.session``.
+    activation_bits: 8 or 15, for the tokens that are written one by one; prompts are read with 8.
+    """
 
     def __init__(self, decoder: NativeDecoder, capacities: Sequence[int], cache: str, activation_bits: int):
         self.decoder, self.sessions = decoder, [decoder.session(capacity, cache) for capacity in capacities]
@@ -40,7 +45,7 @@ class NativeReader:
 
 
 class TorchReader:
-    """A model of transformers, one sequence at a time."""
+    """Sequences of a transformers model, which runs one sequence at a time."""
 
     def __init__(self, model: nn.Module, count: int):
         self.model, self.caches = model, [None] * count
@@ -48,9 +53,9 @@ class TorchReader:
     @torch.no_grad()
     def read(self, row: int, tokens: Sequence[int]) -> torch.Tensor:
         ids = torch.tensor([tokens], device=self.model.device)
-        found = run_model(self.model, ids, past_key_values=self.caches[row], use_cache=True, logits_to_keep=1)
-        self.caches[row] = found.past_key_values
-        return found.logits[0, -1].float().cpu()
+        output = run_model(self.model, ids, past_key_values=self.caches[row], use_cache=True, logits_to_keep=1)
+        self.caches[row] = output.past_key_values
+        return output.logits[0, -1].float().cpu()
 
     def step(self, rows: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
         return torch.stack([self.read(row, [token]) for row, token in zip(rows, tokens, strict=True)])
@@ -64,13 +69,16 @@ def write(
     ends: set[int],
     record: Record,
 ) -> Iterator[tuple[int, int]]:
-    """(row, token) as they come, at most ``tokens`` for each prompt; a row ends before a token of ``ends``.
+    """Generate tokens for several prompts at once. Yields (row, token) pairs as tokens are chosen.
 
-    record: its finish reasons are None, and in the end STOP or LENGTH. Whoever reads the tokens may set one before
-    asking for the next: the row is then over. Only rows that go on cost a step.
+    prompts: token ids.
+    tokens: how many at most are written after each prompt.
+    ends: end tokens; a row ends before the first of them.
+    record: filled while tokens are read. Finish reasons are None at first, STOP or LENGTH in the end. The caller may
+        set the reason of a row before it asks for the next token; the row then ends. Rows that ended cost no time.
     """
     timings, reasons = record.timings, record.finish_reasons
-    chances = [sampling.generator(row) for row in range(len(prompts))]
+    generators = [sampling.generator(row) for row in range(len(prompts))]
     seen = [list(prompt) for prompt in prompts]
     start = time.perf_counter()
     logits = {row: reader.read(row, prompt) for row, prompt in enumerate(prompts)}
@@ -78,8 +86,8 @@ def write(
     timings.reading += time.perf_counter() - start
     for number in range(tokens):
         start, chosen = time.perf_counter(), {}
-        for row, each in logits.items():
-            token = sampling.choose(each, seen[row], chances[row])
+        for row, row_logits in logits.items():
+            token = sampling.choose(row_logits, seen[row], generators[row])
             if token in ends:
                 reasons[row] = STOP
             else:

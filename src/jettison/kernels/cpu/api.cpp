@@ -1,4 +1,4 @@
-// What Python sees: C functions that check every size before they touch memory.
+// The C functions that Python calls. They check every size before they access memory.
 
 #include <cstdint>
 #include <stdexcept>
@@ -26,14 +26,16 @@ int64_t size_of(int type) { return type == kFloat32 ? 4 : 2; }
 
 }  // namespace
 
-// The version of all that Python sees, and the sizes of the structures in engine.h, in their order: it compares both.
+// Return the version of the interface, and write the sizes of the structures in engine.h, in their order. Python
+// compares both with its own.
 PUBLIC int jettison_abi(int64_t sizes[5]) {
   sizes[0] = sizeof(LinearSpec), sizes[1] = sizeof(ExpertSpec), sizes[2] = sizeof(LayerSpec);
   sizes[3] = sizeof(ModelSpec), sizes[4] = sizeof(RowsSpec);
   return kAbi;
 }
 
-// Throws in a part of parallel work, for tests of what becomes of it. kind 0: nothing, 1: bad_alloc, 2: length_error, 3: an int.
+// Throw in one part of parallel work, for tests of error handling. kind 0: nothing, 1: bad_alloc, 2: length_error, 3:
+// an int.
 PUBLIC int jettison_throw(int kind, int64_t part, int64_t count, int threads) {
   return guarded([&] {
     parallel(count, 1, threads, [&](int64_t first, int64_t last) {
@@ -46,14 +48,14 @@ PUBLIC int jettison_throw(int kind, int64_t part, int64_t count, int threads) {
   });
 }
 
-// 0 if they cannot be counted.
+// Return the number of physical cores, 0 if they cannot be counted.
 PUBLIC int jettison_cores() {
   int count = 0;
   guarded([&] { return count = physical_cores(), kDone; });
   return count;
 }
 
-// y = x Wᵀ + bias for `count` rows of x, whose int8 values are fine or not. threads 0: all physical cores.
+// Compute y = x Wᵀ + bias for `count` rows of x. fine: activations have 15 bits, not 8. threads 0: all physical cores.
 PUBLIC int jettison_linear(const void* x, void* y, int64_t count, int type, const uint8_t* tiles, int64_t tiles_bytes,
                            const uint8_t* zero, int64_t zero_bytes, const float* bias, int64_t rows, int64_t columns,
                            int64_t span, int bits, int middle, int scale_type, int fine, int threads) {
@@ -74,6 +76,7 @@ PUBLIC int jettison_linear(const void* x, void* y, int64_t count, int type, cons
   });
 }
 
+// Pack a weight into tiles; see pack.h.
 PUBLIC int jettison_pack(const uint32_t* words, int64_t words_bytes, int stored_bits, const uint8_t* scale,
                          int64_t scale_bytes, uint8_t* tiles, int64_t tiles_bytes, int64_t rows, int64_t columns,
                          int64_t span, int bits, int scale_type, int threads) {
@@ -91,7 +94,7 @@ PUBLIC int jettison_pack(const uint32_t* words, int64_t words_bytes, int stored_
   });
 }
 
-// Reads `bytes` once, with nothing else to do; the sum keeps compilers from leaving it out.
+// Read `bytes` once, to measure the speed of memory. The sum keeps compilers from removing the reads.
 PUBLIC int jettison_read(const uint8_t* data, int64_t bytes, int streams, int64_t ahead, int threads, uint64_t* sum) {
   if (bytes <= 0 || streams < 1 || streams > 8) return kBadSize;
   return guarded([&] {

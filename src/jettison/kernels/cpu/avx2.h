@@ -1,4 +1,4 @@
-// AVX2: 16 lanes are two registers. With JETTISON_VNNI a dot product is one instruction, else three.
+// AVX2: 16 lanes are two registers. With JETTISON_VNNI a dot product takes one instruction, else three.
 
 #include <immintrin.h>
 
@@ -32,7 +32,7 @@ struct Lanes {
   static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
 
   static __m256i load(const uint8_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
-  static __m256i bits(__m256i block, int shift, int mask) {  // a negative shift is to the left
+  static __m256i bits(__m256i block, int shift, int mask) {  // a negative shift goes left
     block = shift < 0 ? _mm256_slli_epi32(block, -shift) : _mm256_srli_epi32(block, shift);
     return _mm256_and_si256(block, _mm256_set1_epi8(static_cast<char>(mask)));
   }
@@ -42,7 +42,8 @@ struct Lanes {
     Ints block[kBits == 3 ? 3 : 1];
     void load(const uint8_t* at) {
       for (int i = 0; i < (kBits == 3 ? 3 : 1); i++) block[i] = {Lanes::load(at + 64 * i), Lanes::load(at + 64 * i + 32)};
-      // Else each use of a block may become a load of its own. Three blocks would fill the registers.
+      // Keeps the block in a register; else compilers may load it again at every use. Three blocks would fill the
+      // registers.
       if constexpr (kBits != 3) asm("" : "+x"(block[0].low), "+x"(block[0].high));
     }
     Bytes quad(int q) const {
@@ -60,11 +61,12 @@ struct Lanes {
   template <int kBits>
   static __m256i dot(__m256i sum, __m256i quad, __m256i x) {
 #ifdef JETTISON_VNNI
-    // The intrinsic, but for compilers that copy and spill its sum in long loops.
+    // Like the intrinsic, with which some compilers copy and spill the sum in long loops.
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(quad), "x"(x));
     return sum;
 #else
-    // Pairs of products are added in 16 bits with saturation: exact up to 7 bits, so the eighth goes apart.
+    // Pairs of products are added in 16 bits with saturation, which is exact for codes of up to 7 bits. So the eighth
+    // bit is multiplied separately: halved to 0x40, and then doubled by the last factor of 2.
     const __m256i ones = _mm256_set1_epi16(1);
     if constexpr (kBits < 8) return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(quad, x), ones));
     const __m256i rest = bits(quad, 0, 0x7f), half = bits(quad, 1, 0x40);
@@ -80,7 +82,7 @@ struct Lanes {
     return {dot<kBits>(sum.low, quad.low, by), dot<kBits>(sum.high, quad.high, by)};
   }
 
-  // For two of four: see avx512.cpp.
+  // For 2:4 weights; see avx512.cpp.
   static Bytes positive(const int8_t* x) {
     const __m128i some = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), _mm_set1_epi8(-128));
     return {_mm256_broadcastsi128_si256(some), _mm256_broadcastsi128_si256(some)};
@@ -101,7 +103,7 @@ struct Lanes {
 #ifdef JETTISON_VNNI
     return dot<8>(sum, x, value);
 #else
-    // Pairs in 16 bits would saturate, so even and odd bytes are multiplied as 16 bits.
+    // Sums of pairs would saturate in 16 bits, so even and odd bytes are widened to 16 bits and multiplied separately.
     const __m256i even = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(255)),
                                            _mm256_srai_epi16(_mm256_slli_epi16(value, 8), 8));
     const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(x, 8), _mm256_srai_epi16(value, 8));

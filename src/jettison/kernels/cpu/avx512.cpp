@@ -18,7 +18,7 @@ struct Lanes {
   using Floats = __m512;
   using Bytes = __m512i;
 
-  static constexpr int kMaxRows = 8;  // of x that one pass over a tile serves: what the registers hold
+  static constexpr int kMaxRows = 8;  // rows of values that one pass over a tile serves: as many as the registers hold
   static constexpr bool kManyRegisters = true;
 
   static Ints broadcast(int32_t value) { return _mm512_set1_epi32(value); }
@@ -32,7 +32,7 @@ struct Lanes {
     __m512i block[kBits == 3 ? 3 : 1];
     void load(const uint8_t* at) {
       for (int i = 0; i < (kBits == 3 ? 3 : 1); i++) block[i] = _mm512_loadu_si512(at + 64 * i);
-      for (__m512i& each : block) asm("" : "+v"(each));  // else each use of it may become a load of its own
+      for (__m512i& each : block) asm("" : "+v"(each));  // else compilers may load it again at every use
     }
     Bytes quad(int q) const {
       if constexpr (kBits == 8) return block[0];
@@ -51,13 +51,14 @@ struct Lanes {
   static Ints dot(Ints sum, Bytes quad, const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
-    // The intrinsic, but for compilers that copy and spill its sum in long loops.
+    // Like the intrinsic, with which some compilers copy and spill the sum in long loops.
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(quad), "v"(_mm512_set1_epi32(four)));
     return sum;
   }
 
-  // For two of four: 16 activations as x + 128, in every quarter; the positions that field p names; signed values, those
-  // of 4 bits times 16; and what is at those positions.
+  // For 2:4 weights. positive: 16 activations as x + 128, repeated in every quarter of the register. bytes: a block of
+  // 8-bit values. index: the positions that field p names. upper: 4-bit values, signed, times 16. pick: the activations
+  // at the positions.
   static Bytes positive(const int8_t* x) {
     const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
     return _mm512_broadcast_i32x4(_mm_xor_si128(some, _mm_set1_epi8(-128)));

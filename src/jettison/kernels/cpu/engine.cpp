@@ -1,7 +1,8 @@
-// The decoder: rows of tokens in, logits out, with nothing but the kernels in between.
+// The decoder: takes rows of tokens, returns logits.
 //
-// A row is one token of one sequence. Rows of the same sequence follow each other: a prompt is many rows of one, a batch
-// one row of each of many, a draft to be verified a few rows of each. All rows go through a block together.
+// A row is one token of one sequence. Rows of the same sequence are neighbours: a prompt has many rows of one sequence,
+// a batch one row of every sequence, a draft to be verified a few rows of a sequence. All rows go through a block
+// together.
 
 #include "engine.h"
 
@@ -21,7 +22,7 @@ using namespace jettison;
 
 namespace jettison {
 
-constexpr int64_t kMostAtOnce = 512;  // rows that go through the blocks together
+constexpr int64_t kMostAtOnce = 512;  // rows that go through the blocks together; AT_ONCE in runtime/native_decoder.py
 constexpr int64_t kRowsTogether = 8;  // rows of a sequence that share a pass over its keys and values
 
 struct Engine {
@@ -29,7 +30,8 @@ struct Engine {
   std::vector<LayerSpec> layers;
 };
 
-// Keys and values of one sequence: (layer, key-value head, capacity, head_dim), as int8 with (..., capacity) scales.
+// Keys and values of one sequence: (layer, key-value head, capacity, head_dim), with int8 also scales (layer, head,
+// capacity).
 struct Session {
   int64_t capacity, length;
   Type type;
@@ -126,14 +128,16 @@ bool sound(const ModelSpec& m) {
   return true;
 }
 
-// Where a row lies in its session, and what it follows.
+// Place of a row in its session, and the tokens that it follows.
 struct Place {
-  int64_t slot, position;      // in memory, and in the text
-  int64_t before;              // how much the session held
-  std::vector<int64_t> path;   // slots of the call's own rows that it follows, itself at last; empty: all from `before` on
+  int64_t slot, position;      // index in the cache, and position in the text; they differ where drafts branch
+  int64_t before;              // tokens in the session before this call
+  // Slots of the rows of this call that it follows, its own slot last. Empty if nothing branches: all slots from
+  // `before` on.
+  std::vector<int64_t> path;
 };
 
-// Everything between two blocks, for the rows at hand.
+// Buffers and steps of one pass of up to kMostAtOnce rows through the model. x holds the hidden states.
 struct Work {
   const Engine& engine;
   const Isa& isa;
@@ -144,10 +148,10 @@ struct Work {
   Session* const* session;
   const Place* place;
   std::vector<float> x, normed, q, k, v, mixed, gate, up, low[3], cosine[2], sine[2];
-  std::vector<std::pair<int64_t, int64_t>> together;  // first row and number of rows
-  std::vector<float> shares, picked;                   // of a mixture
+  std::vector<std::pair<int64_t, int64_t>> together;  // first row and number of rows that share a pass over the cache
+  std::vector<float> shares, picked;                   // of a mixture: router outputs, rows of one expert
   std::vector<int64_t> order;
-  std::vector<std::vector<std::pair<int64_t, float>>> chosen;  // of each expert: a row, and its share
+  std::vector<std::vector<std::pair<int64_t, float>>> chosen;  // for every expert: (row, its weight) pairs
 
   void resize() {
     const ModelSpec& m = engine.model;
@@ -175,7 +179,7 @@ struct Work {
     });
   }
 
-  // Products of the same activations (count, columns); packed ones in one go.
+  // Multiply the same activations (count, columns) with several linears; packed ones together.
   void multiply(std::initializer_list<std::pair<const LinearSpec*, float*>> products, const float* from) {
     std::vector<Product> packed;
     for (const auto& [spec, to] : products) {
@@ -214,6 +218,7 @@ struct Work {
     });
   }
 
+  // Compute the rotary cosines and sines of all rows, (count, rotary / 2), for both tables.
   void angles() {
     const ModelSpec& m = engine.model;
     const int64_t half = m.rotary / 2;
@@ -231,6 +236,7 @@ struct Work {
     }
   }
 
+  // Rotate one head in place by the angles of its row; the first half of the numbers pairs with the second.
   void rotate(float* head, int64_t row, int table) const {
     const int64_t half = engine.model.rotary / 2;
     const float *c = cosine[table].data() + row * half, *s = sine[table].data() + row * half;
@@ -241,6 +247,7 @@ struct Work {
     }
   }
 
+  // Attention of block `index`: project, rotate, store keys and values, attend, add to x.
   void attention(int64_t index) {
     const ModelSpec& m = engine.model;
     const LayerSpec& layer = engine.layers[index];
@@ -308,7 +315,7 @@ struct Work {
     add(q, layer.after_mlp_norm);
   }
 
-  // Rows that chose the same expert go through it together.
+  // Mixture of experts. Rows that chose the same expert go through it together.
   void mixture(const LayerSpec& layer) {
     const int64_t hidden = engine.model.hidden, experts = layer.expert_count, rows = count;
     shares.resize(rows * experts);
@@ -347,7 +354,7 @@ struct Work {
     }
   }
 
-  // x += change, normed before where the model does so.
+  // x += change. `weight`: of the RMS norm that is applied to the change first, or null.
   void add(std::vector<float>& change, const float* weight) {
     const int64_t hidden = engine.model.hidden;
     each_row([&](int64_t row) {
@@ -357,6 +364,7 @@ struct Work {
     });
   }
 
+  // Run the whole model; write the logits of the wanted rows.
   void run(const int32_t* tokens, const uint8_t* wanted, float* logits) {
     const ModelSpec& m = engine.model;
     resize();
@@ -398,7 +406,8 @@ struct Work {
 }  // namespace
 }  // namespace jettison
 
-// An engine for a model whose tensors stay where they are. kBadSize if sizes do not fit together.
+// Make an engine for a model. It reads the model's tensors in place, so they must outlive it. Returns kBadSize if sizes
+// do not fit together.
 PUBLIC int jettison_engine_new(const ModelSpec* model, Engine** made) {
   return guarded([&] {
     if (!sound(*model)) return kBadSize;
@@ -413,7 +422,7 @@ PUBLIC int jettison_engine_new(const ModelSpec* model, Engine** made) {
 
 PUBLIC void jettison_engine_free(Engine* engine) { delete engine; }
 
-// type: of keys and values, float32, bfloat16 or int8.
+// Make an empty session. type: of keys and values, float32, bfloat16 or int8.
 PUBLIC int jettison_session_new(const Engine* engine, int64_t capacity, int type, Session** made) {
   const ModelSpec& m = engine->model;
   if (capacity < 1 || capacity > (int64_t{1} << 32) || (type != kFloat32 && type != kBFloat16 && type != kInt8))
@@ -439,13 +448,13 @@ PUBLIC void jettison_session_free(Session* session) { delete session; }
 
 PUBLIC int64_t jettison_session_length(const Session* session) { return session->length; }
 
-// Forget what follows the first `length` tokens. What is past the end already stays as it is.
+// Remove all but the first `length` tokens. A longer `length` changes nothing.
 PUBLIC void jettison_session_cut(Session* session, int64_t length) {
   session->length = std::clamp<int64_t>(length, 0, session->length);
 }
 
-// Of what follows the first `length` tokens, keep those at `slots`, one after the other, and forget the rest. slots:
-// rising, from `length` on. What a draft that branched has right is made a text by it.
+// Keep the first `length` tokens and, directly after them, those at `slots`; remove the others. slots: ascending, at
+// least `length`. It turns the accepted branch of a draft into plain text.
 PUBLIC int jettison_session_keep(const Engine* engine, Session* session, int64_t length, const int64_t* slots, int64_t count) {
   if (length < 0 || length > session->length || count < 0) return kBadSize;
   for (int64_t i = 0; i < count; i++)
@@ -457,7 +466,7 @@ PUBLIC int jettison_session_keep(const Engine* engine, Session* session, int64_t
   return kDone;
 }
 
-// Append rows of tokens; write the logits (vocabulary) of those wanted, one after the other.
+// Append rows of tokens. Write the logits (wanted rows, vocabulary). If it fails, nothing is appended.
 PUBLIC int jettison_forward(const Engine* engine, const RowsSpec* rows, float* logits) {
   const ModelSpec& m = engine->model;
   const int64_t count = rows->count;

@@ -6,6 +6,7 @@
 namespace jettison {
 namespace {
 
+// Fastest first.
 const Isa* const kIsas[] = {
 #ifdef JETTISON_X86
     &avx512_isa,
@@ -64,7 +65,8 @@ bool fits(const Weight& w, int64_t tiles_bytes, int64_t zero_bytes) {
 
 using namespace jettison;
 
-// The instruction set in use. With a name: use that one from now on; null if this processor does not have it.
+// Return the name of the instruction set in use. With a name, switch to that one first; null if this processor does not
+// have it.
 PUBLIC const char* jettison_isa(const char* name) {
   if (name) {
     for (const Isa* isa : kIsas)
@@ -77,5 +79,5 @@ PUBLIC const char* jettison_isa(const char* name) {
   return chosen.load()->name;
 }
 
-// What went wrong in the last call of this thread that returned kNoMemory or kFailed, or null in place of an object.
+// Return the message of this thread's last call that returned kNoMemory or kFailed.
 PUBLIC const char* jettison_fault() { return fault; }

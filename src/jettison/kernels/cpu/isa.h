@@ -1,4 +1,4 @@
-// The instruction set in use, and what every public function says.
+// The instruction set in use, and the statuses that public functions return.
 
 #pragma once
 #include <cstdint>
@@ -13,17 +13,17 @@ namespace jettison {
 
 enum Status : int { kDone, kBadSize, kMisaligned, kOverlap, kNoMemory, kBadToken, kFull, kFailed };
 
-// Raised whenever a function, a structure or a status that Python sees becomes another; see ABI in native.py.
+// Version of the interface: must grow whenever a public function, structure or status changes; see ABI in native.py.
 constexpr int kAbi = 2;
 
-constexpr int64_t kMostColumns = 1 << 24, kMostRows = 1 << 28, kMostCount = 1 << 28;
+constexpr int64_t kMostColumns = 1 << 24, kMostRows = 1 << 28, kMostCount = 1 << 28;  // so that products fit int64
 
 const Isa& current_isa();
 
-// Remembers, for the calling thread, what jettison_fault says. Returns kNoMemory or kFailed.
+// Store a message for the calling thread, which jettison_fault returns. Returns `status`.
 int note_fault(const char* what, Status status) noexcept;
 
-// The body of a public function: no exception leaves it. Whatever is thrown becomes a status.
+// Run the body of a public function. Exceptions are turned into a status, as none may reach the caller in C.
 template <class Do>
 int guarded(Do body) noexcept {
   try {
@@ -37,7 +37,8 @@ int guarded(Do body) noexcept {
   }
 }
 
-// Whether the sizes of a weight are such that the rest may rely on them: everything then fits into 64 bits.
+// Return whether the sizes of a weight are valid, and its tensors as long as they must be. No product of sizes then
+// overflows 64 bits.
 bool fits(const Weight& weight, int64_t tiles_bytes, int64_t zero_bytes);
 
 }  // namespace jettison

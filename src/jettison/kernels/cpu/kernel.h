@@ -1,9 +1,11 @@
-// The kernel, written once for every instruction set. A translation unit defines `Lanes` (16 lanes of int32 and float32,
-// the operations below) and includes this file inside an unnamed namespace.
+// The kernel, written once for all instruction sets. A translation unit defines `Lanes` (16 lanes of int32 and float32
+// with the operations used below) and includes this file inside an unnamed namespace.
 
-// Loops over parts, halves, quads and rows must vanish, or their arrays would live in memory.
+// Loops over parts, halves, quads and rows must be unrolled, or their arrays would be in memory and not in registers.
 #define UNROLL _Pragma("GCC unroll 16")
 
+// Add the bias to the sums of a tile and write them to y. `row` counts rows of values, of which fine activations have
+// two per row of y; `out` has one entry per row of y.
 template <int kRows>
 void write_rows(const Call& call, int64_t tile, int64_t row, float (&out)[kRows][kTileRows]) {
   const Weight& w = call.weight;
@@ -20,14 +22,15 @@ void write_rows(const Call& call, int64_t tile, int64_t row, float (&out)[kRows]
   }
 }
 
-// Rows here are rows of values; two of them add up to a row of y where activations are fine.
+// Multiply one tile with kRows rows of values. Two rows of values add up to one row of y if activations are fine.
 template <int kBits, int kRows>
 void multiply_block(const Call& call, int64_t tile, int64_t row) {
   using Ints = typename Lanes::Ints;
   using Floats = typename Lanes::Floats;
   constexpr int kQuads = step_columns(kBits) / 4;
-  // A chain of dot products waits for itself, and unpacking costs shifts. With few sums there are registers enough for
-  // one sum per quad of a step: then quads need no shift, for sum q holds 2^(bits·q) times what it should.
+  // A dot product must wait for the previous one on the same sum, and unpacking costs shifts. With few rows there are
+  // enough registers for one sum per quad of a step. Then quads need no shift: sum q is 2^(bits·q) times too large,
+  // which is corrected once at the end of a group.
   constexpr bool kUnshifted = Lanes::kManyRegisters && (kBits == 2 || kBits == 4) && kHalves * kRows * kQuads <= 16;
   constexpr int kParts = kUnshifted ? kQuads : Lanes::kManyRegisters && kRows <= 2 && kQuads > 1 ? 2 : 1;
   const Weight& w = call.weight;
@@ -77,7 +80,7 @@ void multiply_block(const Call& call, int64_t tile, int64_t row) {
   write_rows<kRows>(call, tile, row, out);
 }
 
-// The same for weights that have two of each four columns: of each lane's columns, those that its indices name.
+// The same for 2:4 weights: every lane picks the activations that its indices name.
 template <int kBits, int kRows>
 void multiply_sparse_block(const Call& call, int64_t tile, int64_t row) {
   using Ints = typename Lanes::Ints;
@@ -114,7 +117,7 @@ void multiply_sparse_block(const Call& call, int64_t tile, int64_t row) {
       UNROLL for (int m = 0; m < kRows; m++) {
         Ints total = sum[0][h][m];
         UNROLL for (int p = 1; p < kParts; p++) total = Lanes::add(total, sum[p][h][m]);
-        if constexpr (kBits == kSparse4) total = Lanes::shift_right(total, 4);  // values stood in the upper halves
+        if constexpr (kBits == kSparse4) total = Lanes::shift_right(total, 4);  // they were in high halves of bytes
         total = Lanes::subtract_product(total, of_values, 128);
         Lanes::add_scaled(out[m >> call.fine] + h * kLanes, total, call.act.scale[(row + m) * groups + g], scale);
       }
@@ -124,6 +127,7 @@ void multiply_sparse_block(const Call& call, int64_t tile, int64_t row) {
   write_rows<kRows>(call, tile, row, out);
 }
 
+// Rows of values that one pass over a tile serves: as many as the registers hold.
 template <int kBits>
 constexpr int most_rows() {
   return is_sparse(kBits) ? std::min(4, Lanes::kMaxRows) : Lanes::kMaxRows;
@@ -155,10 +159,11 @@ void multiply(const Call& call, int64_t first, int64_t last) {
   }
 }
 
-// One row of a group: count values to int8, the rest of the group to zero. Nothing here depends on the order of sums.
+// Round `count` values of a group to int8, and set the rest of the group to zero. No result depends on
+// the order of additions, as sums are of integers.
 template <class Load>
 void quantize_group(Load load, int64_t count, int64_t width, int8_t* value, float* scale, int32_t* sum) {
-  uint32_t largest = 0;  // of the bits of |x|, which order as the numbers do, with infinity and NaN on top
+  uint32_t largest = 0;  // of the bits of |x|: they have the order of the numbers, infinity and NaN being the largest
   for (int64_t c = 0; c < count; c++) largest = std::max(largest, bits_of(load(c)) & 0x7fffffffu);
   const float top = float_of(largest);
   const bool finite = largest < 0x7f800000u;

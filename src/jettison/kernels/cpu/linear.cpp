@@ -8,9 +8,10 @@
 namespace jettison {
 namespace {
 
-constexpr int64_t kAlone = 96 << 10;  // bytes of weights times rows of x that are not worth a second thread
+constexpr int64_t kAlone = 96 << 10;  // bytes of weights times rows of x; less is not worth a second thread
 
-// Kept between calls, for each calling thread. A weight whose groups are those of the one before shares its activations.
+// Buffers of activations, kept between calls per calling thread. A weight with the same groups as the one before it
+// uses the same activations.
 struct Scratch {
   std::vector<int8_t> value;
   std::vector<float> scale;
@@ -18,7 +19,8 @@ struct Scratch {
 
   Activations room(int64_t count, const Weight& w) {
     const size_t groups = count * w.groups(), values = groups * w.width();
-    if (scale.size() < groups) sum.resize(groups), scale.resize(groups);  // in this order: the second may throw
+    // scale is resized last: its size is tested, and both may throw
+    if (scale.size() < groups) sum.resize(groups), scale.resize(groups);
     if (value.size() < values) value.resize(values);
     return {value.data(), scale.data(), sum.data()};
   }

@@ -1,4 +1,4 @@
-// Numbers of 16 bits, and the bits of numbers.
+// Conversions of 16-bit floats, and between floats and their bits.
 
 #pragma once
 #include <cstdint>

@@ -6,7 +6,7 @@
 namespace jettison {
 namespace {
 
-// Put a code into its lane: `column` counts from the start of the group.
+// Put a code into its lane. `column` counts from the start of the group.
 void put(uint8_t* group, int bits, int half, int lane, int64_t column, uint32_t code) {
   const int64_t step = column / step_columns(bits);
   const int at = static_cast<int>(column % step_columns(bits)), quad = at / 4, byte = 4 * lane + at % 4;

@@ -29,8 +29,8 @@ namespace jettison {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr auto kBusy = std::chrono::microseconds(50);      // spin without giving the core away
-constexpr auto kAwake = std::chrono::microseconds(2000);   // spin, yielding; then sleep
+constexpr auto kBusy = std::chrono::microseconds(50);      // time to spin without yielding the core
+constexpr auto kAwake = std::chrono::microseconds(2000);   // time to spin with yielding; then sleep
 constexpr int kMostThreads = 256;
 
 void pause() {
@@ -60,10 +60,10 @@ class Pool {
       ranges_[i].end = count * (i + 1) / used_;
     }
     state_.store(kOpen, std::memory_order_release);
-    call_.fetch_add(1);  // orders with sleepers_: a thread either sees the new call or is seen asleep
+    call_.fetch_add(1);  // ordered with sleepers_: a thread either sees the new call, or is counted as a sleeper here
     if (sleepers_.load() > 0) call_.notify_all();
     take(0);
-    // Closed: nobody enters any more. Wait for those who have.
+    // Close the call, so that no more threads enter, and wait for those inside.
     state_.fetch_and(~kOpen, std::memory_order_acq_rel);
     for (int spins = 0; state_.load(std::memory_order_acquire) != 0; spins++)
       spins < 1000 ? pause() : std::this_thread::yield();
@@ -73,7 +73,7 @@ class Pool {
  private:
   static constexpr uint32_t kOpen = 1u << 31;
 
-  // As many threads as were ever asked for. Where the system gives no more, those there are do the work.
+  // Start threads until there are `wanted`. If the system refuses more, the existing ones do the work.
   void start(int64_t wanted) {
     for (; started_ < wanted; started_++) try {
         std::thread(&Pool::serve, this, started_).detach();
@@ -84,7 +84,8 @@ class Pool {
       }
   }
 
-  // No exception leaves it: a thread would end the process, and the caller has threads to wait for.
+  // Do chunks until none is left. Must not throw: an exception would end the process if it left a thread, and the
+  // caller must wait for other threads first.
   void take(int64_t self) noexcept {
     try {
       for (int64_t i = 0; i < used_; i++) {
@@ -129,18 +130,19 @@ class Pool {
     }
   }
 
-  int started_ = 1;  // the caller is the first
+  int started_ = 1;  // the caller counts as the first
   std::unique_ptr<Range[]> ranges_;
   int64_t used_ = 0, chunk_ = 1;
   const std::function<void(int64_t, int64_t)>* work_ = nullptr;
   std::atomic<bool> failed_{false};
-  std::exception_ptr fault_;  // of the first thread that failed; the caller reads it when all have left
+  std::exception_ptr fault_;  // of the first thread that failed; the caller reads it once all threads have left
   alignas(64) std::atomic<uint32_t> call_{0};
   alignas(64) std::atomic<uint32_t> state_{0};  // kOpen while threads may enter, plus how many are inside
   std::atomic<int> sleepers_{0};
 };
 
-// Never destroyed: its threads may outlive everything else. Replaced in the child of a fork, which has none of them.
+// Never destroyed, because its threads may outlive everything else. Replaced in the child of a fork, which has no
+// threads but its own.
 std::atomic<Pool*> pool{nullptr};
 std::atomic_flag busy = ATOMIC_FLAG_INIT;
 

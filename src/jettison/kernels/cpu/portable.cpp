@@ -1,4 +1,4 @@
-// Plain C++, for every processor. The loops over lanes are written so that compilers turn them into vectors.
+// Plain C++ for every processor. The loops over lanes are written so that compilers vectorize them.
 
 #include <algorithm>
 #include <cmath>
@@ -60,7 +60,7 @@ struct Lanes {
     return sum;
   }
 
-  // For two of four: see avx512.cpp.
+  // For 2:4 weights; see avx512.cpp.
   static Bytes positive(const int8_t* x) {
     Bytes result;
     for (int i = 0; i < 4 * kLanes; i++) result.of[i] = static_cast<uint8_t>(x[i % 16]) ^ 128;

@@ -1,4 +1,4 @@
-// How fast this machine reads memory: the limit that the kernels are held against.
+// Read memory as fast as possible: the limit that the speed of the kernels is compared with.
 
 #include <cstdint>
 #include <cstring>

@@ -1,20 +1,24 @@
-// What the kernels work on: weights in tiles of 32 rows, and the sums that one call makes from them.
+// The data that the kernels work on: weights in tiles of 32 rows, activations, key-value caches.
 //
-// A tile holds 32 rows of W, as one stream of bytes that is read from front to back. Its columns stand in groups that
-// share a scale: the codes of the group, filled up with zeros to whole steps, then its 32 scales. A step is some columns
-// of the upper 16 rows, then the same of the lower 16. In a block of 64 bytes, lane r (32 bits) belongs to row r; byte j
-// of a lane, bits [q·b, q·b + b), is column 4·q + j of the block. So shifting a block right by q·b and masking gives
-// 16 rows × 4 columns as bytes, ready for a dot product with 4 activations (a "quad").
+// A tile holds 32 rows of W (b bits per code) as one stream of bytes, which is read from front to back. Columns are
+// divided into groups that share a scale. The stream has for every group its codes, padded with zeros to whole steps,
+// then its 32 scales. A step holds some columns of the first 16 rows, then the same columns of the last 16: two halves.
+// A half consists of blocks of 64 bytes. Lane r (32 bits) of a block belongs to row r. Bits [q·b, q·b + b) of byte j of
+// a lane are column 4·q + j of the block. So shifting a block right by q·b and masking gives 16 rows × 4 columns as
+// bytes (a "quad"), ready for a dot product with 4 activations.
 //
 //   2 bits: half a step is one block, 16 columns.    4 bits: one block, 8 columns.    8 bits: one block, 4 columns.
-//   3 bits: half a step is 32 columns: two blocks of the low two bits, then one of the high bits, one bit a quad.
+//   3 bits: half a step is 32 columns: two blocks of the low two bits, then one of the high bits, one bit per quad.
 //
-// Weights that have two of each four columns (2:4) take 32 columns in half a step: a block of indices, then the values. Byte
-// j of a lane, in field p, is about the kept columns of 8·p + 4·(j / 2) and on: which, in the index's 2 bits, and its
-// signed value. 4 bits: two blocks, a byte of each has pair 2·b of fields in its lower half. 8 bits: four blocks, one for each p.
-// After the scales stand 32 sums of the group's values, int16: activations are then shifted to be positive.
+// 2:4 weights store two of every four columns. Half a step is 32 columns: a block of indices, then blocks of values.
+// Byte j of a lane and field p (0 to 3, 2 bits in the index block) stand for one stored column of the four that start
+// at 8·p + 4·(j / 2): the index tells which of the four, the value is signed. 4 bits: two blocks of values; the bytes
+// of block b hold field 2·b in their low halves and field 2·b + 1 in their high halves. 8 bits: four blocks, one per
+// field. After the scales of a group follow the 32 sums of its values, int16. They are needed because the kernels add
+// 128 to activations, to make them positive.
 //
-// scale: bfloat16, float16 or float32. zero: [tile][group][32] bytes apart from the stream, or none: then one number for all.
+// scale: bfloat16, float16 or float32. zero: [tile][group][32] bytes in a tensor of their own, or null for one zero
+// point for all.
 
 #pragma once
 #include <cstdint>
@@ -24,18 +28,18 @@ namespace jettison {
 constexpr int kLanes = 16;
 constexpr int kHalves = 2;
 constexpr int kTileRows = kHalves * kLanes;
-constexpr int kPrefetch = 4096;  // bytes ahead in the stream: what hides the memory behind the work on 8 rows
+constexpr int kPrefetch = 4096;  // bytes ahead in the stream: enough to hide memory latency behind the work on 8 rows
 
 enum Type : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 
-// How numbers are packed: dense ones by their bits, and two of four.
+// Packing of 2:4 weights, in place of the bits of dense codes.
 constexpr int kSparse4 = 24, kSparse8 = 28;
 constexpr bool is_sparse(int bits) { return bits == kSparse4 || bits == kSparse8; }
 
 constexpr int step_columns(int bits) {
   return bits == 2 ? 16 : bits == 3 || is_sparse(bits) ? 32 : bits == 4 ? 8 : 4;
 }
-constexpr int half_bytes(int bits) {  // of half a step
+constexpr int half_bytes(int bits) {  // bytes of half a step
   return bits == 3 || bits == kSparse4 ? 192 : bits == kSparse8 ? 320 : 64;
 }
 
@@ -44,7 +48,7 @@ struct Weight {
   const uint8_t* zero;  // null: `middle` everywhere
   const float* bias;    // null: none
   int64_t rows, columns;
-  int64_t span;         // columns of a group; the last one of a row may have fewer
+  int64_t span;         // columns of a group; the last group of a row may have fewer
   int bits, middle;
   Type scale_type;
 
@@ -57,8 +61,9 @@ struct Weight {
   int64_t tile_bytes() const { return groups() * (code_bytes() + scale_bytes() + sum_bytes()); }
 };
 
-// Activations as int8: x ≈ scale · value, by the weight's groups. Groups are `width` apart and filled up with zeros.
-// Fine activations are two rows of values each: x as above, and what that leaves of it, with scales of its own.
+// Activations as int8: x ≈ scale · value, in the weight's groups. Groups are `width` bytes apart, padded with zeros.
+// Fine activations (15 bits) take two rows for every row of x: x as above, and then its rounding error in the same way,
+// with scales of its own.
 struct Activations {
   int8_t* value;   // (count, groups, width)
   float* scale;    // (count, groups); NaN where an activation is not finite
@@ -72,18 +77,18 @@ struct Call {
   void* y;         // (count, rows), contiguous
   int64_t count;
   Type type;       // of x and y: float32 or bfloat16
-  int fine;        // 1: activations are fine, two rows of values for each of x; else 0
+  int fine;        // 1: fine activations, two rows of values for every row of x; else 0
 };
 
-// Keys or values of one head: (length, head_dim), float32, bfloat16, or int8 with a scale for each position.
+// Keys or values of one head: (length, head_dim), float32, bfloat16, or int8 with one scale per position.
 struct Cache {
   const void* at;
   const float* scale;
   Type type;
 };
 
-// One query head of one row: (dim), the positions that it looks at, first to last and after these, in this order, those
-// of `tail`, and where what it finds goes, (dim). scores: room for all of them.
+// One query head of one row, q: (dim). It attends to the positions first..last (without last) and then to those of
+// `tail`, in this order. The result goes to out: (dim). scores: room for one number per position.
 struct Query {
   const float* q;
   float *out, *scores;
@@ -92,13 +97,13 @@ struct Query {
   int64_t tail_count;
 };
 
-// What one instruction set offers. All give the same bits: integer sums are exact, and floats are multiplied and added
-// one by one in the same order, never fused.
+// The functions of one instruction set. All sets give bit-identical results: integer sums are exact, and floats are
+// multiplied and added in the same order, never fused.
 struct Isa {
   const char* name;
   void (*quantize)(const Call&, int64_t first_row, int64_t last_row);
   void (*multiply)(const Call&, int64_t first_tile, int64_t last_tile);
-  // What stands between the products of a decoder: see vector.h.
+  // Operations of a decoder other than packed products; see vector.h.
   void (*rms_norm)(const float* x, const float* weight, float epsilon, int64_t count, float* y);
   void (*gated)(const float* gate, const float* up, int gelu, int64_t count, float* y);
   void (*dense_rows)(const void* weight, Type type, const float* x, int64_t count, int64_t rows, int64_t columns,

@@ -1,6 +1,6 @@
-// What a decoder does between its products, for one instruction set. Included where kernel.h is, after it.
+// The operations of a decoder other than packed products, for one instruction set. Included after kernel.h.
 //
-// Written with the vectors of GCC and clang: 16 lanes, which each instruction set splits as it can.
+// Written with the vector types of GCC and clang, 16 lanes each, which the compiler splits into registers.
 
 typedef float F16 __attribute__((vector_size(64)));
 typedef float F8 __attribute__((vector_size(32)));
@@ -10,8 +10,8 @@ typedef uint32_t U16 __attribute__((vector_size(64)));
 typedef uint16_t H16 __attribute__((vector_size(32)));
 typedef int8_t B16 __attribute__((vector_size(16)));
 
-constexpr int kQueriesAtOnce = 4;  // that share a pass over keys or values
-constexpr int kStretch = 64;     // positions
+constexpr int kQueriesAtOnce = 4;  // queries that share a pass over keys or values
+constexpr int kStretch = 64;     // positions that are processed for all queries before the next ones
 
 inline F16 load16(const float* from) {
   F16 x;
@@ -19,7 +19,7 @@ inline F16 load16(const float* from) {
   return x;
 }
 
-#ifdef __AVX512F__  // what compilers make of the conversions below is slow
+#ifdef __AVX512F__  // compilers make slow code from the generic conversions below
 inline F16 load16(const uint16_t* from) {  // bfloat16
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   return reinterpret_cast<F16>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
@@ -68,7 +68,8 @@ float dot_product(const float* a, const Stored* b, int64_t count) {
   return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
 }
 
-// e^x for x ≤ 0, to 2 units in the last place; e^-87 below -87. (Cephes' polynomial.)
+// Return e^x for x ≤ 0, with an error of at most 2 units in the last place; e^-87 for x < -87. The polynomial is that
+// of Cephes.
 inline F16 exp_below(F16 x) {
   const F16 least = F16{} - 87.0f;
   x = x < least ? least : x;
@@ -86,7 +87,7 @@ inline F16 exp_below(F16 x) {
   return p * reinterpret_cast<F16>(power);
 }
 
-// Call work(i, size) for pieces of 16, then for the rest.
+// Call work(i, size) for every 16 elements, then for the remaining ones.
 template <class Do>
 void by_sixteen(int64_t count, Do work) {
   int64_t i = 0;
@@ -121,7 +122,7 @@ void gated(const float* gate, const float* up, int gelu, int64_t count, float* y
   });
 }
 
-// Rows of a dense matrix, bfloat16 or float32, times `count` rows of x: y[m][r], rows first..last.
+// Multiply the rows first..last (without last) of a dense matrix, bfloat16 or float32, with `count` rows of x: y[m][r].
 void dense_rows(const void* weight, Type type, const float* x, int64_t count, int64_t rows, int64_t columns,
                 int64_t first, int64_t last, float* y) {
   for (int64_t r = first; r < last; r++)
@@ -133,7 +134,7 @@ void dense_rows(const void* weight, Type type, const float* x, int64_t count, in
     }
 }
 
-// low = A x, A: (rank, columns).
+// First product of a LoRA adapter: low = A x, A: (rank, columns).
 void side(const float* x, const float* a, int64_t rank, int64_t columns, float* low) {
   for (int64_t k = 0; k < rank; k++) low[k] = dot_product(x, a + k * columns, columns);
 }
@@ -145,7 +146,7 @@ void add_scaled_row(float* y, const float* x, float by, int64_t count) {
   });
 }
 
-// sum_lanes of each of four, in one go.
+// Return sum_lanes of four vectors at once, with the same order of additions.
 inline F4 sum_lanes(F16 a, F16 b, F16 c, F16 d) {
   const auto halves = [](F16 x, F16 y) {
     return __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
@@ -160,7 +161,7 @@ inline F4 sum_lanes(F16 a, F16 b, F16 c, F16 d) {
   return __builtin_shufflevector(ones, ones, 0, 4, 8, 12);
 }
 
-// Scores of kQueries queries with keys first to first + kAt.
+// Compute the scores of kQueries queries with the kAt keys from `first` on.
 template <int kQueries, int kAt, class Stored>
 void score_keys(const Query* queries, const Cache& key, int64_t first, int64_t dim, float scale) {
   const Stored* keys = static_cast<const Stored*>(key.at) + first * dim;
@@ -201,7 +202,7 @@ void score(const Query* queries, const Cache& key, int64_t first, int64_t last, 
   for (; first < last; first++) score_keys<kQueries, 1, Stored>(queries, key, first, dim, scale);
 }
 
-// Add to each query's result what it takes of values first to last.
+// Add the values first..last (without last), weighted by a query's softmax, to the result of every query.
 template <int kQueries, class Stored>
 void mix(const Query* queries, const Cache& value, int64_t first, int64_t last, int64_t dim) {
   const Stored* values = static_cast<const Stored*>(value.at);
@@ -230,7 +231,7 @@ void mix(const Query* queries, const Cache& value, int64_t first, int64_t last, 
       for (int64_t p = first; p < last; p++) queries[h].out[i] += shares[h][p] * one(values + p * dim + i);
 }
 
-// Scores -> shares that sum to 1. What one gets does not depend on where the scores are from.
+// Softmax in place. The result depends on the scores and their order only, not on whether they come from the tail.
 void to_shares(float* scores, int64_t length) {
   F16 tops = F16{} + scores[0];
   by_sixteen(length, [&](int64_t p, int size) {
@@ -251,14 +252,15 @@ void to_shares(float* scores, int64_t length) {
   for (int64_t p = 0; p < length; p++) scores[p] *= inverse;
 }
 
-// What a query's place in the tail looks like as a query of its own, of one position.
+// Return a query for one position of a query's tail alone.
 inline Query at_tail(const Query& query, int64_t place) {
   const int64_t at = query.tail[place];
   return {query.q, query.out, query.scores + (query.last - query.first) + place, at, at + 1, nullptr, 0};
 }
 
-// Call work(queries, how many as a constant, first, last) for all that they look at: a stretch of positions at a time,
-// which the nearest cache holds meanwhile, and together those that see the same of it.
+// Call work(queries, number of queries as a constant, first, last) so that every query gets all its positions. One
+// stretch of positions is done at a time for all queries, so that it stays in the L1 cache. Neighbouring queries that
+// see the same positions of it are done together.
 template <class Do>
 void by_stretches(const Query* queries, int64_t count, Do work) {
   int64_t begin = queries[0].first, end = queries[0].last;
@@ -307,7 +309,8 @@ void attend_as(const Query* queries, int64_t count, const Cache& key, const Cach
     }
 }
 
-// Queries of rows of one sequence, to the key-value head they share. What one finds does not depend on those beside it.
+// Attention of queries of one sequence to the key-value head they share. The result of a query does not depend on the
+// other queries.
 void attend(const Query* queries, int64_t count, const Cache& key, const Cache& value, int64_t dim, float scale) {
   const auto of = key.type == kFloat32 ? attend_as<float> : key.type == kBFloat16 ? attend_as<uint16_t> : attend_as<int8_t>;
   of(queries, count, key, value, dim, scale);

@@ -1,4 +1,4 @@
-"""Kernels for GPUs, in Triton: for CUDA and ROCm, and on the CPU (slowly, for tests) in Triton's interpreter."""
+"""Triton kernels for GPUs: on CUDA and ROCm, and in Triton's interpreter on the CPU (slow, for tests)."""
 
 import os
 from functools import cache
@@ -8,7 +8,7 @@ import torch
 
 @cache
 def recent() -> bool:
-    """Triton 3.5, of PyTorch 2.9, or later: before, products of 8 rows are refused."""
+    """Return whether Triton is 3.5 (of PyTorch 2.9) or later. Earlier versions refuse products of 8 rows."""
     try:
         from triton import __version__
     except ImportError:
@@ -17,16 +17,16 @@ def recent() -> bool:
 
 
 def available(x: torch.Tensor) -> bool:
-    """Whether ``quant_linear`` works here on tensors like ``x``.
+    """Return whether ``quant_linear`` works on tensors like ``x`` on this machine.
 
-    The interpreter of Triton 3.9 and before multiplies the bits of bfloat16 tiles, unless mended as the tests do.
+    Note: the interpreter of Triton up to 3.9 multiplies the raw bits of bfloat16 tiles; the tests patch it.
     """
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return (x.is_cuda or (interpreted and x.device.type == "cpu")) and recent()
 
 
 def quant_linear(*arguments) -> torch.Tensor:
-    """``linear.quant_linear``, imported at the first call: that takes Triton."""
+    """Call ``linear.quant_linear``, which is imported at the first call because the import needs Triton."""
     from jettison.kernels.gpu import linear
 
     return linear.quant_linear(*arguments)

@@ -1,7 +1,7 @@
-"""Numbers from packed weights, in Triton: codes, their scales and zero points.
+"""Unpack weights in Triton: codes, scales and zero points.
 
-A *unit* is the fewest whole words that hold whole codes: one word of 16, 8 or 4 codes for 2, 4 and 8 bits, three words
-of 32 codes for 3 bits.
+A *unit* is the smallest number of whole words that holds whole codes: one word with 16, 8 or 4 codes for 2, 4 and 8
+bits, three words with 32 codes for 3 bits.
 """
 
 import math
@@ -14,21 +14,24 @@ import triton.language as tl
 
 
 def codes_of(bits: int) -> int:
-    """In the fewest whole words that hold whole codes."""
+    """Return the number of codes in a unit."""
     return 32 // math.gcd(bits, 32)
 
 
 def span_of(bits: int) -> int:
-    """The columns that a warp works on at a time: what four threads hold, four words each, or three words of 3 bits."""
+    """Return how many columns a warp processes at a time: four threads hold four words each (for 3 bits, three)."""
     return 128 if bits == 3 else 512 // bits
 
 
 class Magic(NamedTuple):
-    """How codes become numbers of 16 bits, two at a time: as a rule those at the same place of neighbouring words.
+    """How codes are converted to 16-bit floats, two at a time: usually those at the same place of neighbouring words.
 
-    They are or-ed into mantissas, where ``fields`` of them find place without a shift. A multiplication by a power of
-    two takes each to where it belongs, and ``base``, the number whose last bits the first of them becomes, is
-    subtracted together with the zero point: exact. ``steps``: instructions for that; ``weights``: and for the scale.
+    The codes are or-ed into mantissas. ``fields`` codes fit side by side into one mantissa without a shift. A
+    multiplication by a power of two moves a code to the lowest bits, and ``base``, the number whose lowest bits hold
+    the first code, is subtracted together with the zero point. The result is exact.
+
+    steps: instructions for the conversion.
+    weights: instructions for the conversion and the multiplication by the scale.
     """
 
     steps: tl.constexpr
@@ -37,9 +40,9 @@ class Magic(NamedTuple):
     base: tl.constexpr
 
 
-# Of two codes: their words $1 $2; the halves of both that hold them, as a choice of bytes $3 $4; how far to the right
-# they are taken $5 $6; where they then are $7 $8; powers of two $9; what is subtracted $10; scales $11. Where places
-# are the same, as everywhere so far, the assembler knows it and drops what is done under the condition p.
+# Operands, for two codes: their words $1 $2; selectors of the bytes that hold them $3 $4; right shifts $5 $6; masks of
+# the shifted codes $7 $8; powers of two $9; offsets to subtract $10; scales $11. If both codes are at the same place of
+# their words, as in all present uses, the assembler knows it and removes the instructions under the condition p.
 PAIR = """{{ .reg .b32 t, u, m; .reg .pred p;
     setp.ne.u32 p, $3, $4; setp.ne.or.u32 p, $5, $6, p; setp.ne.or.u32 p, $7, $8, p;
     prmt.b32 t, $1, $2, $3; shr.u32 t, t, $5; mov.b32 m, $7;
@@ -51,7 +54,7 @@ PAIR = """{{ .reg .b32 t, u, m; .reg .pred p;
 
 @cache
 def magic(dtype: torch.dtype, bits: int) -> Magic | None:
-    """None where a code does not fit into a mantissa, or not whole ones into a word."""
+    """Return the conversion for a type and bits; None if a code does not fit into a mantissa, or crosses words."""
     kind, mantissa, one = {torch.bfloat16: ("bf16", 7, 0x4300), torch.float16: ("f16", 10, 0x6400)}[dtype]
     if bits > mantissa or 32 % bits:
         return None
@@ -62,13 +65,16 @@ def magic(dtype: torch.dtype, bits: int) -> Magic | None:
 
 @triton.jit
 def lifted(above, bit):
-    """What of a code that starts at ``bit`` is in the word above. Two shifts: a single one by 32 is undefined."""
+    """Return the part of a code starting at ``bit`` that is in the next word. Two shifts, as one by 32 is undefined."""
     return (above << 1) << (31 - bit % 32).to(tl.uint32)
 
 
 @triton.jit
 def code_at(word, above, bit, BITS: tl.constexpr):
-    """The code that starts at ``bit`` of a word, float32. Or-ed into a mantissa: converting integers is slow."""
+    """Return the code that starts at ``bit`` of a word, as float32.
+
+    above: the next word. The code is or-ed into a mantissa, because converting integers is slow.
+    """
     code = word.to(tl.uint32, bitcast=True) >> bit.to(tl.uint32)
     if 32 % BITS != 0:
         code = tl.where(bit + BITS > 32, code | lifted(above.to(tl.uint32, bitcast=True), bit), code)
@@ -77,9 +83,11 @@ def code_at(word, above, bit, BITS: tl.constexpr):
 
 @triton.jit
 def codes_from(word, at, left, BITS: tl.constexpr, CODES: tl.constexpr):
-    """The codes of units, float32 (codes, rows, units), from their first words, which are ``at``: (rows, units).
+    """Return the codes of units, (codes, rows, units) float32.
 
-    left: how many words of the row there are from there on.
+    word: (rows, units), the first words of the units.
+    at: (rows, units), their addresses.
+    left: how many words the row has from each of them on.
     """
     word = word.reshape(1, word.shape[0], word.shape[1])
     bit = tl.arange(0, CODES)[:, None, None] * BITS
@@ -93,29 +101,29 @@ def codes_from(word, at, left, BITS: tl.constexpr, CODES: tl.constexpr):
 
 @triton.jit
 def group_of(part, GROUPS: tl.constexpr, EVERY: tl.constexpr):
-    """The group of parts of rows, EVERY parts being one, and whether there is such a part."""
-    found = part // (EVERY if GROUPS > 1 else 1 << 30)
+    """Return the group of every part of a row, and whether the part exists. EVERY parts make one group."""
+    group = part // (EVERY if GROUPS > 1 else 1 << 30)
     exists = part < GROUPS * EVERY if GROUPS > 1 else part >= 0
     if len(part.shape) == 2:
-        # A false statement: that the groups of the four parts of a quad of threads follow one another. It makes the
-        # compiler give them to neighbouring threads, as words are, and does nothing else: what would be loaded at once
-        # for being contiguous is not known to be aligned.
-        found = tl.max_contiguous(found, (4, 1))
-    return found, exists
+        # This hint is false: it says that the groups of a quad's four parts are contiguous. It makes the compiler
+        # assign them to neighbouring threads, as it assigns words. It has no other effect: contiguous values would be
+        # loaded together, but only if they were known to be aligned.
+        group = tl.max_contiguous(group, (4, 1))
+    return group, exists
 
 
 @triton.jit
 def scales(scale, row, part, GROUPS: tl.constexpr, EVERY: tl.constexpr):
-    """The scales of parts of rows, float32."""
+    """Load the scales of parts of rows, as float32."""
     group, exists = group_of(part, GROUPS, EVERY)
     return tl.load(scale + row * GROUPS + group, mask=exists, other=0).to(tl.float32)
 
 
 @triton.jit
 def zero_points(zero, row, part, BITS: tl.constexpr, GROUPS: tl.constexpr, EVERY: tl.constexpr):
-    """Zero points of parts of rows, float32; they are packed along the rows."""
+    """Load the zero points of parts of rows, as float32; they are packed along the rows."""
     if zero is None:
-        found = tl.full(part.shape, 2 ** (BITS - 1), tl.float32)
+        values = tl.full(part.shape, 2 ** (BITS - 1), tl.float32)
     else:
         group, exists = group_of(part, GROUPS, EVERY)
         bit = row * BITS
@@ -123,23 +131,25 @@ def zero_points(zero, row, part, BITS: tl.constexpr, GROUPS: tl.constexpr, EVERY
         above = word
         if 32 % BITS != 0:
             above = tl.load(zero + (bit + BITS - 1) // 32 * GROUPS + group, mask=exists, other=0)
-        found = code_at(word, above, bit % 32, BITS)
-    return found
+        values = code_at(word, above, bit % 32, BITS)
+    return values
 
 
 @triton.jit
-def spread(each, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    """(parts, rows) -> (1, rows, units)."""
-    PARTS: tl.constexpr = each.shape[0]
-    each = tl.trans(each).reshape(ROWS, PARTS, 1).broadcast_to(ROWS, PARTS, UNITS // PARTS)
-    return each.reshape(1, ROWS, UNITS)
+def spread(values, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """Repeat values (parts, rows) for the units of every part. Returns (1, rows, units)."""
+    PARTS: tl.constexpr = values.shape[0]
+    values = tl.trans(values).reshape(ROWS, PARTS, 1).broadcast_to(ROWS, PARTS, UNITS // PARTS)
+    return values.reshape(1, ROWS, UNITS)
 
 
 @triton.jit
 def numbers(x, word, at, left, middle, factor, BITS: tl.constexpr, CODES: tl.constexpr, MAGIC: tl.constexpr):
-    """(code − middle) · factor in x's type, (codes, rows, units), from the first words of units, which are ``at``.
+    """Return (code − middle) · factor in x's type, (codes, rows, units).
 
-    left: how many words of the row there are from there on. middle, factor: (parts, rows); factor may be None.
+    word, at, left: the first words of the units, as in ``codes_from``.
+    middle: (parts, rows), zero points.
+    factor: (parts, rows), scales; None for no multiplication.
     """
     ROWS: tl.constexpr = word.shape[0]
     UNITS: tl.constexpr = word.shape[1]
@@ -147,10 +157,10 @@ def numbers(x, word, at, left, middle, factor, BITS: tl.constexpr, CODES: tl.con
     if factor is not None:
         factor = spread(factor, ROWS, UNITS)
     if MAGIC is None:
-        found = codes_from(word, at, left, BITS, CODES) - middle
+        values = codes_from(word, at, left, BITS, CODES) - middle
         if factor is not None:
-            found = found * factor
-        found = found.to(x.dtype.element_ty)
+            values = values * factor
+        values = values.to(x.dtype.element_ty)
     else:
         word = word.reshape(1, ROWS, UNITS)
         place = tl.arange(0, CODES)[:, None, None]
@@ -163,14 +173,14 @@ def numbers(x, word, at, left, middle, factor, BITS: tl.constexpr, CODES: tl.con
         offset = (-MAGIC.base * power - middle).to(x.dtype.element_ty)
         power = power.to(x.dtype.element_ty)
         if factor is None:
-            found = tl.inline_asm_elementwise(
+            values = tl.inline_asm_elementwise(
                 MAGIC.steps, "=r,r,r,r,r,r,r,r,r,r,r", [word, select, shift, mask, power, offset],
                 dtype=x.dtype.element_ty, is_pure=True, pack=2,
             )  # fmt: skip
         else:
-            found = tl.inline_asm_elementwise(
+            values = tl.inline_asm_elementwise(
                 MAGIC.weights, "=r,r,r,r,r,r,r,r,r,r,r,r",
                 [word, select, shift, mask, power, offset, factor.to(x.dtype.element_ty)],
                 dtype=x.dtype.element_ty, is_pure=True, pack=2,
             )  # fmt: skip
-    return found
+    return values

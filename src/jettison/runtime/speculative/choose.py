@@ -1,7 +1,8 @@
-"""Choose how a checkpoint drafts for itself: SDFP (arXiv:2602.05499) and what else needs no training, by measuring.
+"""Choose how a checkpoint drafts for itself, without training: SDFP (arXiv:2602.05499), views and lookup.
 
-The texts are what the model writes itself; costs are of this machine. What is expected to be fastest is then written
-with, and recorded only if it was: ``draft.json`` beside the checkpoint.
+- Acceptance is measured on texts that the model writes itself, costs on this machine.
+- The candidates with the highest expected speed are then timed.
+- The fastest is recorded in ``draft.json`` beside the checkpoint, if it is faster than plain decoding.
 """
 
 import dataclasses
@@ -36,13 +37,17 @@ from jettison.statistics.importance import check_choice, check_ranking, choose, 
 RATIOS = (0.25, 0.375, 0.5)
 BLOCKS = tuple(role for role in ROLES if role != "head")
 VIEWS = {"gateup2": View(2, 64, ("gate", "up")), "all2": View(2, 64, BLOCKS), "all4": View(4, 64, ROLES)}
-PROMPTS, PROMPT, TOKENS, MOST = 6, 48, 96, 6  # texts, their tokens, what is written, tokens of a draft while measuring
-PAYS, TRIED = 1.03, 3  # how many times as fast a draft must have been; how many are written with
+PROMPTS, PROMPT, TOKENS, MOST = 6, 48, 96, 6  # prompts, tokens of each, tokens written after each, tokens of a draft
+PAYS, TRIED = 1.03, 3  # speedup that a draft must reach to be recorded; how many candidates are timed
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A draft of ``MOST`` tokens and what was found of it. step, verify: costs, see ``step_costs``."""
+    """A draft of ``MOST`` tokens and its measurements.
+
+    rounds: of speculative decoding with a fixed length.
+    step, verify: costs of ``step_costs``.
+    """
 
     draft: Draft
     rounds: tuple[Round, ...]
@@ -51,32 +56,36 @@ class Candidate:
 
     @property
     def best(self) -> tuple[int, float]:
-        """The length that is expected to be fastest, and how many times as fast as plain decoding."""
+        """The draft length with the highest expected speed, and the expected speedup over plain decoding."""
         speedup = lambda length: rounds_speedup(recut(self.rounds, length), self.step, self.verify)
         expected = {length: speedup(length) for length in range(1, len(self.verify))}
         return max(expected.items(), key=lambda pair: pair[1])
 
     @property
     def acceptance(self) -> float:
+        """Share of judged draft tokens that the target accepted."""
         return Speculation(list(self.rounds)).acceptance
 
     def steady(self) -> Draft:
+        """Return the draft with the best length, fixed."""
         return dataclasses.replace(self.draft, length=self.best[0], adaptive=False)
 
     def adaptive(self) -> Draft:
-        more = (self.verify[-1] - 1) / (len(self.verify) - 1)
-        costs = Costs(round(self.step, 4), round(max(0.0, more), 4))
+        """Return the draft with an adaptive length, and the measurements that the length is adapted by."""
+        per_token = (self.verify[-1] - 1) / (len(self.verify) - 1)  # a line through the costs of 1 and of all tokens
+        costs = Costs(round(self.step, 4), round(max(0.0, per_token), 4))
         return dataclasses.replace(self.draft, adaptive=True, acceptance=round(self.acceptance, 4), costs=costs)
 
     def row(self) -> dict[str, Any]:
+        """Return the measurements as a row of ``draft.json``."""
         length, speedup = self.best
         closed = closed_speedup(self.acceptance, length, self.step, self.verify[length])
-        of_model = self.draft.model and not self.draft.lookup
+        of_model = self.draft.model and not self.draft.lookup  # the formula knows no looked-up tokens
         return {
             "draft": str(self.steady()),
             "acceptance": round(self.acceptance, 4),
             "step": round(self.step, 4),
-            "verify": [round(each, 4) for each in self.verify],
+            "verify": [round(cost, 4) for cost in self.verify],
             "length": length,
             "expected": round(speedup, 4),
             "closed_formula": round(closed, 4) if of_model else None,
@@ -101,34 +110,39 @@ def draft(
     activation_bits: int = 15,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Choose a draft for a checkpoint and record it beside it. Returns ``draft``, None where none pays, the ``reason``,
-    and what was measured: ``rows``, a candidate each, and ``tried``, those that were written with.
+    """Choose a draft for a checkpoint by measuring, and record it in ``draft.json`` beside the checkpoint.
 
-    ratios: shares of units to leave out, ranked by method and perturbation (see ``calibrate.importance``); halves:
-    units are halves of blocks. views: names of VIEWS, by default those of at most half of the weights' bits. lookup:
-    tokens of a match at most, 0 for none. corpus: a text to look up in as well, kept beside the checkpoint.
-    temperature, text, prompts, tokens, seed: what is written while measuring. Texts that loop are left out, unless all
-    do.
+    ratios: shares of units that the draft model leaves out, one candidate per ratio.
+    method, perturbation: how units are ranked (see ``statistics.importance``).
+    halves: units are halves of blocks (attention, MLP), not whole blocks.
+    views: names of VIEWS; by default those with at most half of the bits of the weights.
+    lookup: most tokens of a match in earlier text, 0 for no lookup.
+    corpus: a text to look up in as well; it is kept beside the checkpoint.
+    temperature, text, prompts, tokens, seed: what is written while measuring: ``tokens`` tokens after each of
+        ``prompts`` prompts, the beginnings of windows of ``text``. Texts are measured until they begin to repeat
+        themselves, or to their ends if all repeat from the start.
 
-    Raises UsageError for a bundled model, a ratio that leaves no block, unknown names, numbers that are not valid,
-    nothing to choose from, and texts too short.
+    Returns ``draft`` (None if none pays), the ``reason``, and the measurements: ``rows``, one per candidate, and
+    ``tried``, the candidates that were timed.
+    Raises UsageError for a bundled model, a ratio that leaves no block, unknown names, numbers that are not valid, no
+    candidates, and a text that is too short.
     """
     ratios, views = tuple(ratios), None if views is None else list(views)
     sampling = Sampling(temperature=temperature, seed=seed)
     _check(ratios, method, perturbation, views, lookup, prompts, tokens, activation_bits)
-    for each in filter(None, (text, corpus)):
-        read_documents(each)
+    for name in filter(None, (text, corpus)):  # errors of reading come before any work
+        read_documents(name)
     source = ModelFolder(model)
     if source.folder in BUNDLED.values():
         raise UsageError(
-            f"{model} is a part of the package: compress it into a folder, whose draft can be recorded there"
+            f"{model} is part of the package: compress it into another folder, where its draft can be recorded"
         )
     source.check_window(PROMPT + tokens, f"{PROMPT} tokens of prompt and {tokens} more")
-    looked = [Draft(lookup=lookup, length=MOST, corpus=corpus is not None)] if lookup else []
+    lookups = [Draft(lookup=lookup, length=MOST, corpus=corpus is not None)] if lookup else []
     for ratio in ratios:
         check_choice(unit_names(source.anatomy.blocks, halves), ratio, method, perturbation)
     loaded = load(source.folder, adapter=adapter)
-    named = _views(loaded, views)
+    used_views = _views(loaded, views)
     measured = measure_units(UnpackedFolder(source.folder), Text(text)) if ratios else {}
     skips = [choose(measured, ratio, method, perturbation=perturbation, halves=halves) for ratio in ratios]
     if corpus is not None:
@@ -136,42 +150,44 @@ def draft(
         flat = torch.tensor([token for document in ids for token in document])
         source.check_tokens(flat, f"text {str(corpus)!r}")
         write_corpus(source, flat)
-    singles = [Draft(skip=skip, length=MOST) for skip in skips] + [Draft(view=view, length=MOST) for view in named]
-    singles += [Draft(skip=skips[0], view=view, length=MOST) for view in named if skips]
-    if not singles + looked:
+    singles = [Draft(skip=skip, length=MOST) for skip in skips] + [Draft(view=view, length=MOST) for view in used_views]
+    singles += [Draft(skip=skips[0], view=view, length=MOST) for view in used_views if skips]
+    if not singles + lookups:
         raise UsageError("no draft to choose from: give ratios, views or lookup")
     beginnings = starts(loaded, text, prompts)
-    found: list[Candidate] = []
-    with bar("drafts", len(singles + looked) + bool(singles and looked)) as progress:
+    candidates: list[Candidate] = []
+    with bar("drafts", len(singles + lookups) + bool(singles and lookups)) as progress:
 
-        def measure(each: Draft) -> None:
-            rounds = record_rounds(loaded, each, beginnings, tokens, sampling, activation_bits)
-            found.append(Candidate(each, tuple(rounds), *step_costs(loaded, each, beginnings[0], activation_bits)))
-            progress.advance(note=str(each))
+        def measure(setting: Draft) -> None:
+            rounds = record_rounds(loaded, setting, beginnings, tokens, sampling, activation_bits)
+            candidates.append(
+                Candidate(setting, tuple(rounds), *step_costs(loaded, setting, beginnings[0], activation_bits))
+            )
+            progress.advance(note=str(setting))
 
-        for each in singles:
-            measure(each)
-        if singles and looked:
-            best = max(found, key=lambda candidate: candidate.best[1]).draft
+        for setting in singles:
+            measure(setting)
+        if singles and lookups:  # of the draft models only the best is also measured with lookup
+            best = max(candidates, key=lambda candidate: candidate.best[1]).draft
             measure(dataclasses.replace(best, lookup=lookup, corpus=corpus is not None))
-        for each in looked:
-            measure(each)
-    found.sort(key=lambda candidate: -candidate.best[1])
-    settings = [each for candidate in found[:TRIED] for each in (candidate.steady(), candidate.adaptive())]
+        for setting in lookups:
+            measure(setting)
+    candidates.sort(key=lambda candidate: -candidate.best[1])
+    settings = [setting for candidate in candidates[:TRIED] for setting in (candidate.steady(), candidate.adaptive())]
     speeds = compare_speed(loaded, settings, beginnings, tokens, sampling, activation_bits)
-    expected = [candidate.best[1] for candidate in found[:TRIED] for _ in range(2)]
+    expected = [candidate.best[1] for candidate in candidates[:TRIED] for _ in range(2)]
     tried = [
-        {"draft": str(each), "expected": round(guess, 4), "measured": round(speed, 4)}
-        for each, guess, speed in zip(settings, expected, speeds, strict=True)
+        {"draft": str(setting), "expected": round(guess, 4), "measured": round(speed, 4)}
+        for setting, guess, speed in zip(settings, expected, speeds, strict=True)
     ]
-    at = max(range(len(speeds)), key=speeds.__getitem__)
-    chosen = settings[at] if speeds[at] >= PAYS else None
-    reason = f"{settings[at]}: {speeds[at]:.2f} times as fast as plain decoding"
-    reason += "" if chosen else f", which is less than the {PAYS} that a draft is worth"
+    fastest = max(range(len(speeds)), key=speeds.__getitem__)
+    chosen = settings[fastest] if speeds[fastest] >= PAYS else None
+    reason = f"{settings[fastest]}: {speeds[fastest]:.2f} times as fast as plain decoding"
+    reason += "" if chosen else f"; a draft is used from {PAYS} times on"
     result = {
         "temperature": temperature,
         "activations": "int16" if activation_bits == 15 else "int8",
-        "rows": [each.row() for each in found],
+        "rows": [candidate.row() for candidate in candidates],
     }
     result["tried"] = tried
     write_draft(source, chosen, reason, result)
@@ -182,7 +198,7 @@ def _check(
     ratios: tuple[float, ...], method: str, perturbation: str, views: list[str] | None, lookup: int, prompts: int,
     tokens: int, activation_bits: int,
 ) -> None:  # fmt: skip
-    """Raises UsageError, before anything is loaded, for what is not valid."""
+    """Raise UsageError for options that are not valid, before anything is loaded."""
     for ratio in ratios:
         check_number("ratio", ratio, 0.001, 0.999)
     check_ranking(method, perturbation)
@@ -198,19 +214,21 @@ def _check(
 
 
 def starts(loaded: Loaded, text: str | Path, count: int = PROMPTS) -> list[list[int]]:
-    """The first tokens of windows of a text: the prompts of the measurement."""
+    """Return the prompts of a measurement, as ids: the first tokens of ``count`` windows of a text."""
     return token_windows(loaded.source, text, 4 * PROMPT, count)[:, :PROMPT].tolist()
 
 
 def export_draft(model: str | Path, chosen: Draft, out: str | Path) -> None:
-    """The draft model as a folder of its own, for runtimes that take one. Raises UsageError for a draft without one,
-    and for a folder that is not empty."""
+    """Write the draft model as a folder of its own, for runtimes that load a draft model.
+
+    Raises UsageError for a draft without a draft model, and for a folder that is not empty.
+    """
     folder = check_folder(out)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: choose another folder for the draft model")
     source = UnpackedFolder(model)
     if not chosen.model:
-        raise UsageError(f"the draft of {source.name} ({chosen}) has no model that could be exported")
+        raise UsageError(f"the draft of {source.name} ({chosen}) has no draft model that could be exported")
     view = {
         linear.name: rounded(source.read_weight(linear.name, linear.layout), view_grid(linear, chosen.view))
         for linear in source.anatomy
@@ -221,6 +239,7 @@ def export_draft(model: str | Path, chosen: Draft, out: str | Path) -> None:
 
 
 def _views(loaded: Loaded, names: list[str] | None) -> list[View]:
+    """Return the views of these names; by default those with at most half of the median bits, if views can run."""
     if names is None:
         packed = [module.grid.bits for module in loaded.model.modules() if isinstance(module, QuantizedLinear)]
         bits = statistics.median(packed) if packed else 16

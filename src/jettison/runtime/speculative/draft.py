@@ -1,4 +1,7 @@
-"""What drafts are made of: the model with units left out, in fewer bits, from texts that it has seen; or several."""
+"""Settings of a draft for speculative decoding, and the files that hold them beside a checkpoint.
+
+Draft tokens come from a draft model (the checkpoint with units left out or in fewer bits), from earlier text, or both.
+"""
 
 import math
 from collections.abc import Mapping
@@ -17,13 +20,16 @@ from jettison.encodings.uniform import UniformGrid
 from jettison.graph.folder import ModelFolder
 
 NAME, CORPUS = "draft.json", "draft.safetensors"
-LONGEST, LONGEST_MATCH = 64, 16  # tokens of a draft, and of a match in earlier text
+LONGEST, LONGEST_MATCH = 64, 16  # most tokens of a draft, and of a match in earlier text
 ROLES = ("q", "k", "v", "o", "gate", "up", "down", "head")
 
 
 @dataclass(frozen=True)
 class View:
-    """The linears of some roles, rounded to fewer bits: what a draft reads in their place."""
+    """A view: the linears of some roles rounded to fewer bits, which the draft model uses in place of the originals.
+
+    Raises UsageError for a grid or a role that does not exist.
+    """
 
     bits: int = 2
     group_size: int = 64
@@ -45,7 +51,13 @@ class View:
 
 @dataclass(frozen=True)
 class Costs:
-    """In steps of plain decoding. draft: of a step of the draft model. verify: of each token more that is verified."""
+    """Costs of speculative decoding; the unit is the time of one step of plain decoding.
+
+    draft: one step of the draft model.
+    verify: every further token that is verified in the same pass.
+
+    Raises UsageError for negative or infinite costs.
+    """
 
     draft: float = 0.5
     verify: float = 0.05
@@ -60,13 +72,19 @@ class Costs:
 
 @dataclass(frozen=True)
 class Draft:
-    """skip: units that the draft model leaves out (see ``models.halves``). view: what it reads in fewer bits. lookup:
-    how many tokens of context a match in earlier text may have; 0: no lookup. branches: how many ways a looked-up draft
-    may begin. corpus: also look up in ``draft.safetensors``. length: tokens of a draft at most. adaptive: shorter, or
-    none, where the draft is not sure of itself. acceptance: how often the target takes a token of the draft model, as
-    measured.
+    """Settings of a draft.
 
-    Raises UsageError for what drafts nothing, and for values that cannot be.
+    skip: names of the units that the draft model leaves out (see ``graph.halves``).
+    view: linears that the draft model uses in fewer bits.
+    lookup: most tokens of context that a match in earlier text may have; 0: no lookup.
+    branches: how many different first tokens a looked-up draft may have.
+    corpus: look up in ``draft.safetensors`` as well.
+    length: most tokens of a draft.
+    adaptive: propose fewer tokens, or none, where acceptance is not likely enough to pay.
+    acceptance: how often the target accepts a token of the draft model, as measured.
+    costs: of a step of the draft model and of verification.
+
+    Raises UsageError for settings that draft nothing, and for values out of range.
     """
 
     skip: tuple[str, ...] = ()
@@ -90,15 +108,13 @@ class Draft:
             if not low <= getattr(self, name) <= high:
                 raise UsageError(f"{name} = {getattr(self, name)} of a draft: it must be {low} to {high}")
         if not (self.model or self.lookup):
-            raise UsageError(
-                "a draft of nothing: leave units out (skip), give a view in fewer bits, or look up (lookup)"
-            )
+            raise UsageError("a draft of nothing: set units to leave out (skip), a view in fewer bits (view) or lookup")
         if self.corpus and not self.lookup:
-            raise UsageError("a draft with a corpus needs lookup, the longest match, to be 1 or more")
+            raise UsageError("a draft with a corpus needs lookup, the longest match, of 1 or more")
 
     @property
     def model(self) -> bool:
-        """Whether a draft model runs."""
+        """Whether a draft model runs; without one, draft tokens come from lookup alone."""
         return bool(self.skip or self.view)
 
     def __str__(self) -> str:
@@ -110,7 +126,7 @@ class Draft:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Draft":
-        """From what ``asdict`` or JSON gives. Raises UsageError for names that are none, and for wrong types."""
+        """Make a draft from a mapping (``asdict``, JSON). Raises UsageError for unknown names and wrong types."""
         for name in set(values) - {field.name for field in fields(cls)}:
             raise UsageError(f"a draft has no {name!r}; it has {', '.join(field.name for field in fields(cls))}")
         try:
@@ -122,16 +138,21 @@ class Draft:
 
 
 def write_draft(source: ModelFolder, draft: Draft | None, reason: str, measured: Mapping[str, Any]) -> None:
-    """Record what was chosen for a checkpoint beside it. draft: None where none pays."""
+    """Write ``draft.json`` beside a checkpoint.
+
+    draft: the chosen draft, None if none makes generation faster.
+    reason: for the choice, in words.
+    measured: the measurements behind it.
+    """
     chosen = None if draft is None else asdict(draft)
     record = {"checkpoint": source.fingerprint(), "draft": chosen, "reason": reason, "measured": dict(measured)}
     write_first(_places(source, NAME), lambda path: write_record(path, record))
 
 
 def read_draft(source: ModelFolder) -> tuple[Draft | None, str]:
-    """The draft recorded beside a checkpoint, None where it found that none pays, and the reason.
+    """Read ``draft.json`` beside a checkpoint. Returns the draft, None if it says that none pays, and the reason.
 
-    Raises UsageError where nothing is recorded, or for another checkpoint; JettisonError where it cannot be read.
+    Raises UsageError if the file is missing or belongs to another checkpoint, JettisonError if it cannot be read.
     """
     path = _find(source, NAME, f"`jettison draft {source.folder}` chooses a draft and writes it")
     recorded = read_record(path)
@@ -148,17 +169,24 @@ def read_draft(source: ModelFolder) -> tuple[Draft | None, str]:
 
 
 def write_corpus(source: ModelFolder, tokens: torch.Tensor) -> None:
-    """tokens: (n) ids, texts end to end, to look up in."""
+    """Write the corpus for lookup beside a checkpoint. tokens: (n) ids, texts one after the other."""
     write_first(_places(source, CORPUS), lambda path: write_sealed(path, {"tokens": tokens.to(torch.int32)}))
 
 
 def read_corpus(source: ModelFolder) -> np.ndarray:
-    """(n) token ids. Raises UsageError where there is no corpus, or one with tokens that the model does not have;
-    JettisonError where it is damaged."""
+    """Read the corpus beside a checkpoint. Returns (n) token ids.
+
+    Raises UsageError if it is missing or has tokens that the model does not have, JettisonError if it is damaged.
+    """
     command = f"`jettison draft {source.folder} --corpus TEXT`"
     path = _find(source, CORPUS, f"{command} writes it")
-    found = read_sealed(path) if path.is_file() else None
-    if found is None or (tokens := found[0].get("tokens")) is None or tokens.dim() != 1 or tokens.dtype != torch.int32:
+    sealed = read_sealed(path) if path.is_file() else None
+    if (
+        sealed is None
+        or (tokens := sealed[0].get("tokens")) is None
+        or tokens.dim() != 1
+        or tokens.dtype != torch.int32
+    ):
         raise JettisonError(f"{path} is damaged: run {command} again")
     source.check_tokens(tokens, str(path))
     return tokens.numpy()
@@ -169,7 +197,9 @@ def _places(source: ModelFolder, name: str) -> list[Path]:
 
 
 def _find(source: ModelFolder, name: str, otherwise: str) -> Path:
-    found = [path for path in _places(source, name) if path.exists()]
-    if not found:
+    """Return the newest file of this name that belongs to a checkpoint."""
+    paths = [path for path in _places(source, name) if path.exists()]
+    if not paths:
         raise UsageError(f"{source.folder} has no {name}: {otherwise}")
-    return max(found, key=lambda path: path.stat().st_mtime_ns)  # beside it may be one that could not be replaced
+    # an old file beside a checkpoint stays if its folder is read-only; the newer one is then in the cache folder
+    return max(paths, key=lambda path: path.stat().st_mtime_ns)

@@ -1,10 +1,9 @@
-"""What is proposed to the target: a chain from the draft model, or looked-up tokens, as long as that is expected to
-pay.
+"""Propose draft tokens to the target: a chain from the draft model, or looked-up tokens, as long as they pay.
 
-In steps of plain decoding, a token that is verified costs ``verify`` and one from the draft model ``draft`` more; it
-brings one token with the probability that the target takes it and all before it. Those probabilities are learned while
-writing, by how long the match was, and by how sure the draft model was. (When to stop is our reconstruction; SDFP has a
-fixed length, and so has ``adaptive=False``.)
+The unit of cost is a step of plain decoding. A proposed token costs ``verify``, and ``draft`` more if the draft model
+made it. Its gain is the probability that the target accepts it and all tokens before it. These probabilities are
+learned during generation, by length of the match and by confidence of the draft model. The stopping rule is our
+reconstruction: SDFP has a fixed length, as ``adaptive=False`` has.
 """
 
 from collections.abc import Hashable, Sequence
@@ -17,25 +16,32 @@ from jettison.runtime.speculative.draft import Draft
 from jettison.runtime.speculative.lookup import Lookup
 from jettison.runtime.targets import Target
 
-BINS = 10  # of the draft model's confidence
-BELIEF, MEMORY = 8.0, 200.0  # what a prior counts for, and what is remembered
-PATIENCE = 16  # rounds after which the draft model is asked again, however little it was taken before
-FEW = 2  # tokens of a match that a draft of fixed length prefers to the draft model
+BINS = 10  # bins of the draft model's confidence
+BELIEF, MEMORY = 8.0, 200.0  # observations that a prior counts as; observations after which all are halved
+PATIENCE = 16  # rounds after which the draft model runs again, even if its tokens were mostly rejected before
+FEW = 2  # tokens of a match from which on a draft of fixed length prefers lookup to the draft model
 
 
 @dataclass
 class Proposal:
-    """Rows after the last token of the text, which is row 0. tokens[i], of row i + 1, follows row parents[i].
-    chances[i]: (vocabulary) what it was drawn from, None where it was not drawn. keys: what it is remembered by."""
+    """Draft tokens, a chain or a tree. Row 0 is the last token of the text; draft token i is row i + 1.
+
+    kind: model, lookup or none.
+    tokens: ids of the draft tokens.
+    parents: for every draft token the row that it follows.
+    chances: for every draft token the probabilities (vocabulary) it was drawn from, None if it was not drawn.
+    keys: for every draft token the key under which the tally counts whether it is accepted.
+    """
 
     kind: str = "none"
-    steps: int = 0  # of the draft model
+    steps: int = 0  # how often the draft model ran
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     chances: list[torch.Tensor | None] = field(default_factory=list)
     keys: list[Hashable] = field(default_factory=list)
 
     def add(self, token: int, parent: int, key: Hashable, chances: torch.Tensor | None = None) -> int:
+        """Append a draft token. Returns its row."""
         self.tokens.append(token)
         self.parents.append(parent)
         self.chances.append(chances)
@@ -43,41 +49,48 @@ class Proposal:
         return len(self.tokens)
 
     def children(self, row: int) -> list[int]:
-        return [at + 1 for at, parent in enumerate(self.parents) if parent == row]
+        """Return the rows that follow ``row``."""
+        return [i + 1 for i, parent in enumerate(self.parents) if parent == row]
 
 
 class Tally:
-    """How often tokens of a kind were taken."""
+    """Counts how often draft tokens were accepted, by key. Old counts fade."""
 
     def __init__(self):
-        self._seen: dict[Hashable, list[float]] = {}  # taken, of so many
+        self._seen: dict[Hashable, list[float]] = {}  # key -> [accepted, judged]
 
     def rate(self, key: Hashable, prior: float) -> float:
+        """Return the acceptance rate of a key; ``prior`` counts as BELIEF observations."""
         taken, count = self._seen.get(key, (0.0, 0.0))
         return (taken + BELIEF * prior) / (count + BELIEF)
 
     def add(self, key: Hashable, taken: bool) -> None:
-        seen = self._seen.setdefault(key, [0.0, 0.0])
-        seen[0] += taken
-        seen[1] += 1.0
-        if seen[1] > MEMORY:
-            seen[:] = [seen[0] / 2, seen[1] / 2]
+        """Count one judged draft token."""
+        counts = self._seen.setdefault(key, [0.0, 0.0])
+        counts[0] += taken
+        counts[1] += 1.0
+        if counts[1] > MEMORY:
+            counts[:] = [counts[0] / 2, counts[1] / 2]
 
 
 class Proposer:
-    """Proposes for one text; learns it, and what is taken."""
+    """Proposes draft tokens for one text, and learns from the text and from what the target accepts.
+
+    tally: acceptance counts, which may be shared with other texts.
+    """
 
     def __init__(self, draft: Draft, lookup: Lookup | None = None, tally: Tally | None = None):
         self.draft, self.tally = draft, tally or Tally()
         self.lookup = lookup if lookup or not draft.lookup else Lookup(draft.lookup)
-        self._since = 0  # rounds since the draft model was asked
+        self._since = 0  # rounds since the draft model ran
 
     def learn(self, tokens: Sequence[int]) -> None:
+        """Append tokens to the text that lookup searches."""
         if self.lookup:
             self.lookup.learn(tokens)
 
     def judged(self, proposal: Proposal, path: Sequence[int]) -> None:
-        """path: the rows that were taken, row 0 first."""
+        """Count which draft tokens were accepted. path: the accepted rows, row 0 first."""
         for row in path:
             for child in proposal.children(row):
                 taken = child in path
@@ -85,40 +98,45 @@ class Proposer:
                 if proposal.kind == "model":
                     self.tally.add("model", taken)
                 if taken:
-                    break
+                    break  # the target did not judge the siblings after it
 
     def propose(
         self, target: Target, text: Sequence[int], room: int, sampling: Sampling, rng: torch.Generator
     ) -> Proposal:
-        """text: all tokens, the last one not yet read. room: tokens that may be written after it."""
+        """Propose draft tokens for the next round.
+
+        text: ids of all tokens so far; the target has not read the last one yet.
+        room: how many tokens may still be written.
+        """
         room = min(room, self.draft.length)
         if room < 1:
             return Proposal()
-        looked, gain = self._look(text, room, target) if self.lookup else (Proposal(), 0.0)
+        from_lookup, gain = self._look_up(text, room, target) if self.lookup else (Proposal(), 0.0)
         if not self.draft.model:
-            return looked
+            return from_lookup
         if not self.draft.adaptive:
-            matched = looked.tokens and looked.keys[0][1] >= FEW
-            return looked if matched else self._ask(target, text, room, sampling, rng)
+            matched = from_lookup.tokens and from_lookup.keys[0][1] >= FEW
+            return from_lookup if matched else self._run_model(target, text, room, sampling, rng)
         if gain >= self._expected(room) and self._since < PATIENCE:
             self._since += 1
-            return looked if gain > 0 else Proposal()
+            return from_lookup if gain > 0 else Proposal()
         self._since = 0
-        return self._ask(target, text, room, sampling, rng)
+        return self._run_model(target, text, room, sampling, rng)
 
     def _expected(self, room: int) -> float:
-        """What asking the draft model is expected to gain, at the best length."""
+        """Return the expected gain of running the draft model, at the best length."""
         rate, costs, gain, best, likely = self._rate(), self.draft.costs, 0.0, 0.0, 1.0
         for _ in range(room):
             likely *= rate
-            gain += likely - costs.draft - costs.verify
+            gain += likely - costs.draft - costs.verify  # likely: that this token and all before it are accepted
             best = max(best, gain)
         return best
 
     def _rate(self) -> float:
         return self.tally.rate("model", self.draft.acceptance)
 
-    def _look(self, text: Sequence[int], room: int, target: Target) -> tuple[Proposal, float]:
+    def _look_up(self, text: Sequence[int], room: int, target: Target) -> tuple[Proposal, float]:
+        """Return a proposal from earlier text, and its expected gain."""
         proposal, gain = Proposal("lookup"), 0.0
         context = list(text[-self.lookup.trie.order :])
         size, followed = self.lookup.after(context)
@@ -130,11 +148,14 @@ class Proposer:
     def _extend(
         self, proposal: Proposal, context: list[int], number: int, size: int, token: int | None, room: int, rows: int
     ) -> float:
-        """A chain from the root on, beginning with the ``number``-th likeliest token. Returns what it is expected to
-        gain."""
+        """Append a chain from row 0 that begins with the ``number``-th most frequent token. Returns its expected gain.
+
+        size: tokens of the match. room: most tokens of the chain. rows: most draft tokens of the whole proposal.
+        """
         context, row, likely, gain, verify = list(context), 0, 1.0, 0.0, self.draft.costs.verify
         for depth in range(room):
             key = ("lookup", size, number if depth == 0 else 0)
+            # prior: longer matches are accepted more often, further branches (key[2]) much less
             likely *= self.tally.rate(key, min(0.8, 0.12 + 0.16 * size) * 0.3 ** key[2])
             if token is None or (self.draft.adaptive and likely < verify) or len(proposal.tokens) >= rows:
                 break
@@ -145,11 +166,14 @@ class Proposer:
             token = followed[0] if followed else None
         return gain
 
-    def _ask(
+    def _run_model(
         self, target: Target, text: Sequence[int], room: int, sampling: Sampling, rng: torch.Generator
     ) -> Proposal:
-        """Whether a token is proposed must not depend on which one it is, or sampling would not be exact: so it is
-        decided by how sure the draft model is before one is drawn."""
+        """Return a chain of tokens from the draft model.
+
+        Whether a token is proposed must not depend on which token was drawn, or sampling would not be exact. So it is
+        decided by the draft model's confidence, which is known before the draw.
+        """
         proposal, likely, costs = Proposal("model"), 1.0, self.draft.costs
         before, token = list(text), text[-1]
         while len(proposal.tokens) < room:

@@ -1,8 +1,9 @@
-"""Speculative decoding: tokens are proposed cheaply and verified by the target all at once. Nothing is lost by it.
+"""Speculative decoding: draft tokens are proposed cheaply, and the target verifies all of them in one pass.
 
-Greedily, a proposed token is taken if it is the one that the target would have written. Sampling takes it with such a
-rng, and draws from such a rest, that what is written has the target's own distribution (arXiv:2211.17192, section
-2.3; several candidates for one place, arXiv:2305.09781, section 4.3).
+- Greedy decoding accepts a draft token if the target would have written the same token.
+- Sampling accepts it with a probability, and else draws from a remaining distribution, such that the text has the
+  target's own distribution (arXiv:2211.17192, section 2.3; several candidates for one place: arXiv:2305.09781, section
+  4.3).
 """
 
 import time
@@ -25,8 +26,15 @@ def speculate(
     ends: set[int],
     record: Record,
 ) -> Iterator[int]:
-    """Tokens as they come, at most ``tokens``, none from a token of ``ends`` on: for temperature 0 those of ``write``,
-    else of the same distribution. record: as there, of one row."""
+    """Generate tokens for one prompt by speculative decoding. Yields them as they are accepted.
+
+    prompt: token ids.
+    tokens: how many at most.
+    ends: end tokens; generation stops before the first of them.
+    record: of one row, filled as by ``write``.
+
+    With temperature 0 the tokens equal those of ``write``, else they have the same distribution.
+    """
     timings, reasons = record.timings, record.finish_reasons
     rng, text = sampling.generator(0), list(prompt)
     start = time.perf_counter()
@@ -62,9 +70,10 @@ def speculate(
 def judge(
     logits: torch.Tensor, proposal: Proposal, text: Sequence[int], sampling: Sampling, rng: torch.Generator
 ) -> tuple[list[int], int]:
-    """The rows that are taken, row 0 (the last token of the text) first, and the token that follows them.
+    """Decide which draft tokens are accepted.
 
-    logits: (rows, vocabulary) after each row, changed in place.
+    logits: (rows, vocabulary), the target's logits after every row; changed in place.
+    Returns the accepted rows, row 0 (the last token of the text) first, and the token that the target writes next.
     """
     path, before = [0], list(text)
     while True:
@@ -83,19 +92,22 @@ def judge(
 def _draw(
     chances: torch.Tensor, children: Sequence[int], proposal: Proposal, rng: torch.Generator
 ) -> tuple[int | None, int]:
-    """The child that is taken, or None and a token from what is left of ``chances`` once all are refused."""
+    """Return the accepted child and its token, or None and a token from what is left once all children are rejected.
+
+    chances: the target's probabilities (vocabulary), not normalized.
+    """
     rest = chances / chances.sum()
     for row in children:
         token, drawn = proposal.tokens[row - 1], proposal.chances[row - 1]
         accept = rest[token] if drawn is None else rest[token] / drawn[token]
         if float(torch.rand(1, generator=rng)) < float(accept):
             return row, token
-        if drawn is None:
+        if drawn is None:  # looked up: a draft distribution with all its weight on this token
             rest[token] = 0.0
         else:
             rest = (rest - drawn).clamp_(min=0.0)
         total = rest.sum()
-        if total <= 0:  # by rounding alone: the two are the same
+        if total <= 0:  # only by rounding, where draft and target distribution are equal
             rest = chances.clone()
             total = rest.sum()
         rest = rest / total

@@ -81,12 +81,14 @@ def fit(
     source, target = ModelFolder(model), find_device(device)
     if not source.anatomy.family.chain:
         texts = []
-        if recipe is None or tasks:
-            raise UsageError(f"{model} is no language model: give a recipe, and no tasks")
+        if recipe is None:
+            source.require_text("nothing plans for other models yet; give a recipe")
+        if tasks:
+            source.require_text("tasks are for language models")
     _check_request(tps, memory, runtime, losses, refine, seed, tasks, items, planned=recipe is None)
     sources = Sources(tuple(texts), tokens, images=images, count=count)
     find_domain(source).check_sources(source, sources)
-    if not texts and not images:
+    if source.anatomy.family.chain and not texts:
         raise UsageError(f"no text to measure on: {', '.join(TEXTS)}, or a UTF-8 file")
     setting, pictured = Setting(context), None
     out = check_folder(out, JOURNAL)

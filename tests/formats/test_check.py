@@ -112,12 +112,13 @@ class TestReadBack:
         compress(source.folder, RTN, tmp_path / "out")
         file = tmp_path / "out" / "model-00001-of-00003.safetensors"
         tensors = load_file(file)
-        good = check_block(source, tmp_path / "out", list(source.anatomy))
+        ids = torch.arange(8).unsqueeze(0)
+        good = check_block(source, tmp_path / "out", list(source.anatomy), ids)
         tensors["model.layers.0.mlp.down_proj.weight_shape"] = torch.tensor([64, 95])
         save_file(tensors, file, {"format": "pt"})
         assert good["difference"] <= 1e-5
         with pytest.raises(Exception, match=r"95|shape|size"):
-            check_block(source, tmp_path / "out", list(source.anatomy))
+            check_block(source, tmp_path / "out", list(source.anatomy), ids)
 
 
 class TestCard:

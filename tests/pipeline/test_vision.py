@@ -6,13 +6,16 @@ import pytest
 import torch
 from killing import check_kills
 
-from jettison import compress, evaluate, load, recover
+from jettison import compress, draft, evaluate, load, recover
 from jettison.core.errors import UsageError
 from jettison.fitting import fit
 from jettison.formats.packed import read_grids
 from jettison.graph.dense import load_dense
 from jettison.graph.folder import ModelFolder
+from jettison.pipeline.showing import measure_images
+from jettison.pipeline.tasks import evaluate_tasks
 from jettison.pipeline.verification import verify
+from jettison.planning.planner import make_plan
 
 FAMILIES = ["vit", "deit", "resnet", "convnext", "mobilenet_v2"]
 FEW = ["calibration.samples=8"]
@@ -125,7 +128,10 @@ def test_loaded_it_names_classes(tiny, tmp_path):
         (lambda m, o, p: compress(m, "w4", o), "calibrated on images: name a folder"),
         (lambda m, o, p: evaluate(m), "is an image classifier: name the images"),
         (lambda m, o, p: evaluate("scribe", images=p), "scribe is a language model"),
-        (lambda m, o, p: fit(m, out=o, memory="1MB", images=p), "no language model: give a recipe"),
+        (
+            lambda m, o, p: fit(m, out=o, memory="1MB", images=p),
+            "no language model: nothing plans for other models yet; give a recipe",
+        ),
         (lambda m, o, p: evaluate(m, images=p, count=0), "count = 0"),
         (
             lambda m, o, p: compress(m, "w4", o, images=p, format="compressed-tensors"),
@@ -147,3 +153,32 @@ def test_a_changed_image_is_another_run(tiny, pictures, tmp_path):
     (copy / "cat" / "00.png").write_bytes((copy / "dog" / "00.png").read_bytes())
     with pytest.raises(UsageError, match="images"):
         compress(tiny("vit"), recipe, tmp_path / "out", images=copy, changes=FEW)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: make_plan(m, memory="1MB"), "is no language model: nothing plans for other models yet"),
+        (lambda m: load(m).generate("It was"), "is no language model: it writes no text"),
+        (lambda m: evaluate_tasks(m, ["jettison_books"], items=2), "is no language model: tasks are for"),
+        (lambda m: draft(m), "is no language model: drafts are for"),
+    ],
+)
+def test_what_is_for_language_models_only(tiny, call, words):
+    with pytest.raises(UsageError, match=words):
+        call(tiny("vit"))
+
+
+def test_a_broken_image_moves_no_label(tiny, pictures, tmp_path):
+    """Pictures of the report after a broken one keep their own labels."""
+    broken = shutil.copytree(pictures, tmp_path / "pictures")
+    (broken / "cat" / "00.png").write_bytes(b"no image")
+    compress(tiny("vit"), "w8", tmp_path / "out", images=pictures)
+    shown = measure_images(tmp_path / "out", tiny("vit"), broken)
+    assert shown["looked_at"] == 35, "of 36, one is broken"
+    whole = measure_images(tmp_path / "out", tiny("vit"), pictures)
+    labels = {picture["png"]: picture["label"] for picture in whole["pictures"]}
+    assert len(labels) == 12
+    for picture in shown["pictures"]:
+        assert labels.get(picture["png"], picture["label"]) == picture["label"]
+    assert sum(picture["png"] in labels for picture in shown["pictures"]) >= 11

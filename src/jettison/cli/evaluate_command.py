@@ -69,6 +69,10 @@ def evaluate(
     if rows:
         common.table("text", "perplexity", "nats/token", "KL from original", "same token", rows=rows)
     _print_images(result.get("images", {}))
+    for kind in result.keys() - {"size", "teacher", "texts", "images"}:  # of a domain without a table of its own
+        for name, measured in result[kind].items():
+            figures = ", ".join(f"{key} {value}" for key, value in measured.items())
+            common.out.print(f"{kind} {name}: {figures}", markup=False)
     if task_scores:
         result["tasks"] = task_scores
         _print_tasks(task_scores)

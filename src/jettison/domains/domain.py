@@ -4,7 +4,7 @@
 - The domain of a model is given by its row in families.yaml (``domain``), or by the class that transformers has for its
   config.
 - Inputs are always one tensor (samples, ...): token ids, or pixels.
-- All other code treats all domains alike.
+- All other code treats domains alike, but for what ``docs/architecture.md`` lists under "A domain".
 """
 
 from collections.abc import Callable, Mapping
@@ -73,7 +73,11 @@ class Domain(Protocol):
         """Raise UsageError if the outputs of the two models cannot be compared."""
 
     def scores(self, source: ModelFolder, student: Logits, original: Logits | None, sources: Sources) -> dict[str, Any]:
-        """Measure quality, and distance from the original, by source: {"texts": ...} or {"images": ...}."""
+        """Measure quality, and distance from the original.
+
+        Returns {kind of data: {name: {score: number}}}. ``texts`` and ``images`` are known to jettison.json
+        (``formats/schema.py``), the model card and the report; ``evaluate`` prints any other kind, too.
+        """
 
     def training(self, source: ModelFolder, recipe: Recipe, step: Step, process: tuple[int, int], wait) -> torch.Tensor:
         """Return inputs (samples, ...) that a recovery trains on.

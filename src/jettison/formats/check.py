@@ -14,7 +14,7 @@ from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import of_matrix
-from jettison.graph.whole import open_walk, random_inputs
+from jettison.graph.whole import open_walk, random_states
 
 CLOSE = 1e-4  # tolerance, as a share of the largest output: both sides multiply the same float32 weights
 
@@ -64,8 +64,10 @@ def _reads_back(writer: Writer, shard: Checkpoint, linear: Linear, weight: Store
     return True
 
 
-def check_block(source: ModelFolder, out: Path, linears: Iterable[Linear]) -> dict[str, float] | None:
-    """Run the first quantized block on random inputs with packed weights, and compare with the same weights dense.
+def check_block(
+    source: ModelFolder, out: Path, linears: Iterable[Linear], example: torch.Tensor
+) -> dict[str, float] | None:
+    """Run the first quantized block on inputs with packed weights, and compare with the same weights dense.
 
     The packed weights are read as the finished folder's own config.json describes them. The dense ones stand in the
     block of the original.
@@ -73,6 +75,7 @@ def check_block(source: ModelFolder, out: Path, linears: Iterable[Linear]) -> di
     source: the original.
     out: the finished folder.
     linears: the compressed linears.
+    example: inputs (samples, ...) of the model. A chain of blocks gets random states instead.
     Returns the block's number and the largest difference as a share of the largest output; None if no block is
     quantized. Raises JettisonError if the two do not agree.
     """
@@ -81,7 +84,7 @@ def check_block(source: ModelFolder, out: Path, linears: Iterable[Linear]) -> di
         return None
     block, written = blocks[0], ModelFolder(out)
     grids, format = read_grids(written), format_of(written)
-    walk = open_walk(source, random_inputs(source))
+    walk = open_walk(source, random_states(source) if source.anatomy.family.chain else example)
     prefix = walk.prefix(block)
     with walk.block(block) as module:
         of_block = {linear.name.removeprefix(prefix + "."): linear for linear in linears if linear.block == block}

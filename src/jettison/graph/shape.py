@@ -66,6 +66,11 @@ class ModelShape:
             return f"shape {self.name}"
         return str(self.path / "config.json" if self.path.is_dir() else self.path)
 
+    def require_text(self, what: str) -> None:
+        """Raise UsageError if this is no language model. what: the reason why one is needed, as a sentence."""
+        if self.anatomy.family.domain != "text":
+            raise UsageError(f"{self.name} is no language model: {what}")
+
     @cached_property
     def config(self) -> "PretrainedConfig":
         """The config, read by transformers. Raises UsageError, see ``graph.config``."""

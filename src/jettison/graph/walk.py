@@ -172,9 +172,11 @@ class Walk:
         # The blocks return the states of the stream: only the layers between the last block and the head compute.
         for batch, part in zip(self.batches, stream, strict=True):
             hook = self.head.register_forward_pre_hook(stop)
-            with self._replaced(lambda hidden_states, *args, part=part, **kwargs: part), suppress(Stop):
-                self._run(batch)
-            hook.remove()
+            try:
+                with self._replaced(lambda hidden_states, *args, part=part, **kwargs: part), suppress(Stop):
+                    self._run(batch)
+            finally:
+                hook.remove()
             yield seen.pop()
 
     @contextmanager

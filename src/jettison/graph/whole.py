@@ -17,7 +17,7 @@ from jettison.graph.folder import ModelFolder
 from jettison.graph.skeleton import run_model, running
 from jettison.graph.walk import BATCH, Call, Stop, Walk, first_output, split
 
-TOKENS, SIDE = 16, 64  # of random inputs; SIDE: of images if the config states no size
+TOKENS = 16  # of random states
 
 
 def open_walk(
@@ -34,17 +34,10 @@ def open_walk(
     return WholeWalk(source, inputs, twice)
 
 
-def random_inputs(source: ModelFolder) -> torch.Tensor:
-    """Make one random sample with a fixed seed: embeddings (1, 16, width) for a chain, else an image.
-
-    The image is (1, channels, height, width).
-    """
-    rng, config = torch.Generator().manual_seed(0), source.config
-    if source.anatomy.family.chain:
-        return torch.randn(1, TOKENS, source.skeleton.get_input_embeddings().embedding_dim, generator=rng)
-    side = getattr(config, "image_size", None) or SIDE
-    height, width = side if isinstance(side, list | tuple) else (side, side)
-    return torch.randn(1, getattr(config, "num_channels", 3), height, width, generator=rng)
+def random_states(source: ModelFolder) -> torch.Tensor:
+    """Make random states (1, 16, width) for the first block of a chain, with a fixed seed."""
+    width = source.skeleton.get_input_embeddings().embedding_dim
+    return torch.randn(1, TOKENS, width, generator=torch.Generator().manual_seed(0))
 
 
 class WholeWalk:
@@ -97,9 +90,11 @@ class WholeWalk:
             raise Stop
 
         hook = model.get_submodule(self.prefix(index)).register_forward_pre_hook(stop, with_kwargs=True)
-        with suppress(Stop):
-            run_model(model, batch)
-        hook.remove()
+        try:
+            with suppress(Stop):
+                run_model(model, batch)
+        finally:
+            hook.remove()
         return calls[0]
 
     @torch.no_grad()

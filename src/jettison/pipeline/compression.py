@@ -35,7 +35,7 @@ from jettison.graph.source_check import check_source
 from jettison.graph.whole import open_walk
 from jettison.pipeline.applying import one_by_one
 from jettison.pipeline.jobs import Job, adjusted, assign, pick_format, say_adjusted
-from jettison.pipeline.recovery import written_shards
+from jettison.pipeline.trained import written_shards
 from jettison.pipeline.units import AnyWalk, compress_unit, replay, unties
 from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_windows
 from jettison.statistics.allocation import allocate
@@ -279,7 +279,7 @@ def _check(source: ModelFolder, jobs: list[Job], out: Path, entries: list[dict])
         notes.append(f"{len(few)} matrices saw fewer tokens than they have inputs, such as {first}: calibrate on more")
     for note in notes:
         say(f"note: {note}")
-    block = check.check_block(source, out, [job.linear for job in jobs])
+    block = check.check_block(source, out, [job.linear for job in jobs], find_domain(source).example(source)[0])
     return {"linears": len(jobs), "block": block, "notes": notes}
 
 

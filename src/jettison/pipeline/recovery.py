@@ -1,6 +1,5 @@
 """``recover`` on a folder: its training data, the training, and the changes in the checkpoint."""
 
-import shutil
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,30 +11,36 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.core.files import file_digest, inside
-from jettison.core.journal import Journal, read_records
+from jettison.core.journal import Journal
 from jettison.core.locks import locked
 from jettison.core.numbers import check_number
 from jettison.core.progress import logged, say
-from jettison.core.sealed import read_sealed, write_sealed
-from jettison.core.tensors import write_tensors
+from jettison.core.sealed import read_sealed
 from jettison.domains.domain import find_domain
 from jettison.encodings.grid import Grid
-from jettison.formats.format import format_of
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.formats.packed import load_packed, read_grids
-from jettison.formats.peft import FOLDER as ADAPTER
-from jettison.formats.peft import write_adapter
 from jettison.graph.anatomy import Linear
-from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.dense import load_dense, require_memory, training_dtype
 from jettison.graph.folder import ModelFolder
+from jettison.pipeline.trained import (
+    JOURNAL,
+    ORIGINALS,
+    STATE,
+    WORK,
+    check_shards,
+    keep_originals,
+    result_hashes,
+    scale_of,
+    shard_hashes,
+    store,
+    store_adapter,
+    undo,
+)
 from jettison.recipe.recipe import Recipe, Step, load_recipe, with_images, with_windows
 from jettison.recipe.registry import find
 from jettison.training.pupil import Pupil
 
-WORK = "recover"
-ORIGINALS, STATE, JOURNAL = "originals.safetensors", "state.safetensors", "journal.jsonl"
 SAVE_EVERY = 60.0
 
 
@@ -75,7 +80,7 @@ def recover(
     with ExitStack() as locks:
         _on_main(state, lambda: locks.enter_context(locked(folder)))
         if restart:
-            _on_main(state, lambda: _undo(folder))
+            _on_main(state, lambda: undo(folder))
         return _recover(folder, recipe, step, teacher, save_every, state)
 
 
@@ -85,7 +90,7 @@ def _recover(
     """Run or continue the recovery of a locked folder; every process calls it, the main process writes."""
     manifest, options = read_manifest(folder), step.options
     first = (manifest.get("recovery") or manifest)["hashes"]  # hashes of the shards before any recovery
-    _on_main(state, lambda: _check_shards(folder, first))
+    _on_main(state, lambda: check_shards(folder, first))
     original = _open_teacher(folder, manifest, teacher)
     work, source = folder / WORK, ModelFolder(folder)
     domain = find_domain(source)
@@ -110,9 +115,9 @@ def _recover(
     if journal:
         _require_losses(work / STATE, journal)
     if journal and {"scales", "weights"} & set(options["train"]):
-        names = [_scale_of(source, linear.name) for linear in quantized if "scales" in options["train"]]
+        names = [scale_of(source, linear.name) for linear in quantized if "scales" in options["train"]]
         names += [f"{name}.weight" for name in dense]
-        _keep_originals(source, work, names, first)
+        keep_originals(source, work, names, first)
     state.wait_for_everyone()
     process = state.process_index, state.num_processes
     inputs = domain.training(original, recipe, step, process, state.wait_for_everyone)
@@ -132,15 +137,15 @@ def _recover(
     )
     trained = find("recover", step.method).function(pupil, **options)
     if journal:
-        _store(folder, source, trained, options, grids, journal)
+        store(folder, source, trained, options, grids, journal)
         losses = {entry["step"]: entry["loss"] for entry in journal.entries if "loss" in entry}
         update_manifest(
             folder,
             recovery=_as_dict(step) | {"loss": [losses[at] for at in sorted(losses)], "hashes": first},
-            hashes=_shard_hashes(folder),
+            hashes=shard_hashes(folder),
         )
-        _store_adapter(folder, source, trained, options)
-        journal.add(finished=True, hashes=_result_hashes(folder))
+        store_adapter(folder, source, trained, options)
+        journal.add(finished=True, hashes=result_hashes(folder))
     state.wait_for_everyone()
     return read_manifest(folder)
 
@@ -163,40 +168,10 @@ def _on_main(state: PartialState, work: Callable[[], Any]) -> Any:
     return result
 
 
-def written_shards(folder: Path) -> dict[str, set[str]]:
-    """Return shard's name -> the SHA-256 of all versions that the recovery of ``folder`` wrote or began to write."""
-    path, digests = folder / WORK / JOURNAL, {}
-    for record in read_records(path)[0] if path.is_file() else []:
-        if record and "stored" in record:
-            digests.setdefault(record["stored"], set()).add(record["sha256"])
-    return digests
-
-
-def _check_shards(folder: Path, first: dict[str, str]) -> None:
-    """Raise JettisonError if a shard is neither as it was before the recovery nor as the recovery wrote it."""
-    recovered = written_shards(folder)
-    for name, expected in first.items():
-        digest = file_digest(inside(folder, name)) if (folder / name).is_file() else None
-        if digest != expected and digest not in recovered.get(name, ()):
-            raise JettisonError(
-                f"shard {folder / name} is missing or damaged: run `jettison compress` (or `fit`) again with the same "
-                "recipe and folder, which makes it again"
-            )
-
-
-def _shard_hashes(folder: Path) -> dict[str, str]:
-    return {file.name: file_digest(file) for file in sorted(folder.glob("model-*.safetensors"))}
-
-
-def _result_hashes(folder: Path) -> dict[str, str]:
-    adapter = [file for file in sorted((folder / ADAPTER).glob("*")) if file.is_file()]
-    return _shard_hashes(folder) | {f"{ADAPTER}/{file.name}": file_digest(file) for file in adapter}
-
-
 def _is_finished(folder: Path, journal: Journal) -> bool:
     """Return whether the recovery is finished and all files that it wrote are unchanged."""
     entry = journal.last(finished=True)
-    return entry is not None and entry["hashes"] == _result_hashes(folder)
+    return entry is not None and entry["hashes"] == result_hashes(folder)
 
 
 def _require_losses(state: Path, journal: Journal) -> None:
@@ -206,25 +181,6 @@ def _require_losses(state: Path, journal: Journal) -> None:
     if stored and not set(range(int(stored[1]["step"]))) <= steps:
         say(f"note: {journal.path} has lost the losses of some steps, so training starts again")
         state.unlink()
-
-
-def _keep_originals(source: ModelFolder, work: Path, names: list[str], first: dict[str, str]) -> None:
-    """Save the scales and weights that training will change, once.
-
-    If an earlier run has changed them and its training state is lost, put the saved ones back: training starts again.
-    Raises JettisonError if they have changed and the saved copy is missing or damaged.
-    """
-    changed = _shard_hashes(source.folder) != first
-    kept = read_sealed(work / ORIGINALS)
-    if kept is None and changed:
-        raise JettisonError(
-            f"{work / ORIGINALS} is damaged, and the shards of {source.folder} have changed since: "
-            "compress into a new folder"
-        )
-    if kept is None:
-        write_sealed(work / ORIGINALS, {name: source.read(name) for name in names})
-    elif changed and read_sealed(work / STATE) is None:
-        _replace(source, kept[0])
 
 
 def _open_teacher(folder: Path, manifest: dict[str, Any], teacher: str | Path | None) -> ModelFolder:
@@ -256,102 +212,12 @@ def recovery_step(recipe: Recipe, changes: Iterable[str] = (), positions: int | 
     return load_recipe(with_windows(recipe, positions), changes).of("recover")[0]
 
 
-def _scale_of(source: ModelFolder, linear: str) -> str:
-    """Return the tensor that holds the scales of a linear. Raises UsageError for a format without such a tensor."""
-    if not (scale := format_of(source).SCALE):
-        raise UsageError(f"the scales of {source.name} cannot be trained: its format stores them in another form")
-    return f"{linear}.{scale}"
-
-
-def _store_adapter(
-    folder: Path, source: ModelFolder, trained: dict[str, torch.Tensor], options: dict[str, Any]
-) -> None:
-    """Write the trained LoRA adapters. This comes last, because they record the hash of the final shards."""
-    lora = {name: value for name, value in trained.items() if name.endswith((".lora_a", ".lora_b"))}
-    if lora:
-        alpha = options["alpha"] or 2.0 * options["rank"]
-        write_adapter(folder, lora, options["rank"], alpha, [linear.name for linear in source.anatomy])
-
-
-def _store(
-    folder: Path,
-    source: ModelFolder,
-    trained: dict[str, torch.Tensor],
-    options: dict[str, Any],
-    grids: dict[str, Grid],
-    journal: Journal,
-) -> None:
-    """Write the trained scales and weights into the shards.
-
-    This can be repeated after a kill: new scales are computed from the saved first ones, not from those in the shards.
-    Raises JettisonError if the saved ones are damaged, or if training changed zeros that pruning left.
-    """
-    record = lambda name, sha256: journal.add(stored=name, sha256=sha256)
-    first = read_sealed(folder / WORK / ORIGINALS)
-    if first is None and set(options["train"]) != {"lora"}:
-        raise JettisonError(f"{folder / WORK / ORIGINALS} is missing or damaged: start again with --restart")
-    weights = {name: value for name, value in trained.items() if name.endswith(".weight")}
-    gains = {name.removesuffix(".gain"): value for name, value in trained.items() if name.endswith(".gain")}
-    if gains:
-        scales = {}
-        for name, gain in gains.items():  # the gain is the logarithm of a factor on the scales
-            stored = _scale_of(source, name)
-            scales[stored] = (first[0][stored].float() * gain.exp()).to(grids[name].scale_dtype)
-        _replace(source, scales, record)
-    if weights:
-        for name, value in weights.items():
-            before = first[0][name]
-            weights[name] = value.to(before.dtype)
-            filled = int(((before == 0) & (weights[name] != 0)).sum())
-            if filled and options["masked"]:
-                raise JettisonError(f"{name}: {filled} of the zeros that pruning left were trained away")
-        _replace(source, weights, record)
-
-
 def _dense_names(source: ModelFolder, linears: list[Linear], grids: dict[str, Grid]) -> list[str]:
     """Return the names of linears whose weight is a tensor of its own: neither packed, nor one expert of a stacked
     tensor, nor a tied head."""
     own = lambda linear: linear.name not in grids and source.locate(f"{linear.name}.weight")[1] is None
     tied = lambda linear: source.anatomy.tied and "head" in linear.roles
     return [linear.name for linear in linears if own(linear) and not tied(linear)]
-
-
-def _replace(
-    source: ModelFolder,
-    tensors: dict[str, torch.Tensor],
-    record: Callable[[str, str], None] = lambda name, sha256: None,
-) -> None:
-    """Replace tensors in the shards that hold them. Every shard is replaced atomically.
-
-    record: called with the shard's name and new SHA-256 just before it is replaced, so that the hash of any shard on
-    disk is on record, also after a kill.
-    """
-    stored = {source.locate(name)[0]: value for name, value in tensors.items()}
-    for file in sorted({source.checkpoint.home(name) for name in stored}):
-        shard = Checkpoint(source.folder, [file])
-        ready = lambda temporary, name=file.name: record(name, file_digest(temporary))
-        write_tensors(file, {name: stored.get(name, shard.read(name)) for name in shard}, ready=ready)
-    source.checkpoint.release()  # open files still show the old content
-
-
-def _undo(folder: Path) -> None:
-    """Remove everything that a recovery wrote, and put the first scales and weights back."""
-    work, source, manifest = folder / WORK, ModelFolder(folder), read_manifest(folder)
-    kept = read_sealed(work / ORIGINALS)
-    changed = (manifest.get("recovery") or manifest)["hashes"] != _shard_hashes(folder)
-    if kept is None and changed:
-        raise JettisonError(f"{work / ORIGINALS} is missing or damaged: compress into a new folder")
-    if kept is not None:
-        _replace(source, kept[0])
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.rmtree(folder / ADAPTER, ignore_errors=True)
-    results = manifest.get("results", {})
-    update_manifest(
-        folder,
-        recovery=None,
-        results={stage: result for stage, result in results.items() if stage != "recovered"},
-        hashes=_shard_hashes(folder),
-    )
 
 
 def _as_dict(step: Step) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def evaluate_tasks(
     """
     manager = check_tasks(tasks, items)
     source = ModelFolder(model)
+    source.require_text("tasks are for language models")
     require_memory(source.checkpoint.tensor_bytes, f"evaluating {source.name}")
     with _hushed():
         samples = _run(load(model, adapter=adapter), list(dict.fromkeys(tasks)), manager, items, batch)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from jettison.core.tensors import write_tensors
+from jettison.domains.domain import find_domain
 from jettison.domains.text.domain import WINDOW, check_tokens, lesson, text_windows
 from jettison.domains.text.scores import BATCH, compare
 from jettison.domains.text.synthesize import BATCH as WRITTEN_AT_ONCE
@@ -30,7 +31,7 @@ from jettison.graph.dense import compute_device, load_dense, stored_dtype, train
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import PackedLinear
 from jettison.graph.skeleton import run_model
-from jettison.graph.whole import WholeWalk, random_inputs
+from jettison.graph.whole import WholeWalk
 from jettison.numerics.ranges import find_range
 from jettison.pipeline.applying import apply_methods
 from jettison.pipeline.jobs import Job, pick_format
@@ -122,7 +123,7 @@ def count_images(images: str | Path, count: int | None) -> int:
 def sample_seconds(source: ModelFolder) -> float:
     """Measure the seconds per sample of a forward pass, for a model that is no chain of blocks."""
     model = load_dense(source, torch.float32)
-    batch = random_inputs(source).repeat(WHOLE_BATCH, 1, 1, 1)
+    batch = _example(source)
     with torch.no_grad():
         run_model(model, batch)
         with timed() as trial:
@@ -130,12 +131,18 @@ def sample_seconds(source: ModelFolder) -> float:
     return trial.seconds / WHOLE_BATCH
 
 
+def _example(source: ModelFolder) -> torch.Tensor:
+    """Return inputs (8, ...) that the model can read, all equal."""
+    inputs, _ = find_domain(source).example(source)
+    return inputs[:1].repeat(WHOLE_BATCH, *[1] * (inputs.dim() - 1))
+
+
 def small_walk(source: ModelFolder, twice: bool) -> WholeWalk:
     """Return a walk on a few random samples, through a model that is no chain of blocks.
 
     twice: keep the original beside the compressed model.
     """
-    return WholeWalk(source, random_inputs(source).repeat(WHOLE_BATCH, 1, 1, 1), twice)
+    return WholeWalk(source, _example(source), twice)
 
 
 def synthesis_seconds(source: ModelFolder, length: int) -> float:
@@ -224,7 +231,7 @@ def speech_seconds(source: ModelFolder, jobs: list[Job], quantized: bool) -> flo
         loaded = Loaded.ready(short, model)
         for _ in range(2):  # the first run warms up
             written = loaded.generate("The", tokens=NEW_TOKENS)
-        return 1 / written.timings.decode
+        return 1 / written.timings.decode if written.timings.decode else 0.0  # 0: the first token ended the text
 
     return per_model(source, measure)
 

@@ -188,7 +188,8 @@ def _self_check(target: Folder) -> str:
     if not grids:
         raise Untried("nothing is packed")
     original = _original(target)
-    block = check.check_block(original, target.folder, [linear for linear in original.anatomy if linear.name in grids])
+    packed = [linear for linear in original.anatomy if linear.name in grids]
+    block = check.check_block(original, target.folder, packed, find_domain(original).example(original)[0])
     if block is None:
         raise Untried("no block is packed")
     return f"block {block['index']} differs by {block['difference']:.1g} of its largest output"

@@ -159,6 +159,7 @@ def make_plan(
     setting = Setting(context=context, batch=batch, cache_bits=cache_bits, runtime=loader)
     target = device if isinstance(device, Device) else find_device(device)
     shape = model if isinstance(model, ModelShape) else open_shape(model)
+    shape.require_text("nothing plans for other models yet; compress them by a recipe")
     if not shape.weights and (refine or losses in ("gradients", "measured")):
         what = f"refine = {refine}" if refine else f"losses = {losses!r}"
         raise UsageError(f"{shape.name} is a shape without weights: {what} needs them, 'prior' does not")

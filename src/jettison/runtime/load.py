@@ -135,6 +135,7 @@ class Loaded:
         draft: Draft | str | None = None,
         **sampling,
     ) -> Generations:
+        self.source.require_text("it writes no text")
         settings, draft = Sampling(**sampling), self.find_draft(draft)
         encoded = [self._encode(prompt) for prompt in prompts]
         stop = (stop,) if isinstance(stop, str) else tuple(stop)

@@ -142,17 +142,17 @@ def watch(
     Linears with equal ``inputs`` are counted once.
     """
     watching, hooks = Watch(), []
-    for linear in linears:
-        if linear.inputs in watching.stats:
-            continue
-        watching.stats[linear.inputs] = Stats.empty(linear.columns, dense, absmean)
-        inner = module.get_submodule(linear.name.removeprefix(prefix + "."))
-        hooks.append(
-            inner.register_forward_pre_hook(
-                lambda module, args, linear=linear: watching.see(linear, input_rows(module, args[0]))
-            )
-        )
     try:
+        for linear in linears:
+            if linear.inputs in watching.stats:
+                continue
+            watching.stats[linear.inputs] = Stats.empty(linear.columns, dense, absmean)
+            inner = module.get_submodule(linear.name.removeprefix(prefix + "."))
+            hooks.append(
+                inner.register_forward_pre_hook(
+                    lambda module, args, linear=linear: watching.see(linear, input_rows(module, args[0]))
+                )
+            )
         yield watching
     finally:
         for hook in hooks:

@@ -133,6 +133,7 @@ def draft(
     for name in filter(None, (text, corpus)):  # errors of reading come before any work
         read_documents(name)
     source = ModelFolder(model)
+    source.require_text("drafts are for language models")
     if source.folder in BUNDLED.values():
         raise UsageError(
             f"{model} is part of the package: compress it into another folder, where its draft can be recorded"

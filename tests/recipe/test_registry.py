@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,15 +140,17 @@ def test_a_file_that_fails_when_it_is_used_is_named(tmp_path, monkeypatch):
 
 def test_the_method_of_the_docs_works_as_it_stands(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
-    (tmp_path / "docs_method.py").write_text(re.search(r"```py\n(.*?)```", page, re.DOTALL)[1], encoding="utf-8")
+    folder = tmp_path / "docs_package"
+    folder.mkdir()
+    (folder / "mine.py").write_text(re.search(r"```py\n(.*?)```", page, re.DOTALL)[1], encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     said = []
     monkeypatch.setattr(registry, "say", said.append)
-    registry.register_files([str(tmp_path)], "package")
-    assert not said and registry.find("quantize", "mine").defaults == {"strength": 0.5}
+    registry.register_files([str(folder)], "docs_package")
+    method = registry.find("quantize", "mine")
+    assert not said and method.defaults == {"strength": 0.5}
     weight, grid = torch.randn(8, 32), UniformGrid(8, 16)
-    made = import_module("docs_method").mine(weight, grid, None)
-    assert torch.allclose(made.dequantize(), weight, atol=0.05)
+    assert torch.allclose(method.function(weight, grid, None).dequantize(), weight, atol=0.05)
 
 
 def test_statistics_are_those_that_exist():

@@ -21,7 +21,7 @@ from jettison.pipeline.recovery import recover
 from jettison.pipeline.tasks import compare_tasks, evaluate_tasks
 from jettison.runtime.load import load
 
-DOCS = Path(__file__).parents[2] / "docs" / "tasks.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "tasks.md"
 STEPS = {
     "steps": [
         {"quantize": {"method": "rtn", "bits": 4, "group_size": 32}},

@@ -92,7 +92,7 @@ def line_of(command: str) -> str:
 PLACES = {
     "fit": Place("jettison.fitting:show"),
     "compress": Place("jettison.formats.check:check_shard", call=2),
-    "recover": Place("jettison.training.loop:rows", call=3),
+    "recover": Place("jettison.training.loop:sample_indices", call=3),
     "plan": Place("jettison.planning.search:_solve"),
     "evaluate": Place("jettison.domains.text.domain:compare"),
     "generate": Place("jettison.formats.tiled:_read"),

@@ -104,7 +104,7 @@ def show_presets(data: dict[str, Any]) -> None:
     from jettison.core.bytesize import format_bytes
     from jettison.core.numbers import format_rate
 
-    figures = lambda each: [format_bytes(each["memory"]), format_rate(each["tokens_per_second"]), f"{each['loss']:.4f}"]
+    figures = lambda plan: [format_bytes(plan["memory"]), format_rate(plan["tokens_per_second"]), f"{plan['loss']:.4f}"]
     rows = [["this plan", *figures(data), "chosen"]]
     for preset in data["presets"]:
         rows.append([preset["name"], *figures(preset), "; ".join(preset["misses"]) or "fits"])

@@ -30,7 +30,7 @@ def gain(shape: ModelShape, recipe: Recipe, device: Device, setting: Setting, gr
     head: bits of the head in the uniform recipe; 16 leaves it unquantized.
     """
     recipes = (recipe, uniform_recipe(4, group, head))
-    rates = [predict(shape, each, device, setting).tokens_per_second for each in recipes]
+    rates = [predict(shape, candidate, device, setting).tokens_per_second for candidate in recipes]
     return 100 * (rates[0] / rates[1] - 1)
 
 

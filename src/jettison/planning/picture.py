@@ -133,7 +133,7 @@ def gains(shape: ModelShape, recipe: Recipe, device: Device, setting: Setting) -
     group = usual_group(shape)
     recipes = {"this plan": recipe, "W4/W2-GateUp": gate_up_recipe(group, group)}
     percent = {
-        name: [gain(shape, each, device, replace(setting, context=context), group) for context in CONTEXTS]
-        for name, each in recipes.items()
+        name: [gain(shape, candidate, device, replace(setting, context=context), group) for context in CONTEXTS]
+        for name, candidate in recipes.items()
     }
     return {"contexts": list(CONTEXTS)} | percent

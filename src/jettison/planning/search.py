@@ -47,7 +47,7 @@ class Problem:
     @cached_property
     def _flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Index of the group, loss, and (seconds, bytes) of every binary variable."""
-        groups = np.repeat(np.arange(len(self.groups)), [len(each) for each in self.choices])
+        groups = np.repeat(np.arange(len(self.groups)), [len(of_group) for of_group in self.choices])
         return groups, np.concatenate(self.losses), np.concatenate(self.costs)
 
     def loss(self, picks: Iterable[int]) -> float:
@@ -111,7 +111,7 @@ def least(problem: Problem, what: int) -> Picks | None:
 
 def feasible(problem: Problem) -> bool:
     """Return whether any choices are within the budgets."""
-    smallest = tuple(min(range(len(each)), key=lambda pick: each[pick][1]) for each in problem.costs)
+    smallest = tuple(min(range(len(costs)), key=lambda pick: costs[pick][1]) for costs in problem.costs)
     return problem.fits(smallest) or least(problem, 1) is not None
 
 

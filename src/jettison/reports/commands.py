@@ -20,8 +20,14 @@ def commands(run: Run) -> list[str]:
     """
     manifest, out = run.manifest, run.folder.resolve().name
     fit = (manifest.get("request") or {}).get("command")
-    made = manifest.get("command") or ["jettison", "compress", manifest["teacher"]["name"], "--recipe", "recipe.yaml"]
-    lines = [[*(fit or made), "--out", out]]
+    command = manifest.get("command") or [
+        "jettison",
+        "compress",
+        manifest["teacher"]["name"],
+        "--recipe",
+        "recipe.yaml",
+    ]
+    lines = [[*(fit or command), "--out", out]]
     changes = recovery_changes(manifest)
     if manifest.get("recovery") and (changes or not fit):  # fit itself recovers, as its recipe says
         lines.append(["jettison", "recover", out, *(word for change in changes for word in ("--set", change))])

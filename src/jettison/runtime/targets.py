@@ -73,6 +73,7 @@ class NativeTarget:
 
     @property
     def room(self) -> int:
+        """The number of tokens that can still be appended."""
         return self.session.capacity - self.session.length
 
     def read(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -115,6 +116,7 @@ class TorchTarget:
 
     @property
     def room(self) -> int:
+        """The number of tokens that can still be appended."""
         return self._capacity - self._before
 
     @torch.no_grad()

@@ -86,18 +86,18 @@ def alps(
     return conjugate_gradients(prune(dense), hessian, target, refit) / norm
 
 
-def conjugate_gradients(weight: torch.Tensor, hessian: torch.Tensor, wanted: torch.Tensor, steps: int) -> torch.Tensor:
-    """Change the nonzero weights so that weight · hessian comes close to ``wanted``.
+def conjugate_gradients(weight: torch.Tensor, hessian: torch.Tensor, target: torch.Tensor, steps: int) -> torch.Tensor:
+    """Change the nonzero weights so that weight · hessian comes close to ``target``.
 
     Every output (row) is a linear system of its own, over its kept inputs; all rows are solved together.
 
     weight: (out, in); its zeros stay zero.
     hessian: (in, in).
-    wanted: (out, in).
+    target: (out, in).
     Returns (out, in).
     """
     kept = weight != 0
-    residual = (wanted - weight @ hessian) * kept
+    residual = (target - weight @ hessian) * kept
     direction, size = residual, residual.square().sum(1, keepdim=True)  # size: (out, 1)
     for _ in range(steps):
         product = direction @ hessian

@@ -48,7 +48,7 @@ class Row:
 
     @property
     def metric(self) -> str:
-        """lm-eval's name of the metric."""
+        """The name of the metric in lm-eval."""
         return "acc_mutual_info" if self.unconditional else "acc"
 
 

@@ -1,0 +1,189 @@
+"""Every causal language model of transformers that can be built small: read, compressed, loaded, generated from.
+
+    python -m benchmarks.models.any_model                 # about an hour on two cores; continues type by type
+    python -m benchmarks.models.any_model --types mixtral # some types anew, printed, nothing written
+
+The types come from transformers' own registry. For each, a small random model is saved and
+
+- read: our model from the folder gives the logits of transformers, in float32,
+- w8 and w4: compressed by these presets (w4 calibrated on 4 windows of 32 tokens),
+- exact: `jettison.load(exact=True)` of the w4 folder gives the logits of an independent unpacking (compressed-tensors'
+  own functions, into transformers' model), in float32,
+- transformers: it loads the w4 folder and gives the same logits; or the folder says that it cannot,
+- generate: four tokens,
+- resume: the same command again changes nothing.
+
+A step ends as ``ok``, ``refused`` (one line of ours that says why) or ``broken`` (anything else).
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from benchmarks.fixtures.causal_types import causal_types, limited, make_small
+from benchmarks.witness import cell, claim, write_result
+from jettison import JettisonError, compress, load
+from jettison.graph.dense import load_dense
+from jettison.graph.folder import ModelFolder
+
+NAME = "any_model"
+SECONDS = 300  # for one type
+IDS = torch.arange(1, 25).view(2, 12) * 7 % 4096
+SHORT = ["calibration.samples=4", "calibration.length=32", "calibration.text=books"]
+CLOSE = 1e-5  # of the largest logit, where two programs add in different orders
+STEPS = ("read", "w8", "w4", "exact", "transformers", "generate", "resume")
+
+
+def unpacked(folder: Path, out: Path) -> Path:
+    """Write a compressed folder as a dense one in float32, by compressed-tensors' own functions."""
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("quantization_config", None)
+    out.mkdir()
+    (out / "config.json").write_text(json.dumps(config))
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("model-*.safetensors")):
+        with safe_open(file, "pt") as stored:
+            tensors |= {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no dict)
+    for name in [name for name in tensors if name.endswith(".weight_packed")]:
+        stem = name.removesuffix("_packed")
+        packed, scale = tensors.pop(name), tensors.pop(f"{stem}_scale").float()
+        shape = torch.Size(tensors.pop(f"{stem}_shape").tolist())
+        bits = 32 * packed.shape[1] // shape[1]
+        codes = unpack_from_int32(packed, bits, shape).float()  # centred on 0
+        tensors[stem] = (codes.unflatten(1, (scale.shape[1], -1)) * scale.unsqueeze(-1)).flatten(1)
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()}, out / "model.safetensors", {"format": "pt"}
+    )
+    return out
+
+
+def logits_of_transformers(folder: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(IDS, use_cache=False).logits
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / other.abs().max())
+
+
+def tried(work: Callable[[], Any]) -> str:
+    """How a step ended, in one line."""
+    try:
+        result = work()
+    except (JettisonError, TimeoutError) as error:
+        return f"refused: {error}" if isinstance(error, JettisonError) else f"broken: {error}"
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        return f"broken: {type(error).__name__}: {line:.160}"
+    return result if isinstance(result, str) else "ok"
+
+
+def check_close(one: torch.Tensor, other: torch.Tensor) -> str:
+    off = difference(one, other)
+    return "ok" if off <= CLOSE else f"broken: logits differ by {off:.2g}"
+
+
+def try_type(model_type: str, at: Path) -> dict[str, str]:
+    """How each step ends for a type; only ``built`` if transformers cannot build it small."""
+    folder, eight, four = at / "model", at / "w8", at / "w4"
+    try:
+        make_small(model_type, folder)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        line = (str(error).strip().splitlines() or [""])[0]
+        return {"built": f"{type(error).__name__}: {line:.120}"}
+    result = {}
+
+    def read() -> str:
+        model = load_dense(ModelFolder(folder), torch.float32).eval()
+        with torch.no_grad():
+            return check_close(model(IDS, use_cache=False).logits, logits_of_transformers(folder))
+
+    def in_transformers() -> str:
+        if notes := json.loads((four / "jettison.json").read_text())["not_in_transformers"]:
+            return f"refused: {notes[0]}"
+        return check_close(logits_of_transformers(four), logits_of_transformers(at / "dense"))
+
+    def resumed() -> str:
+        before = {file.name: file.stat().st_mtime_ns for file in four.glob("model-*.safetensors")}
+        compress(folder, "w4", four, changes=SHORT)
+        after = {file.name: file.stat().st_mtime_ns for file in four.glob("model-*.safetensors")}
+        return "ok" if before == after else "broken: shards were written again"
+
+    works = {
+        "read": read,
+        "w8": lambda: compress(folder, "w8", eight),
+        "w4": lambda: compress(folder, "w4", four, changes=SHORT),
+        "exact": lambda: check_close(
+            load(four, exact=True, dtype=torch.float32).logits(IDS),
+            logits_of_transformers(unpacked(four, at / "dense")),
+        ),
+        "transformers": in_transformers,
+        "generate": lambda: load(four).generate("It was", tokens=4),
+        "resume": resumed,
+    }
+    for step, work in works.items():
+        if step not in ("read", "w8", "w4") and result["w4"] != "ok":
+            continue
+        with limited(SECONDS):
+            result[step] = tried(work)
+    return result
+
+
+def state(steps: dict[str, str]) -> str:
+    """``works``, ``refused`` or ``broken``; ``not built`` where transformers cannot build the type small."""
+    if "built" in steps:
+        return "not built"
+    ends = {step: end.partition(":")[0] for step, end in steps.items()}
+    if "broken" in ends.values():
+        return "broken"
+    return "refused" if "refused" in {ends[step] for step in ends if step != "transformers"} else "works"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--types", nargs="+", default=[], help="only these, printed and not written")
+    args = parser.parse_args()
+    rows = {}
+    for model_type in args.types or causal_types():
+        with TemporaryDirectory() as at:
+            work = lambda model_type=model_type, at=at: try_type(model_type, Path(at))
+            rows[model_type] = work() if args.types else cell(NAME, model_type, work)
+        steps = {step: end for step, end in rows[model_type].items() if step in (*STEPS, "built")}
+        print(f"{model_type:28} {state(steps):10} {[f'{s}: {e}' for s, e in steps.items() if e != 'ok']}", flush=True)
+    if not args.types:
+        write(rows)
+
+
+def write(rows: dict[str, dict[str, Any]]) -> None:
+    steps = {kind: {step: end for step, end in row.items() if step in (*STEPS, "built")} for kind, row in rows.items()}
+    states = {kind: state(row) for kind, row in steps.items()}
+    count = lambda name: sum(value == name for value in states.values())
+    experts = [kind for kind, row in rows.items() if row.get("experts") and states[kind] == "works"]
+    claims = [
+        claim("types_that_work", count("works"), "types", "higher", 60),
+        claim("types_refused_with_reason", count("refused"), "types", "lower", len(rows)),
+        claim("types_broken", count("broken"), "types", "equal", 0),
+        claim("moe_families_that_work", len(experts), "types", "higher", 12),
+    ]
+    short = {kind: {step: end[:120] for step, end in row.items() if end != "ok"} for kind, row in steps.items()}
+    details = {"types": {kind: {"state": states[kind]} | short[kind] for kind in steps}}
+    write_result(NAME, claims, sum(row["seconds"] for row in rows.values()), details, script=__file__)
+
+
+if __name__ == "__main__":
+    main()

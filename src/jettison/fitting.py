@@ -61,9 +61,11 @@ def fit(
 
     A killed run continues when ``fit`` is called again.
 
+    model: an original: ``scribe``, a folder or a hub id.
+    out: the folder of the run, new or of the same run.
     device: what the result is to run on, see ``find_device``.
     tps, memory, context: the budget (tokens per second; bytes or a string such as "3GB"; tokens), see ``make_plan``.
-    runtime: must load the result.
+    runtime: the target runtime that must load the result.
     recovery, losses, refine: how to plan, see ``make_plan``; with ``auto``, losses come from gradients if the model
     fits in memory, else from the prior.
     recipe: compress by this recipe and do not plan. An image classifier needs one: there is no planner for it yet.
@@ -72,10 +74,13 @@ def fit(
     tasks, items: see ``evaluate_tasks``.
     images, count: what the quality of an image classifier is measured on; it is also calibrated on ``images``, unless
     the recipe names other ones.
+    seed: of calibration, planning and recovery.
     dry_run: do no work, and return ``plan`` and ``forecast`` (time, memory, disk).
 
     Returns the results of ``original``, ``quantized`` and, if the recipe recovers, ``recovered``; ``plan`` (recipe and
-    predicted cost); and for tasks after a recovery, ``tasks`` (see ``compare_tasks``).
+    predicted cost); for tasks after a recovery, ``tasks`` (see ``compare_tasks``); and ``not_in_transformers``, what
+    transformers cannot load, if anything. Raises UsageError for arguments that are not valid, a budget that no plan
+    meets, and a folder that was measured on other data; further as ``compress`` and ``recover``.
     """
     changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
     source, target = ModelFolder(model), find_device(device)

@@ -59,7 +59,7 @@ Losses = Annotated[
     str,
     typer.Option(
         "--losses",
-        help="Source of the expected losses: prior, gradients, measured, or auto (the best that is already known).",
+        help="Source of the expected losses: prior, gradients, measured, or auto (plan: those already measured, else prior; fit: gradients if the model fits in memory, else prior).",
     ),
 ]
 Refine = Annotated[

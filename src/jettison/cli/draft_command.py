@@ -65,7 +65,7 @@ def draft(
     ] = 6,
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=8, help="Tokens to write for each prompt.")] = 96,
     activation_bits: Annotated[
-        int, typer.Option("--activation-bits", help="Bits of the activations: 15 or 8, see docs/kernels.md.")
+        int, typer.Option("--activation-bits", help="Bits of the activations: 15 or 8, see docs/reference/kernels.md.")
     ] = 15,
     export: Annotated[
         Path | None,

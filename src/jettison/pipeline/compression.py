@@ -62,12 +62,14 @@ def compress(
 
     model: ``scribe``, a local folder, or a hub id.
     recipe: a preset's name, a YAML file, a mapping or a Recipe.
-    changes: of the recipe, of the form ``verb.option=value``.
+    changes: ``verb.option=value`` strings that change the recipe.
+    seed: of everything random.
     spill: keep the activations of the calibration text in files of ``out``, not in memory.
     runtime: refuse, before any work, a result that this runtime would not load.
     format: of the checkpoint; by default the first that can hold the result.
     images: calibration images of an image classifier, a folder of class subfolders or a parquet file.
-    workers, address: of ``parallel.map``, which prunes the linears of a block side by side.
+    workers: processes that prune the linears of a block side by side.
+    address: a Ray cluster to use instead (``auto``, ``local``, ``HOST:PORT`` or ``ray://HOST:PORT``).
 
     A run that was killed continues when ``compress`` is called again; shards that are then missing or damaged are
     written again.

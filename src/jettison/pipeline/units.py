@@ -20,8 +20,6 @@ from jettison.pipeline.applying import Applied, apply_methods, one_by_one
 from jettison.pipeline.jobs import Job
 from jettison.statistics.stats import Stats, watch
 
-JOURNAL, SPILL = "journal.jsonl", "activations"
-
 
 AnyWalk = Walk | WholeWalk  # a chain of blocks, one in memory at a time; or any model, whole in memory
 
@@ -31,12 +29,16 @@ def compress_unit(
 ) -> dict[str, Any]:
     """Prune and quantize a block, write its shard, and check the shard.
 
+    writer: of the checkpoint.
+    jobs: of the whole model.
     block: number of the block; None for the part of the model outside the blocks.
-    walk: leads the calibration inputs through the model; None if no method needs them.
+    walk: runs the calibration inputs through the model block by block; None if no method needs them.
+    out: the folder of the checkpoint.
     pool: maps a function over the linears to prune, such as ``parallel.map`` with its workers.
 
     Returns the shard's ``file`` and ``sha256``, the relative squared ``error`` of the block's output (None without a
     walk, and outside the blocks), and ``linears``: name -> record. ``changed`` lists other parameters that changed.
+    Raises JettisonError if the shard reads back differently.
     """
     source, blocks = writer.source, writer.source.anatomy.blocks
     unit_jobs = [job for job in jobs if job.linear.block == block]
@@ -59,7 +61,7 @@ def _compress_block(
         return apply_methods(source, jobs, stats, pool), None
     error = size = 0.0
     with walk.block(block) as module:
-        # Original block and compressed block read the same inputs: those that the compressed blocks before it give.
+        # The original and the compressed version of this block read the same inputs: the outputs of the blocks before.
         stats, outputs = _measure(walk, module, block, jobs)
         applied = apply_methods(source, jobs, stats, pool)
         for linear, weight in applied.weights.items():

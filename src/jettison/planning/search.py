@@ -19,7 +19,7 @@ from jettison.planning.groups import Choice, Unit
 Picks = tuple[int, ...]  # per group, the index of its choice
 GAP, NODES = 5e-3, 100  # where the solver stops: relative gap of the objective, nodes of its tree
 # Two expected losses that differ by less than these, as a share and in nats per token, cannot be told apart. See
-# docs/planning.md, "How it chooses"; tests/planning/test_ties.py checks both values against measurements.
+# docs/reference/planner.md, "Ties"; tests/planning/test_ties.py checks both values against measurements.
 ERROR_SHARE, ERROR_NATS = 0.04, 1e-4
 TRIES = 100_000  # random changes that random_plan makes at most
 

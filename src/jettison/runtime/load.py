@@ -45,7 +45,7 @@ class Loaded:
 
     source: the checkpoint's folder.
     model: a transformers model, usable as any other; its quantized linears may be packed.
-    exact: multiply in floating point, without the kernels' int8 activations.
+    exact: multiply in floating point, without rounding activations.
     """
 
     source: ModelFolder
@@ -113,7 +113,7 @@ class Loaded:
         cache: type of keys and values in the native decoder: bfloat16, float32 or int8.
         activation_bits: 15 or 8, to which the native decoder rounds activations while it writes (prompts are read with
             8, in half the time).
-        draft: use speculative decoding, for one prompt only: a ``Draft``, ``lookup`` (draft tokens from earlier text),
+        draft: use speculative decoding, for one prompt only: a ``Draft``, ``lookup`` (draft tokens from the text so far),
             or ``auto``, the draft that ``jettison draft`` recorded beside the checkpoint. For temperature 0 the text
             equals that of plain decoding, else it has the same distribution. ``generation.speculation`` then tells how
             many draft tokens were accepted.
@@ -258,10 +258,11 @@ def load(
 
     Quantized linears stay packed in memory.
 
+    folder: of a checkpoint; or ``scribe``, or a hub id.
     adapter: apply the LoRA adapter in ``adapter/``, if the folder exists.
     dtype: type of everything that is not quantized; by default the type that the checkpoint names.
-    exact: multiply in floating point on the CPU as well, as most runtimes do, where the kernels round activations to
-        int8. It is slower, and the results hardly differ (docs/kernels.md says by how much).
+    exact: multiply in floating point on the CPU, without rounding activations (the kernels round them to int8; the
+        native decoder writes with 15 bits). It is slower; docs/studies/kernels.md says how little the results differ.
     cache: keep the packed weights, in the kernels' layout, in ``.tiles`` beside the checkpoint. The next load then only
         maps that file, and all processes that load it share its memory.
     """

@@ -55,20 +55,24 @@ def sds(
     on the calibration text is dropped for the first pruning.
 
     weight: (out, in) float32.
+    pattern: the sparsity, or N:M.
     stats.hessian: (in, in), the mean of x xᵀ, where x are the inputs that the compressed blocks before give;
     stats.cross: of x₀ xᵀ, where x₀ are the inputs in the original model; stats.dense: of x₀ x₀ᵀ.
     base: the pruner of both prunings.
     data: train on ``sd``, the activations x of the sparse model, or ``dd``, the activations x₀ of the dense model.
-    dense_steps: of the re-dense stage, in which all weights are free, with the penalties ``l1`` and ``l2``. With 0
-    there is no such stage and no second pruning: second_steps adjust the first pruning, as a control of equal budget.
-    second_steps: of the adjustment after the second pruning.
-    lr: of Adam on the whole batch; lr, l1 and l2 hold for inputs of norm 1 and weights of mean square 1.
+    dense_steps: number of steps of the re-dense stage, in which all weights are trained, with the penalties ``l1`` and
+    ``l2``. With 0 there is no such stage and no second pruning: ``second_steps`` steps adjust the first pruning.
+    (dense_steps 0 with second_steps 400 is the control of equal budget in docs/studies/pruning.md.)
+    second_steps: number of steps of the adjustment after the second pruning.
+    lr: peak learning rate of Adam; every step uses all calibration tokens, through their second moments. lr, l1 and l2
+    are for inputs of norm 1 and weights of mean square 1.
     share: how far the target lies from the original's outputs for x (0) towards its outputs for x₀ (1).
     damp: a ridge that draws weights to the original's, as a share of the Hessian's mean diagonal; without it they fit
     the calibration text too closely.
-    rechoose: choose the mask again at every step of the adjustment, by magnitude: in the whole layer if the pattern
-    names neither N:M nor a scope, also with base wanda. If False, the mask stays.
-    early_exit: skip the adjustment if the second pruning alone is better than the first.
+    rechoose: choose the mask again, by magnitude, at every step of the adjustment. If the pattern has neither N:M nor a
+    scope, weights compete within the whole layer, even if ``base`` (wanda) prunes row by row. If False, the mask
+    stays fixed.
+    early_exit: skip the adjustment if the second pruning alone is no worse than the first.
 
     Returns (out, in) with zeros; the kept weights have changed. Raises UsageError for a base that is no pruner.
 

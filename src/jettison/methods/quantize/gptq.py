@@ -30,16 +30,19 @@ def gptq(
     Columns that were never active are set to zero.
 
     weight: (out, in) float32.
+    grid: the values that codes can stand for.
     stats.hessian: (in, in), the mean of x xᵀ over calibration tokens.
     mask: (out, in) bool, True for weights that stay zero; by default the zeros of ``weight``, so a pruned weight keeps
     its mask.
     damp: added to the Hessian's diagonal, as a share of its mean.
-    act_order: quantize the most active columns first. All groups' ranges are then fixed beforehand: only this can be
-    stored in checkpoints without an index per column.
+    act_order: quantize the columns with the largest mean squared input first. All ranges are then found before the
+    first column, with groups in the original column order, so that checkpoints need no group index per column.
     clip: search each group's range for the least squared error, columns weighted by their mean squared input.
-    block_size: columns per lazy update. A group's range is searched when its block begins. With 0 (one group per
-    block) the weights then hold all errors so far; 128 with smaller groups is the original code's behaviour.
+    block_size: columns per lazy update. 0: one group per block, so that each group's range is searched on weights that
+    hold all earlier errors; with act_order or one group per row, 128. If a block holds several groups (128 with smaller
+    groups, as in the original code), their ranges miss the errors of the current block.
 
+    Returns codes (out, in), columns in their original order.
     Raises JettisonError if the Hessian cannot be factored.
     """
     columns = weight.shape[1]

@@ -295,7 +295,7 @@ class TestSkeleton:
         def fail(*arguments):
             raise RuntimeError("out of memory")
 
-        monkeypatch.setattr("jettison.graph.skeleton.Experts", fail)
+        monkeypatch.setattr("jettison.graph.experts.Experts", fail)
         with pytest.raises(RuntimeError):
             build_skeleton(config)
         assert gc.isenabled()

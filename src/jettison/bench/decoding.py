@@ -14,7 +14,7 @@ from jettison.core.errors import UsageError
 from jettison.core.numbers import check_number
 from jettison.core.progress import bar
 from jettison.core.timing import calmest, sample
-from jettison.graph.skeleton import Experts
+from jettison.graph.experts import Experts
 from jettison.kernels import native
 from jettison.runtime.native_decoder import NativeDecoder, Session
 from jettison.runtime.sampling import Sampling

@@ -56,7 +56,8 @@ class Family:
         """Return the roles of the linear at ``path`` inside a block, or None if the row does not list it."""
         if self.name == "generic":
             last = path.rpartition(".")[2]
-            return next(((role,) for role, names in USUAL_NAMES.items() if last in names), ("linear",))
+            expert = ("expert",) if self.experts and re.search(r"(^|\.)experts\.\d+\.", path) else ()
+            return next(((role, *expert) for role, names in USUAL_NAMES.items() if last in names), ("linear",))
         return self.linears.get(re.sub(r"\.\d+\.", ".*.", path))  # the row writes * for the number of an expert
 
     @property

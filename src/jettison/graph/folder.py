@@ -17,6 +17,8 @@ from jettison.graph.shape import ModelShape, shape_names, shapes
 if TYPE_CHECKING:  # a plan opens folders without torch and transformers, which take seconds to import
     import torch
 
+    from jettison.graph.experts import Experts
+
 BUNDLED = {"scribe": Path(__file__).parent / "scribe"}
 # The files that determine the token ids of a text or a chat, and where a text ends.
 TOKENIZER = re.compile(
@@ -25,6 +27,8 @@ TOKENIZER = re.compile(
 )
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
 TOKENIZER_LIMIT, CARD_LIMIT = 1 << 28, 1 << 24  # bytes
+# The parameter of an expert's linear: path of the experts, number, projection, weight or bias.
+EXPERT = re.compile(r"(.+)\.(\d+)\.(gate_proj|up_proj|down_proj)\.(weight|bias)")
 FULL_PRECISION = ("float16", "bfloat16", "float32", "float64")  # types of torch
 
 
@@ -143,14 +147,13 @@ class ModelFolder(ModelShape):
         """
         if (tensor := self._tensor(parameter)) is not None:
             return tensor, None, ""
-        experts = self.anatomy.family.experts
-        if experts and experts["stored"] == "stacked" and (at := f".{experts['at']}.") in parameter:
-            before, _, after = parameter.partition(at)
-            number, projection, kind = after.split(".")
-            stem = "down_proj" if projection == "down_proj" else "gate_up_proj"
-            tensor = self._tensor(f"{before}{at}{stem}" + ("_bias" if kind == "bias" else ""))
-            if tensor is not None:
-                return tensor, int(number), projection
+        if match := EXPERT.fullmatch(parameter):
+            path, number, projection, kind = match.groups()
+            stem = "gate_up_proj" if projection == "gate_proj" else projection
+            for stacked in (stem, "gate_up_proj") if projection == "up_proj" else (stem,):
+                tensor = self._tensor(f"{path}.{stacked}" + ("_bias" if kind == "bias" else ""))
+                if tensor is not None:
+                    return tensor, int(number), projection
         head = self.anatomy.head
         if self.anatomy.tied and head and parameter == f"{head.name}.weight":
             return self.locate(f"{self.anatomy.linears[0].name}.weight")
@@ -177,13 +180,12 @@ class ModelFolder(ModelShape):
         """Parameter -> the checkpoint's tensor, for classes that were renamed after the checkpoint was written.
 
         For example ``vit.encoder.layer.0.attention.attention.query`` is now ``vit.layers.0.attention.q_proj``.
-        transformers has the list of these names. Tensors that it also splits or joins are not supported.
+        transformers has the list of these names. Experts that it joins while loading are found by their own names, as
+        ``...experts.3.gate_proj.weight``. Other tensors that it splits or joins are not supported.
         """
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming, apply_renamings
+        from jettison.graph.renaming import renamed
 
-        renamings = [rule for rule in get_model_conversion_mapping(self.skeleton) if isinstance(rule, WeightRenaming)]
-        return {apply_renamings(tensor, renamings): tensor for tensor in self.checkpoint}
+        return renamed(self.skeleton, self.checkpoint)
 
     @cached_property
     def _prefixes(self) -> list[tuple[str, str]]:
@@ -230,13 +232,11 @@ class ModelFolder(ModelShape):
                 f"{self.folder}: {tensor} has shape {self.checkpoint.shape(tensor)}, not one of experts"
             )
         value = self.checkpoint.read(tensor, expert)
-        if expert is None:
-            return value
-        if value.dim() == 2:  # stacked experts are stored as (in, out)
-            value = value.T  # (out, in)
-        if part != "down_proj":  # the rows of gate and up alternate
-            value = value[0::2] if part == "gate_proj" else value[1::2]
-        return value.contiguous()
+        return value if expert is None else self._experts_of(parameter).part(value, part)
+
+    def _experts_of(self, parameter: str) -> "Experts":
+        """Return the module of the skeleton that holds the expert of a parameter."""
+        return self.skeleton.get_submodule(EXPERT.fullmatch(parameter)[1])
 
     def stored_shape(self, parameter: str) -> tuple[str, tuple[int, ...]]:
         """Return the tensor that holds a parameter, and the shape that ``read`` returns, from the header alone.
@@ -249,8 +249,7 @@ class ModelFolder(ModelShape):
             return tensor, shape
         if not shape or expert >= shape[0]:
             raise JettisonError(f"{self.folder}: {tensor} has shape {shape}, so it holds no expert {expert}")
-        shape = tuple(reversed(shape[1:]))  # (experts, in, out) -> (out, in), as ``read`` returns it
-        return tensor, (shape if part == "down_proj" else (shape[0] // 2, *shape[1:]))
+        return tensor, self._experts_of(parameter).part_shape(shape[1:], part)
 
     def _check_tensor(
         self, parameter: str, value: "torch.Tensor", shape: tuple | None = None, needed: tuple | None = None

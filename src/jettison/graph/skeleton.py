@@ -4,20 +4,21 @@ The model is Hugging Face's own class on the meta device, with the experts as se
 """
 
 import gc
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import psutil
 import torch
 from torch import nn
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForCausalLM, PretrainedConfig
-from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from jettison.core.errors import UsageError, guarded
 from jettison.core.numbers import figures
 from jettison.graph.anatomy import Anatomy, Family, Linear, make_embedding, make_linear
 from jettison.graph.config import kind_of
+from jettison.graph.experts import separate_experts
 from jettison.graph.families import families
 
 KINDS = {"text": "causal language model", "vision": "image classifier"}
@@ -41,12 +42,10 @@ def build_skeleton(config: PretrainedConfig) -> tuple[nn.Module, Family]:
         for module, name in _computed(model):
             module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
         model.initialize_weights()  # fills the computed buffers; on meta parameters it does nothing
-    family = find_family(config.model_type, model)
-    if family.experts:
-        with collector_at_rest():
-            # This comes last because initialize_weights would take seconds for thousands of linears on meta.
-            separate_experts(model, family)
-    return model.eval(), family
+    with collector_at_rest():
+        # This comes last because initialize_weights would take seconds for thousands of linears on meta.
+        experts = separate_experts(model)
+    return model.eval(), find_family(config.model_type, model, experts)
 
 
 def _class_of(config: PretrainedConfig, mapping) -> type:
@@ -117,88 +116,11 @@ def running(model: nn.Module) -> AbstractContextManager[None]:
     return guarded(f"the {model.config.model_type} model does not run with its config")
 
 
-class MetaLinear(nn.Linear):
-    """A linear on the meta device. It skips the initialization, which would take most of the time and has no effect."""
-
-    def __init__(self, columns: int, rows: int, bias: bool):
-        super().__init__(columns, rows, bias=bias, device="meta")
-
-    def reset_parameters(self) -> None:
-        """Do nothing, since parameters on meta have no values."""
-        pass
-
-
-class Expert(nn.Module):
-    """The three linears of an expert: down(gate(x) ⊙ up(x))."""
-
-    def __init__(self, hidden: int, width: int, bias: bool):
-        super().__init__()
-        self.gate_proj = MetaLinear(hidden, width, bias)
-        self.up_proj = MetaLinear(hidden, width, bias)
-        self.down_proj = MetaLinear(width, hidden, bias)
-
-
-class Experts(nn.ModuleList):
-    """Experts with one linear per matrix, so that every matrix can be measured, quantized and run on its own.
-
-    hidden, width: the widths of the states and of the experts.
-    gate: a function of the outputs of gate_proj and up_proj, see ``_gate``.
-    """
-
-    def __init__(self, number: int, hidden: int, width: int, bias: bool, gate):
-        super().__init__(Expert(hidden, width, bias) for _ in range(number))
-        self.gate = gate
-
-    def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        """Return the weighted sum of the outputs of the chosen experts, (tokens, hidden).
-
-        hidden_states: (tokens, hidden).
-        chosen: (tokens, k), numbers of experts.
-        shares: (tokens, k), the weights of these experts.
-        """
-        result = torch.zeros_like(hidden_states)
-        for number, expert in enumerate(self):
-            token, place = torch.where(chosen == number)  # which tokens chose this expert, and as which of their k
-            if len(token):
-                x = hidden_states[token]  # (tokens of this expert, hidden)
-                y = expert.down_proj(self.gate(expert.gate_proj(x), expert.up_proj(x)))
-                result.index_add_(0, token, (y * shares[token, place, None]).to(result.dtype))
-        return result
-
-
-def separate_experts(model: nn.Module, family: Family) -> None:
-    """Replace every module of stacked experts by ``Experts``. The sizes come from the stacked parameters."""
-    config = model.config.get_text_config()
-    stacked_in_out = family.experts["stored"] == "stacked"
-    for block in model.get_submodule(family.blocks):
-        parent_path, _, name = family.experts["at"].rpartition(".")
-        parent = block.get_submodule(parent_path)
-        stacked = getattr(parent, name, None)
-        if stacked is None:
-            continue  # a dense block of a mixed model
-        number, *shape = stacked.down_proj.shape
-        width, hidden = shape if stacked_in_out else reversed(shape)
-        setattr(parent, name, Experts(number, hidden, width, stacked_in_out, _gate(family.experts["gate"], config)))
-
-
-def _gate(kind: str, config: PretrainedConfig):
-    """Return the function that joins the outputs of gate_proj and up_proj: gated, or the clamped swish of gpt-oss."""
-    if kind == "gated":
-        activation = ACT2FN[config.hidden_act]
-        return lambda gate, up: activation(gate) * up
-    alpha, limit = config.swiglu_alpha, config.swiglu_limit
-
-    def clamped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-        return (up + 1) * gate * torch.sigmoid(alpha * gate)
-
-    return clamped
-
-
-def find_family(model_type: str, model: nn.Module) -> Family:
+def find_family(model_type: str, model: nn.Module, experts: Sequence[str] = ()) -> Family:
     """Return the row for ``model_type``, or a generic family made from the model's longest list of like blocks.
 
     In a generic family all matrices inside the blocks are linears.
+    experts: the paths of the ``Experts`` in the model.
     Raises UsageError if the model has neither a row nor such a list.
     """
     if model_type in families():
@@ -216,7 +138,12 @@ def find_family(model_type: str, model: nn.Module) -> Family:
             "and no list of like blocks with linear layers to read it by"
         )
     fused = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
-    return Family("generic", max(candidates)[1], {}, fused, domain=kind_of(model.config))
+    blocks = max(candidates)[1]
+    inside = next((re.sub(r"^\d+\.", "", path.removeprefix(f"{blocks}.")) for path in experts), None)
+    of_experts = (
+        {"at": inside, "gate": "", "stored": ""} if inside else None
+    )  # stored: it is the checkpoint that says it
+    return Family("generic", blocks, {}, fused, of_experts, domain=kind_of(model.config))
 
 
 def read_anatomy(model: nn.Module, family: Family) -> Anatomy:

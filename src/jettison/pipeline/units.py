@@ -20,7 +20,6 @@ from jettison.pipeline.applying import Applied, apply_methods, one_by_one
 from jettison.pipeline.jobs import Job
 from jettison.statistics.stats import Stats, watch
 
-
 AnyWalk = Walk | WholeWalk  # a chain of blocks, one in memory at a time; or any model, whole in memory
 
 

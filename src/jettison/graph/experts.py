@@ -1,0 +1,123 @@
+"""Mixtures of experts with one linear per matrix.
+
+transformers holds the experts of a layer as stacked parameters, (experts, rows, columns), in a module of the form that its
+decorator ``use_experts_implementation`` describes. Here every matrix becomes a linear of its own, so that it can be
+measured, quantized and run like any other. The gate stays the function of the original module.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+FORM = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")  # of the decorator
+
+
+class MetaLinear(nn.Linear):
+    """A linear on the meta device. It skips the initialization, which would take most of the time and has no effect."""
+
+    def __init__(self, columns: int, rows: int, bias: bool):
+        super().__init__(columns, rows, bias=bias, device="meta")
+
+    def reset_parameters(self) -> None:
+        """Do nothing, since parameters on meta have no values."""
+
+
+class Expert(nn.Module):
+    """The linears of an expert: down(gate(x) ⊙ up(x)), or down(act(up(x))) without a gate."""
+
+    def __init__(self, hidden: int, width: int, bias: bool, gated: bool):
+        super().__init__()
+        if gated:
+            self.gate_proj = MetaLinear(hidden, width, bias)
+        self.up_proj = MetaLinear(hidden, width, bias)
+        self.down_proj = MetaLinear(width, hidden, bias)
+
+
+class Experts(nn.ModuleList):
+    """The experts of a layer.
+
+    number, hidden, width: how many, and the widths of the states and of an expert.
+    activate: from the outputs of gate_proj and up_proj, (tokens, width) each, to the inputs of down_proj; of up_proj alone
+        for experts without a gate.
+    transposed: whether stacked tensors are (experts, in, out) and not (experts, out, in).
+    interleaved: whether the rows of gate and up alternate in stacked tensors; otherwise gate comes first.
+    """
+
+    def __init__(
+        self, number: int, hidden: int, width: int, bias: bool, activate: Callable[..., torch.Tensor],
+        gated: bool = True, transposed: bool = False, interleaved: bool = False,
+    ):  # fmt: skip
+        super().__init__(Expert(hidden, width, bias, gated) for _ in range(number))
+        self.activate, self.gated, self.transposed, self.interleaved = activate, gated, transposed, interleaved
+
+    def forward(self, hidden_states: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """Return the weighted sum of the outputs of the chosen experts, (tokens, hidden).
+
+        hidden_states: (tokens, hidden).
+        chosen: (tokens, k), numbers of experts; a number that no expert has counts for nothing.
+        shares: (tokens, k), the weights of these experts.
+        """
+        result = torch.zeros_like(hidden_states)
+        for number, expert in enumerate(self):
+            token, place = torch.where(chosen == number)  # which tokens chose this expert, and as which of their k
+            if len(token):
+                x = hidden_states[token]  # (tokens of this expert, hidden)
+                inner = (expert.gate_proj(x), expert.up_proj(x)) if self.gated else (expert.up_proj(x),)
+                y = expert.down_proj(self.activate(*inner))
+                result.index_add_(0, token, (y * shares[token, place, None]).to(result.dtype))
+        return result
+
+    def part(self, value: torch.Tensor, projection: str) -> torch.Tensor:
+        """Return the matrix or bias of one projection from an expert's slice of a stacked tensor.
+
+        value: (out, in) or (in, out) if ``transposed``; or a bias (out,).
+        Returns (rows, columns) or (rows,).
+        """
+        value = value.T if value.dim() == 2 and self.transposed else value
+        if projection == "down_proj" or not self.gated:
+            return value.contiguous()
+        gate, up = (value[0::2], value[1::2]) if self.interleaved else value.chunk(2)
+        return (gate if projection == "gate_proj" else up).contiguous()
+
+    def part_shape(self, shape: tuple[int, ...], projection: str) -> tuple[int, ...]:
+        """Return the shape of what ``part`` returns for a slice of this shape."""
+        shape = tuple(reversed(shape)) if self.transposed else tuple(shape)
+        return shape if projection == "down_proj" or not self.gated else (shape[0] // 2, *shape[1:])
+
+
+def is_stacked(module: nn.Module) -> bool:
+    """Return whether a module holds stacked experts in the form of transformers."""
+    if not all(hasattr(module, name) for name in FORM) or module.has_post_expert_norm:
+        return False
+    first = getattr(module, "gate_up_proj" if module.has_gate else "up_proj", None)
+    down = getattr(module, "down_proj", None)
+    return all(isinstance(value, nn.Parameter) and value.dim() == 3 for value in (first, down))
+
+
+def separate_experts(model: nn.Module) -> list[str]:
+    """Replace every module of stacked experts by ``Experts``, in place. Returns their paths."""
+    paths = [path for path, module in model.named_modules() if is_stacked(module)]
+    for path in paths:
+        model.set_submodule(path, _separated(model.get_submodule(path)))
+    return paths
+
+
+def _separated(stacked: nn.Module) -> Experts:
+    number, *shape = stacked.down_proj.shape
+    width, hidden = shape if stacked.is_transposed else reversed(shape)
+    for name in list(stacked._parameters):
+        del stacked._parameters[name]  # only its activation is used from here on
+    return Experts(
+        number, hidden, width, stacked.has_bias, _activation(stacked), stacked.has_gate, stacked.is_transposed,
+        not stacked.is_concatenated,
+    )  # fmt: skip
+
+
+def _activation(stacked: nn.Module) -> Callable[..., torch.Tensor]:
+    """Return the function between the first matrices of an expert and the last one, as ``stacked`` has it."""
+    if not stacked.has_gate:
+        return stacked.act_fn
+    if stacked.is_concatenated:
+        return lambda gate, up: stacked._apply_gate(torch.cat([gate, up], dim=-1))
+    return lambda gate, up: stacked._apply_gate(torch.stack([gate, up], dim=-1).flatten(-2))

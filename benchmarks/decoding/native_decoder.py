@@ -122,8 +122,8 @@ def text(exact, packed, prompt: str) -> dict[str, Any]:
 def prediction() -> dict[str, Any]:
     """Predict and measure five recipes in the 1.7B shape.
 
-    The read limit is measured before and after every sample, because it drifts; the machine's other figures are measured
-    once.
+    The read limit is measured before and after every sample, because it drifts; the machine's other figures are
+    measured once.
     """
     measure(again=True)
     shape, device, rows = open_shape(PREDICTED), find_device("this"), []

@@ -60,6 +60,7 @@ def _packed(name: str, module: torch.nn.Module, grid, rng: torch.Generator) -> d
     tensors = {f"{name}.weight_shape": torch.tensor([rows, columns])}
     for part, empty in empty_parts(rows, columns, grid).items():
         if part == "weight_scale":
+            # Weights reach 1 / sqrt(columns), so activations keep their size.
             value = torch.full(empty.shape, 2.0 / (columns**0.5 * 2**grid.bits), dtype=empty.dtype)
         else:
             value = torch.randint(-(2**31), 2**31, empty.shape, generator=rng).int()

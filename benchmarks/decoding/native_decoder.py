@@ -80,7 +80,7 @@ def agreement(tokens: int = PROMPTS * 256) -> dict[str, Any]:
     sums = {"prompts": [0.0, 0], "written": [0.0, 0]}
     count = 0
     for ids in token_windows(exact.source, "books-evaluation", 256, tokens // 256):
-        expected = exact.logits(ids.unsqueeze(0))[0].log_softmax(-1)
+        expected = exact.logits(ids.unsqueeze(0))[0].log_softmax(-1)  # (tokens, vocabulary)
         session = packed.engine.session(256)
         one_by_one = torch.cat([session.append([token], activation_bits=15) for token in ids.tolist()])
         for way, logits in (("prompts", packed.engine.session(256).append(ids.tolist(), every=True)),
@@ -113,8 +113,8 @@ def text(exact, packed, prompt: str) -> dict[str, Any]:
     for _ in range(WRITTEN):
         ids.append(int(logits.argmax()))
         logits = session.append(ids[-1:], activation_bits=15)[0]
-    expected = exact.logits(torch.tensor([ids]))[0, len(start) - 1 : -1]
-    chosen = expected.gather(1, torch.tensor(ids[len(start) :]).unsqueeze(1)).squeeze(1)
+    expected = exact.logits(torch.tensor([ids]))[0, len(start) - 1 : -1]  # (WRITTEN, vocabulary)
+    chosen = expected.gather(1, torch.tensor(ids[len(start) :]).unsqueeze(1)).squeeze(1)  # (WRITTEN,)
     worst = float((expected.max(-1).values - chosen).max())
     return {"same": bool(worst == 0.0), "worst_gap": worst}
 
@@ -176,9 +176,9 @@ def resident() -> int:
 Kind = tuple[str, int, bool]  # model, tokens read at once, whether activations have 15 bits (8 otherwise)
 
 
-def by_kind(found: dict[str, Any]) -> dict[Kind, dict]:
+def by_kind(measured: dict[str, Any]) -> dict[Kind, dict]:
     """Return the rows of ``measure_decoding`` by kind."""
-    return {(row["model"], row["at_once"], row["fine"]): row for row in found["rows"]}
+    return {(row["model"], row["at_once"], row["fine"]): row for row in measured["rows"]}
 
 
 def ratio(slower: list[float], faster: list[float]) -> float:

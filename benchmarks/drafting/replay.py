@@ -135,12 +135,12 @@ def record(loaded: Loaded, model: str, known: dict[str, Any]) -> dict[str, Any]:
         kinds = {"": draft}
         if name in FORMULA:
             kinds[FIXED] = replace(draft, length=4, adaptive=False)
-        for kind, each in kinds.items():
+        for kind, variant in kinds.items():
             tally, rounds = Tally(), []
             for prompt in prompts:
-                target, log = loaded.target(each, PROMPT + TOKENS, activation_bits=8), Record([None])
-                lookup = Lookup(each.lookup, corpus if each.corpus else None) if each.lookup else None
-                proposer = Proposer(each, lookup, tally)
+                target, log = loaded.target(variant, PROMPT + TOKENS, activation_bits=8), Record([None])
+                lookup = Lookup(variant.lookup, corpus if variant.corpus else None) if variant.lookup else None
+                proposer = Proposer(variant, lookup, tally)
                 ids = speculate(target, proposer, prompt, Sampling(), TOKENS, set(), log)
                 rounds += before_loop(log.speculation.rounds, list(ids))
             rounds_of[name + kind] = [list(asdict(each).values()) for each in rounds]
@@ -216,14 +216,14 @@ def _model_of(name: str) -> str:
 
 def _run(large: Large, name: str, rounds: list[Round]) -> dict[str, Any]:
     target, base = large.target(_model_of(name)), _model_of(name)
-    tokens = sum(1 + each.taken for each in rounds)
+    tokens = sum(1 + round_.taken for round_ in rounds)  # a round writes one token more than it takes
 
     def drafted() -> None:
-        for each in rounds:
-            for _ in range(each.steps):
+        for round_ in rounds:
+            for _ in range(round_.steps):
                 target.draft(large.ids[0])
             target.undraft()
-            _verify(target, large.ids, 1 + each.proposed, 1 + each.taken)
+            _verify(target, large.ids, 1 + round_.proposed, 1 + round_.taken)
 
     def plain() -> None:
         for _ in range(tokens):

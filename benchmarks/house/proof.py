@@ -148,9 +148,7 @@ def main() -> None:
         for recipe in ("w2", "gate/up")
     }
     counting, won = tally(compared["w2"])
-    by_text = {
-        text: tally([found for found in compared["w2"] if text in found["task"]]) for text in ("books", "wikitext")
-    }
+    by_text = {text: tally([task for task in compared["w2"] if text in task["task"]]) for text in ("books", "wikitext")}
     gate_up = "w2 ({}); of {} that lose measurably to 2 bits in gate and up alone, {:.0%} come back to 80 %".format(
         ", ".join(f"{text} {share:.0%} of {number}" for text, (number, share) in by_text.items()),
         *tally(compared["gate/up"]),
@@ -159,17 +157,17 @@ def main() -> None:
         if absent(name):
             missing.append(run)
             continue
-        told = cell(NAME, f"{name}-said", tell)
-        runs[run] = told | cell(NAME, name, do)
+        forecast = cell(NAME, f"{name}-said", tell)
+        runs[run] = forecast | cell(NAME, name, do)
     streamed = runs["4B, file to file"]
-    told = {run: ratios(found) for run, found in runs.items()}
-    worst = max(step["factor"] for steps in told.values() for step in steps.values())
+    factors = {run: ratios(result) for run, result in runs.items()}
+    worst = max(step["factor"] for steps in factors.values() for step in steps.values())
     overhead = streamed["took"]["seconds"] / (streamed["copy_seconds"] + streamed["arithmetic_seconds"])
     study = json.loads((RESULTS / "study.json").read_text())["details"]
     books, cells = "books-evaluation", study["cells"]
     synthetic, real = (study["seeds"][books][data] for data in ("synthetic", "books"))
     gap, gap_error = synthetic[0] - real[0], (synthetic[1] ** 2 + real[1] ** 2) ** 0.5
-    w3 = {key: found for key, found in cells.items() if key.startswith("3 bits")}
+    w3 = {key: result for key, result in cells.items() if key.startswith("3 bits")}
     best = min(w3, key=lambda key: w3[key][books]["lost"])
     recovery = cells["setting: the setting"]
     claims = [
@@ -196,19 +194,19 @@ def main() -> None:
             f"over {', '.join(runs)}; not measured yet: {', '.join(missing) or 'nothing'}",
         ),
     ]  # fmt: skip
-    seconds = sum(found["seconds"] for found in (*measured.values(), *runs.values()))
+    seconds = sum(result["seconds"] for result in (*measured.values(), *runs.values()))
     details = {
         "missing": missing,
-        "tables": tables(measured, compared, told, runs),
+        "tables": tables(measured, compared, factors, runs),
         "compared": compared,
-        "dry_runs": told,
+        "dry_runs": factors,
         "runs": runs,
     }
-    details["scores"] = {task: brief(found["scores"]) for task, found in measured["original"]["tasks"].items()}
+    details["scores"] = {task: brief(result["scores"]) for task, result in measured["original"]["tasks"].items()}
     write_result(NAME, claims, seconds, details, script=__file__)
 
 
-def tables(measured: dict, compared: dict[str, list[dict]], told: dict, runs: dict) -> dict:
+def tables(measured: dict, compared: dict[str, list[dict]], factors: dict, runs: dict) -> dict:
     """Return the tables of the results page."""
     by_title = {}
     for recipe, title in (("w2", "2 bits in every block matrix"), ("gate/up", "2 bits in gate and up")):
@@ -217,14 +215,14 @@ def tables(measured: dict, compared: dict[str, list[dict]], told: dict, runs: di
         for task in compared[recipe]:
             of = [measured[stage]["tasks"][task["task"]] for stage in stages]
             share = f"{task['recovered']:.0%} ± {task['recovered_error']:.0%}" if task["counts"] else "does not count"
-            rows.append([task["task"], f"{of[0]['random']:.0%}", *(f"{each['accuracy']:.1%}" for each in of)])
+            rows.append([task["task"], f"{of[0]['random']:.0%}", *(f"{scores['accuracy']:.1%}" for scores in of)])
             rows[-1] += [f"{100 * task['lost']:.1f} ± {100 * task['lost_error']:.1f}", share]
         columns = ["task", "random", "original", "rounded", "recovered", "points lost", "share recovered"]
         by_title[f"Tasks (accuracy), {title}"] = {"columns": columns, "rows": rows}
     dry = [
         [run, step, f"{of['said_seconds']:.0f} s", f"{of['took_seconds']:.0f} s", f"{of['factor']:.2f}",
          f"{of['said_memory'] / 1e9:.2f} GB", f"{of['took_memory'] / 1e9:.2f} GB"]
-        for run, steps in told.items() for step, of in steps.items()
+        for run, steps in factors.items() for step, of in steps.items()
     ]  # fmt: skip
     big = [
         [run, f"{of['file_gb']:.1f} GB", f"{of['took']['memory'] / 1e9:.2f} GB", f"{of['took']['seconds']:.0f} s",

@@ -97,10 +97,10 @@ def demo() -> dict:
     folder = fresh("demo")
     arguments = line.replace("runs/demo", str(folder)).split()
     environment = {"JETTISON_CACHE": str(fresh("demo-cache"))}
-    began = time.perf_counter()
-    done = run(arguments, environment)
-    minutes = (time.perf_counter() - began) / 60
-    assert done.returncode == 0, done.stderr
+    start_time = time.perf_counter()
+    process = run(arguments, environment)
+    minutes = (time.perf_counter() - start_time) / 60
+    assert process.returncode == 0, process.stderr
     results = json.loads((folder / "jettison.json").read_text())["results"]
     return {"minutes": minutes, "command": line, "results": results}
 

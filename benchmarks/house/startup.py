@@ -130,7 +130,7 @@ def main() -> None:
     times = cell(NAME, "commands", lambda: run(pythons, ROUNDS))
     plans = cell(NAME, "shapes", lambda: every_shape(sys.executable))
     shown = [name for name in pythons if name in times]
-    rows = [[f"jettison {each}", *(f"{times[name][each]['median']:.2f}" for name in shown)] for each in times["now"]]
+    rows = [[f"jettison {text}", *(f"{times[name][text]['median']:.2f}" for name in shown)] for text in times["now"]]
     slow = [name for name in shapes() if plans[name]["median"] > PLAN_TARGET]
     tables = {
         "Processor seconds of a command, medians": {"columns": ["command", *shown], "rows": rows},
@@ -145,9 +145,9 @@ def main() -> None:
 
 def check() -> None:
     """Time the commands again, and compare with the result file; exits."""
-    recorded = {each["id"]: each["value"] for each in json.loads((RESULTS / f"{NAME}.json").read_text())["claims"]}
+    recorded = {entry["id"]: entry["value"] for entry in json.loads((RESULTS / f"{NAME}.json").read_text())["claims"]}
     now = claims(run({"now": sys.executable}, 3)["now"])
-    compare({each["id"]: (each["value"], recorded[each["id"]], 0.5 * recorded[each["id"]]) for each in now})
+    compare({entry["id"]: (entry["value"], recorded[entry["id"]], 0.5 * recorded[entry["id"]]) for entry in now})
 
 
 if __name__ == "__main__":

@@ -45,10 +45,10 @@ def errors() -> dict:
     for bits in (2, 4):
         for shape, (rows, columns) in SHAPES.items():
             tiling = Tiling.of(UniformGrid(bits, 128), rows, columns)
-            tiles, x = random_tiles(tiling, 1)[0], torch.randn(4, columns)
-            exact = x.double() @ dense(tiles, None, tiling).double().T
+            tiles, inputs = random_tiles(tiling, 1)[0], torch.randn(4, columns)
+            exact = inputs.double() @ dense(tiles, None, tiling).double().T
             relative[f"{bits} {shape}"] = (
-                (native.linear(x, tiles, None, None, tiling) - exact).norm() / exact.norm()
+                (native.linear(inputs, tiles, None, None, tiling) - exact).norm() / exact.norm()
             ).item()
     return relative
 
@@ -100,8 +100,8 @@ def draw(rows: list[dict], file: Path) -> None:
     figure.write_html(file, include_plotlyjs=True, config={"displayModeBar": False})
 
 
-def said(by_shape: dict[str, float]) -> str:
-    """List values by shape, for a note."""
+def note(by_shape: dict[str, float]) -> str:
+    """Format values by shape, for a note."""
     return ", ".join(f"{shape} {value:.2f}" for shape, value in by_shape.items())
 
 
@@ -139,15 +139,15 @@ def main() -> None:
     write_result(
         NAME,
         [
-            claim("w4_share_min", min(shares[4].values()), "", "higher", 0.85, f"of the read limit: {said(shares[4])}"),
-            claim("w2_share_min", min(shares[2].values()), "", "higher", 0.80, f"of the read limit: {said(shares[2])}"),
+            claim("w4_share_min", min(shares[4].values()), "", "higher", 0.85, f"of the read limit: {note(shares[4])}"),
+            claim("w2_share_min", min(shares[2].values()), "", "higher", 0.80, f"of the read limit: {note(shares[2])}"),
             claim("w2_vs_w4_gateup", two_to_four["gate/up"], "x", "higher", 1.5, "the bytes allow 1.94"),
-            claim("op_w2_vs_ort_min", min(ort[2].values()), "x", "higher", 1.0, said(ort[2])),
-            claim("op_w4_vs_ort_min", min(ort[4].values()), "x", "higher", 1.0, said(ort[4])),
-            claim("op_w4_vs_torch_min", min(int4pack.values()), "x", "higher", 1.0, said(int4pack)),
-            claim("rows5_vs_rows1", max(five.values()), "x", "lower", 1.3, f"4 bits: {said(five)}"),
+            claim("op_w2_vs_ort_min", min(ort[2].values()), "x", "higher", 1.0, note(ort[2])),
+            claim("op_w4_vs_ort_min", min(ort[4].values()), "x", "higher", 1.0, note(ort[4])),
+            claim("op_w4_vs_torch_min", min(int4pack.values()), "x", "higher", 1.0, note(int4pack)),
+            claim("rows5_vs_rows1", max(five.values()), "x", "lower", 1.3, f"4 bits: {note(five)}"),
             claim("prefill512_vs_bf16", min(prefill_ratios.values()), "x", "higher", 1.0,
-                  f"against oneDNN in bfloat16 alone, dequantizing not counted: {said(prefill_ratios)}"),
+                  f"against oneDNN in bfloat16 alone, dequantizing not counted: {note(prefill_ratios)}"),
             claim("relative_error_max", worst, "", "lower", 0.01, "against float64 on the dequantized weight"),
             claim("int8_activations_kl_max", cost, "nats", "lower", 0.001, f"scribe, books, {', '.join(PRESETS)}"),
         ],

@@ -81,7 +81,7 @@ def ours(rows: int, columns: int, grid: Grid, copies: int) -> list[Call]:
 
     Raises ArithmeticError if a result is off by 1 % or more from the PyTorch reference.
     """
-    words = columns * grid.bits // 32
+    words = columns * grid.bits // 32  # 32-bit words per row
     parts = [
         (
             torch.randint(-(2**31), 2**31, (rows, words), dtype=torch.int32, device="cuda"),  # packed codes
@@ -91,7 +91,7 @@ def ours(rows: int, columns: int, grid: Grid, copies: int) -> list[Call]:
     ]
     for batch in BATCHES:
         x = torch.randn(batch, columns, dtype=torch.bfloat16, device="cuda")
-        y = gpu.quant_linear(x, *parts[0], None, grid.bits, grid.group_size).float()
+        y = gpu.quant_linear(x, *parts[0], None, grid.bits, grid.group_size).float()  # (batch, rows)
         expected = ops.quant_linear(x.float(), *parts[0], None, grid)
         error = float((y - expected).norm() / expected.norm())
         if not error < 0.01:
@@ -110,7 +110,7 @@ def semi_structured(rows: int, columns: int, copies: int) -> list[Call]:
     linears = []
     for _ in range(copies):
         linear = torch.nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16, device="cuda")
-        linear.weight.data.unflatten(1, (-1, 2, 2))[..., 1] = 0
+        linear.weight.data.unflatten(1, (-1, 2, 2))[..., 1] = 0  # every second column: two of each four
         use_semi_structured(linear, fallback=False)
         linears.append(linear)
     return linears
@@ -222,16 +222,16 @@ def rows_of(model: str, role: str, others: dict) -> dict:
 def claims_of(cells: dict[str, dict]) -> list[dict]:
     """Return the claims. cells: "model role" -> result of ``rows_of``."""
     times = {
-        key: {(row["weights"], row["batch"]): row["seconds"] for row in each["rows"]} for key, each in cells.items()
+        key: {(row["weights"], row["batch"]): row["seconds"] for row in result["rows"]} for key, result in cells.items()
     }
 
     def least(than: str, weights: str, batches: tuple[int, ...]) -> tuple[float, str]:
         """Return the least speed-up over ``than``, and a note: among how many products, and where it is."""
         ratios = [
-            (each[than, batch] / each[weights, batch], f"{key}, batch {batch}")
-            for key, each in times.items()
+            (cell_times[than, batch] / cell_times[weights, batch], f"{key}, batch {batch}")
+            for key, cell_times in times.items()
             for batch in batches
-            if (than, batch) in each
+            if (than, batch) in cell_times
         ]
         if not ratios:
             return math.nan, ""
@@ -242,7 +242,7 @@ def claims_of(cells: dict[str, dict]) -> list[dict]:
     claims = []
     for name, target in TARGETS.items():
         value, where = least("bf16", name, (1,))
-        best = max(each["bf16", 1] / each[name, 1] for each in times.values())
+        best = max(cell_times["bf16", 1] / cell_times[name, 1] for cell_times in times.values())
         note = "; ".join(filter(None, [f"{where}; the most {best:.2f}. {ATTEMPTS}", older]))
         claims.append(claim(f"gpu_{name}_vs_bf16", value, "x", "higher", target, note))
     for rival, (_, grids) in RIVALS.items():
@@ -271,7 +271,7 @@ def main() -> None:
     cells = {}
     for model, role in layers:
         cells[f"{model} {role}"] = cell(NAME, f"{model}-{role}", lambda key=(model, role): rows_of(*key, others))
-    seconds = sum(each["seconds"] for each in cells.values())
+    seconds = sum(result["seconds"] for result in cells.values())
     write_result(NAME, claims_of(cells), seconds, {"layers": LAYERS, "cells": cells}, script=__file__)
 
 

@@ -105,9 +105,9 @@ def main() -> None:
             f"{name}, {row['bits']} bits": (row["times_as_fast"], before["times_as_fast"], 0.2)
             for row, before in zip(now, recorded, strict=False)
         })  # fmt: skip
-    found, whole = cell(NAME, "products", lambda: products(shapes, 5)), cell(NAME, "tokens", tokens)
+    measured, decoded = cell(NAME, "products", lambda: products(shapes, 5)), cell(NAME, "tokens", tokens)
     seconds = time.perf_counter() - start
-    write_result(NAME, claims(found, whole), seconds, {"products": found, "tokens": whole}, script=__file__)
+    write_result(NAME, claims(measured, decoded), seconds, {"products": measured, "tokens": decoded}, script=__file__)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def on_scribe() -> dict:
     problem, bench = plan.problem, unseen(plan.shape)
     decided = sum(unit.weights for unit in plan.assignment if unit.role != "embed")
     embedding = problem.rest[1] + 2 * sum(unit.weights for unit in plan.assignment if unit.role == "embed")
-    at = lambda bits: problem.within(memory=embedding + decided * bits / 8)
+    at = lambda bits: problem.within(memory=embedding + decided * bits / 8)  # bits per decided weight
     budgets = []
     for bits in BUDGETS:
         row = {"bits": bits}
@@ -211,7 +211,7 @@ def fit_prior() -> None:
         inside = unit.block is not None
         design.append([unit.role == role for role in roles] + [choice.bits == b for b in bits[1:]]
                       + [choice.group_size / 128, inside * depth, inside * depth**2])  # fmt: skip
-        target.append(math.log(loss * (blocks if inside else 1)))
+        target.append(math.log(loss * (blocks if inside else 1)))  # independent of the number of blocks
     design, target = np.array(design, float), np.array(target)
     solution = np.linalg.lstsq(design, target, rcond=None)[0]
     explained = 1 - float(np.var(target - design @ solution) / np.var(target))

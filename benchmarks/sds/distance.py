@@ -139,8 +139,8 @@ def claims(distant: dict[str, dict[str, str]]) -> list[dict]:
             text: [name for name, gain in by_setting.items() if gain[text][2] < -2 * gain[text][3]] for text in TEXTS
         }
         both = sum(all(name in near[text] for text in TEXTS) for name in by_setting)
-        each = ", ".join(f"{len(near[text])} on {text}" for text in TEXTS)
+        counts = ", ".join(f"{len(near[text])} on {text}" for text in TEXTS)
         farther = "; ".join(f"farther on {text}: {', '.join(far[text]) or 'none'}" for text in TEXTS)
-        note = f"nearer than {title} on both texts, by KL from the original ({each}); {farther}"
+        note = f"nearer than {title} on both texts, by KL from the original ({counts}); {farther}"
         entries.append(claim(id, both, f"of {len(by_setting)}", "higher", target, note))
     return entries

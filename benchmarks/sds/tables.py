@@ -43,7 +43,7 @@ def points(before: dict, after: dict) -> tuple[float, float]:
     """Return the points of accuracy gained, as the mean over tasks, and its standard error over items."""
     means, errors = [], []
     for task in before["scores"]:
-        sides = [[float(each) for each in result["scores"][task].split()] for result in (before, after)]
+        sides = [[float(score) for score in result["scores"][task].split()] for result in (before, after)]
         mean, error = mean_and_error([100 * (new - old) for old, new in zip(*sides, strict=True)])
         means.append(mean)
         errors.append(error)
@@ -72,14 +72,14 @@ def row(name: str, result: dict) -> list[str]:
     return [name, *perplexities, f"{accuracy(result):.1f}"]
 
 
-def shown(pair: tuple[float, float]) -> str:
+def in_nats(pair: tuple[float, float]) -> str:
     """Format a difference in nats, marked as better or worse where it is."""
     return f"{pair[0]:+.4f} ± {pair[1]:.4f}" + (
         " better" if better(pair) else " worse" if better((-pair[0], pair[1])) else ""
     )
 
 
-def pointed(pair: tuple[float, float]) -> str:
+def in_points(pair: tuple[float, float]) -> str:
     """Format a difference in points."""
     return "{:+.2f} ± {:.2f}".format(*pair)
 
@@ -108,8 +108,8 @@ def tables(have: dict[str, dict]) -> dict:
             rows = [
                 [
                     name,
-                    *(shown(gain(of[other], of["sds"], text)) for text in TEXTS),
-                    pointed(points(of[other], of["sds"])),
+                    *(in_nats(gain(of[other], of["sds"], text)) for text in TEXTS),
+                    in_points(points(of[other], of["sds"])),
                 ]
                 for name, of in settings(have, model, other, "sds")
             ]
@@ -122,7 +122,7 @@ def tables(have: dict[str, dict]) -> dict:
             names = [name for name in ABLATIONS if start + name in have]
             rows = [[*row("SDS", have[f"{start}sds"]), "", ""]]
             for name in names:
-                gains = [shown(gain(have[f"{start}sds"], have[start + name], text)) for text in TEXTS]
+                gains = [in_nats(gain(have[f"{start}sds"], have[start + name], text)) for text in TEXTS]
                 rows.append(row(name, have[start + name]) + gains)
             head = [*columns, "books, nats gained", "WikiText-2, nats gained"]
             by_title[f"Ablations at {base} {pattern}"] = {"columns": head, "rows": rows}
@@ -154,8 +154,8 @@ def claims(have: dict[str, dict]) -> tuple[list[dict], dict]:
     if not base["measured"]:
         return [], {}
     gained = [points(of["plain"], of["sds"]) for _, of in settings(have, "scribe", "plain", "sds")]
-    mean = statistics.mean(each for each, _ in gained)
-    error = math.sqrt(sum(e**2 for _, e in gained)) / len(gained)
+    mean = statistics.mean(mean for mean, _ in gained)
+    error = math.sqrt(sum(error**2 for _, error in gained)) / len(gained)
     rest = [name for name in base["measured"] if name not in base["both"]]
     complete = [name for name, _ in settings(have, "scribe", *VARIANTS)]
     entries = [

@@ -1,14 +1,14 @@
-# Everything a developer or a first-time user needs. Each target sets up what it uses.
+# The commands of developers and first-time users. Each target installs what it needs.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Processes of the tests, of one thread each.
+# Number of test processes, with one thread each.
 WORKERS ?= 2
 
 .PHONY: setup demo test test-slow test-engines lint docs claims clean
 
-# torch first: a plain install of the rest would bring a CUDA build of several gigabytes.
+# torch is installed first: otherwise the other packages would bring a CUDA build of several gigabytes.
 $(VENV)/.ready: pyproject.toml $(wildcard src/jettison/kernels/cpu/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.13.0
@@ -17,8 +17,8 @@ $(VENV)/.ready: pyproject.toml $(wildcard src/jettison/kernels/cpu/*)
 
 setup: $(VENV)/.ready
 
-# The main job on the bundled model: plan, compress, recover, evaluate. Interrupt it and run it again: it continues.
-# The learning rates suit a model this small; on a real one, leave them out.
+# Plan, compress, recover and evaluate the bundled model. If it is interrupted, the next call continues.
+# These learning rates suit a model as small as this. Leave them out for a real model.
 DEMO_RECOVERY := --set recover.samples=1024 --set recover.length=256 --set recover.batch=8 \
 	--set recover.lr=0.003 --set recover.scale_lr=0.003
 

@@ -1,6 +1,7 @@
-"""The scripts behind every figure, by system. They run from the root of the repository, as modules:
+"""The scripts behind every figure, in one folder per system. Run them from the root of the repository, as modules:
 
     python -m benchmarks.sds.study --check
 
-Each keeps its cells, with all samples, in runs/NAME, outside git, and writes claims and tables to results/NAME.json.
+Each script keeps its cells (computed parts, with all samples) in runs/NAME, outside git, and writes claims and tables
+to results/NAME.json.
 """

@@ -1,4 +1,4 @@
-"""Runs by the clock are repeated while other programs disturb them."""
+"""Repeat a measurement while other programs disturb it."""
 
 import threading
 import time
@@ -7,13 +7,16 @@ from typing import Any
 
 import psutil
 
-FOREIGN, STALL, TRIES = 0.1, 50.0, 3  # cores, ms
+FOREIGN, STALL, TRIES = 0.1, 50.0, 3  # cores that other programs use, ms, attempts
 
 
 def calm(work: Callable[[], Any], stall: float = STALL) -> tuple[Any, dict[str, float]]:
-    """The first result of ``work`` that no other program disturbed: none used more than FOREIGN of a core meanwhile,
-    and this process, which looks every millisecond, was never held up for ``stall`` ms. The last of TRIES otherwise;
-    and what disturbed it."""
+    """Run ``work`` until no other program disturbs it, at most TRIES times.
+
+    An attempt is undisturbed if other programs used less than FOREIGN of a core meanwhile, and if this process, which
+    looks every millisecond, was never held up for ``stall`` ms.
+    Returns the result of the last attempt, and what was measured of other programs during that attempt.
+    """
     for attempt in range(1, TRIES + 1):
         stop, stalls = threading.Event(), [0.0]
         watcher = threading.Thread(target=watch, args=(stop, stalls))
@@ -25,14 +28,15 @@ def calm(work: Callable[[], Any], stall: float = STALL) -> tuple[Any, dict[str, 
             stop.set()
             watcher.join()
         foreign = (machine_seconds() - own_seconds() - others) / (time.perf_counter() - start)
-        told = {"foreign_cores": round(foreign, 3), "stall_ms": round(max(stalls), 1), "attempt": attempt}
+        disturbance = {"foreign_cores": round(foreign, 3), "stall_ms": round(max(stalls), 1), "attempt": attempt}
         if foreign < FOREIGN and max(stalls) < stall:
             break
         time.sleep(5)
-    return result, told
+    return result, disturbance
 
 
 def watch(stop: threading.Event, stalls: list[float]) -> None:
+    """Append to ``stalls`` how many ms late this thread woke up, about every millisecond, until ``stop`` is set."""
     while not stop.is_set():
         start = time.perf_counter()
         time.sleep(0.001)
@@ -40,11 +44,12 @@ def watch(stop: threading.Event, stalls: list[float]) -> None:
 
 
 def own_seconds() -> float:
-    """Of this process and its children, ended ones too."""
-    this = psutil.Process()
-    return sum(this.cpu_times()[:4]) + sum(sum(each.cpu_times()[:2]) for each in this.children(recursive=True))
+    """Return the processor seconds of this process and its children, including ended ones."""
+    process = psutil.Process()
+    return sum(process.cpu_times()[:4]) + sum(sum(child.cpu_times()[:2]) for child in process.children(recursive=True))
 
 
 def machine_seconds() -> float:
+    """Return the processor seconds of all programs on this machine."""
     times = psutil.cpu_times()
     return times.user + times.nice + times.system

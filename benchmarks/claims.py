@@ -1,4 +1,4 @@
-"""Print every claim of the project and what falls short: ``python -m benchmarks.claims``."""
+"""Print every claim of the project and how many fall short: ``python -m benchmarks.claims``."""
 
 import json
 
@@ -6,6 +6,7 @@ from benchmarks.witness import RESULTS, show
 
 
 def main() -> None:
+    """Print the claims of all result files, and how many do not hold."""
     short = 0
     for file in sorted(RESULTS.glob("*.json")):
         result = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""A checkpoint of a known shape with random weights, packed as a recipe says: what loading is measured on."""
+"""Write a checkpoint of a known shape with random weights, packed as a recipe says. Loading is measured on it."""
 
 from pathlib import Path
 
@@ -14,8 +14,11 @@ from jettison.recipe.recipe import Recipe
 
 
 def write_random_checkpoint(shape: ModelShape, recipe: Recipe, out: Path, seed: int = 0) -> None:
-    """Codes are any bits, scales keep activations in range; the rest is bfloat16. One shard for each block, one for the
-    rest. No tokenizer. Nothing is done where there is one already."""
+    """Write a checkpoint of random weights to ``out``: one shard for each block, one for everything else, no tokenizer.
+
+    Packed codes are random bits; scales are chosen so that activations stay in range. All other tensors are bfloat16.
+    Does nothing if ``out`` has a config.json already.
+    """
     if (out / "config.json").exists():
         return
     rng, model = torch.Generator().manual_seed(seed), shape.new_skeleton()
@@ -26,7 +29,7 @@ def write_random_checkpoint(shape: ModelShape, recipe: Recipe, out: Path, seed: 
         for linear in shape.anatomy
         if step.where.matches(linear.roles, linear.block) and "embed" not in linear.roles
     }
-    home: dict[str, str] = {}
+    shard_of: dict[str, str] = {}
     for block in (*range(shape.config.get_text_config().num_hidden_layers), None):
         prefix = f"{shape.anatomy.family.blocks}."
         inside = lambda name, block=block, prefix=prefix: (
@@ -43,8 +46,8 @@ def write_random_checkpoint(shape: ModelShape, recipe: Recipe, out: Path, seed: 
                 tensors[name] = random.bfloat16()
         shard = f"model-{'rest' if block is None else f'{block:03}'}.safetensors"
         write_tensors(out / shard, tensors)
-        home |= dict.fromkeys(tensors, shard)
-    write_json(out / INDEX, {"weight_map": home})
+        shard_of |= dict.fromkeys(tensors, shard)
+    write_json(out / INDEX, {"weight_map": shard_of})
     section = config_section(shape.anatomy, grids)
     write_json(
         out / "config.json",
@@ -57,6 +60,7 @@ def _packed(name: str, module: torch.nn.Module, grid, rng: torch.Generator) -> d
     tensors = {f"{name}.weight_shape": torch.tensor([rows, columns])}
     for part, empty in empty_parts(rows, columns, grid).items():
         if part == "weight_scale":
+            # Weights reach 1 / sqrt(columns), so activations keep their size.
             value = torch.full(empty.shape, 2.0 / (columns**0.5 * 2**grid.bits), dtype=empty.dtype)
         else:
             value = torch.randint(-(2**31), 2**31, empty.shape, generator=rng).int()

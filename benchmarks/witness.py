@@ -1,6 +1,7 @@
-"""What every benchmark needs: cells that are kept, and a result file that says where its numbers are from.
+"""Helpers of all benchmarks: cells that are computed once, and result files that say where their numbers come from.
 
-Cells with all their samples are in runs/NAME, outside git. A result has claims, tables and summaries, at most 60 KB.
+A cell is one computed part of a benchmark. Cells with all their samples are kept in runs/NAME, outside git. A result
+file has claims, tables and summaries, at most 60 KB.
 """
 
 import json
@@ -23,19 +24,25 @@ from jettison.core.files import write_json, write_text
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RUNS = ROOT / "runs"
-MOST_BYTES, WIDTH = 60_000, 120  # of a result file; of a line that holds a whole table or object
+MOST_BYTES, WIDTH = 60_000, 120  # bytes of a result file; characters of a line that holds a whole object
 
 
 def claim(id: str, value: Any, unit: str, better: str, target: Any, note: str = "") -> dict[str, Any]:
-    """better: ``higher``, ``lower`` or ``equal``."""
+    """Return a claim: a measured value, its target, and whether the claim holds.
+
+    better: ``higher`` (at least the target), ``lower`` (at most the target) or ``equal``.
+    note: text for readers; may be empty.
+    """
     holds = {"higher": lambda: value >= target, "lower": lambda: value <= target, "equal": lambda: value == target}
-    found = {"id": id, "value": value, "unit": unit, "better": better, "target": target, "holds": holds[better]()}
-    return found | {"note": note}
+    entry = {"id": id, "value": value, "unit": unit, "better": better, "target": target, "holds": holds[better]()}
+    return entry | {"note": note}
 
 
 def cell(name: str, key: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result of ``work``, from runs/NAME/KEY.json if it has been computed before. Adds its ``seconds`` and the
-    ``commit`` whose code computed it."""
+    """Return the result of ``work``, read from runs/NAME/KEY.json if it has been computed before.
+
+    Adds ``seconds``, how long ``work`` took, and ``commit``, the commit whose code computed the result.
+    """
     file = RUNS / name / f"{key}.json"
     if file.exists():
         return json.loads(file.read_text())
@@ -48,18 +55,20 @@ def cell(name: str, key: str, work: Callable[[], dict[str, Any]]) -> dict[str, A
 
 
 def origin(result: dict[str, Any]) -> str:
-    """A note for claims from a cell that older code computed; empty if the package is the same still."""
+    """Return a note for claims from a cell that older code computed; empty if the package has not changed since."""
     commit = result["commit"].split()[0]
     changed = git("diff", "--name-only", commit, "--", "src")
     return f"computed by commit {result['commit'][:7]}; the package has changed since" if changed else ""
 
 
 def git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    """Run git in the root of the repository and return its output; empty if git fails."""
+    process = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return process.stdout.strip()
 
 
 def dirty() -> bool:
+    """Return whether the package or the benchmarks have changes that are not committed."""
     return bool(git("status", "--porcelain", "--", "src", "benchmarks/*.py"))
 
 
@@ -74,17 +83,18 @@ def write_result(
 ) -> None:
     """Write benchmarks/results/NAME.json and print the claims.
 
-    seconds: what all cells took. details: tables and summaries; of lists of samples, a summary is written.
+    seconds: how long all cells took.
+    details: tables and summaries; a list of samples is written as its summary.
     script: the ``__file__`` of the script whose result this is.
     Raises ValueError if the file would have more than MOST_BYTES.
     """
-    place = Path(script).resolve().relative_to(ROOT)
+    path = Path(script).resolve().relative_to(ROOT)
     text = result_text(
         name,
         {
             "claims": claims,
-            "script": place.as_posix(),
-            "command": f"python -m {'.'.join(place.with_suffix('').parts)}",
+            "script": path.as_posix(),
+            "command": f"python -m {'.'.join(path.with_suffix('').parts)}",
             "machine": machine(),
             "versions": {p: version(p) for p in ("torch", "transformers", "compressed-tensors", "peft", "accelerate")},
             "commit": git("rev-parse", "HEAD"),
@@ -99,8 +109,8 @@ def write_result(
 
 
 def result_text(name: str, result: dict[str, Any]) -> str:
-    """A result as it is written. Raises ValueError if it is too large."""
-    details = json.loads(json.dumps(without_samples(result["details"])))  # keys are strings from here on
+    """Return the text of a result file. Raises ValueError if it has more than MOST_BYTES."""
+    details = json.loads(json.dumps(without_samples(result["details"])))  # as JSON has it: keys become strings
     text = lay_out(result | {"details": details}) + "\n"
     if (size := len(text.encode())) > MOST_BYTES:
         raise ValueError(
@@ -111,34 +121,39 @@ def result_text(name: str, result: dict[str, Any]) -> str:
 
 
 def without_samples(value: Any) -> Any:
-    """The same, with a summary in place of every list of numbers that is called ``samples``."""
+    """Return ``value`` with a summary in place of every list of numbers that is called ``samples``."""
     if isinstance(value, dict):
         return {
-            key: summary(each) if key == "samples" and isinstance(each, list) else without_samples(each)
-            for key, each in value.items()
+            key: summary(item) if key == "samples" and isinstance(item, list) else without_samples(item)
+            for key, item in value.items()
         }
-    return [without_samples(each) for each in value] if isinstance(value, (list, tuple)) else value
+    return [without_samples(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def summary(samples: list[float]) -> dict[str, float]:
-    middle = statistics.median(samples)
-    return {"median": middle, "least": min(samples), "most": max(samples), "count": len(samples)}
+    """Return median, least, most and count of a list of samples."""
+    median = statistics.median(samples)
+    return {"median": median, "least": min(samples), "most": max(samples), "count": len(samples)}
 
 
 def lay_out(value: Any, indent: str = "") -> str:
-    """JSON in which a list of single values, such as a row of a table, and all that fits, stands on one line."""
+    """Return ``value`` as JSON of short lines.
+
+    A list of single values, such as a row of a table, and everything that fits into WIDTH stand on one line.
+    """
     line = json.dumps(value, ensure_ascii=False)
-    row = isinstance(value, list) and not any(isinstance(each, (list, dict)) for each in value)
+    row = isinstance(value, list) and not any(isinstance(item, (list, dict)) for item in value)
     if row or not isinstance(value, (list, dict)) or len(indent) + len(line) <= WIDTH:
         return line
     deeper = indent + " "
     if isinstance(value, list):
-        return "[\n" + ",\n".join(deeper + lay_out(each, deeper) for each in value) + f"\n{indent}]"
-    items = (f"{deeper}{json.dumps(key, ensure_ascii=False)}: {lay_out(each, deeper)}" for key, each in value.items())
+        return "[\n" + ",\n".join(deeper + lay_out(item, deeper) for item in value) + f"\n{indent}]"
+    items = (f"{deeper}{json.dumps(key, ensure_ascii=False)}: {lay_out(item, deeper)}" for key, item in value.items())
     return "{\n" + ",\n".join(items) + f"\n{indent}}}"
 
 
 def machine() -> dict[str, Any]:
+    """Return what the figures depend on: processor, cores, threads, memory in GB, GPU, Python version."""
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -150,6 +165,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
+    """Return the processor's name, or the architecture where the system does not tell the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -158,20 +174,24 @@ def processor() -> str:
 
 
 def show(claims: list[dict[str, Any]]) -> None:
+    """Print each claim with its value, its target, whether it holds, and its note."""
     sign = {"higher": "≥", "lower": "≤", "equal": "="}
-    for found in claims:
-        value = f"{found['value']:.4g}" if isinstance(found["value"], float) else found["value"]
-        mark = "holds" if found["holds"] else "FALLS SHORT"
-        print(f"  {found['id']:<32} {value:>10} {found['unit']:<8} {sign[found['better']]} {found['target']:<8} {mark}")
-        if found["note"]:
-            print(f"      {found['note']}")
+    for entry in claims:
+        value = f"{entry['value']:.4g}" if isinstance(entry["value"], float) else entry["value"]
+        mark = "holds" if entry["holds"] else "FALLS SHORT"
+        print(f"  {entry['id']:<32} {value:>10} {entry['unit']:<8} {sign[entry['better']]} {entry['target']:<8} {mark}")
+        if entry["note"]:
+            print(f"      {entry['note']}")
 
 
-def compare(found: dict[str, tuple[float, float, float]]) -> None:
-    """Name -> (recomputed, recorded, tolerance). Prints each and exits with 1 if one is off."""
-    bad = 0
-    for name, (now, recorded, tolerance) in found.items():
+def compare(checks: dict[str, tuple[float, float, float]]) -> None:
+    """Print recomputed beside recorded values. Exits with 1 if a difference exceeds its tolerance, else with 0.
+
+    checks: name -> (recomputed value, recorded value, tolerance).
+    """
+    failures = 0
+    for name, (now, recorded, tolerance) in checks.items():
         off = abs(now - recorded) > tolerance
-        bad += off
+        failures += off
         print(f"{name}: {now:.6g} now, {recorded:.6g} recorded, tolerance {tolerance:.3g}: {'OFF' if off else 'ok'}")
-    sys.exit(1 if bad else 0)
+    sys.exit(1 if failures else 0)

@@ -1,4 +1,4 @@
-"""Write the pages of the docs that are made from other sources: README, docstrings, help texts, tables, results.
+"""Write the pages of the docs that are generated from other sources: README, docstrings, help texts, tables, results.
 
 Example: ``python docs/generate.py``
 """
@@ -13,7 +13,7 @@ DOCS = Path(__file__).parent
 
 
 def start() -> str:
-    """The README as the first page. What lies outside the docs is named, not linked."""
+    """Return the README as the first page. Links to files outside the docs become plain text."""
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\[([^\]]+)\]\((?!docs/|https?:)[^)]+\)", r"\1", text)
     return text.replace("](docs/", "](")

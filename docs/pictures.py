@@ -1,5 +1,4 @@
-"""Pictures of the docs that are drawn from results, as SVG: no browser is needed, and the same figures give the same
-bytes."""
+"""Draw pictures of the docs from results, as SVG. This needs no browser, and the same figures give the same bytes."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -8,21 +7,21 @@ from jettison.reports.charts import COLOURS, RUN_COLOURS
 from jettison.reports.xr_charts import DROPPED, LATE
 
 ROW, BAR, LEFT, WIDTH, TITLE, FOOT = 22, 14, 64, 780, 30, 26
-WINDOW = 6  # height of what lies between arrival and deadline
+WINDOW = 6  # height of the bar from arrival to deadline
 
 
 def timelines(runs: Mapping[str, Sequence], tasks: Sequence[str], units: int, span_ms: float) -> str:
-    """Runs one below the other, the first ``span_ms`` of each, as in the Gantt charts of ``jettison xr``: units in the
-    colours of the tasks that ran there; below them each task: from arrival to deadline (pale, a stroke at the
-    deadline), when it ran (full, outlined red if late), what was dropped (crosses).
+    """Draw the first ``span_ms`` of runs, one below the other, as in the Gantt charts of ``jettison xr``.
 
-    runs: title -> frames: task, arrival, deadline, status, spans [unit, start, end]; ms.
+    On top are the units, in the colours of the tasks that ran there. Below is each task: from arrival to deadline
+    (pale, a stroke at the deadline), when it ran (full colour, outlined red if late), and what was dropped (crosses).
+    runs: title -> frames: task, arrival, deadline, status, spans [unit, start, end], in ms.
     """
     rows = [*(f"unit {unit}" for unit in range(units)), *tasks]
     panel = TITLE + ROW * len(rows) + FOOT
     parts = []
-    for place, (title, frames) in enumerate(runs.items()):
-        parts.append(f'<g transform="translate(0 {place * panel})">')
+    for number, (title, frames) in enumerate(runs.items()):
+        parts.append(f'<g transform="translate(0 {number * panel})">')
         parts.append(f'<text x="{LEFT}" y="20" font-weight="bold">{escape(title)}</text>')
         parts += _rows(frames, rows, units, span_ms)
         parts.append("</g>")
@@ -34,15 +33,15 @@ def timelines(runs: Mapping[str, Sequence], tasks: Sequence[str], units: int, sp
 
 
 def _rows(frames: Sequence, rows: Sequence[str], units: int, span_ms: float) -> list[str]:
-    middle = {name: TITLE + ROW * (place + 0.5) for place, name in enumerate(rows)}
+    middle_of = {name: TITLE + ROW * (place + 0.5) for place, name in enumerate(rows)}
     colours = dict(zip(rows[units:], RUN_COLOURS, strict=False))
     at = lambda ms: LEFT + WIDTH * min(max(ms, 0.0), span_ms) / span_ms
 
     def bar(start: float, end: float, row: str, height: float, style: str) -> str:
-        x, y = at(start), middle[row] - height / 2
+        x, y = at(start), middle_of[row] - height / 2
         return f'<rect x="{x:.1f}" y="{y:.1f}" width="{at(end) - x:.1f}" height="{height}" {style}/>'
 
-    pale, full, marks = [], [], []
+    pale, full, strokes = [], [], []
     for task, arrival, deadline, status, spans in frames:
         pale.append(bar(arrival, deadline, task, WINDOW, f'fill="{colours[task]}" opacity="0.25"'))
         for unit, start, end in spans:
@@ -53,14 +52,14 @@ def _rows(frames: Sequence, rows: Sequence[str], units: int, span_ms: float) -> 
                 if start < span_ms
             ]
         if deadline <= span_ms:
-            x, y = at(deadline), middle[task]
+            x, y = at(deadline), middle_of[task]
             cross = f'M{x - 3:.1f} {y - 3}l6 6m-6 0l6 -6" stroke="{DROPPED}" stroke-width="2'
             stroke = f'M{x:.1f} {y - 8}v16" stroke="{COLOURS["original"]}" stroke-width="1'
-            marks.append(f'<path d="{cross if status == "dropped" else stroke}" fill="none"/>')
-    foot = TITLE + ROW * len(rows)
+            strokes.append(f'<path d="{cross if status == "dropped" else stroke}" fill="none"/>')
+    bottom = TITLE + ROW * len(rows)
     ticks = [
-        f'<text x="{at(ms):.1f}" y="{foot + 16}" text-anchor="middle">{ms} ms</text>'
+        f'<text x="{at(ms):.1f}" y="{bottom + 16}" text-anchor="middle">{ms} ms</text>'
         for ms in range(0, int(span_ms) + 1, 50)
     ]
-    names = [f'<text x="{LEFT - 8}" y="{middle[row] + 4}" text-anchor="end">{escape(row)}</text>' for row in rows]
-    return [*names, *pale, *full, *marks, *ticks]
+    names = [f'<text x="{LEFT - 8}" y="{middle_of[row] + 4}" text-anchor="end">{escape(row)}</text>' for row in rows]
+    return [*names, *pale, *full, *strokes, *ticks]

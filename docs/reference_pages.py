@@ -1,7 +1,7 @@
-"""The pages of the reference that are made from code and data: commands, verbs, recipes, methods, families, devices,
-runtimes, papers.
+"""The pages of the reference that are generated from code and data.
 
-Nothing on them is written twice: a docstring, a help text or a row of a table is the only source.
+They are: commands, the Python API, recipes, methods, families, devices, runtimes, papers. Nothing on them is written
+twice: a docstring, a help text or a row of a table is the only source.
 """
 
 import inspect
@@ -30,14 +30,14 @@ ARXIV = re.compile(r"arXiv:(\d{4}\.\d{5})")
 
 
 def commands() -> str:
-    """All commands with their options, from their help texts."""
+    """Return the page of all commands with their options, from their help texts."""
     group = typer.main.get_command(build())
     text = get_docs_for_click(obj=group, ctx=click.Context(group), name="jettison", title="Commands")
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def api() -> str:
-    """The public names of the package and of what its verbs return, from their docstrings."""
+    """Return the page of the package's public names and of the classes that they return, from their docstrings."""
     lines = ["# Python", "", "The verbs are attributes of `jettison`. Each is imported when it is first used.", ""]
     for name in jettison.__all__:
         lines += _entry(getattr(jettison, name), f"jettison.{name}", "##")
@@ -57,22 +57,23 @@ RETURNED = (
 )
 
 
-def _entry(thing: object, name: str, level: str) -> list[str]:
-    """A heading, the signature and the docstring; of a class its public methods too."""
+def _entry(item: object, name: str, level: str) -> list[str]:
+    """Return a heading, the signature and the docstring; for a class, its public methods too."""
     lines = [f"{level} {name}", ""]
-    if not (inspect.isclass(thing) and issubclass(thing, Exception)):
-        lines += ["```python", f"{name.rpartition('.')[2]}{_signature(thing)}", "```", ""]
-    lines += [*_markdown(inspect.getdoc(thing) or ""), ""]
-    if inspect.isclass(thing) and not issubclass(thing, Exception):
-        for key, member in vars(thing).items():
+    if not (inspect.isclass(item) and issubclass(item, Exception)):
+        lines += ["```python", f"{name.rpartition('.')[2]}{_signature(item)}", "```", ""]
+    lines += [*_markdown(inspect.getdoc(item) or ""), ""]
+    if inspect.isclass(item) and not issubclass(item, Exception):
+        for key, member in vars(item).items():
             function = member.__func__ if isinstance(member, classmethod | staticmethod) else member
             if not key.startswith("_") and inspect.isfunction(function):
                 lines += _entry(function, f"{name.rpartition('.')[2]}.{key}", level + "#")
     return lines
 
 
-def _signature(thing: object) -> str:
-    parameters = inspect.signature(thing).parameters.values()
+def _signature(item: object) -> str:
+    """Return the parameters of a function with their defaults, without annotations and ``self``."""
+    parameters = inspect.signature(item).parameters.values()
     shown = [
         str(parameter.replace(annotation=parameter.empty)) for parameter in parameters if parameter.name not in SELVES
     ]
@@ -83,22 +84,22 @@ SELVES = ("self", "cls")
 
 
 def _markdown(doc: str) -> list[str]:
-    """A docstring as Markdown: a line ``name: text`` becomes an item of a list, and the lines below it continue it."""
+    """Return a docstring as Markdown. A line ``name: text`` becomes a list item, and the lines below continue it."""
     lines: list[str] = []
     for line in doc.replace("``", "`").split("\n"):
         item = re.match(r"([a-z_]+(?:, [a-z_]+)*): (.*)", line)
-        inside = bool(lines) and lines[-1].startswith(("- ", "  "))
+        in_list = bool(lines) and lines[-1].startswith(("- ", "  "))
         if item:
-            lines += [""] * (not inside) + [f"- `{item[1]}`: {item[2]}"]
-        elif inside and line and not line.startswith(("Returns", "Raises", "Source")):
+            lines += [""] * (not in_list) + [f"- `{item[1]}`: {item[2]}"]
+        elif in_list and line and not line.startswith(("Returns", "Raises", "Source")):
             lines.append(f"  {line.strip()}")
         else:
-            lines += [""] * inside + [line]
+            lines += [""] * in_list + [line]
     return lines
 
 
 def recipes() -> str:
-    """The presets, as their files."""
+    """Return the page of the presets, with their files."""
     lines = ["# Presets", "", "A recipe says what to do to which part of a model. These come with the package:", ""]
     for name in preset_names():
         recipe = load_recipe(name)
@@ -112,7 +113,7 @@ def recipes() -> str:
 
 
 def methods() -> str:
-    """Every method with its source and its options."""
+    """Return the page of all methods with their sources and options."""
     lines = ["# Methods", "", "What a step of a recipe can name. Options are set in the step, or by `--set`.", ""]
     for verb in registry.verbs():
         for method in registry.methods(verb).values():
@@ -124,17 +125,17 @@ def methods() -> str:
 
 
 def model_families() -> str:
-    """The rows of families.yaml and shapes.yaml."""
+    """Return the page of families.yaml and shapes.yaml."""
     rows = families()
-    of = lambda domain: ", ".join(f"`{name}`" for name, row in sorted(rows.items()) if row.domain == domain)
+    names_of = lambda domain: ", ".join(f"`{name}`" for name, row in sorted(rows.items()) if row.domain == domain)
     lines = [
         "# Model families and shapes",
         "",
         "A model is a folder with `config.json`, `*.safetensors` and a tokenizer, or a hub id. Nothing in it is "
         "executed. Families with a row in `families.yaml` are known by role:",
         "",
-        f"- **Language models**: {of('text')}.",
-        f"- **Image classifiers**: {of('vision')}.",
+        f"- **Language models**: {names_of('text')}.",
+        f"- **Image classifiers**: {names_of('vision')}.",
         "",
         "Of any other causal language model or image classifier of transformers every linear inside its blocks "
         "is read, with roles guessed from names (`linear` where there is no guess).",
@@ -155,7 +156,7 @@ def model_families() -> str:
 
 
 def devices() -> str:
-    """The rows of devices.yaml, as a plan uses them."""
+    """Return the page of devices.yaml, with the figures that a plan uses."""
     rows = [["device", "what it is", "reads", "memory", "fp16", "int8", "unverified"]]
     for name in device_names():
         device = find_device(name)
@@ -182,12 +183,12 @@ def devices() -> str:
 
 
 def papers() -> str:
-    """Every paper that the source names: the methods from it, the files, and whether a file departs from it.
+    """Return the page of every paper that the source names: its methods, its files, and whether a file departs from it.
 
     A file says *reconstruction* where its paper is silent; such files are marked.
     """
-    known = yaml.safe_load((ROOT / "docs" / "papers.yaml").read_text(encoding="utf-8"))
-    named = {
+    titles = yaml.safe_load((ROOT / "docs" / "papers.yaml").read_text(encoding="utf-8"))
+    method_of = {
         (paper, verb): f"`{method.name}`"
         for verb in registry.verbs()
         for method in registry.methods(verb).values()
@@ -195,14 +196,14 @@ def papers() -> str:
     }
     rows = [["paper", "arXiv", "method", "files"]]
     for paper, files in sorted(cited().items()):
-        by = [f"{name} ({verb})" for (number, verb), name in named.items() if number == paper]
+        uses = [f"{name} ({verb})" for (number, verb), name in method_of.items() if number == paper]
         marked = [f"`{file}`" + (" *" if "reconstruction" in text.lower() else "") for file, text in files]
-        rows.append([known[paper], f"[{paper}](https://arxiv.org/abs/{paper})", ", ".join(by), ", ".join(marked)])
+        rows.append([titles[paper], f"[{paper}](https://arxiv.org/abs/{paper})", ", ".join(uses), ", ".join(marked)])
     lines = [
         "# Papers",
         "",
-        "Every paper that the source names, and where. Files with * say what in them is our reconstruction, "
-        "where the paper is silent.",
+        "Every paper that the source names, and the files that name it. Where a paper is silent, a file has our "
+        "reconstruction; such files are marked with * and say which part it is.",
         "",
         *_table(rows),
         "",
@@ -211,13 +212,13 @@ def papers() -> str:
 
 
 def cited() -> dict[str, list[tuple[str, str]]]:
-    """arXiv id -> the files of the package that name it, with their text."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    """Return arXiv id -> the files of the package that name it, with their text."""
+    files_of: dict[str, list[tuple[str, str]]] = {}
     for file in sorted(path for path in SOURCE.rglob("*") if path.suffix in (".py", ".yaml", ".h", ".cpp")):
         text = file.read_text(encoding="utf-8")
         for paper in sorted(set(ARXIV.findall(text))):
-            found.setdefault(paper, []).append((file.relative_to(SOURCE).as_posix(), text))
-    return found
+            files_of.setdefault(paper, []).append((file.relative_to(SOURCE).as_posix(), text))
+    return files_of
 
 
 def _table(rows: list[list[str]]) -> list[str]:
@@ -225,24 +226,24 @@ def _table(rows: list[list[str]]) -> list[str]:
 
 
 def runtimes() -> str:
-    """reference/runtimes.md, with its tables and the notes under them made anew."""
+    """Return reference/runtimes.md with its tables and the notes under them generated anew."""
     grids = [["runtime", "format", "what", "bits", "group sizes", "symmetric", "columns", "rows"]]
     parts = [["runtime", "format", "head", "embedding", "experts", "share one grid"]]
     notes = []
     for runtime in map(find_runtime, runtime_names()):
         for format in runtime.formats:
-            start = [runtime.name, format.name]
-            grids += [[*start, *row] for row in _grids(format)]
+            names = [runtime.name, format.name]
+            grids += [[*names, *row] for row in _grids(format)]
             shared = [SHARED[format.share] if group == "experts" else group for group in format.fused]
             parts.append(
-                [*start, *(_loads(format, sort) for sort in ("head", "embedding", "experts")), ", ".join(shared)]
+                [*names, *(_loads(format, sort) for sort in ("head", "embedding", "experts")), ", ".join(shared)]
             )
-            said = [f"on {format.where}"] + (
+            remarks = [f"on {format.where}"] + (
                 [f"LoRA adapters up to rank {runtime.max_rank}"] if runtime.max_rank else []
             )
-            said += [format.note] * bool(format.note) + ["not written yet"] * (not format.written)
+            remarks += [format.note] * bool(format.note) + ["not written yet"] * (not format.written)
             checked = "Read in" if format.parts["linears"].verified else "**Not verified**:"
-            notes.append(f"- {runtime.title}, {format.name}: {'; '.join(said)}. {checked} {format.source}.")
+            notes.append(f"- {runtime.title}, {format.name}: {'; '.join(remarks)}. {checked} {format.source}.")
     lines = ["<!-- made by generate.py -->", *_table(grids), "", *_table(parts), "", *notes, "<!-- end -->"]
     text = (ROOT / "docs" / "reference" / "runtimes.md").read_text(encoding="utf-8")
     return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
@@ -252,7 +253,7 @@ SHARED = {"fused": "a projection of a block's experts", "block": "a block's expe
 
 
 def _grids(format: Support) -> list[list[str]]:
-    """A row per kind of grid: those for all matrices first, then those that head, embedding or experts have alone."""
+    """Return a row per kind of grid: first those for all matrices, then those of head, embedding or experts alone."""
     own = {sort: part for sort, part in format.parts.items() if part.kinds != format.parts["linears"].kinds}
     listed = lambda values: "any" if values is None else ", ".join(str(value).lower() for value in values)
     multiple = lambda count: f"{count}n" if count > 1 else ""
@@ -268,10 +269,11 @@ def _grids(format: Support) -> list[list[str]]:
 
 
 def _loads(format: Support, sort: str) -> str:
+    """Return whether a format holds a sort of part quantized, with its conditions."""
     part = format.parts[sort]
-    said = ["yes" if part.kinds else "no"]
-    said += [f"in {', '.join(part.only)}"] * bool(part.only) + [f"not in {', '.join(part.not_in)}"] * bool(part.not_in)
+    terms = ["yes" if part.kinds else "no"]
+    terms += [f"in {', '.join(part.only)}"] * bool(part.only) + [f"not in {', '.join(part.not_in)}"] * bool(part.not_in)
     if sort == "experts" and part.kinds:
-        said += ["not stacked ones"] * (not format.stacked) + ["all, if anything is"] * (not format.may_stay)
+        terms += ["not stacked ones"] * (not format.stacked) + ["all, if anything is"] * (not format.may_stay)
     doubt = "" if part.verified == format.parts["linears"].verified else " (not verified)"
-    return ", ".join(said) + doubt
+    return ", ".join(terms) + doubt

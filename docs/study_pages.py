@@ -1,4 +1,4 @@
-"""The tables and plots of the studies, made from the results that the benchmarks wrote."""
+"""The tables and plots of the studies, generated from the results of the benchmarks."""
 
 import json
 import re
@@ -14,6 +14,7 @@ STUDIES = ROOT / "docs" / "studies"
 
 
 def results() -> str:
+    """Return the page of all claims and tables."""
     lines = [
         "# Results",
         "",
@@ -60,7 +61,7 @@ def results() -> str:
 
 
 def pruning() -> str:
-    """studies/pruning.md, its tables made anew from what benchmarks/sds/study.py found."""
+    """Return studies/pruning.md with its tables generated anew from the result of benchmarks/sds/study.py."""
     text, file = (STUDIES / "pruning.md").read_text(encoding="utf-8"), ROOT / "benchmarks" / "results" / "sds.json"
     lines = ["<!-- made by generate.py -->", "<!-- end -->"]
     if file.exists():
@@ -73,16 +74,16 @@ def pruning() -> str:
             for key, cell in result["details"]["cells"].items()
             if key.startswith("scribe: ") and re.search(r" (50 %|70 %|2:4|4:8), (plain|sds|control)$", key)
         ]
-        found = [f"`{result['command']}`; claims and targets are on the [results page](results.md#sds).", ""]
+        parts = [f"`{result['command']}`; claims and targets are on the [results page](results.md#sds).", ""]
         for title, table in result["details"]["tables"].items():
-            found += [f"### {title}", "", *_lines(table), ""]
-        found += ["### Nats per token lost on books, the least first", "", plot(sorted(lost, key=lambda row: row[1]))]
-        lines[1:1] = found
+            parts += [f"### {title}", "", *_lines(table), ""]
+        parts += ["### Nats per token lost on books, the least first", "", plot(sorted(lost, key=lambda row: row[1]))]
+        lines[1:1] = parts
     return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
 
 
 def drafting() -> str:
-    """studies/drafting.md, its tables made anew from what benchmarks/drafting/self_draft.py found."""
+    """Return studies/drafting.md, its tables generated anew from the result of benchmarks/drafting/self_draft.py."""
     text, file = (
         (STUDIES / "drafting.md").read_text(encoding="utf-8"),
         ROOT / "benchmarks" / "results" / "self_draft.json",
@@ -96,8 +97,8 @@ def drafting() -> str:
         ]
         for title, table in result["details"]["tables"].items():
             lines[-1:-1] = [f"### {title}", "", *_lines(table), ""]
-        runs = result["details"]["cells"].get("replayed", {"rows": []})["rows"]
-        dots = [(f"{each['text']}: {each['draft']}", each["measured"], _spread(each["samples"])) for each in runs]
+        replayed = result["details"]["cells"].get("replayed", {"rows": []})["rows"]
+        dots = [(f"{run['text']}: {run['draft']}", run["measured"], _spread(run["samples"])) for run in replayed]
         if dots:
             lines[-1:-1] = [
                 "### Times as fast as plain decoding, replayed",
@@ -108,7 +109,7 @@ def drafting() -> str:
 
 
 def xr() -> str:
-    """studies/xrbench.md, its tables made anew from what benchmarks/xr/xrbench.py measured."""
+    """Return studies/xrbench.md with its tables generated anew from the result of benchmarks/xr/xrbench.py."""
     details = json.loads((ROOT / "benchmarks" / "results" / "xrbench.json").read_text(encoding="utf-8"))["details"]
     scores = next(iter(details["tables"].values()))
     live = [["scenario", "scheduler", "score live", "simulated", "dropped live", "simulated"]]
@@ -121,7 +122,7 @@ def xr() -> str:
     rows = [["scenario", "model", "recipe found", "ms before", "ms after", "agreement", "score live before", "after"]]
     for scenario, tuned in details["tuned"].items():
         options = {(option["model"], option["recipe"]): option for option in tuned["options"]}
-        named = f"{scenario}, {tuned['size']}"
+        title = f"{scenario}, {tuned['size']}"
         cores = [0.0, 0.0]
         for model, recipe in tuned["choice"].items():
             before, after = options[model, "original"], options[model, recipe]
@@ -130,33 +131,34 @@ def xr() -> str:
             fps = find_scenario(scenario).task(model).fps
             cores = [sum_ + fps * each / 1e3 for sum_, each in zip(cores, fastest, strict=True)]
             scores_of = [f"{tuned['runs'][run]['models'][model][3]:.1f}" for run in when]
-            rows.append([named, model, recipe, *times, f"{after['accuracy']:.3f}", *scores_of])
+            rows.append([title, model, recipe, *times, f"{after['accuracy']:.3f}", *scores_of])
         whole = [f"**{tuned['runs'][run]['score']:.1f}**" for run in when]
         drops = [f"drops {tuned['runs'][run]['drops']:.1f} %" for run in when]
-        needed = [f"{each:.1f} cores" for each in cores]
-        rows.append([named, "all", "", *needed, "", *(", ".join(pair) for pair in zip(whole, drops, strict=True))])
+        needs = [f"{each:.1f} cores" for each in cores]
+        rows.append([title, "all", "", *needs, "", *(", ".join(pair) for pair in zip(whole, drops, strict=True))])
     text = (STUDIES / "xrbench.md").read_text(encoding="utf-8")
     for name, table in (("scores", [scores["columns"], *scores["rows"]]), ("live", live), ("tuned", rows)):
         head = f"<!-- made by generate.py: {name} -->"
         lines = [f"| {' | '.join(row)} |" for row in (table[0], ["---"] * len(table[0]), *table[1:])]
-        made = "\n".join([head, *lines, "<!-- end -->"])
-        text = re.sub(f"{head}.*?<!-- end -->", lambda _, made=made: made, text, flags=re.DOTALL)
+        generated = "\n".join([head, *lines, "<!-- end -->"])
+        text = re.sub(f"{head}.*?<!-- end -->", lambda _, generated=generated: generated, text, flags=re.DOTALL)
     return text
 
 
 def xr_timelines() -> str:
-    """studies/xr-tuned.svg: the live runs of the first scenario before and after tuning."""
+    """Return studies/xr-tuned.svg: the live runs of the first scenario before and after tuning."""
     details = json.loads((ROOT / "benchmarks" / "results" / "xrbench.json").read_text(encoding="utf-8"))["details"]
     scenario, tuned = next(iter(details["tuned"].items()))
-    runs, found = {}, find_scenario(scenario)
+    runs, definition = {}, find_scenario(scenario)
     for when in ("before", "after"):
         live = tuned["runs"][f"live {when}"]
-        runs[f"{found.title}, {when} tuning (live, {live['score']:.1f} points)"] = live["frames"]
-    return timelines(runs, [task.name for task in found.tasks], len(tuned["costs_before"]), span_ms=300)
+        runs[f"{definition.title}, {when} tuning (live, {live['score']:.1f} points)"] = live["frames"]
+    return timelines(runs, [task.name for task in definition.tasks], len(tuned["costs_before"]), span_ms=300)
 
 
 def _spread(samples: dict[str, float]) -> float:
-    return (samples["most"] - samples["least"]) / 4  # the line that ``plot`` draws goes from one end to the other
+    # ``plot`` draws two errors to each side, so the line is as long as the range of the samples.
+    return (samples["most"] - samples["least"]) / 4
 
 
 def _lines(table: dict) -> list[str]:
@@ -165,14 +167,14 @@ def _lines(table: dict) -> list[str]:
 
 
 def plot(rows: list[tuple[str, float, float]]) -> str:
-    """Dots with their standard errors, one row each, as an inline SVG in the colours of the page."""
+    """Return an inline SVG of dots with their standard errors, one row each, in the colours of the page."""
     height, left, width = 20, 330, 380
     most = max(value + error for _, value, error in rows)
-    at = lambda value: left + width * value / most
+    x_of = lambda value: left + width * value / most
     parts = []
     step = next(step for step in (0.05, 0.1, 0.2, 0.5, 1.0, most) if most <= 8 * step)
     for tick in range(0, int(most / step) + 1):
-        x = at(tick * step)
+        x = x_of(tick * step)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{len(rows) * height}" opacity="0.15"/>')
         parts.append(
             f'<text x="{x:.1f}" y="{(len(rows) + 0.8) * height:.0f}" text-anchor="middle">{tick * step:.2f}</text>'
@@ -180,8 +182,8 @@ def plot(rows: list[tuple[str, float, float]]) -> str:
     for number, (name, value, error) in enumerate(rows):
         y = (number + 0.5) * height
         parts.append(f'<text x="{left - 10}" y="{y + 4:.0f}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<line x1="{at(value - 2 * error):.1f}" x2="{at(value + 2 * error):.1f}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<circle cx="{at(value):.1f}" cy="{y}" r="4" fill="currentColor"/>')
+        parts.append(f'<line x1="{x_of(value - 2 * error):.1f}" x2="{x_of(value + 2 * error):.1f}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<circle cx="{x_of(value):.1f}" cy="{y}" r="4" fill="currentColor"/>')
     box = f'viewBox="0 0 {left + width + 30} {(len(rows) + 1) * height}"'
     style = 'font-family="sans-serif" font-size="12" stroke="currentColor" stroke-width="1"'
     return (

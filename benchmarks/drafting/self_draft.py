@@ -1,13 +1,13 @@
-"""Drafts cut out of the model itself: that nothing is lost, what is taken of them, and how fast they make decoding.
+"""Drafts cut out of the model itself: whether outputs stay the same, how many draft tokens are taken, and the speed.
 
     python -m benchmarks.fixtures.deep --books train.parquet           # the model of 24 blocks, once
     python -m benchmarks.drafting.self_draft                           # half an hour on 2 cores; continues cell by cell
     python -m benchmarks.drafting.self_draft lossless chi2 acceptance  # cells that need no quiet machine
     python -m benchmarks.drafting.self_draft --check                   # recomputes a part, two minutes
 
-Acceptance is of drafts of 4 tokens after the beginnings of windows of text, at temperature 0 until the text loops, and
-at 1; of scribe and of the fixture of 24 blocks, both packed in 4 bits. Errors are of jackknives over prompts, paired.
-Speed: see replay.py.
+Acceptance is measured with drafts of 4 tokens after the beginnings of windows of text, at temperature 0 until the text
+loops, and at temperature 1; on scribe and on the fixture of 24 blocks, both packed in 4 bits. Errors come from paired
+jackknives over prompts. Speed: see replay.py.
 """
 
 import argparse
@@ -47,7 +47,7 @@ NAME = "self_draft"
 MODELS = {"scribe": "scribe", "deep": str(RUNS / "fixtures" / "deep")}
 PACKED = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 64}}]}
 TEXTS, TEMPERATURES, RATIOS = ("books-evaluation", "wikitext2"), (0.0, 1.0), (0.25, 0.375, 0.5)
-PROMPTS, PROMPT, TOKENS, LENGTH = 16, 48, 64, 4
+PROMPTS, PROMPT, TOKENS, LENGTH = 16, 48, 64, 4  # number of prompts, tokens of each, tokens written, of a draft
 # Row -> method, perturbation, seeds
 METHODS = {
     "SDFP (removal)": ("fisher", "removal", (0,)),
@@ -74,17 +74,19 @@ DRAWN = {
 
 
 def packed(model: str) -> Loaded:
+    """Return a model packed in 4 bits."""
     folder = RUNS / NAME / f"{model}-w4"
     compress(MODELS[model], PACKED, folder)
     return load(folder)
 
 
 def starts(loaded: Loaded, text: str, count: int = PROMPTS, length: int = PROMPT) -> list[list[int]]:
+    """Return beginnings of windows of a text: ``count`` prompts of ``length`` tokens."""
     return token_windows(loaded.source, text, 4 * PROMPT, count)[:, :length].tolist()
 
 
 def lossless() -> dict[str, Any]:
-    """Greedy texts after 200 beginnings, against those of plain decoding, token for token."""
+    """Compare greedy texts after 200 beginnings with those of plain decoding, token for token."""
     loaded, equal, differing = packed("scribe"), 0, []
     prompts = [start for text in TEXTS for start in starts(loaded, text, 100, 24)]
     for number, start in enumerate(prompts):
@@ -96,7 +98,11 @@ def lossless() -> dict[str, Any]:
 
 
 def chi2(times: int = 12_000) -> dict[str, Any]:
-    """Of a model of 7 tokens: joint frequencies of three sampled tokens against the exact ones."""
+    """Test sampling with drafts on a model of 7 tokens.
+
+    Compares joint frequencies of three sampled tokens with the exact ones.
+    times: samples per draft.
+    """
     torch.manual_seed(3)
     config = Qwen3Config(
         vocab_size=7, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2,
@@ -116,28 +122,31 @@ def chi2(times: int = 12_000) -> dict[str, Any]:
             )
             p, q, r = (sampling.chances(row, []).double() for row in logits)
             joint[first, second] = (p / p.sum())[first] * (q / q.sum())[second] * (r / r.sum())
-    found = {}
+    values = {}
     for name, draft in DRAWN.items():
         drawn, tally = Counter(), Tally()
         for number in range(times):
             target = NativeTarget(engine, 24, "float32", skip=draft.skip)
             proposer = Proposer(draft, Lookup(draft.lookup) if draft.lookup else None, tally)
-            each = replace(sampling, seed=number)
-            drawn[tuple(speculate(target, proposer, prompt, each, 3, set(), Record([None])))] += 1
+            seeded = replace(sampling, seed=number)
+            drawn[tuple(speculate(target, proposer, prompt, seeded, 3, set(), Record([None])))] += 1
         observed = np.array([drawn.get(place, 0) for place in np.ndindex(7, 7, 7)], dtype=float)
         expected = joint.flatten() * times
-        few = expected < 5
+        few = expected < 5  # too rare for the test: these outcomes are put together
         observed = np.append(observed[~few], observed[few].sum())
         expected = np.append(expected[~few], expected[few].sum())
-        found[name] = float(chisquare(observed, expected * observed.sum() / expected.sum()).pvalue)
-    return {"draws": 3 * times * len(DRAWN), "p": found, "p_corrected": min(1.0, len(found) * min(found.values()))}
+        values[name] = float(chisquare(observed, expected * observed.sum() / expected.sum()).pvalue)
+    return {"draws": 3 * times * len(DRAWN), "p": values, "p_corrected": min(1.0, len(values) * min(values.values()))}
 
 
 def acceptance(model: str, text: str, temperature: float, halves: bool = False) -> dict[str, Any]:
-    """By ratio and method: of each prompt, tokens taken and tokens judged. halves: units are halves of blocks."""
+    """Return tokens taken and tokens judged of each prompt, by ratio and method.
+
+    halves: units are halves of blocks.
+    """
     loaded = packed(model)
     measured = measure_units(ModelFolder(MODELS[model]), Text())
-    prompts, known, found = starts(loaded, text), {}, {}
+    prompts, known, counts_of = starts(loaded, text), {}, {}
 
     def run(skip: tuple[str, ...]) -> list[list[int]]:
         if skip not in known:
@@ -145,8 +154,8 @@ def acceptance(model: str, text: str, temperature: float, halves: bool = False) 
             for number, start in enumerate(prompts):
                 sampling = Sampling(temperature=temperature, seed=number)
                 draft = Draft(skip=skip, length=LENGTH, adaptive=False)
-                written, told = write_ids(loaded, start, TOKENS, sampling, draft=draft)
-                rounds = told.speculation.rounds
+                written, log = write_ids(loaded, start, TOKENS, sampling, draft=draft)
+                rounds = log.speculation.rounds
                 record = Speculation(before_loop(rounds, written) if temperature == 0 else rounds)
                 taken = sum(each.taken for each in record.rounds)
                 refused = sum(each.taken < each.proposed for each in record.rounds)
@@ -157,34 +166,38 @@ def acceptance(model: str, text: str, temperature: float, halves: bool = False) 
         for name, (method, perturbation, seeds) in METHODS.items():
             options = {"perturbation": perturbation, "halves": halves}
             runs = [run(choose(measured, ratio, method, seed=seed, **options)) for seed in seeds]
-            found[f"{ratio}: {name}"] = np.array(runs).sum(0).tolist()
-    return {"counts": found}
+            counts_of[f"{ratio}: {name}"] = np.array(runs).sum(0).tolist()
+    return {"counts": counts_of}
 
 
 def rate(counts: list[list[int]]) -> float:
+    """Return the acceptance rate over all prompts."""
     taken, judged = np.array(counts).sum(0)
     return taken / max(1, judged)
 
 
 def rate_error(counts: list[list[int]]) -> float:
-    """The standard error of an acceptance rate over prompts (jackknife)."""
-    left = [rate(counts[:i] + counts[i + 1 :]) for i in range(len(counts))]
-    return math.sqrt((len(counts) - 1) * np.var(left))
+    """Return the standard error of an acceptance rate over prompts (jackknife)."""
+    without_one = [rate(counts[:i] + counts[i + 1 :]) for i in range(len(counts))]
+    return math.sqrt((len(counts) - 1) * np.var(without_one))
 
 
 def difference(one: list[list[int]], other: list[list[int]]) -> tuple[float, float]:
-    """Of two acceptance rates on the same prompts, with its standard error (jackknife)."""
+    """Return the difference of two acceptance rates on the same prompts, and its standard error (jackknife)."""
     count = len(one)
-    left = [rate(one[:i] + one[i + 1 :]) - rate(other[:i] + other[i + 1 :]) for i in range(count)]
-    return rate(one) - rate(other), math.sqrt((count - 1) * np.var(left))
+    without_one = [rate(one[:i] + one[i + 1 :]) - rate(other[:i] + other[i + 1 :]) for i in range(count)]
+    return rate(one) - rate(other), math.sqrt((count - 1) * np.var(without_one))
 
 
-def ranks(found: dict[str, dict[str, Any]]) -> tuple[int, list[str], dict[str, Any]]:
-    """The worst rank of SDFP, where that is, and a table."""
+def ranks(by_setting: dict[str, dict[str, Any]]) -> tuple[int, list[str], dict[str, Any]]:
+    """Return the worst rank of SDFP, the settings that have it, and a table.
+
+    The rank is one more than the number of baselines that are better by more than two standard errors.
+    """
     worst, where, rows = 1, [], []
-    for key, each in found.items():
+    for key, result in by_setting.items():
         for ratio in RATIOS:
-            counts = {name: each["counts"][f"{ratio}: {name}"] for name in METHODS}
+            counts = {name: result["counts"][f"{ratio}: {name}"] for name in METHODS}
             better = []
             for name in BASELINES:
                 more, error = difference(counts[name], counts[SDFP])
@@ -215,51 +228,65 @@ CELLS = {
 }
 
 
-def brief(found: dict[str, Any]) -> dict[str, Any]:
-    """A cell in the result: of acceptance, tokens taken and judged of all prompts, and the error of their quotient."""
-    if "counts" not in found:
-        return found
-    each = {name: [*np.array(of).sum(0).tolist(), round(rate_error(of), 4)] for name, of in found["counts"].items()}
-    return found | {"counts": each}
+def brief(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a cell as it stands in the result.
+
+    Of acceptance: tokens taken and judged of all prompts, and the error of their quotient.
+    """
+    if "counts" not in result:
+        return result
+    counts = {
+        name: [*np.array(pairs).sum(0).tolist(), round(rate_error(pairs), 4)]
+        for name, pairs in result["counts"].items()
+    }
+    return result | {"counts": counts}
 
 
 def summarize() -> None:
-    have = {}
+    """Write the result file from the computed cells."""
+    computed = {}
     for key in (key for group in CELLS.values() for key in group):
         file = RUNS / NAME / f"{key}.json"
         if file.exists():
-            have[key] = json.loads(file.read_text())
+            computed[key] = json.loads(file.read_text())
     claims, tables = [], {}
-    if equal := have.get("lossless"):
+    if equal := computed.get("lossless"):
         note = f"of {equal['prompts']}; greedy, with {', '.join(equal['drafts'])}"
         claims.append(claim("lossless_prompts_equal", equal["equal"], "prompts", "equal", equal["prompts"], note))
-    if drawn := have.get("chi2"):
-        told = ", ".join(f"{name} {p:.2g}" for name, p in drawn["p"].items())
-        note = f"times three (Bonferroni), over {drawn['draws']:,} draws: {told}"
+    if drawn := computed.get("chi2"):
+        listed = ", ".join(f"{name} {p:.2g}" for name, p in drawn["p"].items())
+        note = f"times three (Bonferroni), over {drawn['draws']:,} draws: {listed}"
         claims.append(claim("sampling_chi2_p", round(drawn["p_corrected"], 4), "p", "higher", 0.01, note))
-    every = {key.removeprefix("acceptance-"): each for key, each in have.items() if key.startswith("acceptance")}
+    acceptances = {
+        key.removeprefix("acceptance-"): result for key, result in computed.items() if key.startswith("acceptance")
+    }
     notes, worsts = [], []
-    for kind, said in (("", "blocks"), (HALVES, "halves of blocks")):
-        found = {key.removesuffix(HALVES): each for key, each in every.items() if key.endswith(HALVES) == bool(kind)}
-        if not found:
+    for kind, unit in (("", "blocks"), (HALVES, "halves of blocks")):
+        by_setting = {
+            key.removesuffix(HALVES): result
+            for key, result in acceptances.items()
+            if key.endswith(HALVES) == bool(kind)
+        }
+        if not by_setting:
             continue
-        worst, where, table = ranks(found)
-        tables[f"Of drafted tokens, the share that is taken; {said} left out, drafts of 4"] = table
+        worst, where, table = ranks(by_setting)
+        tables[f"Of drafted tokens, the share that is taken; {unit} left out, drafts of 4"] = table
         first = sum(row[-1] == "1" for row in table["rows"])
-        note = f"{said}: first, or within two errors of first, in {first} of {len(table['rows'])} settings"
+        note = f"{unit}: first, or within two errors of first, in {first} of {len(table['rows'])} settings"
         notes.append(note + (f"; the worst rank {worst} at {'; '.join(where)}" if where else ""))
         worsts.append(worst)
     if notes:
         claims.append(claim("sdfp_rank_worst", worsts[0], "rank", "lower", 1, ". ".join(notes)))
-    more, more_tables = replay.summary(have)
-    seconds = sum(each["seconds"] for each in have.values())
-    commits = sorted({each["commit"] for each in have.values()})
-    told = {key: brief(each) for key, each in have.items() if not key.startswith("rounds-")}
-    details = {"tables": tables | more_tables, "cells": told, "commits": commits}
+    more, more_tables = replay.summary(computed)
+    seconds = sum(result["seconds"] for result in computed.values())
+    commits = sorted({result["commit"] for result in computed.values()})
+    cells = {key: brief(result) for key, result in computed.items() if not key.startswith("rounds-")}
+    details = {"tables": tables | more_tables, "cells": cells, "commits": commits}
     write_result(NAME, claims + more, seconds, details, script=__file__)
 
 
 def check() -> None:
+    """Recompute one acceptance rate and the test of sampling, with fewer samples, and compare; exits."""
     recorded = json.loads((RESULTS / f"{NAME}.json").read_text())["details"]["cells"]
     key = "acceptance-scribe-books-evaluation-0"
     now = acceptance("scribe", "books-evaluation", 0.0)["counts"][f"0.25: {SDFP}"]
@@ -269,8 +296,9 @@ def check() -> None:
 
 
 def main() -> None:
+    """Compute the cells that the command line names, and write the result; or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cells", nargs="*", choices=[[], *CELLS], default=[], help="only these")
+    parser.add_argument("cells", nargs="*", choices=[[], *CELLS], default=[], help="compute only these cells")
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     set_quiet(True)

@@ -1,5 +1,6 @@
-"""The steps of the demo's fit, with the seconds and the largest memory so far of each. proof.py runs it in a process
-of its own:
+"""Run the demo's fit, and write the seconds of each of its steps and the largest memory so far.
+
+proof.py runs this file in a process of its own:
 
     python -m benchmarks.house.fit_steps OUT TOOK.json recover.samples=1024 ...
 """
@@ -18,20 +19,22 @@ fit = importlib.import_module("jettison.fitting")
 
 
 def main() -> None:
+    """Run the fit into the folder OUT, and write the steps to TOOK.json."""
     out, took, *changes = sys.argv[1:]
     entries: list[dict] = []
 
     def timed(step: str, work: Callable) -> Callable:
         def run(*arguments, **options):
             start = time.perf_counter()
-            found = work(*arguments, **options)
+            result = work(*arguments, **options)
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             entries.append({"step": step, "seconds": time.perf_counter() - start, "memory": memory})
-            return found
+            return result
 
         return run
 
     set_quiet(True)
+    # Replaces the functions by which fit calls its steps.
     for step, name in (("compress", "compress"), ("recover", "recover"), ("evaluate", "_measure")):
         setattr(fit, name, timed(step, getattr(fit, name)))
     fit.fit("scribe", recipe="gateup-w4w2", changes=changes, out=out, context=512)

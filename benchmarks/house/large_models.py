@@ -1,5 +1,7 @@
-"""Part of proof.py: large checkpoints of random weights, compressed in processes of their own, whose time, memory and
-disk are measured, and what the dry run of each command says."""
+"""Part of proof.py: compress large checkpoints of random weights, and run the dry run of each command.
+
+Time, memory and disk are measured in processes of their own.
+"""
 
 import json
 import os
@@ -29,12 +31,12 @@ SHAPES = {
         hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8
     ),
 }
-SHARD = 2 << 30
+SHARD = 2 << 30  # bytes
 STREAMED = {"name": "w4, full range", "steps": [{"quantize": {"method": "rtn", "bits": 4, "clip": False}}]}
 
 
 def checkpoint(name: str, blocks: int | None = None) -> Path:
-    """A folder of random weights in the shape of a public model, with scribe's tokenizer."""
+    """Return a folder of random weights in the shape of a public model, with scribe's tokenizer. Makes it once."""
     folder = FOLDER / (f"{name}-{blocks}" if blocks else name)
     if (folder / "config.json").exists():
         return folder
@@ -63,7 +65,7 @@ def checkpoint(name: str, blocks: int | None = None) -> Path:
 
 
 def watched(*arguments: str) -> dict:
-    """Run a command of jettison in a process of its own: seconds, peak resident memory, what --json wrote."""
+    """Run a command of jettison in a process of its own. Returns seconds, peak resident memory, and its JSON result."""
     result = FOLDER / "result.json"
     command = [sys.executable, "-m", "jettison", *arguments, "--json", str(result), "--quiet"]
     start = time.perf_counter()
@@ -76,7 +78,7 @@ def watched(*arguments: str) -> dict:
 
 
 def compression(name: str, recipe: str | dict, changes: list[str] = (), blocks: int | None = None) -> list[str]:
-    """The command that compresses a large checkpoint into a folder that is not there yet."""
+    """Return the command that compresses a large checkpoint. Removes the folder that it will write."""
     out = FOLDER / f"{name}-compressed"
     shutil.rmtree(out, ignore_errors=True)
     if isinstance(recipe, dict):
@@ -87,41 +89,45 @@ def compression(name: str, recipe: str | dict, changes: list[str] = (), blocks: 
 
 
 def dry_run(*arguments: str) -> dict:
-    """What the dry run of a command says."""
-    found = watched(*arguments, "--dry-run")
-    result = found["result"]
-    return {"dry_run_seconds": found["seconds"], "said": result.get("forecast", result)["steps"]}
+    """Run a command with --dry-run. Returns the seconds it takes, and its forecast of each step."""
+    run = watched(*arguments, "--dry-run")
+    result = run["result"]
+    return {"dry_run_seconds": run["seconds"], "said": result.get("forecast", result)["steps"]}
 
 
 def large(name: str, *options, **more) -> dict:
-    """Compress a large checkpoint, in a process of its own."""
+    """Compress a large checkpoint in a process of its own, with the arguments of ``compression``.
+
+    Returns the checkpoint's size in GB, the cost of the run, and the seconds per block.
+    """
     arguments = compression(name, *options, **more)
-    done, out = watched(*arguments), Path(arguments[arguments.index("--out") + 1])
+    run, out = watched(*arguments), Path(arguments[arguments.index("--out") + 1])
     shards = sorted(out.glob("model-*.safetensors"))
-    moments = [shard.stat().st_mtime for shard in shards]
+    written_at = [shard.stat().st_mtime for shard in shards]
     disk = sum(shard.stat().st_size for shard in shards)
-    found = {
+    costs = {
         "file_gb": ModelFolder(arguments[1]).checkpoint.file_bytes / 1e9,
-        "took": {"step": "compress", "seconds": done["seconds"], "memory": done["peak"], "disk": disk},
-        "seconds_per_block": (moments[-2] - moments[0]) / max(1, len(moments) - 2),
+        "took": {"step": "compress", "seconds": run["seconds"], "memory": run["peak"], "disk": disk},
+        "seconds_per_block": (written_at[-2] - written_at[0]) / max(1, len(written_at) - 2),
     }
     shutil.rmtree(out)
-    return found
+    return costs
 
 
 def streaming() -> dict:
-    found = large("qwen3-4b", STREAMED)
+    """Compress the 4B checkpoint file to file. Also returns the seconds of a plain copy and of the arithmetic alone."""
+    costs = large("qwen3-4b", STREAMED)
     folder = FOLDER / "qwen3-4b"
     start = time.perf_counter()
     shutil.copytree(folder, FOLDER / "copy")
     os.sync()
-    copy = time.perf_counter() - start
+    copy_seconds = time.perf_counter() - start
     shutil.rmtree(FOLDER / "copy")
-    return found | {"copy_seconds": copy, "arithmetic_seconds": arithmetic(folder)}
+    return costs | {"copy_seconds": copy_seconds, "arithmetic_seconds": arithmetic(folder)}
 
 
 def arithmetic(folder: Path) -> float:
-    """Of rounding every matrix, with nothing read or written."""
+    """Return the seconds of rounding every matrix, with nothing read or written."""
     shapes: dict[tuple[int, int], int] = {}
     for linear in ModelFolder(folder).anatomy:
         if "embed" not in linear.roles:

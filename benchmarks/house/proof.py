@@ -1,14 +1,16 @@
-"""The proof's claims: tasks before and after recovery, large models, and whether dry runs tell the truth.
+"""The proof's claims: tasks before and after recovery, large models, and whether the forecasts of dry runs are right.
 
     python -m benchmarks.house.proof          # after study.py and presets.py; about an hour; continues cell by cell
     python -m benchmarks.house.proof --check  # a 4B model of two blocks, and a few items of every task: five minutes
 
-Tasks: the bundled suite on scribe and, twice, on what plain rounding (groups of 64 between their least and greatest
-weight: our reconstruction of the paper's start) and recovery make of it. Once with every matrix of the blocks in
-2 bits: rounded, and the preset w2 as presets.py recovered it. Once W4/W2-GateUp, whose damage on scribe is of the size
-of the errors: rounded, and recovered from 10,240 windows of 128 tokens that scribe wrote (cells of study.py). Large
-models: checkpoints of random weights in the shapes of Qwen3-4B (8 GB, file to file, rounded to 4 bits with the full
-range) and Qwen3-0.6B (gptq). Dry runs: what ``--dry-run`` said before each run.
+- Tasks: the bundled suite on scribe and, for two recipes, on scribe after plain rounding and after recovery. Plain
+  rounding puts groups of 64 between their least and greatest weight: our reconstruction of the paper's start.
+  - w2: every matrix of the blocks in 2 bits, rounded, and the preset w2 as presets.py recovered it.
+  - W4/W2-GateUp, whose loss on scribe is about as large as the standard errors: rounded, and recovered from 10,240
+    windows of 128 tokens that scribe wrote (cells of study.py).
+- Large models: checkpoints of random weights in the shapes of Qwen3-4B (8 GB, file to file, rounded to 4 bits with the
+  full range) and Qwen3-0.6B (gptq).
+- Dry runs: the forecast of ``--dry-run`` before each run.
 """
 
 import argparse
@@ -40,22 +42,24 @@ W2_ROUNDED = {
     ],
 }
 CALIBRATED = ["calibration.samples=64"]
-CHECKED = 50
+CHECKED = 50  # items of each task that --check recomputes
 DEMO = ["recover.samples=1024", "recover.length=256", "recover.batch=8", "recover.lr=0.003", "recover.scale_lr=0.003"]
 
 
 def tasks(model: str | Path) -> dict:
+    """Return the scores of a model on all bundled tasks."""
     return {"tasks": evaluate_tasks(model)}
 
 
 def w2_rounded() -> Path:
+    """Return scribe with every matrix of the blocks rounded to 2 bits."""
     folder = FOLDER / "w2-rounded"
     compress("scribe", W2_ROUNDED, folder)
     return folder
 
 
 def demo() -> dict:
-    """What each step of the demo takes, in an empty cache."""
+    """Return the cost of each step of the demo, run with an empty cache."""
     out, cache = FOLDER / "demo", FOLDER / "demo-cache"
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(cache, ignore_errors=True)
@@ -68,6 +72,7 @@ def demo() -> dict:
 
 
 def demo_said() -> dict:
+    """Return the forecast of the demo."""
     changes = [f"--set={change}" for change in DEMO]
     return dry_run("fit", "scribe", "--recipe", "gateup-w4w2", *changes, "--out", str(FOLDER / "demo-dry"))
 
@@ -91,30 +96,30 @@ RUNS_TOLD = {
 
 
 def brief(scores: str) -> dict:
-    """Of a task's items: how many, their mean score, and that of the first, which ``--check`` recomputes."""
-    each = [float(score) for score in scores.split()]
-    first = each[:CHECKED]
-    return {"items": len(each), "accuracy": round(sum(each) / len(each), 6), "checked": sum(first) / len(first)}
+    """Return the number of a task's items, their mean score, and that of the first ones, for ``--check``."""
+    values = [float(score) for score in scores.split()]
+    first = values[:CHECKED]
+    return {"items": len(values), "accuracy": round(sum(values) / len(values), 6), "checked": sum(first) / len(first)}
 
 
 def tally(compared: list[dict]) -> tuple[int, float]:
-    """How many tasks count, and the share of them of which 80 % came back."""
-    counting = [found for found in compared if found["counts"]]
-    return len(counting), sum(found["recovered"] >= 0.8 for found in counting) / max(1, len(counting))
+    """Return how many tasks count, and in which share of them at least 80 % of the loss is recovered."""
+    counting = [task for task in compared if task["counts"]]
+    return len(counting), sum(task["recovered"] >= 0.8 for task in counting) / max(1, len(counting))
 
 
-def ratios(found: dict) -> dict[str, dict]:
-    """Per step of a run: what was said, what it took, and by which factor the two differ."""
-    took = found["took"] if isinstance(found["took"], list) else [found["took"]]
+def ratios(run: dict) -> dict[str, dict]:
+    """Return, per step of a run, the forecast, the real cost, and the factor between them."""
+    took = run["took"] if isinstance(run["took"], list) else [run["took"]]
     if len(took) > 1:  # the demo's two evaluations before recovery are one step of the forecast
         before = {"step": "evaluate", "seconds": took[1]["seconds"] + took[2]["seconds"], "memory": took[2]["memory"]}
         took = [took[0], before, took[3], took[4] | {"step": "evaluate again"}]
     factors, memory = {}, 0.0
-    for said, real in zip(found["said"], took, strict=True):
-        memory = max(memory, said["memory"])  # what was taken is the largest so far, too
-        factor = max(said["seconds"] / real["seconds"], real["seconds"] / said["seconds"])
-        factors[said["step"]] = {
-            "said_seconds": said["seconds"],
+    for forecast, real in zip(run["said"], took, strict=True):
+        memory = max(memory, forecast["memory"])  # the measured memory is the largest so far, too
+        factor = max(forecast["seconds"] / real["seconds"], real["seconds"] / forecast["seconds"])
+        factors[forecast["step"]] = {
+            "said_seconds": forecast["seconds"],
             "took_seconds": real["seconds"],
             "factor": factor,
             "said_memory": memory,
@@ -125,8 +130,9 @@ def ratios(found: dict) -> dict[str, dict]:
 
 
 def main() -> None:
+    """Compute all cells, and write the result; or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--summary", action="store_true", help="only write the result file, from the cells there are")
+    parser.add_argument("--summary", action="store_true", help="only write the result file, from the computed cells")
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     if arguments.check:
@@ -142,28 +148,26 @@ def main() -> None:
         for recipe in ("w2", "gate/up")
     }
     counting, won = tally(compared["w2"])
-    apart = {
-        text: tally([found for found in compared["w2"] if text in found["task"]]) for text in ("books", "wikitext")
-    }
+    by_text = {text: tally([task for task in compared["w2"] if text in task["task"]]) for text in ("books", "wikitext")}
     gate_up = "w2 ({}); of {} that lose measurably to 2 bits in gate and up alone, {:.0%} come back to 80 %".format(
-        ", ".join(f"{text} {share:.0%} of {number}" for text, (number, share) in apart.items()),
+        ", ".join(f"{text} {share:.0%} of {number}" for text, (number, share) in by_text.items()),
         *tally(compared["gate/up"]),
     )
     for run, (name, tell, do) in RUNS_TOLD.items():
         if absent(name):
             missing.append(run)
             continue
-        told = cell(NAME, f"{name}-said", tell)
-        runs[run] = told | cell(NAME, name, do)
+        forecast = cell(NAME, f"{name}-said", tell)
+        runs[run] = forecast | cell(NAME, name, do)
     streamed = runs["4B, file to file"]
-    told = {run: ratios(found) for run, found in runs.items()}
-    worst = max(step["factor"] for steps in told.values() for step in steps.values())
+    factors = {run: ratios(result) for run, result in runs.items()}
+    worst = max(step["factor"] for steps in factors.values() for step in steps.values())
     overhead = streamed["took"]["seconds"] / (streamed["copy_seconds"] + streamed["arithmetic_seconds"])
     study = json.loads((RESULTS / "study.json").read_text())["details"]
     books, cells = "books-evaluation", study["cells"]
     synthetic, real = (study["seeds"][books][data] for data in ("synthetic", "books"))
     gap, gap_error = synthetic[0] - real[0], (synthetic[1] ** 2 + real[1] ** 2) ** 0.5
-    w3 = {key: found for key, found in cells.items() if key.startswith("3 bits")}
+    w3 = {key: result for key, result in cells.items() if key.startswith("3 bits")}
     best = min(w3, key=lambda key: w3[key][books]["lost"])
     recovery = cells["setting: the setting"]
     claims = [
@@ -190,41 +194,42 @@ def main() -> None:
             f"over {', '.join(runs)}; not measured yet: {', '.join(missing) or 'nothing'}",
         ),
     ]  # fmt: skip
-    seconds = sum(found["seconds"] for found in (*measured.values(), *runs.values()))
+    seconds = sum(result["seconds"] for result in (*measured.values(), *runs.values()))
     details = {
         "missing": missing,
-        "tables": tables(measured, compared, told, runs),
+        "tables": tables(measured, compared, factors, runs),
         "compared": compared,
-        "dry_runs": told,
+        "dry_runs": factors,
         "runs": runs,
     }
-    details["scores"] = {task: brief(found["scores"]) for task, found in measured["original"]["tasks"].items()}
+    details["scores"] = {task: brief(result["scores"]) for task, result in measured["original"]["tasks"].items()}
     write_result(NAME, claims, seconds, details, script=__file__)
 
 
-def tables(measured: dict, compared: dict[str, list[dict]], told: dict, runs: dict) -> dict:
-    found = {}
+def tables(measured: dict, compared: dict[str, list[dict]], factors: dict, runs: dict) -> dict:
+    """Return the tables of the results page."""
+    by_title = {}
     for recipe, title in (("w2", "2 bits in every block matrix"), ("gate/up", "2 bits in gate and up")):
         rows = []
         stages = ("original", f"{recipe} rounded", f"{recipe} recovered")
         for task in compared[recipe]:
             of = [measured[stage]["tasks"][task["task"]] for stage in stages]
             share = f"{task['recovered']:.0%} ± {task['recovered_error']:.0%}" if task["counts"] else "does not count"
-            rows.append([task["task"], f"{of[0]['random']:.0%}", *(f"{each['accuracy']:.1%}" for each in of)])
+            rows.append([task["task"], f"{of[0]['random']:.0%}", *(f"{scores['accuracy']:.1%}" for scores in of)])
             rows[-1] += [f"{100 * task['lost']:.1f} ± {100 * task['lost_error']:.1f}", share]
         columns = ["task", "random", "original", "rounded", "recovered", "points lost", "share recovered"]
-        found[f"Tasks (accuracy), {title}"] = {"columns": columns, "rows": rows}
+        by_title[f"Tasks (accuracy), {title}"] = {"columns": columns, "rows": rows}
     dry = [
         [run, step, f"{of['said_seconds']:.0f} s", f"{of['took_seconds']:.0f} s", f"{of['factor']:.2f}",
          f"{of['said_memory'] / 1e9:.2f} GB", f"{of['took_memory'] / 1e9:.2f} GB"]
-        for run, steps in told.items() for step, of in steps.items()
+        for run, steps in factors.items() for step, of in steps.items()
     ]  # fmt: skip
     big = [
         [run, f"{of['file_gb']:.1f} GB", f"{of['took']['memory'] / 1e9:.2f} GB", f"{of['took']['seconds']:.0f} s",
          f"{of['seconds_per_block']:.1f} s"]
         for run, of in runs.items() if "file_gb" in of
     ]  # fmt: skip
-    return found | {
+    return by_title | {
         "Dry runs": {
             "columns": ["run", "step", "said", "took", "factor", "memory said", "memory taken"], "rows": dry
         },
@@ -233,13 +238,16 @@ def tables(measured: dict, compared: dict[str, list[dict]], told: dict, runs: di
 
 
 def check() -> None:
-    """The memory of a 4B model of two blocks, whose peak is that of 36; the first items of every task on scribe."""
+    """Recompute the memory of a 4B model and the first items of every task on scribe, and compare; exits.
+
+    The 4B model has two blocks: its peak memory is that of 36.
+    """
     recorded = json.loads((RESULTS / f"{NAME}.json").read_text())["details"]
-    thin = large("qwen3-4b", STREAMED, blocks=2)["took"]["memory"] / 1e9
-    found = {"peak GB, 4B": (thin, recorded["runs"]["4B, file to file"]["took"]["memory"] / 1e9, 0.5)}
+    peak_gb = large("qwen3-4b", STREAMED, blocks=2)["took"]["memory"] / 1e9
+    checks = {"peak GB, 4B": (peak_gb, recorded["runs"]["4B, file to file"]["took"]["memory"] / 1e9, 0.5)}
     for task, now in evaluate_tasks("scribe", items=CHECKED).items():
-        found[task] = (now["accuracy"], recorded["scores"][task]["checked"], 0.02)
-    compare(found)
+        checks[task] = (now["accuracy"], recorded["scores"][task]["checked"], 0.02)
+    compare(checks)
 
 
 if __name__ == "__main__":

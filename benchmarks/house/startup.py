@@ -1,11 +1,12 @@
-"""Processor time of commands in fresh processes, which is mostly imports: plans, help, lists and bad usage.
+"""Processor time of commands in fresh processes, which is mostly imports: plans, help, lists and wrong usage.
 
     python -m benchmarks.house.startup                      # about five minutes
     python -m benchmarks.house.startup --before PYTHON      # also of an earlier commit, installed for that interpreter
     python -m benchmarks.house.startup --check              # the claims alone, about half a minute
 
-User and system time of the process and its children. Rounds are interleaved; medians are taken. This machine is
-measured beforehand, as it is once in a user's life. Plans of every known shape show what the solver adds.
+Measured is the user and system time of the process and its children. Rounds are interleaved, and medians are taken.
+This machine is measured beforehand, as a user's machine is measured once. Plans of every known shape show what the
+solver adds.
 """
 
 import argparse
@@ -27,48 +28,49 @@ from jettison.graph.shape import shapes
 NAME = "startup"
 ROUNDS, SHAPE_ROUNDS = 3, 1
 PLAN_TARGET, HELP_TARGET = 1.5, 0.5
-BYTES = 0.9  # of memory per parameter, for the plans of every shape
+BYTES = 0.9  # bytes of memory per parameter, in the plans of every shape
 PLAN = "plan qwen3-4b --memory 3GB"
-REFUSED = ("plann", "plan qwen3-4b")  # bad usage
+REFUSED = ("plann", "plan qwen3-4b")  # wrong usage
 LIGHT = ("--help", "plan --help", "bench --help", "devices", "recipes", *REFUSED)
 FOLDER = "plan FOLDER --memory 0.9GB"
 SHOWN = "a folder of Qwen3-0.6B with a config and safetensors"
 
 
 def seconds(python: str, command: list[str], code: int) -> float:
-    """Of one run of ``jettison COMMAND``. Raises RuntimeError if it exits with another code."""
+    """Return the processor seconds of `jettison COMMAND`. Raises RuntimeError if its exit code is not ``code``."""
     spent = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     before = spent()
-    cache = RUNS / NAME / "cache" / digest(python)  # of its own: what one commit keeps, another may not know
-    done = subprocess.run(
+    # One cache per interpreter: a commit may be unable to read what another commit keeps.
+    cache = RUNS / NAME / "cache" / digest(python)
+    process = subprocess.run(
         [python, "-m", "jettison", *command],
         capture_output=True,
         text=True,
         check=False,
         env=os.environ | {"JETTISON_CACHE": str(cache)},
     )
-    if done.returncode != code:
-        raise RuntimeError(f"jettison {' '.join(command)} exits with {done.returncode}: {done.stderr[-500:]}")
+    if process.returncode != code:
+        raise RuntimeError(f"jettison {' '.join(command)} exits with {process.returncode}: {process.stderr[-500:]}")
     return spent() - before
 
 
 def medians(commands: dict[str, list[str]], pythons: dict[str, str], rounds: int) -> dict[str, dict[str, dict]]:
-    """Interpreter's name -> command -> median and samples."""
-    found = {name: {shown: [] for shown in commands} for name in pythons}
+    """Return interpreter's name -> command -> median and samples."""
+    samples_of = {name: {shown: [] for shown in commands} for name in pythons}
     for python in pythons.values():
         seconds(python, ["devices"], 0)  # this machine is measured
     for _ in range(rounds):
         for shown, command in commands.items():
             for name, python in pythons.items():
-                found[name][shown].append(round(seconds(python, command, 2 if shown in REFUSED else 0), 3))
+                samples_of[name][shown].append(round(seconds(python, command, 2 if shown in REFUSED else 0), 3))
     return {
-        name: {shown: {"median": statistics.median(each), "samples": each} for shown, each in of.items()}
-        for name, of in found.items()
+        name: {shown: {"median": statistics.median(values), "samples": values} for shown, values in runs.items()}
+        for name, runs in samples_of.items()
     }
 
 
 def folder(path: Path) -> Path:
-    """A folder as the hub has it, weights of zeros that take no room on the disk."""
+    """Return a folder as the hub has it, with weights of zeros that need no room on the disk."""
     from safetensors.torch import save_file
     from torch import zeros
 
@@ -79,52 +81,56 @@ def folder(path: Path) -> Path:
 
 
 def commands(model: Path) -> dict[str, list[str]]:
-    given = {shown: shown.split() for shown in (PLAN, *LIGHT)}
-    return given | {FOLDER: [str(model) if word == "FOLDER" else word for word in FOLDER.split()]}
+    """Return the measured commands, as they are shown -> their arguments."""
+    by_title = {shown: shown.split() for shown in (PLAN, *LIGHT)}
+    return by_title | {FOLDER: [str(model) if word == "FOLDER" else word for word in FOLDER.split()]}
 
 
 def every_shape(python: str) -> dict[str, dict]:
-    """A plan of each known shape, for a device with room for all of them."""
-    asked = {
+    """Time a plan of each known shape, for a device with room for all of them."""
+    plans = {
         name: ["plan", name, "--device", "h200", "--context", "0", "--memory", f"{int(BYTES * row['parameters'])}B"]
         for name, row in shapes().items()
     }
-    return medians(asked, {"now": python}, SHAPE_ROUNDS)["now"]
+    return medians(plans, {"now": python}, SHAPE_ROUNDS)["now"]
 
 
 def run(pythons: dict[str, str], rounds: int) -> dict[str, dict]:
+    """Time all commands by all interpreters."""
     with tempfile.TemporaryDirectory() as room:
         return medians(commands(folder(Path(room) / "model")), pythons, rounds)
 
 
-def claims(found: dict[str, dict], slow: Sequence[str] = ()) -> list[dict]:
+def claims(times: dict[str, dict], slow: Sequence[str] = ()) -> list[dict]:
+    """Return the claims. slow: shapes whose plan exceeds the target."""
     note = f"jettison {PLAN}"
     if slow:
         note += (
             f"; at another budget, see the second table, {len(slow)} of {len(shapes())} shapes take longer: the solver"
         )
-    worst = max(LIGHT, key=lambda shown: found[shown]["median"])
+    worst = max(LIGHT, key=lambda shown: times[shown]["median"])
     return [
-        claim("plan_known_shape_cpu_seconds", found[PLAN]["median"], "s", "lower", PLAN_TARGET, note),
-        claim("plan_folder_cpu_seconds", found[FOLDER]["median"], "s", "lower", PLAN_TARGET, SHOWN),
-        claim("help_cpu_seconds", found[worst]["median"], "s", "lower", HELP_TARGET, f"the slowest: jettison {worst}"),
+        claim("plan_known_shape_cpu_seconds", times[PLAN]["median"], "s", "lower", PLAN_TARGET, note),
+        claim("plan_folder_cpu_seconds", times[FOLDER]["median"], "s", "lower", PLAN_TARGET, SHOWN),
+        claim("help_cpu_seconds", times[worst]["median"], "s", "lower", HELP_TARGET, f"the slowest: jettison {worst}"),
     ]
 
 
 def main() -> None:
+    """Time commands and plans, and write the result; or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", help="an interpreter for which an earlier commit is installed")
     parser.add_argument("--check", action="store_true")
-    given = parser.parse_args()
+    options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if given.check:
+    if options.check:
         return check()
     start = time.perf_counter()
-    pythons = {"now": sys.executable} | ({"before": given.before} if given.before else {})
-    found = cell(NAME, "commands", lambda: run(pythons, ROUNDS))
+    pythons = {"now": sys.executable} | ({"before": options.before} if options.before else {})
+    times = cell(NAME, "commands", lambda: run(pythons, ROUNDS))
     plans = cell(NAME, "shapes", lambda: every_shape(sys.executable))
-    shown = [name for name in pythons if name in found]
-    rows = [[f"jettison {each}", *(f"{found[name][each]['median']:.2f}" for name in shown)] for each in found["now"]]
+    shown = [name for name in pythons if name in times]
+    rows = [[f"jettison {text}", *(f"{times[name][text]['median']:.2f}" for name in shown)] for text in times["now"]]
     slow = [name for name in shapes() if plans[name]["median"] > PLAN_TARGET]
     tables = {
         "Processor seconds of a command, medians": {"columns": ["command", *shown], "rows": rows},
@@ -133,14 +139,15 @@ def main() -> None:
             "rows": [[name, f"{plans[name]['median']:.2f}"] for name in shapes()],
         },
     }
-    details = {"tables": tables, "shapes above the target": slow, "commands": found, "shapes": plans}
-    write_result(NAME, claims(found["now"], slow), time.perf_counter() - start, details, script=__file__)
+    details = {"tables": tables, "shapes above the target": slow, "commands": times, "shapes": plans}
+    write_result(NAME, claims(times["now"], slow), time.perf_counter() - start, details, script=__file__)
 
 
 def check() -> None:
-    recorded = {each["id"]: each["value"] for each in json.loads((RESULTS / f"{NAME}.json").read_text())["claims"]}
+    """Time the commands again, and compare with the result file; exits."""
+    recorded = {entry["id"]: entry["value"] for entry in json.loads((RESULTS / f"{NAME}.json").read_text())["claims"]}
     now = claims(run({"now": sys.executable}, 3)["now"])
-    compare({each["id"]: (each["value"], recorded[each["id"]], 0.5 * recorded[each["id"]]) for each in now})
+    compare({entry["id"]: (entry["value"], recorded[entry["id"]], 0.5 * recorded[entry["id"]]) for entry in now})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Trust: inputs that are wrong in any way, and runs that are killed anywhere.
+"""Trust: wrong inputs of every kind, and runs that are killed at any point.
 
     python -m benchmarks.house.trust          # an hour on two cores; continues cell by cell, and within the fuzzing
     python -m benchmarks.house.trust --check  # 440 inputs of another seed and some kills, in a few minutes
     python -m benchmarks.house.trust --small  # the same, shorter still; writes nothing, to see that the script works
 
-An input is one file of eleven kinds that is changed and then taken through the commands that read it, in a child
-process: tests/fuzz_inputs.py says what counts as a finding. A kill is SIGKILL at one event of a run, as
-tests/kill_trials.py says.
+An input is one file of eleven kinds. It is changed, and then the commands that read it run in a child process:
+tests/fuzz_inputs.py says what counts as a finding. A kill is SIGKILL at one event of a run, as tests/kill_trials.py
+says.
 """
 
 import argparse
@@ -26,31 +26,40 @@ SHOWN = 20  # findings in the result file
 
 
 def fuzz(count: int, seed: int, file: Path) -> dict:
-    """Goes on where ``file`` ends, if the code is the same."""
+    """Fuzz ``count`` inputs. Continues where ``file`` ends, if the code is the same.
+
+    Raises RuntimeError if the fuzzer stops early.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     script(file, "fuzz_inputs.py", "--count", count, "--seed", seed, "--jobs", JOBS)
-    found = json.loads(file.read_text())
-    if not found["finished"]:
-        raise RuntimeError(f"the fuzzer stopped after {found['done']} inputs")
+    report = json.loads(file.read_text())
+    if not report["finished"]:
+        raise RuntimeError(f"the fuzzer stopped after {report['done']} inputs")
     return {
-        "by_kind": found["by_kind"],
-        "not_there": found["skipped"],
-        "findings": [{key: each[key] for key in ("what", "times", "reproduce")} for each in found["findings"]],
-        "work_seconds": found["seconds"],
+        "by_kind": report["by_kind"],
+        "not_there": report["skipped"],
+        "findings": [{key: finding[key] for key in ("what", "times", "reproduce")} for finding in report["findings"]],
+        "work_seconds": report["seconds"],
     }
 
 
 def still_there(finding: dict) -> bool:
-    """Whether the input that a finding was first seen with still shows anything, on the code as it is now."""
+    """Return whether the input by which a finding was first seen still shows anything, on the present code."""
     words = finding["reproduce"].split()
-    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"{finding['reproduce']}: {done.stderr[-2000:]}")
-    return done.returncode == 1
+    process = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    if process.returncode not in (0, 1):
+        raise RuntimeError(f"{finding['reproduce']}: {process.stderr[-2000:]}")
+    return process.returncode == 1
 
 
 def kills(verb: str, most: int | None = None, pairs: int = 0) -> dict:
-    """Every event of a verb; with ``most``, so many. Without a verb: pairs of processes in one folder."""
+    """Kill runs of a command at its events, one run for each event, and compare the results.
+
+    verb: the command; empty for none.
+    most: events at most; None for all.
+    pairs: how often two processes run at once in one folder.
+    Returns how many trials end with the bytes of an undisturbed run, and the first that do not.
+    """
     file = RUNS / NAME / f"trials-{verb or 'pairs'}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
@@ -66,20 +75,22 @@ def kills(verb: str, most: int | None = None, pairs: int = 0) -> dict:
 
 
 def script(file: Path, name: str, *arguments: object) -> None:
+    """Run a script of tests/ that writes ``file``. Raises RuntimeError if it fails."""
     command = [sys.executable, ROOT / "tests" / name, *map(str, arguments), "--json", file]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if done.returncode not in (0, 1) or not file.exists():  # 1: something was found
-        raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+    process = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if process.returncode not in (0, 1) or not file.exists():  # 1: something was found
+        raise RuntimeError(f"{name}: {process.stderr[-2000:]}")
 
 
 def totals(fuzzed: dict, killed: dict[str, dict]) -> tuple[int, int, int, int]:
-    """inputs, findings that are still there, trials, identical trials."""
+    """Return the numbers of inputs, findings that are still there, trials, and identical trials."""
     inputs = sum(row["inputs"] for row in fuzzed["by_kind"].values())
     trials, identical = (sum(row[key] for row in killed.values()) for key in ("trials", "identical"))
     return inputs, sum(map(still_there, fuzzed["findings"])), trials, identical
 
 
 def claims_of(fuzzed: dict, killed: dict[str, dict], count: int) -> list[dict]:
+    """Return the claims."""
     inputs, findings, trials, identical = totals(fuzzed, killed)
     note = lambda result: origin(result) if "commit" in result else ""
     missing = f"; not there, so not tried: {', '.join(fuzzed['not_there'])}" if fuzzed["not_there"] else ""
@@ -92,12 +103,13 @@ def claims_of(fuzzed: dict, killed: dict[str, dict], count: int) -> list[dict]:
 
 
 def found_and_mended(fuzzed: dict) -> str:
-    """What the run found; each was tried again on the present code to count those that are open."""
-    found = "; ".join(f"{finding['what']} ({finding['times']} times)" for finding in fuzzed["findings"])
-    return f"found by the run, then tried again: {found}" if found else "none found"
+    """Return a note of what the run found. Each finding was tried again on the present code to count open ones."""
+    findings = "; ".join(f"{finding['what']} ({finding['times']} times)" for finding in fuzzed["findings"])
+    return f"found by the run, then tried again: {findings}" if findings else "none found"
 
 
 def tables(fuzzed: dict, killed: dict[str, dict]) -> dict:
+    """Return the tables of the results page."""
     rows = [
         [kind, *(f"{row[key]:,}" for key in ("inputs", "accepted", "refused", "findings"))]
         for kind, row in fuzzed["by_kind"].items()
@@ -119,21 +131,23 @@ def tables(fuzzed: dict, killed: dict[str, dict]) -> dict:
 
 
 def short(count: int, most: int, seed: int) -> tuple[dict, dict[str, dict]]:
+    """Fuzz ``count`` inputs, kill every command at ``most`` events, and run two pairs; nothing is kept."""
     file = RUNS / NAME / f"short-{count}-{seed}.json"
     file.unlink(missing_ok=True)
     return fuzz(count, seed, file), {verb: kills(verb, most) for verb in VERBS} | {"pairs": kills("", pairs=2)}
 
 
 def main() -> None:
+    """Fuzz and kill, and write the result; or run a short trial, as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--small", action="store_true")
-    given = parser.parse_args()
-    if given.small:
+    options = parser.parse_args()
+    if options.small:
         fuzzed, killed = short(110, 4, 1)
         show(claims_of(fuzzed, killed, 110))
         return print(json.dumps(tables(fuzzed, killed), indent=1))
-    if given.check:
+    if options.check:
         seed = int(time.time())
         print(f"seed {seed}", flush=True)
         _, findings, trials, identical = totals(*short(440, 8, seed))
@@ -141,7 +155,7 @@ def main() -> None:
     fuzzed = cell(NAME, "fuzz", lambda: fuzz(COUNT, SEED, RUNS / NAME / "inputs.json"))
     killed = {verb: cell(NAME, f"kills-{verb}", lambda verb=verb: kills(verb)) for verb in VERBS}
     killed["pairs"] = cell(NAME, "kills-pairs", lambda: kills("", pairs=PAIRS))
-    seconds = sum(each["seconds"] for each in (fuzzed, *killed.values()))
+    seconds = sum(result["seconds"] for result in (fuzzed, *killed.values()))
     details = {"tables": tables(fuzzed, killed), "findings": fuzzed["findings"][:SHOWN], "kills": killed}
     return write_result(NAME, claims_of(fuzzed, killed, COUNT), seconds, details, script=__file__, seed=SEED)
 

@@ -1,11 +1,12 @@
 """The CPU kernels against the read limit, against peers, and against exact arithmetic.
 
-    pip install 'jettison[onnx]'       # the peer that PyTorch does not bring
+    pip install 'jettison[onnx]'      # the peer that PyTorch does not bring
     python -m benchmarks.kernels.cpu  # about fifteen minutes on 2 cores; other programs must rest
     python -m benchmarks.kernels.cpu --check
 
-Matrices of Qwen3-4B, distinct weights streamed. ``kernel`` is the C++ function as an engine calls it: shares of the
-read limit are its. ``jettison`` is the operator as PyTorch calls it: it is what meets the peers.
+The matrices are those of Qwen3-4B; distinct weights are streamed, so that no cache holds them. ``kernel`` is the C++
+function as the native decoder calls it; shares of the read limit are those of ``kernel``. ``jettison`` is the operator
+as PyTorch calls it; it is compared with the peers.
 """
 
 import argparse
@@ -29,47 +30,50 @@ from jettison.kernels.tiles import Tiling, dense
 from jettison.pipeline.compression import compress
 from jettison.runtime.load import load
 
-NAME = "kernels"  # of the result; a script of this name would hide a package that transformers looks for
+NAME = "kernels"  # of the result; a script of this name would hide a package that transformers looks up
 SHAPES = linear_shapes(open_shape("qwen3-4b"))
 PRESETS = ("w8", "w4", "w3")
 WINDOWS = 40
 
 
 def errors() -> dict:
-    """Relative error, for normally distributed activations, against float64 on the dequantized weight."""
-    found = {}
+    """Return relative errors by bits and matrix, against float64 on the dequantized weight.
+
+    Activations are normally distributed.
+    """
+    relative = {}
     for bits in (2, 4):
         for shape, (rows, columns) in SHAPES.items():
             tiling = Tiling.of(UniformGrid(bits, 128), rows, columns)
-            tiles, x = random_tiles(tiling, 1)[0], torch.randn(4, columns)
-            exact = x.double() @ dense(tiles, None, tiling).double().T
-            found[f"{bits} {shape}"] = (
-                (native.linear(x, tiles, None, None, tiling) - exact).norm() / exact.norm()
+            tiles, inputs = random_tiles(tiling, 1)[0], torch.randn(4, columns)
+            exact = inputs.double() @ dense(tiles, None, tiling).double().T
+            relative[f"{bits} {shape}"] = (
+                (native.linear(inputs, tiles, None, None, tiling) - exact).norm() / exact.norm()
             ).item()
-    return found
+    return relative
 
 
 def quality() -> dict:
-    """What int8 activations cost scribe: KL to the original and log-perplexity, exact and through the kernels."""
-    original, found = load("scribe"), {}
+    """Return what int8 activations cost scribe: KL to the original and log-perplexity, exact and in the kernels."""
+    original, costs = load("scribe"), {}
     windows = token_windows(original.source, "books-evaluation", 512, WINDOWS)
     for preset in PRESETS:
         compress("scribe", preset, RUNS / NAME / preset)
         for way in ("exact", "kernels"):
             model = load(RUNS / NAME / preset, exact=way == "exact")
             measured = compare_models(model.logits, original.logits, windows, "books-evaluation")
-            found[f"{preset} {way}"] = {"kl": measured["kl"], "log_perplexity": measured["log_perplexity"]}
-    return found
+            costs[f"{preset} {way}"] = {"kl": measured["kl"], "log_perplexity": measured["log_perplexity"]}
+    return costs
 
 
 def pick(rows: Iterable[dict], operator: str, bits: int, count: int = 1) -> dict[str, dict]:
-    """By shape."""
+    """Return shape -> row, of an operator, a number of bits and a number of activation rows."""
     chosen = (row for row in rows if (row["operator"], row["bits"], row["rows"]) == (operator, bits, count))
     return {row["shape"]: row for row in chosen}
 
 
 def ratios(slower: dict[str, dict], faster: dict[str, dict]) -> dict[str, float]:
-    """How many times faster, by shape: the median over rounds of the ratio within a round."""
+    """Return how many times faster, by shape: the median over rounds of the ratio within a round."""
     return {
         shape: statistics.median(a / b for a, b in zip(slower[shape]["samples"], faster[shape]["samples"], strict=True))
         for shape in faster
@@ -77,16 +81,16 @@ def ratios(slower: dict[str, dict], faster: dict[str, dict]) -> dict[str, float]
 
 
 def draw(rows: list[dict], file: Path) -> None:
-    """Share of the read limit: a group of bars for each operator and number of bits, a bar for each matrix."""
+    """Draw shares of the read limit: a group of bars for each operator and number of bits, a bar for each matrix."""
     names = {"kernel": "Jettison, kernel", "jettison": "Jettison, operator"}
-    engines = [("kernel", 2), ("jettison", 2), ("onnxruntime", 2), ("kernel", 4), ("jettison", 4), ("onnxruntime", 4)]
-    engines += [("torch int4pack", 4)]
-    labels = [[f"{bits} bits" for _, bits in engines], [names.get(name, name) for name, _ in engines]]
+    operators = [("kernel", 2), ("jettison", 2), ("onnxruntime", 2), ("kernel", 4), ("jettison", 4), ("onnxruntime", 4)]
+    operators += [("torch int4pack", 4)]
+    labels = [[f"{bits} bits" for _, bits in operators], [names.get(name, name) for name, _ in operators]]
     figure = go.Figure()
     for shape, colour in zip(
         ("gate/up", "down", "qkv", "o"), ("#1f4e79", "#2e86c1", "#7fb3d5", "#c5d9e8"), strict=True
     ):
-        shares = [pick(rows, *engine)[shape]["share"] for engine in engines]
+        shares = [pick(rows, *operator)[shape]["share"] for operator in operators]
         figure.add_bar(x=labels, y=shares, name=shape, marker_color=colour)
     figure.add_hline(y=1, line_dash="dot", annotation_text="what this machine can read")
     figure.update_layout(
@@ -96,14 +100,16 @@ def draw(rows: list[dict], file: Path) -> None:
     figure.write_html(file, include_plotlyjs=True, config={"displayModeBar": False})
 
 
-def said(by_shape: dict[str, float]) -> str:
+def note(by_shape: dict[str, float]) -> str:
+    """Format values by shape, for a note."""
     return ", ".join(f"{shape} {value:.2f}" for shape, value in by_shape.items())
 
 
 def main() -> None:
+    """Measure operators, errors and quality, and write the result; or check, or only draw, as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="measure decoding again, in fewer rounds, and compare")
-    parser.add_argument("--picture", type=Path, help="only draw what has been measured, as a page")
+    parser.add_argument("--picture", type=Path, help="only draw the recorded result, as a page at this path")
     start, arguments = time.perf_counter(), parser.parse_args()
     if arguments.picture:
         return draw(json.loads((RESULTS / f"{NAME}.json").read_text())["details"]["decode"]["rows"], arguments.picture)
@@ -127,21 +133,21 @@ def main() -> None:
     shares = {bits: {shape: row["share"] for shape, row in kernel[bits].items()} for bits in (4, 2)}
     two_to_four = ratios(kernel[4], kernel[2])
     five = ratios(pick(several["rows"], "kernel", 4, 5), pick(several["rows"], "kernel", 4, 1))
-    long = ratios(pick(prefill["rows"], "torch bfloat16", 16, 512), pick(prefill["rows"], "jettison", 4, 512))
+    prefill_ratios = ratios(pick(prefill["rows"], "torch bfloat16", 16, 512), pick(prefill["rows"], "jettison", 4, 512))
     worst = max(value for key, value in error.items() if key.split()[-1] in SHAPES)
     cost = max(costs[f"{preset} kernels"]["kl"] - costs[f"{preset} exact"]["kl"] for preset in PRESETS)
     write_result(
         NAME,
         [
-            claim("w4_share_min", min(shares[4].values()), "", "higher", 0.85, f"of the read limit: {said(shares[4])}"),
-            claim("w2_share_min", min(shares[2].values()), "", "higher", 0.80, f"of the read limit: {said(shares[2])}"),
+            claim("w4_share_min", min(shares[4].values()), "", "higher", 0.85, f"of the read limit: {note(shares[4])}"),
+            claim("w2_share_min", min(shares[2].values()), "", "higher", 0.80, f"of the read limit: {note(shares[2])}"),
             claim("w2_vs_w4_gateup", two_to_four["gate/up"], "x", "higher", 1.5, "the bytes allow 1.94"),
-            claim("op_w2_vs_ort_min", min(ort[2].values()), "x", "higher", 1.0, said(ort[2])),
-            claim("op_w4_vs_ort_min", min(ort[4].values()), "x", "higher", 1.0, said(ort[4])),
-            claim("op_w4_vs_torch_min", min(int4pack.values()), "x", "higher", 1.0, said(int4pack)),
-            claim("rows5_vs_rows1", max(five.values()), "x", "lower", 1.3, f"4 bits: {said(five)}"),
-            claim("prefill512_vs_bf16", min(long.values()), "x", "higher", 1.0,
-                  f"against oneDNN in bfloat16 alone, dequantizing not counted: {said(long)}"),
+            claim("op_w2_vs_ort_min", min(ort[2].values()), "x", "higher", 1.0, note(ort[2])),
+            claim("op_w4_vs_ort_min", min(ort[4].values()), "x", "higher", 1.0, note(ort[4])),
+            claim("op_w4_vs_torch_min", min(int4pack.values()), "x", "higher", 1.0, note(int4pack)),
+            claim("rows5_vs_rows1", max(five.values()), "x", "lower", 1.3, f"4 bits: {note(five)}"),
+            claim("prefill512_vs_bf16", min(prefill_ratios.values()), "x", "higher", 1.0,
+                  f"against oneDNN in bfloat16 alone, dequantizing not counted: {note(prefill_ratios)}"),
             claim("relative_error_max", worst, "", "lower", 0.01, "against float64 on the dequantized weight"),
             claim("int8_activations_kl_max", cost, "nats", "lower", 0.001, f"scribe, books, {', '.join(PRESETS)}"),
         ],

@@ -1,12 +1,12 @@
-"""The planner's claims: gains of W4/W2-GateUp by the roofline, how long planning takes, and plans for scribe, measured.
+"""The planner's claims: gains of W4/W2-GateUp by the roofline, how long planning takes, and measured plans for scribe.
 
     python -m benchmarks.planning.planner              # about ten minutes on two cores; continues cell by cell
     python -m benchmarks.planning.planner --fit-prior  # fits src/jettison/statistics/prior.yaml to scribe
     python -m benchmarks.planning.planner --check      # gains, planning times and expected losses, about a minute
 
-Gains (arXiv:2606.04238): tokens per second of W4/W2-GateUp over uniform W4, batch 1, from config.json alone. On scribe:
-losses are found by gradients on the calibration books, plans are searched for, and what they lose is measured on other
-books, as KL from the original in nats per token. Codes are GPTQ's; nothing is recovered.
+Gains (arXiv:2606.04238): tokens per second of W4/W2-GateUp over uniform W4, batch 1, from config.json alone. For
+scribe, gradients on the calibration books give the expected losses, and plans are searched with them. The loss of the
+plans is measured on other books, as KL from the original in nats per token. Codes are GPTQ's; nothing is recovered.
 """
 
 import argparse
@@ -55,29 +55,23 @@ ASSUMED = {
     "side paths of rank 8": {"rank": 8},
     "side paths of rank 64": {"rank": 64},
 }
-BASELINES = {  # a tied head in 16 bits is the embedding, and takes no bytes of its own
+BASELINES = {  # a tied head in 16 bits shares the bytes of the embedding
     "GateUp": gate_up_recipe(64, 64, head=16),
     "uniform 3 bits": uniform_recipe(3, 64, head=16),
     "GateUp, head in 4 bits": gate_up_recipe(64, 64),
     "uniform 3 bits, head too": uniform_recipe(3, 64),
 }
-BUDGETS = (2.6, 3.0, 3.5, 4.2, 5.0)  # bits per weight of all that is decided on, scales counted
-RANDOM_BITS, RANDOM = 3.4, 40
-WINDOWS = 24  # of 256 tokens, unseen
-EVALUATIONS = 64
+BUDGETS = (2.6, 3.0, 3.5, 4.2, 5.0)  # bits per weight of all matrices that the plan decides on, scales counted
+RANDOM_BITS, RANDOM = 3.4, 40  # bits per weight of random plans, their number
+WINDOWS = 24  # of 256 tokens, of books that calibration does not use
+EVALUATIONS = 64  # measured plans of a refinement
 
 
 def gains(
-    model: str,
-    device: str,
-    group: int = 0,
-    low_group: int = 0,
-    head: int = 4,
-    rank: int = 0,
-    cache_bits: int = 16,
-    launches: bool = False,
-) -> list[float]:
-    """Percent, by context."""
+    model: str, device: str, group: int = 0, low_group: int = 0, head: int = 4, rank: int = 0, cache_bits: int = 16,
+    launches: bool = False
+) -> list[float]:  # fmt: skip
+    """Return the gain of W4/W2-GateUp over uniform W4 in percent, by context."""
     shape, target = open_shape(model), find_device(device)
     target = target if launches else replace(target, overhead=0.0)
     group = group or MODELS[model]
@@ -87,6 +81,7 @@ def gains(
 
 
 def all_gains() -> dict:
+    """Return assumption -> model and device -> gains."""
     return {
         assumed: {f"{model}, {device}": gains(model, device, **options) for model in MODELS for device in DEVICES}
         for assumed, options in ASSUMED.items()
@@ -94,7 +89,7 @@ def all_gains() -> dict:
 
 
 def planning(model: str, **budget) -> float:
-    """Seconds of `plan` in a process of its own, imports not counted; the best of three."""
+    """Return the seconds of `plan` in a process of its own, imports not counted; the best of three."""
     script = (
         "import time; from jettison.planning.planner import make_plan\n"
         f"start = time.perf_counter(); make_plan({model!r}, **{budget!r}); print(time.perf_counter() - start)"
@@ -104,6 +99,7 @@ def planning(model: str, **budget) -> float:
 
 
 def times() -> dict:
+    """Return the seconds to plan, by case; ``sensitivity`` is a plan for scribe with an empty cache, with losses."""
     with TemporaryDirectory() as cache, patch.dict(os.environ, JETTISON_CACHE=cache):
         start = time.perf_counter()
         plan_scribe(memory=5e6)
@@ -117,24 +113,25 @@ def times() -> dict:
 
 
 def plan_scribe(memory: float, losses: str = "gradients"):
-    """A plan that is not recovered; the memory is that of the weights."""
-    found = make_plan("scribe", device="server-2core", memory=memory, context=0, losses=losses, recovery=False)
-    assert found.losses == losses, "a budget that everything fits in needs no losses"
-    return found
+    """Return a plan for scribe without recovery. memory: bytes of the weights."""
+    plan = make_plan("scribe", device="server-2core", memory=memory, context=0, losses=losses, recovery=False)
+    assert plan.losses == losses, "a budget that everything fits in needs no losses"
+    return plan
 
 
 def unseen(source: ModelFolder):
+    """Return a bench that measures plans on books other than those that calibration uses."""
     windows = token_windows(source, "books-evaluation", 256, WINDOWS)
     return Bench(source, windows, "gptq", statistics=token_windows(source, "books", 256, 64))
 
 
 def on_scribe() -> dict:
-    """What is expected of plans, and what is measured."""
-    whole = plan_scribe(memory=5.5e6)
-    problem, bench = whole.problem, unseen(whole.shape)
-    decided = sum(unit.weights for unit in whole.assignment if unit.role != "embed")
-    embedding = problem.rest[1] + 2 * sum(unit.weights for unit in whole.assignment if unit.role == "embed")
-    at = lambda bits: problem.within(memory=embedding + decided * bits / 8)
+    """Return expected and measured losses: searched and greedy, random, fixed and refined plans."""
+    plan = plan_scribe(memory=5.5e6)
+    problem, bench = plan.problem, unseen(plan.shape)
+    decided = sum(unit.weights for unit in plan.assignment if unit.role != "embed")
+    embedding = problem.rest[1] + 2 * sum(unit.weights for unit in plan.assignment if unit.role == "embed")
+    at = lambda bits: problem.within(memory=embedding + decided * bits / 8)  # bits per decided weight
     budgets = []
     for bits in BUDGETS:
         row = {"bits": bits}
@@ -149,16 +146,16 @@ def on_scribe() -> dict:
         plans.append({"expected": problem.loss(picks), "roles": roles, "measured": measure(problem, picks, bench)})
     fixed_plans = {}
     for name, recipe in BASELINES.items():
-        picks = problem.picks({unit: planned(unit, recipe) for unit in whole.assignment})
+        picks = problem.picks({unit: planned(unit, recipe) for unit in plan.assignment})
         memory = problem.cost(picks)[1]
-        found = search(problem.within(memory=memory))
+        searched = search(problem.within(memory=memory))
         fixed_plans[name] = {
             "memory": memory,
-            "expected": [problem.loss(picks), problem.loss(found)],
-            "measured": [measure(problem, picks, bench), measure(problem, found, bench)],
+            "expected": [problem.loss(picks), problem.loss(searched)],
+            "measured": [measure(problem, picks, bench), measure(problem, searched, bench)],
         }
     limited = problem.within(memory=fixed_plans["GateUp"]["memory"])
-    source = whole.shape
+    source = plan.shape
     steering = Bench(source, unseen_windows(source, Text()), "gptq")
     best, history = refine(limited, search(limited), steering, EVALUATIONS)
     refined = {"steering": [history[0], min(history)], "measured": measure(problem, best, bench)}
@@ -166,46 +163,46 @@ def on_scribe() -> dict:
 
 
 def role_means(problem) -> dict:
-    """The losses of a predictor that knows only roles: each choice's mean over the blocks."""
-    found = defaultdict(list)
+    """Return the losses of a predictor that knows only roles: (role, choice) -> mean over the blocks."""
+    losses_of = defaultdict(list)
     for group, choices, losses in zip(problem.groups, problem.choices, problem.losses, strict=True):
         for choice, loss in zip(choices, losses, strict=True):
-            found[group[0].role, choice].append(loss)
-    return {key: sum(losses) / len(losses) for key, losses in found.items()}
+            losses_of[group[0].role, choice].append(loss)
+    return {key: sum(losses) / len(losses) for key, losses in losses_of.items()}
 
 
 def compressed() -> dict:
-    """GateUp, uniform 3 bits, and the plans searched for their bytes, through the block loop; all evaluation text."""
-    found = {}
+    """Compress scribe by GateUp, by uniform 3 bits, and by plans searched for their bytes; measure on all text."""
+    results = {}
     for name in ("GateUp", "uniform 3 bits"):
         memory = predict(open_shape("scribe"), BASELINES[name], find_device("server-2core"), Setting(context=0)).memory
         recipe = BASELINES[name].to_dict()
         for step in recipe["steps"]:
             step["quantize"] = {key: step["quantize"][key] for key in ("bits", "group_size")} | {"method": "gptq"}
         searched = plan_scribe(memory=memory).recipe
-        for kind, each in (("given", recipe), ("searched", searched)):
+        for kind, steps in (("given", recipe), ("searched", searched)):
             folder = FOLDER / f"{name.replace(' ', '-').lower()}-{kind}"
             shutil.rmtree(folder, ignore_errors=True)
-            compress("scribe", each, folder)
+            compress("scribe", steps, folder)
             measured = evaluate(folder, tokens=None)
-            found[f"{name}, {kind}"] = {
+            results[f"{name}, {kind}"] = {
                 "bytes": measured["size"]["bytes"],
                 "kl": {text: of["kl"] for text, of in measured["texts"].items()},
             }
-    return found
+    return results
 
 
 def fit_prior() -> None:
-    """log loss = role + bits + group · size / 128 + depth, by least squares over every unit and grid of scribe."""
-    whole = plan_scribe(memory=5.5e6)
+    """Fit log loss = role + bits + group · size / 128 + depth by least squares, over every unit and grid of scribe."""
+    plan = plan_scribe(memory=5.5e6)
     rows = [
-        (unit, choice, whole.loss_of(unit, choice))
-        for group, choices in zip(whole.problem.groups, whole.problem.choices, strict=True)
+        (unit, choice, plan.loss_of(unit, choice))
+        for group, choices in zip(plan.problem.groups, plan.problem.choices, strict=True)
         for unit in group
         for choice in choices
         if choice.grid
     ]
-    blocks = whole.shape.anatomy.blocks
+    blocks = plan.shape.anatomy.blocks
     roles = sorted({unit.role for unit, _, _ in rows})
     bits = sorted({choice.bits for _, choice, _ in rows})
     design, target = [], []
@@ -214,17 +211,17 @@ def fit_prior() -> None:
         inside = unit.block is not None
         design.append([unit.role == role for role in roles] + [choice.bits == b for b in bits[1:]]
                       + [choice.group_size / 128, inside * depth, inside * depth**2])  # fmt: skip
-        target.append(math.log(loss * (blocks if inside else 1)))
+        target.append(math.log(loss * (blocks if inside else 1)))  # independent of the number of blocks
     design, target = np.array(design, float), np.array(target)
-    found = np.linalg.lstsq(design, target, rcond=None)[0]
-    explained = 1 - float(np.var(target - design @ found) / np.var(target))
+    solution = np.linalg.lstsq(design, target, rcond=None)[0]
+    explained = 1 - float(np.var(target - design @ solution) / np.var(target))
     study = json.loads((RESULTS / "study.json").read_text())["details"]["cells"]
     lost = lambda key: study[key]["books-evaluation"]["lost"]
-    rounded = [round(float(value), 3) for value in found]
-    at = len(roles)
+    rounded = [round(float(value), 3) for value in solution]
+    count = len(roles)
     prior = {
-        "roles": dict(zip(roles, rounded[:at], strict=True)),
-        "bits": {bits[0]: 0.0} | dict(zip(bits[1:], rounded[at : at + len(bits) - 1], strict=True)),
+        "roles": dict(zip(roles, rounded[:count], strict=True)),
+        "bits": {bits[0]: 0.0} | dict(zip(bits[1:], rounded[count : count + len(bits) - 1], strict=True)),
         "group": rounded[-3],
         "depth": rounded[-2:],
         "left_after_recovery": round(lost("setting: the setting") / lost("method, no recovery: gptq"), 2),
@@ -241,6 +238,7 @@ def fit_prior() -> None:
 
 
 def main() -> None:
+    """Run what the command line asks for: fit the prior, check, or compute all cells and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit-prior", action="store_true")
     parser.add_argument("--check", action="store_true")
@@ -250,7 +248,7 @@ def main() -> None:
     if arguments.check:
         return check()
     gained = cell(NAME, "gains", all_gains)
-    took = cell(NAME, "times", times)
+    timings = cell(NAME, "times", times)
     scribe = cell(NAME, "scribe", on_scribe)
     through = cell(NAME, "compressed", compressed)
     main_gains = gained[next(iter(ASSUMED))]
@@ -264,9 +262,9 @@ def main() -> None:
     claims = [
         claim("gateup_gain_min_pct", min(flat), "%", "lower", 7.5, note),
         claim("gateup_gain_max_pct", max(flat), "%", "higher", 23.3, note),
-        claim("plan_4b_seconds", took["4b"], "s", "lower", 2.0, origin(took)),
-        claim("plan_70b_seconds", took["70b"], "s", "lower", 5.0, origin(took)),
-        claim("sensitivity_scribe_seconds", took["sensitivity"], "s", "lower", 60.0, "396 losses, and a plan"),
+        claim("plan_4b_seconds", timings["4b"], "s", "lower", 2.0, origin(timings)),
+        claim("plan_70b_seconds", timings["70b"], "s", "lower", 5.0, origin(timings)),
+        claim("sensitivity_scribe_seconds", timings["sensitivity"], "s", "lower", 60.0, "396 losses, and a plan"),
         claim("searched_vs_gateup_kl_ratio", ratio("GateUp", unseen_text), "", "lower", 1.0,
               f"equal bytes, unseen books; WikiText-2: {ratio('GateUp', 'wikitext2'):.2f}"),
         claim("searched_vs_uniform_kl_ratio", ratio("uniform 3 bits", unseen_text), "", "lower", 1.0,
@@ -276,11 +274,11 @@ def main() -> None:
         claim("spearman_minus_role_only", rho["expected"] - rho["roles"], "", "higher", 0.0,
               f"a predictor that knows only roles: {rho['roles']:.2f}"),
     ]  # fmt: skip
-    seconds = sum(each["seconds"] for each in (gained, took, scribe, through))
+    seconds = sum(result["seconds"] for result in (gained, timings, scribe, through))
     details = {
         "tables": tables(gained, scribe, through),
         "gains": gained,
-        "times": took,
+        "times": timings,
         "scribe": scribe,
         "compressed": through,
     }
@@ -288,13 +286,14 @@ def main() -> None:
 
 
 def tables(gained: dict, scribe: dict, through: dict) -> dict:
-    found = {}
+    """Return the tables of the results page."""
+    by_title = {}
     contexts = ["0", *(f"{context // 1024}k" for context in CONTEXTS[1:])]
     for assumed in ASSUMED:
         rows = [[row, *(f"{value:.1f}" for value in values)] for row, values in gained[assumed].items()]
         if assumed != next(iter(ASSUMED)) and "launch" not in assumed:  # without launches both platforms are the same
             rows = [row for row in rows if row[0].endswith(DEVICES[1])]
-        found[f"Gain of W4/W2-GateUp over W4, percent: {assumed}"] = {"columns": ["", *contexts], "rows": rows}
+        by_title[f"Gain of W4/W2-GateUp over W4, percent: {assumed}"] = {"columns": ["", *contexts], "rows": rows}
     rows = [
         [
             f"{row['bits']}",
@@ -303,44 +302,45 @@ def tables(gained: dict, scribe: dict, through: dict) -> dict:
         for row in scribe["budgets"]
     ]
     columns = ["bits per weight", "expected: searched", "greedy", "measured: searched", "greedy"]
-    found["Searched and greedy plans for scribe (KL, nats per token)"] = {"columns": columns, "rows": rows}
+    by_title["Searched and greedy plans for scribe (KL, nats per token)"] = {"columns": columns, "rows": rows}
     rows = [
         [
             name,
-            f"{of['memory'] / 1e6:.3f} MB",
-            *(f"{value:.4f}" for key in ("expected", "measured") for value in of[key]),
+            f"{result['memory'] / 1e6:.3f} MB",
+            *(f"{value:.4f}" for key in ("expected", "measured") for value in result[key]),
         ]
-        for name, of in scribe["fixed"].items()
+        for name, result in scribe["fixed"].items()
     ]
     columns = ["bytes of", "", "expected", "searched for its bytes", "measured", "searched for its bytes"]
-    found["Fixed recipes and plans of the same bytes, for scribe (KL, nats per token)"] = {
+    by_title["Fixed recipes and plans of the same bytes, for scribe (KL, nats per token)"] = {
         "columns": columns,
         "rows": rows,
     }
     rows = [
-        [name, f"{of['bytes'] / 1e6:.3f} MB", *(f"{value:.4f}" for value in of["kl"].values())]
-        for name, of in through.items()
-        if isinstance(of, dict)
+        [name, f"{result['bytes'] / 1e6:.3f} MB", *(f"{value:.4f}" for value in result["kl"].values())]
+        for name, result in through.items()
+        if isinstance(result, dict)
     ]
-    found["Compressed by gptq, nothing recovered"] = {
+    by_title["Compressed by gptq, nothing recovered"] = {
         "columns": ["", "bytes", "books: KL", "WikiText-2: KL"],
         "rows": rows,
     }
-    return found
+    return by_title
 
 
 def check() -> None:
+    """Recompute gains, planning time and an expected loss, and compare with the result file; exits."""
     recorded = json.loads((RESULTS / f"{NAME}.json").read_text())["details"]
-    found = {}
+    checks = {}
     for row, values in all_gains()[next(iter(ASSUMED))].items():
         for context, now, before in zip(CONTEXTS, values, recorded["gains"][next(iter(ASSUMED))][row], strict=True):
-            found[f"gain of {row} at {context}"] = (now, before, 0.1)
-    found["seconds to plan 4B"] = (planning("qwen3-4b", device="strix-halo", tps=70, context=4096), 0.0, 2.0)
+            checks[f"gain of {row} at {context}"] = (now, before, 0.1)
+    checks["seconds to plan 4B"] = (planning("qwen3-4b", device="strix-halo", tps=70, context=4096), 0.0, 2.0)
     memory = recorded["scribe"]["fixed"]["GateUp"]["memory"]
     expected = recorded["scribe"]["fixed"]["GateUp"]["expected"][1]
     problem = plan_scribe(memory=memory).problem
-    found["expected loss at GateUp's bytes"] = (problem.loss(search(problem)), expected, 0.05 * expected)
-    compare(found)
+    checks["expected loss at GateUp's bytes"] = (problem.loss(search(problem)), expected, 0.05 * expected)
+    compare(checks)
 
 
 if __name__ == "__main__":

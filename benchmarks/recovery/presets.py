@@ -1,9 +1,9 @@
-"""What each preset loses on scribe: the table in docs/studies/measured.md and the ``loss`` of presets for the planner.
+"""The loss of each preset on scribe: the table in docs/studies/measured.md and ``loss`` of presets for the planner.
 
     python -m benchmarks.recovery.presets          # about half an hour on two cores; continues preset by preset
     python -m benchmarks.recovery.presets --check  # recomputes those without recovery, about three minutes
 
-Recovery runs with 1024 samples of 256 tokens, gone through twice: minutes, not the hours of the presets' defaults.
+Recovery goes twice through 1024 samples of 256 tokens. That takes minutes; the presets' defaults take hours.
 """
 
 import argparse
@@ -21,13 +21,14 @@ SHORT += ["recover.lr=0.003", "recover.scale_lr=0.003"]
 
 
 def run(preset: str) -> dict:
+    """Compress scribe by a preset, recover if the preset does, and return the scores of each stage."""
     folder = RUNS / NAME / preset
     changes = SHORT if load_recipe(preset).of("recover") else []
     compress("scribe", preset, folder, changes=changes)
     result = {"quantized": evaluate(folder, tokens=None, adapter=False)}
     if changes:
         file = RUNS / NAME / f"{preset}-quantized.json"
-        if file.exists():  # killed in its recovery: the quantized model cannot be had again
+        if file.exists():  # killed in its recovery, which has changed the quantized model: use the recorded scores
             result = json.loads(file.read_text())
         file.write_text(json.dumps(result))
         recover(folder)
@@ -36,12 +37,13 @@ def run(preset: str) -> dict:
 
 
 def loss(original: dict, result: dict) -> float:
-    """Log-perplexity lost on books once all is done, in nats per token."""
+    """Return the log-perplexity lost on books after the last stage, in nats per token."""
     last = result.get("recovered", result["quantized"])
     return last["texts"][TEXTS[0]]["log_perplexity"] - original["texts"][TEXTS[0]]["log_perplexity"]
 
 
 def main() -> None:
+    """Compute the cells of all presets, and write the result; or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     if parser.parse_args().check:
@@ -67,23 +69,25 @@ def main() -> None:
 
 
 def row(name: str, result: dict) -> list[str]:
+    """Return a row of the table: name, size, bits per weight, perplexity and KL by text."""
     cells = [name, f"{result['size']['bytes'] / 1e6:.2f} MB", f"{result['size']['bits_per_weight']:.2f}"]
     for text in TEXTS:
-        found = result["texts"][text]
-        cells += [f"{found['perplexity']:.2f}", f"{found['kl']:.4f}"]
+        scores = result["texts"][text]
+        cells += [f"{scores['perplexity']:.2f}", f"{scores['kl']:.4f}"]
     return cells
 
 
 def check() -> None:
+    """Recompute the presets without recovery, on books, and compare with the result file; exits."""
     recorded = json.loads((RESULTS / f"{NAME}.json").read_text())["details"]
-    found = {}
+    checks = {}
     for preset, result in recorded["results"].items():
         if "recovered" not in result:
             folder = RUNS / NAME / f"check-{preset}"
             compress("scribe", preset, folder)
             now = evaluate(folder, texts=TEXTS[:1], tokens=None)["texts"][TEXTS[0]]["log_perplexity"]
-            found[preset] = (now, result["quantized"]["texts"][TEXTS[0]]["log_perplexity"], 0.005)
-    compare(found)
+            checks[preset] = (now, result["quantized"]["texts"][TEXTS[0]]["log_perplexity"], 0.005)
+    compare(checks)
 
 
 if __name__ == "__main__":

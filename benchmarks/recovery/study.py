@@ -1,12 +1,13 @@
-"""The recovery study on scribe: one factor at a time from one setting.
+"""The recovery study on scribe: one factor at a time changes from one setting.
 
     python -m benchmarks.recovery.study --books train.parquet  # about two hours on two cores; continues cell by cell
     python -m benchmarks.recovery.study --check                # recomputes the cells without recovery: five minutes
 
-The setting is the spine's in little: gate and up at 2 bits (caldera, 10 iterations), the rest at 4 (gptq), groups of
-64; side paths of rank 8 and all scales learn from 3,072 windows of 128 tokens that scribe wrote, gone through once.
-Each cell changes one thing. Recovered: the share of the log-perplexity lost by plain rounding of the same linears that
-comes back. ``--books`` is a parquet file with a column ``text``, one row a book, for the cells with real text.
+- The setting is that of spine.py in little. Gate and up have 2 bits (caldera, 10 iterations), all others 4 (gptq), in
+  groups of 64. LoRA adapters of rank 8 and all scales are trained, once through 3,072 windows of 128 tokens that scribe
+  wrote. Each cell changes one thing.
+- Recovered: of the log-perplexity that plain rounding of the same linears loses, the share that is regained.
+- ``--books`` is a parquet file with a column ``text``, one row per book, for the cells with real text.
 
 Cells run in ``--workers`` processes of one thread: on two cores that is 1.3 times as fast as one process of two.
 """
@@ -34,48 +35,56 @@ NAME = "study"
 TEXTS = ("books-evaluation", "wikitext2")
 FOLDER = RUNS / NAME
 BOOKS = FOLDER / "books.txt"
-BOOKS_EXCERPTS, EXCERPT = 160, 16_000  # characters
+BOOKS_EXCERPTS, EXCERPT = 160, 16_000  # number of books, characters of each
 GATE_UP, OTHERS, MLP = ["gate", "up"], ["q", "k", "v", "o", "down", "head"], ["gate", "up", "down"]
 ALL = [*GATE_UP, *OTHERS]
 ATTENTION = ["q", "k", "v", "o"]
 
 
 def quantize(method: str, bits: int, role: list[str], block: list | None = None, group_size: int = 64, **options):
+    """Return a quantize step for these roles and, if given, these blocks."""
     where = {"role": role} | ({"block": block} if block else {})
-    if method == "hqq":  # chooses zero points
+    if method == "hqq":  # hqq chooses zero points
         options["symmetric"] = False
     return {"quantize": {"method": method, "bits": bits, "group_size": group_size, **options}, "where": where}
 
 
 def layout(two: str, four: str, low=((GATE_UP, None),), **options) -> list[dict]:
-    """``two`` at 2 bits in the places ``low`` ((roles, blocks) each), ``four`` at 4 bits in all others. options: of
-    both if they are the same method, of ``two`` otherwise."""
+    """Return the quantize steps that put some linears on 2 bits and all others on 4.
+
+    two: method for 2 bits, in the places ``low``: (roles, blocks) each; blocks None means all.
+    four: method for 4 bits, everywhere else.
+    options: of both methods if they are the same, of ``two`` otherwise.
+    """
     steps = [quantize(two, 2, role, block, **options) for role, block in low]
     for role in (["gate", "up"], ["down"], ATTENTION, ["head"]):
         taken = [block for roles, block in low if set(role) <= set(roles)]
         if None in taken:
             continue
-        free = [number for number in range(8) if not any(number in block for block in taken)]
-        steps.append(quantize(four, 4, role, free if taken else None, **(options if two == four else {})))
+        rest = [number for number in range(8) if not any(number in block for block in taken)]
+        steps.append(quantize(four, 4, role, rest if taken else None, **(options if two == four else {})))
     return steps
 
 
 def caldera(low=((GATE_UP, None),), rank: int = 8) -> list[dict]:
+    """Return the quantize steps of the setting: caldera for 2 bits, gptq for 4."""
     return layout("caldera", "gptq", low, rank=rank, iterations=10)
 
 
 def recovery(role: list[str] = GATE_UP, block: list | None = None, **changes) -> dict:
+    """Return the recover step of the setting, with changes."""
     options = {"train": ["lora", "scales"], "rank": 8, "init": "svd", "samples": 3072, "length": 128, "batch": 8}
     where = {"role": role} | ({"block": block} if block else {})
     return {"recover": options | {"lr": 0.003, "scale_lr": 0.003} | changes, "where": where}
 
 
 def setting(**changes) -> list[dict]:
+    """Return all steps of the setting, with changes of its recover step."""
     return [*caldera(rank=changes.get("rank", 8)), recovery(**changes)]
 
 
 MIDDLE, INNER = [2, 3, 4, 5], [1, 2, 3, 4, 5]
-# factor -> cell -> steps. Rows that save the same bytes of weights stand under one factor of place.
+# factor -> cell -> steps. Cells with equally many weights in 2 bits, in different places, share a factor.
 STUDY: dict[str, dict[str, list[dict]]] = {
     "rounding": {
         "rtn": layout("rtn", "rtn"),
@@ -139,20 +148,20 @@ SEEDS = {
     "synthetic": ["setting: the setting", "setting: seed 1", "setting: seed 2"],
     "books": ["data: books", "data: books, seed 1", "data: books, seed 2"],
 }
-# Where time runs out, these are the ones to miss.
+# These cells run last: they matter least if time runs out.
 LAST = ("rank: rank 4", "rank: rank 16", "start of the side paths: olora (gptq)", "temperature of the text: 1.5")
 LAST += ("temperature of the loss: 2", "data: bundled books, 5 times")
 CELLS = {f"{factor}: {name}": steps for factor, cells in STUDY.items() for name, steps in cells.items()}
 
 
 def run(key: str) -> dict:
-    """One cell: compress, recover if its steps do, measure. Returns what cell() keeps."""
+    """Compute one cell: compress, recover if its steps do, measure. Returns the cell."""
     set_quiet(True)
     return cell(NAME, slug(key), lambda: measure(key))
 
 
 def make(key: str) -> Path:
-    """The compressed and recovered folder of a cell. One that was killed goes on."""
+    """Return the compressed and recovered folder of a cell. A killed run continues."""
     folder = FOLDER / slug(key)
     compress("scribe", {"name": key, "calibration": {"text": "synthetic"}, "steps": CELLS[key]}, folder)
     if "recover" in CELLS[key][-1]:
@@ -161,33 +170,36 @@ def make(key: str) -> Path:
 
 
 def measure(key: str) -> dict:
+    """Evaluate the folder of a cell."""
     return evaluate(make(key), texts=TEXTS, tokens=None, windows=True)
 
 
 def slug(key: str) -> str:
+    """Return a key as a file name."""
     return re.sub(r"[^a-z0-9.]+", "-", key.lower()).strip("-")
 
 
 def write(text: dict) -> None:
-    """Let scribe write what the cells will ask for: two workers must not write the same text at once."""
+    """Let scribe write a text that cells need, before they run: two workers must not write the same text at once."""
     set_quiet(True)
     synthesize(ModelFolder("scribe"), **text)
 
 
 def texts_needed() -> list[dict]:
-    found: dict[str, dict] = {"calibration": {"samples": 128, "length": 256, "seed": 0}}
+    """Return the arguments of ``synthesize`` for all texts that cells need, the longest first."""
+    texts: dict[str, dict] = {"calibration": {"samples": 128, "length": 256, "seed": 0}}
     for steps in CELLS.values():
         options = steps[-1].get("recover", {})
         if "synthetic" in options.get("data", "synthetic") and options:
             text = {"length": options["length"], "seed": options.get("seed", 0)}
             text |= {"temperatures": options.get("text_temperatures", [1.0, 1.5])}
-            known = found.setdefault(json.dumps(text), text | {"samples": 0})
-            known["samples"] = max(known["samples"], options["samples"])
-    return sorted(found.values(), key=lambda text: -text["samples"])
+            longest = texts.setdefault(json.dumps(text), text | {"samples": 0})
+            longest["samples"] = max(longest["samples"], options["samples"])
+    return sorted(texts.values(), key=lambda text: -text["samples"])
 
 
 def write_books(parquet: Path) -> None:
-    """Excerpts of as many books as give more windows than a cell reads."""
+    """Write excerpts of so many books that they give more windows than a cell reads."""
     import pyarrow.parquet
 
     books = pyarrow.parquet.read_table(parquet, columns=["text"])["text"].to_pylist()
@@ -197,15 +209,21 @@ def write_books(parquet: Path) -> None:
 
 
 def original() -> dict:
+    """Return the scores of scribe itself."""
     return cell(NAME, "original", lambda: evaluate("scribe", teacher="scribe", texts=TEXTS, tokens=None, windows=True))
 
 
-def gains(found: dict, before: dict, start: dict) -> dict:
-    """Of one cell, per text: nats per token lost to the original, and the share of what plain rounding loses that is
-    not lost here, each with its standard error over windows."""
-    result = {"bytes": found["size"]["bytes"], "bits_per_weight": found["size"]["bits_per_weight"]}
+def gains(measured: dict, before: dict, start: dict) -> dict:
+    """Return loss and recovery of a cell, by text, each with its standard error over windows.
+
+    measured: result of ``measure``.
+    before: scores of the original.
+    start: scores after plain rounding.
+    ``lost`` is in nats per token; ``recovered`` is the share of the loss of plain rounding that this cell regains.
+    """
+    result = {"bytes": measured["size"]["bytes"], "bits_per_weight": measured["size"]["bits_per_weight"]}
     for text in TEXTS:
-        scores = [[-loss for loss in each["texts"][text]["windows"]] for each in (before, start, found)]
+        scores = [[-loss for loss in model["texts"][text]["windows"]] for model in (before, start, measured)]
         lost = recovered_share(scores[0], scores[2], scores[2])
         share = recovered_share(*scores)
         result[text] = {
@@ -213,17 +231,19 @@ def gains(found: dict, before: dict, start: dict) -> dict:
             "lost_error": lost.lost_error,
             "recovered": share.recovered,
             "recovered_error": share.recovered_error,
-            "kl": found["texts"][text]["kl"],
+            "kl": measured["texts"][text]["kl"],
         }
     return result
 
 
 def summarize(cells: dict[str, dict], before: dict) -> dict:
+    """Return ``gains`` of every cell."""
     start = cells["rounding: rtn"]
-    return {key: gains(found, before, start) for key, found in cells.items()}
+    return {key: gains(scores, before, start) for key, scores in cells.items()}
 
 
 def tables(summary: dict[str, dict]) -> dict:
+    """Return the table of the results page."""
     columns = [
         "",
         "bytes",
@@ -236,31 +256,31 @@ def tables(summary: dict[str, dict]) -> dict:
         "recovered",
     ]
     rows = []
-    for key, found in summary.items():
-        row = [key, f"{found['bytes'] / 1e6:.2f} MB", f"{found['bits_per_weight']:.2f}"]
+    for key, gain in summary.items():
+        row = [key, f"{gain['bytes'] / 1e6:.2f} MB", f"{gain['bits_per_weight']:.2f}"]
         for text in TEXTS:
-            of = found[text]
-            row += [f"{of['lost']:.4f} ± {of['lost_error']:.4f}", f"{of['kl']:.4f}"]
-            row += [f"{of['recovered']:.1%} ± {of['recovered_error']:.1%}" if comparable(key) else ""]
+            values = gain[text]
+            row += [f"{values['lost']:.4f} ± {values['lost_error']:.4f}", f"{values['kl']:.4f}"]
+            row += [f"{values['recovered']:.1%} ± {values['recovered_error']:.1%}" if comparable(key) else ""]
         rows.append(row)
     return {"The study (nats per token lost to the original, ± standard error)": {"columns": columns, "rows": rows}}
 
 
 def comparable(key: str) -> bool:
-    """Whether the cell starts from what plain rounding of gate and up to 2 bits loses."""
+    """Return whether the cell has the same start as plain rounding of gate and up to 2 bits."""
     return not key.startswith("2 bits for")
 
 
 def spread(summary: dict[str, dict], names: list[str], text: str) -> tuple[float, float]:
-    """Mean share recovered over seeds, and the standard error of that mean."""
+    """Return the mean share recovered over seeds, and the standard error of that mean."""
     shares = [summary[name][text]["recovered"] for name in names]
     return statistics.mean(shares), statistics.stdev(shares) / len(shares) ** 0.5
 
 
 def check() -> None:
-    """Recompute the cells without recovery, in scratch folders, and compare with what is recorded."""
+    """Recompute the cells without recovery in scratch folders, and compare with the recorded ones; exits."""
     recorded = json.loads((RESULTS / f"{NAME}.json").read_text())["details"]["cells"]
-    found, before = {}, evaluate("scribe", teacher="scribe", texts=TEXTS[:1], tokens=None)["texts"][TEXTS[0]]
+    checks, before = {}, evaluate("scribe", teacher="scribe", texts=TEXTS[:1], tokens=None)["texts"][TEXTS[0]]
     for key, steps in CELLS.items():
         if "recover" in steps[-1]:
             continue
@@ -268,15 +288,16 @@ def check() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         compress("scribe", {"name": key, "calibration": {"text": "synthetic"}, "steps": steps}, folder)
         now = evaluate(folder, texts=TEXTS[:1], tokens=None)["texts"][TEXTS[0]]
-        found[key] = (now["log_perplexity"] - before["log_perplexity"], recorded[key][TEXTS[0]]["lost"], 0.003)
-    compare(found)
+        checks[key] = (now["log_perplexity"] - before["log_perplexity"], recorded[key][TEXTS[0]]["lost"], 0.003)
+    compare(checks)
 
 
 def main() -> None:
+    """Compute all cells in worker processes, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--books", type=Path, help="needed once, for the cells with real text")
+    parser.add_argument("--books", type=Path, help="a parquet file of books; needed once, for the cells with real text")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--summary", action="store_true", help="only write the result file, from the cells there are")
+    parser.add_argument("--summary", action="store_true", help="only write the result file, from the computed cells")
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     if arguments.check:
@@ -287,7 +308,7 @@ def main() -> None:
         if not arguments.books:
             parser.error("--books is needed: a parquet file with a column text, one row a book")
         write_books(arguments.books)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which read it before they load torch
+    os.environ["OMP_NUM_THREADS"] = "1"  # the workers read it before they load torch
     with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=1) as pool:
         pool.map(write, texts_needed(), chunksize=1)
         pool.map(run, sorted(CELLS, key=lambda key: key in LAST), chunksize=1)
@@ -295,11 +316,11 @@ def main() -> None:
 
 
 def write_summary() -> None:
-    """The result file, from the cells there are."""
+    """Write the result file from the computed cells."""
     files = {key: FOLDER / f"{slug(key)}.json" for key in CELLS}
     cells = {key: json.loads(file.read_text()) for key, file in files.items() if file.exists()}
     summary = summarize(cells, original())
-    seconds = sum(found["seconds"] for found in cells.values())
+    seconds = sum(scores["seconds"] for scores in cells.values())
     details = {
         "tables": tables(summary),
         "missing": [key for key in CELLS if key not in cells],

@@ -1,7 +1,7 @@
-"""How far pruned models are from scribe, in KL, where perplexity alone does not tell. ``study.py`` runs it.
+"""The KL of pruned models from scribe, because perplexity alone can mislead. ``study.py`` runs this file.
 
-Perplexity on a text that a model is too sure of falls when its outputs are blurred, whatever blurs them. scribe is that
-sure on WikiText-2: ``confidence`` measures it. KL(original ‖ pruned), on the same windows, knows no such reward.
+If a model is too confident on a text, its perplexity there falls when anything blurs its outputs. scribe is too
+confident on WikiText-2: ``confidence`` measures it. KL(original ‖ pruned), on the same windows, rewards no blurring.
 """
 
 import json
@@ -23,11 +23,16 @@ TEMPERATURES = (0.9, 1.0, 1.1, 1.2, 1.3)
 
 
 def windows_of(model: Loaded, text: str) -> torch.Tensor:
+    """Return the windows of a text on which perplexity and KL are measured, (windows, tokens)."""
     return token_windows(model.source, text, WINDOW, TOKENS // WINDOW)
 
 
 def distance(name: str, prune: dict) -> dict:
-    """KL(original ‖ pruned) by text and window, nats per token. name: of the cell; prune: the step."""
+    """Return KL(original ‖ pruned) by text and window, in nats per token.
+
+    name: of the cell.
+    prune: the prune step.
+    """
     return cell(FOLDER.name, f"distance-{name}", lambda: _distance(prune, FOLDER / f"distance-{name}"))
 
 
@@ -42,94 +47,100 @@ def _distance(prune: dict, folder) -> dict:
 
 
 def confidence() -> dict:
-    """Log-perplexity of scribe itself by text, its logits divided by each of TEMPERATURES."""
+    """Return the log-perplexity of scribe itself by text, with logits divided by each of TEMPERATURES."""
     return cell(FOLDER.name, "confidence", _confidence)
 
 
 @torch.no_grad()
 def _confidence() -> dict:
-    model, found = load("scribe"), {}
+    model, losses_of = load("scribe"), {}
     for text in TEXTS:
         losses = dict.fromkeys(map(str, TEMPERATURES), 0.0)
         windows = windows_of(model, text)
         for ids in windows.split(BATCH):
-            logits, wanted = model.logits(ids)[:, :-1].float(), ids[:, 1:].unsqueeze(-1)
+            logits, targets = model.logits(ids)[:, :-1].float(), ids[:, 1:].unsqueeze(-1)  # (batch, tokens - 1, ...)
             for temperature in TEMPERATURES:
-                rates = (logits / temperature).log_softmax(-1).gather(-1, wanted)
-                losses[str(temperature)] -= float(rates.sum()) / (windows.shape[0] * (windows.shape[1] - 1))
-        found[text] = losses
-    return found
+                log_probs = (logits / temperature).log_softmax(-1).gather(-1, targets)
+                losses[str(temperature)] -= float(log_probs.sum()) / (windows.shape[0] * (windows.shape[1] - 1))
+        losses_of[text] = losses
+    return losses_of
 
 
 def gains(other: str, sds: str) -> dict[str, tuple[float, float, float, float]] | None:
-    """By text: KL of the other, KL of SDS, the mean difference and its standard error over windows; None without cells.
+    """Compare the KL of SDS with that of another cell, by text.
 
     other, sds: the names of the two cells.
+    Returns text -> KL of the other, KL of SDS, their mean difference and its standard error over windows; None if a
+        cell is missing.
     """
     files = [FOLDER / f"distance-{name}.json" for name in (other, sds)]
     if not all(file.exists() for file in files):
         return None
     before, after = (json.loads(file.read_text()) for file in files)
-    found = {}
+    by_text = {}
     for text in TEXTS:
-        each = [one - two for one, two in zip(before[text], after[text], strict=True)]
-        error = statistics.stdev(each) / len(each) ** 0.5
-        found[text] = (statistics.mean(before[text]), statistics.mean(after[text]), statistics.mean(each), error)
-    return found
+        diffs = [one - two for one, two in zip(before[text], after[text], strict=True)]
+        error = statistics.stdev(diffs) / len(diffs) ** 0.5
+        by_text[text] = (statistics.mean(before[text]), statistics.mean(after[text]), statistics.mean(diffs), error)
+    return by_text
 
 
 def measured(distant: dict[str, dict[str, str]], other: str) -> dict[str, dict]:
-    """setting -> ``gains`` of SDS over the variant ``other``, where there are cells."""
-    found = {setting: gains(names[other], names["sds"]) for setting, names in distant.items()}
-    return {setting: each for setting, each in found.items() if each}
+    """Return setting -> ``gains`` of SDS over the variant ``other``, where both cells have been computed."""
+    by_setting = {setting: gains(names[other], names["sds"]) for setting, names in distant.items()}
+    return {setting: gain for setting, gain in by_setting.items() if gain}
 
 
 def tables(distant: dict[str, dict[str, str]]) -> dict:
-    """Of the cells that there are."""
-    found = {}
+    """Return the tables of the cells that have been computed."""
+    by_title = {}
     for other, title in (("plain", "base"), ("control", "control")):
         rows = [
             [
                 setting,
                 *(
                     part
-                    for before, after, nearer, error in each.values()
+                    for before, after, nearer, error in gain.values()
                     for part in (f"{before:.4f}", f"{after:.4f}", f"{nearer:+.4f} ± {error:.4f}")
                 ),
             ]
-            for setting, each in measured(distant, other).items()
+            for setting, gain in measured(distant, other).items()
         ]
         if rows:
             columns = ["", f"books: {title}", "SDS", "nearer by", f"WikiText-2: {title}", "SDS", "nearer by"]
-            found[f"scribe: KL from the original, nats per token: SDS and its {title}"] = {
+            by_title[f"scribe: KL from the original, nats per token: SDS and its {title}"] = {
                 "columns": columns,
                 "rows": rows,
             }
     if (file := FOLDER / "confidence.json").exists():
         losses = json.loads(file.read_text())
         rows = [[text, *(f"{value:.4f}" for value in losses[text].values())] for text in TEXTS]
-        found["scribe itself: log-perplexity with logits divided by a temperature"] = {
+        by_title["scribe itself: log-perplexity with logits divided by a temperature"] = {
             "columns": ["", *map(str, TEMPERATURES)],
             "rows": rows,
         }
-    return found
+    return by_title
 
 
 def claims(distant: dict[str, dict[str, str]]) -> list[dict]:
-    """In how many settings SDS is nearer to the original on both texts, by more than two standard errors."""
-    found = []
+    """Return claims: in how many settings SDS is nearer to the original on both texts, by over two standard errors."""
+    entries = []
     for id, other, target, title in (
         ("sds_nearer_by_kl", "plain", 14, "its base"),
         ("sds_nearer_than_control_by_kl", "control", 9, "the control whose mask is chosen anew"),
     ):
-        every = measured(distant, other)
-        if not every:
+        by_setting = measured(distant, other)
+        if not by_setting:
             continue
-        near = {text: [name for name, of in every.items() if of[text][2] > 2 * of[text][3]] for text in TEXTS}
-        far = {text: [name for name, of in every.items() if of[text][2] < -2 * of[text][3]] for text in TEXTS}
-        both = sum(all(name in near[text] for text in TEXTS) for name in every)
-        each = ", ".join(f"{len(near[text])} on {text}" for text in TEXTS)
+        near = {
+            text: [name for name, gain in by_setting.items() if gain[text][2] > 2 * gain[text][3]] for text in TEXTS
+        }
+        far = {
+            text: [name for name, gain in by_setting.items() if gain[text][2] < -2 * gain[text][3]] for text in TEXTS
+        }
+        both = sum(all(name in near[text] for text in TEXTS) for name in by_setting)
+        counts = ", ".join(f"{len(near[text])} on {text}" for text in TEXTS)
         farther = "; ".join(f"farther on {text}: {', '.join(far[text]) or 'none'}" for text in TEXTS)
-        note = f"nearer than {title} on both texts, by KL from the original ({each}); {farther}"
-        found.append(claim(id, both, f"of {len(every)}", "higher", target, note))
-    return found
+        note = f"nearer than {title} on both texts, by KL from the original ({counts}); {farther}"
+        entries.append(claim(id, both, f"of {len(by_setting)}", "higher", target, note))
+    return entries

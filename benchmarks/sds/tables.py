@@ -1,4 +1,4 @@
-"""What ``study.py`` makes of its cells: tables and claims. Differences are paired, by window and by item."""
+"""The tables and claims that ``study.py`` makes from its cells. Differences are paired, by window and by item."""
 
 import math
 import statistics
@@ -34,16 +34,16 @@ ATTEMPTS = (
 
 
 def gain(before: dict, after: dict, text: str) -> tuple[float, float]:
-    """Log-perplexity that ``after`` is lower, in nats per token, and its standard error over windows."""
+    """Return by how many nats per token ``after`` has the lower log-perplexity, and its standard error over windows."""
     pairs = zip(before["texts"][text]["windows"], after["texts"][text]["windows"], strict=True)
     return mean_and_error([one - other for one, other in pairs])
 
 
 def points(before: dict, after: dict) -> tuple[float, float]:
-    """Points of accuracy gained, mean over tasks, and the standard error over items."""
+    """Return the points of accuracy gained, as the mean over tasks, and its standard error over items."""
     means, errors = [], []
     for task in before["scores"]:
-        sides = [[float(each) for each in result["scores"][task].split()] for result in (before, after)]
+        sides = [[float(score) for score in result["scores"][task].split()] for result in (before, after)]
         mean, error = mean_and_error([100 * (new - old) for old, new in zip(*sides, strict=True)])
         means.append(mean)
         errors.append(error)
@@ -51,35 +51,41 @@ def points(before: dict, after: dict) -> tuple[float, float]:
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Return the mean and its standard error."""
     return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 def better(pair: tuple[float, float]) -> bool:
+    """Return whether a difference exceeds two of its standard errors."""
     return pair[0] > 2 * pair[1]
 
 
 def accuracy(result: dict) -> float:
-    each = [statistics.mean(map(float, scores.split())) for scores in result["scores"].values()]
-    return 100 * statistics.mean(each)
+    """Return the mean accuracy over tasks, in percent."""
+    means = [statistics.mean(map(float, scores.split())) for scores in result["scores"].values()]
+    return 100 * statistics.mean(means)
 
 
-def row(name: str, found: dict) -> list[str]:
-    perplexities = [f"{found['texts'][text]['perplexity']:.2f}" for text in TEXTS]
-    return [name, *perplexities, f"{accuracy(found):.1f}"]
+def row(name: str, result: dict) -> list[str]:
+    """Return a row of a table: name, perplexities and accuracy."""
+    perplexities = [f"{result['texts'][text]['perplexity']:.2f}" for text in TEXTS]
+    return [name, *perplexities, f"{accuracy(result):.1f}"]
 
 
-def shown(pair: tuple[float, float]) -> str:
+def in_nats(pair: tuple[float, float]) -> str:
+    """Format a difference in nats, marked as better or worse where it is."""
     return f"{pair[0]:+.4f} ± {pair[1]:.4f}" + (
         " better" if better(pair) else " worse" if better((-pair[0], pair[1])) else ""
     )
 
 
-def pointed(pair: tuple[float, float]) -> str:
+def in_points(pair: tuple[float, float]) -> str:
+    """Format a difference in points."""
     return "{:+.2f} ± {:.2f}".format(*pair)
 
 
 def settings(have: dict[str, dict], model: str, *variants: str) -> list[tuple[str, dict[str, dict]]]:
-    """Those of which all these variants have been computed, with the cells by variant."""
+    """Return the settings of which all these variants have been computed, with the cells by variant."""
     pairs = OPT_CELLS if model == "opt" else [(base, pattern) for pattern in PATTERNS for base in BASES]
     names = [f"{base} {pattern}" for base, pattern in pairs]
     cells = {name: {variant: have.get(f"{model}: {name}, {variant}") for variant in variants} for name in names}
@@ -87,7 +93,8 @@ def settings(have: dict[str, dict], model: str, *variants: str) -> list[tuple[st
 
 
 def tables(have: dict[str, dict]) -> dict:
-    found = {}
+    """Return the tables of the results page."""
+    by_title = {}
     columns = ["", "books", "WikiText-2", "tasks, %"]
     for model in NAMES:
         if f"{model}: dense" not in have:
@@ -96,57 +103,62 @@ def tables(have: dict[str, dict]) -> dict:
         for name, _ in settings(have, model, "plain"):
             cells = {variant: have.get(f"{model}: {name}, {variant}") for variant in CONTROLLED}
             rows += [row(name + ("" if v == "plain" else f", {v}"), cell) for v, cell in cells.items() if cell]
-        found[f"{NAMES[model]}: perplexity and mean accuracy"] = {"columns": columns, "rows": rows}
+        by_title[f"{NAMES[model]}: perplexity and mean accuracy"] = {"columns": columns, "rows": rows}
         for other, title in OTHERS.items():
             rows = [
                 [
                     name,
-                    *(shown(gain(of[other], of["sds"], text)) for text in TEXTS),
-                    pointed(points(of[other], of["sds"])),
+                    *(in_nats(gain(of[other], of["sds"], text)) for text in TEXTS),
+                    in_points(points(of[other], of["sds"])),
                 ]
                 for name, of in settings(have, model, other, "sds")
             ]
             if rows:
                 gained = ["", "books, nats", "WikiText-2, nats", "tasks, points"]
-                found[f"{NAMES[model]}: what SDS gains over {title}"] = {"columns": gained, "rows": rows}
+                by_title[f"{NAMES[model]}: what SDS gains over {title}"] = {"columns": gained, "rows": rows}
     for base, pattern in ABLATED:
         start = f"scribe: {base} {pattern}, "
         if f"{start}sds" in have:
             names = [name for name in ABLATIONS if start + name in have]
             rows = [[*row("SDS", have[f"{start}sds"]), "", ""]]
             for name in names:
-                gains = [shown(gain(have[f"{start}sds"], have[start + name], text)) for text in TEXTS]
+                gains = [in_nats(gain(have[f"{start}sds"], have[start + name], text)) for text in TEXTS]
                 rows.append(row(name, have[start + name]) + gains)
             head = [*columns, "books, nats gained", "WikiText-2, nats gained"]
-            found[f"Ablations at {base} {pattern}"] = {"columns": head, "rows": rows}
-    return found
+            by_title[f"Ablations at {base} {pattern}"] = {"columns": head, "rows": rows}
+    return by_title
 
 
 def wins_over(have: dict[str, dict], other: str) -> dict[str, list[str]]:
-    """The settings of scribe: ``measured``; where SDS is better on ``both`` texts, and better and worse on each."""
-    found: dict[str, list[str]] = {"measured": [], "both": []}
-    found |= {f"{word} on {text}": [] for word in ("better", "worse") for text in TEXTS}
+    """Return lists of scribe's settings in which SDS is compared with the variant ``other``.
+
+    ``measured``: both have been computed. ``both``: SDS is better on both texts. ``better on TEXT``, ``worse on TEXT``:
+    SDS is better or worse on this text.
+    """
+    wins: dict[str, list[str]] = {"measured": [], "both": []}
+    wins |= {f"{word} on {text}": [] for word in ("better", "worse") for text in TEXTS}
     for name, of in settings(have, "scribe", other, "sds"):
         gains = {text: gain(of[other], of["sds"], text) for text in TEXTS}
-        found["measured"].append(name)
-        found["both"] += [name] * all(map(better, gains.values()))
+        wins["measured"].append(name)
+        wins["both"] += [name] * all(map(better, gains.values()))
         for text, (mean, error) in gains.items():
-            found[f"better on {text}"] += [name] * better((mean, error))
-            found[f"worse on {text}"] += [name] * better((-mean, error))
-    return found
+            wins[f"better on {text}"] += [name] * better((mean, error))
+            wins[f"worse on {text}"] += [name] * better((-mean, error))
+    return wins
 
 
 def claims(have: dict[str, dict]) -> tuple[list[dict], dict]:
+    """Return the claims, and the wins of SDS by variant. Both are empty without cells."""
     wins = {other: wins_over(have, other) for other in OTHERS}
     base, control, held = wins.values()
     if not base["measured"]:
         return [], {}
     gained = [points(of["plain"], of["sds"]) for _, of in settings(have, "scribe", "plain", "sds")]
-    mean = statistics.mean(each for each, _ in gained)
-    error = math.sqrt(sum(e**2 for _, e in gained)) / len(gained)
+    mean = statistics.mean(mean for mean, _ in gained)
+    error = math.sqrt(sum(error**2 for _, error in gained)) / len(gained)
     rest = [name for name in base["measured"] if name not in base["both"]]
     complete = [name for name, _ in settings(have, "scribe", *VARIANTS)]
-    found = [
+    entries = [
         claim(
             "sds_wins", len(base["both"]), "of 16", "higher", 14,
             f"better than its base by more than two standard errors on books and on WikiText-2 ({counted(base)}); "
@@ -157,26 +169,28 @@ def claims(have: dict[str, dict]) -> tuple[list[dict], dict]:
     if control["measured"]:
         worse = "; ".join(f"the control is better on {text} at {named(control[f'worse on {text}'])}" for text in TEXTS)
         other = f". Over the control that holds the base's mask: {len(held['both'])} on both, {counted(held)}"
-        found.append(
+        entries.append(
             claim(
                 "sds_beats_equal_budget", len(control["both"]), "of 16", "higher", 9,
                 f"better on both texts than the control whose mask is chosen anew as in SDS ({counted(control)}); "
                 f"{worse}{other if held['measured'] else ''}",
             )
         )  # fmt: skip
-    found.append(
+    entries.append(
         claim(
             "task_points_gained_mean", round(mean, 3), "points", "higher", 0.5,
             f"± {error:.2f}, mean over the 22 bundled tasks, {ITEMS} items each, and {len(gained)} settings",
         )
     )  # fmt: skip
-    return found + distance.claims(DISTANT), wins
+    return entries + distance.claims(DISTANT), wins
 
 
 def counted(wins: dict[str, list[str]]) -> str:
-    each = ", ".join(f"{len(wins[f'better on {text}'])} on {text} alone" for text in TEXTS)
-    return f"{each}, of {len(wins['measured'])} measured"
+    """Format on how many settings SDS wins, by text."""
+    counts = ", ".join(f"{len(wins[f'better on {text}'])} on {text} alone" for text in TEXTS)
+    return f"{counts}, of {len(wins['measured'])} measured"
 
 
 def named(names: list[str]) -> str:
+    """Format a list of settings."""
     return ", ".join(names) or "none"

@@ -59,8 +59,8 @@ Losses = Annotated[
     str,
     typer.Option(
         "--losses",
-        help="Source of the expected losses: prior, gradients, measured, or auto. auto in plan: those already measured, "
-        "else prior. auto in fit: gradients if the model fits in memory, else prior.",
+        help="Source of the expected losses: prior, gradients, measured, or auto. auto in plan: losses that were "
+        "measured before, else prior. auto in fit: gradients if the model fits in memory, else prior.",
     ),
 ]
 Refine = Annotated[

@@ -85,9 +85,10 @@ def write_tiled(model: nn.Module, path: Path, key: str) -> None:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """All parameters, and the buffers of packed linears, by name."""
+    """All parameters and stored buffers, and all buffers of packed linears, by name."""
     for path, module in model.named_modules():
         tensors = dict(module._parameters)
+        tensors |= {name: module._buffers[name] for name in module._buffers.keys() - module._non_persistent_buffers_set}
         if isinstance(module, QuantizedLinear):
             tensors |= dict(module.named_buffers())
         for name, tensor in tensors.items():
@@ -131,6 +132,10 @@ def _read(source: ModelFolder, dtype: torch.dtype, stored: Checkpoint) -> nn.Mod
                 if first not in seen:
                     seen[first] = nn.Parameter(stored.read(first))
                 owner._parameters[name] = seen[first]
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and buffer.device.type == "meta":
+                full = f"{path}.{name}" if path else name
+                owner._buffers[name] = stored.read(shared.get(full, full))
     return with_defaults(model, source, dtype)
 
 

@@ -20,6 +20,7 @@ USUAL_NAMES = {
     "gate": ("gate_proj", "w1"),
     "up": ("up_proj", "fc1", "w3", "c_fc", "fc_in", "dense_h_to_4h", "lin1"),
     "down": ("down_proj", "fc2", "w2", "c_proj", "fc_out", "dense_4h_to_h", "lin2"),
+    "router": ("gate", "router", "shared_expert_gate"),
 }
 
 

@@ -1,7 +1,7 @@
 """Mixtures of experts with one linear per matrix.
 
-transformers holds the experts of a layer as stacked parameters, (experts, rows, columns), in a module of the form that its
-decorator ``use_experts_implementation`` describes. Here every matrix becomes a linear of its own, so that it can be
+transformers holds the experts of a layer as stacked parameters, (experts, rows, columns), in a module of the form that
+its decorator ``use_experts_implementation`` describes. Here every matrix becomes a linear of its own, so that it can be
 measured, quantized and run like any other. The gate stays the function of the original module.
 """
 
@@ -38,8 +38,8 @@ class Experts(nn.ModuleList):
     """The experts of a layer.
 
     number, hidden, width: how many, and the widths of the states and of an expert.
-    activate: from the outputs of gate_proj and up_proj, (tokens, width) each, to the inputs of down_proj; of up_proj alone
-        for experts without a gate.
+    activate: from the outputs of gate_proj and up_proj, (tokens, width) each, to the inputs of down_proj; from the
+        output of up_proj alone for experts without a gate.
     transposed: whether stacked tensors are (experts, in, out) and not (experts, out, in).
     interleaved: whether the rows of gate and up alternate in stacked tensors; otherwise gate comes first.
     """

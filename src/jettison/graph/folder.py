@@ -87,6 +87,8 @@ class ModelFolder(ModelShape):
     Raises UsageError if there is no such folder or it has no config.json.
     """
 
+    chain: bool | None = None  # whether it can be walked block by block, once that was tried (``graph.whole``)
+
     def __init__(self, name: str | Path):
         self.folder = find_folder(name)
         if not (self.folder / "config.json").exists():
@@ -157,6 +159,9 @@ class ModelFolder(ModelShape):
         head = self.anatomy.head
         if self.anatomy.tied and head and parameter == f"{head.name}.weight":
             return self.locate(f"{self.anatomy.linears[0].name}.weight")
+        for other in self._tied.get(parameter, ()):
+            if (tensor := self._tensor(other)) is not None:
+                return tensor, None, ""
         raise JettisonError(f"{self.folder}: the checkpoint has no tensor for {parameter}")
 
     def has(self, parameter: str) -> bool:
@@ -186,6 +191,16 @@ class ModelFolder(ModelShape):
         from jettison.graph.renaming import renamed
 
         return renamed(self.skeleton, self.checkpoint)
+
+    @cached_property
+    def _tied(self) -> dict[str, list[str]]:
+        """Parameter -> the other names of the same parameter in the model, such as the bias of a tied head."""
+        names: dict[int, list[str]] = {}
+        for name, parameter in self.skeleton.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        return {
+            name: [other for other in same if other != name] for same in names.values() if same[1:] for name in same
+        }
 
     @cached_property
     def _prefixes(self) -> list[tuple[str, str]]:

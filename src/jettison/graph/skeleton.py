@@ -4,9 +4,11 @@ The model is Hugging Face's own class on the meta device, with the experts as se
 """
 
 import gc
+import inspect
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 
 import psutil
 import torch
@@ -155,8 +157,9 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
     paths = tuple(path for path in modules if family.block_pattern.fullmatch(path))
     linears = []
     for index, prefix in enumerate(paths):
+        read = weights_read(modules[prefix]) if family.name == "generic" else set()
         for path, module in modules[prefix].named_modules():
-            roles = family.roles(path) if isinstance(module, MATRICES) else None
+            roles = family.roles(path) if isinstance(module, MATRICES) and path not in read else None
             if roles and roles == ("linear",) and isinstance(module, nn.Conv2d):  # of a model without a row
                 roles = (_usual_role(module, model.config),)
             if roles:
@@ -181,6 +184,45 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
     if tied and head is not None:
         parameters -= 0 if head.weight is embed.weight else head.weight.numel()
     return Anatomy(family, len(paths), tuple(linears), parameters, tied)
+
+
+def weights_read(block: nn.Module) -> set[str]:
+    """Return the paths of matrices inside a block that must stay as they are: a packed module could not stand for them.
+
+    These are matrices whose parent reads their weight itself (``self.dt_proj.weight``), and subclasses of ``nn.Linear``
+    that compute something else (the router of Llama 4, which returns two tensors).
+    """
+    paths = set()
+    for path, parent in block.named_modules():
+        used = _weights_in_source(type(parent))
+        for name, child in parent.named_children():
+            if isinstance(child, MATRICES) and (name in used or not _computes_a_product(type(child))):
+                paths.add(f"{path}.{name}" if path else name)
+    return paths
+
+
+@cache
+def _weights_in_source(kind: type) -> frozenset[str]:
+    """Return the names of submodules whose weight or bias the code of a module's class reads, but in ``__init__``."""
+    names: set[str] = set()
+    for name, method in vars(kind).items():
+        if inspect.isfunction(method) and name not in ("__init__", "reset_parameters"):
+            with suppress(OSError, TypeError):  # no source at hand
+                names.update(re.findall(r"self\.(\w+)\.(?:weight|bias)\b", inspect.getsource(method)))
+    return frozenset(names)
+
+
+@cache
+def _computes_a_product(kind: type) -> bool:
+    """Return whether a class of matrices maps x to x Wᵀ + b. A subclass of ``nn.Linear`` is tried."""
+    if not issubclass(kind, nn.Linear) or kind.forward is nn.Linear.forward:
+        return True
+    small, x = nn.Linear(4, 3), torch.ones(2, 4)
+    try:
+        with torch.no_grad():
+            return torch.allclose(kind.forward(small, x), small(x))
+    except Exception:  # it needs attributes that a plain linear does not have
+        return False
 
 
 def _usual_role(module: nn.Module, config: PretrainedConfig) -> str:

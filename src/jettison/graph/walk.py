@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from jettison.core.errors import UsageError
 from jettison.graph.activations import Activations
 from jettison.graph.dense import require_memory
 from jettison.graph.folder import ModelFolder, empty
@@ -19,6 +20,10 @@ Call = tuple[tuple, dict]  # positional and keyword arguments
 
 class Stop(BaseException):
     """Raised to end a forward pass early. It is a BaseException so that no handler in a model's code catches it."""
+
+
+class NotAChain(UsageError):
+    """Raised for a model whose blocks do not simply pass hidden states on, so that it cannot be walked by block."""
 
 
 class Walk:
@@ -55,6 +60,8 @@ class Walk:
             unused += [self.model.get_input_embeddings(), self.head]
         source.fill(self.model, dtype=torch.float32, skip=unused)
         self.batches = split(tokens, batch)
+        self._probed = False
+        self._rest: tuple | None = None  # what blocks return after the hidden states, where they return a tuple
         self._calls: list[list[Call]] = []  # [batch][block]: the arguments of a block beside the hidden states
         self.hidden = self.new_stream("hidden")
         self.original = self.new_stream("original") if twice else None
@@ -86,12 +93,16 @@ class Walk:
         entered: list[torch.Tensor] = []
         calls: list[Call] = []
 
-        def record(hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        def record(hidden_states: torch.Tensor, *args, **kwargs) -> Any:
+            if entered and (hidden_states.shape != entered[0].shape or not torch.equal(hidden_states, entered[0])):
+                raise NotAChain("the model changes the hidden states between its blocks")
             entered.append(hidden_states)
             calls.append((args, kwargs))
             if len(calls) == len(self.blocks):  # the head is not needed
                 raise Stop
-            return hidden_states  # every block passes its input on unchanged, so the first entry is the embeddings
+            if not self._probed:
+                self._probe(hidden_states, args, kwargs)
+            return self._returned(hidden_states)  # every block passes its input on: the first entry is the embeddings
 
         with self._replaced(record), suppress(Stop):
             self._run(batch)
@@ -99,6 +110,20 @@ class Walk:
             calls = [_shared(call, first) for call, first in zip(calls, self._calls[0], strict=True)]
         self._calls.append(calls)
         return entered[0]
+
+    def _probe(self, states: torch.Tensor, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Run the first block of a family without a row, to learn whether blocks return a tensor or a tuple."""
+        self._probed = True
+        if self.source.anatomy.family.name == "generic":
+            with self.block(0) as block:
+                output = type(block).forward(block, states, *args, **kwargs)
+            if not isinstance(first_output(output), torch.Tensor) or first_output(output).shape != states.shape:
+                raise NotAChain("its blocks return no hidden states of the shape that they read")
+            self._rest = tuple(output[1:]) if isinstance(output, tuple) else None
+
+    def _returned(self, states: torch.Tensor) -> Any:
+        """Return hidden states in the form in which blocks return them: alone, or first in a tuple."""
+        return states if self._rest is None else (states, *self._rest)
 
     @contextmanager
     def _replaced(self, forward: Callable) -> Iterator[None]:
@@ -173,7 +198,10 @@ class Walk:
         for batch, part in zip(self.batches, stream, strict=True):
             hook = self.head.register_forward_pre_hook(stop)
             try:
-                with self._replaced(lambda hidden_states, *args, part=part, **kwargs: part), suppress(Stop):
+                with (
+                    self._replaced(lambda hidden_states, *args, part=part, **kwargs: self._returned(part)),
+                    suppress(Stop),
+                ):
                     self._run(batch)
             finally:
                 hook.remove()
@@ -188,7 +216,7 @@ class Walk:
         """
 
         def logits(states: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-            with self._replaced(lambda hidden_states, *args, **kwargs: states):
+            with self._replaced(lambda hidden_states, *args, **kwargs: self._returned(states)):
                 return self._run(batch).logits
 
         untied = self._untied_head()

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from jettison.core.errors import UsageError
+from jettison.core.progress import say
 from jettison.graph.activations import Activations
 from jettison.graph.folder import ModelFolder
 from jettison.graph.skeleton import run_model, running
@@ -29,9 +31,29 @@ def open_walk(
     twice: also keep the states of the original model.
     spill: a folder that stores the states of a chain in place of memory.
     """
-    if source.anatomy.family.chain:
+    if is_chain(source):
         return Walk(source, inputs, twice, spill)
     return WholeWalk(source, inputs, twice)
+
+
+def is_chain(source: ModelFolder) -> bool:
+    """Return whether a model can be walked block by block.
+
+    A family with a row says so itself. Any other language model is tried on a few tokens, once for a folder.
+    """
+    family = source.anatomy.family
+    if not family.chain or family.name != "generic":
+        return family.chain
+    if source.chain is None:
+        try:
+            walk = Walk(source, torch.arange(TOKENS).unsqueeze(0) % source.vocabulary)
+            with walk.block(0):
+                walk.output(0, 0)
+            source.chain = True
+        except UsageError as error:
+            say(f"note: {source.name} stays whole in memory, since it cannot be run block by block: {error}")
+            source.chain = False
+    return source.chain
 
 
 def random_states(source: ModelFolder) -> torch.Tensor:

@@ -41,7 +41,7 @@ def model(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory):
-    """Return a function: recipe -> a folder with a model and a finished run, made once with and once without recovery."""
+    """Return a function: recipe -> folder of a model and a finished run, made once with and once without recovery."""
     folders = {}
 
     def of(recipe, recovers=False):

@@ -1,4 +1,4 @@
-"""Images with labels: both layouts, what is broken, and how pixels are made."""
+"""Images with labels: both layouts, broken images, and the pixels that the processor makes."""
 
 import io
 import json
@@ -22,12 +22,14 @@ def source(tiny):
 
 
 def png(color, size=(5, 4)):
+    """Return the bytes of a PNG file of one color."""
     file = io.BytesIO()
     Image.new("RGB", size, color).save(file, "png")
     return file.getvalue()
 
 
 def parquet(path, images, labels, columns=("image", "label")):
+    """Write a table of images and labels. Returns the path."""
     pq.write_table(pa.table(dict(zip(columns, (images, labels), strict=True))), path)
     return path
 
@@ -43,12 +45,12 @@ def test_a_folder_of_classes(pictures, source):
 def test_pixels_are_the_processors(tmp_path, source):
     path = parquet(tmp_path / "a.parquet", [{"bytes": png((255, 0, 51)), "path": "a"}], [2])
     pixels, labels = open_images(path, source).sample()
-    wanted = [(1 - 0.5) / 0.2, (0 - 0.4) / 0.25, (0.2 - 0.3) / 0.5]
-    assert torch.allclose(pixels[0].mean((1, 2)), torch.tensor(wanted), atol=1e-5) and labels.tolist() == [2]
+    expected = [(1 - 0.5) / 0.2, (0 - 0.4) / 0.25, (0.2 - 0.3) / 0.5]
+    assert torch.allclose(pixels[0].mean((1, 2)), torch.tensor(expected), atol=1e-5) and labels.tolist() == [2]
 
 
 def test_class_folders_have_the_models_numbers(tmp_path, source):
-    for name in ("frog", "cat"):  # of three classes two, and the first has number 2
+    for name in ("frog", "cat"):  # two of the three classes: frog has number 2, cat 0
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(png((1, 2, 3)))
     assert open_images(tmp_path, source).sample()[1].tolist() == [0, 2]
@@ -63,14 +65,14 @@ def test_gray_and_transparent_pictures(tmp_path, source):
 
 
 def test_broken_images_are_named_and_counted(tmp_path, source, monkeypatch):
-    said = []
-    monkeypatch.setattr("jettison.domains.vision.data.say", said.append)
+    notes = []
+    monkeypatch.setattr("jettison.domains.vision.data.say", notes.append)
     path = parquet(tmp_path / "a.parquet", [png((1, 2, 3)), b"no image", png((1, 2, 3))[:40], None], [0, 1, 2, 0])
     images = open_images(path, source)
     pixels, labels = images.sample()
     assert len(pixels) == 1 and labels.tolist() == [0]
     assert images.broken == ["a.parquet:1", "a.parquet:2", "a.parquet:3"]
-    assert len(said) == 3 and said[0].startswith(f"note: image a.parquet:1 of {path} is broken and left out: ")
+    assert len(notes) == 3 and notes[0].startswith(f"note: image a.parquet:1 of {path} is broken and left out: ")
 
 
 def test_nothing_that_can_be_decoded(tmp_path, source):

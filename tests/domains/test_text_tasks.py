@@ -1,4 +1,9 @@
-"""The suite's items, the files that lm-eval reads, accuracies against our own sums, and what comes back of a loss."""
+"""The tasks of the suite.
+
+- Their items, and the files that lm-eval reads.
+- Accuracies against sums that the test computes itself.
+- The comparison of original, compressed and recovered: the part of the loss that is recovered.
+"""
 
 import json
 import re
@@ -31,7 +36,7 @@ STEPS = {
 
 
 def squeezed(text: str) -> str:
-    """Without spaces and without the @ that WikiText sets around marks within words."""
+    """Return the text without spaces, and without the @ that WikiText sets around marks within words."""
     return re.sub(r"\s", "", re.sub(r" @([-,.])@ ", r"\1", text))
 
 
@@ -43,18 +48,18 @@ def texts():
 class TestItems:
     @pytest.mark.parametrize("task", suite.TASKS)
     def test_well_formed_balanced_and_true(self, task, texts):
-        found, row = suite.items_of(task), suite.TASKS[task]
-        assert len({item["context"] for item in found}) == len(found)
-        places = Counter(item["answer"] for item in found)
+        task_items, row = suite.items_of(task), suite.TASKS[task]
+        assert len({item["context"] for item in task_items}) == len(task_items)
+        places = Counter(item["answer"] for item in task_items)
         assert set(places) == set(range(row.choices)) and max(places.values()) - min(places.values()) <= 1
-        for item in found:
+        for item in task_items:
             assert len(set(item["choices"])) == len(item["choices"]) == row.choices
             assert all(re.match(r" \S", choice) for choice in item["choices"])
             assert items.FEWEST <= len(item["context"].split()) <= 40
             assert squeezed(item["context"] + item["choices"][item["answer"]]) in texts[task.split("_")[1]]
 
     def test_how_many(self):
-        """The page states what there is; of the books at least 900 of at least 8 kinds."""
+        """The page docs/tasks.md states the counts; the books give at least 900 items of at least 8 kinds."""
         counts = {
             kind: [len(suite.items_of(f"jettison_{text}_{kind}")) for text in suite.TEXTS] for kind in suite.KINDS
         }
@@ -69,26 +74,29 @@ class TestItems:
     @pytest.mark.parametrize("kind", ["agreement", "pronoun", "preposition", "punctuation", "quotation"])
     @pytest.mark.parametrize("text", suite.TEXTS)
     def test_each_form_is_right_equally_often(self, kind, text):
-        found = suite.items_of(f"jettison_{text}_{kind}")
-        rights, wrongs = Counter(), Counter()
-        for item in found:
+        task_items = suite.items_of(f"jettison_{text}_{kind}")
+        right_counts, wrong_counts = Counter(), Counter()
+        for item in task_items:
             for number, choice in enumerate(item["choices"]):
                 if kind in ("punctuation", "quotation"):
                     form = "." in choice if kind == "punctuation" else '"' in choice
                 else:
                     form = choice.split()[0]
-                (rights if number == item["answer"] else wrongs)[form] += 1
-        if kind == "pronoun":  # her is of him and of his, and what is asked is only balanced within each
-            assert rights["he"] == rights["she"] and rights["its"] == rights["their"]
-            assert rights["her"] == rights["his"] + rights["him"]
+                (right_counts if number == item["answer"] else wrong_counts)[form] += 1
+        if kind == "pronoun":  # her is the counterpart of both him and his, so only these sums are balanced
+            assert right_counts["he"] == right_counts["she"] and right_counts["its"] == right_counts["their"]
+            assert right_counts["her"] == right_counts["his"] + right_counts["him"]
         else:
-            ways = len(found[0]["choices"]) - 1
-            assert {form: ways * count for form, count in rights.items()} == wrongs
+            wrong_choices = len(task_items[0]["choices"]) - 1
+            assert {form: wrong_choices * count for form, count in right_counts.items()} == wrong_counts
 
     def test_same_seed_same_items(self):
-        """Also in another process, so nothing hangs on the order of a set: whoever changes them raises VERSION."""
-        made = [suite.items_of(task) for task in suite.TASKS]
-        assert (suite.VERSION, digest(made)) == (1, "73376dd97212e03b")
+        """The digest holds in every process, so no item depends on the order of a set.
+
+        A change of the items needs a new VERSION.
+        """
+        task_items = [suite.items_of(task) for task in suite.TASKS]
+        assert (suite.VERSION, digest(task_items)) == (1, "73376dd97212e03b")
         text = items.Text.read("wikitext2")
         again, other = (items.make_items(suite.KINDS["intruder"].make, text, 1000, seed) for seed in (0, 1))
         assert suite.items_of("jettison_wikitext_intruder") == again != other
@@ -121,14 +129,14 @@ class TestFiles:
         assert not list(tmp_path.iterdir())
 
     def test_every_process_has_files_of_its_own(self):
-        """So that nothing damaged or stale is read; they go when the process ends."""
+        """No damaged or outdated file is read; the files are removed when the process ends."""
         code = (
             "from jettison.domains.text.tasks import suite\n"
             "a, b = suite.suite_folder(), suite.suite_folder()\n"
             "print(a, a == b)"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        folder, same = done.stdout.split()
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        folder, same = process.stdout.split()
         assert same == "True" and not Path(folder).parent.exists() and Path(folder) != suite.suite_folder()
 
     def test_a_folder_that_is_there(self, tmp_path):
@@ -140,20 +148,20 @@ class TestFiles:
 
 
 def answers(model, task: str, count: int, adapter: bool = True) -> str:
-    """The scores of the first items by sums of our own, one sequence at a time."""
+    """Return the scores of the first ``count`` items, from log likelihoods summed here, one sequence at a time."""
     loaded = load(model, adapter=adapter)
 
     def likelihood(context: str, choice: str) -> float:
         start = loaded.tokenizer(context).input_ids or [loaded.tokenizer.bos_token_id]
         ids = torch.tensor(start + loaded.tokenizer(choice).input_ids)
         guess = loaded.logits(ids[None])[0].float().log_softmax(-1)
-        return float(sum(guess[at - 1, ids[at]] for at in range(len(start), len(ids))))
+        return float(sum(guess[place - 1, ids[place]] for place in range(len(start), len(ids))))
 
     scores = []
     for item in suite.items_of(task)[:count]:
         sums = [likelihood(item["context"], choice) for choice in item["choices"]]
         if suite.TASKS[task].unconditional:
-            sums = [each - likelihood("", choice) for each, choice in zip(sums, item["choices"], strict=True)]
+            sums = [total - likelihood("", choice) for total, choice in zip(sums, item["choices"], strict=True)]
         scores.append(sums.index(max(sums)) == item["answer"])
     return " ".join(str(int(score)) for score in scores)
 
@@ -164,29 +172,29 @@ class TestModels:
         return made_once("tasks", lambda folder: (compress(tiny("llama"), STEPS, folder), recover(folder)))
 
     def test_scribe_knows_and_a_random_model_guesses(self, tiny):
-        found = evaluate_tasks("scribe", ["jettison_books"], items=24)
-        above = [each["accuracy"] - each["random"] - 2 * each["standard_error"] for each in found.values()]
-        assert sum(each > 0 for each in above) >= 9
+        results = evaluate_tasks("scribe", ["jettison_books"], items=24)
+        above = [row["accuracy"] - row["random"] - 2 * row["standard_error"] for row in results.values()]
+        assert sum(margin > 0 for margin in above) >= 9
         guessed = evaluate_tasks(tiny("llama"), ["jettison_books"], items=24)
-        assert statistics.mean(each["accuracy"] - each["random"] for each in guessed.values()) == pytest.approx(
+        assert statistics.mean(row["accuracy"] - row["random"] for row in guessed.values()) == pytest.approx(
             0, abs=0.07
         )
 
     @pytest.mark.parametrize("task", ["jettison_books_agreement", "jettison_books_next_sentence"])
     def test_accuracies_are_our_own_sums(self, task):
-        found = evaluate_tasks("scribe", [task], items=12)[task]
-        assert found["scores"] == answers("scribe", task, 12)
-        scores = [int(score) for score in found["scores"].split()]
-        assert found["accuracy"] == pytest.approx(statistics.mean(scores), abs=1e-6)
-        assert found["standard_error"] == pytest.approx(statistics.stdev(scores) / len(scores) ** 0.5, abs=1e-6)
-        assert found["items"] == 12
+        measured = evaluate_tasks("scribe", [task], items=12)[task]
+        assert measured["scores"] == answers("scribe", task, 12)
+        scores = [int(score) for score in measured["scores"].split()]
+        assert measured["accuracy"] == pytest.approx(statistics.mean(scores), abs=1e-6)
+        assert measured["standard_error"] == pytest.approx(statistics.stdev(scores) / len(scores) ** 0.5, abs=1e-6)
+        assert measured["items"] == 12
 
     def test_packed_weights_and_the_adapter_take_part(self, compressed):
         task, scores = "jettison_books_preposition", []
         for adapter in (True, False):
-            found = evaluate_tasks(compressed, [task], items=24, adapter=adapter)[task]
-            scores.append(found["scores"])
-            assert found["scores"] == answers(compressed, task, 24, adapter)
+            measured = evaluate_tasks(compressed, [task], items=24, adapter=adapter)[task]
+            scores.append(measured["scores"])
+            assert measured["scores"] == answers(compressed, task, 24, adapter)
         assert scores[0] != scores[1]
 
     def test_names_that_are_none(self):
@@ -214,7 +222,8 @@ class TestModels:
 
 
 def result(*scores: str) -> dict[str, dict[str, str]]:
-    return {f"task{number}": {"scores": each} for number, each in enumerate(scores)}
+    """Return evaluation results of tasks task0, task1, ... with these scores."""
+    return {f"task{number}": {"scores": task_scores} for number, task_scores in enumerate(scores)}
 
 
 class TestCompare:
@@ -239,7 +248,7 @@ class TestCompare:
 
 
 def test_command(capfd, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where there is no git to ask, lm-eval's asking would show
+    monkeypatch.chdir(tmp_path)  # not a git repository: a call of git by lm-eval would print an error
     options = ["--text", "wikitext2", "--tokens", "256", "--window", "128", "-q", "--json", str(tmp_path / "e.json")]
     names = ["--tasks", "jettison_wikitext_punctuation", "--tasks", "jettison_books_agreement", "--items", "10"]
     with pytest.raises(SystemExit) as ended:

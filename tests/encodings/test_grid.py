@@ -1,4 +1,4 @@
-"""Grids and packing."""
+"""Uniform grids and the packing of their codes."""
 
 import pytest
 import torch
@@ -35,14 +35,14 @@ def test_packing_is_that_of_compressed_tensors(case):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])
 def test_a_point_of_the_grid_is_kept(bits, symmetric):
-    """Quantizing what already lies on a grid changes nothing."""
+    """Values that already lie on a grid do not change when they are quantized."""
     grid = UniformGrid(bits, 16, symmetric)
     codes = torch.randint(0, 2**bits, (6, 64), generator=torch.Generator().manual_seed(0)).float()
     scale = (torch.rand(6, 4) + 0.1).bfloat16().float() * torch.tensor([1.0, -1.0, 1.0, 1.0])
     zero = torch.full((6, 4), float(grid.zero_code)) if symmetric else torch.randint(0, 2**bits, (6, 4)).float()
     weight = QuantizedWeight.of(codes, scale, zero, grid)
-    again = QuantizedWeight.nearest(weight.dequantize(), scale, zero, grid)
-    assert torch.equal(again.codes, weight.codes)
+    requantized = QuantizedWeight.nearest(weight.dequantize(), scale, zero, grid)
+    assert torch.equal(requantized.codes, weight.codes)
 
 
 def test_degenerate_groups_are_finite():
@@ -57,7 +57,8 @@ def test_degenerate_groups_are_finite():
         dense = QuantizedWeight.nearest(weight, scale, zero, grid).dequantize()
         assert torch.isfinite(dense).all()
         assert torch.equal(dense[0], weight[0])
-        assert torch.allclose(dense[1], weight[1], rtol=0.07)  # a symmetric grid has one step less upward
+        # A symmetric grid has one step less above zero than below, hence the tolerance.
+        assert torch.allclose(dense[1], weight[1], rtol=0.07)
 
 
 def test_zero_stays_zero():

@@ -1,4 +1,4 @@
-"""Kinds of grids: asked for by a recipe, described in a file, and a new one needs only its class and a row."""
+"""Kinds of grids: named in a recipe, described in a file; a new kind needs only its class and a row in KINDS."""
 
 import json
 
@@ -28,7 +28,7 @@ def test_every_kind_is_in_the_table():
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_options_and_description_give_the_grid_back(grid):
     options = grid.options()
-    if grid.scale_type == "bfloat16":  # a recipe does not choose the type of scales
+    if grid.scale_type == "bfloat16":  # a recipe cannot choose the dtype of scales
         assert make_grid(options) == grid
     assert read_description(json.loads(json.dumps(describe(grid)))) == grid
 
@@ -49,7 +49,7 @@ def test_what_a_recipe_cannot_ask_for(options, words):
 
 
 def test_a_new_kind_is_stored_loaded_verified_reported(monkeypatch, jettison, tiny, tmp_path):
-    """Also in a runtime's check, and it is refused by formats that cannot hold it."""
+    """The new kind also passes a runtime's check; a format that cannot hold it refuses it."""
     monkeypatch.setitem(KINDS, "power", PowerOfTwo)
     recipe, out = tmp_path / "pow2.yaml", tmp_path / "out"
     recipe.write_text("steps: [{quantize: {method: rtn, values: pow2, bits: 4, group_size: 32}}]")

@@ -1,4 +1,4 @@
-"""Value tables: their points, and that they are stored, loaded and multiplied as uniform grids are."""
+"""Value tables: their values; and they are stored, loaded and multiplied as uniform grids are."""
 
 import math
 
@@ -25,7 +25,11 @@ def test_every_value_is_its_own_nearest(name, scale):
 
 
 def test_nf4_has_the_quantiles_of_a_normal_distribution():
-    """arXiv:2305.14314, appendix E: eight quantiles below zero and nine above, zero among both, scaled to 1."""
+    """NF4 has seven quantiles below zero, zero, and eight above, scaled to 1.
+
+    Source: arXiv:2305.14314, appendix E: eight quantiles for the negative and nine for the positive part; both contain
+    zero, which is counted once.
+    """
     normal = torch.distributions.Normal(0.0, 1.0)
     offset = 0.9677083
     positive = normal.icdf(torch.linspace(offset, 0.5, 9)[:-1])

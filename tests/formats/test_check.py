@@ -1,4 +1,4 @@
-"""What is looked at after a write, the model card, and what lets large models through."""
+"""The checks after every write, the model card, and what makes large models fit into memory."""
 
 import json
 import sys
@@ -32,6 +32,7 @@ GPTQ = {
 
 
 def weight_of(*groups, scale=1.0):
+    """Return a 2-bit weight of one row with these groups of codes."""
     codes = torch.tensor([[code for group in groups for code in group]], dtype=torch.uint8)
     return QuantizedWeight(codes, torch.full((1, len(groups)), scale, dtype=torch.bfloat16), None, GRID)
 
@@ -54,15 +55,15 @@ class TestInspect:
         method = registry.find("quantize", "rtn")
 
         def broken(weight, grid, stats=None, *, clip: bool = True):
-            found = rtn(weight, grid)
-            return replace(found, scale=found.scale * float("nan"))
+            quantized = rtn(weight, grid)
+            return replace(quantized, scale=quantized.scale * float("nan"))
 
         monkeypatch.setattr(registry, "find", lambda *_: replace(method, function=broken))
         with pytest.raises(JettisonError, match="scales that are not finite"):
             compress(tiny("llama"), RTN, tmp_path / "out")
 
     def test_constant_groups_are_told(self, tiny, tmp_path):
-        """A row of zeros, as a dead neuron leaves it."""
+        """The model has a row of zeros, as of a dead neuron."""
         folder = tmp_path / "model"
         folder.mkdir()
         for path in tiny("llama").iterdir():
@@ -92,20 +93,20 @@ class TestReadBack:
         source = ModelFolder(tiny("llama"))
         compress(source.folder, RTN, tmp_path / "out")
         linear = next(linear for linear in source.anatomy if linear.block == 0 and "up" in linear.roles)
-        meant = rtn(source.read_weight(linear.name, "linear"), UniformGrid(4, 32), clip=False)
+        expected = rtn(source.read_weight(linear.name, "linear"), UniformGrid(4, 32), clip=False)
         file = tmp_path / "out" / "model-00001-of-00003.safetensors"
-        check_shard(Writer(source, "compressed-tensors"), file, {linear: meant})
+        check_shard(Writer(source, "compressed-tensors"), file, {linear: expected})
         tensors = load_file(file)
         tensors[f"{linear.name}.{part}"][5, 1] += 1
         save_file(tensors, file, {"format": "pt"})
         with pytest.raises(JettisonError, match=r"layers.0.mlp.up_proj reads back differently"):
-            check_shard(Writer(source, "compressed-tensors"), file, {linear: meant})
+            check_shard(Writer(source, "compressed-tensors"), file, {linear: expected})
 
     @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "gpt2", "opt", "gemma3_text"])
     def test_a_block_is_run_as_the_folder_says(self, tiny, tmp_path, family):
-        found = compress(tiny(family), RTN, tmp_path / "out")["check"]
-        assert found["block"]["index"] == 0
-        assert found["block"]["difference"] <= 1e-5
+        check = compress(tiny(family), RTN, tmp_path / "out")["check"]
+        assert check["block"]["index"] == 0
+        assert check["block"]["difference"] <= 1e-5
 
     def test_a_folder_that_says_something_else_is_found(self, tiny, tmp_path):
         source = ModelFolder(tiny("qwen3"))
@@ -160,14 +161,14 @@ class TestLargeModels:
     def test_parts_of_rows_give_the_same_bytes(self, tiny, tmp_path, monkeypatch, family):
         compress(tiny(family), RTN, tmp_path / "whole")
         monkeypatch.setattr(sys.modules["jettison.pipeline.applying"], "AT_ONCE", 640)
-        seen = []
+        ranged = []
         monkeypatch.setattr(
             sys.modules["jettison.methods.quantize.rtn"],
             "find_range",
-            lambda *args: seen.append(args[0]) or find_range(*args),
+            lambda *args: ranged.append(args[0]) or find_range(*args),
         )
         compress(tiny(family), RTN, tmp_path / "parts")
-        assert seen and max(part.numel() for part in seen) <= 640
+        assert ranged and max(part.numel() for part in ranged) <= 640
         assert files_of(tmp_path / "whole") == files_of(tmp_path / "parts")
 
     def test_spilled_activations_give_the_same_bytes(self, tiny, tmp_path, monkeypatch):
@@ -182,7 +183,7 @@ class TestLargeModels:
         assert set(folders) == {None}
         compress(tiny("qwen3"), GPTQ, tmp_path / "disk", spill=True)
         assert {folder.parent for folder in folders if folder} == {tmp_path / "disk" / "activations"}
-        assert files_of(tmp_path / "memory") == files_of(tmp_path / "disk")  # and nothing is left behind
+        assert files_of(tmp_path / "memory") == files_of(tmp_path / "disk")  # and no spilled file is left
 
     def test_files_are_let_go_after_each_block(self, tiny, tmp_path, monkeypatch):
         from jettison.graph.checkpoint import Checkpoint
@@ -190,11 +191,11 @@ class TestLargeModels:
         released = []
         monkeypatch.setattr(Checkpoint, "release", lambda self: released.append(self.folder) or self._open.clear())
         compress(tiny("llama"), RTN, tmp_path / "out")
-        assert released == [tiny("llama")] * 4  # after the check of the source, and after each unit
+        assert released == [tiny("llama")] * 4  # after the check of the source, and after each of three units
 
 
 def test_the_manifest_keeps_what_the_checks_found(tiny, tmp_path):
     compress_model(tiny("llama"), RTN, tmp_path / "out")
-    found = read_manifest(tmp_path / "out")["check"]
-    assert found["linears"] == 15 and found["notes"] == []
-    assert json.loads((tmp_path / "out" / "jettison.json").read_text())["check"] == found
+    check = read_manifest(tmp_path / "out")["check"]
+    assert check["linears"] == 15 and check["notes"] == []
+    assert json.loads((tmp_path / "out" / "jettison.json").read_text())["check"] == check

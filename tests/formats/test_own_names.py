@@ -1,4 +1,4 @@
-"""A format whose tensors have names of its own goes through every verb: frames know only ``Format``."""
+"""A format with its own tensor names goes through every command: the pipeline knows only ``Format``."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ IDS = torch.arange(40).view(2, 20) * 7
 
 @pytest.fixture(autouse=True)
 def trial(monkeypatch):
-    """The format ``trial`` as a module of the package and an entry of runtimes.yaml."""
+    """Install the format ``trial`` as a module of the package and an entry of runtimes.yaml."""
     rows = copy.deepcopy(runtimes._rows())
     rows["jettison"]["formats"]["trial"] = rows["jettison"]["formats"]["safetensors"]
     monkeypatch.setattr(runtimes, "_rows", lambda: rows)
@@ -59,8 +59,8 @@ def test_verified_and_evaluated(folder):
 
 def test_its_scales_are_trained(folder):
     before = load(folder, exact=True, dtype=torch.float32).logits(IDS)
-    lesson = ["recover.samples=8", "recover.length=32", "recover.batch=4", "recover.scale_lr=0.3"]
-    recover(folder, changes=["recover.train=[scales]", *lesson])
+    options = ["recover.samples=8", "recover.length=32", "recover.batch=4", "recover.scale_lr=0.3"]
+    recover(folder, changes=["recover.train=[scales]", *options])
     assert not torch.equal(load(folder, exact=True, dtype=torch.float32).logits(IDS), before)
     assert verify(folder)["ok"]
 
@@ -93,8 +93,8 @@ def test_a_draft_model_that_its_format_cannot_hold_is_refused(tiny, tmp_path, fo
 
 
 def test_a_module_that_lacks_a_function_is_named(monkeypatch):
-    half = ModuleType("jettison.formats.trial")
-    half.detects, half.LIBRARIES = trial_format.detects, LIBRARIES
-    monkeypatch.setitem(sys.modules, "jettison.formats.trial", half)
+    incomplete = ModuleType("jettison.formats.trial")
+    incomplete.detects, incomplete.LIBRARIES = trial_format.detects, LIBRARIES
+    monkeypatch.setitem(sys.modules, "jettison.formats.trial", incomplete)
     with pytest.raises(JettisonError, match="format trial: jettison.formats.trial has no SCALE, see formats/format.py"):
         find_format("trial")

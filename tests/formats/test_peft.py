@@ -1,4 +1,4 @@
-"""Adapters that PEFT wrote: applied as PEFT does, or refused by name."""
+"""Adapters that PEFT wrote: they give PEFT's outputs, or are refused with the name of the field or tensor."""
 
 import json
 import shutil
@@ -36,7 +36,10 @@ RULES = {
 
 @pytest.fixture
 def adapted(tiny, tmp_path):
-    """adapted(family, **of LoraConfig) -> (folder with an adapter of random values, what PEFT computes with it)."""
+    """Return a function that makes a model with an adapter of random values.
+
+    adapted(family, **options of LoraConfig) -> (folder, the model that PEFT loads from it).
+    """
 
     def make(family="llama", **options):
         folder = shutil.copytree(tiny(family), tmp_path / family)
@@ -62,22 +65,23 @@ IDS = torch.arange(5, 29).unsqueeze(0)
 def test_it_computes_what_peft_computes(adapted, rule):
     folder, theirs = adapted(**RULES[rule])
     with torch.no_grad():
-        wanted = theirs(IDS).logits
-    found = load(folder, dtype=torch.float32, exact=True).logits(IDS)
+        expected = theirs(IDS).logits
+    ours = load(folder, dtype=torch.float32, exact=True).logits(IDS)
     plain = load(folder, adapter=False, dtype=torch.float32, exact=True).logits(IDS)
-    assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
-    assert float((plain - wanted).abs().max()) > 0.1  # that nothing is done would show
+    assert float((ours - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+    assert float((plain - expected).abs().max()) > 0.1  # fails if the adapter does nothing
 
 
 def test_conv1d_is_adapted_too(adapted):
     folder, theirs = adapted("gpt2", use_rslora=True, fan_in_fan_out=True)
     with torch.no_grad():
-        wanted = theirs(IDS).logits
-    found = load(folder, dtype=torch.float32, exact=True).logits(IDS)
-    assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+        expected = theirs(IDS).logits
+    ours = load(folder, dtype=torch.float32, exact=True).logits(IDS)
+    assert float((ours - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
 def change(folder, **fields):
+    """Change fields of the adapter's config."""
     write_json(
         folder / "adapter" / "adapter_config.json", read_json(folder / "adapter" / "adapter_config.json") | fields
     )
@@ -172,11 +176,11 @@ def test_a_file_that_is_no_config_is_one_error(adapted):
 
 
 class TestBase:
-    """Our own adapters know the weights that they were trained for."""
+    """Jettison's own adapters record the weights that they were trained for."""
 
     @pytest.fixture(scope="class")
     def folder(self, tiny, made_once):
-        """Recovered with scales, which rewrites shards after training."""
+        """Return a run recovered with scales: that rewrites shards after training."""
         steps = [
             {"quantize": {"method": "rtn", "bits": 4, "group_size": 32}},
             {"recover": {"train": ["lora", "scales"], "data": "books", "samples": 4, "length": 16, "batch": 4}},
@@ -204,5 +208,5 @@ class TestBase:
             load(tmp_path / "other")
         assert load(tmp_path / "other", adapter=False)
         foreign = tmp_path / "other" / "adapter" / "adapter_model.safetensors"
-        save_file(load_file(foreign), foreign)  # without a record of its base: nothing can be checked
+        save_file(load_file(foreign), foreign)  # has no record of its base, so nothing is checked
         assert load(tmp_path / "other")

@@ -1,4 +1,4 @@
-"""What engines load: the table, the reasons, and what transformers itself says to a few of them."""
+"""What target runtimes load: the table, the reasons of a refusal, and a few cases against transformers."""
 
 import re
 import sys
@@ -34,32 +34,32 @@ def linear(role: str = "o", columns: int = 1024, rows: int = 1024, **fields) -> 
 
 
 def anatomy(blocks: int, experts: int = 0) -> Anatomy:
-    """A Llama of 256 × 256 matrices, or a Qwen3-MoE; no model behind it."""
-    found = [Linear("model.embed_tokens", ("embed",), 512, 256, None, "model.embed_tokens", "e", "embedding")]
+    """Return the anatomy of a Llama with 256 × 256 matrices, or of a Qwen3-MoE, without a model."""
+    linears = [Linear("model.embed_tokens", ("embed",), 512, 256, None, "model.embed_tokens", "e", "embedding")]
     for block in range(blocks):
-        at = f"model.layers.{block}"
+        block_path = f"model.layers.{block}"
         for path, role in ROLES.items():
             inner = "self_attn" if role in "qkvo" else "mlp"
-            fused = f"{at}.{inner}.{GROUPS.get(role, path)}"
+            fused = f"{block_path}.{inner}.{GROUPS.get(role, path)}"
             if inner == "self_attn" or not experts:
-                found.append(Linear(f"{at}.{inner}.{path}", (role,), 256, 256, block, fused, fused))
+                linears.append(Linear(f"{block_path}.{inner}.{path}", (role,), 256, 256, block, fused, fused))
                 continue
-            together = fused.replace(".mlp.", ".mlp.experts.")
+            stacked = fused.replace(".mlp.", ".mlp.experts.")
             for number in range(experts):
-                name = f"{at}.mlp.experts.{number}.{path}"
-                found.append(Linear(name, (role, "expert"), 256, 256, block, together, name))
-    found.append(Linear("lm_head", ("head",), 512, 256, None, "lm_head", "lm_head"))
+                name = f"{block_path}.mlp.experts.{number}.{path}"
+                linears.append(Linear(name, (role, "expert"), 256, 256, block, stacked, name))
+    linears.append(Linear("lm_head", ("head",), 512, 256, None, "lm_head", "lm_head"))
     family = families()["qwen3_moe" if experts else "llama"]
-    return Anatomy(family, blocks, tuple(found), 0, False)
+    return Anatomy(family, blocks, tuple(linears), 0, False)
 
 
-def given(model: Anatomy, *rules: tuple[str, Grid | None]) -> dict[str, Grid]:
-    """The last rule whose pattern is found in a linear's name gives its grid."""
+def assign_grids(model: Anatomy, *rules: tuple[str, Grid | None]) -> dict[str, Grid]:
+    """Return the grid of every linear: that of the last rule whose pattern matches in its name."""
     grids = {}
-    for each in model:
+    for linear in model:
         for pattern, grid in rules:
-            if re.search(pattern, each.name):
-                grids[each.name] = grid
+            if re.search(pattern, linear.name):
+                grids[linear.name] = grid
     return {name: grid for name, grid in grids.items() if grid}
 
 
@@ -104,7 +104,7 @@ class TestTable:
         assert re.search("loads gguf, which Jettison does not write yet.*made for .*vllm", reason)
 
     def test_fields_are_known(self):
-        """A field that the reader does not know would be a rule that nothing follows."""
+        """No rule has a field that the reader ignores."""
         file = Path(sys.modules["jettison.formats.runtimes"].__file__).with_suffix(".yaml")
         known = {
             "grids",
@@ -123,9 +123,9 @@ class TestTable:
             assert set(row) <= {"title", "max_rank", "formats"}
             for format in row["formats"].values():
                 assert set(format) <= known
-                for sort, more in (("head", ()), ("embedding", ()), ("experts", ("share", "stacked", "may_stay"))):
-                    if isinstance(format[sort], dict):
-                        assert set(format[sort]) <= of_parts | set(more)
+                for part, more in (("head", ()), ("embedding", ()), ("experts", ("share", "stacked", "may_stay"))):
+                    if isinstance(format[part], dict):
+                        assert set(format[part]) <= of_parts | set(more)
 
 
 LOADS = [
@@ -136,8 +136,8 @@ LOADS = [
     ("vllm", linear(), UniformGrid(3, 64, False)),
     ("vllm", linear("head"), UniformGrid(2, -1)),
     ("sglang", linear(), UniformGrid(4, 128, False)),
-    ("sglang", linear("head", rows=151_669), UniformGrid(8, 128)),  # the vocabulary is padded
-    ("sglang", linear(layout="conv1d"), UniformGrid(2, 64)),  # stored dense
+    ("sglang", linear("head", rows=151_669), UniformGrid(8, 128)),  # sglang pads the vocabulary
+    ("sglang", linear(layout="conv1d"), UniformGrid(2, 64)),  # conv1d is stored dense
     ("llama.cpp", linear(), UniformGrid(2, 16, False)),
     ("llama.cpp", linear(columns=96), UniformGrid(4, 32)),
     ("onnxruntime", linear(), UniformGrid(2, 128, False)),
@@ -215,11 +215,14 @@ class TestWholeModel:
     @pytest.mark.parametrize("runtime", ["jettison", "transformers", "vllm"])
     def test_a_legal_mix_has_no_reasons(self, runtime):
         model = anatomy(36)
-        assert illegal(find_runtime(runtime), model, given(model, (BLOCKS, W4), ("gate|up", W2), ("head", W8))) == []
+        assert (
+            illegal(find_runtime(runtime), model, assign_grids(model, (BLOCKS, W4), ("gate|up", W2), ("head", W8)))
+            == []
+        )
 
     def test_all_reasons_at_once_one_line_each(self):
         model = anatomy(36)
-        grids = given(model, (BLOCKS, W4), ("gate|up", W2), ("head", UniformGrid(3, 64)), ("embed", W4))
+        grids = assign_grids(model, (BLOCKS, W4), ("gate|up", W2), ("head", UniformGrid(3, 64)), ("embed", W4))
         lines = illegal(find_runtime("sglang"), model, grids)
         assert [line.removeprefix("sglang, compressed-tensors: ") for line in lines] == [
             "model.embed_tokens: quantized embedding; valid: 16 bits",
@@ -229,16 +232,16 @@ class TestWholeModel:
 
     def test_what_is_fused_shares_a_grid(self):
         model = anatomy(36)
-        grids = given(model, (BLOCKS, W4), ("k_proj", W8), ("v_proj", None))
+        grids = assign_grids(model, (BLOCKS, W4), ("k_proj", W8), ("v_proj", None))
         (line,) = illegal(find_runtime("vllm"), model, grids)
         assert "qkv needs one grid; given: q int4 g128 sym, k int8 g128 sym, v 16 bits (36 times, first model" in line
-        one = given(model, (BLOCKS, W4), (r"layers\.7\..*up_proj", W2))
-        (line,) = illegal(find_runtime("vllm"), model, one)
+        grids = assign_grids(model, (BLOCKS, W4), (r"layers\.7\..*up_proj", W2))
+        (line,) = illegal(find_runtime("vllm"), model, grids)
         assert line.endswith("model.layers.*.mlp.gate_up needs one grid; given: gate int4 g128 sym, up int2 g64 sym")
 
     def test_llama_cpp_has_a_type_for_each_tensor(self):
         model = anatomy(2)
-        grids = given(model, (BLOCKS, UniformGrid(4, 32)), ("k_proj|up_proj", UniformGrid(8, 32)))
+        grids = assign_grids(model, (BLOCKS, UniformGrid(4, 32)), ("k_proj|up_proj", UniformGrid(8, 32)))
         assert illegal(find_runtime("llama.cpp"), model, grids) == []
         assert len(illegal(find_runtime("jettison"), model, grids)) == 2
 
@@ -256,14 +259,14 @@ class TestWholeModel:
     )
     def test_experts_share_a_grid_as_far_as_the_loader_asks(self, rule, refusing):
         model = anatomy(3, experts=4)
-        grids = given(model, (BLOCKS, W4), rule)
+        grids = assign_grids(model, (BLOCKS, W4), rule)
         names = ("jettison", "transformers", "vllm", "sglang")
         assert {name for name in names if illegal(find_runtime(name), model, grids)} == refusing
 
     def test_rows_of_whole_groups_for_experts_of_vllm(self):
         model = anatomy(1, experts=2)
-        assert illegal(find_runtime("vllm"), model, given(model, ("experts", UniformGrid(4, -1)))) == []
-        (line,) = illegal(find_runtime("vllm"), model, given(model, ("experts", UniformGrid(2, -1))))
+        assert illegal(find_runtime("vllm"), model, assign_grids(model, ("experts", UniformGrid(4, -1)))) == []
+        (line,) = illegal(find_runtime("vllm"), model, assign_grids(model, ("experts", UniformGrid(2, -1))))
         assert "group_size -1 with bits 2, symmetric true; valid: 32, 64, 128" in line
 
     def test_nothing_quantized_loads_everywhere(self, tiny):
@@ -275,14 +278,14 @@ class TestWholeModel:
     def test_it_takes_a_blink(self, experts):
         model = anatomy(48 if experts else 2500, experts=experts)
         assert len(model.linears) > 17_000
-        grids = given(model, (BLOCKS, W2), ("k_proj", W8), ("experts.*down", UniformGrid(3, 48)))
+        grids = assign_grids(model, (BLOCKS, W2), ("k_proj", W8), ("experts.*down", UniformGrid(3, 48)))
         start = time.process_time()
         assert illegal(find_runtime("sglang"), model, grids)
         assert time.process_time() - start < 0.8
 
 
 class TestAgainstTheRest:
-    """The table and the code that writes and loads must say the same."""
+    """The table agrees with the code that writes and loads."""
 
     @pytest.mark.parametrize("family", list(CONFIGS))
     def test_jettison_loads_what_compress_accepts(self, tiny, family):
@@ -303,8 +306,8 @@ class TestAgainstTheRest:
     def test_what_is_known_of_transformers_is_refused(self, tiny, family, rules):
         model = ModelFolder(tiny(family)).anatomy
         small = [(pattern, UniformGrid(grid.bits, 32, grid.symmetric)) for pattern, grid in rules]
-        grids = given(model, *small)
-        packed = {each.name for each in model if compressed_tensors.packs(each)} & set(grids)
+        grids = assign_grids(model, *small)
+        packed = {linear.name for linear in model if compressed_tensors.packs(linear)} & set(grids)
         if compressed_tensors.problems(model, {name: grids[name] for name in packed}):
             assert illegal(find_runtime("transformers"), model, grids)
 

@@ -1,4 +1,4 @@
-"""Plain safetensors, the format of what no other holds: value tables, convolutions, any mixture."""
+"""Plain safetensors, for what no other format holds: value tables, convolutions, any mixture."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_tables_and_grids_in_one_checkpoint(tiny, tmp_path, family):
     source = ModelFolder(tmp_path / "out")
     grids = read_grids(source)
     assert manifest["format"] == "safetensors"
-    if family == "gpt2":  # its matrices lie transposed: they are stored dense, on their grids
+    if family == "gpt2":  # its matrices are transposed: they are stored dense, with values on their grids
         assert not source.quantization and len(manifest["stored_dense"]) == 8
     else:
         assert source.quantization["quant_method"] == "jettison"
@@ -93,5 +93,5 @@ def test_a_damaged_section_is_named(tiny, tmp_path, change, words):
 def test_a_format_is_a_module_with_these_functions(name):
     from jettison.formats.format import Format
 
-    wanted = {each for each in vars(Format) if not each.startswith("_")}
-    assert wanted <= set(dir(find_format(name)))
+    required = {function for function in vars(Format) if not function.startswith("_")}
+    assert required <= set(dir(find_format(name)))

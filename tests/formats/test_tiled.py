@@ -1,4 +1,4 @@
-"""The packed weights that are kept beside a checkpoint, as the kernels read them."""
+"""The cached packed weights beside a checkpoint, in the layout that the kernels read."""
 
 import os
 
@@ -28,6 +28,8 @@ STEPS = {
 
 @pytest.fixture
 def made(tiny, tmp_path):
+    """Return a function that compresses a tiny model: (family, steps) -> folder."""
+
     def make(family: str = "qwen3", steps: str = "symmetric", **config):
         compress(tiny(family, **config), load_recipe({"steps": STEPS[steps]}), tmp_path / "out")
         return tmp_path / "out"
@@ -42,6 +44,7 @@ def ids():
 
 @pytest.fixture
 def said(monkeypatch):
+    """Return the list of the notes that are printed."""
     lines = []
     for module in (tiled, kept):
         monkeypatch.setattr(module, "say", lines.append)
@@ -62,10 +65,10 @@ def test_the_same_model(made, ids, family, steps):
     assert (folder / tiled.FILE).exists()
     for loaded in (first, second):
         assert torch.equal(loaded.logits(ids), expected.logits(ids))
-        for (name, meant), (other, found) in zip(
+        for (name, expected_tensor), (other, tensor) in zip(
             expected.model.state_dict().items(), loaded.model.state_dict().items(), strict=True
         ):
-            assert name == other and torch.equal(meant, found)
+            assert name == other and torch.equal(expected_tensor, tensor)
 
 
 def test_it_is_mapped_and_not_made_again(made, monkeypatch):
@@ -88,7 +91,7 @@ def test_tied_weights_stay_one(made):
 
 
 def test_another_checkpoint_another_file(made, ids):
-    """The content says which checkpoint it is; when it was touched does not matter."""
+    """The file belongs to the checkpoint's content; a change of time stamps does not matter."""
     folder = made()
     before = load(folder).logits(ids), (folder / tiled.FILE).stat().st_ino
     shard = next(folder.glob("model-*.safetensors"))
@@ -101,11 +104,12 @@ def test_another_checkpoint_another_file(made, ids):
     after = load(folder).logits(ids), (folder / tiled.FILE).stat().st_ino
     assert not torch.equal(after[0], before[0]) and after[1] != before[1]
     assert torch.equal(after[0], load(folder, cache=False).logits(ids))
-    load(folder, dtype=torch.float32)  # of another type
+    load(folder, dtype=torch.float32)  # another dtype makes another file
     assert (folder / tiled.FILE).stat().st_ino != after[1]
 
 
 def flip(data: bytes, part: float) -> bytes:
+    """Flip one bit of the byte at this part of the data (0 to 1)."""
     at = int(part * len(data))
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
@@ -132,13 +136,13 @@ def test_a_damaged_file_is_said_and_made_again(made, ids, said, damage):
     good, times, mapped = file.read_bytes(), file.stat(), load(folder)
     bad = DAMAGE[damage](good)
     assert bad != good
-    os.rename(file, file.with_name("mapped"))  # what is mapped is not cut under those who have it
+    os.rename(file, file.with_name("mapped"))  # the loaded model still maps this inode, so it is not overwritten
     file.write_bytes(bad)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     inode = file.stat().st_ino
     assert torch.equal(load(folder).logits(ids), expected)
     assert any("damaged, so it is made again" in line for line in said)
-    assert file.read_bytes() == good and file.stat().st_ino != inode  # a new file, not the old one written to
+    assert file.read_bytes() == good and file.stat().st_ino != inode  # a new file, not the old one overwritten
     assert torch.equal(mapped.logits(ids), expected)
     said.clear()
     assert torch.equal(load(folder).logits(ids), expected) and not said
@@ -159,7 +163,7 @@ def test_a_damaged_seal(made, ids, text):
 
 
 def test_a_file_without_its_seal_is_made_again(made, ids):
-    """As a kill between the two leaves it."""
+    """A kill between the writes of file and seal leaves this."""
     folder = made()
     expected = load(folder).logits(ids)
     file = folder / tiled.FILE
@@ -170,6 +174,7 @@ def test_a_file_without_its_seal_is_made_again(made, ids):
 
 @pytest.fixture
 def own_cache(monkeypatch, tmp_path):
+    """Return an empty cache folder that the test uses."""
     monkeypatch.setenv("JETTISON_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -227,7 +232,7 @@ class TestPlaces:
             3,
         ]
         assert sorted(path.name for path in snapshot.iterdir()) == before
-        (snapshot / tiled.FILE).parent.mkdir()  # what a repository brings along is not what we wrote
+        (snapshot / tiled.FILE).parent.mkdir()  # tiles that come with a repository are not ours
         for name in ("model.safetensors", "model.json"):
             (snapshot / ".tiles" / name).write_bytes(b"theirs")
         monkeypatch.setattr(tiled, "load_packed", lambda *_: pytest.fail("the checkpoint was read"))

@@ -1,4 +1,4 @@
-"""Tensors, tokenizers and packed folders that are damaged, or of other types and shapes than were meant: one line."""
+"""Tensors, tokenizers and packed folders that are damaged or have other types and shapes: one-line errors."""
 
 import json
 import shutil
@@ -30,6 +30,7 @@ def folder(tiny, tmp_path):
 
 
 def change(file, **values):
+    """Change fields of a JSON file."""
     write_json(file, json.loads(file.read_text()) | values)
 
 
@@ -46,7 +47,7 @@ class TestTensors:
 
     @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn, torch.complex64], ids=str)
     def test_weights_of_other_types(self, folder, dtype):
-        """Eight-bit floats too: they have scales elsewhere, without which they are wrong."""
+        """This includes eight-bit floats: their scales are in other tensors, and without them the values are wrong."""
         tensors = load_file(folder / "model.safetensors")
         tensors[UP] = tensors[UP].to(dtype)
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -115,7 +116,7 @@ class TestTokenizer:
             _ = ModelFolder(folder).tokenizer
 
     def test_a_panic_is_not_said_twice(self, folder, jettison):
-        """Rust writes it to stderr at length before it raises it."""
+        """Rust writes a long panic message to stderr before it raises the exception."""
         data = json.loads((folder / "tokenizer.json").read_text())
         change(folder / "tokenizer.json", model=data["model"] | {"continuing_subword_prefix": "##########"})
         code, _, err = jettison("generate", folder, "-p", "It", "-n", 2)
@@ -161,7 +162,10 @@ class TestPackedFolders:
 
     @pytest.fixture
     def grids(self, packed, tmp_path):
-        """grids(where, value) -> what is read once this field of quantization_config has another value; None: gone."""
+        """Return a function that reads the grids after a change of the config.
+
+        grids(where, value): ``where`` is the dotted path of a field in quantization_config, ``value`` its new value.
+        """
         folder = shutil.copytree(packed, tmp_path / "packed")
 
         def read(where, value):
@@ -213,7 +217,7 @@ class TestPackedFolders:
             grids(where, value)
 
     def test_a_target_without_end(self, grids, monkeypatch):
-        """A regular expression that tries exponentially many ways."""
+        """The regular expression takes exponential time."""
         monkeypatch.setattr("jettison.formats.compressed_tensors.TARGET_SECONDS", 0.2)
         with pytest.raises(JettisonError, match="matching model.layers.0.self_attn.q_proj takes more than 0.2 seconds"):
             grids("config_groups.group_0.targets", ["re:([a-z0-9_.]+)+!$"])

@@ -1,4 +1,4 @@
-"""``verify`` finds every kind of damage, and nothing in what is whole."""
+"""``verify`` detects every kind of damage, and reports none in an undamaged model."""
 
 import json
 import shutil
@@ -33,14 +33,15 @@ def folder(written, tmp_path):
     return shutil.copytree(written, tmp_path / "out")
 
 
-def found(folder, **options):
+def run_checks(folder, **options):
+    """Verify a folder. Returns (ok, {check: (ok, found)})."""
     result = verify(folder, **options)
-    return result["ok"], {each["check"]: (each["ok"], each["found"]) for each in result["checks"]}
+    return result["ok"], {row["check"]: (row["ok"], row["found"]) for row in result["checks"]}
 
 
 def test_what_is_whole(written):
     before = {path: path.stat().st_mtime_ns for path in written.rglob("*")}
-    ok, checks = found(written)
+    ok, checks = run_checks(written)
     assert ok and list(checks) == NAMES and all(ok for ok, _ in checks.values())
     assert checks["runs"][1] == "16 tokens, finite outputs, with its adapter"
     assert checks["recorded hashes"][1] == "3 files are as they were written"
@@ -49,22 +50,25 @@ def test_what_is_whole(written):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe", "gpt_oss", "gpt2"])
 def test_plain_models(tiny, family):
-    """Tied heads, experts each alone and in one tensor, transposed matrices."""
-    ok, checks = found(tiny(family))
+    """The families cover tied heads, experts apart and stacked in one tensor, and transposed matrices."""
+    ok, checks = run_checks(tiny(family))
     assert ok and checks["recorded hashes"][0] is checks["self-check"][0] is None
     assert all(checks[name][0] for name in NAMES[:1] + NAMES[2:6])
 
 
 def change(folder, name, value):
-    file = next(each for each in folder.glob("model-*.safetensors") if name in load_file(each))
+    """Replace a tensor in its shard by ``value`` of it."""
+    file = next(shard for shard in folder.glob("model-*.safetensors") if name in load_file(shard))
     save_file(load_file(file) | {name: value(load_file(file)[name])}, file, {"format": "pt"})
 
 
 def poisoned(tensor):
+    """Return the tensor with NaN in its first row."""
     return tensor.index_fill(0, torch.tensor([0]), float("nan"))
 
 
 def drop(folder):
+    """Remove the q projections from the first shard."""
     tensors = load_file(folder / SHARD)
     save_file({name: value for name, value in tensors.items() if "q_proj" not in name}, folder / SHARD)
 
@@ -105,11 +109,11 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage(folder, kind):
-    """Found where it is; what builds on that may fail, too."""
+    """The check of the damaged part fails; ``runs`` and ``self-check`` depend on it and may fail too."""
     damage, failing = DAMAGE[kind]
     damage(folder)
-    ok, checks = found(folder)
-    failed = {name for name, (fine, _) in checks.items() if fine is False}
+    ok, checks = run_checks(folder)
+    failed = {name for name, (passed, _) in checks.items() if passed is False}
     assert not ok and failing <= failed <= failing | {"runs", "self-check"}, checks
     assert all("\n" not in text for _, text in checks.values())
 
@@ -117,10 +121,10 @@ def test_damage(folder, kind):
 def test_the_original(folder, tiny):
     original = {"name": "o", "folder": str(folder / "moved")}
     edit_json(folder, "jettison.json", teacher=json.loads((folder / "jettison.json").read_text())["teacher"] | original)
-    ok, checks = found(folder)
+    ok, checks = run_checks(folder)
     assert ok and checks["self-check"][0] is None and "--original" in checks["self-check"][1]
-    assert found(folder, original=tiny("llama"))[1]["self-check"][0] is True
-    ok, checks = found(folder, original=tiny("llama", hidden_size=32, head_dim=8))
+    assert run_checks(folder, original=tiny("llama"))[1]["self-check"][0] is True
+    ok, checks = run_checks(folder, original=tiny("llama", hidden_size=32, head_dim=8))
     assert ok and checks["self-check"] == (
         None,
         f"{tiny('llama', hidden_size=32, head_dim=8)} is not the original o any more",

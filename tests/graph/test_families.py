@@ -1,4 +1,4 @@
-"""Every family: anatomy, reading from disk, the walk block by block."""
+"""Every family: its anatomy, reading it from disk, and the walk block by block."""
 
 import json
 
@@ -24,15 +24,15 @@ def ids():
 
 @pytest.fixture(scope="module")
 def reference(tiny, ids):
-    """family -> (model of transformers in float32, its logits)."""
-    made = {}
+    """Return a function: family -> (model of transformers in float32, its logits). Each is made once."""
+    references = {}
 
     def of(family):
-        if family not in made:
+        if family not in references:
             model = AutoModelForCausalLM.from_pretrained(tiny(family), dtype=torch.float32)
             with torch.no_grad():
-                made[family] = model, model(ids).logits
-        return made[family]
+                references[family] = model, model(ids).logits
+        return references[family]
 
     return of
 
@@ -105,7 +105,7 @@ def test_experts_share_a_grid_but_not_their_statistics(tiny, family):
 
 
 def test_a_checkpoint_of_the_bare_base_model(tiny, tmp_path):
-    """gpt2 as it was first published: names without the transformer. prefix."""
+    """gpt2 was first published with names that lack the prefix ``transformer.``."""
     folder = maker.make("gpt2", tmp_path / "gpt2")
     tensors = load_file(folder / "model.safetensors")
     save_file(
@@ -124,16 +124,16 @@ def test_scribe_is_bundled():
 def test_hub_names_go_to_the_hub(monkeypatch):
     import huggingface_hub
 
-    asked = []
+    requested = []
 
     def fetch(name, allow_patterns):
-        asked.append(name)
+        requested.append(name)
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     with pytest.raises(UsageError, match="the hub could not serve it: no network"):
         ModelFolder("Qwen/Qwen3-0.6B")
-    assert asked == ["Qwen/Qwen3-0.6B"]
+    assert requested == ["Qwen/Qwen3-0.6B"]
 
 
 class TestBadFolders:
@@ -216,8 +216,10 @@ class TestBadFolders:
 
 
 def test_what_a_block_is_given_may_follow_from_the_tokens(tmp_path):
-    """Gemma 4 gives each block embeddings of the tokens themselves: another batch, other arguments. With those of the
-    first batch, which once went for all, the states of the second end elsewhere."""
+    """Gemma 4 passes embeddings of the tokens to every block, so the arguments differ between batches.
+
+    The walk once used the arguments of the first batch for all: then the states of the second batch are wrong.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(
@@ -249,5 +251,5 @@ def test_what_a_block_is_given_may_follow_from_the_tokens(tmp_path):
     walk = Walk(source, tokens, batch=2)
     with walk.block(0):
         right = walk.output(0, 1)
-        walk._calls[1] = walk._calls[0]  # as it was
+        walk._calls[1] = walk._calls[0]  # the earlier fault: arguments of the first batch
         assert not torch.allclose(walk.output(0, 1), right, atol=1e-2)

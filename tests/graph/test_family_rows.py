@@ -1,4 +1,4 @@
-"""Rows of families.yaml are checked as they are read: an error names the row, the field and what is valid."""
+"""Rows of families.yaml are checked when they are read: an error names the row, the field and valid values."""
 
 import pytest
 

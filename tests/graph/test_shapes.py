@@ -1,4 +1,4 @@
-"""Known shapes: their published parameter counts, their windows, and what can and cannot be done without weights."""
+"""Known shapes: their published parameter counts, their windows, and what works without weights."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ from jettison.graph.skeleton import build_skeleton
 
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 100}
 BLOOM = {"model_type": "bloom", "n_embed": 32, "n_layer": 1, "n_head": 4, "vocab_size": 100}
-# As published for Gemma 3 4B: heads and vocabulary are left to the class.
+# As published for Gemma 3 4B: it omits heads and vocabulary, which have the defaults of the class.
 GEMMA3 = {
     "model_type": "gemma3",
     "text_config": {"model_type": "gemma3_text", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2},
@@ -28,16 +28,18 @@ opened = cache(open_shape)
 
 
 def without(config, *fields):
+    """Return the config without these fields."""
     return {name: value for name, value in config.items() if name not in fields}
 
 
 def known(name, **changes):
+    """Return the config of a known shape, with changes."""
     return shapes()[name]["config"] | changes
 
 
 @pytest.fixture
 def opening(tmp_path):
-    """opening(config) -> the shape of a folder that has only this config.json."""
+    """Return a function: config -> the shape of a folder that holds only this config.json."""
 
     def of(config):
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -136,7 +138,7 @@ class TestOpening:
         [
             ("adapter_model.safetensors", False),
             ("model-00001-of-00002.safetensors", True),
-            ("model.safetensors.index.json", True),  # that names shards: whether they are there is the checkpoint's say
+            ("model.safetensors.index.json", True),  # names shards; the checkpoint checks that they exist
         ],
     )
     def test_what_counts_as_weights(self, opening, tmp_path, file, weights):
@@ -147,7 +149,7 @@ class TestOpening:
     def test_a_folder_goes_before_the_shape_of_its_name(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "qwen3-4b").mkdir()
-        assert open_shape("qwen3-4b").hub == "Qwen/Qwen3-4B"  # no model in it
+        assert open_shape("qwen3-4b").hub == "Qwen/Qwen3-4B"  # the folder holds no model yet
         (tmp_path / "qwen3-4b" / "config.json").write_text(json.dumps(known("opt-125m")))
         assert open_shape("qwen3-4b").config.model_type == "opt"
         assert find_folder("qwen3-4b") == tmp_path / "qwen3-4b"
@@ -232,7 +234,7 @@ class TestConfigs:
     def test_names_of_every_family(self, opening):
         assert opening(GPT2).anatomy.blocks == 2
         assert opening(without(GPT2, "n_embd") | {"hidden_size": 32}).config.n_embd == 32
-        assert opening(GPT2 | {"n_embd": 768}).config.hidden_size == 768  # the family's default, but stated
+        assert opening(GPT2 | {"n_embd": 768}).config.hidden_size == 768  # equals the family's default, but is stated
         assert opening(without(GPT2, "n_embd") | {"hidden_size": 768}).config.n_embd == 768
         assert opening(BLOOM).config.hidden_size == 32
         assert opening(GEMMA3).config.get_text_config().num_attention_heads == 8
@@ -264,7 +266,7 @@ class TestShortened:
 class TestSkeleton:
     @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
     def test_experts_cost_no_initialization(self, family):
-        """What made the skeleton of a large mixture of experts take seconds."""
+        """Initialization of all experts once made the skeleton of a large mixture of experts take seconds."""
 
         class Calls(TorchDispatchMode):
             def __init__(self):
@@ -283,7 +285,7 @@ class TestSkeleton:
             with Calls() as calls:
                 build_skeleton(AutoConfig.for_model(family, **without(sizes, "num_experts")))
             counts.append(calls)
-        assert counts[1].made >= counts[0].made + 2 * 28 * 3  # blocks, further experts, matrices
+        assert counts[1].made >= counts[0].made + 2 * 28 * 3  # 2 blocks, 28 more experts, 3 matrices each
         assert counts[1].filled == counts[0].filled
 
     def test_the_garbage_collector_is_left_as_it_was(self, monkeypatch):
@@ -301,12 +303,12 @@ class TestSkeleton:
         assert gc.isenabled()
 
     def test_one_skeleton_serves_all_who_only_read(self, monkeypatch):
-        built = []
+        builds = []
         monkeypatch.setattr(
-            "jettison.graph.skeleton.build_skeleton", lambda config: built.append(1) or build_skeleton(config)
+            "jettison.graph.skeleton.build_skeleton", lambda config: builds.append(1) or build_skeleton(config)
         )
         shape = open_shape("opt-125m")
         assert shape.skeleton is shape.skeleton
         assert shape.anatomy.blocks == 12
-        assert len(built) == 1
+        assert len(builds) == 1
         assert shape.new_skeleton() is not shape.skeleton

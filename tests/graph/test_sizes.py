@@ -1,4 +1,4 @@
-"""A model's anatomy and sizes from its config's numbers alone: the same that transformers' own class has, or none."""
+"""Anatomy and sizes computed from a config's numbers equal those of transformers' class, or there is no answer."""
 
 import json
 
@@ -28,7 +28,7 @@ CHANGES = [
 
 
 def of_transformers(config):
-    """Anatomy and sizes by the skeleton; None where it is refused."""
+    """Return anatomy and sizes from the skeleton; None if transformers refuses the config."""
     shape = ModelShape("mine", config)
     shape._read = None
     try:
@@ -38,8 +38,9 @@ def of_transformers(config):
 
 
 def config_of(family):
-    made = maker.CONFIGS.get(family, maker.COMMON)
-    return json.loads(json.dumps({"model_type": family} | made))
+    """Return the config of a tiny model."""
+    fields = maker.CONFIGS.get(family, maker.COMMON)
+    return json.loads(json.dumps({"model_type": family} | fields))
 
 
 @pytest.mark.parametrize("name", shape_names())
@@ -50,13 +51,15 @@ def test_known_shapes(name):
 
 @pytest.mark.parametrize("family", ROWS)
 def test_every_family(family):
-    """Each field left out, and changes that matter to some family: the same, or no answer."""
+    """With every field left out in turn, and with changes that matter to some family, results agree or are None."""
     config = config_of(family)
     assert read_sizes(config) == of_transformers(config) != None  # noqa: E711 (both, and not None)
-    changed = [{name: config[name] for name in config if name != left} for left in config if left != "model_type"]
-    for each in [*changed, *(config | change for change in CHANGES)]:
-        found = read_sizes(each)
-        assert found is None or found == of_transformers(each), set(each.items() ^ config.items())
+    changed = [
+        {name: config[name] for name in config if name != omitted} for omitted in config if omitted != "model_type"
+    ]
+    for variant in [*changed, *(config | change for change in CHANGES)]:
+        sizes = read_sizes(variant)
+        assert sizes is None or sizes == of_transformers(variant), set(variant.items() ^ config.items())
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_oss", "qwen3"])

@@ -1,4 +1,4 @@
-"""AWQ: its scalings change nothing, and what outliers cost is won back."""
+"""AWQ: its scalings preserve the function, and recover what outlier channels cost."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ IDS = torch.arange(64).view(2, 32) * 31 % 4096
 
 
 def scalings(source, block):
-    """The scale edits of AWQ for a block, from inputs whose channels differ a hundredfold."""
+    """Return folds and AWQ's edits of a block, for inputs whose channels differ by a factor of 100."""
     linears = source.anatomy.of_block(block)
     claimed = [linear for linear in linears if "expert" not in linear.roles and "router" not in linear.roles]
     config = source.config
@@ -34,20 +34,23 @@ def scalings(source, block):
     stats = {}
     for linear in claimed:
         x = torch.randn(64, linear.columns, generator=rng) * torch.logspace(-1, 1, linear.columns)
-        seen = Stats.empty(linear.columns, absmean=True)
-        seen.add(x)
-        stats.setdefault(linear.inputs, seen)
+        inputs_stats = Stats.empty(linear.columns, absmean=True)
+        inputs_stats.add(x)
+        stats.setdefault(linear.inputs, inputs_stats)
     grids = {linear: UniformGrid(3, -1) for linear in claimed}
     return folds, awq(BlockView(claimed, folds, read, source.read), grids, stats)
 
 
 def test_every_row_with_folds_is_tried(tiny):
-    """A family with a row of its own folds; those that share a row with one of FOLDED are not repeated."""
+    """FOLDED has a family for every distinct set of folds in families.yaml.
+
+    Families that share their folds with one of FOLDED are not repeated.
+    """
     tried = {row: ModelFolder(tiny(row)).anatomy.family for row in FOLDED}
-    of = lambda family: (family.folds, family.linears, family.norm_offset)
+    key = lambda family: (family.folds, family.linears, family.norm_offset)
     text = {name: family for name, family in families().items() if family.folds and family.domain == "text"}
-    left = {name for name, family in text.items() if of(family) not in [of(other) for other in tried.values()]}
-    assert not left, "add the new family to FOLDED"
+    untested = {name for name, family in text.items() if key(family) not in [key(other) for other in tried.values()]}
+    assert not untested, "add the new family to FOLDED"
 
 
 @pytest.mark.parametrize("family", FOLDED)
@@ -60,21 +63,21 @@ def test_scalings_alone_preserve_the_function(tiny, family):
         for block in range(source.anatomy.blocks):
             folds, edits = scalings(source, block)
             assert len(folds) == FOLDED[family]
-            moved = 0.0
+            largest = 0.0
             for edit in edits:
                 if isinstance(edit, Scale):
                     value = model.get_parameter(edit.name)
-                    turned = layouts.get(edit.name) == "conv1d"
-                    value.data = edit.of(value.data.T).T if turned else edit.of(value.data)
-                    moved = max(moved, float(edit.factor.max()))
-            assert moved > 1.1, "nothing was scaled"
+                    transposed = layouts.get(edit.name) == "conv1d"
+                    value.data = edit.of(value.data.T).T if transposed else edit.of(value.data)
+                    largest = max(largest, float(edit.factor.max()))
+            assert largest > 1.1, "nothing was scaled"
         after = model(IDS).logits
     assert float((after - before).abs().max() / before.abs().max()) < 1e-4
 
 
 @pytest.fixture(scope="module")
 def outliers(tiny, tmp_path_factory):
-    """A model whose norms make a few channels forty times as large, and whose linears read them as before."""
+    """Return a model whose norms make three channels 40 times larger; the linears divide by 40 again."""
     import shutil
 
     folder = shutil.copytree(tiny("llama"), tmp_path_factory.mktemp("outliers") / "m")
@@ -95,18 +98,18 @@ def outliers(tiny, tmp_path_factory):
 
 
 def test_outlier_channels_are_recovered(outliers, tmp_path):
-    lost = {}
+    kl = {}
     for method in ("rtn", "awq"):
         step = {"quantize": {"method": method, "bits": 4, "group_size": 32}}
         compress(outliers, {"steps": [step | {"where": {"role": ROLES}}],
                             "calibration": {"samples": 16, "length": 64}}, tmp_path / method)  # fmt: skip
-        lost[method] = evaluate(tmp_path / method, texts=["books"], tokens=2048, window=64)["texts"]["books"]["kl"]
-    assert lost["awq"] < 0.5 * lost["rtn"], lost
+        kl[method] = evaluate(tmp_path / method, texts=["books"], tokens=2048, window=64)["texts"]["books"]["kl"]
+    assert kl["awq"] < 0.5 * kl["rtn"], kl
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 def test_a_killed_run_ends_with_the_same_bytes(tiny, tmp_path, family):
-    """Norms that were changed are read back from the shard of a finished block."""
+    """Changed norms are read back from the shard of a finished block."""
     recipe = {"steps": [{"quantize": {"method": "awq", "bits": 4, "group_size": 32}, "where": {"role": ROLES}}]}
     recipe |= {"calibration": {"samples": 8, "length": 64}}
     check_kills(lambda out: compress(tiny(family), recipe, out), tmp_path, 16)
@@ -121,7 +124,7 @@ def test_where_nothing_is_known_of_a_family(tiny, tmp_path):
 
 
 def test_two_steps_do_not_scale_what_the_other_rounds(tiny, tmp_path):
-    """v is another step's: o is then rounded as it is, and the result still computes what the shards say."""
+    """Another step quantizes v, so o is not scaled, and the block still computes the same as the shards."""
     grid = {"bits": 4, "group_size": 32}
     steps = [
         {"quantize": {"method": "awq"} | grid, "where": {"role": ["o", "down"]}},

@@ -1,4 +1,4 @@
-"""Pruning methods against their official implementations, and what each promises."""
+"""Pruning methods against their official implementations, and the properties of each."""
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ TWO_OF_FOUR = Pattern.parse("2:4")
 
 
 def pattern_of(case) -> Pattern:
+    """Return the pattern that a case's key names."""
     name = case.key.split(".")[1].removesuffix("_4bit")
     return Pattern(0.5) if name == "unstructured50" else Pattern.parse(name.replace("of", ":"))
 
@@ -35,7 +36,7 @@ def test_wanda(case):
 @pytest.mark.parametrize("case", [c for c in golden("sparsegpt") if not c["bits"]], ids=lambda case: case.key)
 def test_sparsegpt(case):
     pattern, theirs = pattern_of(case), case.tensor("W")
-    if not pattern.grouped:  # the original prunes one more in every block of 128 columns
+    if not pattern.grouped:  # the official code prunes one more in every block of 128 columns
         pattern = Pattern(float((theirs == 0).float().mean()))
     ours = sparsegpt(case.weight, pattern, Stats.of(case.inputs), damp=case["percdamp"], block_size=case["blocksize"])
     assert float(((ours == 0) == (theirs == 0)).float().mean()) >= 0.999
@@ -62,6 +63,7 @@ def test_alps(case):
 
 @pytest.fixture(scope="module")
 def layer():
+    """Return weight (48, 64) and inputs (1024, 64), correlated and with channels of different size."""
     generator = torch.Generator().manual_seed(0)
     mix = torch.randn(64, 64, generator=generator) / 8
     inputs = torch.randn(1024, 64, generator=generator) @ mix * torch.linspace(0.2, 3, 64)
@@ -72,7 +74,7 @@ def output_error(weight, pruned, inputs):
     return float(((weight - pruned) @ inputs.T).square().mean())
 
 
-FEW = {"sds": {"dense_steps": 20, "second_steps": 20}}  # where not the error is looked at
+FEW = {"sds": {"dense_steps": 20, "second_steps": 20}}  # for tests that do not measure the error
 PATTERNS = [
     Pattern(0.5),
     Pattern(0.7),
@@ -93,7 +95,7 @@ def test_counts_are_as_asked_for(layer, name, pattern):
         assert (zero.unflatten(1, (-1, pattern.of)).sum(-1) == pattern.of - pattern.kept).all()
     elif pattern.scope == "row":
         assert (zero.sum(1) == round(pattern.sparsity * 64)).all()
-    elif name != "wanda":  # which takes as many of every row, whole ones
+    elif name != "wanda":  # wanda prunes the same whole number of every row
         assert int(zero.sum()) == round(pattern.sparsity * weight.numel())
 
 
@@ -128,45 +130,45 @@ def test_sds_is_better_than_its_base_and_than_as_many_steps_without_the_dense_st
     plain = methods("prune")[base].function(weight, pattern, stats)
     control = sds(weight, pattern, stats, base=base, dense_steps=0, second_steps=200, rechoose=False, damp=0.0)
     full = sds(weight, pattern, stats, base=base, dense_steps=100, second_steps=100, damp=0.0)
-    errors = [output_error(weight, each, inputs) for each in (plain, control, full)]
+    errors = [output_error(weight, pruned, inputs) for pruned in (plain, control, full)]
     assert errors[2] < errors[0]
-    if base != "alps":  # which has searched its mask already
+    if base != "alps":  # alps has already searched its mask
         assert errors[2] < errors[1] < errors[0]
     assert torch.equal(control == 0, plain == 0)
 
 
 def test_sds_aims_at_what_the_original_gives(layer):
-    """From disturbed inputs, on text it has not seen: the cross moments make up for the disturbance."""
+    """Inputs are disturbed and the text is held out: the cross moments compensate the disturbance."""
     weight, inputs = layer
     mix = torch.randn(64, 64, generator=torch.Generator().manual_seed(1)) / 8
     disturbed = 0.8 * inputs + 0.3 * inputs @ mix
-    (seen, held_out), (seen_as_was, held_out_as_was) = disturbed.split(768), inputs.split(768)
-    stats = Stats.of(seen, seen_as_was, dense=True)
-    error = lambda pruned: float((held_out @ pruned.T - held_out_as_was @ weight.T).square().mean())
+    (train, test), (train_original, test_original) = disturbed.split(768), inputs.split(768)
+    stats = Stats.of(train, train_original, dense=True)
+    error = lambda pruned: float((test @ pruned.T - test_original @ weight.T).square().mean())
     sparse_data, half, dense_data = (
         error(sds(weight, TWO_OF_FOUR, stats, **options)) for options in ({}, {"share": 0.0}, {"data": "dd"})
     )
     assert sparse_data < half
     assert sparse_data < dense_data
-    without = Stats.of(seen)  # as experts have them: nothing to aim at but its own inputs
-    assert torch.equal(sds(weight, TWO_OF_FOUR, without, data="dd"), sds(weight, TWO_OF_FOUR, without))
+    no_cross = Stats.of(train)  # as for experts: there is no target but its own inputs
+    assert torch.equal(sds(weight, TWO_OF_FOUR, no_cross, data="dd"), sds(weight, TWO_OF_FOUR, no_cross))
 
 
 def test_sds_early_exit(layer):
-    """The second pruning of the re-densed weights alone; it is taken only where it is better than the first."""
+    """Early exit returns the second pruning without adjustment, if it is better than the first pruning."""
     weight, inputs = layer
     stats = Stats.of(inputs)
     early = sds(weight, TWO_OF_FOUR, stats, base="magnitude", early_exit=True)
     full = sds(weight, TWO_OF_FOUR, stats, base="magnitude")
     plain = magnitude(weight, TWO_OF_FOUR)
-    errors = [output_error(weight, each, inputs) for each in (full, early, plain)]
+    errors = [output_error(weight, pruned, inputs) for pruned in (full, early, plain)]
     assert errors[0] < errors[1] <= errors[2]
 
 
 @pytest.mark.parametrize("name", sorted(methods("prune")))
 @pytest.mark.parametrize("pattern", [Pattern(0.5), TWO_OF_FOUR], ids=str)
 def test_dead_channels_and_singular_hessians(layer, name, pattern):
-    """Three tokens, half of the channels never active; and no input at all."""
+    """The inputs are three tokens with half of the channels dead; then all zeros."""
     weight, inputs = layer
     few = inputs[:3].clone()
     few[:, ::2] = 0

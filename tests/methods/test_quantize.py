@@ -1,4 +1,4 @@
-"""Quantization methods against their official implementations, and what each promises."""
+"""Quantization methods against their official implementations, and the properties of each."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from jettison.numerics.low_rank import best_correction
 from jettison.recipe.registry import methods
 from jettison.statistics.stats import Stats
 
-FEW = {"caldera": {"iterations": 2}}  # where not the error is looked at
+FEW = {"caldera": {"iterations": 2}}  # for tests that do not measure the error
 EXACT = {"scale_type": "float32"}
 
 
@@ -28,7 +28,7 @@ def share_of_other_codes(quantized, case) -> float:
 @pytest.mark.parametrize("case", [c for c in golden("rtn") if c.key.startswith("case")], ids=lambda case: case.key)
 def test_rtn(case):
     quantized = rtn(case.weight, UniformGrid(case["bits"], case["group_size"], case["symmetric"], **EXACT), clip=False)
-    # Symmetric: the group's extreme lies on a tie between two codes.
+    # On symmetric grids the largest value of a group lies halfway between two codes.
     assert share_of_other_codes(quantized, case) <= (0.01 if case["symmetric"] else 0.0)
 
 
@@ -41,7 +41,10 @@ def test_hqq(case):
 
 
 def stored_order(case) -> bool:
-    """Groups along the permuted columns need an index per column, which checkpoints no longer store."""
+    """Return whether checkpoints can store the case.
+
+    Groups along permuted columns need an index per column, which is not stored any more.
+    """
     return not case["act_order"] or case["static_groups"] or case["group_size"] == -1
 
 
@@ -56,6 +59,7 @@ def test_gptq(case):
 
 @pytest.fixture(scope="module")
 def layer():
+    """Return weight (64, 128) and correlated inputs (1024, 128)."""
     generator = torch.Generator().manual_seed(0)
     mix = torch.randn(128, 128, generator=generator) / 11
     inputs = torch.randn(1024, 128, generator=generator) @ mix
@@ -69,7 +73,7 @@ def output_error(weight, quantized, inputs):
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_each_step_up_pays(layer, bits, symmetric):
-    """Clipping beats the full range on the weights; GPTQ beats rounding on the outputs."""
+    """Clipping reduces the weight error of the full range; GPTQ reduces the output error of rounding."""
     weight, inputs = layer
     grid, stats = UniformGrid(bits, 32, symmetric), Stats.of(inputs)
     plain, clipped = rtn(weight, grid, clip=False), rtn(weight, grid)
@@ -98,7 +102,7 @@ def test_hqq_rounds_its_zero_points_for_storage(layer):
 
 
 def test_hqq_keeps_groups_of_one_sign(layer):
-    """Their range has to reach to zero, where the zero point is."""
+    """Their range must include zero, where the zero point is."""
     weight = layer[0].abs() * 0.01 + 1
     assert float((weight - hqq(weight, UniformGrid(4, 32, symmetric=False)).dequantize()).abs().max()) < 0.1
 
@@ -118,21 +122,22 @@ def test_gptq_survives_a_singular_hessian(layer):
 
 @pytest.mark.parametrize("grid", [UniformGrid(2, 32), UniformGrid(3, 32, symmetric=False)], ids=str)
 def test_gptaq_gives_the_original_outputs_from_disturbed_inputs(layer, grid):
-    """On text it has not seen; sharing none of the correction is GPTQ."""
+    """The error is measured on held-out text; share 0 is GPTQ."""
     weight, inputs = layer
     mix = torch.randn(128, 128, generator=torch.Generator().manual_seed(1)) / 11
-    disturbed = 0.8 * inputs + 0.4 * inputs @ mix  # what the original has can be had from this linearly
-    (seen, held_out), (seen_as_was, held_out_as_was) = disturbed.split(768), inputs.split(768)
-    stats = Stats.of(seen, seen_as_was)
+    disturbed = 0.8 * inputs + 0.4 * inputs @ mix  # the original inputs are a linear function of these
+    (train, test), (train_original, test_original) = disturbed.split(768), inputs.split(768)
+    stats = Stats.of(train, train_original)
 
     def error(quantized):
-        return float((held_out @ quantized.dequantize().T - held_out_as_was @ weight.T).square().mean())
+        return float((test @ quantized.dequantize().T - test_original @ weight.T).square().mean())
 
     plain = gptq(weight, grid, stats)
     errors = [error(gptaq(weight, grid, stats, share=share)) for share in (0.0, 0.5, 1.0)]
     assert errors[0] == error(plain)
     assert errors[1] < 0.9 * errors[0] and errors[2] < errors[1]
-    assert torch.equal(gptaq(weight, grid, Stats.of(seen)).codes, plain.codes)  # nothing to correct toward
+    # Without the original's inputs there is no correction.
+    assert torch.equal(gptaq(weight, grid, Stats.of(train)).codes, plain.codes)
 
 
 @pytest.mark.parametrize("grid", [UniformGrid(2, 32), UniformGrid(3, 32, symmetric=False)], ids=str)
@@ -140,18 +145,18 @@ def test_caldera_leaves_less_than_gptq_once_a_adapter_is_there(layer, grid):
     weight, inputs = layer
     stats = Stats.of(inputs)
 
-    def left(quantized):
+    def error_with_adapter(quantized):
         error = weight - quantized.dequantize()
         a, b = best_correction(error, stats.hessian, 8)
         return float(((error - b @ a) @ inputs.T).square().mean())
 
-    plain = left(gptq(weight, grid, stats))
-    few, many = (left(caldera(weight, grid, stats, rank=8, iterations=count)) for count in (2, 20))
+    plain = error_with_adapter(gptq(weight, grid, stats))
+    few, many = (error_with_adapter(caldera(weight, grid, stats, rank=8, iterations=count)) for count in (2, 20))
     assert many < few and many < 0.9 * plain
 
 
 def test_a_best_correction_of_any_shape_is_the_truncated_svd(layer):
-    """In the metric of the inputs: what is left are the singular values beyond the rank."""
+    """In the metric of the inputs, the remaining error is the singular values beyond the rank."""
     weight, inputs = layer
     hessian = inputs.T @ inputs / len(inputs) + 0.5 * torch.eye(128)
     for error in (weight, torch.cat([weight, weight.flip(1), weight.flip(0)])):
@@ -172,7 +177,7 @@ LINEAR = sorted(name for name, method in methods("quantize").items() if method.s
     "grid", [UniformGrid(b, g, s) for b in (2, 3, 4, 8) for g in (16, -1) for s in (True, False)], ids=str
 )
 def test_scales_are_stored_as_seen(layer, name, grid):
-    """Codes were chosen for the rounded scales: storing loses nothing, and the grid is respected."""
+    """Codes are chosen for the rounded scales: storing loses nothing, and codes are valid for the grid."""
     if name == "hqq" and grid.symmetric:
         pytest.skip("hqq is asymmetric")
     weight, inputs = layer
@@ -181,6 +186,6 @@ def test_scales_are_stored_as_seen(layer, name, grid):
     assert quantized.codes.max() <= grid.max_code
     assert (quantized.zero is None) == grid.symmetric
     error = float((weight - quantized.dequantize()).square().sum() / weight.square().sum())
-    if name == "caldera":  # leaves a part to the LoRA adapter
+    if name == "caldera":  # leaves part of the error to the LoRA adapter
         return
     assert error < {2: 0.6, 3: 0.15, 4: 0.05, 8: 0.001}[grid.bits]

@@ -1,4 +1,4 @@
-"""The block loop: what it writes, that transformers reads it, that kills do not change it, and what it refuses."""
+"""The block loop: its files load in transformers, kills do not change them, and bad recipes are refused."""
 
 import errno
 import json
@@ -25,6 +25,7 @@ CALIBRATION = {"text": "books", "samples": 8, "length": 32}
 
 
 def recipe(low="gptq", high="gptq", symmetric=True, where_high=("q", "k", "v", "o", "down", "head")):
+    """Return a recipe with two quantize steps: 2-bit ``low`` for gate and up, 4-bit ``high`` for ``where_high``."""
     grid = {"group_size": 32, "symmetric": symmetric}
     return {
         "calibration": CALIBRATION,
@@ -54,7 +55,10 @@ def ids():
 
 @pytest.mark.parametrize("family", list(maker.CONFIGS))
 def test_transformers_gives_our_logits(tiny, tmp_path, ids, family):
-    """Mixed grids, packed head (untied where it was tied); experts with one symmetric grid, as transformers needs."""
+    """The model has mixed grids and a packed head (untied if it was tied).
+
+    Mixture-of-experts models get one symmetric grid, because transformers needs that.
+    """
     experts = family in ("qwen3_moe", "gpt_oss")
     manifest = compress(tiny(family), UNIFORM if experts else recipe(), tmp_path / "out")
     ours = load(tmp_path / "out", dtype=torch.float32, exact=True).logits(ids)
@@ -62,7 +66,7 @@ def test_transformers_gives_our_logits(tiny, tmp_path, ids, family):
         assert "no loader for packed experts" in manifest["not_in_transformers"][0]
         return
     assert manifest["not_in_transformers"] == []
-    if family == "qwen3_moe":  # transformers dequantizes experts in the type of their scales, whatever it is asked
+    if family == "qwen3_moe":  # transformers dequantizes experts in the dtype of their scales, ignoring ours
         ours = load(tmp_path / "out", dtype=torch.bfloat16, exact=True).logits(ids).float()
         theirs = logits_of_transformers(tmp_path / "out", ids, torch.bfloat16).float()
         assert float((ours - theirs).square().mean()) < 1e-3 * float(ours.square().mean())
@@ -73,7 +77,10 @@ def test_transformers_gives_our_logits(tiny, tmp_path, ids, family):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "gpt_oss", "gpt2", "opt"])
 def test_the_files_hold_what_the_methods_made(tiny, tmp_path, ids, family, symmetric):
-    """The loaded model is the original with each linear replaced by its dequantized self, asymmetric experts too."""
+    """The loaded model equals the original with every linear replaced by its dequantized weight.
+
+    This covers asymmetric experts too.
+    """
     manifest = compress(tiny(family), recipe("rtn", "rtn", symmetric), tmp_path / "out")
     assert any("zero points" in note for note in manifest["not_in_transformers"]) is not symmetric or family == "gpt2"
     source, packed = ModelFolder(tiny(family)), ModelFolder(tmp_path / "out")
@@ -84,7 +91,7 @@ def test_the_files_hold_what_the_methods_made(tiny, tmp_path, ids, family, symme
             continue
         bits = 2 if {"gate", "up"} & set(linear.roles) else 4
         dense = rtn(source.read_weight(linear.name, linear.layout), UniformGrid(bits, 32, symmetric)).dequantize()
-        if linear.layout == "conv1d":  # stored dense, in the checkpoint's own type
+        if linear.layout == "conv1d":  # stored dense, in the checkpoint's dtype
             dense = dense.T.bfloat16().float()
         model.get_submodule(linear.name).weight = torch.nn.Parameter(dense)
     with torch.no_grad():
@@ -105,11 +112,11 @@ def test_biases_and_everything_else_stay(tiny, tmp_path):
 
 
 def test_calibration_helps(tmp_path):
-    """On a trained model, GPTQ leaves the outputs of blocks closer to the original than rounding does."""
+    """On a trained model, GPTQ leaves a smaller error at the blocks' outputs than rounding does."""
     errors = {}
     for method in ("rtn", "gptq"):
         low = {"quantize": {"method": method, "bits": 3, "group_size": 64}, "where": {"role": ["gate", "up", "down"]}}
-        # A second step with statistics makes the run measure the error of blocks in both cases.
+        # The second step needs calibration statistics, so the run measures the error of blocks for rtn too.
         other = {"quantize": {"method": "gptq", "bits": 8, "group_size": 64}, "where": {"role": ["o"]}}
         calibration = {"text": "books", "samples": 16, "length": 128}
         manifest = compress("scribe", {"steps": [low, other], "calibration": calibration}, tmp_path / method)
@@ -140,7 +147,7 @@ def test_an_embedding_alone_unties_the_head(tiny, tmp_path, ids):
 
 
 def test_blocks_can_differ(tiny, tmp_path, ids):
-    """Patterns where blocks agree, names where they do not; transformers follows both."""
+    """The config has patterns where blocks agree and names where they differ; transformers follows both."""
     steps = [
         {"quantize": {"method": "rtn", "bits": 3, "group_size": 32}, "where": {"role": ["gate", "up"], "block": 0}},
         {"quantize": {"method": "rtn", "bits": 5, "group_size": 16}, "where": {"role": ["gate", "up"], "block": 1}},
@@ -165,18 +172,18 @@ def test_size_counts_scales_and_zero_points(tiny, tmp_path):
     assert size["bits_per_weight"] == 4 + 16 / 32
     on_disk = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
     assert size["disk_bytes"] == on_disk
-    assert 0 < on_disk - size["bytes"] < 40_000  # headers
+    assert 0 < on_disk - size["bytes"] < 40_000  # safetensors headers
     assert measure_size(tiny("llama"))["bits_per_weight"] == 16
 
 
 def test_uncalibrated_experts_are_reported(tmp_path):
-    """A router that chooses expert 0 or 1 by the sign of what it computes, and never another."""
+    """The router chooses expert 0 or 1 by the sign of its first logit, and never another expert."""
     folder = maker.make("qwen3_moe", tmp_path / "m", num_experts_per_tok=1)
     file = folder / "model.safetensors"
     tensors = load_file(file)
     for name, value in tensors.items():
         if name.endswith("mlp.gate.weight"):
-            value[1], value[2], value[3] = -value[0], value[0] / 2, 0
+            value[1], value[2], value[3] = -value[0], value[0] / 2, 0  # 2 and 3 never have the largest logit
     save_file(tensors, file, {"format": "pt"})
     manifest = compress(folder, recipe(), tmp_path / "out")
     records = {name: record for block in manifest["blocks"] for name, record in block["linears"].items()}

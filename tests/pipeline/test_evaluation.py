@@ -1,4 +1,4 @@
-"""Quality against transformers' own loss, distances, sizes; and the whole loop of ``fit``."""
+"""Evaluation: loss and distances equal those of transformers, sizes; and the whole of ``fit``."""
 
 import importlib
 import json
@@ -46,7 +46,7 @@ class TestQuality:
         assert abs(measured["kl"]) < 1e-6
 
     def test_distances_are_those_of_transformers(self, tmp_path):
-        """From a copy that differs in a single matrix, whose head and tail are the same."""
+        """The other model is a copy in which one matrix differs; embedding and head are the same."""
         source = ModelFolder("scribe")
         shutil.copytree(source.folder, tmp_path / "other")
         tensors = load_file(tmp_path / "other" / "model.safetensors")
@@ -71,15 +71,15 @@ class TestQuality:
             steps = {"steps": [{"quantize": {"method": "rtn", "bits": bits, "group_size": 64, "clip": False}}]}
             compress("scribe", steps, tmp_path / f"w{bits}")
         folders = tmp_path / "w8", scribe_w4, tmp_path / "w2"
-        found = [evaluate(folder, **SHORT)["texts"]["books-evaluation"] for folder in folders]
-        kl, agreement = ([each[name] for each in found] for name in ("kl", "agreement"))
+        results = [evaluate(folder, **SHORT)["texts"]["books-evaluation"] for folder in folders]
+        kl, agreement = ([result[name] for result in results] for name in ("kl", "agreement"))
         assert kl == sorted(kl) and kl[0] < 0.01 and kl[2] > 0.3
         assert agreement == sorted(agreement, reverse=True)
 
     def test_a_file_of_ones_own(self, tmp_path):
         (tmp_path / "mine.txt").write_text("It was the best of times, it was the worst of times. " * 20)
-        found = evaluate("scribe", texts=[tmp_path / "mine.txt"], tokens=None, window=64)
-        assert list(found["texts"]) == [str(tmp_path / "mine.txt")]
+        result = evaluate("scribe", texts=[tmp_path / "mine.txt"], tokens=None, window=64)
+        assert list(result["texts"]) == [str(tmp_path / "mine.txt")]
 
     def test_texts_that_are_none(self, tmp_path):
         with pytest.raises(UsageError, match="no text 'wikitext-2': give a UTF-8 file or one of books, books-eval"):
@@ -133,7 +133,7 @@ class TestFit:
         )
         speed = json.loads((out / "speed.json").read_text())["stages"]
         assert set(speed) == set(STAGES)
-        assert all(each["decode_tokens_per_second"] > 0 for each in speed.values())
+        assert all(row["decode_tokens_per_second"] > 0 for row in speed.values())
         page = (out / "report.html").read_text()
         for stage in speed:
             assert len(result[stage]["samples"]) == 3
@@ -141,8 +141,8 @@ class TestFit:
         assert "jettison fit" in page
 
     def test_tasks_are_compared_item_by_item(self, tiny, tmp_path):
-        asked = dict(tasks=["jettison_books_agreement"], items=6)
-        result = fit(tiny("llama"), out=tmp_path / "out", recipe="gateup-w4w2", changes=QUICK, **asked, **SHORT)
+        options = dict(tasks=["jettison_books_agreement"], items=6)
+        result = fit(tiny("llama"), out=tmp_path / "out", recipe="gateup-w4w2", changes=QUICK, **options, **SHORT)
         manifest = json.loads((tmp_path / "out" / "jettison.json").read_text())
         scores = {stage: result[stage]["tasks"]["jettison_books_agreement"]["accuracy"] for stage in STAGES}
         assert [row["task"] for row in manifest["tasks"]] == ["jettison_books_agreement"]
@@ -150,7 +150,7 @@ class TestFit:
         assert "jettison_books_agreement" in (tmp_path / "out" / "report.html").read_text()
 
     def test_the_prediction_is_what_came_out(self, whole, tiny):
-        """The planner's bytes are those of the checkpoint, adapter included."""
+        """The bytes that the planner predicts are those of the checkpoint, including the adapter."""
         out, result = whole
         planned = fit(tiny("llama"), out=out, recipe="gateup-w4w2", changes=QUICK, context=0, dry_run=True)["plan"]
         stored = result["recovered"]["size"]["bytes"]

@@ -1,4 +1,9 @@
-"""Pruning in the block loop: recipes, counts, masks through quantization and recovery, kills, and what is refused."""
+"""Pruning in the block loop.
+
+- Recipes, and those that are refused.
+- Sparsity of the result; masks stay through quantization and recovery.
+- A run killed at any write gives the same bytes.
+"""
 
 import json
 import shutil
@@ -27,17 +32,19 @@ FAST = {"dense_steps": 4, "second_steps": 4}
 
 
 def recipe(prune, *steps, where=None, **calibration):
+    """Return a recipe that prunes, then does ``steps``."""
     first = {"prune": prune} | ({"where": where} if where else {})
     return {"calibration": CALIBRATION | calibration, "steps": [first, *steps]}
 
 
 def quantize(method="gptq", bits=4, **options):
+    """Return a quantize step for all linears of the blocks."""
     roles = ["q", "k", "v", "o", "gate", "up", "down"]
     return {"quantize": {"method": method, "bits": bits, "group_size": 32} | options, "where": {"role": roles}}
 
 
 def dense_weights(folder):
-    """Of every linear of the blocks, (out, in) float32, as stored."""
+    """Yield every linear of the blocks with its dense weight, (out, in) float32, as stored."""
     source = ModelFolder(folder)
     grids = read_grids(source)
     for linear in source.anatomy:
@@ -50,12 +57,13 @@ def dense_weights(folder):
 
 
 def read_entries(cache) -> dict[tuple[str, str], float]:
-    """What sensitivity has kept: part and pattern -> loss."""
+    """Return the losses that sensitivity has cached: (part, pattern) -> loss."""
     lines = [json.loads(line) for file in cache.rglob("losses.jsonl") for line in file.read_text().splitlines()]
     return {(line["part"], line["grid"]): line["loss"] for line in lines if "part" in line}
 
 
 def zeros_of(folder) -> dict[str, torch.Tensor]:
+    """Return the sparsity mask of every linear of the blocks: True where the weight is zero."""
     return {linear.name: weight == 0 for linear, weight in dense_weights(folder)}
 
 
@@ -86,9 +94,10 @@ def test_quantization_keeps_zeros_zero(tiny, tmp_path, method, symmetric):
     compress(tiny("llama"), recipe(prune), tmp_path / "sparse")
     compress(tiny("llama"), recipe(prune, quantize(method, symmetric=symmetric, **few)), tmp_path / "both")
     sparse, both = zeros_of(tmp_path / "sparse"), zeros_of(tmp_path / "both")
-    first = [name for name in sparse if ".0." in name]  # of later blocks the inputs, and so the masks, differ
+    # Only the first block: later blocks see other inputs in the two runs, so their masks differ.
+    first = [name for name in sparse if ".0." in name]
     assert first and all((both[name] | ~sparse[name]).all() for name in first)
-    assert all(float(zero.float().mean()) > 0.59 for zero in both.values())  # 38 of every row of 64
+    assert all(float(zero.float().mean()) > 0.59 for zero in both.values())  # 38 of the 64 weights of a row
 
 
 @pytest.mark.parametrize("kind", ["owl", "sensitivity"])
@@ -99,28 +108,28 @@ def test_adaptive_sparsity_keeps_the_mean(tmp_path, kind):
     shares = {record["zeros"] for record in records}
     assert len(shares) > 4 and min(shares) > 0.5 and max(shares) < 0.9
     zero, total = 0, 0
-    for each in zeros_of(tmp_path / "out").values():
-        zero, total = zero + int(each.sum()), total + each.numel()
+    for mask in zeros_of(tmp_path / "out").values():
+        zero, total = zero + int(mask.sum()), total + mask.numel()
     assert zero / total == pytest.approx(0.7, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["owl", "sensitivity"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.03, 0.97, 0.995])
 def test_adaptive_sparsity_keeps_the_mean_at_its_limits(tiny, kind, sparsity):
-    """Where a spread around the mean would go below nothing or above nearly all."""
+    """A spread around the mean would give sparsities below 0 or above 0.99: they are clipped."""
     source = ModelFolder(tiny("llama"))
     patterns = {linear: Pattern(sparsity) for linear in source.anatomy if linear.block is not None}
     tokens = token_windows(source, "books", 32, 4)
-    found = allocate(source, patterns, Allocation(kind, 0.1), tokens, Text("books"))
-    assert set(found) == {linear.name for linear in patterns}
-    assert all(0 <= share <= max(0.99, sparsity) for share in found.values())
+    shares = allocate(source, patterns, Allocation(kind, 0.1), tokens, Text("books"))
+    assert set(shares) == {linear.name for linear in patterns}
+    assert all(0 <= share <= max(0.99, sparsity) for share in shares.values())
     total = sum(linear.weights for linear in patterns)
-    mean = sum(found[linear.name] * linear.weights for linear in patterns) / total
+    mean = sum(shares[linear.name] * linear.weights for linear in patterns) / total
     assert mean == pytest.approx(sparsity, abs=2e-6)
 
 
 def test_sensitivity_of_a_part_that_lacks_some_of_it_is_not_taken_for_that_of_all(tiny, tmp_path, monkeypatch):
-    """Losses are kept by the names of parts: pruning q alone must not say what q, k and v lose together."""
+    """Losses are cached by the name of a part; the loss of q alone must not be used for q, k and v together."""
     source = ModelFolder(tiny("llama"))
     inside = [linear for linear in source.anatomy if linear.block is not None]
     tokens = token_windows(source, "books", 32, 4)
@@ -160,7 +169,7 @@ def test_workers_change_nothing(tiny, tmp_path):
     one = compress(tiny("llama"), steps, tmp_path / "one")
     two = compress(tiny("llama"), steps, tmp_path / "two", workers=2)
     errors = lambda manifest: [r["error"] for block in manifest["blocks"] for r in block["linears"].values()]
-    assert errors(two) == pytest.approx(errors(one), rel=1e-3)  # other numbers of threads, other orders of sums
+    assert errors(two) == pytest.approx(errors(one), rel=1e-3)  # the number of threads changes the order of sums
 
 
 QUICK = {"samples": 32, "length": 32, "batch": 4, "epochs": 4, "weight_lr": 2e-3, "lr": 5e-3}
@@ -178,7 +187,7 @@ class TestRecovery:
         shutil.copytree(pruned, tmp_path / "out")
         changes = [f"recover.{name}={value}" for name, value in QUICK.items()]
         loss = recover(tmp_path / "out", changes=[*changes, f"recover.train={train}"])["recovery"]["loss"]
-        assert sum(loss[-8:]) < 0.95 * sum(loss[:8])  # an epoch each
+        assert sum(loss[-8:]) < 0.95 * sum(loss[:8])  # first and last epoch, 8 steps each
         before, after = dict(dense_weights(pruned)), dict(dense_weights(tmp_path / "out"))
         for (_, old), (_, new) in zip(before.items(), after.items(), strict=True):
             assert torch.equal(old == 0, new == 0)
@@ -210,8 +219,10 @@ class TestRecovery:
         )
 
     def test_the_dense_stage_may_distil_logits(self, tiny, pruned, tmp_path):
-        """Pruned, grown dense again by the original's logits, pruned again: nearer to the original than pruned once.
-        All that comes of it still has the first model as its teacher."""
+        """Pruned, re-densified with the original's logits and pruned again: nearer to the original than pruned once.
+
+        Every model made from it still has the first model as its teacher.
+        """
         shutil.copytree(pruned, tmp_path / "dense")
         changes = [f"recover.{name}={value}" for name, value in QUICK.items()]
         recover(tmp_path / "dense", changes=[*changes, "recover.train=[weights]", "recover.masked=false"])
@@ -267,10 +278,10 @@ class TestRecipes:
         steps = recipe(
             {"method": "sds", "base": "alps", "sparsity": 0.6, "scope": "row", "allocation": "owl"}, quantize()
         )
-        found = load_recipe(steps)
-        assert found.of("prune")[0].pattern.sparsity == 0.6
-        assert found.of("prune")[0].allocation.kind == "owl"
-        assert load_recipe(found.to_dict()) == found
+        loaded = load_recipe(steps)
+        assert loaded.of("prune")[0].pattern.sparsity == 0.6
+        assert loaded.of("prune")[0].allocation.kind == "owl"
+        assert load_recipe(loaded.to_dict()) == loaded
         again = load_recipe(recipe({"method": "magnitude", "pattern": 124}))
         assert again.to_dict()["steps"][0]["prune"] == {"method": "magnitude", "pattern": "2:4"}
 
@@ -306,7 +317,7 @@ REFUSED = [
 def test_recipes_that_do_not_fit_are_refused(tiny, tmp_path, prune, words):
     with pytest.raises(UsageError, match=words):
         compress(tiny("llama"), recipe(prune), tmp_path / "out")
-    assert not (tmp_path / "out").exists()  # the folder is free for the recipe that was meant
+    assert not (tmp_path / "out").exists()  # so the folder is free for the corrected recipe
 
 
 def test_other_things_that_are_refused(tiny, tmp_path):
@@ -324,7 +335,7 @@ def test_other_things_that_are_refused(tiny, tmp_path):
 
 
 def test_too_little_calibration_text_is_said(tiny, tmp_path, capfd):
-    """Fewer tokens than inputs: the Hessians are singular, which is noted, and what comes out is finite and counted."""
+    """With fewer tokens than inputs the Hessians are singular: a note counts them, and the weights are finite."""
     manifest = compress(tiny("llama"), recipe({"method": "sds", "pattern": "2:4"} | FAST, samples=1), tmp_path / "out")
     assert "14 matrices saw fewer tokens than they have inputs, such as" in manifest["check"]["notes"][0]
     assert all(torch.isfinite(weight).all() for _, weight in dense_weights(tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""Recovery: the loss, what it trains, the text it writes itself, and kills in the middle."""
+"""Recovery: the loss, what is trained, the text that the teacher writes, and kills in the middle of a run."""
 
 import json
 import shutil
@@ -30,6 +30,7 @@ QUICK = {"samples": 16, "length": 32, "batch": 4, "epochs": 2, "lr": 0.005, "sca
 
 
 def recipe(**options):
+    """Return a recipe that rounds gate and up to 2 bits and the rest to 4, then recovers gate and up."""
     quantize = lambda bits, *roles: {
         "quantize": {"method": "rtn", "bits": bits, "group_size": 32}, "where": {"role": list(roles)},
     }  # fmt: skip
@@ -40,6 +41,7 @@ def recipe(**options):
 class TestLoss:
     @pytest.fixture
     def heads(self):
+        """Return student head, teacher head, and the inputs of both, (23 tokens, 16)."""
         torch.manual_seed(0)
         student, teacher = nn.Linear(16, 50), nn.Linear(16, 50)
         hidden = torch.randn(23, 16), torch.randn(23, 16)
@@ -66,25 +68,28 @@ class TestLoss:
 
     def test_it_is_the_divergence_of_torch(self, heads):
         student, teacher, guess, target = heads
-        wanted = nn.functional.kl_div(
+        expected = nn.functional.kl_div(
             student(guess).log_softmax(-1), teacher(target).log_softmax(-1), log_target=True, reduction="sum"
         )
-        assert torch.allclose(losses.kl(teacher(target), student(guess)), wanted)
+        assert torch.allclose(losses.kl(teacher(target), student(guess)), expected)
         assert losses.kl(teacher(target), teacher(target)).abs() < 1e-5
 
 
 def test_svd_start_is_the_best_correction_of_its_rank():
-    """No other correction of the same rank leaves a smaller output error, and it beats the unweighted one."""
+    """The correction leaves a smaller output error than the unweighted one of the same rank.
+
+    Its error is the optimum: the sum of the squared singular values beyond the rank.
+    """
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(512, 24, generator=generator) * torch.linspace(0.1, 3, 24)
     error, hessian = torch.randn(32, 24, generator=generator), inputs.T @ inputs / 512
-    left = lambda a, b: float(((error - b @ a) @ inputs.T).square().mean())
+    output_error = lambda a, b: float(((error - b @ a) @ inputs.T).square().mean())
     a, b = best_correction(error, hessian, 4)
     u, s, v = torch.linalg.svd(error)
-    plain = left(v[:4], u[:, :4] * s[:4])
-    assert left(a, b) < 0.95 * plain
+    plain = output_error(v[:4], u[:, :4] * s[:4])
+    assert output_error(a, b) < 0.95 * plain
     values = torch.linalg.svdvals(error.double() @ torch.linalg.cholesky(hessian.double()))
-    assert left(a, b) * 32 == pytest.approx(float(values[4:].square().sum()), rel=0.01)
+    assert output_error(a, b) * 32 == pytest.approx(float(values[4:].square().sum()), rel=0.01)
 
 
 class TestSynthesis:
@@ -105,7 +110,7 @@ class TestSynthesis:
         assert torch.equal(synthesize(source, samples=130, length=32), whole)
 
     def test_it_reads_like_the_teacher(self):
-        """The teacher finds its own text far likelier than shuffled text."""
+        """The teacher finds its own text much more likely than shuffled text."""
         source = ModelFolder("scribe")
         ids = synthesize(source, samples=20, length=32, seed=1)
         shuffled = ids[:, torch.randperm(32, generator=torch.Generator().manual_seed(0))]
@@ -116,7 +121,7 @@ class TestSynthesis:
         assert nll(ids) < nll(shuffled) - 2
 
     def test_a_teacher_that_writes_nothing_is_named(self, tiny, tmp_path):
-        """One that ends every sequence at once; short windows of one that does not are fine."""
+        """A teacher that ends every sequence at once is refused; short windows of a normal teacher are valid."""
         folder = tmp_path / "mute"
         shutil.copytree(tiny("llama"), folder)
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(4096))}))
@@ -127,14 +132,14 @@ class TestSynthesis:
     def test_loops_are_found(self):
         generator = torch.Generator().manual_seed(0)
         rows = torch.randint(0, 4096, (4, 200), generator=generator)
-        rows[0, 50:114] = rows[0, 50:60].repeat(7)[:64]  # ten tokens, again and again
+        rows[0, 50:114] = rows[0, 50:60].repeat(7)[:64]  # ten tokens, repeated
         rows[1, 20:70] = 7
-        rows[2, 100:140] = rows[2, 40:80]  # said twice, far apart: no loop of up to 64
+        rows[2, 100:140] = rows[2, 40:80]  # repeated once, 60 tokens later: may count as a loop or not
         rows[3, 100:] = -1  # padding is no loop
         assert loops(rows).tolist() == [True, True, True, False] or loops(rows).tolist() == [True, True, False, False]
 
     def test_chat_models_converse(self, tiny, tmp_path):
-        """Every second batch is a turn of the user's and an answer, inside the template."""
+        """Every second batch holds a turn of the user and an answer, inside the chat template."""
         folder = tmp_path / "chat"
         shutil.copytree(tiny("llama"), folder)
         config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -147,7 +152,7 @@ class TestSynthesis:
 
 
 class TestOnScribe:
-    """One real, small recovery, looked at from all sides."""
+    """One real, small recovery, checked from all sides."""
 
     @pytest.fixture(scope="class")
     def folders(self, made_once):
@@ -168,7 +173,7 @@ class TestOnScribe:
     def test_transformers_and_peft_give_our_logits(self, folders):
         ids = torch.randint(1, 4096, (2, 64), generator=torch.Generator().manual_seed(0))
         base = AutoModelForCausalLM.from_pretrained(folders[1], dtype=torch.float32)
-        base(**base.dummy_inputs)  # unpacks
+        base(**base.dummy_inputs)  # the first forward pass unpacks the weights
         model = PeftModel.from_pretrained(base, folders[1] / "adapter")
         with torch.no_grad():
             theirs = model(ids).logits
@@ -181,8 +186,8 @@ class TestOnScribe:
         model = load(folders[1], exact=exact).model
         kinds = {type(module).__name__ for module in model.modules()}
         assert {"PackedLinear" if exact else "TiledLinear", "Adapted"} <= kinds
-        held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-        assert held < 1.1 * measure_size(folders[1])["bytes"]
+        in_memory = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+        assert in_memory < 1.1 * measure_size(folders[1])["bytes"]
 
     def test_codes_stay_and_scales_move(self, folders):
         moved = 0
@@ -232,7 +237,7 @@ class TestOnScribe:
 
 @pytest.mark.parametrize("init", ["default", "olora", "svd"])
 def test_starts(tiny, tmp_path, init):
-    """default and olora start where the quantized model is; svd starts closer to the original."""
+    """With default and olora, training starts at the loss of the quantized model; with svd at a lower loss."""
     compress(tiny("llama"), recipe(init=init), tmp_path / "out")
     loss = recover(tmp_path / "out", changes=["recover.samples=64", "recover.epochs=0.05"])["recovery"]["loss"]
     compress(tiny("llama"), recipe(), tmp_path / "plain")
@@ -250,7 +255,7 @@ def test_every_kind_of_layout_recovers(tiny, tmp_path, family, init):
 
 
 def test_experts_that_no_token_reached(tiny, tmp_path):
-    """One batch of a few tokens leaves most of 16 experts without any: they stay as they are, and are saved."""
+    """One batch of a few tokens reaches few of the 16 experts: the others stay as they are, and are saved."""
     folder = tiny("qwen3_moe", num_experts=16, num_experts_per_tok=1)
     changes = dict(init="svd", train=["lora", "scales"], samples=1, length=16, batch=1, epochs=2)
     compress(folder, recipe(**changes), tmp_path / "out")

@@ -1,4 +1,9 @@
-"""A run that goes on: what changed is named, what is damaged is made again, and one process at a time does it."""
+"""A run that is resumed.
+
+- What changed since its start is named.
+- Damaged files are made again.
+- Only one process at a time works on a folder.
+"""
 
 import json
 import os
@@ -36,35 +41,35 @@ def model(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory):
-    """recipe -> a model, what was made of it, and all its files; made once."""
-    made = {}
+    """Return a function: recipe -> folder of a model and a finished run, made once with and once without recovery."""
+    folders = {}
 
     def of(recipe, recovers=False):
-        if recovers not in made:
-            at = tmp_path_factory.mktemp("runs")
-            compress(shutil.copytree(tiny("llama"), at / "model"), recipe, at / "out")
+        if recovers not in folders:
+            folder = tmp_path_factory.mktemp("runs")
+            compress(shutil.copytree(tiny("llama"), folder / "model"), recipe, folder / "out")
             if recovers:
-                recover(at / "out")
-            made[recovers] = at
-        return made[recovers]
+                recover(folder / "out")
+            folders[recovers] = folder
+        return folders[recovers]
 
     return of
 
 
 @pytest.fixture
 def finished(runs, tmp_path):
-    """(model, out, files) of a finished run, out being a copy."""
-    at = runs(GPTQ)
-    out = shutil.copytree(at / "out", tmp_path / "out")
-    return at / "model", out, files_of(out)
+    """Return (model, out, files) of a finished run; ``out`` is a copy."""
+    folder = runs(GPTQ)
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    return folder / "model", out, files_of(out)
 
 
 @pytest.fixture
 def recovered(runs, tmp_path):
-    """As ``finished``, recovered too."""
-    at = runs(RECOVERED, recovers=True)
-    out = shutil.copytree(at / "out", tmp_path / "out")
-    return at / "model", out, files_of(out)
+    """Return the same as ``finished``, for a run that is recovered too."""
+    folder = runs(RECOVERED, recovers=True)
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    return folder / "model", out, files_of(out)
 
 
 CHANGES = {
@@ -127,7 +132,7 @@ class TestResume:
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
     def test_pipes_in_place_of_files_are_not_waited_for(self, recovered):
-        """In a process of its own: what waits in C cannot be stopped from inside."""
+        """The run is a process of its own: a wait inside C code cannot be interrupted from Python."""
         _, out, before = recovered
         pipes = ("recover/state.safetensors", "progress.log")
         for name in pipes:
@@ -141,6 +146,7 @@ class TestResume:
 
 
 def spoil(file, damage):
+    """Damage a file. damage: one bit, cut, last line, missing, or a folder in its place."""
     data = bytearray(file.read_bytes())
     if damage == "one bit":
         data[-100] ^= 1
@@ -171,7 +177,7 @@ LINES = {
 class TestJournal:
     @pytest.mark.parametrize("how", LINES)
     def test_damaged_lines(self, tmp_path, how):
-        """The first line says which run it is, so that a folder without it is refused; the others are dropped."""
+        """The first line identifies the run, so a journal without it is refused; other damaged lines are dropped."""
         journal = Journal(tmp_path / "j", {"seed": 0})
         for unit in range(3):
             journal.add(unit=unit)
@@ -232,9 +238,9 @@ class TestLock:
         return subprocess.run([sys.executable, "-c", self.SECOND.format(str(folder))], capture_output=True, text=True)
 
     def test_a_second_process_is_told_who_holds_it(self, tmp_path):
-        with locked(tmp_path), locked(tmp_path):  # the same process may
-            found = self.second(tmp_path)
-            assert f"another process works on {tmp_path}: process {os.getpid()} on " in found.stderr
+        with locked(tmp_path), locked(tmp_path):  # the same process may lock it twice
+            refused = self.second(tmp_path)
+            assert f"another process works on {tmp_path}: process {os.getpid()} on " in refused.stderr
         assert self.second(tmp_path).stdout == "taken\n"
 
     def test_what_killed_runs_left_is_removed(self, tmp_path):
@@ -252,8 +258,8 @@ def test_sealed_tensors_are_used_whole_or_not_at_all(tmp_path):
     whole = file.read_bytes()
     for place in range(0, len(whole), 7):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        found = read_sealed(file)
-        assert found is None or whole[place : place + 1] == b" ", place
+        result = read_sealed(file)
+        assert result is None or whole[place : place + 1] == b" ", place
     file.write_bytes(whole[:-9])
     assert read_sealed(file) is None
     write_tensors(file, {"x": torch.zeros(1)})
@@ -262,10 +268,11 @@ def test_sealed_tensors_are_used_whole_or_not_at_all(tmp_path):
 
 
 def test_windows_are_no_longer_than_the_model_has_positions_for(tiny, tmp_path):
-    """A recipe's length is a wish, as a group size is: it is cut, and recorded as it was used."""
-    recipe = RECOVERED | {"calibration": {"text": "books", "samples": 4}}  # of 256 tokens, the model has 128 positions
-    found = compress(tiny("opt"), recipe, tmp_path / "out", changes=["recover.length=512"])
-    assert found["recipe"]["calibration"]["length"] == 128
-    assert found["recipe"]["steps"][1]["recover"]["length"] == 128
+    """A recipe's length is an upper limit, as its group size is: it is cut and recorded as used."""
+    # The default length is 256 tokens, the model has 128 positions.
+    recipe = RECOVERED | {"calibration": {"text": "books", "samples": 4}}
+    manifest = compress(tiny("opt"), recipe, tmp_path / "out", changes=["recover.length=512"])
+    assert manifest["recipe"]["calibration"]["length"] == 128
+    assert manifest["recipe"]["steps"][1]["recover"]["length"] == 128
     with pytest.raises(UsageError, match=r"recover.length = 129 tokens: .* has positions for at most 128"):
         recover(tmp_path / "out", changes=["recover.length=129"])

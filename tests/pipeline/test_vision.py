@@ -1,4 +1,4 @@
-"""Image classifiers go through the same verbs as language models."""
+"""Image classifiers go through the same commands as language models."""
 
 import shutil
 
@@ -23,12 +23,12 @@ FEW = ["calibration.samples=8"]
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_at_eight_bits(tiny, pictures, tmp_path, family):
-    """Read, compressed, loaded, compared: nearly nothing is lost, and the packed weights are what was meant."""
+    """Compress, load and compare: little is lost, and the intended weights are packed."""
     compress(tiny(family), "w8", tmp_path / "out", changes=FEW)
     measured = evaluate(tmp_path / "out", images=pictures)
-    found = measured["images"][str(pictures)]
-    assert found["images"] == 36 and found["broken"] == 0
-    assert found["kl"] < 0.01 and found["agreement"] > 0.8
+    result = measured["images"][str(pictures)]
+    assert result["images"] == 36 and result["broken"] == 0
+    assert result["kl"] < 0.01 and result["agreement"] > 0.8
     assert measured["size"]["bytes"] < ModelFolder(tiny(family)).checkpoint.tensor_bytes
     assert verify(tmp_path / "out")["ok"]
     grids = read_grids(ModelFolder(tmp_path / "out"))
@@ -39,7 +39,7 @@ def test_a_family_at_eight_bits(tiny, pictures, tmp_path, family):
 
 @pytest.mark.parametrize("family", ["resnet", "vit", "mobilenet_v2"])
 def test_statistics_help(tiny, pictures, tmp_path, family):
-    """At 3 bits, rounding that knows the inputs loses less at each block than rounding that does not."""
+    """At 3 bits, a method that knows the inputs leaves a smaller error than rounding."""
     errors = {}
     for method in ("rtn", "gptaq"):
         step = {"quantize": {"method": method, "bits": 3, "group_size": 16}}
@@ -61,7 +61,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tiny, pictures, tmp_path, family,
 
 
 def test_every_matrix_can_be_quantized(tiny, pictures, tmp_path):
-    """Stem and depthwise too, and as tables of values."""
+    """Stem and depthwise convolutions can be quantized too, with a table of values (nf4)."""
     step = {"quantize": {"method": "gptq", "values": "nf4", "group_size": -1}}
     compress(tiny("mobilenet_v2"), {"steps": [step]}, tmp_path / "out", images=pictures, changes=FEW)
     source = ModelFolder(tmp_path / "out")
@@ -98,13 +98,13 @@ def test_what_it_would_take(tiny, pictures, tmp_path):
     recipe = {"steps": [{"quantize": {"method": "gptq", "bits": 4, "group_size": 16}}, {"recover": {"samples": 8}}]}
     from jettison.recipe.recipe import load_recipe
 
-    said = fit(tiny("vit"), out=tmp_path / "o", recipe=load_recipe(recipe), images=pictures, dry_run=True)["forecast"]
-    assert [step["step"] for step in said["steps"]] == ["compress", "recover", "evaluate"]
-    assert all(step["seconds"] > 0 for step in said["steps"]) and not (tmp_path / "o" / "journal.jsonl").exists()
+    plan = fit(tiny("vit"), out=tmp_path / "o", recipe=load_recipe(recipe), images=pictures, dry_run=True)["forecast"]
+    assert [step["step"] for step in plan["steps"]] == ["compress", "recover", "evaluate"]
+    assert all(step["seconds"] > 0 for step in plan["steps"]) and not (tmp_path / "o" / "journal.jsonl").exists()
 
 
 def test_older_names_in_a_checkpoint_are_found(tiny):
-    """ViT's class was renamed; its checkpoints were not."""
+    """The class of ViT was renamed in transformers; the names in its checkpoints were not."""
     source = ModelFolder(tiny("vit"))
     assert "vit.encoder.layer.0.attention.attention.query.weight" in source.checkpoint
     assert source.locate("vit.layers.0.attention.q_proj.weight")[0] in source.checkpoint
@@ -170,7 +170,7 @@ def test_what_is_for_language_models_only(tiny, call, words):
 
 
 def test_a_broken_image_moves_no_label(tiny, pictures, tmp_path):
-    """Pictures of the report after a broken one keep their own labels."""
+    """The report's images after a broken one keep their own labels."""
     broken = shutil.copytree(pictures, tmp_path / "pictures")
     (broken / "cat" / "00.png").write_bytes(b"no image")
     compress(tiny("vit"), "w8", tmp_path / "out", images=pictures)

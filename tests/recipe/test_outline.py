@@ -1,4 +1,4 @@
-"""Methods as their files describe them are what the imported methods are."""
+"""The outline of a method, read from its file without an import, equals the imported method."""
 
 import importlib
 import inspect
@@ -30,7 +30,7 @@ def _needs(options):
 """
 
 
-@pytest.mark.parametrize(("verb", "name"), METHODS, ids=lambda each: each)
+@pytest.mark.parametrize(("verb", "name"), METHODS, ids=lambda value: value)
 def test_the_outline_says_what_the_method_says(verb, name):
     registered = registry.find(verb, name)
     module, attribute = registered.function.__module__, registered.function.__name__
@@ -41,7 +41,8 @@ def test_the_outline_says_what_the_method_says(verb, name):
     assert (options.get("paper", ""), frozenset(options.get("needs", ()))) == (registered.paper, registered.needs)
     assert inspect.getdoc(function) == inspect.getdoc(real)
     outlined, imported = (
-        registry.Method(verb, name, each, registered.paper, registered.needs) for each in (function, real)
+        registry.Method(verb, name, implementation, registered.paper, registered.needs)
+        for implementation in (function, real)
     )
     assert outlined.defaults == imported.defaults and outlined.summary == imported.summary
     assert outlined._schema.model_json_schema() == imported._schema.model_json_schema()
@@ -52,7 +53,7 @@ def test_a_file_is_not_imported():
     assert (decorator, arguments, options["needs"]) == ("pruner", ["mine"], ("hessian",))
     assert function.__doc__.startswith("Prune as I do.") and callable(options["choose"])
     parameters = inspect.signature(function).parameters.values()
-    assert {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY} == {
+    assert {option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY} == {
         "share": 0.5, "many": [1],
     }  # fmt: skip
     assert next(iter(parameters)).name == "weight"

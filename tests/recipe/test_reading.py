@@ -1,4 +1,4 @@
-"""Recipes: read, checked, changed, written."""
+"""Recipes are read, checked, changed and written."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""Methods are found by being there, checked when they register, and a broken package breaks only itself."""
+"""Methods are discovered from their files and checked when they register; a broken package breaks only itself."""
 
 import re
 from dataclasses import fields
@@ -17,7 +17,8 @@ from jettison.statistics.stats import Stats
 
 @pytest.fixture(autouse=True)
 def own_methods(monkeypatch):
-    registry.methods("quantize")  # all are there
+    """Restore the table of methods after every test."""
+    registry.methods("quantize")  # loads all methods
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
 
 
@@ -66,12 +67,12 @@ def test_more_arguments_with_defaults_may_follow():
     def mine(weight, grid, stats, mask=None, *, damp: float = 0.1):
         """Round as I do."""
 
-    found = registry.find("quantize", "mine")
-    assert found.defaults == {"damp": 0.1} and found.scope == "linear" and found.traits == {"joint"}
+    registered = registry.find("quantize", "mine")
+    assert registered.defaults == {"damp": 0.1} and registered.scope == "linear" and registered.traits == {"joint"}
 
 
 def test_a_broken_package_is_named_and_the_rest_works(monkeypatch):
-    said = []
+    warnings = []
 
     def broken():
         raise ImportError("no module named tensorflow")
@@ -84,10 +85,10 @@ def test_a_broken_package_is_named_and_the_rest_works(monkeypatch):
         for name, load in (("broken", broken), ("healthy", healthy))
     ]
     monkeypatch.setattr(registry, "entry_points", lambda group: entries)
-    monkeypatch.setattr(registry, "say", said.append)
+    monkeypatch.setattr(registry, "say", warnings.append)
     registry._discover.cache_clear()
     assert "theirs" in registry.methods("quantize") and "gptq" in registry.methods("quantize")
-    assert said == [
+    assert warnings == [
         "warning: the methods of broken (broken.methods) cannot be used: ImportError: no module named tensorflow"
     ]
     registry._discover.cache_clear()
@@ -108,7 +109,7 @@ FILES = {
 
 
 def test_a_broken_file_is_named_and_the_others_work(tmp_path, monkeypatch):
-    """Files before and after it in the alphabet too, and a decorator that is an attribute."""
+    """Files that come before and after it in the alphabet register; their decorator is an attribute of a module."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     for name, (text, _) in FILES.items():
@@ -117,13 +118,13 @@ def test_a_broken_file_is_named_and_the_others_work(tmp_path, monkeypatch):
         (folder / f"{name}.py").write_text(
             f"from jettison.recipe import registry\n@registry.quantizer('{name}')\ndef f(weight, grid, stats): ..."
         )
-    said = []
+    warnings = []
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(registry, "say", said.append)
+    monkeypatch.setattr(registry, "say", warnings.append)
     registry.register_files([str(folder)], "theirs")
     assert {"a_first", "z_last"} < set(registry.methods("quantize"))
-    assert len(said) == len(FILES)
-    for warning, (name, (_, words)) in zip(said, FILES.items(), strict=True):
+    assert len(warnings) == len(FILES)
+    for warning, (name, (_, words)) in zip(warnings, FILES.items(), strict=True):
         assert warning.startswith(f"warning: no methods of {folder / name}: ") and re.search(words, warning)
 
 
@@ -144,11 +145,11 @@ def test_the_method_of_the_docs_works_as_it_stands(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "mine.py").write_text(re.search(r"```py\n(.*?)```", page, re.DOTALL)[1], encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    said = []
-    monkeypatch.setattr(registry, "say", said.append)
+    warnings = []
+    monkeypatch.setattr(registry, "say", warnings.append)
     registry.register_files([str(folder)], "docs_package")
     method = registry.find("quantize", "mine")
-    assert not said and method.defaults == {"strength": 0.5}
+    assert not warnings and method.defaults == {"strength": 0.5}
     weight, grid = torch.randn(8, 32), UniformGrid(8, 16)
     assert torch.allclose(method.function(weight, grid, None).dequantize(), weight, atol=0.05)
 

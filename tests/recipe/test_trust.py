@@ -1,4 +1,4 @@
-"""Recipes and other files that people write: what is wrong is one line, quickly."""
+"""Recipes and other files that people write: a mistake gives an error of one line, quickly."""
 
 import os
 import time
@@ -20,7 +20,7 @@ STEP = {"quantize": {"method": "rtn", "bits": 4}}
 QUICK = 3.0  # seconds, on a busy machine
 
 
-def of(**fields):
+def with_fields(**fields):
     return {"steps": [STEP]} | fields
 
 
@@ -41,7 +41,7 @@ def recover(**options):
 
 
 NAN, INF = float("nan"), float("inf")
-HUGE = 16**5000  # of more digits than Python writes out
+HUGE = 16**5000  # has more digits than Python converts to text
 WRONG = [
     (where(block=["3-1"]), "block '3-1' of where: .*lower number, 1-3"),
     (where(block=[]), "block of where is an empty"),
@@ -66,21 +66,21 @@ WRONG = [
     ({"steps": {"a": 1}}, "list with at least one step"),
     ({"steps": [{5: {}}]}, "unknown step 5"),
     ({"steps": [{"quantize": False}]}, "options of quantize are a mapping"),
-    (of(name=["x"]), r"name = \['x'\]: a text"),
-    (of(name=4), "name = 4: a text"),
-    (of(use=5), "use = 5"),
-    (of(why=5), "why = 5: a list of texts"),
-    (of(why="text"), "why = 'text': a list of texts"),
-    (of(why=[5]), "why = 5: a text"),
-    (of(loss="x"), "loss = 'x'"),
-    (of(loss=NAN), "loss = nan"),
-    (of(loss=-1), "loss = -1"),
-    (of(calibration={"text": 5}), "text = 5: a text"),
-    (of(calibration={"text": ""}), "text = ''"),
-    (of(calibration={"samples": True}), "samples = True"),
-    (of(calibration={"length": 1.5}), "length = 1.5"),
-    (of(calibration=False), "calibration is a mapping"),
-    (of(**{"stepps": []}), "unknown recipe field 'stepps' .did you mean 'steps'"),
+    (with_fields(name=["x"]), r"name = \['x'\]: a text"),
+    (with_fields(name=4), "name = 4: a text"),
+    (with_fields(use=5), "use = 5"),
+    (with_fields(why=5), "why = 5: a list of texts"),
+    (with_fields(why="text"), "why = 'text': a list of texts"),
+    (with_fields(why=[5]), "why = 5: a text"),
+    (with_fields(loss="x"), "loss = 'x'"),
+    (with_fields(loss=NAN), "loss = nan"),
+    (with_fields(loss=-1), "loss = -1"),
+    (with_fields(calibration={"text": 5}), "text = 5: a text"),
+    (with_fields(calibration={"text": ""}), "text = ''"),
+    (with_fields(calibration={"samples": True}), "samples = True"),
+    (with_fields(calibration={"length": 1.5}), "length = 1.5"),
+    (with_fields(calibration=False), "calibration is a mapping"),
+    (with_fields(**{"stepps": []}), "unknown recipe field 'stepps' .did you mean 'steps'"),
     ({5: 5}, "unknown recipe field 5"),
     (gptq(method=["rtn"]), r"unknown quantize method \['rtn'\]"),
     (gptq(method=None), "method None"),
@@ -100,8 +100,8 @@ WRONG = [
     (gptq(method=HUGE), "unknown quantize method a int"),
     (where(block=HUGE), "block a int of where"),
     (prune(pattern=HUGE, allocation="owl"), "a int is the same everywhere"),
-    (of(loss=10**400), "loss = 1000"),
-    (of(loss=HUGE), "loss = a int"),
+    (with_fields(loss=10**400), "loss = 1000"),
+    (with_fields(loss=HUGE), "loss = a int"),
     ({HUGE: 5}, "unknown recipe field a int"),
     (gptq(group_size=-2), "group_size = -2"),
     (gptq(group_size=1.5), "group_size = 1.5"),
@@ -270,11 +270,11 @@ class TestWhatAModelHas:
 
 
 def test_what_a_plan_writes_is_a_recipe(tiny, monkeypatch):
-    """Whatever the budget and the runtime: what has steps is read back as it is, and fits the model."""
+    """For every budget and runtime, a plan with steps is read back unchanged and fits the model."""
     monkeypatch.setattr("jettison.devices.device.measure", lambda: GOOD)
     source = ModelFolder(tiny("llama"))
     for runtime in (None, "jettison", "transformers", "vllm"):
         for memory in (650e3, 800e3):
-            found = make_plan(source, memory=memory, context=0, losses="prior", runtime=runtime)
-            assert found.recipe.steps and load_recipe(yaml.safe_load(found.recipe.to_yaml())) == found.recipe
-            assert assign(source, with_windows(found.recipe, source.positions), runtime)
+            plan = make_plan(source, memory=memory, context=0, losses="prior", runtime=runtime)
+            assert plan.recipe.steps and load_recipe(yaml.safe_load(plan.recipe.to_yaml())) == plan.recipe
+            assert assign(source, with_windows(plan.recipe, source.positions), runtime)

@@ -1,4 +1,4 @@
-"""What a convolution's weight is multiplied with."""
+"""The input patches that the weight of a convolution is multiplied with."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What losing precision in one place costs: by gradients, by measuring, by the prior."""
+"""Sensitivity: the loss from quantizing one part, estimated by gradients, by measurement and by the prior."""
 
 import pytest
 import torch
@@ -25,17 +25,18 @@ def parts_of(source):
     return {unit.name: unit.linears for unit in units}
 
 
-def find(source, kind, grids=GRIDS, **more):
+def find(source, kind, grids=GRIDS, **options):
+    """Return the sensitivity of every part but the embedding."""
     parts = parts_of(source)
-    return sensitivity(source, parts, dict.fromkeys(parts, grids), Text(), kind=kind, method="rtn", **(SMALL | more))
+    return sensitivity(source, parts, dict.fromkeys(parts, grids), Text(), kind=kind, method="rtn", **(SMALL | options))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_gradients_foretell_what_is_measured(tiny, family):
     source = ModelFolder(tiny(family))
     many = {"samples": 32, "length": 32}
-    found, measured = (find(source, kind, (UniformGrid(5, 32),), **many) for kind in ("gradients", "measured"))
-    ratios = [found[name][UniformGrid(5, 32)] / measured[name][UniformGrid(5, 32)] for name in found]
+    predicted, measured = (find(source, kind, (UniformGrid(5, 32),), **many) for kind in ("gradients", "measured"))
+    ratios = [predicted[name][UniformGrid(5, 32)] / measured[name][UniformGrid(5, 32)] for name in predicted]
     assert all(0.5 < ratio < 2.0 for ratio in ratios), ratios
     assert 0.75 < sum(ratios) / len(ratios) < 1.3
 
@@ -43,18 +44,18 @@ def test_gradients_foretell_what_is_measured(tiny, family):
 def test_fewer_bits_cost_more(tiny):
     source = ModelFolder(tiny("qwen3_moe"))
     for kind in ("gradients", "measured"):
-        found = find(source, kind)
-        assert all(losses[UniformGrid(3, 32)] > losses[UniformGrid(5, 32)] > 0 for losses in found.values()), found
+        by_part = find(source, kind)
+        assert all(losses[UniformGrid(3, 32)] > losses[UniformGrid(5, 32)] > 0 for losses in by_part.values()), by_part
 
 
 def test_it_is_kept_and_goes_on(tiny, monkeypatch):
     source = ModelFolder(tiny("llama"))
     parts = parts_of(source)
     first = dict(list(parts.items())[:3])
-    one = sensitivity(source, first, dict.fromkeys(first, GRIDS), Text(), kind="measured", method="rtn", **SMALL)
+    few = sensitivity(source, first, dict.fromkeys(first, GRIDS), Text(), kind="measured", method="rtn", **SMALL)
     whole = find(source, "measured")
-    assert {name: whole[name] for name in one} == one
-    monkeypatch.setattr("jettison.statistics.sensitivity._by_measuring", None)  # nothing is left to measure
+    assert {name: whole[name] for name in few} == few
+    monkeypatch.setattr("jettison.statistics.sensitivity._by_measuring", None)  # fails if anything is measured again
     assert find(source, "measured") == whole
 
 
@@ -63,21 +64,21 @@ def test_what_is_known(tiny):
     parts = {name: linears for name, linears in parts_of(source).items() if "layers.0" in name}
     grids = dict.fromkeys(parts, (UniformGrid(4, 32),))
     assert known_sensitivity(source, parts, grids, Text()) == ({}, "prior")
-    found = sensitivity(source, parts, grids, Text())
-    assert known_sensitivity(source, parts, grids, Text()) == (found, "gradients")
+    measured = sensitivity(source, parts, grids, Text())
+    assert known_sensitivity(source, parts, grids, Text()) == (measured, "gradients")
     assert known_sensitivity(source, parts, dict.fromkeys(parts, GRIDS), Text()) == ({}, "prior")
 
 
 def test_what_steers_refinement_was_not_seen(tiny):
     source = ModelFolder(tiny("llama"))
     length = source.window(LENGTH)
-    seen, unseen = token_windows(source, "books", length, SAMPLES), unseen_windows(source, Text())
-    assert unseen.shape == seen.shape and len({tuple(row.tolist()) for row in unseen}) == SAMPLES
-    assert not {tuple(row.tolist()) for row in unseen} & {tuple(row.tolist()) for row in seen}
+    calibration, unseen = token_windows(source, "books", length, SAMPLES), unseen_windows(source, Text())
+    assert unseen.shape == calibration.shape and len({tuple(row.tolist()) for row in unseen}) == SAMPLES
+    assert not {tuple(row.tolist()) for row in unseen} & {tuple(row.tolist()) for row in calibration}
 
 
 def test_the_bench_puts_everything_back(tiny):
-    source = ModelFolder(tiny("qwen3"))  # a tied head
+    source = ModelFolder(tiny("qwen3"))  # has a tied head
     windows = token_windows(source, "books", 32, 4)
     bench = Bench(source, windows, "gptq")
     before = {name: value.clone() for name, value in bench.model.state_dict().items()}
@@ -99,14 +100,14 @@ def test_an_unknown_kind(tiny):
 
 class TestPrior:
     def test_bits_roles_and_depth(self):
-        at = lambda bits, role="gate_up", depth=0.5, blocks=8, group=128: prior_loss(
+        loss_of = lambda bits, role="gate_up", depth=0.5, blocks=8, group=128: prior_loss(
             role, depth, blocks, UniformGrid(bits, group)
         )
-        assert at(2) > at(3) > at(4) > at(5) > at(6) > at(8) > 0
-        assert at(2, group=128) > at(2, group=32)
-        assert at(2, "gate_up") > at(2, "down") > at(2, "o")  # as on scribe
-        assert at(2, "expert gate_up") == at(2, "gate_up")
-        assert at(3, blocks=16) == at(3) / 2
+        assert loss_of(2) > loss_of(3) > loss_of(4) > loss_of(5) > loss_of(6) > loss_of(8) > 0
+        assert loss_of(2, group=128) > loss_of(2, group=32)
+        assert loss_of(2, "gate_up") > loss_of(2, "down") > loss_of(2, "o")  # the order measured on scribe
+        assert loss_of(2, "expert gate_up") == loss_of(2, "gate_up")
+        assert loss_of(3, blocks=16) == loss_of(3) / 2
         assert prior_loss("head", None, 8, UniformGrid(4, 128)) == prior_loss("head", None, 80, UniformGrid(4, 128))
 
     def test_recovery_leaves_a_part(self):

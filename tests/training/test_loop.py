@@ -1,4 +1,4 @@
-"""The one loop of every training: the same bytes after a kill, the best kept, and what stops it."""
+"""The training loop: the same bytes after a kill, the best state is kept, and errors that stop it."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ DATA = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 PLAN = Plan(steps=12, batch=8, count=len(DATA), warmup=0.25, seed=3)
 
 
-class Lesson(nn.Module):
-    """A small net with statistics of its own and with dropout, which learns the sum of its inputs."""
+class SumModel(nn.Module):
+    """A small net with batch statistics and dropout that learns the sum of its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -28,11 +28,12 @@ class Killed(Exception):
 
 
 def run(state, record=lambda step, loss: None, plan=PLAN, judge=None):
-    lesson = Lesson()
-    groups = [Group(dict(lesson.named_parameters()), 0.02)]
+    """Train a new model. Returns its state at the end, or the best state if there is a judge."""
+    model = SumModel()
+    groups = [Group(dict(model.named_parameters()), 0.02)]
     fetch = lambda places, step: (DATA[places],)
-    buffers = dict(lesson.named_buffers())
-    return train(lesson, groups, fetch, plan, state, buffers=buffers, judge=judge, save_every=0.0, record=record)
+    buffers = dict(model.named_buffers())
+    return train(model, groups, fetch, plan, state, buffers=buffers, judge=judge, save_every=0.0, record=record)
 
 
 def equal(one, two):
@@ -59,19 +60,19 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(tmp_path, at):
 
 def test_the_best_is_kept_not_the_last(tmp_path):
     scores = iter([0.2, 0.9, 0.5, 0.1])
-    seen = []
+    calls = []
 
     def score():
-        seen.append(len(seen))
+        calls.append(len(calls))
         return next(scores)
 
     best = run(tmp_path / "judged", judge=Judge(score, every=3))
-    assert len(seen) == 4, "every three steps, the last one among them"
+    assert len(calls) == 4, "every three steps, the last one among them"
     first_half = Plan(steps=12, batch=8, count=len(DATA), warmup=0.25, seed=3)
     kept = {}
 
     def record(step, loss):
-        if step == 6:  # the state of step 6 is saved before
+        if step == 6:  # the state after 6 steps is saved already
             raise Killed
 
     with pytest.raises(Killed):
@@ -103,13 +104,13 @@ def test_a_damaged_state_starts_again(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_says_what_to_do(tmp_path):
-    class Broken(Lesson):
+    class Broken(SumModel):
         def forward(self, x):
             return super().forward(x) * float("nan")
 
-    lesson = Broken()
+    model = Broken()
     with pytest.raises(JettisonError, match="the loss is nan at step 0: lower the learning rate"):
-        train(lesson, [Group(dict(lesson.named_parameters()), 0.1)], lambda p, s: (DATA[p],), PLAN, tmp_path / "s")
+        train(model, [Group(dict(model.named_parameters()), 0.1)], lambda p, s: (DATA[p],), PLAN, tmp_path / "s")
 
 
 def test_it_learns(tmp_path):

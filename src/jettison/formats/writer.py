@@ -81,8 +81,12 @@ class Writer:
             tensor = source.locate(parameter)[0]
             tensors[tensor] = value.to(source.checkpoint.read(tensor).dtype)
         head = source.anatomy.head
-        if untie and block is None and head and head not in weights:
-            tensors[f"{head.name}.weight"] = source.read(f"{head.name}.weight")
+        if untie and block is None and head:
+            if head not in weights:
+                tensors[f"{head.name}.weight"] = source.read(f"{head.name}.weight")
+            bias = f"{head.name}.bias"  # it may be tied to another parameter, as the weight was
+            if source.skeleton.get_submodule(head.name).bias is not None and not source.has(bias):
+                tensors[bias] = source.read(bias)
         for tensor in source.tensors_of(block):
             if tensor not in dropped and tensor not in tensors:
                 tensors[tensor] = source.checkpoint.read(tensor)

@@ -198,9 +198,8 @@ class ModelFolder(ModelShape):
         names: dict[int, list[str]] = {}
         for name, parameter in self.skeleton.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
-        return {
-            name: [other for other in same if other != name] for same in names.values() if same[1:] for name in same
-        }
+        tied = [same for same in names.values() if len(same) > 1]
+        return {name: [other for other in same if other != name] for same in tied for name in same}
 
     @cached_property
     def _prefixes(self) -> list[tuple[str, str]]:

@@ -114,9 +114,9 @@ class Loaded:
         activation_bits: 15 or 8, to which the native decoder rounds activations while it writes (prompts are read with
             8, in half the time).
         draft: use speculative decoding, for one prompt only: a ``Draft``, ``lookup`` (draft tokens from the text so
-            far), or ``auto``, the draft that ``jettison draft`` recorded beside the checkpoint. For temperature 0 the text
-            equals that of plain decoding, else it has the same distribution. ``generation.speculation`` then tells how
-            many draft tokens were accepted.
+            far), or ``auto``, the draft that ``jettison draft`` recorded beside the checkpoint. For temperature 0 the
+            text equals that of plain decoding, else it has the same distribution. ``generation.speculation`` then
+            tells how many draft tokens were accepted.
         Other options are those of ``Sampling``: temperature (0: always the likeliest token), top_k, top_p, min_p,
         repetition_penalty, seed.
 

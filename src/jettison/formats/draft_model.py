@@ -16,7 +16,10 @@ from jettison.formats.writer import copy_companions
 from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import INDEX, Checkpoint
 from jettison.graph.folder import open_shape
-from jettison.graph.surgery import Renumbering, shortened
+from jettison.graph.surgery import Renumbering, check_kinds, shortened
+
+# Fields from which transformers derives a list with an entry for every block.
+DERIVING = ("sliding_window_pattern", "no_rope_layer_interval", "interleave_moe_layer_step")
 
 
 def write_draft_model(
@@ -39,9 +42,12 @@ def write_draft_model(
     if "text_config" in source.raw_config:
         raise UsageError(f"a draft model of {source.name}: only text models can be written as one")
     kept = [block for block in range(source.anatomy.blocks) if str(block) not in skip]
-    config = dict(source.raw_config) | shortened(source.raw_config, kept)
+    config = dict(source.raw_config) | shortened(vars(source.config), kept, source.anatomy.blocks)
     config.pop("quantization_config", None)
+    for name in DERIVING:  # the lists that follow from them are in the config now
+        config.pop(name, None)
     write_json(out / "config.json", config)
+    check_kinds(source.skeleton, open_shape(out / "config.json").skeleton, source.anatomy.family.blocks, kept)
     names = Renumbering(source.anatomy.family.blocks, kept)
     grids = read_grids(source) | {name: weight.grid for name, weight in (view or {}).items()}
     format = format_of(source) if source.quantization else find_format(choose_format(source.anatomy, grids))

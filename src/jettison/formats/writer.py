@@ -86,7 +86,7 @@ class Writer:
                 tensors[f"{head.name}.weight"] = source.read(f"{head.name}.weight")
             bias = f"{head.name}.bias"  # it may be tied to another parameter, as the weight was
             if source.skeleton.get_submodule(head.name).bias is not None and not source.has(bias):
-                tensors[bias] = source.read(bias)
+                tensors[bias] = source.read(bias).clone()  # a file cannot hold two names of one tensor
         for tensor in source.tensors_of(block):
             if tensor not in dropped and tensor not in tensors:
                 tensors[tensor] = source.checkpoint.read(tensor)

@@ -19,7 +19,12 @@ from jettison.core.errors import UsageError
 from jettison.graph.anatomy import Family
 from jettison.graph.halves import HALVES, silence, skipped_halves
 
-LISTED = ("layer_types", "mlp_layer_types", "no_rope_layers")  # fields of config.json with one entry per block
+# Fields of a config with numbers of blocks, and with how many blocks at the start are of another kind.
+NUMBERED = (
+    "mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs", "hybrid_layer_ids", "global_attn_layers",
+)  # fmt: skip
+LEADING = ("first_k_dense_replace", "num_dense_layers", "max_window_layers", "num_dense_blocks")
+NUMBERS = ("layer_idx", "layer_id", "idx", "layer_number", "block_idx")  # attributes of modules: a block's own number
 
 
 def drop_units(model: nn.Module, family: Family, skip: Iterable[str]) -> nn.Module:
@@ -45,19 +50,62 @@ def drop_units(model: nn.Module, family: Family, skip: Iterable[str]) -> nn.Modu
     if model.config.get_text_config() is not model.config:
         raise UsageError(f"cannot drop blocks of a {model.config.model_type} model: a model of text alone is needed")
     config = copy.deepcopy(model.config)
-    for name, value in shortened(vars(config), numbers).items():
+    for name, value in shortened(vars(config), numbers, len(blocks)).items():
         setattr(config, name, value)
     for module in (clone, parent):
         module.config = config
     return clone.eval()
 
 
-def shortened(config: Mapping[str, Any], stay: Sequence[int]) -> dict[str, Any]:
-    """Return the fields of a config that change when only the blocks ``stay`` remain."""
-    listed = {name: config[name] for name in LISTED if isinstance(config.get(name), list)}
-    return {name: [values[block] for block in stay] for name, values in listed.items()} | {
-        "num_hidden_layers": len(stay)
-    }
+def shortened(config: Mapping[str, Any], stay: Sequence[int], blocks: int) -> dict[str, Any]:
+    """Return the fields of a config that change when only the blocks ``stay`` of ``blocks`` remain, in order.
+
+    config: the fields as transformers has them after reading, so that lists that follow from other fields are there.
+    """
+    changed: dict[str, Any] = {"num_hidden_layers": len(stay)}
+    new = {old: place for place, old in enumerate(stay)}
+    for name, value in config.items():
+        if name in NUMBERED and isinstance(value, list):  # the numbers of the blocks of one kind
+            changed[name] = [new[block] for block in value if block in new]
+        elif isinstance(value, list) and len(value) == blocks and not name.startswith("_"):  # an entry for every block
+            changed[name] = [value[block] for block in stay]
+        elif name in LEADING and type(value) is int:  # how many blocks at the start are of another kind
+            changed[name] = sum(block < value for block in stay)
+    step = config.get("decoder_sparse_step")
+    if type(step) is int and step > 1:  # every so many blocks have experts: the others are numbered instead
+        dense = [block for block in stay if (block + 1) % step or block in (config.get("mlp_only_layers") or ())]
+        changed |= {"decoder_sparse_step": 1, "mlp_only_layers": [new[block] for block in dense]}
+    return changed
+
+
+def check_kinds(old: nn.Module, new: nn.Module, blocks: str, stay: Sequence[int]) -> None:
+    """Check that the blocks of a shortened skeleton have the kinds of the blocks that they were.
+
+    old, new: skeletons of the whole model and of the shortened one.
+    blocks: the path of the list of blocks.
+    Raises UsageError that names the first block whose modules, shapes or settings differ: then the config says of
+    blocks what ``shortened`` does not know.
+    """
+    before, after = old.get_submodule(blocks), new.get_submodule(blocks)
+    for place, number in enumerate(stay):
+        if differing := _kind(before[number]) ^ _kind(after[place]):
+            raise UsageError(
+                f"blocks of a {old.config.model_type} model cannot be left out: block {number} would become another "
+                f"kind of block ({min(map(str, differing))[:120]})"
+            )
+
+
+def _kind(block: nn.Module) -> set[tuple[str, str, Any]]:
+    """Return what distinguishes kinds of blocks: classes, shapes, and plain settings other than the block's number."""
+    kind: set[tuple[str, str, Any]] = set()
+    for path, module in block.named_modules():
+        kind.add((path, "class", type(module).__name__))
+        for name, parameter in module._parameters.items():
+            kind.add((path, name, None if parameter is None else tuple(parameter.shape)))
+        for name, value in vars(module).items():
+            if isinstance(value, str | int | float | bool | None) and name not in NUMBERS and not name.startswith("_"):
+                kind.add((path, name, value))
+    return kind
 
 
 class Renumbering:

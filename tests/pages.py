@@ -18,7 +18,7 @@ SMALLER = ("200MB", "3.2MB")  # a size in the docs, and one for the small models
 
 
 def steps(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield the steps of a page in order: ``file NAME`` with its text, ``command`` with a line, ``python`` with code."""
+    """Yield the steps of a page: ``file NAME`` with its text, ``command`` with a line, or ``python`` with code."""
     for kind, body in BLOCK.findall(page.read_text(encoding="utf-8")):
         if kind == "yaml" and (file := re.match(r"# (\S+\.yaml)\n", body)):
             yield f"file {file[1]}", body

@@ -22,12 +22,8 @@ from jettison.recipe.recipe import load_recipe, preset_names, with_windows
 from jettison.runtime.load import load
 
 SHORT = ["calibration.text=books", "calibration.samples=2", "calibration.length=32"]
-ODD = {
-    "hidden_size": 72,
-    "head_dim": 18,
-    "intermediate_size": 97,
-    "num_hidden_layers": 1,
-}  # no usual group size divides these
+# No usual group size divides 72 or 97.
+ODD = {"hidden_size": 72, "head_dim": 18, "intermediate_size": 97, "num_hidden_layers": 1}
 
 
 def linear(columns, rows=64, role="q", block=0):
@@ -66,7 +62,7 @@ def test_an_engine_that_loads_none_says_why_itself(tiny):
 class TestCompressed:
     @pytest.fixture(scope="class")
     def made(self, tiny, tmp_path_factory):
-        """Return made(preset), which returns folder and manifest of a compressed model with rows of 72 and 97 weights."""
+        """Return made(preset) -> folder and manifest of a compressed model whose rows have 72 and 97 weights."""
         out, manifests = tmp_path_factory.mktemp("presets"), {}
 
         def compressed(preset):

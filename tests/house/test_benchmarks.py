@@ -1,4 +1,4 @@
-"""Results of benchmarks are small, complete, and written by scripts that exist. No figure is measured in these tests."""
+"""Results of benchmarks are small, complete, and written by scripts that exist. No test measures a figure."""
 
 import ast
 import json

@@ -161,9 +161,8 @@ def test_an_input_that_died_is_corrected_by_the_others():
 def test_damping_that_cannot_help_ends_in_one_error():
     with pytest.raises(JettisonError, match="not positive definite even with damp = 10000: calibrate on more text"):
         assert len(list(dampings(0.01))) == 7
-    hessian = torch.diag(
-        torch.tensor([1e6 + 32, -1e6] + 30 * [1.0])
-    )  # no true second moment is like this, but a damaged one may be
+    # A negative eigenvalue: no second moment has one, but a damaged file may.
+    hessian = torch.diag(torch.tensor([1e6 + 32, -1e6] + 30 * [1.0]))
     for solve in (
         lambda: best_correction(WEIGHT, hessian, 2),
         lambda: gptq(WEIGHT, UniformGrid(4, 8), Stats(hessian, 9)),

@@ -198,9 +198,7 @@ def change_place(rng: random.Random, path: Path, secret: Path) -> str:
         os.chdir(working_folder)
     elif kind == "sparse":
         with open(path, "wb") as handle:
-            handle.truncate(
-                1 << (31 if path.suffix == ".safetensors" else 35)
-            )  # larger files cannot be mapped into memory
+            handle.truncate(1 << (31 if path.suffix == ".safetensors" else 35))  # a memory map may be no larger
     elif kind != "missing":
         targets = {"zero": "/dev/zero", "random": "/dev/urandom", "dangling": "nowhere", "loop": path.name}
         path.symlink_to(targets.get(kind) or secret)

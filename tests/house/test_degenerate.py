@@ -181,7 +181,7 @@ def test_inputs_that_float32_cannot_square_are_named(value, whose):
     linear = Linear("block.0", ("q",), 4, COLUMNS, 0, "block.0", "block.0")
     batches = {"inputs": (INPUTS, bad), "originals": (bad, INPUTS)}[whose]
     with (
-        pytest.raises(JettisonError, match=r"block\.0: its inputs have a mean square of .* where at most 1e\+16"),
+        pytest.raises(JettisonError, match=r"block\.0: its inputs have a mean square of .* but at most 1e\+16"),
         watch(module, "block", [linear], dense=True) as watching,
     ):
         watching.original = True

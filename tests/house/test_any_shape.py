@@ -94,8 +94,8 @@ class TestCompressed:
     @pytest.mark.parametrize("preset", preset_names())
     def test_the_wish_and_what_was_used_are_recorded(self, made, preset):
         folder, manifest = made(preset)
-        asked = [step["quantize"]["group_size"] for step in manifest["recipe"]["steps"] if "quantize" in step]
-        assert asked == [step.grid.group_size for step in load_recipe(preset).of("quantize")]
+        wishes = [step["quantize"]["group_size"] for step in manifest["recipe"]["steps"] if "quantize" in step]
+        assert wishes == [step.grid.group_size for step in load_recipe(preset).of("quantize")]
         used = {record["grid"] for block in manifest["blocks"] for record in block["linears"].values()}
         assert used and all(" row " in grid for grid in used)
         groups = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"].values()

@@ -155,11 +155,11 @@ class TestPlan:
         assert usual_group(result.shape) == 128 and len(plan_data(result)["gains"]["this plan"]) == 7
 
     def test_what_would_be_feasible(self):
-        asked = "no plan meets the budget of 1 MB for scribe on this at 2048 tokens of context"
-        with pytest.raises(UsageError, match=f"^{asked}: the smallest takes .* MB, the fastest runs at .* tokens/s$"):
+        message = "no plan meets the budget of 1 MB for scribe on this at 2048 tokens of context"
+        with pytest.raises(UsageError, match=f"^{message}: the smallest takes .* MB, the fastest runs at .* tokens/s$"):
             plan("scribe", memory="1MB")
-        asked = "the budget of 1,000,000 tokens/s and 4 GB, which this has, for scribe"
-        with pytest.raises(UsageError, match=asked.replace(", for", " for")):
+        message = "the budget of 1,000,000 tokens/s and 4 GB, which this has, for scribe"
+        with pytest.raises(UsageError, match=message.replace(", for", " for")):
             plan("scribe", tps=1e6)
         words = _infeasible(PULLED.within(5.0, 5.0), open_shape("qwen3-4b"), find_device("strix-halo"), Setting())
         assert words.endswith("within 5 B at most 0.1 tokens/s are feasible"), words
@@ -187,10 +187,10 @@ class TestPlan:
             plan("scribe", **options)
 
     def test_changes_reach_the_recipe(self):
-        asked = {"device": "strix-halo", "memory": "1.85GB", "context": 0}
-        chosen = plan("qwen3-4b", changes=["recover.samples=64"], **asked)
+        budget = {"device": "strix-halo", "memory": "1.85GB", "context": 0}
+        chosen = plan("qwen3-4b", changes=["recover.samples=64"], **budget)
         assert chosen.of("recover")[0].options["samples"] == 64
-        assert not plan("qwen3-4b", changes=["recover.samples=64"], recovery=False, **asked).of("recover")
+        assert not plan("qwen3-4b", changes=["recover.samples=64"], recovery=False, **budget).of("recover")
 
     def test_a_shape_has_no_weights_to_measure(self):
         for options in ({"losses": "gradients"}, {"refine": 8}):

@@ -322,7 +322,7 @@ class TestCommand:
         assert code == 0 and "tokens per step" in " ".join(printed.split())
 
     def test_bad_usage(self, packed, jettison):
-        for arguments, said in (
+        for arguments, words in (
             (("--ratio", 0.9), "ratio = 0.9"),
             (("--view", "all9"), "unknown view 'all9'"),
             (("--method", "fischer"), "unknown method"),
@@ -330,7 +330,7 @@ class TestCommand:
             (("--corpus", "nowhere.txt"), "nowhere.txt"),
         ):
             code, _, error = jettison("draft", packed, *arguments, "--tokens", 16, "--quiet")
-            assert code == 2 and said in error, (arguments, error)
+            assert code == 2 and words in error, (arguments, error)
         code, _, error = jettison("draft", "scribe", "--quiet")
         assert code == 2 and "part of the package" in error
 

@@ -1,9 +1,9 @@
-"""Every test gets a cache folder of its own session and leaves nothing behind."""
+"""Fixtures for all tests. The cache folder belongs to the test session, so that tests leave nothing behind."""
 
 import os
 import shutil
 
-os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # before torch is imported: a core for each worker
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # before torch is imported: one core per worker
 
 import pytest
 import torch
@@ -20,43 +20,47 @@ def cache(tmp_path_factory):
     torch.set_num_threads(1)
     from jettison.devices import measuring
 
-    measuring.READ_BYTES, measuring.MATRIX, measuring.ENOUGH = 1 << 22, 256, 0.0  # to know this machine takes no time
+    # Small sizes: measuring this machine then takes almost no time.
+    measuring.READ_BYTES, measuring.MATRIX, measuring.ENOUGH = 1 << 22, 256, 0.0
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Also after a test that failed with more: on a core for each worker, threads would wait for one another."""
+    """Reset PyTorch to one thread after every test, even a failed one.
+
+    Every test worker has one core, on which several threads would only wait for one another.
+    """
     yield
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def two_threads():
-    """For what is about threads: all else runs on one."""
+    """Let PyTorch use two threads, for tests about threads. All other tests run on one."""
     torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """tiny(family) -> the folder of a small random model, made once."""
+    """Return tiny(family, **changes), which returns the folder of a small random model and builds it only once."""
     import tiny as maker
 
-    made = {}
+    folders = {}
 
-    def of(family: str, **changes):
+    def get_folder(family: str, **changes):
         key = (family, *sorted((name, str(value)) for name, value in changes.items()))
-        if key not in made and family in maker.VISION:
-            made[key] = maker.make_vision(family, tmp_path_factory.mktemp("models") / family)
-        if key not in made:
-            made[key] = maker.make(family, tmp_path_factory.mktemp("models") / family, **changes)
-        return made[key]
+        if key not in folders and family in maker.VISION:
+            folders[key] = maker.make_vision(family, tmp_path_factory.mktemp("models") / family)
+        if key not in folders:
+            folders[key] = maker.make(family, tmp_path_factory.mktemp("models") / family, **changes)
+        return folders[key]
 
-    return of
+    return get_folder
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """A folder of three classes, twelve pictures each."""
+    """Return a folder of three classes with twelve pictures each."""
     import tiny as maker
 
     return maker.make_images(tmp_path_factory.mktemp("images") / "pictures")
@@ -64,28 +68,31 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def made_once(request, tmp_path_factory):
-    """made_once(name, make) -> a folder that make(folder) fills, once per run: the first worker that asks makes it, the
-    others wait. Nobody changes it; a test that has to, copies it."""
-    base = tmp_path_factory.getbasetemp()
-    place = (base.parent if hasattr(request.config, "workerinput") else base) / "made-once"
-    place.mkdir(exist_ok=True)
+    """Return made_once(name, make), which returns a folder that make(folder) filled once per test run.
 
-    def of(name, make):
-        folder, done = place / name, place / f"{name}.done"
-        with FileLock(place / f"{name}.lock"):
+    The first worker that asks calls make, and the others wait. No test may change the folder: a test that has to
+    works on a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if hasattr(request.config, "workerinput") else base) / "made-once"
+    root.mkdir(exist_ok=True)
+
+    def get_folder(name, make):
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
             if not done.exists():
-                shutil.rmtree(folder, ignore_errors=True)  # what a failure left
+                shutil.rmtree(folder, ignore_errors=True)  # remains of a failed attempt
                 folder.mkdir()
                 make(folder)
                 done.touch()
         return folder
 
-    return of
+    return get_folder
 
 
 @pytest.fixture(scope="session")
 def scribe_w4(made_once):
-    """The folder of scribe with 4 bits everywhere."""
+    """Return the folder of scribe with every quantizable weight at 4 bits."""
     from jettison.pipeline.compression import compress
 
     steps = [{"quantize": {"method": "rtn", "bits": 4, "group_size": 64}}]
@@ -94,7 +101,7 @@ def scribe_w4(made_once):
 
 @pytest.fixture
 def jettison(capfd):
-    """jettison(arguments...) -> (exit code, stdout, stderr)."""
+    """Return jettison(arguments...), which runs the command line and returns (exit code, stdout, stderr)."""
 
     from jettison.cli.app import main
 

@@ -1,7 +1,8 @@
-"""Commands in processes that need no start-up: a parent has imported everything, and forks a child for each.
+"""Run jettison commands in forked processes, without the start-up time of a new interpreter.
 
-As a program (``python forking.py MODEL``) it is that parent. In tests, ``Parent`` talks to it. A child is a session, as
-if started in a terminal of its own, and strikes at a ``Place``: when a function is called for the n-th time.
+Run as a program (``python forking.py MODEL``), this file is the parent process: it imports everything, then forks one
+child per command. Tests talk to the parent through ``Parent``. A child is a session of its own, as if started in its
+own terminal, and sends itself a signal at a ``Place``: when a chosen function is called for the n-th time.
 """
 
 import contextlib
@@ -20,7 +21,13 @@ from typing import Any
 
 @dataclass
 class Place:
-    """target: ``module:name``. how: a function of ``HOW``. call: its number, from 1. after: seconds, of ``later``."""
+    """Where and how a child signals itself.
+
+    target: the function, as ``module:name``.
+    how: a key of ``HOW``.
+    call: the number of the call to ``target``, from 1.
+    after: seconds between the call and the signal; only ``later`` uses it.
+    """
 
     target: str
     how: str = "interrupt"
@@ -30,16 +37,20 @@ class Place:
 
 @dataclass
 class Ended:
+    """Exit code and output of a child that has ended."""
+
     code: int
     out: str
     err: str
     session: int
-    seconds: float | None = None  # from the strike to the end
-    after: str | None = None  # what was written to stdout and stderr after the strike
+    seconds: float | None = None  # from the signal to the end
+    after: str | None = None  # what was written to stdout and stderr after the signal
 
 
 @dataclass
 class Parent:
+    """The parent process, as the tests use it. scratch: the folder for the output of the children."""
+
     model: Path
     scratch: Path
     process: subprocess.Popen = field(init=False)
@@ -50,12 +61,13 @@ class Parent:
         self.process = subprocess.Popen(command, **pipes, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
     def close(self) -> None:
+        """End the parent process."""
         self.process.stdin.close()
         self.process.wait(60)
 
     def start(self, *arguments: Any, place: Place | None = None, signal: int = signal.SIGINT, **more: Any) -> int:
-        """Returns the process's number; ``end`` waits for it. more: see ``_child``."""
-        job = {"arguments": [str(each) for each in arguments], "place": place and asdict(place), "signal": signal}
+        """Start a child and return its process id; ``end`` waits for it. more: see ``_child``."""
+        job = {"arguments": [str(word) for word in arguments], "place": place and asdict(place), "signal": signal}
         job |= {"scratch": str(self.scratch)} | more
         for name in ("out", "err", "struck"):
             (self.scratch / name).unlink(missing_ok=True)
@@ -64,6 +76,7 @@ class Parent:
         return int(self.process.stdout.readline())
 
     def end(self, session: int) -> Ended:
+        """Wait until the child ends and return how it ended."""
         code, moment = json.loads(self.process.stdout.readline())
         texts = [(self.scratch / name).read_text() if (self.scratch / name).exists() else "" for name in ("out", "err")]
         ended, struck = Ended(code, *texts, session), self.scratch / "struck"
@@ -74,43 +87,49 @@ class Parent:
         return ended
 
     def run(self, *arguments: Any, **options: Any) -> Ended:
+        """Start a child and wait until it ends; options as of ``start``."""
         return self.end(self.start(*arguments, **options))
 
 
 def alive(session: int, patience: float = 5.0) -> list[str]:
-    """The command lines of a session's processes that are still there after a while."""
+    """Return the command lines of a session's processes that still run after ``patience`` seconds."""
     until = time.monotonic() + patience
-    while (found := _processes(session)) and time.monotonic() < until:
+    while (running := _processes(session)) and time.monotonic() < until:
         time.sleep(0.05)
-    return found
+    return running
 
 
 def _processes(session: int) -> list[str]:
-    found = []
+    commands = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             status = (entry / "stat").read_text().rpartition(")")[2].split()
             if int(status[3]) == session and status[0] != "Z":
-                found.append((entry / "cmdline").read_text().replace("\0", " "))
-        except OSError:  # it has ended
+                commands.append((entry / "cmdline").read_text().replace("\0", " "))
+        except OSError:  # the process has ended meanwhile
             continue
-    return found
+    return commands
 
 
 def _strike(job: dict) -> None:
+    """Note the time and how much was written to stdout and stderr, then signal the whole process group."""
     written = [os.lseek(stream, 0, os.SEEK_CUR) for stream in (1, 2)]
     Path(job["scratch"], "struck").write_text(json.dumps([time.monotonic(), *written]))
     os.killpg(0, job["signal"])
 
 
 def _later(job: dict, seconds: float) -> None:
+    """Send the signal after ``seconds``, from another thread."""
     timer = threading.Timer(seconds, _strike, (job,))
     timer.daemon = True
     timer.start()
 
 
 def _interrupt(job: dict) -> None:
-    """As Ctrl-C in a terminal, which reaches the children, too. The exception alone has to end it."""
+    """Signal as Ctrl-C in a terminal does, which reaches child processes, too.
+
+    The patience is long, so that only the exception in Python can end the process in time.
+    """
     import jettison.cli.stopping
 
     jettison.cli.stopping.PATIENCE = 20
@@ -118,7 +137,7 @@ def _interrupt(job: dict) -> None:
 
 
 def _in_cpp(job: dict) -> None:
-    """In a product that takes long, during which Python raises nothing."""
+    """Signal during a long matrix product, while Python cannot raise an exception."""
     import torch
 
     matrix = torch.ones(6000, 6000)
@@ -127,13 +146,13 @@ def _in_cpp(job: dict) -> None:
 
 
 def _swallowed(job: dict) -> None:
-    """As a library does that catches everything and goes on."""
+    """Signal in a loop that catches every exception and goes on, as some libraries do."""
     _later(job, 0.1)
     _endure()
 
 
 def _twice(job: dict) -> None:
-    """The first signal ends nothing, for patience is long here; the second one does."""
+    """Signal twice: the first does not end the process, since the patience is long; the second must."""
     import jettison.cli.stopping
 
     jettison.cli.stopping.PATIENCE = 300
@@ -143,6 +162,7 @@ def _twice(job: dict) -> None:
 
 
 def _endure() -> None:
+    """Catch every exception for 60 seconds."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
         with contextlib.suppress(BaseException):
@@ -150,13 +170,15 @@ def _endure() -> None:
 
 
 def _in_a_finalizer(job: dict) -> None:
-    class Held:
+    """Signal in ``__del__``, where Python only prints an exception and goes on."""
+
+    class Finalized:
         def __del__(self):
             _strike(job)
             for _ in range(1000):
                 pass
 
-    Held()
+    Finalized()
 
 
 HOW = {
@@ -170,26 +192,32 @@ HOW = {
 
 
 def _set_up(job: dict) -> None:
+    """Replace the target by a function that sends the signal at the chosen call."""
     module, _, path = job["place"]["target"].partition(":")
     *owners, name = path.split(".")
     owner = import_module(module)
-    for each in owners:
-        owner = getattr(owner, each)
-    real, left = getattr(owner, name), job["place"]["call"]
+    for attribute in owners:
+        owner = getattr(owner, attribute)
+    real, calls_left = getattr(owner, name), job["place"]["call"]
 
-    def striking(*arguments, **options):
-        nonlocal left
-        left -= 1
-        if left == 0:
+    def wrapper(*arguments, **options):
+        nonlocal calls_left
+        calls_left -= 1
+        if calls_left == 0:
             HOW[job["place"]["how"]](job)
         return real(*arguments, **options)
 
-    setattr(owner, name, striking)
+    setattr(owner, name, wrapper)
 
 
 def _child(job: dict) -> None:
-    """environment: added. ignored: signals that are ignored from the start. out: where stdout goes, a path; ``closed``
-    for a pipe that nobody reads."""
+    """Run the command of a job in this process, a fresh fork, and end the process.
+
+    job: fields of ``Parent.start``, and optionally:
+        environment: variables to add.
+        ignored: signals that are ignored from the start.
+        out: path for stdout, or ``closed`` for a pipe that nobody reads.
+    """
     os.setsid()
     scratch = Path(job["scratch"])
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -216,10 +244,11 @@ def _child(job: dict) -> None:
     except SystemExit as end:
         code = end.code or 0
     sys.stdout.flush()
-    os._exit(code)  # to take all modules apart, the parent's as well, takes seconds
+    os._exit(code)  # a normal exit would tear down all modules, which takes seconds
 
 
 def _serve(model: str) -> None:
+    """Import everything, then fork one child for every job that arrives on stdin."""
     import pkgutil
 
     import torch
@@ -228,23 +257,24 @@ def _serve(model: str) -> None:
     from jettison.devices import measuring
     from jettison.graph.folder import ModelFolder
 
-    torch.set_num_threads(1)  # none are started here: a fork would lose them
-    measuring.READ_BYTES, measuring.MATRIX, measuring.ENOUGH = 1 << 22, 256, 0.0  # to know this machine takes no time
+    torch.set_num_threads(1)  # no worker threads start: a forked child would lack them
+    # Small sizes: measuring this machine then takes almost no time.
+    measuring.READ_BYTES, measuring.MATRIX, measuring.ENOUGH = 1 << 22, 256, 0.0
     for module in pkgutil.walk_packages(jettison.__path__, "jettison."):
         if not module.name.startswith(("jettison.kernels.gpu", "jettison.__main__")):
             import_module(module.name)
-    ModelFolder(model).skeleton, ModelFolder(model).tokenizer  # what transformers imports when first used
+    ModelFolder(model).skeleton, ModelFolder(model).tokenizer  # transformers imports more modules at first use
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
         job = json.loads(line)
-        if (number := os.fork()) == 0:
+        if (pid := os.fork()) == 0:
             try:
                 _child(job)
             finally:
                 sys.excepthook(*sys.exc_info())
                 os._exit(99)
-        answers.write(f"{number}\n")
-        status = os.waitpid(number, 0)[1]
+        answers.write(f"{pid}\n")
+        status = os.waitpid(pid, 0)[1]
         answers.write(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic()]) + "\n")
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""The healthy inputs that are fuzzed: tiny models, runs in every state, recipes, devices, scenarios."""
+"""The healthy inputs that the fuzzers change: tiny models, runs in every state, recipes, devices, scenarios."""
 
 import contextlib
 import copy
@@ -94,15 +94,15 @@ COSTS = {
 
 
 def tokenizer(folder: Path) -> None:
-    """A byte-level one that fits VOCABULARY, with a chat template."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    """Write a byte-level tokenizer of VOCABULARY tokens, with a chat template, into ``folder``."""
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer, model.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - 8, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator([TEXT], trainer)
-    made.save(str(folder / "tokenizer.json"))
+    model.train_from_iterator([TEXT], trainer)
+    model.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|end|>", "eos_token": "<|end|>"}
     config |= {"model_max_length": 128, "clean_up_tokenization_spaces": False, "added_tokens_decoder": {}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -112,7 +112,7 @@ def tokenizer(folder: Path) -> None:
 
 
 def make_bases(folder: Path) -> None:
-    """Fill ``folder``. Everything in it stays as it is from then on."""
+    """Fill ``folder`` with all healthy inputs. Nothing changes them afterwards."""
     from jettison.formats.manifest import update_manifest
     from jettison.graph.folder import ModelFolder
     from jettison.pipeline.compression import compress
@@ -143,18 +143,19 @@ def make_bases(folder: Path) -> None:
 
 
 def _results() -> tuple[dict, dict]:
-    """What a manifest and speed.json hold once a run was measured."""
+    """Return the sections of jettison.json, and the speed.json, of a measured run."""
     from runs import FULL, SPEED
 
     return {name: copy.deepcopy(FULL[name]) for name in ("request", "results", "tasks")}, SPEED
 
 
 def placed(recipe: dict, folder: Path) -> dict:
-    """A recipe that finds its text in ``folder``."""
+    """Return the recipe with the path of its text in ``folder``."""
     return json.loads(json.dumps(recipe).replace('"text.txt"', json.dumps(str(folder / "text.txt"))))
 
 
 def make_model(family: str, folder: Path) -> Path:
+    """Write a tiny random model with tokenizer and README.md into ``folder``, and return the folder."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -165,6 +166,7 @@ def make_model(family: str, folder: Path) -> Path:
 
 
 def _shard(model: Path, folder: Path) -> None:
+    """Copy a model to ``folder``, with its weights in three shards and an index."""
     shutil.copytree(model, folder)
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -180,19 +182,19 @@ def _shard(model: Path, folder: Path) -> None:
 
 
 class Stopped(BaseException):
-    """Stands for a kill."""
+    """Stands in for a kill."""
 
 
 def _until(entries: int, work) -> None:
-    """Work that is killed once its journal has so many entries."""
+    """Call ``work`` and stop it once its journal has ``entries`` entries."""
     from jettison.core.journal import Journal
 
-    real, left = Journal.add, [entries]
+    real, entries_left = Journal.add, [entries]
 
     def add(self, **entry):
-        if left[0] == 0:
+        if entries_left[0] == 0:
             raise Stopped
-        left[0] -= 1
+        entries_left[0] -= 1
         real(self, **entry)
 
     Journal.add = add
@@ -205,13 +207,17 @@ def _until(entries: int, work) -> None:
 
 
 def wait_for_threads() -> None:
-    """Until this process has one thread, so that it may fork. Raises RuntimeError where others stay."""
-    until = time.monotonic() + 10
+    """Wait until this process has only one thread, so that it may fork.
+
+    Raises RuntimeError if other threads remain after 10 seconds.
+    """
+    deadline = time.monotonic() + 10
     while len(os.listdir("/proc/self/task")) > 1:
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise RuntimeError("there are threads before a fork: children would hang")
         time.sleep(0.01)
 
 
 def ids() -> torch.Tensor:
+    """Return token ids for a forward pass, (1, 12)."""
     return torch.arange(1, 13).unsqueeze(0)

@@ -1,6 +1,6 @@
 """Random configurations, batches and faults against the C++ decoder: ``python tests/fuzz_engine.py SECONDS [SEED]``.
 
-Run under sanitizers by tests/kernels/test_cpu.py. Prints how many cases passed; any disagreement is an error.
+tests/kernels/test_cpu.py runs it under sanitizers. It prints how many cases passed; any disagreement is an error.
 """
 
 import itertools
@@ -23,7 +23,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text")
 
 
 def random_model(rng: random.Random) -> tuple[nn.Module, bool]:
-    """A tiny model, dense or in part packed, and whether something is packed."""
+    """Return a tiny model, dense or partly packed, and whether anything in it is packed."""
     kind, kv_heads, head_dim = (
         rng.choice(FAMILIES),
         rng.choice([1, 2, 3]),
@@ -55,8 +55,9 @@ def random_model(rng: random.Random) -> tuple[nn.Module, bool]:
 
 
 def pack(rng: random.Random, linear: nn.Linear) -> nn.Module:
+    """Return a packed linear of the same shape with random codes, or ``linear`` if no tiling suits its shape."""
     rows, columns = linear.weight.shape
-    group = rng.choice([each for each in (-1, 8, 16, 32, 64) if each == -1 or columns % each == 0])
+    group = rng.choice([size for size in (-1, 8, 16, 32, 64) if size == -1 or columns % size == 0])
     grid = UniformGrid(rng.choice([2, 3, 4, 8]), group, rng.random() < 0.5)
     if Tiling.of(grid, rows, columns) is None:
         return linear
@@ -70,13 +71,14 @@ def pack(rng: random.Random, linear: nn.Linear) -> nn.Module:
 
 
 def check(rng: random.Random) -> None:
+    """Feed random texts to several sessions in random pieces, and compare the last logits with PyTorch's."""
     model, packed = random_model(rng)
     decoder, vocabulary = NativeDecoder(model), model.config.vocab_size
     texts = [torch.randint(0, vocabulary, (rng.randint(1, decoder.limit),)).tolist() for _ in range(rng.randint(1, 4))]
     cache, bits = rng.choice(sorted(CACHES)), rng.choice((8, 15))
     sessions = [decoder.session(rng.randint(len(text), decoder.limit), cache) for text in texts]
-    torch.set_num_threads(rng.choice([1, 2]))  # main puts it back
-    last: dict[int, torch.Tensor] = {}
+    torch.set_num_threads(rng.choice([1, 2]))  # main resets it
+    last_logits: dict[int, torch.Tensor] = {}
     while any(session.length < len(text) for session, text in zip(sessions, texts, strict=True)):
         rows, tokens, places = [], [], []
         for number, (session, text) in enumerate(zip(sessions, texts, strict=True)):
@@ -88,39 +90,42 @@ def check(rng: random.Random) -> None:
             places += [number] * count
         if not tokens:
             continue
-        ends = [i + 1 == len(places) or places[i + 1] != place for i, place in enumerate(places)]
-        found = decoder.forward(tokens, rows, ends, bits)
-        last |= {
+        is_last = [i + 1 == len(places) or places[i + 1] != place for i, place in enumerate(places)]
+        logits = decoder.forward(tokens, rows, is_last, bits)
+        last_logits |= {
             place: row
-            for place, row in zip([p for p, end in zip(places, ends, strict=True) if end], found, strict=True)
+            for place, row in zip([p for p, end in zip(places, is_last, strict=True) if end], logits, strict=True)
         }
-    if bits == 15 or not packed:  # else int8 activations of so few columns say little
+    if bits == 15 or not packed:  # with int8 activations, so few columns are too inexact to compare
         for number, text in enumerate(texts):
             with torch.no_grad():
                 expected = reference(model, text)
-            off = float((last[number] - expected).norm() / (expected.norm() + 1e-6))
-            limit = {"float32": 2e-3 if packed else 1e-4, "bfloat16": 5e-2, "int8": 0.2}[cache]
-            assert off < limit, f"{model.config.model_type}, {cache}, {len(text)} tokens: off by {off:.2g}"
+            error = float((last_logits[number] - expected).norm() / (expected.norm() + 1e-6))
+            tolerance = {"float32": 2e-3 if packed else 1e-4, "bfloat16": 5e-2, "int8": 0.2}[cache]
+            assert error < tolerance, f"{model.config.model_type}, {cache}, {len(text)} tokens: off by {error:.2g}"
     branch(rng, decoder, texts[0], cache, bits)
     spoil(rng, decoder, vocabulary)
 
 
 def branch(rng: random.Random, decoder: NativeDecoder, text: list[int], cache: str, bits: int) -> None:
-    """Rows that branch give the bits of each branch read alone, and so does what is kept of them; and without a half of
-    a block, drafts leave no trace once they are cut off."""
+    """Check rows that branch (a token tree), kept rows, and draft tokens that were cut off.
+
+    Every branch must give the same bits as when it is read alone, also after ``keep``. Draft tokens that were computed
+    without half of a block must leave no trace once they are cut off.
+    """
     if decoder.limit < 12:
         return
-    start, free = text[: rng.randint(0, min(len(text), decoder.limit - 10))], range(decoder.vocabulary)
+    start, vocabulary = text[: rng.randint(0, min(len(text), decoder.limit - 10))], range(decoder.vocabulary)
     session, parents, tokens = decoder.session(decoder.limit, cache), [], []
     if start:
         session.append(start, activation_bits=bits)
     halves = bytes(rng.choice([0, 1, 2, 3]) for _ in range(decoder.layers))
-    session.append([rng.choice(free) for _ in range(3)], activation_bits=bits, halves=halves)
+    session.append([rng.choice(vocabulary) for _ in range(3)], activation_bits=bits, halves=halves)
     session.cut(len(start))
     for row in range(rng.randint(1, 8)):
         parents.append(rng.randint(-1, row - 1))
-        tokens.append(rng.choice(free))
-    found = session.append(tokens, every=True, activation_bits=bits, parents=parents)
+        tokens.append(rng.choice(vocabulary))
+    logits = session.append(tokens, every=True, activation_bits=bits, parents=parents)
     row, path = rng.randrange(len(tokens)), []
     while row >= 0:
         path.insert(0, row)
@@ -129,10 +134,10 @@ def branch(rng: random.Random, decoder: NativeDecoder, text: list[int], cache: s
     if start:
         alone.append(start, activation_bits=bits)
     expected = torch.cat([alone.append([tokens[row]], activation_bits=bits) for row in path])
-    assert torch.equal(found[path], expected), f"branches {parents} after {len(start)} tokens, {cache}: other bits"
+    assert torch.equal(logits[path], expected), f"branches {parents} after {len(start)} tokens, {cache}: other bits"
     session.keep(len(start), [len(start) + row for row in path])
-    last = rng.choice(free)
-    assert torch.equal(session.append([last], activation_bits=bits), alone.append([last], activation_bits=bits)), (
+    token = rng.choice(vocabulary)
+    assert torch.equal(session.append([token], activation_bits=bits), alone.append([token], activation_bits=bits)), (
         "kept rows give other bits"
     )
     length = session.length
@@ -146,21 +151,21 @@ def branch(rng: random.Random, decoder: NativeDecoder, text: list[int], cache: s
 
 
 def reference(model: nn.Module, text: list[int]) -> torch.Tensor:
-    """Logits after the last token by PyTorch, packed weights dequantized."""
-    held = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
-    for name, module in held.items():
+    """Return the logits after the last token, computed by PyTorch with dequantized weights."""
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+    for name, module in packed.items():
         dense = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
         dense.weight = nn.Parameter(module.weight(), requires_grad=False)
         dense.bias = None if module.bias is None else nn.Parameter(module.bias, requires_grad=False)
         model.set_submodule(name, dense)
     logits = model(torch.tensor([text])).logits[0, -1]
-    for name, module in held.items():
+    for name, module in packed.items():
         model.set_submodule(name, module)
     return logits
 
 
 def spoil(rng: random.Random, decoder: NativeDecoder, vocabulary: int) -> None:
-    """A token too many, or one that is none: an error, and the session as it was."""
+    """Check that too many, invalid or no tokens are an error that leaves the session unchanged."""
     capacity = rng.randint(1, decoder.limit)
     session = decoder.session(capacity)
     session.append([0] * (capacity - 1) or [0])
@@ -175,9 +180,10 @@ def spoil(rng: random.Random, decoder: NativeDecoder, vocabulary: int) -> None:
 
 
 def main(seconds: float, seed: int) -> None:
-    end, threads = time.monotonic() + seconds, torch.get_num_threads()
+    """Check random cases for so many seconds. Raises AssertionError, with the seed, at the first disagreement."""
+    deadline, threads = time.monotonic() + seconds, torch.get_num_threads()
     for number in itertools.count():
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             break
         try:
             check(random.Random(seed + number))

@@ -1,4 +1,4 @@
-"""The kinds of input that are fuzzed, of models and runs: how each is made wrong, and which verbs are tried on it.
+"""The kinds of fuzzed input that belong to models and runs: how each is changed, and which verbs are tried on it.
 
 A kind is a function ``(room, rng) -> Case`` that puts a changed input into the room.
 """
@@ -19,12 +19,15 @@ from safetensors.torch import load_file, save_file
 
 NONE: frozenset[str] = frozenset()
 SOURCE = frozenset(("compress", "compress_same", "calibrate"))
-WEIGHTS = SOURCE | {"load", "generate", "evaluate", "verify"}  # what reads weights
+WEIGHTS = SOURCE | {"load", "generate", "evaluate", "verify"}  # the verbs that read weights
 POISONS = {"NaN": float("nan"), "infinite": float("inf"), "minus infinite": float("-inf")}
 
 
 def changed(rng: random.Random, room: Room, file: Path, change: Callable, place: float = 0.04) -> str:
-    """Write what ``change`` makes of a file's bytes, or put something else where it is; the words for it."""
+    """Replace a file's bytes by ``change(rng, bytes)``, or the file by something else. Returns a note of the change.
+
+    place: the probability that something else (a folder, a pipe, ...) replaces the file.
+    """
     if rng.random() < place:
         return mutate.change_place(rng, file, room.secret)
     data, note = change(rng, file.read_bytes())
@@ -33,6 +36,7 @@ def changed(rng: random.Random, room: Room, file: Path, change: Callable, place:
 
 
 def safetensors(room: Room, rng: random.Random) -> Case:
+    """Change a weight file of a model or of a run."""
     run, wrong, why = rng.random() < 0.3, NONE, ""
     room.take("run" if run else "model")
     file = rng.choice(sorted(room.given.glob("*.safetensors")))
@@ -41,14 +45,14 @@ def safetensors(room: Room, rng: random.Random) -> Case:
         note, wrong, why = change_tensor(rng, file)
     else:
         note = changed(rng, room, file, change_header if kind == "header" else mutate.change_bytes, 0.1)
-    if run:  # as a source it is refused in any case
+    if run:  # compress refuses a run as its source in any case
         return Case(note, chosen(rng, do.load, do.generate, do.evaluate, do.verify, do.report), wrong, why)
     verbs = (do.load, do.generate, do.evaluate, do.plan, do.compress, do.calibrate, do.plan_gradients)
     return Case(note, chosen(rng, *verbs), wrong, why)
 
 
 def change_tensor(rng: random.Random, file: Path) -> tuple[str, frozenset[str], str]:
-    """One tensor with another value, shape, type or name: words, the verbs that must then refuse, and why."""
+    """Change value, shape, type or name of one tensor. Returns a note, the verbs that must refuse, and why."""
     tensors = load_file(file)
     name = rng.choice(sorted(tensors))
     value = tensors[name]
@@ -81,11 +85,12 @@ def change_tensor(rng: random.Random, file: Path) -> tuple[str, frozenset[str], 
         flat[0] = torch.finfo(value.dtype).max
     elif kind == "zero":
         tensors[name] = value * 0
-    save_file({key: each.contiguous() for key, each in tensors.items()}, file, {"format": "pt"})
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file, {"format": "pt"})
     return f"{file.name}: {name} {tuple(value.shape)} {kind}", wrong, why
 
 
 def change_header(rng: random.Random, data: bytes) -> tuple[bytes, str]:
+    """Change the header of a safetensors file, or the length that it states."""
     size = int.from_bytes(data[:8], "little")
     if rng.random() < 0.1:
         length = rng.choice((0, 1, 8, 2**31, 2**63, 2**64 - 1, len(data), 100_000_001, rng.randrange(9999)))
@@ -96,15 +101,16 @@ def change_header(rng: random.Random, data: bytes) -> tuple[bytes, str]:
 
 
 def index(room: Room, rng: random.Random) -> Case:
+    """Change the index of a model in shards, or a shard."""
     room.take("sharded")
     shutil.copy(room.base / "outside" / "model.safetensors", room.outside)
     file, wrong, why = room.given / "model.safetensors.index.json", NONE, ""
     kind = rng.choice(("index",) * 8 + ("outside", "shard"))
     if kind == "outside":
-        found, first = json.loads(file.read_text()), "model-00001-of-00003.safetensors"
+        content, first = json.loads(file.read_text()), "model-00001-of-00003.safetensors"
         name = rng.choice(("../outside/model.safetensors", str(room.outside / "model.safetensors")))
-        found["weight_map"] = {key: name if at == first else at for key, at in found["weight_map"].items()}
-        file.write_bytes(mutate.dump(found))
+        content["weight_map"] = {key: name if at == first else at for key, at in content["weight_map"].items()}
+        file.write_bytes(mutate.dump(content))
         note, wrong, why = f"a shard at {name}", WEIGHTS, "a shard lies outside the folder"
     elif kind == "shard":
         note = mutate.change_place(rng, rng.choice(sorted(room.given.glob("*.safetensors"))), room.secret)
@@ -120,6 +126,7 @@ SIZES = (
 
 
 def config(room: Room, rng: random.Random) -> Case:
+    """Change config.json or generation_config.json of a model or of a run."""
     base = rng.choice(("model",) * 5 + ("run",) * 3 + bases.FAMILIES)
     room.take(base)
     file = room.given / "config.json"
@@ -139,7 +146,7 @@ def config(room: Room, rng: random.Random) -> Case:
 
 
 def sizes_differ(before: dict, file: Path) -> frozenset[str]:
-    """What must refuse a config whose sizes are not those of the weights."""
+    """Return the verbs that must refuse the config in ``file`` if its sizes are not those of the weights."""
     try:
         after = json.loads(mutate.left(file))
         sizes = {name: after[name] for name in SIZES}
@@ -157,18 +164,23 @@ TEMPLATES = (
 
 
 def tokenizer(room: Room, rng: random.Random) -> Case:
+    """Change a file of the tokenizer, or the chat template."""
     room.take("model")
     names = ("tokenizer.json",) * 6 + ("tokenizer_config.json",) * 4 + ("special_tokens_map.json",)
     file = room.given / rng.choice((*names, "chat_template.jinja", "chat_template.jinja"))
     if file.suffix == ".jinja":
-        given = lambda rng, data: (template := rng.choice(TEMPLATES).encode("utf-8", "replace"), mutate.short(template))
-        note = changed(rng, room, file, mutate.change_bytes if rng.random() < 0.3 else given)
+        change = lambda rng, data: (
+            template := rng.choice(TEMPLATES).encode("utf-8", "replace"),
+            mutate.short(template),
+        )
+        note = changed(rng, room, file, mutate.change_bytes if rng.random() < 0.3 else change)
         return Case(note, (do.chat,))
     note = changed(rng, room, file, mutate.change_json)
     return Case(note, chosen(rng, do.calibrate, do.generate, do.sample, do.evaluate, do.chat))
 
 
 def journal(room: Room, rng: random.Random) -> Case:
+    """Change the journal of a run, or a shard that it refers to."""
     base = rng.choice(("part", "part", "run", "recovering", "recovered"))
     room.take(base)
     recovery = base.startswith("recover")
@@ -182,6 +194,7 @@ def journal(room: Room, rng: random.Random) -> Case:
 
 
 def change_line(rng: random.Random, data: bytes) -> tuple[bytes, str]:
+    """Change the JSON value of one line."""
     lines = data.splitlines()
     at = rng.randrange(len(lines))
     lines[at], note = mutate.change_json(rng, lines[at])
@@ -189,6 +202,7 @@ def change_line(rng: random.Random, data: bytes) -> tuple[bytes, str]:
 
 
 def change_lines(rng: random.Random, data: bytes) -> tuple[bytes, str]:
+    """Remove, repeat, swap, cut or add lines."""
     lines = data.splitlines(keepends=True)
     at = rng.randrange(len(lines))
     kind = rng.choice(
@@ -214,6 +228,7 @@ def change_lines(rng: random.Random, data: bytes) -> tuple[bytes, str]:
 
 
 def manifest(room: Room, rng: random.Random) -> Case:
+    """Change jettison.json, speed.json or draft.json of a measured run."""
     room.take("measured")
     file = room.given / rng.choice(("jettison.json",) * 6 + ("speed.json", "speed.json", "draft.json", "draft.json"))
     note = changed(rng, room, file, mutate.change_json)
@@ -226,39 +241,41 @@ def manifest(room: Room, rng: random.Random) -> Case:
 
 
 def tiles(room: Room, rng: random.Random) -> Case:
-    """A cache that was changed makes no difference to what is computed."""
+    """Change a file of the tile cache. The logits must not change."""
     import jettison
 
     room.take("run")
-    wanted = jettison.load(room.given).logits(bases.ids())
-    kept = [*room.given.glob(".tiles/*"), *(room.folder / "cache" / "tiles").rglob("*.*")]
-    if not kept:
+    expected = jettison.load(room.given).logits(bases.ids())
+    cache_files = [*room.given.glob(".tiles/*"), *(room.folder / "cache" / "tiles").rglob("*.*")]
+    if not cache_files:
         return Case("nothing changed", (no_tiles,))
-    file = rng.choice([each for each in sorted(kept) for _ in range(4 if each.suffix == ".safetensors" else 1)])
+    file = rng.choice([path for path in sorted(cache_files) for _ in range(4 if path.suffix == ".safetensors" else 1)])
     kind = rng.choice((mutate.change_bytes, change_header, change_data))
     kind = kind if file.suffix == ".safetensors" else mutate.change_json
     note = changed(rng, room, file, kind, 0.08)
 
     def load_same(room: Room) -> None:
-        found = jettison.load(room.given).logits(bases.ids())
-        if found.shape != wanted.shape or not torch.equal(found, wanted):
+        logits = jettison.load(room.given).logits(bases.ids())
+        if logits.shape != expected.shape or not torch.equal(logits, expected):
             raise Complaint("a changed cache gave other logits")
 
     return Case(note, (load_same, do.generate) if rng.random() < 0.3 else (load_same,))
 
 
 def no_tiles(room: Room) -> None:
+    """Complain, since loading made no tile cache that could be changed."""
     raise Complaint("no cache was made")
 
 
 def change_data(rng: random.Random, data: bytes) -> tuple[bytes, str]:
-    """What lies behind the header of a safetensors file."""
+    """Change the bytes behind the header of a safetensors file."""
     start = 8 + int.from_bytes(data[:8], "little")
     after, note = mutate.change_bytes(rng, data[start:])
     return data[:start] + after, note
 
 
 def adapter(room: Room, rng: random.Random) -> Case:
+    """Change config or weights of a LoRA adapter."""
     room.take("recovered")
     file = room.given / "adapter" / rng.choice(("adapter_config.json",) * 3 + ("adapter_model.safetensors",) * 2)
     wrong, why = NONE, ""
@@ -275,7 +292,7 @@ def adapter(room: Room, rng: random.Random) -> Case:
 
 
 def rank_differs(before: dict[str, Any], file: Path) -> frozenset[str]:
-    """What must refuse an adapter whose ``r`` is not that of its tensors."""
+    """Return the verbs that must refuse the adapter config in ``file`` if its ``r`` is not that of its tensors."""
     try:
         after = json.loads(mutate.left(file))
         changed = type(after["r"]) is int and after["r"] != before["r"] and not after.get("rank_pattern")

@@ -1,6 +1,6 @@
-"""Mutations of what a user may hand in: of trees (JSON, YAML), of texts, of bytes, and of what stands at a path.
+"""Mutations of user input: of trees (JSON, YAML), texts and bytes, and of the file that stands at a path.
 
-All take an ``rng`` (``random.Random``) and return what they did in words, so that a finding can be read.
+All take an ``rng`` (``random.Random``) and return a note of the change, so that a finding can be understood.
 """
 
 import copy
@@ -11,8 +11,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-DEEP = "a list in a list, 100,000 deep"  # written out by ``dump``
-MARKUP = "</script><img src=x onerror=fuzz>"  # must never stand in a page as it is
+DEEP = "a list in a list, 100,000 deep"  # a marker; ``dump`` writes the nested lists
+MARKUP = "</script><img src=x onerror=fuzz>"  # must never appear unescaped in a page
 HOSTILE: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 7, 255, -(2**31), 2**31, 2**63, 10**12, 10**30, 1.5, -0.0, 1e-320, 1e308,
     float("nan"), float("inf"), float("-inf"),
@@ -24,7 +24,7 @@ HOSTILE: tuple[Any, ...] = (
 
 
 def tree(rng: random.Random, value: Any) -> tuple[Any, str]:
-    """A changed copy of a tree of dicts, lists and leaves: one change mostly, up to three."""
+    """Return a copy of a tree of dicts, lists and leaves with one change, sometimes two or three, and a note."""
     value, notes = copy.deepcopy(value), []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         spot = _spot(rng, value)
@@ -38,7 +38,7 @@ def tree(rng: random.Random, value: Any) -> tuple[Any, str]:
 
 
 def _spot(rng: random.Random, value: Any) -> tuple[Any, Any, str] | None:
-    """A place in the tree, found by going down from the root; None for the root itself."""
+    """Return a random place in the tree as (container, key, path), or None for the root itself."""
     if not isinstance(value, dict | list) or not value or rng.random() < 0.01:
         return None
     path = ""
@@ -52,6 +52,7 @@ def _spot(rng: random.Random, value: Any) -> tuple[Any, Any, str] | None:
 
 
 def _change(rng: random.Random, root: Any, holder: Any, key: Any) -> str:
+    """Change ``holder[key]`` and return a note. root: the whole tree, from which other values are copied."""
     old = holder[key]
     kind = rng.choice(("hostile", "hostile", "hostile", "delete", "rename", "near", "near", "other", "wrap", "more"))
     if kind == "delete":
@@ -70,15 +71,15 @@ def _change(rng: random.Random, root: Any, holder: Any, key: Any) -> str:
     if kind == "wrap":
         holder[key] = rng.choice(([old], {"x": old}, {str(key): old}, [old, old], str(old)))
     elif kind == "other":
-        there = _spot(rng, root)
-        holder[key] = copy.deepcopy(there[0][there[1]]) if there else None
+        spot = _spot(rng, root)
+        holder[key] = copy.deepcopy(spot[0][spot[1]]) if spot else None
     else:
         holder[key] = _near(rng, old) if kind == "near" else copy.deepcopy(rng.choice(HOSTILE))
     return f"{short(old)} -> {short(holder[key])}"
 
 
 def _near(rng: random.Random, old: Any) -> Any:
-    """A value of the same type, wrong by a little or by much."""
+    """Return a value derived from ``old``, close to it or far from it; mostly of the same type."""
     if isinstance(old, bool):
         return not old
     if isinstance(old, int):
@@ -89,19 +90,22 @@ def _near(rng: random.Random, old: Any) -> Any:
         new = (old[:-1], old + "x", old.upper(), f"../{old}", f"{old}/", old * 300, old + "\0", old[::-1], [old])
         return rng.choice(new)
     if isinstance(old, list):
-        return rng.choice((old[::-1], old[:-1], old + old, old[:1], {str(at): each for at, each in enumerate(old)}))
+        return rng.choice((old[::-1], old[:-1], old + old, old[:1], {str(at): value for at, value in enumerate(old)}))
     if isinstance(old, dict):
         return rng.choice((list(old), list(old.values()), dict(list(old.items())[:1]), [old]))
     return rng.choice(HOSTILE)
 
 
 def left(path: Path, most: int = 1 << 24) -> bytes:
-    """What stands at ``path`` after a change; nothing where that is no file (a pipe or a device may never end), or a
-    huge one."""
+    """Return the bytes of the file at ``path``; empty if it is larger than ``most`` bytes or no regular file.
+
+    Reading a pipe or a device might never end.
+    """
     return path.read_bytes() if path.is_file() and path.stat().st_size <= most else b""
 
 
 def short(value: Any, most: int = 60) -> str:
+    """Return ``value`` as ASCII text of at most ``most`` characters, with its full length if it is cut."""
     try:
         text = repr(value) if isinstance(value, str | float | int | None) else json.dumps(value)
     except (TypeError, ValueError):
@@ -111,12 +115,12 @@ def short(value: Any, most: int = 60) -> str:
 
 
 def dump(value: Any) -> bytes:
-    """JSON, with NaN and Infinity as Python writes them, and DEEP as what its name says."""
+    """Return JSON, with NaN and Infinity as Python writes them, and DEEP replaced by the nested lists."""
     return json.dumps(value, default=str).replace(json.dumps(DEEP), "[" * 100_000 + "]" * 100_000).encode()
 
 
 def change_json(rng: random.Random, data: bytes) -> tuple[bytes, str]:
-    """A file with one JSON value: its tree, its text, or its bytes changed."""
+    """Change the tree, the text or the bytes of a file that holds one JSON value."""
     if rng.random() < 0.75:
         value, note = tree(rng, json.loads(data))
         return dump(value), note
@@ -126,13 +130,13 @@ def change_json(rng: random.Random, data: bytes) -> tuple[bytes, str]:
 
 
 def json_text(rng: random.Random, data: bytes) -> tuple[bytes, str]:
-    """What trees cannot say: a field twice, comments, a byte order mark, numbers that JSON does not have."""
+    """Change JSON text in ways that no tree expresses: duplicate field, comment, byte order mark, invalid number."""
     text = data.decode()
     kind = rng.choice(("twice", "bom", "comment", "trailing", "utf-16", "number", "single", "huge", "lines"))
     if kind == "twice" and (at := text.find('"')) >= 0:
         end = text.find(",", at) + 1
         return (text[:at] + text[at:end] + text[at:]).encode(), "a field twice"
-    found = {
+    texts = {
         "bom": b"\xef\xbb\xbf" + data,
         "comment": b"// a comment\n" + data,
         "trailing": data.rstrip() + b",\n",
@@ -142,11 +146,11 @@ def json_text(rng: random.Random, data: bytes) -> tuple[bytes, str]:
         "huge": b'{"x": ' + b"9" * 5000 + b"}",
         "lines": data + b"\n" + data,
     }
-    return found.get(kind, b""), kind
+    return texts.get(kind, b""), kind
 
 
 def change_bytes(rng: random.Random, data: bytes) -> tuple[bytes, str]:
-    """Flips, cuts, zeros, splices: what disks, networks and editors do."""
+    """Flip, cut, zero or splice bytes, as faulty disks, networks and editors do."""
     size = len(data)
     at, length = rng.randrange(size + 1), rng.choice((1, 2, 8, 64, 4096))
     kind = rng.choice(
@@ -179,7 +183,7 @@ def change_bytes(rng: random.Random, data: bytes) -> tuple[bytes, str]:
 
 
 def change_place(rng: random.Random, path: Path, secret: Path) -> str:
-    """Something else stands where a file was. secret: a file outside, which nothing may copy."""
+    """Put something else in the place of a file. secret: a file outside of the room, which no verb may copy."""
     kind = rng.choice(("missing", "folder", "pipe", "socket", "zero", "random", "dangling", "loop", "secret", "sparse"))
     path.unlink()
     if kind == "folder":
@@ -187,14 +191,14 @@ def change_place(rng: random.Random, path: Path, secret: Path) -> str:
     elif kind == "pipe":
         os.mkfifo(path)
     elif kind == "socket":
-        here = os.getcwd()
-        os.chdir(path.parent)  # the name of a socket is at most 108 bytes long
-        with socket.socket(socket.AF_UNIX) as bound:
-            bound.bind(path.name)
-        os.chdir(here)
+        working_folder = os.getcwd()
+        os.chdir(path.parent)  # the path of a socket is at most 108 bytes long
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
+        os.chdir(working_folder)
     elif kind == "sparse":
         with open(path, "wb") as handle:
-            handle.truncate(1 << (31 if path.suffix == ".safetensors" else 35))  # a map may be no larger
+            handle.truncate(1 << (31 if path.suffix == ".safetensors" else 35))  # a memory map may be no larger
     elif kind != "missing":
         targets = {"zero": "/dev/zero", "random": "/dev/urandom", "dangling": "nowhere", "loop": path.name}
         path.symlink_to(targets.get(kind) or secret)

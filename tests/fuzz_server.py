@@ -1,6 +1,6 @@
-"""The process that has everything imported, and forks one child for every fuzzed input.
+"""The process that has imported everything and forks one child for every fuzzed input.
 
-Nothing in it may start a thread, since no thread lives on in a child: PyTorch computes on one.
+Nothing in it may start a thread, since a forked child has only the thread that called fork. PyTorch uses one thread.
 """
 
 import contextlib
@@ -23,18 +23,25 @@ torch.set_num_interop_threads(1)
 from fuzz_bases import wait_for_threads  # noqa: E402
 from fuzz_child import CPU, frame_of, listing, make_healthy, read_text, run_one, try_healthy  # noqa: E402
 
-STALLED, WALL = 8.0, 240.0  # seconds without any work, and in all
+STALLED, WALL = 8.0, 240.0  # limits of a child in seconds: without any work, and in total
 
 
 class Server:
-    """folder: where all rooms lie. keep: do not delete them."""
+    """Forks the children and collects their results.
+
+    folder: where the rooms of all inputs lie.
+    keep: do not delete the rooms.
+    """
 
     def __init__(self, folder: Path, seed: int, keep: bool = False):
         self.folder, self.base, self.seed, self.keep = folder, folder / "bases", seed, keep
 
     def warm(self) -> None:
-        """Make the healthy inputs, in a process of its own, and try every verb on them, here: what is imported and
-        cached by that is there for all children. Raises RuntimeError if one of them fails, or starts a thread."""
+        """Make the healthy inputs in a separate process, then try every verb on them in this one.
+
+        The modules and caches that the verbs load are then inherited by all children.
+        Raises RuntimeError if a verb fails, or leaves a thread behind.
+        """
         os.environ["JETTISON_CACHE"] = str(self.folder / "warm-cache")
         pid = os.fork()
         if pid == 0:
@@ -45,24 +52,24 @@ class Server:
                 raise ValueError("they cannot be made")
             try_healthy(self.folder, self.base)
         except BaseException as error:
-            said = (self.folder / "warm.txt").read_text()[-4000:]
-            raise RuntimeError(f"healthy inputs do not work: {said}") from error
-        wait_for_threads()  # that showed how far a verb was end soon after it
+            log = (self.folder / "warm.txt").read_text()[-4000:]
+            raise RuntimeError(f"healthy inputs do not work: {log}") from error
+        wait_for_threads()  # the threads of progress displays end soon after their verb
         self.healthy = listing(self.base)
         gc.collect()
         gc.freeze()
 
     def run(self, inputs: Iterable[tuple[str, int]], jobs: int) -> Iterator[dict]:
-        """Results as they come."""
+        """Run the inputs in up to ``jobs`` children at once. Yields results as they finish, in any order."""
         running: dict[int, Watched] = {}
         waiting = iter(inputs)
         ended = False
         try:
             while running or not ended:
                 while len(running) < jobs and not ended:
-                    ended = (each := next(waiting, None)) is None
-                    if each:
-                        watched = self._begin(*each)
+                    ended = (item := next(waiting, None)) is None
+                    if item:
+                        watched = self._begin(*item)
                         running[watched.pid] = watched
                 for watched in [watched for watched in running.values() if watched.is_over()]:
                     del running[watched.pid]
@@ -74,6 +81,7 @@ class Server:
                 watched.kill()
 
     def _begin(self, kind: str, number: int) -> "Watched":
+        """Fork a child for one input."""
         folder = self.folder / f"{kind}-{number}"
         shutil.rmtree(folder, ignore_errors=True)
         pid = os.fork()
@@ -88,6 +96,7 @@ class Server:
         return Watched(pid, folder, kind, number)
 
     def _result(self, watched: "Watched") -> dict:
+        """Return what a child wrote, with a finding added if it crashed or hung."""
         result = {"note": "", "verbs": {}, "findings": [], "skipped": [], "doing": "mutate"}
         with contextlib.suppress(OSError, ValueError):
             result |= json.loads((watched.folder / "result.json").read_text())
@@ -111,7 +120,7 @@ class Server:
 
 
 class Watched:
-    """A child, and whether it still works."""
+    """A child process, watched for crashes and hangs."""
 
     def __init__(self, pid: int, folder: Path, kind: str, number: int):
         self.pid, self.folder, self.kind, self.number = pid, folder, kind, number
@@ -119,6 +128,7 @@ class Watched:
         self.used, self.hung, self.status = 0.0, "", None
 
     def is_over(self) -> bool:
+        """Return whether the child has ended; kill it if it hangs or works too long."""
         pid, status, spent = os.wait4(self.pid, os.WNOHANG)
         if pid:
             self.status, self.used = status, spent.ru_utime + spent.ru_stime
@@ -134,20 +144,21 @@ class Watched:
             elif now - self.moved > STALLED or now - self.start > WALL:
                 self.hung = "waits for ever"
             if self.hung:
-                os.kill(self.pid, signal.SIGUSR1)  # writes the stack
+                os.kill(self.pid, signal.SIGUSR1)  # faulthandler writes the stack
                 time.sleep(0.3)
                 self.kill()
                 return True
         return False
 
     def _cpu(self) -> tuple[float, bool]:
-        """Seconds of work so far, and whether it works or would if it got a processor."""
+        """Return seconds of processor time so far, and whether the child runs or waits for a processor or disk."""
         with contextlib.suppress(OSError, IndexError):
             fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), fields[0] in "RD"
         return self.used, True
 
     def kill(self) -> None:
+        """Kill the child."""
         with contextlib.suppress(OSError):
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)

@@ -1,4 +1,4 @@
-"""The kinds of input that people write by hand and that are fuzzed: recipes, devices, scenarios and their costs."""
+"""The kinds of fuzzed input that people write by hand: recipes, devices, scenarios and their costs."""
 
 import random
 import re
@@ -22,12 +22,12 @@ SNIPPETS = (
     "'0-3'", "[" * 3000 + "]" * 3000, "!!omap [a: 1]", "!<tag:x> y", "NO", "\x07", "é", "[3-1]", "[]",
     "[0-99999999999]",
 )  # fmt: skip
-# Where a large number asks for much work, which is no fault.
+# Fields in which a large number asks for much work, which is no fault.
 MUCH = re.compile(rb"(samples|iterations|epochs|length|steps|rounds|grid_points|rank|batch|trials)\W{1,4}[\d.e+_]{4,}")
 
 
 def change_yaml(rng: random.Random, value: Any) -> tuple[bytes, str]:
-    """The text of a YAML file whose tree, text or bytes are not those of ``value``."""
+    """Return YAML of ``value`` with changed tree, text or bytes, and a note of the change."""
     kind = rng.random()
     if kind < 0.6:
         tree, note = mutate.tree(rng, value)
@@ -38,7 +38,7 @@ def change_yaml(rng: random.Random, value: Any) -> tuple[bytes, str]:
         return data.replace(mutate.DEEP.encode(), b"[" * 5000 + b"]" * 5000), note
     text = yaml.safe_dump(value, sort_keys=False)
     if kind < 0.82:
-        at = rng.choice([found.end() for found in re.finditer(r"(: |- )", text)])
+        at = rng.choice([match.end() for match in re.finditer(r"(: |- )", text)])
         end, snippet = text.find("\n", at), rng.choice(SNIPPETS)
         note = mutate.short(text[max(0, at - 20) : at] + snippet)
         return (text[:at] + snippet + text[end:]).encode(), note
@@ -50,7 +50,7 @@ def change_yaml(rng: random.Random, value: Any) -> tuple[bytes, str]:
 
 
 def give(room: Room, rng: random.Random, name: str, value: Any) -> str:
-    """Put the changed file into the room."""
+    """Put the changed file into the room and return a note of the change."""
     room.given.mkdir(exist_ok=True)
     file = room.given / name
     if rng.random() < 0.03:
@@ -62,20 +62,23 @@ def give(room: Room, rng: random.Random, name: str, value: Any) -> str:
 
 
 def recipe(room: Room, rng: random.Random) -> Case:
+    """Change a recipe."""
     note = give(room, rng, "recipe.yaml", bases.placed(rng.choice(bases.RECIPES), room.base))
     file = room.given / "recipe.yaml"
     verbs = (do.read_recipe,) if MUCH.search(mutate.left(file)) else (do.read_recipe, do.compress_by)
-    if rng.random() < 0.06:  # they try the recipe in little, which takes seconds
+    if rng.random() < 0.06:  # rarely, since a dry run tries the recipe on a small scale, which takes seconds
         verbs = (do.compress_dry, do.fit_dry)
     return Case(note, chosen(rng, *verbs))
 
 
 def device(room: Room, rng: random.Random) -> Case:
+    """Change a device."""
     note = give(room, rng, "device.yaml", rng.choice((bases.DEVICE, bases.PLAIN_DEVICE)))
     return Case(note, chosen(rng, do.show_device, do.plan_device, do.run_device))
 
 
 def scenario(room: Room, rng: random.Random) -> Case:
+    """Change an XR scenario or its costs."""
     files = {"scenario.yaml": bases.SCENARIO, "costs.yaml": bases.COSTS}
     name = rng.choice(("scenario.yaml", "scenario.yaml", "costs.yaml"))
     note = give(room, rng, name, files.pop(name))

@@ -1,5 +1,8 @@
-"""Kills at chosen writes: in this process, where every file of a run becomes whole in os.replace; and by SIGKILL in a
-process that may die, at anything that is done to a file, and in the middle of it."""
+"""Kills at chosen writes, in two ways.
+
+- In this process: an exception at a call of os.replace, by which every file of a run is completed.
+- In a child process: SIGKILL at any operation on a file, and in the middle of it (``Trap``).
+"""
 
 import builtins
 import io
@@ -14,10 +17,11 @@ import pytest
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing may catch it."""
+    """Stands in for SIGKILL: no code may catch it."""
 
 
 def count_writes(work: Callable[[], object]) -> int:
+    """Call ``work`` and return its number of writes, that is, of calls of os.replace."""
     real, calls = os.replace, 0
 
     def counting(*arguments):
@@ -32,12 +36,12 @@ def count_writes(work: Callable[[], object]) -> int:
     return calls
 
 
-SOME = 4  # writes of a run that it is killed at in the fast tests; in the slow ones at every one
+SOME = 4  # fast tests kill a run at so many of its writes; slow tests kill it at every one
 some_writes = pytest.mark.parametrize("most", [SOME, pytest.param(None, marks=pytest.mark.slow, id="every")])
 
 
 def spread(writes: int, most: int | None) -> list[int]:
-    """So many of the writes, the first and the last among them; None for all."""
+    """Return the numbers of ``most`` writes, the first and the last among them; None for all."""
     if most is None:
         return list(range(writes))
     return sorted({round(part * (writes - 1) / (most - 1)) for part in range(most)})
@@ -45,14 +49,14 @@ def spread(writes: int, most: int | None) -> list[int]:
 
 @contextmanager
 def killed_at(write: int) -> Iterator[None]:
-    """Write number ``write``, from 0, does not happen, and nothing after it."""
-    real, left = os.replace, write
+    """Raise Killed in place of write number ``write``, from 0, and check that it ends the work inside the context."""
+    real, writes_left = os.replace, write
 
     def dying(*arguments):
-        nonlocal left
-        if left == 0:
+        nonlocal writes_left
+        if writes_left == 0:
             raise Killed
-        left -= 1
+        writes_left -= 1
         real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
@@ -61,31 +65,36 @@ def killed_at(write: int) -> Iterator[None]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """All that a run leaves, but for its journal and its log, which say when, and what a kill left half written."""
-    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    kept = {name: path for name, path in found.items() if not name.endswith(("journal.jsonl", ".log", ".tmp"))}
+    """Return all files of a run by name, except journals and logs, which hold times, and half-written files."""
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    kept = {name: path for name, path in files.items() if not name.endswith(("journal.jsonl", ".log", ".tmp"))}
     return {name: path.read_bytes() for name, path in kept.items()}
 
 
 class Trap:
-    """Counts what is done to files below ``folder``, and at event ``at`` kills the process. mode: how much of a write
-    happens before that: ``none``, ``half``, or ``zeros`` in its place."""
+    """Counts operations on files below ``folder``, and kills the process at event number ``at``.
+
+    mode: what a write still writes before the kill: ``none``, ``half`` of the data, or ``zeros`` in place of all.
+    """
 
     def __init__(self, folder: Path, at: int | None = None, mode: str = "none"):
         self.folder, self.at, self.mode, self.events = str(folder), at, mode, []
 
     def inside(self, path: Any) -> bool:
+        """Return whether ``path`` lies below the folder."""
         return isinstance(path, str | Path) and os.path.abspath(path).startswith(self.folder)
 
     def event(self, what: str, path: Any) -> bool:
-        """Whether it is now."""
+        """Note an event and return whether to kill the process at it."""
         self.events.append(f"{what} {Path(path).name if Path(path).suffix != '.tmp' else 'a temporary file'}")
         return len(self.events) - 1 == self.at
 
     def die(self) -> None:
+        """Kill this process."""
         os.kill(os.getpid(), signal.SIGKILL)
 
     def set(self) -> None:
+        """Replace the functions of ``os``, ``io.open`` and ``open`` that change files."""
         for name in ("replace", "rename", "unlink", "remove", "truncate"):
             setattr(os, name, self._before(name, getattr(os, name)))
         real_sync, real_open, real_os_open, real_os_write = os.fsync, io.open, os.open, os.write
@@ -128,18 +137,20 @@ class Trap:
         return call
 
     def part(self, data):
+        """Return the part of ``data`` that is still written."""
         if self.mode == "zeros":
             return bytes(len(data))
         return data[: len(data) // 2] if self.mode == "half" else data[:0]
 
 
 class Handle:
-    """A file that is written to, and dies in the middle of it."""
+    """A file open for writing, whose writes are events of a trap."""
 
     def __init__(self, real, path: Path, trap: Trap):
         self._real, self._path, self._trap = real, path, trap
 
     def write(self, data):
+        """Write ``data``, or part of it before a kill."""
         if self._trap.event("write", self._path):
             self._real.write(self._trap.part(data) if isinstance(data, bytes) else data[: len(data) // 2])
             self._real.flush()
@@ -147,6 +158,7 @@ class Handle:
         return self._real.write(data)
 
     def truncate(self, *arguments):
+        """Truncate the file, or kill the process before that."""
         if self._trap.event("truncate", self._path):
             self._trap.die()
         return self._real.truncate(*arguments)
@@ -166,8 +178,10 @@ class Handle:
 
 
 def check_kills(run, folder, most):
-    """``run(out)``, killed at ``most`` of its writes and called again, ends with the bytes of a whole run. Caches make
-    the number of writes vary by a few, so a run may be over before its last write."""
+    """Check that ``run(out)``, killed at ``most`` of its writes and called again, gives the bytes of a whole run.
+
+    Caches make the number of writes vary by a few, so a run may end before the write at which it should be killed.
+    """
     run(folder / "whole")
     killed = 0
     for write in spread(count_writes(lambda: run(folder / "counted")), most):
@@ -176,7 +190,7 @@ def check_kills(run, folder, most):
             with killed_at(write):
                 run(out)
             killed += 1
-        except pytest.fail.Exception:  # it was over
+        except pytest.fail.Exception:  # the run ended before that write
             pass
         run(out)
         assert files_of(out) == files_of(folder / "whole"), f"killed at write {write}"

@@ -1,4 +1,4 @@
-"""The pages of the docs as their reader sees them: blocks of files, commands and Python, in order."""
+"""The pages of the docs, as the steps that a reader follows: files, commands and Python code, in order."""
 
 import re
 from collections.abc import Iterator
@@ -7,21 +7,22 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-MADE = ("api", "commands", "devices", "families", "methods", "papers", "recipes")  # whole pages, not in the repository
+# Pages that are generated as a whole; they are not in the repository.
+MADE = ("api", "commands", "devices", "families", "methods", "papers", "recipes")
 WRITTEN = sorted(
     {*DOCS.rglob("*.md")}
     - {DOCS / "index.md", DOCS / "studies/results.md"}
     - {DOCS / "reference" / f"{name}.md" for name in MADE}
 )
-SMALLER = ("200MB", "3.2MB")  # a budget for models as small as those of the tests
+SMALLER = ("200MB", "3.2MB")  # a size in the docs, and one for the small models of the tests
 
 
 def steps(page: Path) -> Iterator[tuple[str, str]]:
-    """What a reader does, in order: ``file NAME`` with its text, ``command`` with a line, ``python`` with code."""
+    """Yield the steps of a page: ``file NAME`` with its text, ``command`` with a line, or ``python`` with code."""
     for kind, body in BLOCK.findall(page.read_text(encoding="utf-8")):
         if kind == "yaml" and (file := re.match(r"# (\S+\.yaml)\n", body)):
             yield f"file {file[1]}", body
-        elif kind == "python" and "..." not in body:  # an outline is not run
+        elif kind == "python" and "..." not in body:  # code with ... is an outline and is not run
             yield "python", body
         elif kind == "console":
             for line in body.replace("\\\n", " ").splitlines():

@@ -1,4 +1,4 @@
-"""A grid of a kind that the package does not have, as a user would add one: powers of two."""
+"""A grid that the package does not have, as a user would add one: powers of two."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +10,9 @@ from jettison.encodings.grid import Grid
 
 @dataclass(frozen=True)
 class PowerOfTwo(Grid):
-    """Values 0 and ±2^-k for k = 0 ... 2^(bits-1) - 2, times the scale of a group. No zero point.
+    """Values 0 and ±2^-k for k = 0 ... 2^(bits-1) - 2, times the scale of a group; there is no zero point.
 
-    Code: the sign in the highest bit, then 0 for zero and 1 + k from the greatest down.
+    Code: the sign in the highest bit. The other bits are 0 for the value 0, else 1 + k; k = 0 is the largest value.
     """
 
     bits: int = 4
@@ -46,15 +46,15 @@ class PowerOfTwo(Grid):
 
     def encode(self, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         ratio, last = weight / scale, self._sign - 2
-        size = ratio.abs()
+        magnitude = ratio.abs()
         # The border between 2^-k and 2^-(k+1) is 0.75 · 2^-k.
-        place = torch.floor(-torch.log2(size.clamp(min=2.0**-30) * (4 / 3))).add(1).clamp(0, last)
-        codes = place + 1 + self._sign * (ratio < 0)
-        return torch.where(size < 2.0 ** -(last + 1), torch.zeros_like(codes), codes)
+        exponent = torch.floor(-torch.log2(magnitude.clamp(min=2.0**-30) * (4 / 3))).add(1).clamp(0, last)
+        codes = exponent + 1 + self._sign * (ratio < 0)
+        return torch.where(magnitude < 2.0 ** -(last + 1), torch.zeros_like(codes), codes)
 
     def decode(self, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | int) -> torch.Tensor:
         codes = codes.float()
         negative = codes >= self._sign
-        place = codes - self._sign * negative
-        value = torch.where(place == 0, 0.0, torch.exp2(1 - place))
+        exponent = codes - self._sign * negative
+        value = torch.where(exponent == 0, 0.0, torch.exp2(1 - exponent))
         return torch.where(negative, -value, value) * scale

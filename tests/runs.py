@@ -1,4 +1,4 @@
-"""Runs made up for the tests of the report and the comparison, and what is read off the pages of them."""
+"""Made-up runs for the tests of the report and the comparison, and readers of the pages that are written."""
 
 import copy
 import json
@@ -9,6 +9,7 @@ EVIL = "</script><script>alert('x')</script><img src=http://evil/x.png>&"
 
 
 def stage(bytes, bits, perplexity, log_perplexity, kl, accuracy):
+    """Return the results of a stage, as in jettison.json."""
     text = {"log_perplexity": log_perplexity, "perplexity": perplexity, "kl": kl, "agreement": 1 - kl, "tokens": 1000}
     return {
         "size": {"bytes": bytes, "disk_bytes": bytes, "bits_per_weight": bits, "bits_per_weight_without_adapter": bits},
@@ -19,16 +20,17 @@ def stage(bytes, bits, perplexity, log_perplexity, kl, accuracy):
 
 
 def linear(grid, error):
+    """Return the row of a linear, as in jettison.json."""
     return {"grid": grid, "error": error}
 
 
 def rates(decode, prefill, spread=1.5, count=3):
-    """As speed.json has them of a stage."""
-    found = {}
+    """Return the rates of a stage, as in speed.json: medians, and ``count`` samples."""
+    speed = {}
     for kind, median in (("decode", decode), ("prefill", prefill)):
-        found |= {f"{kind}_tokens_per_second": median, f"{kind}_samples": [median + spread, median, median - spread]}
-        found[f"{kind}_samples"] = found[f"{kind}_samples"][-count:] if count > 1 else [median]
-    return found
+        speed |= {f"{kind}_tokens_per_second": median, f"{kind}_samples": [median + spread, median, median - spread]}
+        speed[f"{kind}_samples"] = speed[f"{kind}_samples"][-count:] if count > 1 else [median]
+    return speed
 
 
 FULL = {
@@ -93,7 +95,13 @@ SPEED = {
 
 
 class Page(HTMLParser):
-    """sections: ids. text: what a reader sees. outside: addresses that a browser would fetch. scripts: their code."""
+    """A parsed page.
+
+    sections: ids of the sections.
+    text: the text that a reader sees.
+    outside: addresses that a browser would fetch.
+    scripts: the code of the scripts.
+    """
 
     def __init__(self, html):
         super().__init__()
@@ -117,7 +125,7 @@ class Page(HTMLParser):
 
 
 def make_run(parent, name="run", without=(), speed=None, **sections):
-    """A folder with a jettison.json: FULL but for the sections given and those to do without."""
+    """Return a folder with a jettison.json: FULL with ``sections`` replaced and the names in ``without`` left out."""
     folder = parent / name
     folder.mkdir()
     manifest = {key: value for key, value in (copy.deepcopy(FULL) | sections).items() if key not in without}
@@ -128,11 +136,12 @@ def make_run(parent, name="run", without=(), speed=None, **sections):
 
 
 def drawn(file, chart):
-    """The traces of a chart, as they stand in the page."""
+    """Return the traces of a chart in a page."""
     html = file.read_text(encoding="utf-8")
-    found = re.search(rf'Plotly\.newPlot\(\s*"{chart}",\s*(\[.*?\]),\s*\{{"', html, re.DOTALL)
-    return json.loads(found[1])
+    match = re.search(rf'Plotly\.newPlot\(\s*"{chart}",\s*(\[.*?\]),\s*\{{"', html, re.DOTALL)
+    return json.loads(match[1])
 
 
 def without_stage(name):
+    """Return the results of FULL without one stage."""
     return {stage: result for stage, result in copy.deepcopy(FULL)["results"].items() if stage != name}

@@ -1,4 +1,4 @@
-"""Random models of every family, small enough to make in a test."""
+"""Random models of every family, small enough to be made in a test."""
 
 import json
 from pathlib import Path
@@ -40,17 +40,20 @@ CONFIGS = {
     "granite": COMMON | {"logits_scaling": 2.0},
     "gemma": COMMON,
     "olmo2": COMMON,
-    "stablelm": COMMON,  # no row in families.yaml: read generically
+    "stablelm": COMMON,  # has no row in families.yaml, so it is read generically
 }
 
 
 def make(family: str, folder: Path, seed: int = 0, **changes) -> Path:
-    """Save a random model of ``family`` with scribe's tokenizer in ``folder``, and return the folder."""
+    """Save a random model of ``family`` with scribe's tokenizer in ``folder``, and return the folder.
+
+    changes: fields of the config.
+    """
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **(CONFIGS[family] | changes))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # spread out, so that mistakes show
+        for name, parameter in model.named_parameters():  # larger values than at initialization, so that errors show
             scale = 0.3 if parameter.dim() > 1 else 0.1
             parameter.add_(torch.randn(parameter.shape) * scale / (1 + ("embed" in name)))
     model.save_pretrained(folder)
@@ -78,12 +81,12 @@ PROCESSOR = {
 
 
 def make_vision(family: str, folder: Path) -> Path:
-    """Save a random image classifier of three classes in ``folder``, with statistics of its own, and return it."""
+    """Save a random image classifier of three classes, with random running statistics, and return its folder."""
     torch.manual_seed(0)
     names = dict(enumerate(CLASSES))
     config = AutoConfig.for_model(family, id2label=names, label2id={v: k for k, v in names.items()}, **VISION[family])
-    found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
-    model = (found[0] if isinstance(found, tuple) else found)(config)
+    classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+    model = (classes[0] if isinstance(classes, tuple) else classes)(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape) * (0.1 if parameter.dim() > 1 else 0.05))
@@ -96,7 +99,7 @@ def make_vision(family: str, folder: Path) -> Path:
 
 
 def make_images(folder: Path, count: int = 12) -> Path:
-    """A folder of class subfolders with ``count`` random pictures each."""
+    """Fill ``folder`` with a subfolder per class, of ``count`` random pictures each, and return it."""
     rng = torch.Generator().manual_seed(0)
     for label, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
@@ -107,7 +110,7 @@ def make_images(folder: Path, count: int = 12) -> Path:
 
 
 def change(folder, **changes):
-    """Replace tensors of a model by what a function makes of them."""
+    """Replace tensors of a model: ``name=function``, with ``__`` for each dot in the name."""
     file = folder / "model.safetensors"
     tensors = load_file(file)
     for name, make in changes.items():

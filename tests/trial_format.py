@@ -1,6 +1,6 @@
-"""A checkpoint format that the package does not have, as a user would add one: 8-bit integers under names of its own.
+"""A checkpoint format that the package does not have, as a user would add one: 8-bit integers with its own names.
 
-``NAME.q`` are int8 codes, ``NAME.s`` scales.
+``NAME.q`` holds int8 codes, ``NAME.s`` scales.
 """
 
 from collections.abc import Mapping
@@ -64,12 +64,12 @@ def read_grids(source: ModelFolder) -> dict[str, Grid]:
             groups = grid.groups(linears[name].columns)
         except (UsageError, TypeError, KeyError) as error:
             raise JettisonError(f"{invalid}: {name}: {error}") from None
-        wanted = {"q": ("I8", (linears[name].rows, linears[name].columns))}
-        wanted["s"] = (TYPES[grid.scale_type], (linears[name].rows, groups))
-        for part, meant in wanted.items():
+        layout = {"q": ("I8", (linears[name].rows, linears[name].columns))}
+        layout["s"] = (TYPES[grid.scale_type], (linears[name].rows, groups))
+        for part, expected in layout.items():
             tensor = source.locate(f"{name}.{part}")[0]
-            if (found := (source.checkpoint.dtype(tensor), source.checkpoint.shape(tensor))) != meant:
-                raise JettisonError(f"{source.folder}: {tensor} is {found}; a weight of {grid} has {meant}")
+            if (actual := (source.checkpoint.dtype(tensor), source.checkpoint.shape(tensor))) != expected:
+                raise JettisonError(f"{source.folder}: {tensor} is {actual}; a weight of {grid} has {expected}")
     return grids
 
 

@@ -1,4 +1,4 @@
-"""What `jettison bench` measures and prints. No speed is asserted: that belongs to benchmarks/."""
+"""What `jettison bench` measures and prints. No test asserts a speed: benchmarks/ does."""
 
 import json
 import sys
@@ -25,6 +25,7 @@ FAST = ["--matrix", "64x128", "--matrix", "96x256", "--group-size", "64", "--rou
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
+    """Make measurements small, so that they take almost no time."""
     monkeypatch.setattr(operators, "STREAMED", 1 << 16)
     monkeypatch.setattr(operators, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(decoding, "READ_BYTES", 1 << 20)
@@ -37,8 +38,8 @@ def test_the_table(jettison, tmp_path):
     code, out, _ = jettison("bench", "ops", *FAST, *arguments, "--json", tmp_path / "ops.json")
     assert code == 0 and "torch int4pack" in out and "of the limit" in out
     result = json.loads((tmp_path / "ops.json").read_text())
-    found = [(row["shape"], row["operator"], row["bits"], row["rows"]) for row in result["rows"]]
-    assert len(found) == len(set(found)) == 2 * 2 * 6
+    keys = [(row["shape"], row["operator"], row["bits"], row["rows"]) for row in result["rows"]]
+    assert len(keys) == len(set(keys)) == 2 * 2 * 6
     for row in result["rows"]:
         assert len(row["samples"]) == 1 and row["microseconds"] > 0
         assert row["bandwidth"] == pytest.approx(1e6 * row_bytes(row) / row["microseconds"], rel=1e-6)
@@ -46,6 +47,7 @@ def test_the_table(jettison, tmp_path):
 
 
 def row_bytes(row: dict) -> float:
+    """Return the bytes that an operator reads: codes and scales."""
     rows, columns = map(int, row["shape"].split("x"))
     scales = {"kernel": 2, "jettison": 2, "torch int4pack": 4, "torch bfloat16": 0}[row["operator"]]
     return rows * columns * row["bits"] / 8 + rows * columns / 64 * scales
@@ -67,7 +69,7 @@ def test_onnxruntime_is_measured(jettison):
 
 
 def test_a_sample_is_taken_again_while_others_work(monkeypatch):
-    """The clock says that others use a whole core in the first two samples, and nothing in the third."""
+    """By the patched clock, other processes use a whole core in the first two samples, and none in the third."""
     others, calls = iter([0, 1000, 0, 1000, 0, 0]), []
     monkeypatch.setattr(timing, "_busy_seconds", lambda: next(others))
     monkeypatch.setattr(timing, "_own_seconds", lambda: 0.0)
@@ -98,7 +100,7 @@ class TestDecoding:
         model = load(tmp_path / "out").model
         linears = [module for module in model.modules() if isinstance(module, TiledLinear)]
         packed = sum(linear.tiles.nbytes for linear in linears)
-        assert packed < next(iter(result["bytes"].values())) < 1.1 * packed  # the norms, and no embedding
+        assert packed < next(iter(result["bytes"].values())) < 1.1 * packed  # also the norms, but no embedding
 
     def test_drafts(self, jettison, scribe_w4, tmp_path):
         file = tmp_path / "b.json"
@@ -127,10 +129,10 @@ class TestDecoding:
         grids = {name: module.grid.bits for name, module in plain.named_modules() if isinstance(module, TiledLinear)}
         assert {bits for name, bits in grids.items() if "gate" in name or "up_proj" in name} == {2}
         assert grids["lm_head"] == grids["model.layers.0.self_attn.q_proj"] == 4
-        sides = [module for module in adapted.modules() if isinstance(module, Adapted)]
-        assert len(sides) == 16
-        gained = decoding.read_bytes(adapted) - decoding.read_bytes(plain)
-        assert gained == 16 * 2 * 8 * (256 + 768)
+        adapters = [module for module in adapted.modules() if isinstance(module, Adapted)]
+        assert len(adapters) == 16
+        difference = decoding.read_bytes(adapted) - decoding.read_bytes(plain)
+        assert difference == 16 * 2 * 8 * (256 + 768)
         first, second = (random_model(shape, recipe, seed=seed).lm_head.tiles for seed in (0, 0))
         assert (first == second).all()
 
@@ -155,7 +157,7 @@ def test_bad_usage(jettison, arguments, words):
 
 
 class TestLlamaCpp:
-    """Its program is played by a script: what it is asked, and what becomes of its answers."""
+    """A script stands in for llama-bench: tests of its arguments, and of how its answers are used."""
 
     @pytest.fixture
     def program(self, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The program as a user meets it: help, exit codes, one-line errors, JSON. Ctrl-C has a file of its own."""
+"""The command line program: help, exit codes, one-line errors, JSON. tests/house/test_interrupts.py tests Ctrl-C."""
 
 import importlib
 import json
@@ -63,8 +63,8 @@ def test_plan_writes_a_recipe_that_compress_takes(jettison, tiny, tmp_path):
     files = ("--json", tmp_path / "plan.json", "--report", tmp_path / "plan.html")
     code, out, _ = jettison("plan", tiny("llama"), *arguments, "--pareto", "--no-recovery", *files)
     assert code == 0 and "gate_up" in out and "this plan" in out
-    found = json.loads((tmp_path / "plan.json").read_text())
-    assert found["plan"]["memory"] <= 650e3 and found["recipe"]["steps"] and len(found["plan"]["front"]) > 3
+    result = json.loads((tmp_path / "plan.json").read_text())
+    assert result["plan"]["memory"] <= 650e3 and result["recipe"]["steps"] and len(result["plan"]["front"]) > 3
     assert "Bits of every block" in (tmp_path / "plan.html").read_text()
     code, *_ = jettison("compress", tiny("llama"), "--recipe", tmp_path / "recipe.yaml", "-o", tmp_path / "o")
     assert code == 0
@@ -78,7 +78,7 @@ def test_plan_writes_no_recipe_that_does_nothing(jettison, tmp_path):
 
 
 def test_plan_says_what_cannot_be_written(jettison, tmp_path):
-    asked = (
+    arguments = (
         "qwen3-4b",
         "--device",
         "strix-halo",
@@ -89,13 +89,13 @@ def test_plan_says_what_cannot_be_written(jettison, tmp_path):
         "-o",
         tmp_path / "r.yaml",
     )
-    code, out, _ = jettison("plan", *asked)
+    code, out, _ = jettison("plan", *arguments)
     words = "llama.cpp loads gguf, which Jettison does not write yet"
     assert code == 0 and words in out and any(words in reason for reason in load_recipe(tmp_path / "r.yaml").why)
 
 
 def test_what_cannot_be_written_is_not_fitted(jettison, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("jettison.fitting"), "make_plan", None)  # nothing is planned either
+    monkeypatch.setattr(importlib.import_module("jettison.fitting"), "make_plan", None)  # a plan would fail
     code, _, err = jettison("fit", "scribe", "--memory", "6MB", "--engine", "llama.cpp", "-o", tmp_path / "out")
     assert code == 2 and not (tmp_path / "out").exists()
     assert_one_line(err, "does not write yet")
@@ -111,8 +111,8 @@ def test_a_draft_is_not_written_over_anything(jettison, tiny, tmp_path):
     write_draft(ModelFolder(folder), Draft(skip=("1",)), "", {})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
-    for place, words in (("full", "is not empty"), ("model", "is not empty"), ("full/letter.txt", "is a file")):
-        code, _, err = jettison("draft", folder, "--export", tmp_path / place)
+    for target, words in (("full", "is not empty"), ("model", "is not empty"), ("full/letter.txt", "is a file")):
+        code, _, err = jettison("draft", folder, "--export", tmp_path / target)
         assert code == 2
         assert_one_line(err, words)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"]
@@ -128,21 +128,25 @@ def test_lists(jettison, tmp_path):
 
 
 def damaged(tmp_path, damage):
+    """Return a model folder that was changed by ``damage``."""
     folder = maker.make("llama", tmp_path / "model")
     damage(folder)
     return folder
 
 
 def truncate(folder):
+    """Cut the weights in half."""
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
 
 
 def corrupt(folder):
+    """Replace the weights by other bytes."""
     (folder / "model.safetensors").write_bytes(b"\xff" * 1000)
 
 
 def poison(folder):
+    """Set one weight to NaN."""
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(tensors, folder / "model.safetensors")
@@ -159,10 +163,10 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damaged_models(jettison, tmp_path, name):
-    damage, wanted, words = DAMAGE[name]
+    damage, expected, words = DAMAGE[name]
     code, _, err = jettison("compress", damaged(tmp_path, damage), "--recipe", "w8", "-o", tmp_path / "o", *STEPS[:2])
     assert_one_line(err, words)
-    assert code == wanted
+    assert code == expected
 
 
 WRONG = {
@@ -213,13 +217,14 @@ def test_an_option_that_is_none(jettison):
 
 
 def assert_one_line(err, words):
+    """Check that stderr has one error line, with ``words``, and no traceback."""
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and words in lines[0], err
     assert "Traceback" not in err
 
 
 def test_version_and_completion_need_no_torch():
-    """In a process of its own, as a shell asks for them at every key."""
+    """Runs in new processes, as a shell asks for completions at every key."""
     program = "import sys; from jettison.cli import main; sys.argv[0] = 'jettison'\n"
     program += "try: main()\nfinally: assert 'torch' not in sys.modules"
     run = lambda *arguments, **more: subprocess.run(

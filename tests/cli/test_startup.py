@@ -1,5 +1,7 @@
-"""What commands must not import, each in a fresh interpreter: torch and transformers take seconds. No clocks here:
-benchmarks/house/startup.py has them."""
+"""Modules that commands must not import, checked in new interpreters: torch and transformers take seconds to import.
+
+No time is measured in these tests; benchmarks/house/startup.py does that.
+"""
 
 import json
 import os
@@ -29,18 +31,18 @@ print("\\n" + json.dumps([codes, sorted(name for name in sys.modules if "." not 
 
 @pytest.fixture
 def run(cache, tmp_path):
-    """run(*commands) -> their exit codes, and the packages that one interpreter has then imported."""
+    """Return run(*commands), which runs them in one interpreter and returns exit codes and imported packages."""
 
-    def of(*commands):
-        measure()  # once: `jettison devices` looks it up
-        asked = json.dumps([[str(word) for word in command] for command in commands])
+    def run_commands(*commands):
+        measure()  # fills the cache that `jettison devices` reads
+        words = json.dumps([[str(word) for word in command] for command in commands])
         done = subprocess.run(
-            [sys.executable, "-c", RUN, asked], capture_output=True, text=True, cwd=tmp_path, env=os.environ, check=True
+            [sys.executable, "-c", RUN, words], capture_output=True, text=True, cwd=tmp_path, env=os.environ, check=True
         )
         codes, modules = json.loads(done.stdout.splitlines()[-1])
         return codes, set(modules)
 
-    return of
+    return run_commands
 
 
 def test_help(run):
@@ -60,7 +62,7 @@ def test_lists(run):
 
 
 def test_plans_that_are_refused(run):
-    """Values that cannot be, names that are unknown, budgets that nothing meets."""
+    """Plans with invalid values, unknown names, or budgets that nothing meets."""
     codes, modules = run(
         ["plan", "qwen3-4b"],
         ["plan", "qwen3-4b", "--memory", "much"],

@@ -1,4 +1,4 @@
-"""The journal and atomic files: a kill at any byte loses only what was not finished."""
+"""The journal and atomic files: a kill at any byte loses only unfinished work."""
 
 import errno
 import os

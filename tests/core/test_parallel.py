@@ -1,4 +1,4 @@
-"""The one map: order, errors that name the item, processes, and Ray where an address is given."""
+"""The parallel map: order, errors that name the item, processes, and Ray if an address is given."""
 
 import math
 import os
@@ -23,9 +23,9 @@ def test_here():
 
 
 def test_processes_keep_the_order():
-    found = parallel.map(slow_square, range(5), workers=2)
-    assert [square for square, _ in found] == [0, 1, 4, 9, 16]
-    assert os.getpid() not in {process for _, process in found}
+    results = parallel.map(slow_square, range(5), workers=2)
+    assert [square for square, _ in results] == [0, 1, 4, 9, 16]
+    assert os.getpid() not in {process for _, process in results}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -49,7 +49,7 @@ def test_nobody_waits_for_work_that_is_given_up():
 
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="looks for processes there")
 def test_workers_end_with_the_process_that_waits(tmp_path):
-    """Also where it is killed."""
+    """They also end if the waiting process is killed."""
     script = f"""if __name__ == '__main__':
         import sys
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -58,8 +58,8 @@ def test_workers_end_with_the_process_that_waits(tmp_path):
         parallel.map(mapped.slow_start, [{str(tmp_path)!r}] * 2, workers=2)"""
     (tmp_path / "waits.py").write_text(script)
     process = subprocess.Popen([sys.executable, str(tmp_path / "waits.py")], start_new_session=True)
-    until = time.monotonic() + 120
-    while len(list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < until:
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(alive(process.pid, 0)) >= 3
     process.kill()
@@ -79,7 +79,7 @@ def test_ray_is_an_extra(monkeypatch):
 
 
 def test_ray_by_its_interface(monkeypatch):
-    """A stand-in with the five calls that are used; it finishes the last task first."""
+    """A stand-in for Ray with the five functions that are used; it finishes the last task first."""
 
     class RayTaskError(Exception):
         def __init__(self, cause):
@@ -99,7 +99,7 @@ def test_ray_by_its_interface(monkeypatch):
     fake.is_initialized = lambda: False
     fake.init = lambda address, log_to_driver: calls.append(address)
     fake.shutdown = lambda: calls.append("down")
-    fake.remote = lambda function: SimpleNamespace(remote=lambda *given: Reference(lambda: function(*given)))
+    fake.remote = lambda function: SimpleNamespace(remote=lambda *arguments: Reference(lambda: function(*arguments)))
     fake.wait = lambda waiting, num_returns: (waiting[-1:], waiting[:-1])
     fake.get, fake.exceptions = get, SimpleNamespace(RayTaskError=RayTaskError)
     monkeypatch.setitem(sys.modules, "ray", fake)

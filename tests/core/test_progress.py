@@ -1,4 +1,4 @@
-"""How far work is: lines where stderr is no terminal, and the log of a run folder."""
+"""Progress: lines on stderr if it is no terminal, and the log in a run folder."""
 
 import io
 import re
@@ -11,13 +11,15 @@ from jettison.core.progress import Console, bar, duration, log_in, logged, say, 
 
 
 class Terminal(io.StringIO):
+    """A text that claims to be a terminal."""
+
     def isatty(self):
         return True
 
 
 @pytest.fixture
 def stderr(monkeypatch):
-    """Loud, and a line every 50 ms."""
+    """Return the text on stderr, with progress switched on and a line every 50 ms."""
     set_quiet(False)
     monkeypatch.setattr(progress, "EVERY", 0.05)
     text = io.StringIO()
@@ -28,13 +30,13 @@ def stderr(monkeypatch):
 
 @pytest.fixture
 def run(tmp_path):
-    """A folder that holds a run."""
+    """Return a folder that holds a run."""
     (tmp_path / "journal.jsonl").write_text("")
     return tmp_path
 
 
 def read(run):
-    """The lines of the log without their times, which are checked."""
+    """Return the lines of the log without their times, after checking the form of these."""
     lines = (run / "progress.log").read_text().splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)
     return [line[20:] for line in lines]
@@ -115,7 +117,7 @@ def test_how_it_ended(run):
 
 
 def test_no_log_where_there_is_no_run(tmp_path):
-    """What is said before the run exists waits for it: a folder that is not ours gets no file."""
+    """Lines printed before the run exists are logged once it does. A folder that holds no run gets no log file."""
     with log_in(tmp_path / "new"):
         say("planned")
         assert not (tmp_path / "new").exists()

@@ -1,4 +1,4 @@
-"""Errors of pydantic in the house's words."""
+"""Errors of pydantic, reworded in the style of the package."""
 
 import pytest
 from pydantic import Field, field_validator
@@ -8,10 +8,14 @@ from jettison.core.validation import Fields, read_fields
 
 
 class Inner(Fields):
+    """Nested fields of Thing."""
+
     rate: float = 1.0
 
 
 class Thing(Fields):
+    """Fields with a range, a description, a nested model and a validator."""
+
     width: int = Field(4, ge=1, le=9, description="a whole number from 1 to 9 is needed")
     name: str = "a"
     inner: Inner = Inner()
@@ -26,6 +30,7 @@ class Thing(Fields):
 
 
 def read(**values):
+    """Read the fields of a thing."""
     say = lambda name, value, needed: f"thing {name} = {value}: {needed}"
     return read_fields(Thing, values, say, "field", " of a thing")
 

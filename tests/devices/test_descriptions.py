@@ -1,4 +1,4 @@
-"""Devices: the table, files of one's own, this machine measured, and the command."""
+"""Devices: the table, device files of users, measuring this machine, and the command."""
 
 import json
 import re
@@ -23,7 +23,7 @@ GOOD = {"bandwidth": 5e10, "memory": 4e9, "flops": {"fp32": 1e12}}
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """A machine without a GPU that is measured in no time. Returns the file where the result is kept."""
+    """Make measuring take almost no time, without a GPU. Returns the file that keeps the result."""
     monkeypatch.setenv("JETTISON_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name, value in {"READ_BYTES": 1 << 22, "MATRIX": 64, "REPEATS": 5, "ENOUGH": 0.0}.items():
@@ -33,7 +33,7 @@ def small(monkeypatch, tmp_path):
 
 @pytest.fixture
 def own(tmp_path):
-    """own(fields) -> the path of a device file; own(text) too."""
+    """Return own(content), which writes a device file of fields or of text and returns its path."""
 
     def write(content, name="headset.yaml"):
         (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
@@ -53,7 +53,7 @@ class TestRows:
         assert device.cache < 1e8 and 5e-7 < device.overhead < 1e-4
         assert set(device.sources) == set(SOURCED) and all(len(text) > 8 for text in device.sources.values())
         assert 0 < device.peak("fp32") <= device.peak("fp16") <= device.peak("int8")
-        assert 1e-3 < device.bandwidth / device.peak("fp32") < 1  # a slip of three zeros would leave this range
+        assert 1e-3 < device.bandwidth / device.peak("fp32") < 1  # an error by a factor of 1000 would leave this range
         assert device.title != name
 
     def test_what_is_stated_is_not_what_a_reader_gets(self):
@@ -182,9 +182,9 @@ class TestMeasure:
     def test_what_was_kept_for_another_layout_host_or_by_accident(self, small, monkeypatch):
         monkeypatch.setattr(measuring, "_figures", lambda device: {"memory": 7})
         measure()
-        kept = json.loads(small.read_text())
-        old = {"host": kept["host"], "bandwidth": 1e10, "memory": 1, "flops": 1e12}
-        for other in (old, kept | {"memory": 1, "host": "another"}, kept | {"memory": 8}, [1], "{broken"):
+        record = json.loads(small.read_text())
+        old = {"host": record["host"], "bandwidth": 1e10, "memory": 1, "flops": 1e12}
+        for other in (old, record | {"memory": 1, "host": "another"}, record | {"memory": 8}, [1], "{broken"):
             small.write_text(other if isinstance(other, str) else json.dumps(other))
             assert measure()["memory"] == 7
 
@@ -199,10 +199,10 @@ class TestMeasure:
 
     def test_streams_are_read_by_turns(self, monkeypatch):
         monkeypatch.setattr(measuring, "CHUNK_BYTES", 8)  # 2 numbers
-        found = []
-        pool = SimpleNamespace(map=lambda work, turns: found.extend(chunk.tolist() for chunk in turns[0]) or [])
+        chunks = []
+        pool = SimpleNamespace(map=lambda work, turns: chunks.extend(chunk.tolist() for chunk in turns[0]) or [])
         measuring._read(torch.arange(8.0), 1, 2, pool)
-        assert found == [[0, 1], [4, 5], [2, 3], [6, 7]]
+        assert chunks == [[0, 1], [4, 5], [2, 3], [6, 7]]
 
     def test_threads_of_torch_are_as_before(self, small):
         before = torch.get_num_threads()
@@ -238,7 +238,7 @@ class TestMeasure:
             folder.mkdir(parents=True)
             for name, text in (("level", level), ("shared_cpu_list", shared), ("size", size)):
                 (folder / name).write_text(f"{text}\n")
-        (tmp_path / "cpu3/cache/index0").mkdir(parents=True)  # says nothing
+        (tmp_path / "cpu3/cache/index0").mkdir(parents=True)  # a cache folder without files
         assert measuring._last_cache(tmp_path) == (32 + 16) << 20
         assert measuring._last_cache(tmp_path / "none") == 0
 

@@ -1,4 +1,4 @@
-"""Presets on any shape: a group size is a wish, and whoever reads, runs or plans a model takes the same one."""
+"""Presets on any shape. A group size is a wish; reading, running and planning a model use the same adjusted size."""
 
 import json
 from importlib import import_module
@@ -22,10 +22,12 @@ from jettison.recipe.recipe import load_recipe, preset_names, with_windows
 from jettison.runtime.load import load
 
 SHORT = ["calibration.text=books", "calibration.samples=2", "calibration.length=32"]
-ODD = {"hidden_size": 72, "head_dim": 18, "intermediate_size": 97, "num_hidden_layers": 1}  # no usual size divides
+# No usual group size divides 72 or 97.
+ODD = {"hidden_size": 72, "head_dim": 18, "intermediate_size": 97, "num_hidden_layers": 1}
 
 
 def linear(columns, rows=64, role="q", block=0):
+    """Return the description of a linear."""
     return Linear(f"{role}{rows}", (role,), rows, columns, block, "fused", "inputs")
 
 
@@ -43,14 +45,14 @@ WISHES = [
 @pytest.mark.parametrize(("wish", "columns", "engine", "wanted"), WISHES, ids=str)
 def test_the_largest_size_below_that_fits(wish, columns, engine, wanted):
     linears = [linear(width) for width in columns]
-    found = fitted(UniformGrid(4, wish), linears, engine and find_runtime(engine))
-    assert found == UniformGrid(4, wanted)
-    for each in linears:
-        assert found.groups(each.columns) >= 1
+    grid = fitted(UniformGrid(4, wish), linears, engine and find_runtime(engine))
+    assert grid == UniformGrid(4, wanted)
+    for member in linears:
+        assert grid.groups(member.columns) >= 1
 
 
 def test_an_engine_that_loads_none_says_why_itself(tiny):
-    """SGLang wants rows of a multiple of 128."""
+    """SGLang needs row widths that are multiples of 128."""
     source = ModelFolder(tiny("llama"))
     assert fitted(UniformGrid(4, 128), [linear(72)], find_runtime("sglang")) == UniformGrid(4, WHOLE_ROW)
     with pytest.raises(Exception, match="valid: multiples of 128"):
@@ -60,55 +62,55 @@ def test_an_engine_that_loads_none_says_why_itself(tiny):
 class TestCompressed:
     @pytest.fixture(scope="class")
     def made(self, tiny, tmp_path_factory):
-        """made(preset) -> folder and jettison.json of a model whose rows have 72 and 97 weights."""
-        out, done = tmp_path_factory.mktemp("presets"), {}
+        """Return made(preset) -> folder and manifest of a compressed model whose rows have 72 and 97 weights."""
+        out, manifests = tmp_path_factory.mktemp("presets"), {}
 
-        def of(preset):
-            if preset not in done:
+        def compressed(preset):
+            if preset not in manifests:
                 caldera = any(step.method == "caldera" for step in load_recipe(preset).steps)
                 changes = [*SHORT, *(["quantize.iterations=2"] if caldera else [])]
-                done[preset] = compress(tiny("llama", **ODD), preset, out / preset, changes=changes)
-            return out / preset, done[preset]
+                manifests[preset] = compress(tiny("llama", **ODD), preset, out / preset, changes=changes)
+            return out / preset, manifests[preset]
 
-        return of
+        return compressed
 
     @pytest.mark.parametrize("preset", preset_names())
     def test_every_preset(self, made, tiny, preset):
-        """Compressed, loaded by transformers and by us: the same logits, near the original's with 8 bits."""
+        """The compressed model has the same logits in transformers as in jettison; with 8 bits, near the original's."""
         folder, _ = made(preset)
         ids = torch.randint(4096, (2, 24), generator=torch.Generator().manual_seed(0))
-        exact = load(folder, exact=True)  # off the kernels, whose activations are int8
-        exact.model.float()
-        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        ours = load(folder, exact=True)  # without the kernels, which round activations to int8
+        ours.model.float()
+        reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         with torch.no_grad():
-            wanted = theirs(ids).logits
-        assert torch.allclose(exact.logits(ids).float(), wanted, atol=2e-3 * float(wanted.abs().max()))
+            expected = reference(ids).logits
+        assert torch.allclose(ours.logits(ids).float(), expected, atol=2e-3 * float(expected.abs().max()))
         quick = load(folder).logits(ids).float()
-        assert torch.nn.functional.cosine_similarity(quick.flatten(), wanted.flatten(), dim=0) > 0.99
+        assert torch.nn.functional.cosine_similarity(quick.flatten(), expected.flatten(), dim=0) > 0.99
         if preset == "w8":
             original = load(tiny("llama", **ODD)).logits(ids).float()
-            assert torch.nn.functional.cosine_similarity(original.flatten(), wanted.flatten(), dim=0) > 0.995
+            assert torch.nn.functional.cosine_similarity(original.flatten(), expected.flatten(), dim=0) > 0.995
 
     @pytest.mark.parametrize("preset", preset_names())
     def test_the_wish_and_what_was_used_are_recorded(self, made, preset):
         folder, manifest = made(preset)
-        wished = [step["quantize"]["group_size"] for step in manifest["recipe"]["steps"] if "quantize" in step]
-        assert wished == [step.grid.group_size for step in load_recipe(preset).of("quantize")]
+        wishes = [step["quantize"]["group_size"] for step in manifest["recipe"]["steps"] if "quantize" in step]
+        assert wishes == [step.grid.group_size for step in load_recipe(preset).of("quantize")]
         used = {record["grid"] for block in manifest["blocks"] for record in block["linears"].values()}
         assert used and all(" row " in grid for grid in used)
         groups = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"].values()
         assert {group["weights"]["strategy"] for group in groups} == {"channel"}
 
     def test_the_kernels_serve_what_they_can(self, made):
-        """4 bits in one group of 72 or 97: in tiles, and the same weights."""
+        """4-bit weights in one group of 72 or 97 columns are packed in tiles, with the same values."""
         modules = [m for m in load(made("w4")[0]).model.modules() if isinstance(m, QuantizedLinear)]
         assert modules and all(isinstance(module, TiledLinear) for module in modules)
         for module in modules[:8]:
             assert torch.equal(module.weight(), module.packed().weight())
 
     def test_it_is_said_once_and_continues(self, tiny, tmp_path, monkeypatch):
-        said = []
-        monkeypatch.setattr(import_module("jettison.pipeline.compression"), "say", said.append)
+        printed = []
+        monkeypatch.setattr(import_module("jettison.pipeline.compression"), "say", printed.append)
         source = tiny(
             "llama",
             hidden_size=192,
@@ -119,27 +121,27 @@ class TestCompressed:
         )
         for _ in range(2):
             compress(source, "w8", tmp_path / "out")
-        notes = [line for line in said if "group_size" in line]
+        notes = [line for line in printed if "group_size" in line]
         assert notes == 2 * [
             "note: group_size 128 does not fit rows of 96 weights: groups of 32 instead in 1 matrix; "
             "group_size 128 does not fit rows of 192 weights: groups of 64 instead in 7 matrices"
         ]
 
     def test_another_engine_is_another_run(self, tiny, tmp_path):
-        """Where the engine decides on the groups, a folder does not go on with others."""
+        """If the runtime changes the group sizes, a folder refuses to continue with other sizes."""
         source, recipe = tiny("llama"), {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 48}}]}
         recipe["steps"][0]["where"] = {"role": "down"}  # rows of 96
         first = compress(source, recipe, tmp_path / "out")
-        assert {each["grid"] for block in first["blocks"] for each in block["linears"].values()} == {"int4 g48 sym"}
+        assert {record["grid"] for block in first["blocks"] for record in block["linears"].values()} == {"int4 g48 sym"}
         with pytest.raises(Exception, match="holds another run"):
             compress(source, recipe, tmp_path / "out", runtime="vllm")
         other = compress(source, recipe, tmp_path / "other", runtime="vllm")
-        assert {each["grid"] for block in other["blocks"] for each in block["linears"].values()} == {"int4 g32 sym"}
+        assert {record["grid"] for block in other["blocks"] for record in block["linears"].values()} == {"int4 g32 sym"}
 
 
 class TestShared:
     def test_all_experts_of_a_model_share_one(self, tiny):
-        """Of 64 columns in gate and up, of 32 in down: transformers reads one grid for all."""
+        """gate and up have 64 columns, down has 32. transformers reads only one grid for all experts."""
         source = ModelFolder(tiny("qwen3_moe"))
         jobs = assign(source, with_windows(load_recipe("w4"), source.positions), "transformers")
         sizes = {"expert" in job.linear.roles: set() for job in jobs}
@@ -159,23 +161,23 @@ class TestShared:
         target = engine and find_runtime(engine)
         jobs = {job.linear: job.grid for job in assign(source, recipe, engine)}
         for unit, choice in planned_all(find_units(source.anatomy), recipe, target).items():
-            for each in unit.linears:
-                grid = jobs.get(each)
+            for member in unit.linears:
+                grid = jobs.get(member)
                 assert (choice.grid is None) == (grid is None)
                 assert grid is None or (grid.bits, grid.group_size) == (choice.bits, choice.group_size)
 
     @pytest.mark.parametrize("engine", [None, "vllm"])
     def test_the_planner_offers_what_compress_takes(self, engine):
         family, target = open_shape("llama-3.2-1b").anatomy.family, engine and find_runtime(engine)
-        for columns, wanted in ((576, [32, 64]), (1536, [32, 64, 128]), (100, [WHOLE_ROW]), (97, [WHOLE_ROW])):
+        for columns, expected in ((576, [32, 64]), (1536, [32, 64, 128]), (100, [WHOLE_ROW]), (97, [WHOLE_ROW])):
             unit = Unit("u", "o", 0, (linear(columns, 576, "o"),))
-            found = choices(unit, family, bits=(4,), runtime=target)
-            assert [choice.group_size for choice in found] == wanted
-            assert not target or not any(target.allows(unit.linears[0], choice.grid) for choice in found)
+            offered = choices(unit, family, bits=(4,), runtime=target)
+            assert [choice.group_size for choice in offered] == expected
+            assert not target or not any(target.allows(unit.linears[0], choice.grid) for choice in offered)
 
 
 def test_known_shapes_have_every_preset():
-    """Of widths such as 2880 and 1152: a cost, bits above those of the codes, and group sizes that vLLM loads."""
+    """For widths such as 2880 and 1152, all presets have a cost, plausible sizes, and group sizes that vLLM loads."""
     device, vllm = find_device("strix-halo"), find_runtime("vllm")
     for name in ("gpt-oss-20b", "gemma-3-1b", "opt-125m"):
         shape = open_shape(name)
@@ -184,5 +186,5 @@ def test_known_shapes_have_every_preset():
             assert predict(shape, recipe, device, Setting(256)).seconds > 0
             chosen = planned_all(find_units(shape.anatomy), recipe, vllm)
             assert all(stored_bits(unit, choice) >= choice.bits for unit, choice in chosen.items())
-            grids = {each.name: choice.grid for unit, choice in chosen.items() for each in unit.linears if choice.grid}
+            grids = {item.name: choice.grid for unit, choice in chosen.items() for item in unit.linears if choice.grid}
             assert not [line for line in illegal(vllm, shape.anatomy, grids) if "group" in line]

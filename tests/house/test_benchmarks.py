@@ -1,4 +1,4 @@
-"""Results of benchmarks: small, complete, and by scripts that are there. No figure is measured here."""
+"""Results of benchmarks are small, complete, and written by scripts that exist. No test measures a figure."""
 
 import ast
 import json
@@ -22,11 +22,11 @@ def witness(monkeypatch):
 
 
 def sample_lists(value):
-    """All lists of numbers that are called samples."""
-    for key, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        if key == "samples" and isinstance(each, list):
-            yield each
-        yield from sample_lists(each)
+    """Yield all lists under a key named samples."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if key == "samples" and isinstance(item, list):
+            yield item
+        yield from sample_lists(item)
 
 
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
@@ -41,10 +41,10 @@ class TestResults:
 
     def test_claims_say_what_was_wanted_and_whether_it_holds(self, file, witness):
         claims = json.loads(file.read_text("utf-8"))["claims"]
-        assert len({each["id"] for each in claims}) == len(claims)
-        for each in claims:
-            assert set(each) == CLAIM
-            assert each["holds"] is HOLDS[each["better"]](each["value"], each["target"]), each["id"]
+        assert len({claim["id"] for claim in claims}) == len(claims)
+        for claim in claims:
+            assert set(claim) == CLAIM
+            assert claim["holds"] is HOLDS[claim["better"]](claim["value"], claim["target"]), claim["id"]
 
     def test_laid_out_as_written(self, file, witness):
         text = file.read_text("utf-8")
@@ -58,8 +58,8 @@ def test_there_are_results():
 class TestWriting:
     def test_samples_are_summarized(self, witness):
         details = {"run": {1: {"samples": [3.0, 1.0, 2.0]}}}
-        found = json.loads(witness.result_text("some", {"claims": [], "details": details}))["details"]
-        assert found == {"run": {"1": {"samples": {"median": 2.0, "least": 1.0, "most": 3.0, "count": 3}}}}
+        summary = json.loads(witness.result_text("some", {"claims": [], "details": details}))["details"]
+        assert summary == {"run": {"1": {"samples": {"median": 2.0, "least": 1.0, "most": 3.0, "count": 3}}}}
 
     def test_a_table_has_a_row_a_line(self, witness):
         rows = [[number, "x" * 30] for number in range(9)]
@@ -76,15 +76,15 @@ class TestWriting:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.relative_to(ROOT / "benchmarks")))
 def test_what_scripts_import_is_there(script):
-    """Without running them: they need GPUs, packages of extras, or much time."""
+    """The scripts are not run: they need GPUs, packages of extras, or much time."""
     text = script.read_text("utf-8")
     assert len(text.splitlines()) <= 350
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.ImportFrom):
             continue
-        top, place = node.module.partition(".")[0], ROOT.joinpath(*node.module.split("."))
+        top, path = node.module.partition(".")[0], ROOT.joinpath(*node.module.split("."))
         if top == "benchmarks":
-            files = [place / alias.name for alias in node.names] if place.is_dir() else [place]
+            files = [path / alias.name for alias in node.names] if path.is_dir() else [path]
             assert all(file.with_suffix(".py").is_file() for file in files), f"{script.name} imports {node.module}"
         if top == "jettison":
             room = import_module(node.module)

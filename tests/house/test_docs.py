@@ -1,4 +1,4 @@
-"""The docs do what they say: generated pages are current, commands are valid, pages run from top to bottom."""
+"""The docs are true: generated pages are current, commands are valid, and pages run from top to bottom."""
 
 import contextlib
 import importlib
@@ -21,7 +21,7 @@ from jettison.recipe import registry
 PARTLY_MADE = (
     "reference/runtimes.md", "studies/pruning.md", "studies/drafting.md", "studies/xrbench.md", "studies/xr-tuned.svg",
 )  # fmt: skip
-# What a page says to run that is no command of ours: pip is in test_install.py, make in every run of CI.
+# Commands in pages that are not ours. test_install.py tests pip, every CI run tests make.
 OTHERS = ("pip install", "make ", ".venv/bin/", "accelerate launch", "lm_eval ")
 QUICK = ("architecture", "continue", "device", "elsewhere", "large", "prune", "recipe", "runtimes", "tasks")
 RUN = [page for page in WRITTEN if page.parent.name != "studies" and any(steps(page))]
@@ -50,7 +50,7 @@ def test_generated_pages_have_everything(generator, name):
 
 
 def test_every_paper_has_a_title(generator):
-    """And none stays in the list whose last mention is gone."""
+    """And papers.yaml lists only papers that are cited."""
     import reference_pages
 
     titles = yaml.safe_load((DOCS / "papers.yaml").read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ def test_the_readme_is_one_screen():
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *WRITTEN], ids=lambda page: page.name)
 def test_commands_are_valid(page):
-    """Options and arguments are parsed as the program would; nothing runs."""
+    """Options and arguments are parsed as the program parses them; nothing runs."""
     for kind, line in steps(page):
         line = line.removeprefix(".venv/bin/")
         if kind == "command" and line.startswith("jettison "):
@@ -73,7 +73,7 @@ def test_commands_are_valid(page):
 
 
 def parse(command: click.Command, arguments: list[str], parent: click.Context | None = None) -> None:
-    """Raises click's errors for a subcommand, an option or a value that does not exist."""
+    """Parse the arguments. Raises click's errors for an unknown subcommand or option, or an invalid value."""
     context = command.make_context(command.name, arguments, parent)
     if isinstance(command, click.Group) and (rest := [*context._protected_args, *context.args]):
         _, child, rest = command.resolve_command(context, rest)
@@ -82,7 +82,7 @@ def parse(command: click.Command, arguments: list[str], parent: click.Context | 
 
 @pytest.fixture(scope="module")
 def workshop(tiny, pictures, tmp_path_factory):
-    """A folder with what the pages take for granted: models, text, images, and runs of other pages."""
+    """Return a folder with what the pages assume: models, text, images, and runs of other pages."""
     folder = tmp_path_factory.mktemp("workshop")
     wide = {
         "num_hidden_layers": 6,
@@ -110,9 +110,9 @@ def workshop(tiny, pictures, tmp_path_factory):
     ids=lambda page: f"{page.parent.name}-{page.stem}",
 )
 def test_a_page_runs(page, workshop, jettison, tmp_path, monkeypatch):
-    """Each block of a page, one after the other, in one folder: files are written, commands and Python are run."""
+    """Follow a page block by block, in one folder: write its files, run its commands and Python code."""
     shutil.copytree(workshop, tmp_path, dirs_exist_ok=True)
-    if page.stem in ("start", "recover", "continue"):  # they make their runs themselves
+    if page.stem in ("start", "recover", "continue"):  # these pages make their runs themselves
         shutil.rmtree(tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "page"}

@@ -1,4 +1,4 @@
-"""The house rule: imports run downward only, and rooms of one floor do not import each other."""
+"""The layering rule: imports run downward only, and rooms of one floor do not import each other."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "jettison"
 
-# From the top. A room is a folder or a single file of the package; rooms of one line do not import each other.
+# From top to bottom. A room is a folder or a single file of the package; rooms of one line do not import each other.
 FLOORS = [
     {"__main__"},
     {"cli"},
@@ -31,12 +31,13 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 
 
 def room_of(path: Path) -> str:
+    """Return the room that a file belongs to."""
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
 def imported_rooms(path: Path) -> set[str]:
-    """Rooms named by any import statement, also inside functions and under TYPE_CHECKING."""
-    found = set()
+    """Return the rooms in all import statements of a file, also inside functions and under TYPE_CHECKING."""
+    rooms = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.ImportFrom):
@@ -44,8 +45,8 @@ def imported_rooms(path: Path) -> set[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("jettison.")}
-    return found
+        rooms |= {name.split(".")[1] for name in names if name.startswith("jettison.")}
+    return rooms
 
 
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
@@ -57,20 +58,21 @@ def test_every_room_has_a_floor():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_run_downward(path):
-    here = room_of(path)
-    for room in imported_rooms(path) - {here}:
+    own = room_of(path)
+    for room in imported_rooms(path) - {own}:
         assert room in FLOOR_OF, f"{path.name} imports jettison.{room}, which is no room"
-        assert FLOOR_OF[room] > FLOOR_OF[here], f"{here} imports {room}, which is not on a lower floor"
+        assert FLOOR_OF[room] > FLOOR_OF[own], f"{own} imports {room}, which is not on a lower floor"
 
 
-MOST, MOST_OF_A_FRAME = 8, 14  # rooms that a room imports; a frame is one that puts the others together
+# Limits on the number of rooms that a room imports. A frame is a room that combines many others.
+MOST, MOST_OF_A_FRAME = 8, 14
 FRAMES = {"cli", "fitting", "pipeline", "xr"}
 
 
 @pytest.mark.parametrize("room", sorted(FLOOR_OF))
 def test_a_room_knows_few_others(room):
-    found = set().union(*(imported_rooms(path) for path in FILES if room_of(path) == room)) - {room}
-    assert len(found) <= (MOST_OF_A_FRAME if room in FRAMES else MOST), f"{room} imports {sorted(found)}"
+    imported = set().union(*(imported_rooms(path) for path in FILES if room_of(path) == room)) - {room}
+    assert len(imported) <= (MOST_OF_A_FRAME if room in FRAMES else MOST), f"{room} imports {sorted(imported)}"
 
 
 def test_files_stay_readable():

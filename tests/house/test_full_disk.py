@@ -1,4 +1,4 @@
-"""A disk that really fills up (a small tmpfs): what was finished stays; with space the same command ends the run."""
+"""A disk that really fills up (a small tmpfs). Finished work stays, and with more space the same command continues."""
 
 import os
 import shutil
@@ -25,6 +25,7 @@ AMPLE = 64 << 20
 
 
 def mount(path, size, again=False):
+    """Mount a tmpfs of ``size`` bytes, or resize it; skip the test where that is not possible."""
     options = f"{'remount,' if again else ''}size={size}"
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True, text=True)
     if done.returncode:
@@ -33,25 +34,25 @@ def mount(path, size, again=False):
 
 @pytest.fixture
 def disk(tmp_path):
-    """disk(bytes) -> the folder of a disk of that size; with ``again``, the same disk, larger."""
+    """Return disk(bytes), which returns the folder of a disk of that size; ``again`` resizes the same disk."""
     if shutil.which("mount") is None or os.name == "nt":
         pytest.skip("no tmpfs can be mounted here")
     path, mounted = tmp_path / "disk", []
 
-    def of(size, again=False):
+    def mounted_disk(size, again=False):
         path.mkdir(exist_ok=True)
         mount(path, size, again)
         mounted.append(path)
         return path
 
-    yield of
+    yield mounted_disk
     if mounted:
         subprocess.run(["umount", path], check=True)
 
 
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory):
-    """A run that nothing disturbed, before and after its recovery."""
+    """Return the folder of a run that nothing disturbed, before and after its recovery."""
     folder = tmp_path_factory.mktemp("whole")
     compress(tiny("llama"), RECIPE, folder / "quantized")
     shutil.copytree(folder / "quantized", folder / "recovered")
@@ -60,23 +61,25 @@ def whole(tiny, tmp_path_factory):
 
 
 def fill(path, left):
-    """Leave so many bytes of the disk."""
+    """Fill the disk so that ``left`` bytes stay free."""
     free = shutil.disk_usage(path).free
     with open(path / "ballast", "wb") as handle:
         handle.write(bytes(free - left))
 
 
 def leftovers(folder):
+    """Return the names of temporary files that were left behind."""
     return [path.name for path in folder.rglob("*.tmp")]
 
 
 @pytest.mark.parametrize("kilobytes", [4, 80, 640, 1100])
 def test_compress_continues(tiny, whole, disk, monkeypatch, kilobytes):
-    """Full at the first journal line, in a shard, between shards, in the tokenizer, at the end."""
+    """The sizes fill the disk at different places: the first journal line, in or between shards, tokenizer, end."""
     usage = namedtuple("usage", "total used free")
     path = disk(kilobytes << 10)
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: usage(AMPLE, 0, AMPLE))  # else it is refused before any work
+        # Report ample space; otherwise compress refuses before any work.
+        patch.setattr(shutil, "disk_usage", lambda _: usage(AMPLE, 0, AMPLE))
         with pytest.raises(JettisonError, match="No space left on device"):
             compress(tiny("llama"), RECIPE, path / "out")
     assert leftovers(path) == []
@@ -94,10 +97,10 @@ def test_recover_continues(whole, disk, kilobytes):
         recover(path / "out", save_every=0)
     (path / "ballast").unlink()
     recover(path / "out", save_every=0)
-    found, wanted = files_of(path / "out"), files_of(whole / "recovered")
-    state = "recover/state.safetensors"  # where it was saved last is not the same
-    assert found.pop(state, None) is not None and wanted.pop(state, None) is not None
-    assert found == wanted
+    files, expected = files_of(path / "out"), files_of(whole / "recovered")
+    state = "recover/state.safetensors"  # the runs saved their state last at different steps
+    assert files.pop(state, None) is not None and expected.pop(state, None) is not None
+    assert files == expected
     assert leftovers(path / "out") == []
 
 
@@ -117,7 +120,7 @@ def test_a_full_disk_is_one_line(jettison, tiny, whole, disk, name):
     path = disk(1 << 20)
     fill(path, 0)
     places = {"RUN": whole / "recovered", "MODEL": tiny("llama")}
-    arguments = [str(places.get(each, each)).replace("DISK", str(path)) for each in WRITERS[name]]
+    arguments = [str(places.get(word, word)).replace("DISK", str(path)) for word in WRITERS[name]]
     code, _, err = jettison(*arguments)
     assert code == 1 and "Traceback" not in err
     assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1, err
@@ -125,7 +128,7 @@ def test_a_full_disk_is_one_line(jettison, tiny, whole, disk, name):
 
 
 def test_weights_are_loaded_without_their_cache(whole, disk, monkeypatch):
-    """Where the cache of packed weights cannot be written, the model works without it."""
+    """If the cache of packed weights cannot be written, the model works without it."""
     import jettison
 
     path = disk(AMPLE)

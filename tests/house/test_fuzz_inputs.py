@@ -1,4 +1,4 @@
-"""Mutated inputs end in an error of ours or in a right result; see tests/fuzz_inputs.py."""
+"""Mutated inputs end in one of our errors or in a correct result; see tests/fuzz_inputs.py."""
 
 import json
 import random
@@ -19,21 +19,23 @@ KINDS += ["journal", "manifest", "tiles", "adapter"]
 
 
 def fuzz(file, *arguments):
+    """Run the fuzzer. Returns its exit code and the summary that it wrote to ``file``."""
     command = [sys.executable, TESTS / "fuzz_inputs.py", "--json", file, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     assert file.exists(), done.stderr[-3000:]
     return done.returncode, json.loads(file.read_text())
 
 
-def told(found):
-    return "\n".join(f"{each['what']} ({each['verb']}): {each['reproduce']}" for each in found["findings"])
+def findings_text(summary):
+    """Return the findings of a summary as text."""
+    return "\n".join(f"{row['what']} ({row['verb']}): {row['reproduce']}" for row in summary["findings"])
 
 
 def test_a_few_hundred_inputs(tmp_path):
-    code, found = fuzz(tmp_path / "f.json", "--count", 11 * 20, "--seed", 0)
-    assert code == 0 and not found["findings"], told(found)
-    assert list(found["by_kind"]) == KINDS
-    rows = found["by_kind"].values()
+    code, summary = fuzz(tmp_path / "f.json", "--count", 11 * 20, "--seed", 0)
+    assert code == 0 and not summary["findings"], findings_text(summary)
+    assert list(summary["by_kind"]) == KINDS
+    rows = summary["by_kind"].values()
     assert {row["inputs"] for row in rows} == {20}
     assert all(sum(row[outcome] for row in rows) > 40 for outcome in ("refused", "accepted"))
 
@@ -41,8 +43,8 @@ def test_a_few_hundred_inputs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_thousands_of_inputs(tmp_path, seed):
-    code, found = fuzz(tmp_path / "f.json", "--count", 11 * 200, "--seed", seed, "--jobs", 2)
-    assert code == 0 and not found["findings"], told(found)
+    code, summary = fuzz(tmp_path / "f.json", "--count", 11 * 200, "--seed", seed, "--jobs", 2)
+    assert code == 0 and not summary["findings"], findings_text(summary)
 
 
 BROKEN = """
@@ -63,14 +65,14 @@ sys.exit(fuzz_inputs.main())
 
 @pytest.mark.slow
 def test_faults_are_found(tmp_path):
-    """Where a check is taken away, and where a process dies, a finding says so, and in which function."""
+    """A removed check and a process that dies both become findings that name the function."""
     file, arguments = tmp_path / "f.json", ["--kind", "device", "--kind", "recipe", "--count", "80"]
     source = BROKEN.format(here=str(TESTS), arguments=[*arguments, "--json", str(file)])
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     assert file.exists(), done.stderr[-3000:]
-    found = {each["what"]: each for each in json.loads(file.read_text())["findings"]}
-    assert "SIGSEGV in recipe/recipe.py:_parse_step" in found, done.stderr[-3000:]
-    assert any("Error in devices/device.py" in what for what in found), list(found)
+    findings = {row["what"]: row for row in json.loads(file.read_text())["findings"]}
+    assert "SIGSEGV in recipe/recipe.py:_parse_step" in findings, done.stderr[-3000:]
+    assert any("Error in devices/device.py" in what for what in findings), list(findings)
 
 
 @pytest.mark.parametrize("kind", ["tree", "json", "bytes"])
@@ -87,23 +89,23 @@ def test_mutations_follow_their_seed(kind):
 
 
 def test_what_is_no_file_says_nothing_of_what_must_be_refused(tmp_path):
-    """Sixty places have everything that can stand there: a pipe and a device never end, a sparse file has 32 GB."""
+    """Sixty seeds cover all kinds of replacement. Reading a pipe or a device never ends; a sparse file has 32 GB."""
 
     def late(*_):
         raise AssertionError("it is read")
 
     (tmp_path / "secret").write_text("secret")
-    before = signal.signal(signal.SIGALRM, late)
+    handler = signal.signal(signal.SIGALRM, late)
     signal.alarm(10)
     try:
-        for place in range(60):
-            file = tmp_path / f"{place}.json"
+        for seed in range(60):
+            file = tmp_path / f"{seed}.json"
             file.write_text('{"hidden_size": 64}')
-            fuzz_mutations.change_place(random.Random(place), file, tmp_path / "secret")
+            fuzz_mutations.change_place(random.Random(seed), file, tmp_path / "secret")
             assert not fuzz_kinds.sizes_differ({"hidden_size": 64}, file) | fuzz_kinds.rank_differs({"r": 1}, file)
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def test_kinds_are_those_that_are_asked_for():

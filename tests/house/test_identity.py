@@ -1,4 +1,4 @@
-"""Nothing is taken for what it is not: models by all their bytes, originals, sources with faults, files of others."""
+"""Identity checks: fingerprints of models, changed originals, faulty sources, and which files are copied."""
 
 import json
 import os
@@ -32,13 +32,13 @@ SHORT = {"texts": ["books-evaluation"], "tokens": 512, "window": 128}
 
 @pytest.fixture
 def model(tiny, tmp_path):
-    """A copy of a tiny model that a test may change."""
+    """Return a copy of a tiny model that a test may change."""
     return shutil.copytree(tiny("llama"), tmp_path / "model")
 
 
 class TestContent:
     def test_every_byte_counts(self, tmp_path):
-        """Scribe with one matrix zeroed far from any sampled place, its times put back: another model."""
+        """Scribe with a part in the middle of its weights zeroed and its times reset is another model."""
         folder = shutil.copytree(BUNDLED["scribe"], tmp_path / "scribe")
         before = ModelFolder(folder).fingerprint()
         assert before == ModelFolder("scribe").fingerprint()
@@ -80,10 +80,10 @@ class TestContent:
 
 class TestOriginal:
     def test_distances_are_measured(self, tiny, model):
-        """A copy with a changed matrix is at the distance that its logits say, whatever its name."""
+        """The distance of a copy with a changed matrix is measured on its logits, not assumed from its name."""
         change(model, model__layers__1__mlp__up_proj__weight=torch.zeros_like)
-        found = evaluate(model, teacher=tiny("llama"), **SHORT)["texts"]["books-evaluation"]
-        assert found["kl"] > 0.01 and found["agreement"] < 1
+        measured = evaluate(model, teacher=tiny("llama"), **SHORT)["texts"]["books-evaluation"]
+        assert measured["kl"] > 0.01 and measured["agreement"] < 1
 
     def test_an_original_that_changed_is_refused(self, model, tmp_path):
         compress(model, GPTQ, tmp_path / "out")
@@ -150,7 +150,7 @@ class TestSource:
 
 class TestCopies:
     def test_the_journal_and_the_results_of_the_source_stay_there(self, model, tmp_path):
-        """Pruned, then quantized: each folder has its own journal, manifest and results."""
+        """After pruning and then quantizing, both folders have their own journal, manifest and results."""
         pruned = {"steps": [{"prune": {"method": "magnitude", "pattern": "2:4"}}]}
         compress(model, pruned, tmp_path / "pruned")
         manifest = json.loads((tmp_path / "pruned" / "jettison.json").read_text())
@@ -166,8 +166,8 @@ class TestCopies:
     def test_only_what_belongs_to_a_model_is_copied(self, tmp_path):
         source, out = tmp_path / "source", tmp_path / "out"
         copied = ["tokenizer.json", "LICENSE", "chat_template.jinja", "additional_chat_templates/tools.jinja"]
-        left = ["modeling_evil.py", "notes.txt", "jettison.json", "journal.jsonl", "draft.json", ".env", "config.json"]
-        for name in [*copied, *left]:
+        extra = ["modeling_evil.py", "notes.txt", "jettison.json", "journal.jsonl", "draft.json", ".env", "config.json"]
+        for name in [*copied, *extra]:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_text(name)
         out.mkdir()

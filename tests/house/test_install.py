@@ -1,4 +1,4 @@
-"""The built wheel installs into a fresh environment, alone and with every extra, and the start page runs there."""
+"""The wheel installs into a fresh environment, alone and with every extra, and the start page runs there."""
 
 import shlex
 import subprocess
@@ -11,12 +11,13 @@ from pages import DOCS, ROOT, SMALLER, steps
 
 EXTRAS = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"])
 MODULES = {"docs": "mkdocs", "gguf": "gguf", "onnx": "onnxruntime", "ray": "ray", "test": "pytest", "vision": "pyarrow"}
-TORCH = "torch==2.13.0"  # first, as README says: the rest would bring another build
+TORCH = "torch==2.13.0"  # installed first, as README says: otherwise pip installs another build
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def run(*command, cwd=None):
+    """Run a command that must succeed, and return its stdout."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
@@ -36,7 +37,7 @@ def environment(tmp_path):
 
 
 def test_the_start_page_runs_on_the_wheel(wheel, environment, tmp_path):
-    """Every step of it as a reader would, but for the first two, which install from the clone."""
+    """Follow every step as a reader would, except the first two, which install from the clone."""
     run(environment / "pip", "install", "--quiet", TORCH)
     run(environment / "pip", "install", "--quiet", wheel)
     maker.make("llama", tmp_path / "my-model", num_hidden_layers=6, hidden_size=128, intermediate_size=256, head_dim=32,

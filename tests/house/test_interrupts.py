@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, wherever they come: soon over, one line, no traceback, nobody left behind, nothing lost."""
+"""Ctrl-C and SIGTERM at any moment: a quick end, one line, no traceback, no process left behind, no work lost."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from jettison.cli.app import COMMANDS
 from jettison.cli.stopping import CONTINUES, KEEPS, RESUMED, SIGNALS, STARTS_OVER
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-SOON = 6.0  # seconds: PATIENCE, and what a busy machine adds
+SOON = 6.0  # seconds: PATIENCE plus a margin for a busy machine
 RECIPE = """
 calibration: {text: books, samples: 4, length: 32}
 steps:
@@ -30,7 +30,7 @@ steps:
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory):
-    """A model, a recipe, and a parent of processes that have imported everything."""
+    """Return a folder with a model and a recipe, and the parent that forks commands without start-up time."""
     folder = tmp_path_factory.mktemp("interrupts")
     maker.make("llama", folder / "model")
     (folder / "recipe.yaml").write_text(RECIPE)
@@ -50,6 +50,7 @@ def fitted(room):
 
 
 def arguments(command: str, folder: Path, out: Path, fitted: Path | None = None) -> list[object]:
+    """Return the words of a command line that runs ``command``."""
     model, recipe, text = folder / "model", folder / "recipe.yaml", folder / "text.txt"
     return {
         "fit": ["fit", model, "--recipe", recipe, "-o", out, "--text", text, "--context", 64],
@@ -72,9 +73,10 @@ def arguments(command: str, folder: Path, out: Path, fitted: Path | None = None)
 
 
 def assert_stopped(ended, number=signal.SIGINT, line=STARTS_OVER):
-    said = ended.err.splitlines()
-    assert said and said[-1] == line, ended.err
-    assert sum(each.startswith("stopped") for each in said) == 1
+    """Check that a command ended soon after signal ``number``, with ``line`` last and no process left."""
+    lines = ended.err.splitlines()
+    assert lines and lines[-1] == line, ended.err
+    assert sum(text.startswith("stopped") for text in lines) == 1
     assert ended.code == 128 + number
     assert "Traceback" not in ended.err + ended.out and "Exception ignored" not in ended.err
     assert ended.seconds < SOON
@@ -82,13 +84,13 @@ def assert_stopped(ended, number=signal.SIGINT, line=STARTS_OVER):
 
 
 def line_of(command: str) -> str:
-    """Each says what is true of it."""
+    """Return the line that a stopped command prints: what becomes of its work."""
     if command in ("fit", "compress", "recover"):
         return CONTINUES
     return KEEPS if command in ("plan", "draft") else STARTS_OVER
 
 
-# Where exceptions of our own were caught, where C++ works, where other processes do.
+# Places where our code catches exceptions, where C++ code runs, or where other processes work.
 PLACES = {
     "fit": Place("jettison.fitting:show"),
     "compress": Place("jettison.formats.check:check_shard", call=2),
@@ -120,14 +122,14 @@ def test_ctrl_c(room, fitted, tmp_path, command):
         assert_stopped(parent.run(*arguments(command, folder, out), "--restart", place=PLACES[command]), line=CONTINUES)
     ended = parent.run(*arguments(command, folder, out, fitted), place=PLACES[command])
     assert_stopped(ended, line=line_of(command))
-    assert ended.after.count("\n") == 1  # nothing caught it and went on
+    assert ended.after.count("\n") == 1  # nothing caught the exception and went on
     if command in RESUMED:
         assert parent.run(*arguments(command, folder, out)).code == 0
         assert_same(command, out, fitted)
 
 
 def assert_same(command: str, out: Path, fitted: Path) -> None:
-    """What is there of weights, adapter, training and, of a whole fit, results."""
+    """Check that weights, adapter, training state and, for fit, the manifest are those of the undisturbed run."""
     names = [name for name in files_of(out) if name.endswith(".safetensors") and ".tiles" not in name]
     names += ["jettison.json"] * (command == "fit")
     assert len(names) >= 3
@@ -137,26 +139,26 @@ def assert_same(command: str, out: Path, fitted: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [*PLACES, "tasks", "xr live"])
 def test_ctrl_c_at_ten_moments(room, fitted, tmp_path, command):
-    """Spread over the time that the command takes; where it was over before, nothing is to be seen."""
+    """The moments are spread over the duration of the command. If it ends before, nothing is checked."""
     folder, parent = room
-    stopped, took = 0, 0.0
-    for number in (-1, *range(11)):  # the first one reads files that then are in memory
+    stopped, duration = 0, 0.0
+    for number in (-1, *range(11)):  # the first run loads files into the page cache
         out, start = tmp_path / str(number), time.monotonic()
         if command == "recover":
             shutil.copytree(fitted, out)
-        given = [*arguments(command, folder, out, fitted), *(["--restart"] if command == "recover" else [])]
-        place = number > 0 and Place("jettison.cli.app:_prepare", "later", after=took * (number - 0.5) / 10)
-        ended = parent.run(*given, place=place or None)
-        if not place or ended.code in (0, -signal.SIGINT):  # the latter: all was done, and Python about to end
+        words = [*arguments(command, folder, out, fitted), *(["--restart"] if command == "recover" else [])]
+        place = number > 0 and Place("jettison.cli.app:_prepare", "later", after=duration * (number - 0.5) / 10)
+        ended = parent.run(*words, place=place or None)
+        if not place or ended.code in (0, -signal.SIGINT):  # -SIGINT: the work was done and Python about to exit
             assert (ended.code == 0 or place) and "Traceback" not in ended.err, ended.err
         else:
             assert_stopped(ended, line=line_of(command))
             stopped += 1
-        took = took if place else time.monotonic() - start
+        duration = duration if place else time.monotonic() - start
         if command in RESUMED:
             assert parent.run(*arguments(command, folder, out)).code == 0
             assert_same(command, out, fitted)
-    assert stopped >= (5 if took > 1 else 1)  # a part of so short a time is to start and to end the process
+    assert stopped >= (5 if duration > 1 else 1)  # a short command spends much of its time on start and exit
 
 
 @pytest.mark.parametrize("how", ["in C++", "swallowed", "twice", "in a finalizer"])
@@ -180,7 +182,7 @@ def test_sigterm(room, tmp_path):
 
 
 def test_what_the_caller_ignores_stays_ignored(room):
-    """As under nohup, or in the background of a script."""
+    """Signals are ignored under nohup, for example, or in the background of a script."""
     place = Place("jettison.recipe.recipe:load_recipe")
     ended = room[1].run("recipes", place=place, ignored=[int(signal.SIGINT)])
     assert ended.code == 0 and ended.seconds is not None and "gateup-w4w2" in ended.out
@@ -188,10 +190,10 @@ def test_what_the_caller_ignores_stays_ignored(room):
 
 def test_while_modules_are_imported(room, fitted):
     command = [sys.executable, "-m", "jettison", *map(str, arguments("generate", room[0], room[0], fitted))]
-    listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
-    maps, until = Path(f"/proc/{process.pid}/maps"), time.monotonic() + 60
-    while "libtorch" not in maps.read_text() and time.monotonic() < until:
+    unmask = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=unmask)
+    maps, deadline = Path(f"/proc/{process.pid}/maps"), time.monotonic() + 60
+    while "libtorch" not in maps.read_text() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -209,7 +211,7 @@ def test_what_cannot_be_printed(room):
 
 
 def test_in_a_process_that_goes_on_signals_are_its_own(jettison, monkeypatch):
-    """``main`` with arguments."""
+    """``main`` with arguments is called from a process that goes on, so it sets no handlers."""
     handlers = [signal.getsignal(number) for number in SIGNALS]
 
     def interrupted(name):

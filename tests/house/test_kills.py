@@ -1,4 +1,4 @@
-"""SIGKILL at every write and inside it, at random moments, and two processes in one folder; with real processes."""
+"""Kills of real processes: SIGKILL at and inside every write, at random moments, and two processes in one folder."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 BENCHMARKS = TESTS.parent / "benchmarks"
-# A process that holds the lock of a folder until it is told to end.
+# A process that holds the lock of a folder until its stdin is closed.
 HOLD = """
 import sys
 from pathlib import Path
@@ -22,21 +22,23 @@ with locked(Path(sys.argv[1])):
 
 
 def trials(file, *arguments):
+    """Run kill_trials.py and return the rows that it wrote to ``file``."""
     command = [sys.executable, TESTS / "kill_trials.py", *map(str, arguments), "--json", file]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3000)
     assert file.exists(), done.stderr[-3000:]
     return json.loads(file.read_text())
 
 
-def told(rows):
+def rows_text(rows):
+    """Return rows of trials as text."""
     return "\n".join(f"{row['verb']} {row['event']} ({row.get('at')}): {row['why']}" for row in rows)
 
 
 def test_kills_and_pairs(tmp_path):
-    """A few events of each verb, and twice two processes at once in one folder."""
+    """Tries five events of every verb, and twice two processes at once in one folder."""
     rows = trials(tmp_path / "t.json", "compress", "recover", "fit", "--most", 5, "--pairs", 2)
     bad = [row for row in rows if not row["identical"]]
-    assert not bad, told(bad)
+    assert not bad, rows_text(bad)
     killed = [row for row in rows if row["verb"] != "pair"]
     assert len(killed) == 15 and all(row["killed"] for row in killed)
     assert {row["mode"] for row in killed if row["at"] == "write journal.jsonl"} == {"half", "zeros"}
@@ -48,7 +50,7 @@ def test_kills_and_pairs(tmp_path):
 def test_kills_at_every_event(tmp_path, verb):
     rows = trials(tmp_path / "t.json", verb)
     bad = [row for row in rows if not row["identical"]]
-    assert not bad, told(bad)
+    assert not bad, rows_text(bad)
     assert {row["event"] for row in rows} == set(range(rows[0]["of"])) and rows[0]["of"] > 50
     assert {row["mode"] for row in rows if row["at"].startswith("write journal")} == {"none", "half", "zeros"}
 

@@ -1,4 +1,4 @@
-"""The cache folder: what is damaged there is made again, and where there is none, work goes on without."""
+"""The cache folder: damaged files in it are made again, and without a usable folder work continues."""
 
 import json
 import os
@@ -23,11 +23,12 @@ from jettison.graph.shape import ModelShape
 from jettison.pipeline.compression import compress
 from jettison.recipe.recipe import load_recipe
 
-synthetic = sys.modules["jettison.domains.text.synthesize"]  # its function has the same name
+synthetic = sys.modules["jettison.domains.text.synthesize"]  # imported this way since its function has the same name
 
 
 @pytest.fixture
 def said(monkeypatch):
+    """Return the list of printed lines, with no cache folder chosen yet."""
     lines = []
     monkeypatch.setattr(caches, "_used", {})
     for module in (caches, kept, synthetic, machine):
@@ -42,7 +43,7 @@ def cache(monkeypatch, tmp_path):
 
 
 def flip(path: Path, at: float, bit: int = 1) -> None:
-    """In place, with the modification time put back."""
+    """Flip bits of one byte in place, and reset the modification time. at: relative position in the file."""
     data, status = bytearray(path.read_bytes()), path.stat()
     data[int(at * len(data))] ^= bit
     path.write_bytes(data)
@@ -55,10 +56,10 @@ class TestWhereItIs:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "file").write_text("mine")
         monkeypatch.setenv("JETTISON_CACHE", name)
-        found = cache_folder()
-        assert found.is_dir() and not caches.cache_is_kept() and cache_folder() == found
+        folder = cache_folder()
+        assert folder.is_dir() and not caches.cache_is_kept() and cache_folder() == folder
         assert len(said) == 1 and "$JETTISON_CACHE" in said[0] and str(Path(name).absolute()) in said[0]
-        write_text(found / "a" / "b", "kept while the process lives")
+        write_text(folder / "a" / "b", "kept while the process lives")
         assert (tmp_path / "file").read_text() == "mine"
 
     def test_a_full_disk(self, tmp_path, monkeypatch, said):
@@ -102,7 +103,7 @@ class TestWhereItIs:
 
 
 def test_a_model_runs_without_any_place_to_write(tiny, tmp_path):
-    """Files may have no bytes here, as on a full disk: whatever would be kept is done without."""
+    """Files may not grow beyond 0 bytes, as on a full disk. The model runs without any cache."""
     recipe = load_recipe({"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}]})
     compress(tiny("llama"), recipe, tmp_path / "out")
     code = """
@@ -140,15 +141,15 @@ class TestDigests:
 
     def test_what_is_remembered_is_not_trusted(self, file, cache):
         expected = content_digest(file)
-        kept = next(cache.glob("digests/*"))
-        good = kept.read_bytes()
+        entry = next(cache.glob("digests/*"))
+        good = entry.read_bytes()
         for at in range(len(good)):
-            kept.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+            entry.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
             assert content_digest(file) == expected
         for text in (b"", b"\xff", good[:40], good * 3, b"0" * 64, good.replace(good[:64], b"0" * 64)):
-            kept.write_bytes(text)
+            entry.write_bytes(text)
             assert content_digest(file) == expected
-        assert kept.read_bytes() == good
+        assert entry.read_bytes() == good
 
     def test_it_is_remembered_and_a_change_in_place_is_seen(self, file, monkeypatch):
         first = content_digest(file)
@@ -168,7 +169,7 @@ class TestDigests:
 
 
 def test_figures_of_this_machine(cache, monkeypatch, said):
-    """Any flipped bit, and whatever else stands there, is measured again; nothing to write to is no fault."""
+    """After any flipped bit or other content, the machine is measured again. Having no place to write is no error."""
     measured = []
     monkeypatch.setattr(
         measuring, "_figures", lambda device: measured.append(1) or {"memory": 7e9, "flops": {"fp32": 1e12}}
@@ -226,9 +227,9 @@ def test_files_for_llama_cpp(cache, monkeypatch, tmp_path, said):
     monkeypatch.setenv("LLAMA_BENCH", sys.executable)
     shape = open_shape("scribe")
     first = llama_cpp.llama_cpp(shape, cache, 1)
-    files = [each.file for each in first.values()]
+    files = [item.file for item in first.values()]
     good, inodes = [file.read_bytes() for file in files], [file.stat().st_ino for file in files]
-    assert [each.file for each in llama_cpp.llama_cpp(shape, cache, 1).values()] == files
+    assert [item.file for item in llama_cpp.llama_cpp(shape, cache, 1).values()] == files
     assert [file.stat().st_ino for file in files] == inodes
     flip(files[0], 0.5)
     files[1].write_bytes(good[1][:999])

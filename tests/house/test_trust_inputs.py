@@ -1,4 +1,4 @@
-"""Files of a model that are damaged, of wrong types, absurd, or no files at all: one line, and nothing hangs."""
+"""Model files that are damaged, of wrong types, absurd, or no files at all: a one-line error, and nothing hangs."""
 
 import json
 import os
@@ -22,16 +22,19 @@ UP = "model.layers.0.mlp.up_proj.weight"
 
 @pytest.fixture(autouse=True)
 def hurry():
-    """What waits for a pipe or builds millions of layers ends here. Many seconds: others use the machine too."""
+    """Fail a test that hangs, for example on a pipe or on millions of layers.
+
+    The limit of 60 seconds is generous, since others use the machine, too.
+    """
 
     def late(*_):
         raise AssertionError("it hangs")
 
-    before = signal.signal(signal.SIGALRM, late)
+    handler = signal.signal(signal.SIGALRM, late)
     signal.alarm(60)
     yield
     signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGALRM, handler)
 
 
 @pytest.fixture
@@ -40,10 +43,12 @@ def folder(tiny, tmp_path):
 
 
 def change(file, **values):
+    """Set fields of a JSON file."""
     write_json(file, json.loads(file.read_text()) | values)
 
 
 def replace(path, kind):
+    """Replace a file by something that is no readable file, or by a sparse file of 16 GB."""
     path.unlink(missing_ok=True)
     if kind == "pipe":
         os.mkfifo(path)
@@ -53,7 +58,7 @@ def replace(path, kind):
         path.mkdir()
     elif kind == "loop":
         path.symlink_to(path.name)
-    else:  # takes no place on the disk
+    else:  # sparse: it takes no space on the disk
         with open(path, "wb") as handle:
             handle.truncate(1 << 34)
 
@@ -80,7 +85,7 @@ class TestNoFiles:
             read_documents(tmp_path / "text.txt")
 
     def test_texts_of_other_encodings(self, tmp_path):
-        (tmp_path / "wide.txt").write_bytes("It was the best of times.".encode("utf-16-le"))  # valid UTF-8, too
+        (tmp_path / "wide.txt").write_bytes("It was the best of times.".encode("utf-16-le"))  # also valid UTF-8
         with pytest.raises(UsageError, match="has zero bytes"):
             read_documents(tmp_path / "wide.txt")
 
@@ -113,7 +118,7 @@ class TestJson:
 
     @pytest.mark.parametrize("digits", [101, 400, 5000])
     def test_numbers_of_too_many_digits(self, folder, digits):
-        """Of 309 digits and more no float can be made, of 4,301 and more no text."""
+        """Python makes no float of 309 digits or more, and no text of 4,301 digits or more."""
         (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": ' + "9" * digits + "}")
         with pytest.raises(
             JettisonError, match=f"not readable JSON: it has a number of {digits:,} digits; at most 100"
@@ -122,7 +127,7 @@ class TestJson:
         assert parse_json(b"9" * 100, "it") == 10**100 - 1
 
     def test_halves_of_surrogate_pairs_are_written_and_read_back(self, tmp_path):
-        value = {"caf\udce9": "\ud800", "é": "日本"}  # names of files that are not UTF-8 look like this
+        value = {"caf\udce9": "\ud800", "é": "日本"}  # file names that are not UTF-8 look like this in Python
         write_json(tmp_path / "x.json", value)
         assert read_json(tmp_path / "x.json") == value
         assert "日本" in (tmp_path / "x.json").read_text()
@@ -217,7 +222,7 @@ class TestConfig:
 
     def test_errors_of_others_are_one_line(self, capfd):
         class PanicException(BaseException):
-            """What Rust's panics are in Python: no Exception."""
+            """Stands in for panics of Rust code, which do not derive from Exception."""
 
         for error in (ValueError("a\nb\n\nadvice"), PanicException("a\nb")):
             with pytest.raises(UsageError, match="^reading: a b$"), guarded("reading", rust=True):
@@ -237,7 +242,7 @@ class TestConfig:
 
 @pytest.mark.parametrize("verb", ["evaluate", "compress", "generate", "sensitivity", "measured", "importance"])
 def test_what_a_model_refuses_only_while_it_runs_is_one_line(tiny, tmp_path, verb):
-    """A dropout of -0.1 builds a model, and fails in its first forward pass."""
+    """With a dropout of -0.1, a model can be built but fails in its first forward pass."""
     from jettison import compress, evaluate, load
     from jettison.domains.text.data import Text
     from jettison.encodings.uniform import UniformGrid

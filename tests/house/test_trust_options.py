@@ -1,4 +1,4 @@
-"""Every option of every command with values that are not valid: one line, exit code 2, and no work has begun."""
+"""Every option of every command with invalid values: a one-line error, exit code 2, and no work begins."""
 
 import os
 import re
@@ -137,7 +137,7 @@ JSON = ["plan qwen3-4b --memory 3GB", FIT, COMPRESS, "recover FOLDER", "evaluate
 
 @pytest.fixture(autouse=True)
 def idle(monkeypatch):
-    """Whoever reads a tensor, times anything or builds a model of XRBench has begun to work."""
+    """Fail a test if a command begins work: reads a tensor, measures a time, or builds a model of XRBench."""
 
     def work(*_, **__):
         raise AssertionError("work began")
@@ -156,18 +156,21 @@ def idle(monkeypatch):
 
 @pytest.fixture
 def refused(jettison, tmp_path):
-    """refused(words of a command) -> what it said; OUT and the others stand for places."""
+    """Return refused(words of a command), which checks that the command refuses and returns its stderr.
+
+    OUT, FOLDER, FILE, DANGLING and LONG in the words stand for paths.
+    """
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("dear")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    places = {"OUT": "out", "FOLDER": "folder", "FILE": "file", "DANGLING": "dangling", "LONG": 300 * "x"}
+    paths = {"OUT": "out", "FOLDER": "folder", "FILE": "file", "DANGLING": "dangling", "LONG": 300 * "x"}
 
-    def place(word):
+    def path_of(word):
         first, slash, rest = word.partition("/")
-        return str(tmp_path / places[first]) + slash + rest if first in places else word
+        return str(tmp_path / paths[first]) + slash + rest if first in paths else word
 
     def run(*words):
-        code, _, err = jettison(*map(place, words))
+        code, _, err = jettison(*map(path_of, words))
         assert code == 2, err
         lines = [line for line in err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 or "Usage:" in err, err
@@ -198,13 +201,13 @@ def test_one_file_is_not_written_twice(refused):
 
 
 def test_every_option_is_tried():
-    """A new option wants a row here, or a word why not."""
+    """A new option needs a row in OPTIONS, or an entry in FREE."""
     tried = " ".join([*OPTIONS, *(option for options in OPTIONS.values() for option in options)])
     for name, options in every_option().items():
-        assert not [each for each in options if each not in tried and each not in FREE], name
+        assert not [option for option in options if option not in tried and option not in FREE], name
 
 
-FREE = {  # switches, and what the tests of other rooms go through
+FREE = {  # switches, and options that the tests of other rooms cover
     "--help", "--json", "--quiet", "--recovery", "--pareto", "--dry-run", "--spill", "--restart", "--adapter", "--chat",
     "--halves", "--preempt", "--jitter", "--prompt", "--stop", "--exact", "--window", "--top-k", "--top-p", "--min-p",
     "--repetition-penalty", "--live", "--original",
@@ -213,12 +216,13 @@ FREE = {  # switches, and what the tests of other rooms go through
 
 
 def every_option():
+    """Return the long options of every command, by the words of the command."""
     import typer
 
     def walk(command, path):
         for name, inner in getattr(command, "commands", {}).items():
             yield from walk(inner, f"{path} {name}")
-        yield path, [opts for each in command.params for opts in each.opts[:1] if opts.startswith("--")]
+        yield path, [opts for param in command.params for opts in param.opts[:1] if opts.startswith("--")]
 
     return dict(walk(typer.main.get_command(build()), "jettison"))
 
@@ -228,7 +232,7 @@ def test_there_are_options_of_every_command():
 
 
 def test_a_folder_that_its_owner_may_not_write(jettison, tmp_path, monkeypatch):
-    """Nobody is kept from writing as root, so that the question is answered for it."""
+    """Root may write everywhere, so os.access is replaced by one that refuses."""
     real = os.access
     monkeypatch.setattr(
         os, "access", lambda path, mode: (str(path) != str(tmp_path) or not mode & os.W_OK) and real(path, mode)

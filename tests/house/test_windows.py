@@ -1,4 +1,4 @@
-"""Windows longer than a model has positions for, and tokens beyond its embedding: one line, before any work."""
+"""Windows longer than the positions of a model, and tokens beyond its embedding: a one-line error before any work."""
 
 import pytest
 import torch
@@ -25,16 +25,18 @@ GPTQ = {"quantize": {"method": "gptq", "bits": 4, "group_size": 32}}
 RTN = {"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}
 OWL = {"prune": {"method": "magnitude", "sparsity": 0.5, "allocation": "owl"}}
 MORE = {"length": 129, "samples": 2, "text": "books"}
-FAMILIES = pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])  # learned positions, an offset of 2, rotary
+# Learned positions, learned positions with an offset of 2, rotary positions.
+FAMILIES = pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
 
 
 def recipe(*steps, **calibration):
+    """Return a recipe of these steps."""
     return load_recipe({"calibration": calibration, "steps": list(steps)})
 
 
 @FAMILIES
 def test_as_many_positions_as_there_are_can_be_used(tiny, family):
-    """And without a length, no more are."""
+    """And without a length, evaluation uses exactly that many."""
     measured = evaluate(tiny(family), texts=["wikitext2"], tokens=256)["texts"]
     assert measured == evaluate(tiny(family), texts=["wikitext2"], tokens=256, window=128)["texts"]
     assert unseen_windows(ModelFolder(tiny(family)), Text(), 2).shape == (2, 128)
@@ -82,7 +84,7 @@ def test_text_that_no_method_reads_may_be_of_any_length(tiny, tmp_path):
 
 @pytest.fixture
 def small(tiny):
-    """A model of 256 tokens with a tokenizer of 4096."""
+    """Return a model of 256 tokens with a tokenizer of 4096."""
     return tiny("llama", vocab_size=256)
 
 
@@ -126,7 +128,7 @@ def test_synthetic_text_begins_with_tokens_that_the_model_knows(small):
 
 def test_text_without_such_tokens_is_read(small, tmp_path):
     source, text = ModelFolder(small), tmp_path / "text.txt"
-    text.write_text("~" * 80)  # which the tokenizer has no longer token for
+    text.write_text("~" * 80)  # the tokenizer has no longer token made of this character
     assert int(token_windows(source, text, 8).max()) < 256
     with pytest.raises(UsageError, match="has token -1"):
         source.check_tokens(torch.tensor([3, -1]), "it")

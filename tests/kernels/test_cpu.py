@@ -1,4 +1,4 @@
-"""The CPU kernels: tiles, products, faults, threads, and what runs where they are missing. Nothing here is timed."""
+"""The CPU kernels: tiles, products, faults, threads, and the PyTorch path without them. Nothing is timed."""
 
 import copy
 import os
@@ -30,9 +30,10 @@ CASES = [  # bits, group size, symmetric
 
 @pytest.fixture
 def every_set():
-    before = native.instruction_set()
+    """Return the names of all instruction sets of this processor; restore the used one afterwards."""
+    current = native.instruction_set()
     yield fuzz_kernels.available()
-    native.instruction_set(before)
+    native.instruction_set(current)
 
 
 def test_where_there_is_a_compiler_there_are_kernels():
@@ -49,10 +50,10 @@ class TestProducts:
         for name in every_set:
             native.instruction_set(name)
             error = (module(x) - exact).norm() / exact.norm()
-            assert 1e-4 < error < 1e-2, f"{name}: {error}"  # int8 activations, and nothing worse
+            assert 1e-4 < error < 1e-2, f"{name}: {error}"  # the error of int8 activations, and no larger one
 
     def test_random_cases_on_every_instruction_set(self, every_set):
-        """Where int8 holds the activations exactly, so does the product: all instruction sets, the same bits."""
+        """If int8 represents the activations exactly, all instruction sets give the exact product, bit for bit."""
         fuzz_kernels.main(6.0, seed=1000)
         assert "portable" in every_set
 
@@ -98,6 +99,7 @@ class TestProducts:
 @needs_kernels
 class TestFaults:
     def make(self) -> tuple[torch.Tensor, torch.Tensor, Tiling]:
+        """Return valid x, tiles and tiling."""
         weight = random_weight(UniformGrid(4, 32), 40, 64)
         module = tiled(weight)
         return torch.randn(2, 64), module.tiles, module.tiling
@@ -132,15 +134,15 @@ class TestFaults:
 
     def test_overlapping(self):
         _, tiles, tiling = self.make()
-        both = torch.randn(2 * 64 + 2 * 40)
-        apart = native.linear(both[:128].view(2, 64), tiles, None, None, tiling, out=both[128:].view(2, 40))
-        assert torch.equal(apart, native.linear(both[:128].view(2, 64), tiles, None, None, tiling))
+        buffer = torch.randn(2 * 64 + 2 * 40)
+        output = native.linear(buffer[:128].view(2, 64), tiles, None, None, tiling, out=buffer[128:].view(2, 40))
+        assert torch.equal(output, native.linear(buffer[:128].view(2, 64), tiles, None, None, tiling))
         with pytest.raises(UsageError, match="overlaps"):
-            native.linear(both[:128].view(2, 64), tiles, None, None, tiling, out=both[120:200].view(2, 40))
+            native.linear(buffer[:128].view(2, 64), tiles, None, None, tiling, out=buffer[120:200].view(2, 40))
 
     def test_grids_that_they_do_not_serve(self):
         assert Tiling.of(UniformGrid(4, 2 * 257), 32, 4 * 257) is None  # no divisor of 514 between 32 and 256
-        assert Tiling.of(UniformGrid(3, 16), 32, 64) is None  # a step has 32 columns: half of it would be empty
+        assert Tiling.of(UniformGrid(3, 16), 32, 64) is None  # a step has 32 columns: half would be empty
         module = PackedLinear.of(random_weight(UniformGrid(4, 2 * 257), 32, 4 * 257))
         assert module.tiled() is None and module(torch.randn(1, 4 * 257)).shape == (1, 32)
 
@@ -154,17 +156,17 @@ class TestFaults:
 class TestThreads:
     def test_callers_at_once(self):
         module, x = tiled(random_weight(UniformGrid(4, 64), 512, 1024)), torch.randn(8, 2, 1024)
-        right, wrong = [module(each) for each in x], []
+        expected, failures = [module(row) for row in x], []
 
         def work(number: int) -> None:
             for _ in range(50):
-                if not torch.equal(module(x[number]), right[number]):
-                    wrong.append(number)
+                if not torch.equal(module(x[number]), expected[number]):
+                    failures.append(number)
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
-        assert not wrong
+        assert not failures
 
     def test_one_thread_gives_the_same_bits(self):
         module, x = tiled(random_weight(UniformGrid(2, 64), 512, 1024)), torch.randn(3, 1024)
@@ -198,15 +200,16 @@ class TestModule:
         before, module = packed.state_dict(), packed.tiled()
         assert {name for name, _ in module.named_buffers()} == {"tiles"} | ({"tile_zero"} if not symmetric else set())
         assert torch.equal(module.weight(), weight.dequantize())
-        self.same(module.state_dict(), before)  # what a checkpoint holds
+        self.same(module.state_dict(), before)  # tensors and names as in a checkpoint
         self.same(copy.deepcopy(module).state_dict(), before)
-        with pytest.raises(RuntimeError, match="Unexpected key"):  # a checkpoint is loaded packed, then tiled
+        with pytest.raises(RuntimeError, match="Unexpected key"):  # load into PackedLinear, then tile
             tiled(random_weight(weight.grid, 40, 256, seed=1)).load_state_dict(before)
         self.same(dict(module.packed().named_buffers()), before)
 
-    def same(self, found: dict, wanted: dict) -> None:
-        assert found.keys() == wanted.keys()
-        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    def same(self, actual: dict, expected: dict) -> None:
+        """Check that two state dicts are equal."""
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
     @needs_kernels
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -224,7 +227,7 @@ class TestModule:
 
     @needs_kernels
     def test_a_gradient_is_exact(self):
-        """Whoever trains through a tiled linear gets the dequantized weight, not the rounded activations."""
+        """The gradient through a tiled linear uses the dequantized weight, and is not rounded like activations."""
         weight = random_weight(UniformGrid(4, 64), 40, 256)
         module, x = tiled(weight), torch.randn(3, 256, requires_grad=True)
         module(x).sum().backward()
@@ -239,13 +242,13 @@ class TestModule:
 
     @needs_kernels
     def test_a_model_runs_on_them(self, scribe_w4):
-        """Close to exact products, through a whole model and transformers' generate."""
+        """A whole model on the kernels, also with generate of transformers, is close to exact products."""
         exact, fast = load(scribe_w4, exact=True), load(scribe_w4)
-        kinds = [{type(module) for module in each.model.modules()} for each in (fast, exact)]
+        kinds = [{type(module) for module in loaded.model.modules()} for loaded in (fast, exact)]
         assert TiledLinear in kinds[0] and PackedLinear not in kinds[0]
         assert PackedLinear in kinds[1] and TiledLinear not in kinds[1]
         ids = fast.tokenizer("It was a dark and stormy night, and the", return_tensors="pt").input_ids
-        first, second = (each.logits(ids).float().log_softmax(-1) for each in (exact, fast))
+        first, second = (loaded.logits(ids).float().log_softmax(-1) for loaded in (exact, fast))
         kl = (first.exp() * (first - second)).sum(-1).mean()
         assert 0 < kl < 5e-3
         assert fast.generate("It was a", tokens=8).text
@@ -253,6 +256,7 @@ class TestModule:
 
 class TestOperators:
     def arguments(self) -> tuple:
+        """Return valid arguments of the operator tiled_linear."""
         weight = random_weight(UniformGrid(4, 32, symmetric=False), 40, 64)
         module = tiled(weight)
         numbers = (40, module.tiling.bits, module.tiling.span, module.tiling.middle, 1)
@@ -318,10 +322,10 @@ def test_sanitizers_find_nothing(tmp_path):
     build = ["cmake", "-S", str(source), "-B", str(tmp_path), "-DJETTISON_SANITIZE=ON"]
     subprocess.run(build, check=True, capture_output=True)
     subprocess.run(["cmake", "--build", str(tmp_path), "-j2"], check=True, capture_output=True)
-    found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    compiler = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     environment = os.environ | {
-        "LD_PRELOAD": found.stdout.strip(),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python leaves much behind
+        "LD_PRELOAD": compiler.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaks memory at exit
         "JETTISON_KERNELS": str(next(tmp_path.glob("*jettison_kernels.*"))),
     }
     for script in ("fuzz_kernels.py", "fuzz_engine.py"):
@@ -333,7 +337,7 @@ def test_sanitizers_find_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_the_package_installs_without_a_compiler(tmp_path):
-    """scikit-build-core's override: a build that fails is made again without the library."""
+    """An override of scikit-build-core repeats a failed build without the library."""
     environment = os.environ | {"CXX": str(tmp_path / "missing"), "CC": str(tmp_path / "missing")}
     command = [
         sys.executable,
@@ -356,6 +360,7 @@ def test_the_package_installs_without_a_compiler(tmp_path):
 
 
 def run_python(code: str, **environment: str) -> None:
+    """Run code, which must print "fine", in a new process."""
     command = [sys.executable, "-c", textwrap.dedent(code)]
     folders = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

@@ -1,7 +1,7 @@
-"""The GPU kernels against a product in float64: on a GPU where there is one, else in Triton's interpreter.
+"""The GPU kernels against a product in float64: on a GPU if there is one, else in Triton's interpreter.
 
-Triton must be told to interpret before it is imported, and by now others may have imported it: the tests then run in a
-process of their own.
+The interpreter must be chosen before Triton is imported, and other tests may have imported it. Without a GPU, the tests
+therefore run in a process of their own.
 """
 
 import itertools
@@ -25,7 +25,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 HERE = INTERPRETED or torch.cuda.is_available()
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-TOLERANCE = {F32: 1e-5, F16: 2e-3, BF16: 2e-2}  # of a result, or of their standard deviation
+TOLERANCE = {F32: 1e-5, F16: 2e-3, BF16: 2e-2}  # relative to a result plus the standard deviation of all results
 
 
 @pytest.mark.skipif(HERE, reason="the tests run in this process")
@@ -35,13 +35,14 @@ def test_in_the_interpreter():
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
 
 
-if INTERPRETED:  # its product of bfloat16 multiplies their bits, as of Triton 3.9
+if INTERPRETED:  # as of Triton 3.9, the interpreter's product of bfloat16 multiplies the raw bits
     import numpy as np
     import ptx_emulator
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _convert_float
 
     def widened(tensor):
+        """Return a bfloat16 tensor as float32."""
         if tensor.dtype.scalar != tl.bfloat16:
             return tensor
         return TensorHandle(_convert_float(tensor.data, tl.bfloat16, tl.float32, None).view(np.float32), tl.float32)
@@ -52,6 +53,8 @@ if INTERPRETED:  # its product of bfloat16 multiplies their bits, as of Triton 3
 
 @dataclass(frozen=True)
 class Case:
+    """A product: sizes of the weight, types, number of tokens."""
+
     bits: int
     group: int
     rows: int
@@ -67,11 +70,11 @@ class Case:
         return f"{self.bits}bit-g{self.group}-{self.rows}x{self.columns}-{self.tokens}-{sign}-{self.dtype}"[:60]
 
 
-def made(case: Case, seed: int = 0) -> tuple[tuple, torch.Tensor]:
-    """The arguments of quant_linear, and y in float64. Half of the scales are negative."""
-    random_numbers = torch.Generator().manual_seed(seed)
-    normal = lambda *shape: torch.randn(*shape, generator=random_numbers)
-    codes_of = lambda *shape: torch.randint(0, 2**case.bits, shape, generator=random_numbers).to(torch.uint8)
+def make_case(case: Case, seed: int = 0) -> tuple[tuple, torch.Tensor]:
+    """Return the arguments of quant_linear, and y in float64. Half of the scales are negative."""
+    rng = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=rng)
+    codes_of = lambda *shape: torch.randint(0, 2**case.bits, shape, generator=rng).to(torch.uint8)
     groups = 1 if case.group == -1 else case.columns // case.group
     codes, scale = codes_of(case.rows, case.columns), normal(case.rows, groups).to(case.scales)
     zero = None if case.symmetric else codes_of(case.rows, groups)
@@ -87,7 +90,8 @@ def made(case: Case, seed: int = 0) -> tuple[tuple, torch.Tensor]:
 
 
 def check(case: Case, seed: int = 0) -> None:
-    arguments, expected = made(case, seed)
+    """Check type, shape and error of a product."""
+    arguments, expected = make_case(case, seed)
     y = gpu.quant_linear(*arguments)
     assert y.dtype == case.dtype
     assert y.shape == expected.shape
@@ -96,7 +100,7 @@ def check(case: Case, seed: int = 0) -> None:
 
 
 class Count:
-    """Stands for a kernel and counts its launches."""
+    """Wraps a kernel and counts its launches."""
 
     def __init__(self, kernel):
         self.kernel, self.launches = kernel, 0
@@ -147,27 +151,27 @@ class TestKernels:
         check(case)
 
     def test_any_shape(self):
-        """As the cases above, drawn at random."""
-        draw = random.Random(0)
+        """Random cases of the same kinds as CASES."""
+        rng = random.Random(0)
         for seed in range(40):
-            group = draw.choice([8, 12, 16, 32, 33, 64, 128])
+            group = rng.choice([8, 12, 16, 32, 33, 64, 128])
             case = Case(
-                bits=draw.choice([2, 2, 3, 4, 4, 8]),
-                group=draw.choice([group, group, -1]),
-                rows=draw.randint(1, 140),
-                columns=group * draw.randint(1, max(2, 300 // group)),
-                tokens=draw.choice([1, 1, 2, 3, 5, 16, 17, 33, 40, 65]),
-                symmetric=draw.random() < 0.5,
-                dtype=draw.choice([F32, F16, F16, BF16]),
-                bias=draw.random() < 0.3,
-                scales=draw.choice([F32, F16, BF16]),
+                bits=rng.choice([2, 2, 3, 4, 4, 8]),
+                group=rng.choice([group, group, -1]),
+                rows=rng.randint(1, 140),
+                columns=group * rng.randint(1, max(2, 300 // group)),
+                tokens=rng.choice([1, 1, 2, 3, 5, 16, 17, 33, 40, 65]),
+                symmetric=rng.random() < 0.5,
+                dtype=rng.choice([F32, F16, F16, BF16]),
+                bias=rng.random() < 0.3,
+                scales=rng.choice([F32, F16, BF16]),
             )
             check(case, seed)
 
     @pytest.mark.parametrize(
         ("bits", "group", "columns", "tokens", "dtype", "launches"),
         [
-            (2, 64, 4160, 1, BF16, 1),  # more warps to a program, the last of which have nothing to do
+            (2, 64, 4160, 1, BF16, 1),  # more warps per program; the last ones have no work
             (3, 64, 4224, 1, BF16, 1),
             (4, 64, 2112, 9, F16, 1),
             (8, 64, 640, 5, F16, 1),
@@ -175,7 +179,7 @@ class TestKernels:
             (4, 64, 640, 64, F16, 1),
             (4, -1, 100, 3, F16, 1),  # less than a span
             (4, 64, 640, 65, F16, 0),
-            (4, 64, 640, 1, F32, 0),  # matrix units would round it
+            (4, 64, 640, 1, F32, 0),  # matrix units would round float32
             (2, 24, 72, 1, F16, 0),  # groups end within words
             (5, 64, 640, 1, F16, 0),
         ],
@@ -189,11 +193,11 @@ class TestKernels:
     @pytest.mark.skipif(not INTERPRETED, reason="the GPU runs the instructions themselves")
     @pytest.mark.parametrize("pair_along", [-1, 0], ids=["words", "codes"])
     def test_instructions(self, monkeypatch, pair_along):
-        """Those of ``magic``, whichever two elements the compiler puts together."""
+        """The PTX instructions of ``magic`` are right whichever two elements the compiler pairs."""
         calls = []
         emulated = ptx_emulator.inline_assembly(pair_along)
         monkeypatch.setattr(
-            InterpreterBuilder, "create_inline_asm", lambda *given: calls.append(given[1]) or emulated(*given)
+            InterpreterBuilder, "create_inline_asm", lambda *args: calls.append(args[1]) or emulated(*args)
         )
         monkeypatch.setattr(linear, "_has_instructions", lambda x: True)
         for bits, group, dtype in itertools.product((2, 4, 8), (-1, 32, 256), (F16, BF16)):
@@ -206,7 +210,7 @@ class TestKernels:
         monkeypatch.setattr(InterpreterBuilder, "create_inline_asm", ptx_emulator.inline_assembly(-1))
         monkeypatch.setattr(linear, "_has_instructions", lambda x: True)
         for group in (32, 128):
-            (x, packed, scale, zero, bits, group_size, _), expected = made(Case(4, group, 9, 256, 2, dtype=F16))
+            (x, packed, scale, zero, bits, group_size, _), expected = make_case(Case(4, group, 9, 256, 2, dtype=F16))
             y = gpu.quant_linear(64 * x, packed, scale.float() * 1e-5, zero, bits, group_size)
             assert ((y.double() - expected * 64e-5).abs() < 2e-3 * 64e-5 * expected.std()).all()
 
@@ -218,7 +222,7 @@ class TestKernels:
 
     @pytest.mark.parametrize("tokens", [1, 5])
     def test_sums_are_in_float32(self, tokens):
-        """The first product is large and the last one takes it back: what comes between must not be lost."""
+        """The first product is large and the last one cancels it. The products in between must not be lost."""
         codes = torch.randint(0, 16, (9, 2048), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
         x = torch.randn(tokens, 2048, generator=torch.Generator().manual_seed(1)).half()
         codes[:, -1] = codes[:, 0]
@@ -228,7 +232,7 @@ class TestKernels:
         assert ((y.cpu().double() - expected).abs() < 1e-3 * expected.abs() + 0.1).all()
 
     def test_shapes_of_x(self):
-        (x, *rest), expected = made(Case(4, 32, 21, 64, 6))
+        (x, *rest), expected = make_case(Case(4, 32, 21, 64, 6))
         y = gpu.quant_linear(x.reshape(2, 3, 64), *rest)
         assert torch.allclose(y.cpu().double(), expected.reshape(2, 3, 21), atol=1e-4)
         assert torch.equal(gpu.quant_linear(x[0], *rest), gpu.quant_linear(x[:1], *rest)[0])
@@ -237,13 +241,13 @@ class TestKernels:
         half = gpu.quant_linear(x.half(), *rest)
         assert torch.equal(gpu.quant_linear(strided.half(), *rest), half)
         bias = torch.randn(21, 2, device=DEVICE)[:, 0]
-        for each in (x, x.half()):
-            plain = gpu.quant_linear(each, *rest)
-            assert torch.allclose(gpu.quant_linear(each, *rest[:-1], bias), plain + bias.to(each.dtype), atol=0.3)
+        for typed in (x, x.half()):
+            plain = gpu.quant_linear(typed, *rest)
+            assert torch.allclose(gpu.quant_linear(typed, *rest[:-1], bias), plain + bias.to(typed.dtype), atol=0.3)
         assert gpu.quant_linear(x[:0].reshape(2, 0, 64), *rest).shape == (2, 0, 21)
 
     def test_same_bits_every_time(self):
-        arguments, _ = made(Case(2, 64, 11, 9728, 1, dtype=BF16))
+        arguments, _ = make_case(Case(2, 64, 11, 9728, 1, dtype=BF16))
         first = gpu.quant_linear(*arguments)
         assert all(torch.equal(gpu.quant_linear(*arguments), first) for _ in range(3))
 
@@ -260,24 +264,24 @@ class TestKernels:
         ],
     )
     def test_bad_arguments_say_what_would_be_valid(self, change, words):
-        arguments, _ = made(Case(4, 32, 21, 64, 1, symmetric=False, bias=True))
+        arguments, _ = make_case(Case(4, 32, 21, 64, 1, symmetric=False, bias=True))
         with pytest.raises(UsageError, match=words):
-            gpu.quant_linear(*(change.get(place, given) for place, given in enumerate(arguments)))
+            gpu.quant_linear(*(change.get(index, value) for index, value in enumerate(arguments)))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(6144, 2560), (2560, 4096), (19456, 2560), (2560, 9728), (28672, 4096)])
 @pytest.mark.parametrize("bits", [2, 4])
 def test_blocks_fill_a_gpu(bits, rows, columns):
     for tokens in (1, 8, 16):
-        made = linear.blocks(tokens, rows, columns, bits)
-        assert made.width == (8 if tokens <= 8 else 16)
-        count = rows // 16 * made.warps
+        blocks = linear.blocks(tokens, rows, columns, bits)
+        assert blocks.width == (8 if tokens <= 8 else 16)
+        count = rows // 16 * blocks.warps
         assert (
             linear.WARPS / 2 < count < 2 * linear.WARPS
-            or made.warps == 2
-            or columns < 4 * made.warps * linear.span_of(bits)
+            or blocks.warps == 2
+            or columns < 4 * blocks.warps * linear.span_of(bits)
         )
-        assert made.warps == 2 or 2 * made.warps * linear.span_of(bits) <= columns
+        assert blocks.warps == 2 or 2 * blocks.warps * linear.span_of(bits) <= columns
 
 
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
@@ -296,24 +300,24 @@ def test_blocks_fill_a_gpu(bits, rows, columns):
     ],
 )
 def test_no_weight_changes_threads(bits, group, columns, tokens, zero):
-    """Compiled for an A100 or an H100, here, without one: weights go from loads to matrix units in registers."""
+    """Compile for A100 or H100, which needs no GPU: weights must reach the matrix units in registers alone."""
     import triton
     from triton.backends.compiler import GPUTarget
 
     types = {"x": "*bf16", "packed": "*i32", "scale": "*bf16", "out": "*bf16", "tokens": "i32", "rows": "i32"}
     types |= {"zero": "*i32"} if zero else {}
-    made = linear.blocks(tokens, 4096, columns, bits)
+    blocks = linear.blocks(tokens, 4096, columns, bits)
     constants = {
-        "BITS": bits, "CODES": linear.codes_of(bits), "GROUP": group, "COLUMNS": columns, "HIGH": made.high,
-        "TOKENS": made.width, "SPANS": made.warps, "MAGIC": linear.magic(BF16, bits), "bias": None,
+        "BITS": bits, "CODES": linear.codes_of(bits), "GROUP": group, "COLUMNS": columns, "HIGH": blocks.high,
+        "TOKENS": blocks.width, "SPANS": blocks.warps, "MAGIC": linear.magic(BF16, bits), "bias": None,
     } | ({} if zero else {"zero": None})  # fmt: skip
     names = linear._multiply.arg_names
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in ("x", "packed", "out")}
     signature = {name: types.get(name, "constexpr") for name in names}
     source = triton.compiler.ASTSource(linear._multiply, signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": made.warps, "num_stages": 1, "enable_fp_fusion": True}
+    options = {"num_warps": blocks.warps, "num_stages": 1, "enable_fp_fusion": True}
     target = GPUTarget("cuda", 80 if zero else 90, 32)
-    found = triton.compile(source, target=target, options=options).asm
-    assert "tt.dot" in found["ttgir"]
-    assert "local_alloc" not in found["ttgir"]
-    assert ".local" not in found["ptx"]
+    assembly = triton.compile(source, target=target, options=options).asm
+    assert "tt.dot" in assembly["ttgir"]
+    assert "local_alloc" not in assembly["ttgir"]
+    assert ".local" not in assembly["ptx"]

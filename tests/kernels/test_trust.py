@@ -1,4 +1,4 @@
-"""The C++ library: nothing that is thrown in it ends the process, and one of another version is refused."""
+"""The C++ library: exceptions thrown in it do not end the process, and a library of another version is refused."""
 
 import ctypes
 import ctypes.util
@@ -29,11 +29,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def throw(kind: int, part: int, count: int = 1000, threads: int = 0) -> None:
+    """Throw an exception of a kind in one part of ``count`` parallel parts."""
     native.raise_thrown(native.library().jettison_throw(kind, part, count, threads))
 
 
 def product() -> tuple[torch.Tensor, torch.Tensor]:
-    """Of large tiles, on all threads: what the kernels give, and what is right."""
+    """Compute a product of large tiles on all threads. Returns the kernels' result and PyTorch's."""
     torch.manual_seed(0)
     module = PackedLinear.of(rtn(torch.randn(1024, 512) * 0.02, UniformGrid(4, 64), clip=False)).tiled()
     x, weight = torch.randn(8, 512), module.weight()
@@ -47,34 +48,34 @@ class TestThrown:
     def test_it_is_an_error_and_the_threads_go_on(self, kind, threads):
         expected, right = product()
         assert (expected - right).norm() / right.norm() < 0.02
-        for part in (0, 1, 499, 500, 999):  # of either thread's range
+        for part in (0, 1, 499, 500, 999):  # parts in the ranges of both threads
             with pytest.raises(JettisonError, match=f"the CPU kernels failed: .*{KINDS[kind]}"):
                 throw(kind, part, threads=threads)
             assert torch.equal(product()[0], expected)
 
     def test_every_part_throws(self):
-        """Many threads at once; one of the exceptions is told."""
+        """Many threads throw at once; one of the exceptions is reported."""
         for _ in range(200):
             with pytest.raises(JettisonError, match="the CPU kernels failed"):
                 throw(2, 0, count=1)
             throw(0, 0)
 
     def test_callers_at_once_have_their_own(self):
-        failed = []
+        failures = []
 
         def call(kind: int) -> None:
             for _ in range(50):
                 try:
                     throw(kind, 500)
-                    failed.append(f"{kind} did not throw")
+                    failures.append(f"{kind} did not throw")
                 except JettisonError as error:
                     if KINDS[kind] not in str(error):
-                        failed.append(str(error))
+                        failures.append(str(error))
 
         callers = [threading.Thread(target=call, args=(kind,)) for kind in KINDS]
         [caller.start() for caller in callers]
         [caller.join(60) for caller in callers]
-        assert not failed and not any(caller.is_alive() for caller in callers)
+        assert not failures and not any(caller.is_alive() for caller in callers)
 
     def test_in_the_child_of_a_fork(self):
         with pytest.raises(JettisonError):
@@ -90,7 +91,7 @@ class TestThrown:
 
 
 def test_memory_that_runs_out_is_an_error(tmp_path):
-    """Really: the process may have little more than it has. The decoder is as it was, and goes on with more."""
+    """The process really may not get more memory. The decoder stays unchanged, and works again once there is more."""
     code = """
         import resource, torch
         from pathlib import Path
@@ -117,7 +118,8 @@ def test_memory_that_runs_out_is_an_error(tmp_path):
             session.cut(0)
         print("fine")
     """
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}  # what is freed goes back
+    # By these settings, freed memory goes back to the system.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and done.stdout.strip() == "fine", done.stderr[-2000:]
@@ -145,7 +147,7 @@ class TestStatus:
 
 
 class Fake:
-    """A library with other functions."""
+    """A library with some functions replaced."""
 
     def __init__(self, library, **functions):
         self.__dict__.update(functions, _library=library)
@@ -156,6 +158,7 @@ class Fake:
 
 class TestVersion:
     def refused(self, monkeypatch, file: Path, words: str) -> None:
+        """Check that the library ``file`` is refused with an error that has ``words``."""
         monkeypatch.setenv("JETTISON_KERNELS", str(file))
         with pytest.raises(JettisonError, match=words) as error:
             native.library.__wrapped__()
@@ -177,7 +180,7 @@ class TestVersion:
         self.refused(monkeypatch, file, words)
 
     def test_the_program_says_so_in_one_line(self):
-        """Some library that is not ours."""
+        """The library is one that is not ours."""
         file = ctypes.util.find_library("m") or pytest.skip("no library of mathematics")
         environment = os.environ | {"JETTISON_KERNELS": file, "TRANSFORMERS_VERBOSITY": "error"}
         command = [
@@ -199,11 +202,11 @@ class TestVersion:
     @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.__name__)
     def test_a_structure_that_grew_is_seen(self, spec, monkeypatch):
         bigger = type(spec.__name__, (ctypes.Structure,), {"_fields_": [*spec._fields_, ("more", ctypes.c_int64)]})
-        monkeypatch.setattr(native, "SPECS", tuple(bigger if each is spec else each for each in SPECS))
+        monkeypatch.setattr(native, "SPECS", tuple(bigger if other is spec else other for other in SPECS))
         with pytest.raises(JettisonError, match=f"{spec.__name__} has {ctypes.sizeof(spec)} bytes"):
             native.library.__wrapped__()
 
     def test_versions_are_one(self):
-        """What the header and the Python file say."""
+        """The header and the Python file state the same version."""
         header = (ROOT / "src/jettison/kernels/cpu/isa.h").read_text()
         assert f"kAbi = {native.ABI};" in header

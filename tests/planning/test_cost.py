@@ -1,4 +1,4 @@
-"""What a model costs: the roofline, and everything that it counts."""
+"""The cost of a model: the roofline, and all terms that it counts."""
 
 import pytest
 
@@ -54,9 +54,9 @@ class TestCost:
     def test_a_tied_head_is_stored_once_and_read_whole(self):
         shape = open_shape("qwen3-4b")
         table = 151936 * 2560 * 2
-        found = {op.role: op for op in operators(shape, Recipe("none", ()), Setting(context=0))}
-        assert found["embed"].stored == table and found["head"].stored == 0.0
-        assert found["head"].moved > table > 1e4 * found["embed"].moved
+        by_role = {op.role: op for op in operators(shape, Recipe("none", ()), Setting(context=0))}
+        assert by_role["embed"].stored == table and by_role["head"].stored == 0.0
+        assert by_role["head"].moved > table > 1e4 * by_role["embed"].moved
         packed = predict(shape, uniform_recipe(4, 128, head=4), FAST, Setting(context=0))
         dense = predict(shape, uniform_recipe(4, 128, head=16), FAST, Setting(context=0))
         assert packed.memory > dense.memory and packed.moved < dense.moved
@@ -79,11 +79,11 @@ class TestCost:
 
     def test_experts_by_those_that_are_used(self):
         shape = open_shape("gpt-oss-20b")
-        found = lambda **setting: next(
+        down = lambda **setting: next(
             op for op in operators(shape, uniform_recipe(4, 32), Setting(context=0, **setting))
             if op.role == "expert down"
         )  # fmt: skip
-        one, eight = found(), found(batch=8)
+        one, eight = down(), down(batch=8)
         assert one.moved == pytest.approx(one.stored * 4 / 32, rel=0.01)
         assert eight.moved == pytest.approx(one.stored * (1 - (1 - 4 / 32) ** 8), rel=0.02)
         assert eight.flops == 8 * one.flops == 8 * 2 * 4 * 2880 * 2880
@@ -98,7 +98,7 @@ class TestCost:
 
     def test_dropped_blocks_and_drafts(self):
         shape, setting = open_shape("qwen3-4b"), Setting(context=0)
-        whole, half = (predict(shape, uniform_recipe(4), FAST, each) for each in
+        whole, half = (predict(shape, uniform_recipe(4), FAST, case) for case in
                        (setting, Setting(context=0, dropped=frozenset(range(18)))))  # fmt: skip
         assert 0.5 < half.memory / whole.memory < 0.7
         drafted = lambda rate: predict_drafted(shape, uniform_recipe(4), FAST, setting, frozenset(range(18)), 4, rate)

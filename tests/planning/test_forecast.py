@@ -1,4 +1,4 @@
-"""Dry runs: what they try, and what they say. How near they come is measured by benchmarks/house/proof.py, not here."""
+"""Dry runs: what they try and print. benchmarks/house/proof.py, and no test, measures how accurate they are."""
 
 import re
 
@@ -116,40 +116,40 @@ class TestTrials:
         with trial.timed() as small:
             pass
         with trial.timed() as large:
-            held = torch.ones(1 << 26)
-            assert held.sum() > 0
-            del held
+            tensor = torch.ones(1 << 26)
+            assert tensor.sum() > 0
+            del tensor
         assert large.memory > small.memory + 200e6
         assert large.seconds > 0
 
 
 class TestEstimate:
-    """What ``fit`` says at once. That it is about right is seen in benchmarks/results/proof.json."""
+    """The estimate that ``fit`` prints at its start. benchmarks/results/proof.json shows how accurate it is."""
 
     @pytest.fixture
     def estimate(self, tiny, monkeypatch):
-        """A machine that does a hundred million operations a second, and passes over ten million numbers."""
+        """Return the estimate for a machine of 1e8 operations per second that passes over 1e7 numbers per second."""
         monkeypatch.setattr(Estimate, "_product", lambda *_: 1e8)
-        made = Estimate(ModelFolder(tiny("llama")), TEXTS, 1024)
-        made.passes, made.call = 1e7, 1e-6
-        return made
+        result = Estimate(ModelFolder(tiny("llama")), TEXTS, 1024)
+        result.passes, result.call = 1e7, 1e-6
+        return result
 
     def test_it_grows_with_the_work(self, estimate):
         seconds = lambda *changes: estimate.seconds(load_recipe("gateup-w4w2", [*CHANGES, *changes]))
         once, more = seconds(), seconds("recover.samples=128")
         assert list(once) == ["compress", "recover", "evaluate"]
-        # ten operations for a weight and a token that is trained on
-        linears = [each for each in estimate.source.anatomy if "embed" not in each.roles]
-        assert once["recover"] > 10 * sum(each.weights for each in linears) * 64 * 32 / 1e8
+        # ten operations per weight and training token
+        linears = [linear for linear in estimate.source.anatomy if "embed" not in linear.roles]
+        assert once["recover"] > 10 * sum(linear.weights for linear in linears) * 64 * 32 / 1e8
         assert more["recover"] == pytest.approx(2 * once["recover"], rel=0.01)
         assert more["compress"] == once["compress"] and more["evaluate"] == once["evaluate"]
         assert seconds("calibration.samples=128")["compress"] > 1.1 * once["compress"]
         assert "recover" not in estimate.seconds(load_recipe("w8", ["quantize.group_size=32"]))
 
     def test_experts_count_by_what_tokens_use(self, tiny):
-        made = Estimate(ModelFolder(tiny("qwen3_moe")))
-        shares = {linear.role: share for linear, share in made.share.items()}
-        assert shares["q"] == 1.0 and set(shares.values()) == {0.5, 1.0}  # two of four experts
+        moe = Estimate(ModelFolder(tiny("qwen3_moe")))
+        shares = {linear.role: share for linear, share in moe.share.items()}
+        assert shares["q"] == 1.0 and set(shares.values()) == {0.5, 1.0}  # every token uses two of four experts
 
     def test_a_short_run(self, tiny, monkeypatch):
         lines = how_long(ModelFolder(tiny("llama")), load_recipe("gateup-w4w2", CHANGES), TEXTS, 1024)
@@ -163,11 +163,11 @@ class TestEstimate:
         assert re.fullmatch(r"roughly .* minutes, for less accuracy, with --set recover.samples=\d+", second)
         samples = int(second.rpartition("=")[2])
         assert 65536 % samples == 0 and 256 <= samples < 65536
-        made = Estimate(source, TEXTS, 1024)
-        assert sum(made.seconds(load_recipe(recipe, [f"recover.samples={samples}"])).values()) <= 1.1 * 3600
+        estimate = Estimate(source, TEXTS, 1024)
+        assert sum(estimate.seconds(load_recipe(recipe, [f"recover.samples={samples}"])).values()) <= 1.1 * 3600
 
     def test_nothing_is_advised_that_does_not_help(self, tiny, monkeypatch):
-        """Where the evaluation takes longest, or samples are few already."""
+        """Fewer samples are not advised if evaluation takes longest, or if there are already few."""
         monkeypatch.setattr(Estimate, "_product", lambda *_: 1e3)
         lines = how_long(ModelFolder(tiny("llama")), load_recipe("w8", ["quantize.group_size=32"]), TEXTS, 1024)
         assert len(lines) == 1 and "days" in lines[0]
@@ -185,7 +185,7 @@ class TestEstimate:
 
 
 def test_more_text_than_memory_holds_is_refused_at_once():
-    """Fifty million windows, whose states nobody can hold, neither to try nor to calibrate."""
+    """The states of fifty million windows fit into no memory, neither for a trial nor for calibration."""
     from jettison.core.errors import JettisonError
     from jettison.graph.folder import ModelFolder
     from jettison.graph.walk import Walk

@@ -12,6 +12,7 @@ from jettison.reports.compare import write_comparison
 
 @pytest.fixture
 def made(tmp_path):
+    """Return made(name, ...), which makes a run in the temporary folder."""
     return partial(make_run, tmp_path)
 
 
@@ -35,11 +36,11 @@ class TestComparison:
     def test_page(self, folders, tmp_path):
         out = tmp_path / "c.html"
         write_comparison(folders, out)
-        found = Page(out.read_text(encoding="utf-8"))
-        assert found.sections == {"runs", "text-1", "text-2", "recovery"} and found.outside == []
+        parsed = Page(out.read_text(encoding="utf-8"))
+        assert parsed.sections == {"runs", "text-1", "text-2", "recovery"} and parsed.outside == []
         (discs,) = drawn(out, "scatter-0")
         assert discs["x"] == [5.6, 5.0] and discs["y"] == [39.5, 53.5]
-        (curve,) = drawn(out, "recovery-chart")  # the other run has none
+        (curve,) = drawn(out, "recovery-chart")  # the other run has no recovery
         assert curve["y"] == [0.5, 0.25, 0.125]
         first = out.read_bytes()
         write_comparison(folders, out)

@@ -1,4 +1,4 @@
-"""The page of a run: what is on it is what the manifest says, and nothing else; and the commands of both pages."""
+"""The page of a run shows what the manifest says, and nothing else; and the commands report and compare."""
 
 import copy
 import json
@@ -16,15 +16,17 @@ from jettison.reports.page import write_report
 from jettison.reports.run import read_run
 
 SECTIONS = {"asked", "recipe", "size", "quality", "tasks", "errors", "recovery", "samples", "check", "reproduce"}
-NEEDED = {"recipe", "errors", "reproduce"}  # made from what every manifest has
+NEEDED = {"recipe", "errors", "reproduce"}  # sections made from fields that every manifest has
 
 
 @pytest.fixture
 def made(tmp_path):
+    """Return made(name, ...), which makes a run in the temporary folder."""
     return partial(make_run, tmp_path)
 
 
 def page(folder):
+    """Write the report of a run and parse it."""
     return Page(write_report(folder).read_text(encoding="utf-8"))
 
 
@@ -38,7 +40,7 @@ class TestPage:
             (["request"], ["asked"]),
             (["recovery"], ["recovery"]),
             (["check"], ["check"]),
-            (["results", "tasks"], ["quality", "tasks", "samples"]),  # a speed was predicted
+            (["results", "tasks"], ["quality", "tasks", "samples"]),  # size stays, since a speed was predicted
             (["results", "tasks", "request"], ["asked", "size", "quality", "tasks", "samples"]),
         ],
         ids=str,
@@ -48,10 +50,10 @@ class TestPage:
 
     def test_the_smallest_manifest(self, made):
         folder = made(without=set(FULL) - {"recipe", "teacher", "blocks", "hashes"})
-        found = page(folder)
-        assert found.sections == NEEDED
-        assert "small, compressed by the recipe mine" in found.text
-        assert "jettison compress owner/small --recipe recipe.yaml --out run" in found.text
+        parsed = page(folder)
+        assert parsed.sections == NEEDED
+        assert "small, compressed by the recipe mine" in parsed.text
+        assert "jettison compress owner/small --recipe recipe.yaml --out run" in parsed.text
 
     def test_stages_without_samples_and_tasks(self, made):
         results = copy.deepcopy(FULL["results"])
@@ -60,9 +62,9 @@ class TestPage:
         assert page(made(results=results, tasks=None)).sections == SECTIONS - {"samples", "tasks"}
 
     def test_it_needs_nothing_else(self, made):
-        found = page(made(speed=SPEED))
-        assert found.outside == []
-        assert any("plotly.js v" in script for script in found.scripts)
+        parsed = page(made(speed=SPEED))
+        assert parsed.outside == []
+        assert any("plotly.js v" in script for script in parsed.scripts)
 
     def test_same_run_same_bytes(self, made):
         folder = made(speed=SPEED)
@@ -78,19 +80,19 @@ class TestPage:
         request = FULL["request"] | {"device": EVIL, "changes": [EVIL]}
         blocks = [{"error": 0.1, "linears": {EVIL.replace(".", ""): linear(f"int2 {EVIL}", 0.1)}}, FULL["blocks"][-1]]
         harmless = page(made(speed=SPEED))
-        found = page(made("evil", results=results, request=request, blocks=blocks, speed=SPEED | {"machine": EVIL}))
-        assert found.outside == []
-        assert len(found.scripts) == len(harmless.scripts) - 1  # one text less
-        assert found.text.count(EVIL) >= 6
+        parsed = page(made("evil", results=results, request=request, blocks=blocks, speed=SPEED | {"machine": EVIL}))
+        assert parsed.outside == []
+        assert len(parsed.scripts) == len(harmless.scripts) - 1  # one text fewer
+        assert parsed.text.count(EVIL) >= 6
 
     def test_drafts_are_told_whether_they_pay_or_not(self, made):
         folder, row = made(), {"draft": EVIL, "acceptance": 0.83, "step": 0.4, "expected": 1.21}
-        found = {"rows": [row], "tried": [row | {"measured": 1.17}]}
-        recorded = {"draft": {"lookup": 3}, "reason": "1.17 times as fast", "measured": found}
-        for changed, said in ((recorded, "1.17 times as fast. Draft"), (recorded | {"draft": None}, "No draft pays: ")):
+        measured = {"rows": [row], "tried": [row | {"measured": 1.17}]}
+        recorded = {"draft": {"lookup": 3}, "reason": "1.17 times as fast", "measured": measured}
+        for changed, text in ((recorded, "1.17 times as fast. Draft"), (recorded | {"draft": None}, "No draft pays: ")):
             write_record(folder / "draft.json", changed)
             page = write_report(folder).read_text()
-            assert 'id="drafts"' in page and said in page and "83" in page and "1.21" in page
+            assert 'id="drafts"' in page and text in page and "83" in page and "1.21" in page
             assert EVIL not in page
 
     def test_headline_says_what_was_gained_and_kept(self, made):
@@ -154,17 +156,17 @@ class TestCharts:
         assert dict(zip(bars["y"], bars["x"], strict=True)) == values
 
     def test_distances(self, folder):
-        found = {trace["name"]: trace["x"] for trace in drawn(folder / "report.html", "distance-chart")}
-        assert found == {"quantized": [0.4, 0.4], "recovered": [0.05, 0.05]}
+        bars = {trace["name"]: trace["x"] for trace in drawn(folder / "report.html", "distance-chart")}
+        assert bars == {"quantized": [0.4, 0.4], "recovered": [0.05, 0.05]}
 
     def test_accuracies(self, folder):
-        found = {trace["name"]: trace["x"] for trace in drawn(folder / "report.html", "task-chart")}
-        assert found == {"guessing": [0.5], "original": [0.7], "quantized": [0.6], "recovered": [0.68]}
+        bars = {trace["name"]: trace["x"] for trace in drawn(folder / "report.html", "task-chart")}
+        assert bars == {"guessing": [0.5], "original": [0.7], "quantized": [0.6], "recovered": [0.68]}
 
     def test_heat_map(self, folder):
         (heat,) = drawn(folder / "report.html", "errors-chart")
         assert heat["y"] == ["gate_proj", "q_proj", WHOLE]
-        assert heat["z"][0] == [pytest.approx(-0.5229, abs=1e-4), None]  # the mean of two experts, 0.3
+        assert heat["z"][0] == [pytest.approx(-0.5229, abs=1e-4), None]  # log10 of 0.3, the mean of two experts
         assert heat["customdata"][1] == [["0.001", "int4 g128 sym"], ["0.002", "int4 g128 sym"]]
         assert heat["text"] == [["2/3", ""], ["4", "4"], ["", ""]]
         assert "lm_head, int4 g128 sym, error 0.0123" in page(folder).text
@@ -179,7 +181,7 @@ class TestCharts:
         block = {"error": None, "linears": dict.fromkeys(names, linear("int4 g32 sym", 0.1))}
         manifest = FULL | {"blocks": [block, {"error": None, "linears": {}}]}
         (tmp_path / "jettison.json").write_text(json.dumps(manifest))
-        assert read_error_map(read_run(tmp_path)).roles == ["q_k_v", "down"]  # as computed, not as quantized
+        assert read_error_map(read_run(tmp_path)).roles == ["q_k_v", "down"]  # in order of computation
 
     def test_nothing_quantized_in_blocks(self, made):
         folder = made(blocks=[{"error": None, "linears": {}}, FULL["blocks"][-1]])
@@ -195,7 +197,7 @@ class TestCharts:
         assert charts.thin(3) == [0, 1, 2]
 
     def test_running_mean(self):
-        losses = [float(step) for step in range(40)]  # the mean goes over two
+        losses = [float(step) for step in range(40)]  # the mean is over two steps
         assert charts.running_mean(losses)[:4] == [0.0, 0.5, 1.5, 2.5]
 
     @pytest.mark.parametrize(

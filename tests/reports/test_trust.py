@@ -1,4 +1,4 @@
-"""Pages and tables of any names, figures as people read them, and manifests that are damaged."""
+"""Pages and tables with unusual names, figures as people read them, and damaged manifests."""
 
 import copy
 import html
@@ -37,11 +37,12 @@ NAMES = (
 
 @pytest.fixture
 def made(tmp_path):
+    """Return made(name, ...), which makes a run in the temporary folder."""
     return partial(make_run, tmp_path)
 
 
 def renamed(name):
-    """FULL with a text and a task of this name."""
+    """Return the results of FULL with a text and a task of this name."""
     results = copy.deepcopy(FULL["results"])
     for result in results.values():
         result["texts"] = {name: result["texts"]["books-evaluation"]}
@@ -53,7 +54,7 @@ class TestNames:
     @pytest.mark.parametrize("name", NAMES, ids=lambda name: repr(name[:20]))
     def test_of_texts_tasks_and_recipes(self, made, tmp_path, name, jettison):
         recipe = FULL["recipe"] | {"name": name, "use": name, "why": [name]}
-        folders = [made(each, results=renamed(name), recipe=recipe, speed=SPEED) for each in "ab"]
+        folders = [made(run, results=renamed(name), recipe=recipe, speed=SPEED) for run in "ab"]
         shown = name.encode("utf-8", "backslashreplace").decode()
         assert Page(write_report(folders[0]).read_text(encoding="utf-8")).text.count(shown) > 5
         code, out, err = jettison("compare", *folders, "-o", tmp_path / "c.html", "--json", tmp_path / "c.json")
@@ -69,7 +70,7 @@ class TestNames:
         assert f"{name} 2" in Page((tmp_path / "c.html").read_text()).text
 
     def test_columns_of_texts_of_one_name(self, capfd):
-        """In two folders: one of them would not be known by its own name."""
+        """Two texts have the same file name in different folders, so the columns show the folders."""
         text = FULL["results"]["original"]["texts"]["wikitext2"]
         stage = FULL["results"]["original"] | {"texts": {"a/x.txt": text, "b/x.txt": text}}
         show_stages({"original": stage})
@@ -90,9 +91,9 @@ class TestNames:
         ],
     )
     def test_labels_differ(self, names):
-        found = charts.labels(names)
-        assert len(set(found)) == len(names)
-        assert all(len(html.unescape(label)) <= charts.LABEL for label in found)
+        labels = charts.labels(names)
+        assert len(set(labels)) == len(names)
+        assert all(len(html.unescape(label)) <= charts.LABEL for label in labels)
 
     def test_labels_say_what_differs(self):
         names = ["jettison_books_agreement", "jettison_books_next_sentence"]
@@ -105,7 +106,7 @@ class TestNames:
             result["tasks"] = {f"jettison_wikitext_{kind}": result["tasks"]["piqa"] for kind in ("word", "sentence")}
         folder = made(results=results)
         page = write_report(folder).read_text()
-        assert r"\u2026word" in page and r"\u2026sentence" in page  # as JSON has "…"
+        assert r"\u2026word" in page and r"\u2026sentence" in page  # the JSON escape of "…"
 
 
 class TestFigures:
@@ -167,10 +168,10 @@ class TestShares:
     def test_shares_in_words(self, made, tmp_path, recovered, said):
         results = renamed("mine")
         results["recovered"]["texts"]["mine"]["log_perplexity"] = recovered
-        folders = [made(each, results=results) for each in "ab"]
+        folders = [made(run, results=results) for run in "ab"]
         assert said in Page(write_report(folders[0]).read_text()).text.replace("\N{NO-BREAK SPACE}", " ")
         notes = write_comparison(folders, tmp_path / "c.html")["notes"]
-        better = [f"{each} recovers more than 100 %: on mine it is better than its original." for each in "ab"]
+        better = [f"{run} recovers more than 100 %: on mine it is better than its original." for run in "ab"]
         assert notes == (better if recovered < 3.6 else [])
 
     def test_tasks_too(self, made):
@@ -199,7 +200,7 @@ class TestCommands:
         assert command_line("compress", "m", {"recipe": {"steps": []}}, {})[-1] == "recipe.yaml"
 
     def test_compress_and_recover(self, made):
-        """What the recovery was told beyond the recipe shows as --set."""
+        """Options of the recovery that differ from the recipe appear as --set."""
         recovery = {
             "method": "distill",
             "train": ["lora", "scales"],
@@ -208,48 +209,49 @@ class TestCommands:
             "loss": [1.0],
             "hashes": {},
         }
-        given = ["jettison", "compress", "a model", "--recipe", "my recipes/a.yaml", "--seed", "3"]
-        folder = made("my run", without=["request"], command=given, recovery=recovery)
+        words = ["jettison", "compress", "a model", "--recipe", "my recipes/a.yaml", "--seed", "3"]
+        folder = made("my run", without=["request"], command=words, recovery=recovery)
         first, second = commands(read_run(folder))
-        assert shlex.split(first) == [*given, "--out", "my run"]
+        assert shlex.split(first) == [*words, "--out", "my run"]
         assert shlex.split(second) == [
             "jettison", "recover", "my run", "--set", 'recover.train=["lora", "scales"]', "--set", "recover.samples=7",
         ]  # fmt: skip
-        assert commands(read_run(made("other", command=given))) == [
+        assert commands(read_run(made("other", command=words))) == [
             shlex.join([*FULL["request"]["command"], "--out", "other"])
         ]
 
     def test_fit_writes_down_the_file_of_a_recipe(self, tiny, tmp_path, jettison):
         (tmp_path / "a recipe.yaml").write_text("steps: [{quantize: {method: rtn, bits: 4, group_size: 32}}]")
         (tmp_path / "a text.txt").write_text("It was the best of times, it was the worst of times. " * 100)
-        given = ["--recipe", str(tmp_path / "a recipe.yaml"), "--text", str(tmp_path / "a text.txt"), "--seed", "2"]
-        code, *_ = jettison("fit", tiny("llama"), "-o", tmp_path / "a run", *given, "-q")
+        words = ["--recipe", str(tmp_path / "a recipe.yaml"), "--text", str(tmp_path / "a text.txt"), "--seed", "2"]
+        code, *_ = jettison("fit", tiny("llama"), "-o", tmp_path / "a run", *words, "-q")
         assert code == 0
         (line,) = commands(read_run(tmp_path / "a run"))
-        assert shlex.split(line) == ["jettison", "fit", str(tiny("llama")), *given, "--out", "a run"]
+        assert shlex.split(line) == ["jettison", "fit", str(tiny("llama")), *words, "--out", "a run"]
         assert line in Page((tmp_path / "a run" / "report.html").read_text()).text
-        code, *_ = jettison("compress", tiny("llama"), "-o", tmp_path / "b", *given[:2], "--set", "quantize.bits=8")
+        code, *_ = jettison("compress", tiny("llama"), "-o", tmp_path / "b", *words[:2], "--set", "quantize.bits=8")
         assert shlex.split(commands(read_run(tmp_path / "b"))[0])[3:] == [
-            *given[:2], "--set", "quantize.bits=8", "--out", "b",
+            *words[:2], "--set", "quantize.bits=8", "--out", "b",
         ]  # fmt: skip
 
 
 def paths(value, at=()):
+    """Yield the paths of all values in a tree, as tuples of keys."""
     yield at
     for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
         yield from paths(value[key], (*at, key))
 
 
 def with_value(data, at, value):
-    """A copy in which what lies at a path has another value; ``...``: is gone."""
+    """Return a copy with another value at a path; with ``...`` the value is deleted."""
     data = copy.deepcopy(data)
-    place = data
+    container = data
     for key in at[:-1]:
-        place = place[key]
+        container = container[key]
     if value is ...:
-        del place[at[-1]]
+        del container[at[-1]]
     else:
-        place[at[-1]] = value
+        container[at[-1]] = value
     return data
 
 
@@ -259,7 +261,7 @@ class TestManifests:
     @pytest.mark.parametrize("each", [1, pytest.param(len(VALUES), marks=pytest.mark.slow)])
     @pytest.mark.parametrize("name", ["jettison.json", "speed.json", "draft.json"])
     def test_of_wrong_types_everywhere(self, made, tmp_path, name, each):
-        """Each field in turn with other values: a page, or one error. A damaged draft is left out of the page."""
+        """Replacing any field gives a page or one error. A damaged draft is left out of the page."""
         row = {"draft": "lookup", "acceptance": 0.8, "step": 0.4, "expected": 1.2}
         draft = {"draft": {}, "reason": "why", "measured": {"rows": [row], "tried": [row | {"measured": 1.1}]}}
         folder, values = made("a"), itertools.cycle(self.VALUES)
@@ -310,7 +312,7 @@ class TestManifests:
         assert "Traceback" not in err
 
     def test_results_of_another_version(self, made, tmp_path):
-        """Which did not note on what."""
+        """An older version did not record on what the results were measured."""
         fit = importlib.import_module("jettison.fitting")
         folder = made(request={"model": "x"})
         with pytest.raises(UsageError, match="does not say on what it was measured"):
@@ -318,7 +320,7 @@ class TestManifests:
 
     @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
     def test_what_the_planner_writes_is_read(self, tiny, family):
-        found = make_plan(tiny(family), device="raspberry-pi-5", memory="10MB", context=16, losses="prior")
-        data = json.loads(json.dumps(plan_data(found)))
+        result = make_plan(tiny(family), device="raspberry-pi-5", memory="10MB", context=16, losses="prior")
+        data = json.loads(json.dumps(plan_data(result)))
         assert checked(data, Plan, "a plan") == data
         assert Plan.model_fields.keys() <= data.keys()

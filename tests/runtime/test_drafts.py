@@ -1,4 +1,4 @@
-"""Choosing drafts: importance, records, views, exported models, the command."""
+"""Choosing draft models for speculative decoding: importance, records, views, exported models, the command."""
 
 import contextlib
 import json
@@ -47,9 +47,9 @@ def packed(deep, tmp_path_factory):
 class TestImportance:
     @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "qwen3_moe", "gemma3_text"])
     def test_block_by_block_as_in_one_piece(self, tiny, family):
-        """The trace of the Fisher information and a block's influence, from one backward pass of the whole model."""
+        """A block's Fisher trace and influence are those of one backward pass through the whole model."""
         source = ModelFolder(tiny(family))
-        found = measure_units(source, Text(), samples=2, length=16)
+        measured = measure_units(source, Text(), samples=2, length=16)
         windows = Text().windows(source, 16, 2)
         model = load_dense(source, torch.float32).eval()
         linears = [linear for linear in source.anatomy.of_block(1) if "down" in linear.roles or "up" in linear.roles]
@@ -59,15 +59,15 @@ class TestImportance:
         for window in windows:
             logits = model(window[None]).logits[0, :-1].float()
             loss = torch.nn.functional.cross_entropy(logits, window[1:])
-            for weight, slope in zip(weights, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
-                if slope is not None:
-                    expected += float(slope.square().sum()) / 2
-                    taylor += float((slope * weight).square().sum()) / 2
-        assert found["1.mlp"]["trace"] == pytest.approx(expected, rel=1e-3)
-        assert found["1.mlp"]["taylor"] == pytest.approx(taylor, rel=1e-3)
+            for weight, gradient in zip(weights, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+                if gradient is not None:
+                    expected += float(gradient.square().sum()) / 2
+                    taylor += float((gradient * weight).square().sum()) / 2
+        assert measured["1.mlp"]["trace"] == pytest.approx(expected, rel=1e-3)
+        assert measured["1.mlp"]["taylor"] == pytest.approx(taylor, rel=1e-3)
         states = model(windows, output_hidden_states=True).hidden_states[:2]
         cosine = torch.nn.functional.cosine_similarity(*states, dim=-1).mean()
-        assert found["0"]["influence"] == pytest.approx(1 - float(cosine), rel=1e-3, abs=1e-5)
+        assert measured["0"]["influence"] == pytest.approx(1 - float(cosine), rel=1e-3, abs=1e-5)
 
     def test_a_killed_run_continues(self, deep, monkeypatch):
         whole = measure_units(deep, Text(), samples=2, length=12)
@@ -87,16 +87,16 @@ class TestImportance:
         assert seen == [3, 2, 1, 1, 0]
 
     def test_all_readings_and_baselines(self, deep):
-        found = measure_units(deep, Text(), samples=2, length=12)
+        measured = measure_units(deep, Text(), samples=2, length=12)
         for halves, count in ((False, 4), (True, 8)):
             for method in importance.METHODS:
                 for perturbation in importance.PERTURBATIONS:
-                    assert len(rank(found, method, perturbation=perturbation, halves=halves)) == count
-                chosen = choose(found, 0.5, method, halves=halves)
+                    assert len(rank(measured, method, perturbation=perturbation, halves=halves)) == count
+                chosen = choose(measured, 0.5, method, halves=halves)
                 assert len(chosen) == count // 2 and not {unit[0] for unit in chosen} & {"0", "3"}
-        assert choose(found, 0.25, "last") == ("2",) and choose(found, 0.25, "stride") == ("2",)
-        assert len({choose(found, 0.25, "random", seed=seed, halves=True) for seed in range(6)}) > 1
-        removal, variance = (rank(found, perturbation=each) for each in ("removal", "variance"))
+        assert choose(measured, 0.25, "last") == ("2",) and choose(measured, 0.25, "stride") == ("2",)
+        assert len({choose(measured, 0.25, "random", seed=seed, halves=True) for seed in range(6)}) > 1
+        removal, variance = (rank(measured, perturbation=kind) for kind in ("removal", "variance"))
         assert all(variance[unit] <= removal[unit] for unit in removal)
 
     @pytest.mark.parametrize(("ratio", "method"), [(0.75, "fisher"), (0.05, "last"), (1.0, "last"), (-1, "fisher")])
@@ -105,11 +105,11 @@ class TestImportance:
             choose(measure_units(deep, Text(), samples=2, length=12), ratio, method)
 
     def test_names_that_are_none(self, deep):
-        found = measure_units(deep, Text(), samples=2, length=12)
+        measured = measure_units(deep, Text(), samples=2, length=12)
         with pytest.raises(UsageError, match="unknown method 'fischer' .*did you mean 'fisher'"):
-            rank(found, "fischer")
+            rank(measured, "fischer")
         with pytest.raises(UsageError, match="unknown perturbation"):
-            rank(found, perturbation="noise")
+            rank(measured, perturbation="noise")
         with pytest.raises(UsageError, match="at least 2"):
             measure_units(deep, Text(), length=1)
 
@@ -159,7 +159,7 @@ class TestDraft:
             load(other).generate("It was", tokens=4, draft="auto")
 
     def test_a_damaged_record(self, packed):
-        """Any bit of it; and what is whole, but no draft."""
+        """Any flipped bit is an error, and so is an intact record that holds no valid draft."""
         source = ModelFolder(packed)
         write_draft(source, Draft(lookup=2, view=View()), "", {"rows": [1.5]})
         path = packed / "draft.json"
@@ -173,8 +173,8 @@ class TestDraft:
         record = read_record(path)
         bad = [{"lookup": "all"}, {"skip": [1]}, {"skip": "1"}, {"view": "up"}, {"view": {"bits": 99}}, {"lookup": 2.5}]
         bad += [{"view": {"bit": 2}}, {"lookup": 1, "acceptance": 7}, {"lookup": 1, "costs": {"draft": -1}}, [], "x", 7]
-        for each in bad:
-            write_record(path, record | {"draft": each})
+        for value in bad:
+            write_record(path, record | {"draft": value})
             with pytest.raises(JettisonError, match="is not a draft that can be read"):
                 read_draft(source)
         for text in ("", "[]", "{}", "null", '{"draft": {}}'):
@@ -229,22 +229,22 @@ class TestDraft:
     @pytest.mark.skipif(native.library() is None, reason="built without a compiler")
     def test_views_are_kept_and_made_again_when_damaged(self, packed, monkeypatch, tmp_path):
         monkeypatch.setenv("JETTISON_CACHE", str(tmp_path))
-        chosen, texts, made = Draft(view=View(2, 32, ("up",)), adaptive=False), [], []
-        monkeypatch.setattr(view, "rounded", lambda *args, make=view.rounded: made.append(args) or make(*args))
+        chosen, texts, calls = Draft(view=View(2, 32, ("up",)), adaptive=False), [], []
+        monkeypatch.setattr(view, "rounded", lambda *args, make=view.rounded: calls.append(args) or make(*args))
         flip = lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
-        for damage, again in ((None, 4), (None, 0), (lambda data: data[:200], 4), (flip, 4), (None, 0)):
-            kept = list(tmp_path.glob("views/*.safetensors"))
+        for damage, expected_calls in ((None, 4), (None, 0), (lambda data: data[:200], 4), (flip, 4), (None, 0)):
+            files = list(tmp_path.glob("views/*.safetensors"))
             if damage:
-                kept[0].write_bytes(damage(kept[0].read_bytes()))
+                files[0].write_bytes(damage(files[0].read_bytes()))
             loaded = load(packed)
             texts.append(loaded.generate("It was", tokens=12, draft=chosen).speculation.rounds)
-            assert len(made) == again
-            made.clear()
+            assert len(calls) == expected_calls
+            calls.clear()
         assert all(text == texts[0] for text in texts)
 
     @pytest.mark.skipif(native.library() is None, reason="built without a compiler")
     def test_views_that_differ_are_kept_apart(self, packed, monkeypatch, tmp_path):
-        """With and without the head, both are called everything."""
+        """Views with and without the head have the same name."""
         monkeypatch.setenv("JETTISON_CACHE", str(tmp_path))
         body = tuple(role for role in ROLES if role != "head")
         for roles in (body, ROLES):
@@ -255,7 +255,7 @@ class TestDraft:
 class TestModels:
     @pytest.mark.parametrize("skip", [("1",), ("1", "2.mlp"), ("2.attention",)])
     def test_an_assistant_shares_weights(self, deep, skip):
-        """Hugging Face's assisted generation with it writes what plain generation does."""
+        """Assisted generation of transformers with the assistant writes the same text as plain generation."""
         source = ModelFolder(deep)
         model = load_dense(source, torch.float32).eval()
         helper = drop_units(model, source.anatomy.family, skip)
@@ -271,21 +271,21 @@ class TestModels:
 
     @pytest.mark.parametrize("view", [None, View(2, 32, ("gate", "up"))])
     def test_an_exported_draft_is_the_draft(self, packed, tmp_path, view):
-        """transformers and Jettison load it, and it gives the logits of the model without those blocks."""
+        """transformers and Jettison load the export; its logits are those of the model without the skipped blocks."""
         export_draft(packed, Draft(skip=("1",), view=view), tmp_path / "draft")
         ids = torch.tensor([[5, 6, 7, 8, 9]])
-        found = load(tmp_path / "draft", exact=True, dtype=torch.float32)
+        exported = load(tmp_path / "draft", exact=True, dtype=torch.float32)
         target = load(packed, exact=True, dtype=torch.float32)
         helper = drop_units(target.model, target.source.anatomy.family, ("1",))
         if view is None:
             with torch.no_grad():
-                assert torch.allclose(found.logits(ids), helper(ids).logits, atol=1e-4)
+                assert torch.allclose(exported.logits(ids), helper(ids).logits, atol=1e-4)
         else:
-            bits = [module.grid.bits for name, module in found.model.named_modules() if name.endswith("up_proj")]
+            bits = [module.grid.bits for name, module in exported.model.named_modules() if name.endswith("up_proj")]
             assert bits == [2, 2, 2]
-        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "draft", dtype=torch.float32)
+        reference = AutoModelForCausalLM.from_pretrained(tmp_path / "draft", dtype=torch.float32)
         with torch.no_grad():
-            assert torch.allclose(theirs(ids).logits, found.logits(ids), atol=1e-3)
+            assert torch.allclose(reference(ids).logits, exported.logits(ids), atol=1e-3)
 
     def test_exports_that_cannot_be(self, packed, tmp_path):
         with pytest.raises(UsageError, match="only whole blocks"):
@@ -308,13 +308,13 @@ class TestCommand:
         arguments = ("--ratio", 0.25, "--view", "gateup2", "--prompts", 1, "--tokens", 16, "--quiet")
         code, printed, _ = jettison("draft", packed, *arguments, "--json", tmp_path / "draft.json")
         assert code == 0 and "times as fast" in printed
-        found = json.loads((tmp_path / "draft.json").read_text())
-        assert {"draft", "reason", "rows", "tried"} <= set(found) and len(found["rows"]) == 5
-        assert all(0 <= row["acceptance"] <= 1 and row["step"] >= 0 for row in found["rows"])
+        record = json.loads((tmp_path / "draft.json").read_text())
+        assert {"draft", "reason", "rows", "tried"} <= set(record) and len(record["rows"]) == 5
+        assert all(0 <= row["acceptance"] <= 1 and row["step"] >= 0 for row in record["rows"])
         recorded, reason = read_draft(ModelFolder(packed))
-        assert (recorded is None) == (found["draft"] is None) and reason == found["reason"]
+        assert (recorded is None) == (record["draft"] is None) and reason == record["reason"]
         options = ("--prompt", "It was", "--tokens", 12, "--temperature", 0, "--quiet")
-        texts = [jettison("generate", packed, *options, "--draft", each)[1] for each in ("none", "auto", "lookup")]
+        texts = [jettison("generate", packed, *options, "--draft", name)[1] for name in ("none", "auto", "lookup")]
         assert texts[0] == texts[1] == texts[2]
 
     def test_what_drafts_did_is_printed(self, packed, jettison):
@@ -322,7 +322,7 @@ class TestCommand:
         assert code == 0 and "tokens per step" in " ".join(printed.split())
 
     def test_bad_usage(self, packed, jettison):
-        for arguments, said in (
+        for arguments, words in (
             (("--ratio", 0.9), "ratio = 0.9"),
             (("--view", "all9"), "unknown view 'all9'"),
             (("--method", "fischer"), "unknown method"),
@@ -330,7 +330,7 @@ class TestCommand:
             (("--corpus", "nowhere.txt"), "nowhere.txt"),
         ):
             code, _, error = jettison("draft", packed, *arguments, "--tokens", 16, "--quiet")
-            assert code == 2 and said in error, (arguments, error)
+            assert code == 2 and words in error, (arguments, error)
         code, _, error = jettison("draft", "scribe", "--quiet")
         assert code == 2 and "part of the package" in error
 
@@ -341,7 +341,7 @@ class TestCommand:
 
 
 def test_tensors_of_a_killed_importance_run_are_hidden(tmp_path):
-    """A gradient that was kept does not make its folder one that holds something else."""
+    """A folder with only a kept gradient still counts as empty, so the run can continue in it."""
     write_tensors(tmp_path / ".gradient.safetensors", {"0": torch.zeros(1)})
     from jettison.core.journal import Journal
 

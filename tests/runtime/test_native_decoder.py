@@ -1,4 +1,4 @@
-"""The C++ decoder against transformers, and what is written with it."""
+"""The native (C++) decoder against transformers, and the texts written with it."""
 
 import ctypes
 import math
@@ -18,7 +18,7 @@ from jettison.runtime.sampling import Sampling
 from jettison.runtime.write import NativeReader, TorchReader
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="built without a compiler")
-TESTED = sorted({*FAMILIES} - {"ministral"})  # mistral's twin
+TESTED = sorted({*FAMILIES} - {"ministral"})  # the same model as mistral
 PLAIN = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 32}}]}
 PROMPT = "It was a dark and stormy night"
 
@@ -31,28 +31,28 @@ def ids():
 class TestAgainstTransformers:
     @pytest.mark.parametrize("family", TESTED)
     def test_the_same_logits_in_float32(self, tiny, family, ids):
-        """Dense weights and a float32 cache: nothing is rounded, so nothing may differ, in parts or token by token."""
+        """Dense weights and a float32 cache are not rounded, so the logits agree, in parts and token by token."""
         model = load(tiny(family), dtype=torch.float32).model
         session = NativeDecoder(model).session(40, cache="float32")
         tokens = ids[0].tolist()
         parts = [session.append(tokens[:17], every=True), session.append(tokens[17:30], every=True)]
-        found = torch.cat([*parts, *(session.append([token]) for token in tokens[30:])])
+        logits = torch.cat([*parts, *(session.append([token]) for token in tokens[30:])])
         with torch.no_grad():
             expected = model(ids).logits[0]
-        assert (found - expected).norm() < 2e-5 * expected.norm()
+        assert (logits - expected).norm() < 2e-5 * expected.norm()
         assert session.length == 40
 
     @pytest.mark.parametrize("family", TESTED)
     def test_packed_weights(self, tiny, family, ids, tmp_path):
-        """Through the same kernels: what differs is the order of sums, and that int8 may round another way by it."""
+        """Both use the same kernels. Only the order of sums differs, so int8 activations may round differently."""
         compress(tiny(family), load_recipe(PLAIN), tmp_path / "out")
         loaded = load(tmp_path / "out", dtype=torch.float32)
-        found = NativeDecoder(loaded.model).session(40, cache="float32").append(ids[0].tolist(), every=True)
+        logits = NativeDecoder(loaded.model).session(40, cache="float32").append(ids[0].tolist(), every=True)
         expected = loaded.logits(ids)[0]
-        assert (found - expected).norm() < 2e-2 * expected.norm()
+        assert (logits - expected).norm() < 2e-2 * expected.norm()
 
     def test_adapted_modules(self, tiny, ids, tmp_path):
-        """An adapter as large as the weights; a dense base, so that nothing is rounded."""
+        """LoRA adapters with values as large as the weights, on a dense base, so that nothing is rounded."""
         from jettison.graph.modules import Adapted
 
         model, rng = load(tiny("llama"), dtype=torch.float32).model, torch.Generator().manual_seed(1)
@@ -62,32 +62,32 @@ class TestAgainstTransformers:
                 base = getattr(part, name)
                 a = torch.randn(3, base.in_features, generator=rng) / 8
                 setattr(part, name, Adapted(base, a, torch.randn(base.out_features, 3, generator=rng) / 8, 0.5))
-        found = NativeDecoder(model).session(40, cache="float32").append(ids[0].tolist())
+        logits = NativeDecoder(model).session(40, cache="float32").append(ids[0].tolist())
         with torch.no_grad():
             expected = model(ids).logits[0, -1:]
-        assert (found - expected).norm() < 2e-5 * expected.norm()
-        assert (found - plain).norm() > 0.05 * plain.norm()
+        assert (logits - expected).norm() < 2e-5 * expected.norm()
+        assert (logits - plain).norm() > 0.05 * plain.norm()
 
     @pytest.mark.parametrize(("cache", "limit"), [("bfloat16", 2e-2), ("int8", 6e-2)])
     def test_shorter_caches_are_close(self, tiny, ids, cache, limit):
         decoder = NativeDecoder(load(tiny("qwen3"), dtype=torch.float32).model)
-        exact, short = (decoder.session(40, each).append(ids[0].tolist(), every=True) for each in ("float32", cache))
+        exact, short = (decoder.session(40, kind).append(ids[0].tolist(), every=True) for kind in ("float32", cache))
         assert 0 < (short - exact).norm() / exact.norm() < limit
 
     def test_scribe(self, scribe_w4):
-        """Greedy text is that of PyTorch on the same kernels, but where two tokens are nearly as likely."""
+        """Greedy tokens are those of PyTorch on the same kernels, except where two tokens are almost equally likely."""
         loaded = load(scribe_w4, dtype=torch.float32)
         text = torch.tensor([loaded.tokenizer(PROMPT + loaded.generate(PROMPT, tokens=120).text).input_ids])
-        found = loaded.decoder.session(200).append(text[0].tolist(), every=True).log_softmax(-1)
+        logits = loaded.decoder.session(200).append(text[0].tolist(), every=True).log_softmax(-1)
         expected = loaded.logits(text)[0].float().log_softmax(-1)
-        assert (expected.exp() * (expected - found)).sum(-1).mean() < 1e-3
+        assert (expected.exp() * (expected - logits)).sum(-1).mean() < 1e-3
         first, second = expected.topk(2).values.T
-        same = found.argmax(-1) == expected.argmax(-1)
+        same = logits.argmax(-1) == expected.argmax(-1)
         assert (same | (first - second < 0.05)).all() and same.float().mean() > 0.97
 
 
 def test_random_configurations():
-    """Of heads, groups, vocabularies, windows; batches of several sequences, cut back now and then."""
+    """Random heads, groups, vocabularies and windows, and batches of several sequences that are sometimes cut back."""
     fuzz_engine.main(6.0, seed=1000)
 
 
@@ -97,15 +97,15 @@ class TestSessions:
         return NativeDecoder(load(tiny("qwen3"), dtype=torch.float32).model)
 
     def test_a_batch_is_its_sequences(self, decoder, ids):
-        """Of different lengths, some rows of the same sequence, in one call."""
+        """One call may have sequences of different lengths, and several rows of the same sequence."""
         tokens = ids[0].tolist()
         alone = [decoder.session(40) for _ in range(3)]
         first = [session.append(tokens[: 5 * (i + 1)]) for i, session in enumerate(alone)]
         together = [decoder.session(40) for _ in range(3)]
         rows = [(session, token) for i, session in enumerate(together) for token in tokens[: 5 * (i + 1)]]
-        wanted = [i in (4, 14, 29) for i in range(len(rows))]
-        found = decoder.forward([token for _, token in rows], [session for session, _ in rows], wanted)
-        assert torch.allclose(found, torch.cat(first), atol=1e-5)
+        is_last = [i in (4, 14, 29) for i in range(len(rows))]
+        logits = decoder.forward([token for _, token in rows], [session for session, _ in rows], is_last)
+        assert torch.allclose(logits, torch.cat(first), atol=1e-5)
         step = decoder.forward([7, 8, 9], together, [True] * 3)
         assert torch.allclose(
             step, torch.cat([s.append([t]) for s, t in zip(alone, (7, 8, 9), strict=True)]), atol=1e-5
@@ -113,11 +113,11 @@ class TestSessions:
 
     def test_cutting_back(self, decoder, ids):
         session, tokens = decoder.session(40), ids[0].tolist()
-        right = session.append(tokens[:20])
+        expected = session.append(tokens[:20])
         session.append([1, 2, 3, 4])
         session.cut(19)
         assert session.length == 19
-        assert torch.equal(session.append(tokens[19:20]), right)
+        assert torch.equal(session.append(tokens[19:20]), expected)
 
     def test_long_prompts_go_through_in_parts(self, tiny):
         decoder = NativeDecoder(load(tiny("llama", max_position_embeddings=1200), dtype=torch.float32).model)
@@ -129,10 +129,10 @@ class TestSessions:
         assert torch.allclose(whole, last, atol=1e-4)
         session = decoder.session(cache="float32")
         at_once = decoder.forward(tokens, [session] * 1100, [False] * 1099 + [True])
-        assert torch.equal(whole, at_once)  # what ``append`` hands over in parts, the decoder would have cut there
+        assert torch.equal(whole, at_once)  # ``append`` and the decoder cut a long prompt at the same places
 
     def test_an_interrupt_leaves_a_session_as_it_was(self, tiny, monkeypatch):
-        """Ctrl-C comes between the parts of a long prompt."""
+        """Ctrl-C arrives between two parts of a long prompt."""
         decoder = NativeDecoder(load(tiny("llama", max_position_embeddings=1200), dtype=torch.float32).model)
         session, forward, calls = decoder.session(), decoder.forward, []
 
@@ -167,8 +167,8 @@ class TestSessions:
             NativeDecoder(load(tiny("gpt2")).model)
 
     def test_sizes_that_do_not_fit_are_refused(self, decoder):
-        made = ctypes.c_void_p()
-        assert decoder._library.jettison_engine_new(ctypes.byref(ModelSpec()), ctypes.byref(made)) == 1 and not made
+        handle = ctypes.c_void_p()
+        assert decoder._library.jettison_engine_new(ctypes.byref(ModelSpec()), ctypes.byref(handle)) == 1 and not handle
 
 
 class TestWriting:
@@ -189,7 +189,7 @@ class TestWriting:
     def test_what_is_wrong_is_said_at_the_call(self, loaded):
         for wrong in ({"tokens": 0}, {"cache": "int3"}, {"activation_bits": 9}, {"temperature": -1}, {"draft": "x"}):
             with pytest.raises(UsageError, match=next(iter(wrong))):
-                loaded.stream(PROMPT, **wrong)  # nothing is asked of the stream
+                loaded.stream(PROMPT, **wrong)  # raises although no text is taken from the stream
 
     def test_a_text_is_not_touched_by_the_next(self, loaded):
         first = loaded.generate(PROMPT, tokens=8, draft="lookup")
@@ -207,7 +207,7 @@ class TestWriting:
     def test_a_batch_gives_the_texts_of_its_prompts(self, loaded):
         prompts = [PROMPT, "Once upon a time", "The"]
         alone = [loaded.generate(prompt, tokens=16).text for prompt in prompts]
-        assert [each.text for each in loaded.generate(prompts, tokens=16)] == alone
+        assert [result.text for result in loaded.generate(prompts, tokens=16)] == alone
 
     def test_stop_texts_end_it_and_are_left_out(self, loaded):
         whole = loaded.generate(PROMPT, tokens=40).text
@@ -221,9 +221,9 @@ class TestWriting:
         whole = write()
         assert whole.finish_reason == "length"
         stop = whole.text[4:9]
-        assert write(stop=stop).text == whole.text[: whole.text.find(stop)]  # one text, not its letters
+        assert write(stop=stop).text == whole.text[: whole.text.find(stop)]  # a str is one stop text
         assert write(stop=stop).finish_reason == "stop"
-        assert [each.finish_reason for each in write([PROMPT, "The"], stop=[stop])] == ["stop", "length"]
+        assert [result.finish_reason for result in write([PROMPT, "The"], stop=[stop])] == ["stop", "length"]
         tokens = loaded.write([loaded._encode(PROMPT)], 12, Sampling())
         ids = [token for _, token in tokens]
         assert tokens.record.finish_reasons == ["length"] and tuple(ids) == whole.tokens
@@ -235,26 +235,26 @@ class TestWriting:
         assert write(stop=stop, draft="lookup").finish_reason == "stop"
         stream = loaded.stream(PROMPT, tokens=12)
         next(stream)
-        assert stream.generation.finish_reason is None  # it is not over
+        assert stream.generation.finish_reason is None  # the text is not finished
         assert "".join(stream) and stream.generation.text == whole.text
 
     @pytest.mark.parametrize("reader", [NativeReader, TorchReader])
     def test_rows_that_are_over_cost_no_step(self, scribe_w4, reader, monkeypatch):
-        loaded, stepped = load(scribe_w4, exact=reader is TorchReader), []
+        loaded, stepped_rows = load(scribe_w4, exact=reader is TorchReader), []
         prompts, step = [PROMPT, "Once upon a time", "The"], reader.step
         texts = [loaded.generate(prompt, tokens=16).text for prompt in prompts]
         stop = texts[1][:3]
-        record = lambda self, rows, tokens: stepped.append(list(rows)) or step(self, rows, tokens)
+        record = lambda self, rows, tokens: stepped_rows.append(list(rows)) or step(self, rows, tokens)
         monkeypatch.setattr(reader, "step", record)
         written = loaded.generate(prompts, tokens=16, stop=[stop])
-        found = [each.text for each in written]
+        results = [result.text for result in written]
         cut = lambda text: text[: text.find(stop)] if stop in text else text
-        assert found == [cut(text) for text in texts] and found[1] == "" and found[0]
-        assert sum(1 in rows for rows in stepped) < 3 and written[1].finish_reason == "stop"
-        assert max(sum(row in rows for rows in stepped) for row in (0, 2)) == 15
-        stepped.clear()
+        assert results == [cut(text) for text in texts] and results[1] == "" and results[0]
+        assert sum(1 in rows for rows in stepped_rows) < 3 and written[1].finish_reason == "stop"
+        assert max(sum(row in rows for rows in stepped_rows) for row in (0, 2)) == 15
+        stepped_rows.clear()
         loaded.generate(PROMPT, tokens=16, stop=[texts[0][:1]])
-        assert stepped == []  # the first token says it
+        assert stepped_rows == []  # the first token ends the text
 
     def test_what_may_begin_a_stop_text_is_held_until_it_is_certain(self, loaded):
         whole = loaded.generate(PROMPT, tokens=16).text
@@ -322,8 +322,8 @@ class TestSampling:
     def test_extreme_penalties_leave_numbers(self):
         for penalty in (1e-3, 1e3):
             sampling = Sampling(temperature=1.0, repetition_penalty=penalty)
-            chances = sampling.chances(torch.tensor([0.0, 1e4, -1e4, 3.0]), [0, 1, 2])
-            assert torch.isfinite(chances).all() and chances.sum() > 0
+            probabilities = sampling.chances(torch.tensor([0.0, 1e4, -1e4, 3.0]), [0, 1, 2])
+            assert torch.isfinite(probabilities).all() and probabilities.sum() > 0
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -335,6 +335,7 @@ class TestSampling:
     logits = torch.tensor([2.0, 1.0, 0.5, -1.0, -1.5])
 
     def drawn(self, before=(), **settings) -> set[int]:
+        """Return the tokens that occur in 400 draws."""
         sampling = Sampling(**{"temperature": 1.0} | settings)
         rng = sampling.generator(0)
         return {sampling.choose(self.logits.clone(), list(before), rng) for _ in range(400)}
@@ -347,7 +348,7 @@ class TestSampling:
         assert self.drawn(top_p=0.7) == {0, 1}
         assert self.drawn(min_p=0.2) == {0, 1, 2}  # e^-1.5 is 0.22
         assert self.drawn(temperature=0.0, before=[0], repetition_penalty=3.0) == {1}
-        assert self.drawn(temperature=0.0, before=[0, 1, 2], repetition_penalty=100.0) == {0}  # still above -1
+        assert self.drawn(temperature=0.0, before=[0, 1, 2], repetition_penalty=100.0) == {0}  # 0.02 > -1
 
     def test_shares_are_the_softmax(self):
         sampling, counts = Sampling(temperature=2.0), torch.zeros(5)

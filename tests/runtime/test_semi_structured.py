@@ -1,4 +1,4 @@
-"""What becomes of pruned weights where they run: the cost model, semi-structured tensors, compressed-tensors."""
+"""How pruned weights run: the cost model, semi-structured tensors, compressed-tensors."""
 
 import pytest
 import torch
@@ -22,10 +22,12 @@ BLOCKS = ["q", "k", "v", "o", "gate", "up", "down"]
 
 
 def recipe(*steps, pattern="2:4"):
+    """Return a recipe that prunes to ``pattern`` before the other steps."""
     return load_recipe({"steps": [{"prune": {"method": "wanda", "pattern": pattern}}, *steps]})
 
 
 def quantize(bits, **options):
+    """Return a step that quantizes all linears of the blocks."""
     return {"quantize": {"method": "gptq", "bits": bits} | options, "where": {"role": BLOCKS}}
 
 
@@ -62,7 +64,7 @@ def test_the_cost_model_counts_what_runs(steps, setting, bits):
     for unit in units:
         if unit.block == 0:
             assert stored_bits(unit, planned(unit, recipe(*steps), setting.runtime, setting.semi_structured)) == bits
-        elif unit.role == "head":  # nobody asked for it
+        elif unit.role == "head":  # the recipe does not quantize the head
             assert planned(unit, recipe(*steps), setting.runtime, setting.semi_structured).bits == 16
 
 
@@ -77,7 +79,10 @@ def test_a_sparse_model_decodes_faster_and_takes_less_memory():
 
 
 def test_compressed_tensors_names_sparse_formats_and_reads_none():
-    """Why pruned weights are stored packed with zeros, or dense: the day one of these loads, there is a choice."""
+    """No sparse format can be read, so pruned weights are stored dense, or packed with their zeros.
+
+    If this test fails, one of the sparse formats can be used instead.
+    """
     for name in ("sparse-24-bitmask", "marlin-24", "sparse-bitmask"):
         with pytest.raises((KeyError, ValueError)):
             BaseCompressor.get_value_from_registry(name)
@@ -94,12 +99,12 @@ class TestSemiStructured:
         return model
 
     def test_without_a_gpu_it_stays_dense_or_refuses(self, model, monkeypatch):
-        said = []
-        monkeypatch.setattr(semi_structured, "say", said.append)
+        printed = []
+        monkeypatch.setattr(semi_structured, "say", printed.append)
         before = model[0].weight
         assert set(use_semi_structured(model)) == {"0", "1", "2"}
         assert model[0].weight is before
-        assert "an NVIDIA GPU is needed" in said[0]
+        assert "an NVIDIA GPU is needed" in printed[0]
         with pytest.raises(UsageError, match="the model is on cpu; an NVIDIA GPU is needed"):
             use_semi_structured(model, fallback=False)
 
@@ -107,15 +112,15 @@ class TestSemiStructured:
         monkeypatch.setattr(semi_structured, "_unable", lambda model: "")
         turned = []
         monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda w: turned.append(w.shape) or w)
-        left = use_semi_structured(model)
+        reasons = use_semi_structured(model)
         assert turned == [torch.Size([64, 128])]
-        assert left == {"1": "it is not 2:4", "2": "it is 48 x 64; multiples of 32 x 64 are needed"}
+        assert reasons == {"1": "it is not 2:4", "2": "it is 48 x 64; multiples of 32 x 64 are needed"}
         assert set(use_semi_structured(model.float()).values()) == {"it is float32; float16 or bfloat16 is needed"}
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
     def test_on_a_gpu_it_computes_the_same(self, model):
         model = model.cuda()
         x = torch.randn(8, 128, device="cuda", dtype=torch.bfloat16)
-        wanted = model[0](x)
+        expected = model[0](x)
         assert set(use_semi_structured(model, fallback=False)) == {"1", "2"}
-        assert torch.allclose(model[0](x), wanted, atol=2e-2)
+        assert torch.allclose(model[0](x), expected, atol=2e-2)

@@ -1,4 +1,4 @@
-"""Speculative decoding: nothing of the target's output changes, whatever is drafted."""
+"""Speculative decoding: the output of the target model does not change, whatever is drafted."""
 
 import itertools
 from collections import Counter
@@ -51,8 +51,8 @@ class TestGreedy:
             drafted = scribe.generate(prompt, tokens=40, draft=DRAFTS[name])
             assert drafted.text == plain
             rounds = drafted.speculation.rounds
-            assert sum(1 + each.taken for each in rounds) == 39
-            taken += sum(each.taken for each in rounds)
+            assert sum(1 + round_.taken for round_ in rounds) == 39
+            taken += sum(round_.taken for round_ in rounds)
         assert taken > 0
 
     @pytest.mark.parametrize("cache", ["float32", "int8"])
@@ -63,7 +63,7 @@ class TestGreedy:
             assert scribe.generate(PROMPTS[0], draft=DRAFTS[name], **options).text == plain
 
     def test_up_to_the_last_position(self, scribe):
-        """A draft may not take places that the model has no positions for."""
+        """Draft tokens may not lie beyond the last position of the model."""
         prompt = "the sea and " * 250
         count = len(scribe.tokenizer(prompt).input_ids)
         options = {"tokens": 1024 - count}
@@ -87,7 +87,7 @@ class TestGreedy:
 class TestInPyTorch:
     @pytest.mark.parametrize("family", ["qwen3", "opt", "gpt2", "gpt_oss"])
     def test_the_text_is_that_of_plain_decoding(self, tiny, family):
-        """Where the decoder does not serve, or is not wanted."""
+        """Speculative decoding also works in PyTorch, without the native decoder."""
         loaded = load(tiny(family), exact=True, dtype=torch.float32)
         plain = loaded.generate("It was a", tokens=20).text
         for draft in (Draft(skip=("1.mlp",), adaptive=False), Draft(skip=("1",), length=2), Draft(lookup=2, length=3)):
@@ -101,7 +101,7 @@ class TestInPyTorch:
 
 @pytest.fixture(scope="module")
 def small():
-    """A model of 7 tokens in the decoder."""
+    """Return the native decoder of a random model with 7 tokens."""
     torch.manual_seed(3)
     config = Qwen3Config(
         vocab_size=7, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2,
@@ -118,13 +118,13 @@ PROMPT = [1, 2, 3, 1, 2]
 
 
 def exact(decoder: NativeDecoder, sampling: Sampling) -> np.ndarray:
-    """(7, 7, 7): of three tokens after the prompt."""
+    """Return the exact joint probabilities of the three tokens after the prompt, (7, 7, 7)."""
     joint = np.zeros((7, 7, 7))
     for first, second in itertools.product(range(7), repeat=2):
         session = decoder.session(16, "float32")
         logits = torch.cat([session.append(PROMPT), session.append([first, second], every=True, activation_bits=15)])
-        chances = [sampling.chances(row, []).double() for row in logits]
-        p, q, r = (each / each.sum() for each in chances)
+        probabilities = [sampling.chances(row, []).double() for row in logits]
+        p, q, r = (row / row.sum() for row in probabilities)
         joint[first, second] = p[first] * q[second] * r
     return joint
 
@@ -140,7 +140,7 @@ def exact(decoder: NativeDecoder, sampling: Sampling) -> np.ndarray:
     ],
 )
 def test_sampling_keeps_the_distribution(small, draft, settings):
-    """Joint frequencies of three tokens against the exact ones. (benchmarks/drafting/self_draft.py: 100,000 draws.)"""
+    """Joint frequencies of three tokens agree with the exact ones. benchmarks/drafting/self_draft.py draws 100,000."""
     drawn = draw(small, draft, settings, 2500)
     expected = exact(small, Sampling(**settings))
     p = chi_squared(drawn, expected)
@@ -148,29 +148,33 @@ def test_sampling_keeps_the_distribution(small, draft, settings):
 
 
 def draw(decoder: NativeDecoder, draft: Draft, settings: dict, times: int) -> Counter:
-    found, tally = Counter(), Tally()
+    """Count the texts of three tokens in ``times`` speculative runs with different seeds."""
+    counts, tally = Counter(), Tally()
     for number in range(times):
         target = NativeTarget(decoder, 24, "float32", skip=draft.skip)
         proposer = Proposer(draft, Lookup(draft.lookup) if draft.lookup else None, tally)
         sampling = Sampling(seed=number, **settings)
-        found[tuple(speculate(target, proposer, PROMPT, sampling, 3, set(), Record([None])))] += 1
-    return found
+        counts[tuple(speculate(target, proposer, PROMPT, sampling, 3, set(), Record([None])))] += 1
+    return counts
 
 
 def chi_squared(drawn: Counter, expected: np.ndarray) -> float:
-    """p of the draws under ``expected``; cells of fewer than 5 are one. Impossible ones must not occur."""
+    """Return the p-value of the draws under the probabilities ``expected``.
+
+    Cells with fewer than 5 expected draws are combined into one. Impossible texts must not occur.
+    """
     total = drawn.total()
     cells, rest = [], [0.0, 0.0]
-    for place, rng in np.ndenumerate(expected):
-        count = drawn.get(place, 0)
-        assert rng > 0 or not count, f"{place} cannot be"
-        if rng * total >= 5:
-            cells.append((count, rng * total))
+    for text, probability in np.ndenumerate(expected):
+        count = drawn.get(text, 0)
+        assert probability > 0 or not count, f"{text} cannot be"
+        if probability * total >= 5:
+            cells.append((count, probability * total))
         else:
-            rest = [rest[0] + count, rest[1] + rng * total]
+            rest = [rest[0] + count, rest[1] + probability * total]
     cells += [tuple(rest)] if rest[1] >= 1 else []
-    observed, wanted = map(np.array, zip(*cells, strict=True))
-    return float(stats.chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue)
+    observed, predicted = map(np.array, zip(*cells, strict=True))
+    return float(stats.chisquare(observed, predicted * observed.sum() / predicted.sum()).pvalue)
 
 
 class TestJudging:
@@ -193,22 +197,22 @@ class TestJudging:
         assert judge(logits, proposal, [0], Sampling(), None) == ([0, 3, 4], 0)
 
     def test_wrong_acceptance_is_found(self, small):
-        """The test of the distribution can fail: taking every draft of the model does."""
+        """The test of the distribution can fail: it does if every draft token is accepted."""
 
         class Credulous(Proposer):
-            """Says of what it drew that it could hardly have been drawn, so that it is always taken."""
+            """States tiny probabilities for its draft tokens, so that they are always accepted."""
 
             def propose(self, *arguments):
-                found = super().propose(*arguments)
-                found.chances = [torch.full_like(each, 1e-9) for each in found.chances]
-                return found
+                proposal = super().propose(*arguments)
+                proposal.chances = [torch.full_like(row, 1e-9) for row in proposal.chances]
+                return proposal
 
         drawn, draft = Counter(), Draft(skip=("1", "2"), length=2, adaptive=False)
         for number in range(2500):
             target = NativeTarget(small, 24, "float32", skip=draft.skip)
             sampling = Sampling(temperature=1.0, seed=number)
-            found = speculate(target, Credulous(draft), PROMPT, sampling, 3, set(), Record([None]))
-            drawn[tuple(found)] += 1
+            tokens = speculate(target, Credulous(draft), PROMPT, sampling, 3, set(), Record([None]))
+            drawn[tuple(tokens)] += 1
         assert chi_squared(drawn, exact(small, Sampling(temperature=1.0))) < 1e-6
 
 
@@ -229,8 +233,8 @@ class TestLookup:
         for _ in range(100):
             context = rng.integers(0, 7, rng.integers(0, 6)).tolist()
             size, followed = trie.after(context)
-            found, tokens = corpus.after(context)
-            assert (found, set(tokens)) == (size, set(followed))
+            corpus_size, tokens = corpus.after(context)
+            assert (corpus_size, set(tokens)) == (size, set(followed))
             if tokens:
                 count = lambda token, size=size, context=context: sum(
                     text[at : at + size + 1].tolist() == [*context[len(context) - size :], token]
@@ -253,7 +257,7 @@ class TestSpeedup:
         assert needed_acceptance(2.0, 4, 0.9, 1.2) is None
 
     def test_rounds_agree_with_it(self):
-        """Tokens taken with the same probability: recut to any length, rounds give what the formula gives."""
+        """If all tokens have the same acceptance, rounds recut to any length agree with the formula."""
         rng = np.random.default_rng(0)
         rounds = []
         for _ in range(6000):
@@ -261,9 +265,9 @@ class TestSpeedup:
             taken = int(refused.argmax()) if refused.any() else 6
             rounds.append(Round("model", 6, 6, taken))
         for length in (1, 2, 4, 6):
-            verify = [1.0 + 0.05 * each for each in range(7)]
-            found = rounds_speedup(recut(rounds, length), 0.4, verify)
-            assert found == pytest.approx(closed_speedup(0.7, length, 0.4, verify[length]), rel=0.02)
+            verify = [1.0 + 0.05 * count for count in range(7)]
+            speedup = rounds_speedup(recut(rounds, length), 0.4, verify)
+            assert speedup == pytest.approx(closed_speedup(0.7, length, 0.4, verify[length]), rel=0.02)
 
     def test_loops(self):
         assert loop_start([1, 2, 3, 4, 5, 6, 7, 8] * 3) == 8

@@ -1,4 +1,4 @@
-"""Runs on real units, what is written of runs, sweeps, tuning, and the commands."""
+"""XRBench: live runs on real units, written runs, sweeps, tuning, and the commands."""
 
 import json
 from itertools import pairwise
@@ -23,7 +23,7 @@ from jettison.xr.units import Units
 
 @pytest.fixture(scope="module")
 def slow_hands(tmp_path_factory):
-    """A scenario that any machine holds: two eye tasks and a keyword a few times a second."""
+    """Return a scenario that any machine keeps up with: two eye tasks and keyword detection a few times a second."""
     path = tmp_path_factory.mktemp("xr") / "calm.yaml"
     path.write_text(
         "calm: {title: Calm, tasks: [{model: ES, fps: 8}, {model: GE, fps: 8, after: [ES]}, {model: KD, fps: 3}]}"
@@ -53,9 +53,9 @@ class TestLive:
     def test_the_same_frames_as_simulated(self, lived, slow_hands):
         run, costs = lived
         simulated = simulate(slow_hands, costs, horizon_ms=1000)
-        asked = lambda timeline: [(f.task, f.number, f.arrival, f.deadline) for f in timeline.frames]
-        assert asked(run) == asked(simulated)
-        assert abs(score(run).overall - score(simulated).overall) < 35  # other work may be going on here
+        requests = lambda timeline: [(f.task, f.number, f.arrival, f.deadline) for f in timeline.frames]
+        assert requests(run) == requests(simulated)
+        assert abs(score(run).overall - score(simulated).overall) < 35  # the machine may be busy with other work
 
     def test_what_goes_wrong_in_a_unit_is_told(self, slow_hands):
         with pytest.raises(UsageError, match="unknown size 'none'"), Units(scenario_variants(slow_hands, "none")):
@@ -70,6 +70,7 @@ class TestLive:
 
 class TestWritten:
     def run(self):
+        """Return a simulated run with preemption."""
         return simulate(
             find_scenario("ar-assistant"), table_costs(find_accelerator("J")), preempt=True, scheduler="edf"
         )
@@ -96,7 +97,7 @@ class TestWritten:
         }
 
     def test_arrows_of_a_trace(self, tmp_path):
-        """From each frame of ES to the one of GE that waited for it; Perfetto wants both ends within a bar."""
+        """Arrows lead from every ES frame to the GE frame that waited for it. Perfetto needs both ends within a bar."""
         run = simulate(find_scenario("vr-gaming"), table_costs(find_accelerator("D")))
         events = json.loads(write_trace(run, tmp_path / "trace.json").read_text())["traceEvents"]
         flows = {kind: [e["id"] for e in events if e["ph"] == kind] for kind in "sf"}
@@ -127,17 +128,18 @@ class TestSweep:
     scenarios = ("ar-gaming", "outdoor-activity-b")
 
     def columns(self, *names):
+        """Return the costs of the scenarios on these accelerators."""
         return {name: {s: table_costs(find_accelerator(name)) for s in self.scenarios} for name in names}
 
     def test_workers_do_not_matter(self):
-        found = [find_scenario(name) for name in self.scenarios]
-        one, two = (sweep(found, self.columns("A", "J"), seeds=60, workers=workers) for workers in (1, 2))
+        scenarios = [find_scenario(name) for name in self.scenarios]
+        one, two = (sweep(scenarios, self.columns("A", "J"), seeds=60, workers=workers) for workers in (1, 2))
         assert one == two and len(one) == 4 and all(len(cell.scores) == 60 for cell in one)
-        direct = score(simulate(found[1], table_costs(find_accelerator("J")), seed=59)).overall
+        direct = score(simulate(scenarios[1], table_costs(find_accelerator("J")), seed=59)).overall
         assert one[3].scores[59] == direct and one[3].summary.low < one[3].mean < one[3].summary.high
 
     def test_probabilities(self):
-        """Every combination is a row of its own, with the costs and coins of that probability."""
+        """Every combination of probabilities is a row, with its own costs and random draws."""
         scenario, other = find_scenario("ar-assistant"), find_scenario("ar-gaming")
         rows = vary([scenario, other], {"SR": [0, 1], "PD": [0.5]})
         names = ["ar-assistant, SR 0, PD 0.5", "ar-assistant, SR 1, PD 0.5", "ar-gaming, PD 0.5"]
@@ -155,43 +157,43 @@ class TestSweep:
             vary([scenario], {"SR": [2]})
 
     def test_exact(self):
-        found = [find_scenario(name) for name in self.scenarios]
-        rows, columns, means = table(sweep(found, self.columns("A", "J"), exact=True, compat="v0.1"))
+        scenarios = [find_scenario(name) for name in self.scenarios]
+        rows, columns, means = table(sweep(scenarios, self.columns("A", "J"), exact=True, compat="v0.1"))
         assert (rows, columns) == ([*self.scenarios, "mean"], ["A", "J"])
         assert means[1] == [pytest.approx(59.8535, abs=1e-3), pytest.approx(71.9867, abs=1e-3)]
         assert means[2][0] == pytest.approx((means[0][0] + means[1][0]) / 2)
         with pytest.raises(UsageError, match="exact"):
-            sweep(found, self.columns("A"), exact=True)
+            sweep(scenarios, self.columns("A"), exact=True)
         with pytest.raises(UsageError, match="seeds = 0"):
-            sweep(found, self.columns("A"), seeds=0)
+            sweep(scenarios, self.columns("A"), seeds=0)
 
 
 class TestTune:
     def test_by_a_roofline(self, tmp_path):
-        """ES and GE on a slow device: the search only ever raises the score, and says what each change alone does."""
+        """On a slow device, the search never lowers the score, and reports the effect of every change alone."""
         path = tmp_path / "fast.yaml"
         path.write_text("fast: {tasks: [{model: DE, fps: 120}, {model: KD, fps: 30}]}")
         (tmp_path / "slow.yaml").write_text("{bandwidth: 2.0e+8, memory: 1.0e+9, flops: {fp32: 1.0e+9, fp16: 4.0e+9}}")
         scenario = find_scenario(path)
-        found = tune(
+        result = tune(
             scenario, device=str(tmp_path / "slow.yaml"), size="tiny", recipes=("bfloat16", "w8", "half"), floor=0
         )
-        values = [found.before, *(value for *_, value in found.steps)]
-        assert values == sorted(values) and values[-1] == found.after > found.before
-        assert found.choice["DE"] != "original" and set(found.choice) == {"DE", "KD"}
-        assert "DE w8" in found.left_out and "no linear layers" in found.left_out["DE w8"]
-        assert found.singles[0][2] == max(value for *_, value in found.singles)
-        runs = check_runs(scenario, found, page=tmp_path / "page.html")
+        values = [result.before, *(value for *_, value in result.steps)]
+        assert values == sorted(values) and values[-1] == result.after > result.before
+        assert result.choice["DE"] != "original" and set(result.choice) == {"DE", "KD"}
+        assert "DE w8" in result.left_out and "no linear layers" in result.left_out["DE w8"]
+        assert result.singles[0][2] == max(value for *_, value in result.singles)
+        runs = check_runs(scenario, result, page=tmp_path / "page.html")
         assert runs["before"]["score"]["overall"] < runs["after"]["score"]["overall"]
         assert "What was changed" in (tmp_path / "page.html").read_text()
 
     def test_the_floor_and_what_was_measured(self, tmp_path):
         scenario = find_scenario("ar-gaming").changed("HT", fps=1)
         options = {"device": "raspberry-pi-5", "size": "tiny", "recipes": ("half",), "floor": 0.95}
-        found = tune(scenario, **options, quality={"DE": {"half": 22.9}, "PD": {"half": 0.2}})
-        kinds = {(o.model, o.recipe): (o.accuracy, o.kind) for o in found.options}
+        result = tune(scenario, **options, quality={"DE": {"half": 22.9}, "PD": {"half": 0.2}})
+        kinds = {(o.model, o.recipe): (o.accuracy, o.kind) for o in result.options}
         assert kinds["DE", "half"] == (1.0, "quality")
-        assert "quality 0.541 is below 0.95" in found.left_out["PD half"]
+        assert "quality 0.541 is below 0.95" in result.left_out["PD half"]
         with pytest.raises(UsageError, match="floor = 2"):
             tune(scenario, **options | {"floor": 2})
         with pytest.raises(UsageError, match="unknown part 'w9'"):
@@ -215,7 +217,10 @@ class TestDocs:
         return folder
 
     def test_timelines(self):
-        """One frame in time, one late, one dropped, on two units: a bar for each where it ran and in its task's row."""
+        """One frame in time, one late, one dropped, on two units.
+
+        Every frame that ran has a bar in the row of its unit and in the row of its task.
+        """
         from pictures import timelines
 
         frames = [
@@ -223,14 +228,14 @@ class TestDocs:
             ["HT", 100, 200, "done", [[1, 150, 250]]],
             ["<b>", 0, 150, "dropped", []],
         ]
-        drawn = timelines({"a < b": frames}, ["HT", "<b>"], 2, 300)
-        root = ElementTree.fromstring(drawn)  # texts are escaped
-        kinds = [each.tag.rpartition("}")[2] for each in root.iter()]
-        assert kinds.count("rect") == 1 + 3 + 2 * 2 and drawn.count('stroke-width="1.5"') == 2
-        crosses = [each for each in root.iter() if "l6 6" in each.get("d", "")]
+        svg = timelines({"a < b": frames}, ["HT", "<b>"], 2, 300)
+        root = ElementTree.fromstring(svg)  # texts are escaped
+        kinds = [element.tag.rpartition("}")[2] for element in root.iter()]
+        assert kinds.count("rect") == 1 + 3 + 2 * 2 and svg.count('stroke-width="1.5"') == 2
+        crosses = [element for element in root.iter() if "l6 6" in element.get("d", "")]
         assert len(crosses) == 1 and kinds.count("path") == 3
-        bars = [each for each in root.iter() if each.get("height") == "14"]
-        assert {float(each.get("width")) for each in bars} == {104.0, 260.0}, "40 and 100 of 300 ms on 780"
+        bars = [element for element in root.iter() if element.get("height") == "14"]
+        assert {float(bar.get("width")) for bar in bars} == {104.0, 260.0}, "40 and 100 of 300 ms on 780"
 
 
 class TestCommands:

@@ -1,4 +1,4 @@
-"""The unit models as modules, what can be done to them, and what they cost."""
+"""The unit models of XRBench as modules, the recipes for them, and their costs."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from jettison.xr.simulator import simulate
 from jettison.xr.sources import find_costs
 from jettison.xr.variants import Variant, agreement, open_variant
 
-# GMAC of the tables, where these are of the network itself: its convolutions are dense, or nearly so.
+# GMAC in the cost tables, for the networks whose convolutions are (almost all) dense, as the tables assume.
 DENSE = {"HT": 3.72, "ES": 1.04, "SR": 9.66, "AS": 0.354, "DR": 16.8}
 OUT = {"KD": (1, 12), "ES": (1, 4, 40, 25), "GE": (1, 3), "AS": (1, 11, 160), "DR": (1, 57, 228), "DE": (1, 64, 64)}
 
@@ -28,11 +28,11 @@ OUT = {"KD": (1, 12), "ES": (1, 4, 40, 25), "GE": (1, 3), "AS": (1, 11, 160), "D
 def test_every_model_runs(name):
     model, frame = native_model(name, "tiny"), native_input(name, "tiny")
     with torch.no_grad():
-        found, again, other = model(frame), model(frame), model(native_input(name, "tiny", seed=1))
-    tensors = list(found) if isinstance(found, tuple) else [found]
-    assert all(torch.isfinite(each).all() for each in tensors)
+        output, repeated, other = model(frame), model(frame), model(native_input(name, "tiny", seed=1))
+    tensors = list(output) if isinstance(output, tuple) else [output]
+    assert all(torch.isfinite(tensor).all() for tensor in tensors)
     assert name not in OUT or tensors[0].shape == OUT[name]
-    same = again if isinstance(again, tuple) else (again,)
+    same = repeated if isinstance(repeated, tuple) else (repeated,)
     assert all(torch.equal(a, b) for a, b in zip(tensors, same, strict=True))
     others = other if isinstance(other, tuple) else (other,)
     assert any(not torch.allclose(a, b) for a, b in zip(tensors, others, strict=True)), "the frame matters"
@@ -49,8 +49,8 @@ def test_dense_models_do_the_work_of_the_tables(name):
         native_model(name, "tiny" if name == "SR" else "full"),
         native_input(name, "tiny" if name == "SR" else "full"),
     )
-    macs = sum(each.macs for each in count_operators(lambda: module(frame))) / 1e9
-    if name == "SR":  # a quarter of the width and of the time: a 64th, and the linear that narrows
+    macs = sum(operator.macs for operator in count_operators(lambda: module(frame))) / 1e9
+    if name == "SR":  # tiny has 1/4 width and 1/4 time, so 1/64 MACs, plus a linear
         macs = (macs - 512 * 128 * 32 / 1e9) * 64
     assert macs == pytest.approx(DENSE[name], rel=0.15)
 
@@ -72,28 +72,28 @@ class TestRecipes:
     def test_folding_changes_nothing(self, name):
         variant = Variant(name, size="tiny", recipe="folded")
         folded, plain = open_variant(variant), open_variant(Variant(name, size="tiny"))
-        norms = lambda run: sum(isinstance(each, nn.BatchNorm2d) for each in run.module.modules())
+        norms = lambda run: sum(isinstance(module, nn.BatchNorm2d) for module in run.module.modules())
         assert norms(folded) == 0 < norms(plain)
         assert agreement(variant) > 0.9999
 
     def test_a_recipe_of_jettison(self):
-        """w8 by rounding, w4 by GPTAQ on the statistics of random frames: every linear is packed."""
-        alike = {}
+        """Recipes w8 (rounding) and w4 (GPTAQ on statistics of random frames) pack every linear."""
+        agreements = {}
         for recipe in ("w8", "w4"):
             variant = Variant("GE", size="tiny", recipe=recipe)
             modules = open_variant(variant).module.modules()
-            linears = [each for each in modules if isinstance(each, nn.Linear | QuantizedLinear)]
-            assert len(linears) == 2 and all(isinstance(each, QuantizedLinear) for each in linears)
-            alike[recipe] = agreement(variant)
-        assert 0.9 < alike["w4"] < alike["w8"] and alike["w8"] > 0.999
+            linears = [module for module in modules if isinstance(module, nn.Linear | QuantizedLinear)]
+            assert len(linears) == 2 and all(isinstance(linear, QuantizedLinear) for linear in linears)
+            agreements[recipe] = agreement(variant)
+        assert 0.9 < agreements["w4"] < agreements["w8"] and agreements["w8"] > 0.999
 
     def test_half_and_bfloat16(self):
         half = count_operators(open_variant(Variant("DE", size="small", recipe="half")))
         whole = count_operators(open_variant(Variant("DE", size="small")))
-        macs = lambda found: sum(each.macs for each in found)
+        macs = lambda operators: sum(operator.macs for operator in operators)
         assert 0.2 < macs(half) / macs(whole) < 0.5
         narrow = count_operators(open_variant(Variant("DE", size="tiny", recipe="bfloat16")))
-        assert {each.kind for each in narrow if each.macs} == {"fp16"}
+        assert {operator.kind for operator in narrow if operator.macs} == {"fp16"}
         assert energy_of(narrow) < energy_of(count_operators(open_variant(Variant("DE", size="tiny"))))
 
     @pytest.mark.parametrize(
@@ -117,14 +117,14 @@ class TestRecipes:
         run = open_variant(Variant("mine", module, recipe="w8", inputs=torch.randn(1, 64)))
         assert run().shape == (1, 8) and isinstance(run.module[0], QuantizedLinear)
         assert isinstance(module[0], nn.Linear), "the original is left alone"
-        assert sum(each.macs for each in count_operators(run)) == 64 * 32 + 32 * 8
+        assert sum(operator.macs for operator in count_operators(run)) == 64 * 32 + 32 * 8
 
     def test_a_checkpoint(self, tiny, tmp_path):
-        """A language model from its packed weights: one inference reads a segment of tokens."""
+        """A packed language model can be a unit model; one inference reads 32 tokens."""
         compress(tiny("llama"), load_recipe("w8", ["quantize.group_size=32"]), tmp_path / "w8")
         run = open_variant(Variant("mine", str(tmp_path / "w8")))
-        found = count_operators(run)
-        assert run().shape[:2] == (1, 32) and energy_of(found) > 0 and any(each.macs for each in found)
+        operators = count_operators(run)
+        assert run().shape[:2] == (1, 32) and energy_of(operators) > 0 and any(operator.macs for operator in operators)
 
     def test_onnx(self, tmp_path):
         onnx = pytest.importorskip("onnx")
@@ -147,9 +147,9 @@ class TestRecipes:
 
 class TestRoofline:
     def test_operators_by_hand(self):
-        """A linear of 4 by 8: 32 products; 8 in, 32 weights, 4 biases, 4 out, of 4 bytes."""
+        """A linear of 4 x 8 has 32 MACs and moves 8 inputs, 32 weights, 4 biases and 4 outputs of 4 bytes."""
         layer, x = nn.Linear(8, 4), torch.randn(1, 8)
-        (operator,) = [each for each in count_operators(lambda: layer(x)) if each.macs]
+        (operator,) = [row for row in count_operators(lambda: layer(x)) if row.macs]
         assert (operator.macs, operator.moved, operator.kind) == (32, 4 * (8 + 32 + 4 + 4), "fp32")
         assert operator.energy_mj == pytest.approx(1e-9 * (32 * 4.6 + 192 * 160))
         device = find_device("raspberry-pi-5")
@@ -160,7 +160,7 @@ class TestRoofline:
         assert len(cost.layers) == 42 and cost.layers[-1] == 1.0 and list(cost.layers) == sorted(cost.layers)
 
     def test_workloads(self):
-        """The tables charge depthwise convolutions as dense ones: of GE they ask far more than the network."""
+        """The tables count depthwise convolutions as dense, so their cost of GE is far above that of the network."""
         scenario = find_scenario("vr-gaming")
         costs = {
             workload: find_costs(scenario, devices=["raspberry-pi-5"], workload=workload, size="tiny")

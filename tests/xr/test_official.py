@@ -1,4 +1,4 @@
-"""compat v0.1 against the official program: schedules event by event, every outcome of the coins, published scores."""
+"""compat v0.1 against the official XRBench program: schedules by event, all outcomes of the coins, published scores."""
 
 import csv
 import itertools
@@ -17,21 +17,23 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "xrbench"
 
 
 def rows(name: str) -> list[dict[str, str]]:
+    """Return the rows of a golden CSV file."""
     with open(GOLDEN / name, encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def run(scenario: str, accelerator: str, coins: str = ""):
-    given = {"SR": [coin == "1" for coin in coins]} if coins else {}
-    return simulate_official(find_scenario(scenario), table_costs(find_accelerator(accelerator)), coins=given)
+    """Simulate as the official program does. coins: the outcomes for SR, as a text of 0 and 1."""
+    outcomes = {"SR": [coin == "1" for coin in coins]} if coins else {}
+    return simulate_official(find_scenario(scenario), table_costs(find_accelerator(accelerator)), coins=outcomes)
 
 
 @pytest.mark.parametrize("accelerator", accelerator_names())
 def test_every_outcome(accelerator):
-    """16 outcomes of each: four scenarios without coins, three with two."""
-    found = [row for row in rows("outcomes.csv") if row["accelerator"] == accelerator]
-    assert len(found) == 16
-    for row in found:
+    """Every accelerator has 16 outcomes: four scenarios without coins (4 x 1), three with two coins (3 x 4)."""
+    outcomes = [row for row in rows("outcomes.csv") if row["accelerator"] == accelerator]
+    assert len(outcomes) == 16
+    for row in outcomes:
         scored = score(run(row["scenario"], accelerator, row["coins"]))
         assert scored.overall == pytest.approx(float(row["overall_fig"]), abs=1e-4)
         assert scored.overall_logged == pytest.approx(float(row["overall"]), abs=1e-4)
@@ -51,23 +53,23 @@ def test_schedules_event_by_event(file, tmp_path):
     scenario, accelerator, _ = file.stem.split("__")
     ours = write_schedule(run(scenario, accelerator), tmp_path / "schedule.csv")
     with open(ours, encoding="utf-8") as lines:
-        found = list(csv.DictReader(lines))
+        actual = list(csv.DictReader(lines))
     expected = rows(file.name)
-    assert len(found) == len(expected)
-    for mine, theirs in zip(found, expected, strict=True):
+    assert len(actual) == len(expected)
+    for mine, official in zip(actual, expected, strict=True):
         for column in COLUMNS:
-            assert mine[column] == theirs[column], (mine, theirs)
+            assert mine[column] == official[column], (mine, official)
 
 
 def test_published_scores():
-    """Those without coins within 0.01, the others within 0.01 of one of their outcomes; expectations as enumerated."""
+    """Published scores are within 0.01 of an outcome; exact means and deviations agree with the enumeration."""
     for row in rows("published.csv"):
         if row["scenario"] == "gross_average":
             continue
         exact = expected_score(find_scenario(row["scenario"]), table_costs(find_accelerator(row["accelerator"])))
         published = float(row["overall"])
-        assert min(abs(found.overall - published) for _, _, found in exact.outcomes) < 0.01
-        assert sum(rng for _, rng, _ in exact.outcomes) == pytest.approx(1)
+        assert min(abs(outcome.overall - published) for _, _, outcome in exact.outcomes) < 0.01
+        assert sum(probability for _, probability, _ in exact.outcomes) == pytest.approx(1)
         if row["exact_mean"]:
             assert exact.mean == pytest.approx(float(row["exact_mean"]), abs=0.001)
             assert exact.std == pytest.approx(float(row["exact_std"]), abs=0.001)
@@ -76,7 +78,7 @@ def test_published_scores():
 
 
 def test_check_vector():
-    """VR Gaming on A: real-time .7437 of hands, 1 of both eye tasks."""
+    """VR Gaming on A has a real-time score of 0.7437 for hand tracking and of 1 for both eye tasks."""
     scored = score(run("VR_gaming", "A"))
     assert scored.overall == pytest.approx(86.466, abs=0.001)
     assert {name: round(model.rt, 4) for name, model in scored.models.items()} == {"HT": 0.7437, "ES": 1.0, "GE": 1.0}
@@ -89,7 +91,7 @@ def test_check_vector():
 
 
 def test_8k_is_the_same_code():
-    """The official tables have costs of 8K and no scores. Twice the elements raise the mean over all accelerators."""
+    """The official tables have costs for 8K, but no scores. Twice the elements raise the mean over all accelerators."""
     means = {
         size: benchmark_score(
             expected_score(find_scenario(scenario), table_costs(find_accelerator(name, size))).mean
@@ -109,9 +111,9 @@ def test_schedules_are_appended_to(tmp_path):
 
 
 def test_seeds_draw_outcomes():
-    """Seeds reach all four outcomes; the clock is the seed of who gives none."""
+    """40 seeds reach all four outcomes; without a seed, the clock is the seed."""
     scenario, costs = find_scenario("ar-assistant"), table_costs(find_accelerator("A"))
-    enumerated = {round(found.overall, 6) for _, _, found in expected_score(scenario, costs).outcomes}
+    enumerated = {round(outcome.overall, 6) for _, _, outcome in expected_score(scenario, costs).outcomes}
     drawn = {round(score(simulate(scenario, costs, compat="v0.1", seed=seed)).overall, 6) for seed in range(40)}
     assert drawn == enumerated
     assert simulate(scenario, costs, compat="v0.1", seed=None).seed > 1e9
@@ -119,8 +121,8 @@ def test_seeds_draw_outcomes():
 
 def test_patterns():
     scenario = find_scenario("outdoor-activity-a")
-    found = {tuple(coins["SR"]): rng for rng, coins in patterns(scenario)}
-    assert found == pytest.approx(
+    probabilities = {tuple(coins["SR"]): probability for probability, coins in patterns(scenario)}
+    assert probabilities == pytest.approx(
         {(a, b): (0.2 if a else 0.8) * (0.2 if b else 0.8) for a, b in itertools.product((False, True), repeat=2)}
     )
     with pytest.raises(UsageError, match="43 coins"):
@@ -136,22 +138,24 @@ def test_integer_intervals():
 
 
 class TestOneQuirkEach:
-    """On costs made so that one rule decides."""
+    """Quirks of the official program, with costs for which a single rule decides."""
 
     def costs(self, *units, **latencies):
+        """Return costs by unit from latencies in ms, with an energy of 1 mJ."""
         rows = tuple({name: Cost(latency, 1.0) for name, latency in (unit or latencies).items()} for unit in units)
         return Costs(tuple(f"unit {n}" for n in range(len(units))), rows)
 
     def frames(self, scenario, costs, task, **options):
+        """Return the frames of a task in a simulated run."""
         return [f for f in simulate_official(find_scenario(scenario), costs, **options).frames if f.task == task]
 
     def test_injection_waits_for_an_event(self):
-        """AR Gaming ticks every 22 ms: a frame due at 33 comes with the completion at 40."""
+        """AR Gaming ticks every 22 ms. A frame due at 33 ms is injected only at the completion at 40 ms."""
         frames = self.frames("ar-gaming", self.costs({"HT": 1.0, "DE": 1.0, "PD": 38.0}), "DE")
         assert [frame.arrival for frame in frames[:2]] == [0.0, 40.0]
 
     def test_names_decide(self):
-        """DE goes before HT, though HT stands first in the file."""
+        """DE runs before HT, although HT comes first in the file: the order of names decides."""
         costs = self.costs({"HT": 1.0, "DE": 1.0, "PD": 1.0})
         assert self.frames("ar-gaming", costs, "HT")[0].start == 1.0
         costs = self.costs({"KD": 1.0, "SR": 1.0, "OD": 1.0})
@@ -166,25 +170,25 @@ class TestOneQuirkEach:
             assert (last.number, last.arrival, last.status) == (42, 672.0, "unlogged")
 
     def test_dependencies_count_completions(self):
-        """One dropped ES frame: GE's frames are one completion short from then on, and all expire."""
+        """After one dropped ES frame, all later GE frames lack one completion and expire."""
         costs = self.costs({"ES": 1.0, "GE": 1.0}, {"HT": 1.0})
         scenario = find_scenario("vr-gaming")
         slow = Costs(costs.units, ({"ES": Cost(17.5, 1), "GE": Cost(0.1, 1)}, {"HT": Cost(1.0, 1)}))
-        found = simulate_official(scenario, slow)
-        first = next(frame.number for frame in found.of("ES") if frame.status == "dropped")
-        late = [frame for frame in found.of("GE") if frame.number > first + 1 and frame.status != "unlogged"]
+        timeline = simulate_official(scenario, slow)
+        first = next(frame.number for frame in timeline.of("ES") if frame.status == "dropped")
+        late = [frame for frame in timeline.of("GE") if frame.number > first + 1 and frame.status != "unlogged"]
         assert late and all(frame.status == "dropped" for frame in late)
 
     def test_a_unit_is_free_a_moment_early(self):
-        """HT ends at 22.005: its unit takes the next frame at 22, and the true end is logged."""
+        """HT ends at 22.005 ms. Its unit takes the next frame at 22 ms, but the true end is logged."""
         costs = self.costs({"HT": 22.005, "DE": 999.0, "PD": 999.0}, {"DE": 1.0, "PD": 1.0})
         frames = self.frames("ar-gaming", Costs(costs.units, ({"HT": Cost(22.005, 1)}, costs.rows[1])), "HT")
         assert frames[1].start == 22.0 and frames[0].end == pytest.approx(22.005)
 
     def test_never_waits_for_a_faster_unit(self):
         costs = self.costs({"HT": 2.0, "DE": 1.0, "PD": 1.0}, {"HT": 300.0, "DE": 300.0, "PD": 300.0})
-        found = simulate_official(find_scenario("ar-gaming"), costs)
-        assert [(frame.task, frame.unit) for frame in found.frames[:3]] == [("DE", 0), ("HT", 1), ("PD", 0)]
+        timeline = simulate_official(find_scenario("ar-gaming"), costs)
+        assert [(frame.task, frame.unit) for frame in timeline.frames[:3]] == [("DE", 0), ("HT", 1), ("PD", 0)]
 
     def test_failed_coins_are_neither_run_nor_dropped(self):
         costs = self.costs({"KD": 1.0, "SR": 1.0, "OD": 1.0})
@@ -193,7 +197,7 @@ class TestOneQuirkEach:
         assert (scored.executed, scored.dropped, scored.skipped, scored.logged) == (0, 0, 2, False)
 
     def test_both_penalties(self):
-        """Half of the frames dropped: earned / asked × QoE is 25, the paper's earned / executed × QoE 50."""
+        """With half of the frames dropped, earned / asked × QoE is 25; the paper's earned / executed × QoE is 50."""
         costs = Costs(("unit",), ({"HT": Cost(0.0, 0.0), "ES": Cost(0.0, 0.0), "GE": Cost(0.0, 0.0)},))
         timeline = simulate_official(find_scenario("vr-gaming"), costs)
         for frame in timeline.of("HT"):

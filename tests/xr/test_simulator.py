@@ -1,4 +1,4 @@
-"""The simulator: what must hold of every run, and what each rule does."""
+"""The simulator: invariants of every run, and the effect of every rule."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -21,21 +21,24 @@ latency = st.floats(0.1, 60.0)
 
 
 def plain(name: str, fps: float, after=(), **fields) -> Task:
+    """Return a task of a made-up model."""
     return Task(UnitModel(name, name, name), fps, tuple(after), **fields)
 
 
 def alone(fps: float) -> Scenario:
+    """Return a scenario of one task, m."""
     return Scenario("alone", "Alone", (plain("m", fps),))
 
 
 def one(latency_ms: float, energy_mj: float = 0.0, **models: float) -> Costs:
-    rows = {"m": Cost(latency_ms, energy_mj)} | {name: Cost(each, energy_mj) for name, each in models.items()}
+    """Return costs on one unit. models: latencies of other models than m, in ms."""
+    rows = {"m": Cost(latency_ms, energy_mj)} | {name: Cost(value, energy_mj) for name, value in models.items()}
     return Costs(("unit",), (rows,))
 
 
 @st.composite
 def runs(draw):
-    """A known scenario with drawn costs on one to three units, and everything else drawn."""
+    """Draw a known scenario, costs on one to three units, and all options. Returns the run and the costs."""
     scenario = find_scenario(draw(st.sampled_from(scenario_names())))
     ends = draw(st.sampled_from([(1.0,), (0.3, 1.0), (0.1, 0.2, 0.5, 0.8, 1.0)]))
     rows = tuple(
@@ -90,18 +93,21 @@ def test_no_unit_rests_while_a_frame_could_run(run):
         if frame.status == "dropped" and all(parent.status == "done" for parent in frame.parents):
             ready = max([frame.arrival, *(parent.end for parent in frame.parents)])
             for unit in range(len(costs.units)):
-                rest = [s for f in timeline.frames for s in f.spans if s[0] == unit and s[2] > ready + EPS]
-                rest = sorted((max(start, ready), min(end, frame.deadline)) for _, start, end in rest)
-                assert sum(end - start for start, end in rest if end > start) >= frame.deadline - ready - 1e-6
+                busy = [s for f in timeline.frames for s in f.spans if s[0] == unit and s[2] > ready + EPS]
+                busy = sorted((max(start, ready), min(end, frame.deadline)) for _, start, end in busy)
+                assert sum(end - start for start, end in busy if end > start) >= frame.deadline - ready - 1e-6
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.floats(1, 120), latency, st.floats(1.0, 10.0))
 def test_speed_never_costs_a_deadline(fps, slow, factor):
-    """One model on one unit. Exactly so where the faster one keeps up. Where neither does, all frames are late, and
-    how late the first one after a drop is, is a matter of phase: a thousandth of the score at most."""
+    """A faster unit never has a lower score, for one model on one unit.
+
+    This is exact if the faster unit keeps up. If neither does, all frames are late, and the delay of the first frame
+    after a drop depends on the phase. The score may then be lower by at most a thousandth.
+    """
     fast = slow / factor
-    scores = [score(simulate(alone(fps), one(each), horizon_ms=2000)).models["m"] for each in (fast, slow)]
+    scores = [score(simulate(alone(fps), one(value), horizon_ms=2000)).models["m"] for value in (fast, slow)]
     fits = fast <= 1000 / fps - 0.5
     assert scores[0].rt >= scores[1].rt - (1e-12 if fits else 1e-3)
     assert not fits or scores[0].qoe == 1
@@ -110,7 +116,7 @@ def test_speed_never_costs_a_deadline(fps, slow, factor):
 @settings(max_examples=60, deadline=None)
 @given(st.floats(5, 120), st.floats(0.01, 0.95))
 def test_a_model_that_fits_is_never_late(fps, load):
-    """Below its period it runs every frame, on arrival: no waiting, no drops."""
+    """A model with a latency below its period runs every frame on arrival, without waiting or drops."""
     timeline = simulate(alone(fps), one(load * 1000 / fps), horizon_ms=1000)
     assert all(frame.status == "done" and frame.start == frame.arrival for frame in timeline.frames)
     assert score(timeline).models["m"].qoe == 1
@@ -119,15 +125,15 @@ def test_a_model_that_fits_is_never_late(fps, load):
 @pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
 def test_the_same_seed_gives_the_same_run(scheduler):
     scenario, costs = find_scenario("ar-assistant"), table_costs(find_accelerator("J"))
-    told = lambda seed: [
+    events = lambda seed: [
         (f.task, f.number, f.status, f.start, f.end)
         for f in simulate(scenario, costs, horizon_ms=3000, scheduler=scheduler, seed=seed).frames
     ]
-    assert told(3) == told(3) != told(4)
+    assert events(3) == events(3) != events(4)
 
 
 def test_schedulers_differ_as_they_say():
-    """At 110.5 ms block ends, and two frames wait: long (older, due later) and short (newer, due sooner)."""
+    """When block ends at 110.5 ms, two frames wait: long (older, due later) and short (newer, due sooner)."""
     tasks = (plain("block", 1), plain("long", 4, ["block"]), plain("short", 10))
     costs = one(0, block=100.5, long=30.0, short=10.0)
     first = {}
@@ -163,7 +169,7 @@ def test_control_asks_only_through_an_output():
 
 
 def test_dependencies_across_rates():
-    """A slow task takes the frame of the fast one that was due when it arrived; a fast one the last of the slow one."""
+    """A task depends on the last frame of the other task that was due when its own frame arrived, at any rates."""
     down = Scenario("s", "S", (plain("up", 30), plain("down", 10, ["up"])))
     assert [f.parents[0].number for f in make_frames(down, 400, 0) if f.task == "down"] == [0, 3, 6, 9]
     up = Scenario("s", "S", (plain("up", 10), plain("down", 30, ["up"])))
@@ -185,17 +191,17 @@ def test_jitter_is_applied():
 
 
 def test_preemption_at_layer_boundaries():
-    """long begins at 0 with layers of 25 ms; short is due every 20 ms. EDF lets it in at the ends of layers only."""
+    """long begins at 0 and has layers of 25 ms; short is due every 20 ms. EDF preempts only at the ends of layers."""
     tasks = (plain("long", 4), plain("short", 50))
     costs = Costs(("unit",), ({"long": Cost(100.0, 8.0, (0.25, 0.5, 0.75, 1.0)), "short": Cost(1.0, 1.0)},))
-    found = {}
+    results = {}
     for preempt in (False, True):
         run = simulate(Scenario("s", "S", tasks), costs, horizon_ms=240, scheduler="edf", preempt=preempt, jitter=False)
-        found[preempt] = run, score(run).models
-    long = found[True][0].of("long")[0]
+        results[preempt] = run, score(run).models
+    long = results[True][0].of("long")[0]
     assert len(long.spans) > 2 and long.energy == pytest.approx(8.0)
     assert all((end - start) % 25 == pytest.approx(0, abs=1e-6) for _, start, end in long.spans)
-    assert found[True][1]["short"].dropped < found[False][1]["short"].dropped
+    assert results[True][1]["short"].dropped < results[False][1]["short"].dropped
 
 
 def test_models_may_be_tied_to_units():
@@ -211,19 +217,20 @@ def test_scores_by_hand():
     assert inference_score(run.frames[0], 0.5) == pytest.approx(0.4)
     assert score(run).overall == pytest.approx(80) and score(run, accuracy={"m": 0.5}).overall == pytest.approx(40)
     model = find_scenario("vr-gaming").task("GE").model
-    assert model.accuracy_score(3.39) == 1 and model.accuracy_score(6.78) == 0.5  # lower is better
+    assert model.accuracy_score(3.39) == 1 and model.accuracy_score(6.78) == 0.5  # for GE, lower is better
     assert find_scenario("vr-gaming").task("HT").model.accuracy_score(0.474) == pytest.approx(0.5)
 
 
 def test_summary():
-    found = summary([1.0, 2.0, 3.0])
-    assert (found.mean, found.std, found.count) == (2.0, 1.0, 3)
-    assert found.high - found.mean == pytest.approx(4.3027 / 3**0.5, abs=1e-4)  # Student's t, two degrees of freedom
+    result = summary([1.0, 2.0, 3.0])
+    assert (result.mean, result.std, result.count) == (2.0, 1.0, 3)
+    assert result.high - result.mean == pytest.approx(4.3027 / 3**0.5, abs=1e-4)  # Student's t, two degrees of freedom
     assert summary([5.0]).low == 5.0
 
 
 class TestBadInput:
     def file(self, tmp_path, tasks: str) -> str:
+        """Write a scenario file and return its path."""
         (tmp_path / "mine.yaml").write_text(f"mine: {{title: Mine, tasks: [{tasks}]}}", encoding="utf-8")
         return str(tmp_path / "mine.yaml")
 
@@ -323,7 +330,7 @@ def test_classes():
 
 
 def test_a_dispatcher_that_takes_its_time_sees_what_comes_meanwhile():
-    """late (8 ms) comes a moment before quick (1 ms): at once it would go first; half a ms later quick does."""
+    """late (8 ms) arrives just before quick (1 ms). Dispatched at once, late goes first; 0.5 ms later, quick does."""
     tasks = (plain("late", 10), plain("quick", 10))
     rows = one(0, late=8.0, quick=1.0)
     frames = {}
@@ -336,6 +343,6 @@ def test_a_dispatcher_that_takes_its_time_sees_what_comes_meanwhile():
 
 def test_measured_latencies_are_drawn_from():
     costs = Costs(("unit",), ({"m": Cost(2.0, 0.0, samples=(1.0, 2.0, 6.0))},))
-    told = lambda seed: [round(f.end - f.start, 9) for f in simulate(alone(100), costs, seed=seed).frames]
-    assert set(told(0)) == {1.0, 2.0, 6.0} and told(0) == told(0) != told(1)
-    assert 2.5 < sum(told(0)) / len(told(0)) < 3.5
+    latencies = lambda seed: [round(f.end - f.start, 9) for f in simulate(alone(100), costs, seed=seed).frames]
+    assert set(latencies(0)) == {1.0, 2.0, 6.0} and latencies(0) == latencies(0) != latencies(1)
+    assert 2.5 < sum(latencies(0)) / len(latencies(0)) < 3.5

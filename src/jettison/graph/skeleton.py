@@ -25,6 +25,7 @@ from jettison.graph.families import families
 
 KINDS = {"text": "causal language model", "vision": "image classifier"}
 MATRICES = (nn.Linear, Conv1D, nn.Conv2d)
+BLOCK = re.compile(r"(Layer|Block)$")  # names of the classes of blocks
 PARAMETERS = 10**13  # more than any model has
 
 
@@ -130,10 +131,12 @@ def find_family(model_type: str, model: nn.Module, experts: Sequence[str] = ()) 
     candidates = []
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) > 1:
-            alike = len({type(child) for child in module}) == 1
-            linears = sum(isinstance(inner, nn.Linear | nn.Conv2d) for inner in module[0].modules())
+            kinds = {type(child) for child in module}
+            # A hybrid model has blocks of several classes, some of them more than once.
+            alike = len(kinds) == 1 or (len(kinds) < len(module) and all(BLOCK.search(kind.__name__) for kind in kinds))
+            linears = sum(isinstance(inner, nn.Linear | nn.Conv2d) for inner in module.modules())
             if alike and linears:
-                candidates.append((len(module) * linears, name))
+                candidates.append((linears, name))
     if not candidates:
         raise UsageError(
             f"model_type {model_type!r} has no row in families.yaml ({', '.join(sorted(families()))}) "

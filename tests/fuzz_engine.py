@@ -155,7 +155,7 @@ def reference(model: nn.Module, text: list[int]) -> torch.Tensor:
     packed = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
     for name, module in packed.items():
         dense = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
-        dense.weight = nn.Parameter(module.weight(), requires_grad=False)
+        dense.weight = nn.Parameter(module.weight, requires_grad=False)
         dense.bias = None if module.bias is None else nn.Parameter(module.bias, requires_grad=False)
         model.set_submodule(name, dense)
     logits = model(torch.tensor([text])).logits[0, -1]

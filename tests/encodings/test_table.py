@@ -53,7 +53,7 @@ def test_what_is_stored_is_what_was_meant(grid, clip):
     error = float((packed.dequantize() - weight).square().mean() / weight.square().mean())
     assert error < 0.08
     module = PackedLinear.of(packed)
-    assert torch.equal(module.weight(), packed.dequantize())
+    assert torch.equal(module.weight, packed.dequantize())
     x = torch.randn(3, 64)
     assert torch.allclose(module(x), x @ packed.dequantize().T, atol=1e-5)
     exact = grid.bits_per_weight(64) * weight.numel() / 8

@@ -106,7 +106,7 @@ class TestCompressed:
         modules = [m for m in load(made("w4")[0]).model.modules() if isinstance(m, QuantizedLinear)]
         assert modules and all(isinstance(module, TiledLinear) for module in modules)
         for module in modules[:8]:
-            assert torch.equal(module.weight(), module.packed().weight())
+            assert torch.equal(module.weight, module.packed().weight)
 
     def test_it_is_said_once_and_continues(self, tiny, tmp_path, monkeypatch):
         printed = []

@@ -199,7 +199,7 @@ class TestModule:
         packed = PackedLinear.of(weight)
         before, module = packed.state_dict(), packed.tiled()
         assert {name for name, _ in module.named_buffers()} == {"tiles"} | ({"tile_zero"} if not symmetric else set())
-        assert torch.equal(module.weight(), weight.dequantize())
+        assert torch.equal(module.weight, weight.dequantize())
         self.same(module.state_dict(), before)  # tensors and names as in a checkpoint
         self.same(copy.deepcopy(module).state_dict(), before)
         with pytest.raises(RuntimeError, match="Unexpected key"):  # load into PackedLinear, then tile

@@ -37,7 +37,7 @@ def product() -> tuple[torch.Tensor, torch.Tensor]:
     """Compute a product of large tiles on all threads. Returns the kernels' result and PyTorch's."""
     torch.manual_seed(0)
     module = PackedLinear.of(rtn(torch.randn(1024, 512) * 0.02, UniformGrid(4, 64), clip=False)).tiled()
-    x, weight = torch.randn(8, 512), module.weight()
+    x, weight = torch.randn(8, 512), module.weight
     return native.linear(x, module.tiles, None, None, module.tiling), x @ weight.T
 
 

@@ -53,8 +53,9 @@ class PackedLinear(nn.Module):
         """The scales in use, (out, groups). Subclasses that train the scales override it."""
         return self.weight_scale
 
+    @property
     def weight(self) -> torch.Tensor:
-        """Return the dequantized weight, (out, in) float32."""
+        """The dequantized weight, (out, in) float32. The code of some models reads it."""
         return ops.dequantize(self.weight_packed, self.scale, self.weight_zero_point, self.grid, self.in_features)
 
     def tiled(self) -> "TiledLinear | None":
@@ -121,14 +122,15 @@ class TiledLinear(nn.Module):
         """Return the linear in the layout of checkpoints, exactly as it was packed, on the device of the tiles."""
         return PackedLinear(self.grid, self.in_features, **self._parts(), bias=self.bias)
 
+    @property
     def weight(self) -> torch.Tensor:
-        """Return the dequantized weight, (out, in) float32."""
+        """The dequantized weight, (out, in) float32. The code of some models reads it."""
         return dense(self.tiles, self.tile_zero, self.tiling)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.is_cpu and not (x.requires_grad and torch.is_grad_enabled()):
             return ops.tiled_linear(x, self.tiles, self.tile_zero, self.float_bias, self.tiling)
-        return ops.dense_linear(x, self.weight(), self.bias)  # exact: for gradients, and for devices without tiles
+        return ops.dense_linear(x, self.weight, self.bias)  # exact: for gradients, and for devices without tiles
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -251,7 +253,7 @@ def dense_weight(module: nn.Module, linear: Linear) -> torch.Tensor:
     if isinstance(module, PackedConv2d):
         return module.matrix().cpu()
     if isinstance(module, QuantizedLinear):
-        return module.weight().cpu()
+        return module.weight.cpu()
     return as_matrix(module.weight.detach().float().cpu(), linear.layout)
 
 

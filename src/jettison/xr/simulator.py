@@ -9,6 +9,7 @@ The official runtime has behaviour that looks unintended (see ``official``). Thi
 """
 
 from heapq import heappop, heappush
+from itertools import count
 
 from jettison.core.errors import UsageError, unknown
 from jettison.xr.costs import Costs
@@ -66,10 +67,16 @@ class _Run(Dispatcher):
         super().__init__(scenario, costs, scheduler)
         self.frames, self.preempt, self.reaction = frames, preempt, costs.reaction_ms
         self.due: float | None = None  # time of the next dispatch, if one is planned
-        self.events: list[tuple[float, int, int, Frame | None]] = []  # a heap of (time, kind, unit or order, frame)
+        # A heap of (time, kind, unit or order, number, frame). The number is unique: frames cannot be compared.
+        self.events: list[tuple[float, int, int, int, Frame | None]] = []
+        self.numbers = count()
         # A frame is dropped when the next one of its task arrives. The last one has no successor and expires by time.
         for frame in last_frames(frames):
-            heappush(self.events, (frame.deadline, EXPIRE, frame.order, frame))
+            self.push(frame.deadline, EXPIRE, frame.order, frame)
+
+    def push(self, time: float, kind: int, unit: int, frame: Frame | None) -> None:
+        """Add an event."""
+        heappush(self.events, (time, kind, unit, next(self.numbers), frame))
 
     def go(self) -> None:
         """Run until all frames have arrived and all events are handled."""
@@ -80,7 +87,7 @@ class _Run(Dispatcher):
                 upcoming.arrival if upcoming else float("inf"), self.events[0][0] if self.events else float("inf")
             )
             while self.events and self.events[0][0] <= now:
-                _, kind, unit, frame = heappop(self.events)
+                _, kind, unit, _, frame = heappop(self.events)
                 if kind == FINISH:
                     if self.running[unit] is frame and frame.end <= now:  # otherwise it was preempted after the push
                         self.finish(unit)
@@ -106,7 +113,7 @@ class _Run(Dispatcher):
             self.dispatch(now)
         elif self.due is None:
             self.due = now + self.reaction
-            heappush(self.events, (self.due, DISPATCH, 0, None))
+            self.push(self.due, DISPATCH, 0, None)
 
     def latency(self, frame: Frame, unit: int) -> float:
         """Return the latency of the whole frame on a unit in ms; if latencies were measured, one of them."""
@@ -116,7 +123,7 @@ class _Run(Dispatcher):
     def begin(self, frame: Frame, unit: int, now: float) -> None:
         frame.end = now + self.latency(frame, unit) * frame.left
         frame.energy += self.rows[unit][frame.task][1] * frame.left
-        heappush(self.events, (frame.end, FINISH, unit, frame))
+        self.push(frame.end, FINISH, unit, frame)
 
     def ask_to_yield(self, now: float) -> None:
         """For every running frame that a ready frame outranks, add an event at the end of the layer that runs now."""
@@ -124,7 +131,7 @@ class _Run(Dispatcher):
             if frame is not None and self.outranked(unit, frame, now):
                 boundary = self.boundary(unit, frame, now)
                 if boundary is not None:
-                    heappush(self.events, (boundary[0], BOUNDARY, unit, frame))
+                    self.push(boundary[0], BOUNDARY, unit, frame)
 
     def outranked(self, unit: int, frame: Frame, now: float) -> bool:
         """Whether the scheduler prefers a ready frame to what is left of the running ``frame`` on its unit."""

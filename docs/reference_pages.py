@@ -5,6 +5,7 @@ twice: a docstring, a help text or a row of a table is the only source.
 """
 
 import inspect
+import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -137,9 +138,11 @@ def model_families() -> str:
         f"- **Language models**: {names_of('text')}.",
         f"- **Image classifiers**: {names_of('vision')}.",
         "",
-        "Of any other causal language model or image classifier of transformers every linear inside its blocks "
-        "is read, with roles guessed from names (`linear` where there is no guess).",
+        "Any other causal language model or image classifier of transformers is read by itself: the roles of its linears "
+        "are guessed from names (`linear` where there is no guess), experts are taken apart, and names in files follow "
+        "the conversion mapping of transformers. A model that is no chain of blocks stays whole in memory.",
         "",
+        *_tried_types(),
         "## Shapes",
         "",
         "`jettison plan` and `jettison bench` know these shapes without a network and without weights:",
@@ -153,6 +156,29 @@ def model_families() -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _tried_types() -> list[str]:
+    """Return the table of every causal type, from the results of benchmarks/models/any_model.py."""
+    file = ROOT / "benchmarks" / "results" / "any_model.json"
+    if not file.exists():
+        return []
+    types = json.loads(file.read_text(encoding="utf-8"))["details"]["types"]
+    rows = [["type", "state", "remarks"]]
+    for name, row in types.items():
+        if row["state"] != "not built":
+            remarks = "; ".join(f"{step}: {end}" for step, end in row.items() if step != "state")
+            rows.append([f"`{name}`", row["state"], remarks.replace("|", "\\|")])
+    return [
+        "## Every causal type, tried",
+        "",
+        "`python -m benchmarks.models.any_model` makes a small random model of every causal type that transformers can "
+        f"build small ({len(rows) - 1} of {len(types)}), and tries it: read exactly, `w8`, `w4`, loaded exactly, loaded by "
+        "transformers, generated from, resumed. *works* means all of it, but for transformers where a remark says so.",
+        "",
+        *_table(rows),
+        "",
+    ]
 
 
 def devices() -> str:

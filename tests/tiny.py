@@ -22,6 +22,7 @@ CONFIGS = {
     "qwen3": COMMON | {"tie_word_embeddings": True},
     "qwen3_moe": COMMON | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "phi3": COMMON,
+    "mixtral": COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "gemma3_text": COMMON | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "gpt_oss": COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     "opt": dict(

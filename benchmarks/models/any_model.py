@@ -39,7 +39,7 @@ from jettison.graph.dense import load_dense
 from jettison.graph.folder import ModelFolder
 
 NAME = "any_model"
-SECONDS = 60  # for one step
+SECONDS = 120  # for one step
 IDS = torch.arange(1, 25).view(2, 12) * 7 % 4096
 SHORT = ["calibration.samples=4", "calibration.length=32", "calibration.text=books"]
 CLOSE = 1e-5  # of the largest logit, where two programs add in different orders

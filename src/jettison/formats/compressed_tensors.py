@@ -5,7 +5,7 @@ The section of config.json is written with the schema of the library compressed-
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import compressed_tensors
@@ -54,7 +54,7 @@ def refuses(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
     return [f"compressed-tensors holds no {what} ({len(names)}, first {names[0]})" for names, what in refused if names]
 
 
-def section(anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
+def section(anatomy: Anatomy, grids: Mapping[str, Grid], others: Sequence[str] = ()) -> dict[str, Any]:
     """Return ``quantization_config`` for config.json.
 
     A pattern stands for a module of all blocks if they agree; otherwise modules are named one by one. Nothing is
@@ -62,6 +62,7 @@ def section(anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
     which vLLM needs.
 
     grids: linear name -> its grid, for the packed ones.
+    others: matrices of blocks that the model does not have, such as those for multi-token prediction. They are dense.
     """
     by_grid: dict[Grid, list[str]] = defaultdict(list)
     for linear in anatomy:
@@ -69,11 +70,14 @@ def section(anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
             by_grid[grids[linear.name]].append(linear.name)
     rest = [linear.name for linear in anatomy if linear.name not in grids and "embed" not in linear.roles]
     every = [linear.name for linear in anatomy]
-    ignore = _targets(rest, every)
+    numbers = "|".join(map(str, range(anatomy.blocks))) if others else r"\d+"  # else patterns would match others, too
+    ignore = _targets(rest, every, numbers) + sorted(others)
     if anatomy.family.router:
         ignore.append(rf"re:.*\.{re.escape(anatomy.family.router)}$")
     groups = {
-        f"group_{number}": QuantizationScheme(targets=_targets(names, every), weights=_arguments(grid), format=FORMAT)
+        f"group_{number}": QuantizationScheme(
+            targets=_targets(names, every, numbers), weights=_arguments(grid), format=FORMAT
+        )
         for number, (grid, names) in enumerate(by_grid.items())
     }
     section = QuantizationConfig(
@@ -91,8 +95,8 @@ def _arguments(grid: Grid) -> QuantizationArgs:
     return QuantizationArgs(num_bits=grid.bits, type="int", symmetric=grid.symmetric, dynamic=False, **grouped)
 
 
-def _targets(names: list[str], every: list[str]) -> list[str]:
-    # A pattern is a name with its numbers (block, expert) left open.
+def _targets(names: list[str], every: list[str], numbers: str) -> list[str]:
+    # A pattern is a name with its numbers (block, expert) left open. numbers: what stands for that of the block.
     pattern = lambda name: re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name))
     members, total = defaultdict(list), defaultdict(int)
     for name in every:
@@ -101,7 +105,8 @@ def _targets(names: list[str], every: list[str]) -> list[str]:
         members[pattern(name)].append(name)
     targets = []
     for shape, matching in members.items():
-        targets += [f"re:{shape}$"] if len(matching) == total[shape] > 1 else matching
+        shown = shape.replace(r"\d+", numbers if numbers == r"\d+" else f"(?:{numbers})", 1)
+        targets += [f"re:{shown}$"] if len(matching) == total[shape] > 1 else matching
     return targets
 
 

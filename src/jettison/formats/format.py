@@ -4,7 +4,7 @@ A format is a module of this package. The entry ``jettison`` of runtimes.yaml li
 This file does not import torch, whose import takes seconds: a plan names a format and does not write it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -51,10 +51,11 @@ class Format(Protocol):
         The first one stands for the weight where one tensor is looked up.
         """
 
-    def section(self, anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
+    def section(self, anatomy: Anatomy, grids: Mapping[str, Grid], others: Sequence[str] = ()) -> dict[str, Any]:
         """Return ``quantization_config`` for config.json.
 
         grids: linear name -> grid of the packed linears.
+        others: matrices that the shards hold dense, of blocks that the model does not have.
         """
 
     def read_grids(self, source: "ModelFolder") -> dict[str, Grid]:

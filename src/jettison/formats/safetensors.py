@@ -6,7 +6,7 @@
   width).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jettison.core.errors import JettisonError, UsageError
@@ -39,8 +39,11 @@ def refuses(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
     return []
 
 
-def section(anatomy: Anatomy, grids: Mapping[str, Grid]) -> dict[str, Any]:
-    """Return ``quantization_config`` for config.json. grids: linear name -> grid of the packed linears."""
+def section(anatomy: Anatomy, grids: Mapping[str, Grid], others: Sequence[str] = ()) -> dict[str, Any]:
+    """Return ``quantization_config`` for config.json. grids: linear name -> grid of the packed linears.
+
+    others: not needed, since every packed matrix is named.
+    """
     described = {linear.name: describe(grids[linear.name]) for linear in anatomy if linear.name in grids}
     return {"quant_method": METHOD, "matrices": described}
 

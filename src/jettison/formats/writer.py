@@ -141,7 +141,7 @@ class Writer:
         copy_companions(source.folder, out)
         config = dict(source.raw_config)
         if grids:
-            config["quantization_config"] = self.format.section(source.anatomy, grids)
+            config["quantization_config"] = self.format.section(source.anatomy, grids, source.extra_matrices)
         if untie:
             config["tie_word_embeddings"] = False
             if "text_config" in config:

@@ -226,6 +226,22 @@ class ModelFolder(ModelShape):
                 blocks[self.locate(name)[0]] = block
         return blocks
 
+    @property
+    def extra_matrices(self) -> list[str]:
+        """The modules whose weight is a matrix of a block beyond the model's, as for multi-token prediction."""
+        blocks, pattern = self.anatomy.blocks, re.compile(rf"(?:^|\.){re.escape(self.anatomy.family.blocks)}\.(\d+)\.")
+        names = []
+        for tensor in self.checkpoint:
+            match = pattern.search(tensor)
+            if (
+                match
+                and int(match[1]) >= blocks
+                and tensor.endswith(".weight")
+                and len(self.checkpoint.shape(tensor)) == 2
+            ):
+                names.append(tensor.removesuffix(".weight"))
+        return names
+
     @cached_property
     def license(self) -> str:
         """The licence: the model card's ``license`` field, else the name of a licence file, else ''."""

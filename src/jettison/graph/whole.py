@@ -117,6 +117,11 @@ class WholeWalk:
                 run_model(model, batch)
         finally:
             hook.remove()
+        if not calls:
+            raise UsageError(
+                f"block {self.prefix(index)} of {self.source.name} is not run by its inputs alone, so it has no "
+                "activations to measure: compress the other blocks (where: {block: ...}), or by a method without data"
+            )
         return calls[0]
 
     @torch.no_grad()

@@ -28,6 +28,7 @@ from jettison.encodings.grid import Grid
 from jettison.formats import check
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
+from jettison.formats.transformers_types import not_in_transformers
 from jettison.formats.writer import Writer
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.folder import ModelFolder
@@ -99,7 +100,7 @@ def compress(
         serial = workers == 1 and address is None
         pool = one_by_one if serial else partial(parallel.map, workers=workers, address=address)
         _compress(writer, recipe, jobs, out, seed, out / SPILL if spill else None, pool)
-    for note in writer.format.problems(source.anatomy, _packed_grids(writer, jobs)):
+    for note in not_in_transformers(writer.format, source, _packed_grids(writer, jobs)):
         say(f"note: {note}")
     options = {"recipe": asked, "set": changes, "seed": seed, "runtime": runtime, "format": format, "images": images}
     command = command_line("compress", model, options, {"seed": 0})
@@ -245,7 +246,7 @@ def _finish(writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, journal:
         versions={name: version(name) for name in ("torch", "transformers", *writer.format.LIBRARIES)},
         format=writer.name,
         hashes={entry["file"]: entry["sha256"] for entry in entries},
-        not_in_transformers=writer.format.problems(source.anatomy, grids),
+        not_in_transformers=not_in_transformers(writer.format, source, grids),
         stored_dense=[job.linear.name for job in jobs if job.grid and job.linear.name not in grids],
         uncalibrated=unseen,
         check=_check(source, jobs, out, entries),

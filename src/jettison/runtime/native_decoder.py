@@ -28,7 +28,7 @@ from jettison.kernels.specs import (
     check_activation_bits,
 )
 
-FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma3_text")
+FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "phi3", "gemma3_text")
 ROPES = ("default", "linear", "llama3", "yarn")  # types whose frequencies do not depend on the length
 CACHES = {"float32": 0, "bfloat16": 1, "int8": 3}  # see Type in cpu/tiles.h
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
@@ -62,6 +62,8 @@ class NativeDecoder:
         _require(native.library() is not None, "the CPU kernels are missing")
         _require(config.model_type in FAMILIES, f"{config.model_type} models are not among {', '.join(FAMILIES)}")
         core, head = model.model, model.lm_head
+        core = getattr(core, "language_model", core)  # the language half of a multimodal model
+        _require(hasattr(core, "layers"), f"the blocks of a {model.config.model_type} model lie elsewhere")
         _require(next(core.parameters()).is_cpu, "it is not on the CPU")
         layers = (LayerSpec * len(core.layers))()
         for layer, block in zip(layers, core.layers, strict=True):
@@ -187,7 +189,7 @@ class NativeDecoder:
                 setattr(spec, name, self._linear(getattr(expert, f"{name}_proj")))
         self._kept_alive.append(experts)
         layer.router, layer.experts, layer.expert_count = self._dense(mlp.gate.weight), experts, len(experts)
-        layer.chosen, layer.normalized = config.num_experts_per_tok, bool(config.norm_topk_prob)
+        layer.chosen, layer.normalized = config.num_experts_per_tok, bool(getattr(config, "norm_topk_prob", True))
 
     def _rope(self, spec: ModelSpec, rotary: nn.Module, config) -> None:
         rules = config.rope_parameters

@@ -1,0 +1,30 @@
+"""What transformers cannot load of a packed checkpoint, by model type, as it was tried."""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+
+import yaml
+
+from jettison.encodings.grid import Grid
+from jettison.formats.format import Format
+from jettison.graph.folder import ModelFolder
+
+
+def not_in_transformers(format: Format, source: ModelFolder, grids: Mapping[str, Grid]) -> list[str]:
+    """List the reasons why transformers cannot load a compressed checkpoint, as sentences.
+
+    source: the original.
+    grids: linear name -> grid, of the packed linears.
+    """
+    reasons = format.problems(source.anatomy, grids)
+    kind = source.config.get_text_config().model_type
+    if grids and not reasons and (failure := _failures().get(kind)):
+        reasons = [f"transformers cannot load a packed {kind}: {failure}; jettison.load does"]
+    return reasons
+
+
+@cache
+def _failures() -> dict[str, str]:
+    """Return model type -> what happens, for the types of transformers_types.yaml."""
+    return yaml.safe_load((files("jettison.formats") / "transformers_types.yaml").read_text(encoding="utf-8"))

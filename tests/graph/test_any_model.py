@@ -1,0 +1,94 @@
+"""Any causal language model of transformers: a sample of the types, and every type (slow). See benchmarks/models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.fixtures.causal_types import causal_types, make_small
+from benchmarks.models.any_model import state, try_type
+from jettison import JettisonError, compress
+from jettison.graph.dense import load_dense
+from jettison.graph.experts import Experts
+from jettison.graph.folder import ModelFolder
+
+# Of each kind of difficulty one: blocks that return tuples, experts that a file stores apart, stacked, without a gate,
+# latent attention, a router that is a linear, state space, a hybrid, stored buffers.
+SAMPLE = ["bloom", "mixtral", "granitemoe", "nemotron_h", "deepseek_v3", "llama4_text", "mamba", "bamba"]
+SAMPLE += ["apertus"]
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "any_model.json"
+
+
+@pytest.mark.parametrize("model_type", SAMPLE)
+def test_a_type_works(tmp_path, model_type):
+    """Read exactly, compressed, loaded exactly, run, resumed; if transformers cannot load the result, a note says so."""
+    steps = try_type(model_type, tmp_path)
+    assert state(steps) == "works", steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", causal_types())
+def test_every_type_ends_as_recorded(tmp_path, model_type):
+    """Works, or is refused with a reason; never a traceback. Types that transformers cannot build small are skipped."""
+    recorded = json.loads(RESULTS.read_text())["details"]["types"]
+    steps = try_type(model_type, tmp_path)
+    if "built" in steps:
+        pytest.skip(steps["built"])
+    assert state(steps) == recorded[model_type]["state"] != "broken", steps
+
+
+class TestExperts:
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory):
+        return make_small("mixtral", tmp_path_factory.mktemp("mixtral") / "model")
+
+    def test_names_in_the_file_are_found_both_ways(self, folder, tmp_path):
+        """Mixtral's files say block_sparse_moe.experts.0.w1; transformers joins them as mlp.experts.gate_up_proj."""
+        source = ModelFolder(folder)
+        names = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+        for projection, stored in names.items():
+            located = source.locate(f"model.layers.1.mlp.experts.3.{projection}.weight")
+            assert located == (f"model.layers.1.block_sparse_moe.experts.3.{stored}.weight", None, "")
+        compress(folder, "w8", tmp_path / "out")
+        written = ModelFolder(tmp_path / "out").checkpoint
+        assert "model.layers.1.block_sparse_moe.experts.3.w1.weight_packed" in written
+
+    def test_the_router_stays(self, folder, tmp_path):
+        compress(folder, "w8", tmp_path / "out")
+        router = "model.layers.0.mlp.gate.weight"
+        assert torch.equal(ModelFolder(tmp_path / "out").read(router), ModelFolder(folder).read(router))
+
+    def test_experts_without_tokens_are_rounded_and_noted(self, folder, tmp_path):
+        """A router that never chooses experts 2 and 3: their matrices see no calibration token."""
+        starved = tmp_path / "starved"
+        starved.mkdir()
+        for file in folder.iterdir():
+            (starved / file.name).write_bytes(file.read_bytes())
+        tensors = load_file(starved / "model.safetensors")
+        for name, value in tensors.items():
+            if name.endswith("block_sparse_moe.gate.weight"):
+                value[2:] = value[:2].abs().max() * 0 - value[:1]  # the opposite of expert 0, which is always ahead
+                value[0], value[1] = value[2].neg() * 4, value[2].neg() * 3
+        save_file(tensors, starved / "model.safetensors", {"format": "pt"})
+        manifest = compress(starved, "w4", tmp_path / "out", changes=["calibration.samples=2", "calibration.length=32",
+                                                                       "calibration.text=books"])  # fmt: skip
+        assert (tmp_path / "out" / "config.json").exists() and manifest["uncalibrated"]
+
+    def test_separated_experts_compute_what_the_stacked_ones_do(self, folder):
+        model = load_dense(ModelFolder(folder), torch.float32)
+        assert sum(isinstance(module, Experts) for module in model.modules()) == 4
+
+
+def test_names_that_fit_no_mapping_are_shown(tmp_path):
+    folder = make_small("mixtral", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name.replace("experts.", "specialists."): value for name, value in tensors.items()},
+              folder / "model.safetensors", {"format": "pt"})  # fmt: skip
+    with pytest.raises(
+        JettisonError,
+        match=r"no tensor for \S+experts\.0\.gate_proj.weight, \S+, \S+ and 45 more; "
+        r"it has \S+specialists\.\d\.w\d.weight, \S+, \S+ and 45 more, which the model does not have",
+    ):
+        compress(folder, "w8", tmp_path / "out")

@@ -138,9 +138,10 @@ def model_families() -> str:
         f"- **Language models**: {names_of('text')}.",
         f"- **Image classifiers**: {names_of('vision')}.",
         "",
-        "Any other causal language model or image classifier of transformers is read by itself: the roles of its linears "
-        "are guessed from names (`linear` where there is no guess), experts are taken apart, and names in files follow "
-        "the conversion mapping of transformers. A model that is no chain of blocks stays whole in memory.",
+        "Any other causal language model or image classifier of transformers is read by itself: the roles of its "
+        "linears are guessed from names (`linear` where there is no guess), experts are taken apart, and names in "
+        "files follow the conversion mapping of transformers. A model that is no chain of blocks stays whole in "
+        "memory.",
         "",
         *_tried_types(),
         "## Shapes",
@@ -172,8 +173,8 @@ def _tried_types() -> list[str]:
     return [
         "## Every causal type, tried",
         "",
-        "`python -m benchmarks.models.any_model` makes a small random model of every causal type that transformers can "
-        f"build small ({len(rows) - 1} of {len(types)}), and tries it: read exactly, `w8`, `w4`, loaded exactly, loaded by "
+        f"`python -m benchmarks.models.any_model` makes a small random model of every causal type that can be built small "
+        f"({len(rows) - 1} of {len(types)}), and tries it: read exactly, `w8`, `w4`, loaded exactly, loaded by "
         "transformers, generated from, resumed. *works* means all of it, but for transformers where a remark says so.",
         "",
         *_table(rows),

@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "any_model.json
 
 @pytest.mark.parametrize("model_type", SAMPLE)
 def test_a_type_works(tmp_path, model_type):
-    """Read exactly, compressed, loaded exactly, run, resumed; if transformers cannot load the result, a note says so."""
+    """Read exactly, compressed, loaded exactly, run, resumed. If transformers cannot load the result, it is noted."""
     steps = try_type(model_type, tmp_path)
     assert state(steps) == "works", steps
 

@@ -173,7 +173,7 @@ def _tried_types() -> list[str]:
     return [
         "## Every causal type, tried",
         "",
-        f"`python -m benchmarks.models.any_model` makes a small random model of every causal type that can be built small "
+        "`python -m benchmarks.models.any_model` makes a small random model of every causal type, where that works "
         f"({len(rows) - 1} of {len(types)}), and tries it: read exactly, `w8`, `w4`, loaded exactly, loaded by "
         "transformers, generated from, resumed. *works* means all of it, but for transformers where a remark says so.",
         "",

@@ -33,12 +33,12 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks.fixtures.causal_types import causal_types, limited, make_small
-from benchmarks.witness import cell, claim, write_result
+from benchmarks.witness import RUNS, cell, claim, write_result
 from jettison import JettisonError, compress, load
 from jettison.graph.dense import load_dense
 from jettison.graph.folder import ModelFolder
 
-NAME = "any_model"
+NAME, EXPERTS = "any_model", "any_model_experts"
 SECONDS = 120  # for one step
 IDS = torch.arange(1, 25).view(2, 12) * 7 % 4096
 SHORT = ["calibration.samples=4", "calibration.length=32", "calibration.text=books"]
@@ -128,9 +128,10 @@ def try_type(model_type: str, at: Path) -> dict[str, str]:
             raise
         line = (str(error).strip().splitlines() or [""])[0]
         return {"built": f"{type(error).__name__}: {line:.120}"}
-    result = {}
+    result: dict[str, Any] = {}
 
     def read() -> str:
+        result["experts"] = any("expert" in linear.roles for linear in ModelFolder(folder).anatomy)
         model = load_dense(ModelFolder(folder), torch.float32).eval()
         with torch.no_grad():
             return check_close(model(IDS, use_cache=False).logits, logits_of_transformers(folder))
@@ -170,7 +171,7 @@ def state(steps: dict[str, str]) -> str:
     """``works``, ``refused`` or ``broken``; ``not built`` where transformers cannot build the type small."""
     if "built" in steps:
         return "not built"
-    ends = {step: end.partition(":")[0] for step, end in steps.items()}
+    ends = {step: end.partition(":")[0] for step, end in steps.items() if step in STEPS}
     if "broken" in ends.values():
         return "broken"
     return "refused" if "refused" in {ends[step] for step in ends if step != "transformers"} else "works"
@@ -204,6 +205,15 @@ def write(rows: dict[str, dict[str, Any]]) -> None:
     ]
     short = {kind: {step: end[:120] for step, end in row.items() if end != "ok"} for kind, row in steps.items()}
     details = {"types": {kind: {"state": states[kind]} | short[kind] for kind in steps}}
+    trained = {file.stem: json.loads(file.read_text()) for file in sorted((RUNS / EXPERTS).glob("*.json"))}
+    columns = ["type", "experts' matrices", "without tokens", "w8 KL", "w4 KL", "w4 same token, %"]
+    table = [
+        [kind, row["experts"], row["uncalibrated"], f"{row['w8']['kl']:.4f}", f"{row['w4']['kl']:.4f}",
+         f"{100 * row['w4']['agreement']:.1f}"]
+        for kind, row in trained.items()
+    ]  # fmt: skip
+    details["tables"] = {"mixtures of experts, trained for 200 steps (benchmarks/models/experts.py)":
+                         {"columns": columns, "rows": table}}  # fmt: skip
     write_result(NAME, claims, sum(row["seconds"] for row in rows.values()), details, script=__file__)
 
 

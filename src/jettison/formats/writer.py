@@ -141,12 +141,23 @@ class Writer:
         copy_companions(source.folder, out)
         config = dict(source.raw_config)
         if grids:
-            config["quantization_config"] = self.format.section(source.anatomy, grids, source.extra_matrices)
+            config["quantization_config"] = self.format.section(source.anatomy, grids, extra_matrices(source))
         if untie:
             config["tie_word_embeddings"] = False
             if "text_config" in config:
                 config["text_config"] = config["text_config"] | {"tie_word_embeddings": False}
         write_json(out / "config.json", config)
+
+
+def extra_matrices(source: ModelFolder) -> list[str]:
+    """Return the modules whose weight is a matrix of a block beyond the model's, as for multi-token prediction."""
+    pattern = re.compile(rf"(?:^|\.){re.escape(source.anatomy.family.blocks)}\.(\d+)\.")
+    names = []
+    for tensor in source.checkpoint:
+        match = pattern.search(tensor) if tensor.endswith(".weight") else None
+        if match and int(match[1]) >= source.anatomy.blocks and len(source.checkpoint.shape(tensor)) == 2:
+            names.append(tensor.removesuffix(".weight"))
+    return names
 
 
 def copy_companions(source: Path, out: Path) -> None:

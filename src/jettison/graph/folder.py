@@ -147,6 +147,14 @@ class ModelFolder(ModelShape):
         to take of a stacked tensor: gate_proj, up_proj or down_proj ("" for others).
         Raises JettisonError if the checkpoint has no such tensor.
         """
+        if (place := self.find(parameter)) is None:
+            from jettison.graph.renaming import lacking
+
+            raise JettisonError(f"{self.folder}: {lacking(self, parameter)}")
+        return place
+
+    def find(self, parameter: str) -> tuple[str, int | None, str] | None:
+        """Return the same as ``locate``, or None if there is no such tensor."""
         if (tensor := self._tensor(parameter)) is not None:
             return tensor, None, ""
         if match := EXPERT.fullmatch(parameter):
@@ -158,11 +166,11 @@ class ModelFolder(ModelShape):
                     return tensor, int(number), projection
         head = self.anatomy.head
         if self.anatomy.tied and head and parameter == f"{head.name}.weight":
-            return self.locate(f"{self.anatomy.linears[0].name}.weight")
+            return self.find(f"{self.anatomy.linears[0].name}.weight")
         for other in self._tied.get(parameter, ()):
             if (tensor := self._tensor(other)) is not None:
                 return tensor, None, ""
-        raise JettisonError(f"{self.folder}: the checkpoint has no tensor for {parameter}")
+        return None
 
     def has(self, parameter: str) -> bool:
         """Return whether the checkpoint stores a module's parameter as a tensor of its own."""
@@ -194,12 +202,9 @@ class ModelFolder(ModelShape):
 
     @cached_property
     def _tied(self) -> dict[str, list[str]]:
-        """Parameter -> the other names of the same parameter in the model, such as the bias of a tied head."""
-        names: dict[int, list[str]] = {}
-        for name, parameter in self.skeleton.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(name)
-        tied = [same for same in names.values() if len(same) > 1]
-        return {name: [other for other in same if other != name] for same in tied for name in same}
+        from jettison.graph.renaming import tied
+
+        return tied(self.skeleton)
 
     @cached_property
     def _prefixes(self) -> list[tuple[str, str]]:
@@ -225,22 +230,6 @@ class ModelFolder(ModelShape):
             if block is not None and (self.has(name) or "experts" in name):
                 blocks[self.locate(name)[0]] = block
         return blocks
-
-    @property
-    def extra_matrices(self) -> list[str]:
-        """The modules whose weight is a matrix of a block beyond the model's, as for multi-token prediction."""
-        blocks, pattern = self.anatomy.blocks, re.compile(rf"(?:^|\.){re.escape(self.anatomy.family.blocks)}\.(\d+)\.")
-        names = []
-        for tensor in self.checkpoint:
-            match = pattern.search(tensor)
-            if (
-                match
-                and int(match[1]) >= blocks
-                and tensor.endswith(".weight")
-                and len(self.checkpoint.shape(tensor)) == 2
-            ):
-                names.append(tensor.removesuffix(".weight"))
-        return names
 
     @cached_property
     def license(self) -> str:

@@ -42,6 +42,10 @@ def build_skeleton(config: PretrainedConfig) -> tuple[nn.Module, Family]:
             else:
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         _check_size(model)
+        for module in model.modules():  # some constructors fill parameters themselves; the checkpoint has their values
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter.device.type != "meta":
+                    module._parameters[name] = nn.Parameter(parameter.data.to("meta"), parameter.requires_grad)
         for module, name in _computed(model):
             module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
         model.initialize_weights()  # fills the computed buffers; on meta parameters it does nothing

@@ -10,8 +10,6 @@ AT_ONCE = 1 << 24  # the number of values that are read at once
 FULL_PRECISION = ("F64", "F32", "F16", "BF16")
 SHOWN = 1 << 30  # bytes; smaller checkpoints are read too fast to need a progress bar
 
-SHOWN_NAMES = 3  # in an error
-
 
 def check_source(source: ModelFolder) -> None:
     """Read the whole checkpoint once and check the tensors that the model needs.
@@ -32,7 +30,6 @@ def check_source(source: ModelFolder) -> None:
 def _needed(source: ModelFolder) -> set[str]:
     """Return the tensors that the model's parameters and buffers are read from, once their shapes are checked."""
     needed: set[str] = set()
-    _check_names(source)
     for name, value in source.skeleton.named_parameters():
         stored, shape = source.stored_shape(name)
         if shape != tuple(value.shape):
@@ -57,27 +54,6 @@ def _needed(source: ModelFolder) -> set[str]:
             )
         needed.add(stored)
     return needed
-
-
-def _check_names(source: ModelFolder) -> None:
-    """Raise JettisonError if parameters are not stored; it names three of them, and three tensors that fit none."""
-    missing, used = [], set()
-    for name, _ in source.skeleton.named_parameters():
-        try:
-            used.add(source.locate(name)[0])
-        except JettisonError:
-            missing.append(name)
-    if missing:
-        others = [tensor for tensor in source.checkpoint if tensor not in used]
-        raise JettisonError(
-            f"{source.folder}: the checkpoint has no tensor for {_first(missing)}"
-            + (f"; it has {_first(others)}, which the model does not have" if others else "")
-        )
-
-
-def _first(names: list[str]) -> str:
-    """Return the first three names, and how many more there are."""
-    return ", ".join(names[:SHOWN_NAMES]) + (f" and {len(names) - SHOWN_NAMES} more" if names[SHOWN_NAMES:] else "")
 
 
 def _check_finite(source: ModelFolder, tensor: str) -> None:

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from jettison.core.errors import UsageError
 from jettison.graph.skeleton import run_model
 from jettison.runtime.native_decoder import NativeDecoder
 from jettison.runtime.record import LENGTH, STOP, Record
@@ -54,6 +55,8 @@ class TorchReader:
     def read(self, row: int, tokens: Sequence[int]) -> torch.Tensor:
         ids = torch.tensor([tokens], device=self.model.device)
         output = run_model(self.model, ids, past_key_values=self.caches[row], use_cache=True, logits_to_keep=1)
+        if self.caches[row] is None and getattr(output, "past_key_values", None) is None:
+            raise UsageError(f"a {self.model.config.model_type} model returns no cache, so it cannot be generated from")
         self.caches[row] = output.past_key_values
         return output.logits[0, -1].float().cpu()
 

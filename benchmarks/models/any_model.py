@@ -44,7 +44,7 @@ IDS = torch.arange(1, 25).view(2, 12) * 7 % 4096
 # Groups of 16 fit all rows: transformers reads one grid for all experts.
 SHORT = ["calibration.samples=4", "calibration.length=32", "calibration.text=books", "quantize.group_size=16"]
 CLOSE = 1e-5  # of the largest logit, where two programs add in different orders
-ROUNDED = 0.01  # the same for transformers, which unpacks experts in bfloat16
+ROUNDED = 0.03  # the same for transformers, which unpacks experts in bfloat16
 # Types that transformers itself does not load as they were saved, so that there is nothing to compare with.
 WRONG = {"youtu": "transformers 5.23 fills the embedding anew after it has loaded it"}
 STEPS = ("read", "w8", "w4", "exact", "transformers", "generate", "resume")

@@ -190,12 +190,7 @@ class ModelFolder(ModelShape):
 
     @cached_property
     def _renamed(self) -> dict[str, str]:
-        """Parameter -> the checkpoint's tensor, for classes that were renamed after the checkpoint was written.
-
-        For example ``vit.encoder.layer.0.attention.attention.query`` is now ``vit.layers.0.attention.q_proj``.
-        transformers has the list of these names. Experts that it joins while loading are found by their own names, as
-        ``...experts.3.gate_proj.weight``. Other tensors that it splits or joins are not supported.
-        """
+        """Parameter -> the checkpoint's tensor, where transformers renames or joins tensors while it loads them."""
         from jettison.graph.renaming import renamed
 
         return renamed(self.skeleton, self.checkpoint)

@@ -23,6 +23,14 @@ CONFIGS = {
     "qwen3_moe": COMMON | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "phi3": COMMON,
     "mixtral": COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": COMMON
+    | {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 64,
+    },
+    "olmoe": COMMON | {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4},
     "gemma3_text": COMMON | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "gpt_oss": COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     "opt": dict(

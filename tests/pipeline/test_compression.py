@@ -59,7 +59,7 @@ def test_transformers_gives_our_logits(tiny, tmp_path, ids, family):
 
     Mixture-of-experts models get one symmetric grid, because transformers needs that.
     """
-    experts = family in ("qwen3_moe", "gpt_oss", "mixtral")
+    experts = family in ("qwen3_moe", "gpt_oss", "mixtral", "qwen2_moe", "olmoe")
     manifest = compress(tiny(family), UNIFORM if experts else recipe(), tmp_path / "out")
     ours = load(tmp_path / "out", dtype=torch.float32, exact=True).logits(ids)
     if family == "gpt_oss":

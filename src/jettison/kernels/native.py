@@ -18,7 +18,7 @@ from jettison.core.errors import JettisonError, UsageError
 from jettison.kernels.specs import SPECS, WIDE, check_activation_bits
 from jettison.kernels.tiles import Tiling
 
-ABI = 2  # must equal kAbi in cpu/isa.h
+ABI = 3  # must equal kAbi in cpu/isa.h
 FILE = "cpu/libjettison_kernels.so"
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # types of activations; see Type in cpu/tiles.h
 POINTER, INT, INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64

@@ -45,6 +45,7 @@ class LayerSpec(ctypes.Structure):
     _fields_ = [(name, POINTER) for name in NORMS] + [(name, LinearSpec) for name in LINEARS]
     _fields_ += [("window", INT64), ("rope", INT), ("router", LinearSpec), ("experts", ctypes.POINTER(ExpertSpec))]
     _fields_ += [("expert_count", INT64), ("chosen", INT), ("normalized", INT)]
+    _fields_ += [("shared_gate", LinearSpec), ("whole_norms", INT64)]
 
 
 class ModelSpec(ctypes.Structure):

@@ -28,7 +28,19 @@ from jettison.kernels.specs import (
     check_activation_bits,
 )
 
-FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "phi3", "gemma3_text")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "ministral",
+    "qwen2",
+    "qwen3",
+    "qwen2_moe",
+    "qwen3_moe",
+    "mixtral",
+    "olmoe",
+    "phi3",
+    "gemma3_text",
+)
 ROPES = ("default", "linear", "llama3", "yarn")  # types whose frequencies do not depend on the length
 CACHES = {"float32": 0, "bfloat16": 1, "int8": 3}  # see Type in cpu/tiles.h
 ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1}
@@ -165,6 +177,8 @@ class NativeDecoder:
         }
         for name, norm in norms.items():
             setattr(layer, name, None if norm is None else self._norm(norm))
+        layer.whole_norms = int(norms["q_norm"] is not None and norms["q_norm"].weight.numel() != attention.head_dim)
+        _require(not getattr(config, "clip_qkv", None), "it limits queries, keys and values (clip_qkv)")
         linears = {"o": attention.o_proj}
         if hasattr(attention, "qkv_proj"):
             # phi3: fused projections; without k, v and up, the C++ side splits the outputs of q and gate
@@ -183,13 +197,17 @@ class NativeDecoder:
         layer.rope = int(config.model_type == "gemma3_text" and bool(layer.window))
 
     def _mixture(self, layer: LayerSpec, mlp: nn.Module, config) -> None:
-        experts = (ExpertSpec * len(mlp.experts))()
-        for spec, expert in zip(experts, mlp.experts, strict=True):
+        shared = [mlp.shared_expert] if hasattr(mlp, "shared_expert") else []
+        modules = [*mlp.experts, *shared]
+        experts = (ExpertSpec * len(modules))()
+        for spec, expert in zip(experts, modules, strict=True):
             for name in EXPERT:
                 setattr(spec, name, self._linear(getattr(expert, f"{name}_proj")))
         self._kept_alive.append(experts)
-        layer.router, layer.experts, layer.expert_count = self._dense(mlp.gate.weight), experts, len(experts)
+        layer.router, layer.experts, layer.expert_count = self._dense(mlp.gate.weight), experts, len(mlp.experts)
         layer.chosen, layer.normalized = config.num_experts_per_tok, bool(getattr(config, "norm_topk_prob", True))
+        if shared:
+            layer.shared_gate = self._linear(mlp.shared_expert_gate)
 
     def _rope(self, spec: ModelSpec, rotary: nn.Module, config) -> None:
         rules = config.rope_parameters

@@ -91,9 +91,10 @@ bool sound(const LinearSpec& s, int64_t rows, int64_t columns) {
 
 bool sound_mixture(const LayerSpec& layer, int64_t hidden) {
   if (layer.expert_count < 1 || !layer.experts || layer.chosen < 1 || layer.chosen > layer.expert_count ||
-      !sound(layer.router, layer.expert_count, hidden))
+      !sound(layer.router, layer.expert_count, hidden) ||
+      (layer.shared_gate.rows && !sound(layer.shared_gate, 1, hidden)))
     return false;
-  for (int64_t e = 0; e < layer.expert_count; e++) {
+  for (int64_t e = 0; e < layer.expert_count + layer.shared_gate.rows; e++) {
     const ExpertSpec& expert = layer.experts[e];
     const int64_t width = expert.down.columns;
     if (width < 1 || !sound(expert.gate, width, hidden) || !sound(expert.up, width, hidden) ||
@@ -258,15 +259,19 @@ struct Work {
     float* values = fused ? q.data() + wide_q + wide_kv : v.data();
     multiply({{&layer.q, q.data()}, {&layer.k, k.data()}, {&layer.v, v.data()}}, normed.data());
 
+    const bool apart = !layer.whole_norms;
     each_row([&](int64_t row) {
+      float *all_q = q.data() + row * q_stride, *all_k = keys + row * kv_stride;
+      if (layer.q_norm && !apart) isa.rms_norm(all_q, layer.q_norm, m.epsilon, wide_q, all_q);
+      if (layer.k_norm && !apart) isa.rms_norm(all_k, layer.k_norm, m.epsilon, wide_kv, all_k);
       for (int64_t h = 0; h < m.heads; h++) {
-        float* head = q.data() + row * q_stride + h * d;
-        if (layer.q_norm) isa.rms_norm(head, layer.q_norm, m.epsilon, d, head);
+        float* head = all_q + h * d;
+        if (layer.q_norm && apart) isa.rms_norm(head, layer.q_norm, m.epsilon, d, head);
         rotate(head, row, layer.rope);
       }
       for (int64_t h = 0; h < m.kv_heads; h++) {
-        float *head = keys + row * kv_stride + h * d, *value = values + row * kv_stride + h * d;
-        if (layer.k_norm) isa.rms_norm(head, layer.k_norm, m.epsilon, d, head);
+        float *head = all_k + h * d, *value = values + row * kv_stride + h * d;
+        if (layer.k_norm && apart) isa.rms_norm(head, layer.k_norm, m.epsilon, d, head);
         rotate(head, row, layer.rope);
         Session& s = *session[row];
         const int64_t at = (index * m.kv_heads + h) * s.capacity + place[row].slot;
@@ -320,7 +325,7 @@ struct Work {
     const int64_t hidden = engine.model.hidden, experts = layer.expert_count, rows = count;
     shares.resize(rows * experts);
     multiply({{&layer.router, shares.data()}}, normed.data());
-    chosen.assign(experts, {});
+    chosen.assign(experts + layer.shared_gate.rows, {});
     for (int64_t row = 0; row < rows; row++) {
       const float* of = shares.data() + row * experts;
       order.resize(experts);
@@ -333,7 +338,12 @@ struct Work {
       for (int i = 0; i < layer.chosen; i++)
         chosen[order[i]].push_back({row, std::exp(of[order[i]] - of[order[0]]) / (layer.normalized ? best : all)});
     }
-    for (int64_t e = 0; e < experts; e++) {
+    if (layer.shared_gate.rows) {
+      multiply({{&layer.shared_gate, shares.data()}}, normed.data());  // one number per row
+      for (int64_t row = 0; row < rows; row++)
+        chosen[experts].push_back({row, 1.0f / (1.0f + std::exp(-shares[row]))});
+    }
+    for (int64_t e = 0; e < static_cast<int64_t>(chosen.size()); e++) {
       if (chosen[e].empty()) continue;
       const ExpertSpec& expert = layer.experts[e];
       const int64_t width = expert.down.columns;

@@ -40,6 +40,9 @@ struct LayerSpec {
   const ExpertSpec* experts;
   int64_t expert_count;
   int32_t chosen, normalized;
+  // With 1 row, experts[expert_count] is a shared expert: it runs for every token, weighted by the sigmoid of this product.
+  LinearSpec shared_gate;
+  int64_t whole_norms;  // 1: q_norm and k_norm are over all heads together, not over each one
 };
 
 struct ModelSpec {

@@ -165,9 +165,11 @@ def make_linear(
     """Make a linear, with the keys that name which linears share its grid (``fused``) and its input (``inputs``)."""
     parent = name.rpartition(".")[0]
     group = next((key for key, members in family.fused.items() if set(roles) & set(members)), "")
-    inputs = f"{parent}.{group}" if group else name
+    shared = f"{parent}.{group}" if group else name
     # The experts of a block share their grid but not their inputs: without the expert's number the keys are equal.
-    fused = re.sub(r"\.\d+\.([^.]*)$", r".\1", inputs) if "expert" in roles else inputs
+    fused = re.sub(r"\.\d+\.([^.]*)$", r".\1", shared) if "expert" in roles else shared
+    # Without a row it is not known whether linears called key and value read the same: in RWKV they do not.
+    inputs = name if family.name == "generic" else shared
     return Linear(name, roles, rows, columns, block, fused, inputs, layout)
 
 

@@ -25,6 +25,7 @@ from jettison.graph.families import families
 
 KINDS = {"text": "causal language model", "vision": "image classifier"}
 MATRICES = (nn.Linear, Conv1D, nn.Conv2d)
+OTHER_INPUTS = re.compile(r"vision|visual|image|audio|speech")  # encoders of what is no text
 BLOCK = re.compile(r"(Layer|Block)$")  # names of the classes of blocks
 PARAMETERS = 10**13  # more than any model has
 
@@ -147,7 +148,7 @@ def find_family(model_type: str, model: nn.Module, experts: Sequence[str] = ()) 
             "and no list of like blocks with linear layers to read it by"
         )
     fused = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
-    blocks = max(candidates)[1]
+    blocks = max([place for place in candidates if not OTHER_INPUTS.search(place[1])] or candidates)[1]
     inside = next((re.sub(r"^\d+\.", "", path.removeprefix(f"{blocks}.")) for path in experts), None)
     of_experts = (
         {"at": inside, "gate": "", "stored": ""} if inside else None

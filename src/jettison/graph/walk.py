@@ -106,6 +106,8 @@ class Walk:
 
         with self._replaced(record), suppress(Stop):
             self._run(batch)
+        if len(calls) < len(self.blocks):
+            raise NotAChain("it does not run all of its blocks")
         if self._calls:
             calls = [_shared(call, first) for call, first in zip(calls, self._calls[0], strict=True)]
         self._calls.append(calls)

@@ -202,8 +202,10 @@ def write(rows: dict[str, dict[str, Any]]) -> None:
     states = {kind: state(row) for kind, row in steps.items()}
     count = lambda name: sum(value == name for value in states.values())
     experts = [kind for kind, row in rows.items() if row.get("experts") and states[kind] == "works"]
+    commits = sorted({row["commit"][:7] for row in rows.values()})
+    note = f"types were tried by the code of {len(commits)} commits: {', '.join(commits)}"
     claims = [
-        claim("types_that_work", count("works"), "types", "higher", 60),
+        claim("types_that_work", count("works"), "types", "higher", 60, note),
         claim("types_refused_with_reason", count("refused"), "types", "lower", 40),
         claim("types_broken", count("broken"), "types", "equal", 0),
         claim("moe_families_that_work", len(experts), "types", "higher", 12),

@@ -19,6 +19,7 @@ A step ends as ``ok``, ``refused`` (one line of ours that says why) or ``broken`
 import argparse
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -210,7 +211,8 @@ def write(rows: dict[str, dict[str, Any]]) -> None:
         claim("types_broken", count("broken"), "types", "equal", 0),
         claim("moe_families_that_work", len(experts), "types", "higher", 12),
     ]
-    short = {kind: {step: end[:120] for step, end in row.items() if end != "ok"} for kind, row in steps.items()}
+    plain = lambda end: re.sub(r"/\S*/(model|w8|w4|dense)\b", r"\1", end)[:120]  # without the scratch folder's path
+    short = {kind: {step: plain(end) for step, end in row.items() if end != "ok"} for kind, row in steps.items()}
     details = {"types": {kind: {"state": states[kind]} | short[kind] for kind in steps}}
     trained = {file.stem: json.loads(file.read_text()) for file in sorted((RUNS / EXPERTS).glob("*.json"))}
     columns = ["type", "experts' matrices", "without tokens", "w8 KL", "w4 KL", "w4 same token, %"]

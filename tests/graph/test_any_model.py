@@ -14,9 +14,9 @@ from jettison.graph.dense import load_dense
 from jettison.graph.experts import Experts
 from jettison.graph.folder import ModelFolder
 
-# Of each kind of difficulty one: blocks that return tuples, experts that a file stores apart, stacked, without a gate,
+# Of each kind of difficulty one: blocks that return tuples, experts that a file stores apart, or stacked,
 # latent attention, a router that is a linear, state space, a hybrid, stored buffers.
-SAMPLE = ["bloom", "mixtral", "granitemoe", "nemotron_h", "deepseek_v3", "llama4_text", "mamba", "bamba"]
+SAMPLE = ["bloom", "mixtral", "granitemoe", "deepseek_v3", "llama4_text", "mamba", "bamba"]
 SAMPLE += ["apertus"]
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "any_model.json"
 

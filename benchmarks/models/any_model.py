@@ -117,9 +117,19 @@ def tried(work: Callable[[], Any]) -> str:
     return result if isinstance(result, str) else "ok"
 
 
-def check_close(one: torch.Tensor, other: torch.Tensor, close: float = CLOSE) -> str:
+def check_nearly_all_close(one: torch.Tensor, other: torch.Tensor) -> str:
+    """As ``check_close``, after weights were rounded: where a router is near a tie, a token may take other experts.
+
+    So 1 position of 10 may differ by more. Weights that are wrong would change every position.
+    """
+    off = (one - other).abs().amax(-1).flatten() / other.abs().max()  # one value a position
+    off = float(off.quantile(0.9))
+    return "ok" if off <= ROUNDED else f"broken: logits differ by {off:.2g} at 1 position of 10"
+
+
+def check_close(one: torch.Tensor, other: torch.Tensor) -> str:
     off = difference(one, other)
-    return "ok" if off <= close else f"broken: logits differ by {off:.2g}"
+    return "ok" if off <= CLOSE else f"broken: logits differ by {off:.2g}"
 
 
 def try_type(model_type: str, at: Path) -> dict[str, str]:
@@ -145,7 +155,7 @@ def try_type(model_type: str, at: Path) -> dict[str, str]:
     def in_transformers() -> str:
         if notes := json.loads((four / "jettison.json").read_text())["not_in_transformers"]:
             return f"refused: {notes[0]}"
-        return check_close(logits_of_transformers(four), logits_of_transformers(at / "dense"), ROUNDED)
+        return check_nearly_all_close(logits_of_transformers(four), logits_of_transformers(at / "dense"))
 
     def resumed() -> str:
         before = {file.name: file.stat().st_mtime_ns for file in four.glob("model-*.safetensors")}

@@ -39,6 +39,17 @@ def test_every_type_ends_as_recorded(tmp_path, model_type):
     assert state(steps) == recorded[model_type]["state"] != "broken", steps
 
 
+def test_experts_of_an_unknown_form_are_named(tmp_path):
+    """JetMoE multiplies stacked experts in a form of its own, so they stay as they are; the run says so."""
+    out = {
+        kind: compress(make_small(kind, tmp_path / kind), "w8", tmp_path / f"{kind}-w8")
+        for kind in ("jetmoe", "mixtral")
+    }
+    (note,) = [note for note in out["jetmoe"]["check"]["notes"] if note.startswith("not compressed")]
+    assert note.endswith("such as model.layers.0.mlp.input_linear.weight")
+    assert not any(note.startswith("not compressed") for note in out["mixtral"]["check"]["notes"])
+
+
 class TestExperts:
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory):

@@ -103,6 +103,20 @@ def separate_experts(model: nn.Module) -> list[str]:
     return paths
 
 
+def stacked_left(model: nn.Module) -> list[str]:
+    """Return the names of the stacked matrices that ``separate_experts`` left, since their module has another form.
+
+    They are parameters of shape (several, rows, columns) outside convolutions: no linear, so nothing compresses them.
+    """
+    return [
+        f"{path}.{name}".removeprefix(".")
+        for path, module in model.named_modules()
+        if not isinstance(module, nn.Conv1d)
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.dim() == 3 and min(parameter.shape) > 1
+    ]
+
+
 def _separated(stacked: nn.Module) -> Experts:
     number, *shape = stacked.down_proj.shape
     width, hidden = shape if stacked.is_transposed else reversed(shape)

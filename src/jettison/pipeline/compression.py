@@ -31,6 +31,7 @@ from jettison.formats.manifest import command_line, read_manifest, update_manife
 from jettison.formats.transformers_types import not_in_transformers
 from jettison.formats.writer import Writer
 from jettison.graph.checkpoint import Checkpoint
+from jettison.graph.experts import stacked_left
 from jettison.graph.folder import ModelFolder
 from jettison.graph.source_check import check_source
 from jettison.graph.whole import open_walk
@@ -42,6 +43,7 @@ from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_window
 from jettison.statistics.allocation import allocate
 
 JOURNAL, SPILL = "journal.jsonl", "activations"
+STACKED = 0.01  # of the weights: from this share on, the run says that stacked matrices were not compressed
 
 
 @logged("out")
@@ -280,6 +282,12 @@ def _check(source: ModelFolder, jobs: list[Job], out: Path, entries: list[dict])
     if few:
         first = f"{few[0].name} ({tokens[few[0].name]} for {few[0].columns})"
         notes.append(f"{len(few)} matrices saw fewer tokens than they have inputs, such as {first}: calibrate on more")
+    if left := stacked_left(source.skeleton):
+        size = sum(source.skeleton.get_parameter(name).numel() for name in left)
+        share = size / sum(parameter.numel() for parameter in source.skeleton.parameters())
+        if share >= STACKED:
+            form = "stacked matrices of a form that Jettison does not know"
+            notes.append(f"not compressed: {share:.0%} of the weights, which are {form}, such as {left[0]}")
     for note in notes:
         say(f"note: {note}")
     block = check.check_block(source, out, [job.linear for job in jobs], find_domain(source).example(source)[0])

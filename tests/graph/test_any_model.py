@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.fixtures.causal_types import causal_types, make_small
-from benchmarks.models.any_model import state, try_type
+from benchmarks.models.any_model import IDS, logits_of_transformers, state, try_type
 from jettison import JettisonError, compress, load
 from jettison.graph.dense import load_dense
 from jettison.graph.experts import Experts
@@ -78,9 +78,15 @@ class TestExperts:
         starved = [name for name in manifest["uncalibrated"] if "experts" in name]
         assert len(starved) >= 2 * 8 * 3 and load(tmp_path / "out").generate("It was", tokens=2).text is not None
 
-    def test_separated_experts_compute_what_the_stacked_ones_do(self, folder):
-        model = load_dense(ModelFolder(folder), torch.float32)
-        assert sum(isinstance(module, Experts) for module in model.modules()) == 4
+    @pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "llama4_text"])
+    def test_separated_experts_compute_what_the_stacked_ones_do(self, tmp_path, model_type):
+        folder = make_small(model_type, tmp_path / "model")
+        model, stacked = load_dense(ModelFolder(folder), torch.float32), logits_of_transformers(folder)
+        experts = [module for module in model.modules() if isinstance(module, Experts)]
+        linears = [linear for linear in ModelFolder(folder).anatomy if "expert" in linear.roles]
+        assert len(experts) == 4 and len(linears) == 3 * sum(map(len, experts))
+        with torch.no_grad():
+            assert torch.allclose(model(IDS, use_cache=False).logits, stacked, atol=1e-5)
 
 
 def test_names_that_fit_no_mapping_are_shown(tmp_path):

@@ -1,10 +1,12 @@
 """Mixtures of experts with one linear per matrix.
 
 transformers holds the experts of a layer as stacked parameters, (experts, rows, columns), in a module of the form that
-its decorator ``use_experts_implementation`` describes. Here every matrix becomes a linear of its own, so that it can be
-measured, quantized and run like any other. The gate stays the function of the original module.
+its decorator ``use_experts_implementation`` describes; Llama 4 has another form. Here every matrix becomes a linear of
+its own, so that it can be measured, quantized and run like any other. The gate stays the function of the original
+module.
 """
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -86,6 +88,24 @@ class Experts(nn.ModuleList):
         return shape if projection == "down_proj" or not self.gated else (shape[0] // 2, *shape[1:])
 
 
+class DispatchedExperts(Experts):
+    """The experts of a layer of Llama 4, whose block hands every expert all tokens: zeros where it was not chosen."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of the experts, (experts · tokens, hidden).
+
+        hidden_states: (experts · tokens, hidden), the tokens times their share of the first expert, then of the next.
+        """
+        result = torch.zeros_like(hidden_states)
+        of_experts = zip(self, hidden_states.chunk(len(self)), result.chunk(len(self)), strict=True)
+        for expert, states, outputs in of_experts:  # (tokens, hidden)
+            chosen = states.any(-1)  # an expert without biases maps zeros to zeros
+            if chosen.any():
+                x = states[chosen]
+                outputs[chosen] = expert.down_proj(self.activate(expert.gate_proj(x), expert.up_proj(x)))
+        return result
+
+
 def is_stacked(module: nn.Module) -> bool:
     """Return whether a module holds stacked experts in the form of transformers."""
     if not all(hasattr(module, name) for name in FORM) or module.has_post_expert_norm:
@@ -95,12 +115,29 @@ def is_stacked(module: nn.Module) -> bool:
     return all(isinstance(value, nn.Parameter) and value.dim() == 3 for value in (first, down))
 
 
+def is_dispatched(module: nn.Module) -> bool:
+    """Return whether a module holds stacked experts in the form of Llama 4: (experts, in, out), gate before up."""
+    first, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
+    if not all(isinstance(value, nn.Parameter) and value.dim() == 3 for value in (first, down)):
+        return False
+    number, width, hidden = down.shape
+    reads = list(inspect.signature(module.forward).parameters)
+    return first.shape == (number, hidden, 2 * width) and reads == ["hidden_states"] and hasattr(module, "act_fn")
+
+
 def separate_experts(model: nn.Module) -> list[str]:
     """Replace every module of stacked experts by ``Experts``, in place. Returns their paths."""
-    paths = [path for path, module in model.named_modules() if is_stacked(module)]
-    for path in paths:
-        model.set_submodule(path, _separated(model.get_submodule(path)))
-    return paths
+    separated = {}
+    for path, module in model.named_modules():
+        if is_stacked(module):
+            separated[path] = _separated(module)
+        elif is_dispatched(module):
+            number, width, hidden = module.down_proj.shape
+            activate = lambda gate, up, function=module.act_fn: function(gate) * up
+            separated[path] = DispatchedExperts(number, hidden, width, bias=False, activate=activate, transposed=True)
+    for path, experts in separated.items():
+        model.set_submodule(path, experts)
+    return list(separated)
 
 
 def stacked_left(model: nn.Module) -> list[str]:

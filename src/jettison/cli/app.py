@@ -47,6 +47,7 @@ class Interrupted(BaseException):
 
 def build() -> "typer.Typer":
     """Return the typer program with all commands."""
+    os.environ.setdefault("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # the user passes the shell's name
     import typer
     from typer.core import TyperGroup
 
@@ -131,7 +132,6 @@ def _prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # the user passes the shell's name
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the caller started us with the stream closed

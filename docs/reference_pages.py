@@ -168,14 +168,20 @@ def _tried_types() -> list[str]:
     rows = [["type", "state", "remarks"]]
     for name, row in types.items():
         if row["state"] != "not built":
-            remarks = "; ".join(f"{step}: {end}" for step, end in row.items() if step != "state")
+            steps: dict[str, list[str]] = {}  # how steps ended -> which ones ended so
+            for step, end in row.items():
+                if step != "state":
+                    steps.setdefault(end, []).append(step)
+            remarks = "; ".join(f"{', '.join(same)}: {end}" for end, same in steps.items())
             rows.append([f"`{name}`", row["state"], remarks.replace("|", "\\|")])
+    count = lambda state: sum(row[1] == state for row in rows)
     return [
         "## Every causal type, tried",
         "",
         "`python -m benchmarks.models.any_model` makes a small random model of every causal type, where that works "
         f"({len(rows) - 1} of {len(types)}), and tries it: read exactly, `w8`, `w4`, loaded exactly, loaded by "
-        "transformers, generated from, resumed. *works* means all of it, but for transformers where a remark says so.",
+        "transformers, generated from, resumed. *works* means all of it, but for transformers where a remark says so: "
+        f"{count('works')} work, {count('refused')} are refused with the reason, {count('broken')} are broken.",
         "",
         *_table(rows),
         "",

@@ -150,9 +150,7 @@ def find_family(model_type: str, model: nn.Module, experts: Sequence[str] = ()) 
     fused = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
     blocks = max([place for place in candidates if not OTHER_INPUTS.search(place[1])] or candidates)[1]
     inside = next((re.sub(r"^\d+\.", "", path.removeprefix(f"{blocks}.")) for path in experts), None)
-    of_experts = (
-        {"at": inside, "gate": "", "stored": ""} if inside else None
-    )  # stored: it is the checkpoint that says it
+    of_experts = {"at": inside, "gate": "", "stored": ""} if inside else None  # the checkpoint says how it stores them
     return Family("generic", blocks, {}, fused, of_experts, domain=kind_of(model.config))
 
 

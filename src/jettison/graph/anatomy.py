@@ -31,6 +31,7 @@ class Family:
     name: the model_type, or "generic" for a model without a row.
     domain: the kind of model, "text" or "vision".
     folds, norm_offset: see ``graph.edits.find_folds``.
+    residual: see ``graph.families.ResidualRow``.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Family:
     domain: str = "text"
     folds: dict[str, tuple[str, ...]] = field(default_factory=dict)
     norm_offset: float = 0.0
+    residual: dict[str, Any] | None = None
 
     @property
     def chain(self) -> bool:

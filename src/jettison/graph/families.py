@@ -51,6 +51,24 @@ class SizesRow(Fields):
     layout: Literal["linear", "conv1d"] = "linear"
 
 
+class ResidualRow(Fields):
+    """Where the parts of a block lie that depth pruning merges; see ``graph.residual``. Paths are inside the block.
+
+    at: of the module that is replaced; "" for the block.
+    shortcut: a module, ``input``, or the name of a flag that says whether the input is added.
+    same_padding: the field of the config that says whether convolutions pad as TensorFlow's SAME.
+    """
+
+    branch: list[str]
+    at: str = ""
+    absorbs: str = ""
+    shortcut: str = ""
+    after: str = ""
+    pruned_after: str = ""
+    tokens: bool = False
+    same_padding: str = ""
+
+
 class FamilyRow(Fields):
     """A row of families.yaml; the head of that file explains the fields."""
 
@@ -63,6 +81,7 @@ class FamilyRow(Fields):
     router: str = ""
     folds: dict[str, Roles] = {}
     norm_offset: float = 0.0
+    residual: ResidualRow | None = None
     sizes: SizesRow | None = None
 
 
@@ -100,6 +119,7 @@ def _family(name: str, data: Any) -> Family:
         domain=row.domain,
         folds=as_tuples(row.folds),
         norm_offset=row.norm_offset,
+        residual=row.residual.model_dump() if row.residual else None,
     )
 
 

@@ -30,7 +30,7 @@ from jettison.recipe.outline import Unreadable, outlines
 class Method:
     """A named way to carry out a step of a recipe.
 
-    verb: the kind of step (``prune``, ``quantize``, ``recover``).
+    verb: the kind of step (``prune``, ``quantize``, ``recover``, ``depth``).
     paper: the source of the method.
     needs: the statistics that it needs, names of ``STATISTICS``.
     choose: a function from options to the statistics that are needed with them; None if they are always ``needs``.
@@ -146,6 +146,7 @@ SIGNATURES = {
     ("quantize", "block"): ("block", "grids", "stats"),
     ("prune", "linear"): ("weight", "pattern", "stats"),
     ("recover", "run"): ("pupil",),
+    ("depth", "run"): ("task",),
 }
 
 
@@ -173,7 +174,10 @@ def _check_signature(verb: str, name: str, scope: str, function: Callable) -> No
 pruner = partial(method, "prune")
 quantizer = partial(method, "quantize")
 recoverer = partial(method, "recover", scope="run")
-DECORATORS = {"method": method, "pruner": pruner, "quantizer": quantizer, "recoverer": recoverer}
+depth_pruner = partial(method, "depth", scope="run")
+DECORATORS = {
+    "method": method, "pruner": pruner, "quantizer": quantizer, "recoverer": recoverer, "depth_pruner": depth_pruner,
+}  # fmt: skip
 
 
 def register_files(path: Iterable[str], package: str) -> None:

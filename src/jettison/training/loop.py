@@ -177,8 +177,10 @@ class _Run:
         """Write the state after ``step`` steps to the file."""
         tensors = dict(self.buffers)
         for name, parameter in self.trained.items():
-            state = self.optimizer.state[parameter]
-            tensors |= {name: parameter, f"{name}/first": state["exp_avg"], f"{name}/second": state["exp_avg_sq"]}
+            tensors[name] = parameter
+            if state := self.optimizer.state.get(parameter):  # a parameter that had no gradient yet has none
+                tensors |= {f"{name}/first": state["exp_avg"], f"{name}/second": state["exp_avg_sq"]}
+                tensors[f"{name}/steps"] = state["step"]
         tensors |= {f"best/{name}": value for name, value in self.best.items()}
         best = {} if self.score is None else {"best": repr(self.score)}
         write_sealed(self.path, tensors, {"step": str(step)} | best)
@@ -195,11 +197,12 @@ class _Run:
         step = int(metadata["step"])
         for name, parameter in self.trained.items():
             parameter.data.copy_(tensors[name])
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": tensors[f"{name}/first"].to(parameter.device),
-                "exp_avg_sq": tensors[f"{name}/second"].to(parameter.device),
-            }
+            if f"{name}/first" in tensors:
+                self.optimizer.state[parameter] = {
+                    "step": tensors.get(f"{name}/steps", torch.tensor(float(step))),
+                    "exp_avg": tensors[f"{name}/first"].to(parameter.device),
+                    "exp_avg_sq": tensors[f"{name}/second"].to(parameter.device),
+                }
         for name, buffer in self.buffers.items():
             buffer.copy_(tensors[name])
         if "best" in metadata:

@@ -1,0 +1,204 @@
+"""Merge the pruned twin of a residual block into as few layers as pay, exactly.
+
+The layers of a twin are convolutions (a linear layer is one with a 1 x 1 kernel) with norms between them, which fold
+into them. Neighbours merge into one convolution where that is cheaper, see ``cost``. A shortcut folds into a block that
+became a single convolution.
+
+Source: arXiv:2401.06426; which neighbours merge, is our reconstruction.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise, product
+
+import torch
+from torch import nn
+
+from jettison.core.errors import UsageError
+from jettison.graph.blocks import ResidualBlock, SamePadConv2d
+from jettison.graph.residual import MATRICES, NORMS
+from jettison.graph.twin import Geometry, Twin, cropped_weight, remove_twin
+from jettison.numerics.convolutions import Convolution
+from jettison.numerics.merging import add_shortcut, compose, norm_as_scale, scale_after, scale_before
+
+WRITTEN = 16  # multiply-adds that take as long as to write and read one activation; our estimate
+Cuts = tuple[int, ...]  # before which matrices of a branch, 1 to n - 1, a new layer starts
+
+
+def merge_twins(model: nn.Module, twins: Sequence[Twin]) -> list[dict]:
+    """Replace every twin with fade 1 by its merged form, and every other twin by its original block, in place.
+
+    Every twin must have run once, so that it knows the size of its inputs.
+    Returns for every merged block its path, and how many layers, weights and multiply-adds it had and has.
+    """
+    merged = []
+    for twin in twins:
+        if twin.fade == 1:
+            cuts = cheapest(twin)
+            module = merge(twin, cuts)
+            before = {"layers": len(twin.matrices), "multiply_adds": cost(twin, all_cuts(twin), written=0, pruned=False)}
+            after = {"layers": len(cuts) + 1, "multiply_adds": cost(twin, cuts, written=0)}
+            merged.append({"path": twin.residual.path, "before": before, "after": after})
+            model.set_submodule(twin.residual.path, module)
+        else:
+            remove_twin(model, twin)
+    return merged
+
+
+def merge(twin: Twin, cuts: Cuts) -> nn.Module:
+    """Return the merged form of a pruned twin, in its type. It equals ``twin.pruned`` in eval mode, rounding apart.
+
+    cuts: see ``partitions``.
+    """
+    residual = twin.residual
+    layers = _folded(twin)
+    convs = []
+    for start, stop in pairwise((0, *cuts, len(layers))):
+        merged = layers[start]
+        for layer in layers[start + 1 : stop]:
+            merged = compose(merged, layer)
+        convs.append(merged)
+    convs[0] = replace(convs[0], padding=twin.padding())
+    shortcut = residual.shortcut
+    if shortcut is not None and len(convs) == 1:
+        try:
+            convs[0] = add_shortcut(convs[0], _shortcut_conv(twin) if shortcut else None)
+            shortcut = None
+        except UsageError:  # it stays beside the convolution
+            pass
+    dtype = twin.matrices[0].weight.dtype
+    modules = [_module(twin, conv, first=number == 0).to(dtype) for number, conv in enumerate(convs)]
+    branch = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+    after = residual.pruned_after or residual.after
+    if shortcut is None and after is None:
+        return branch.eval()
+    beside = None
+    if shortcut is not None:
+        beside = _conv_module(_shortcut_conv(twin)).to(dtype) if shortcut else nn.Identity()
+    return ResidualBlock(branch, beside, after).eval()
+
+
+def partitions(twin: Twin) -> Iterator[Cuts]:
+    """Yield all ways to merge neighbours of a branch, as the numbers of the matrices before which a new layer starts."""
+    for choice in product((False, True), repeat=len(twin.matrices) - 1):
+        yield tuple(number for number, cut in enumerate(choice, 1) if cut)
+
+
+def all_cuts(twin: Twin) -> Cuts:
+    """Return the cuts that merge nothing."""
+    return tuple(range(1, len(twin.matrices)))
+
+
+def cheapest(twin: Twin) -> Cuts:
+    """Return the cuts of least ``cost``; the fewest of those."""
+    return min(partitions(twin), key=lambda cuts: (cost(twin, cuts), len(cuts)))
+
+
+def cost(twin: Twin, cuts: Cuts, written: float = WRITTEN, pruned: bool = True) -> float:
+    """Return the multiply-adds of one input with these cuts, plus ``written`` for every activation that is written.
+
+    pruned: with the kernels of the twin; otherwise with those of the original block.
+    """
+    residual, total, (height, width) = twin.residual, 0.0, twin.size
+    for start, stop in pairwise((0, *cuts, len(twin.matrices))):
+        members, whole = twin.matrices[start:stop], Geometry()
+        for layer, kernel in zip(members, twin.kernels[start:stop], strict=True):
+            if isinstance(layer, nn.Conv2d):
+                kernel = kernel if pruned else layer.kernel_size
+                whole = whole.then(Geometry(kernel, layer.stride, layer.dilation))
+        height, width = (-(-size // stride) for size, stride in zip((height, width), whole.stride, strict=True))
+        groups = {getattr(layer, "groups", 1) for layer in members}
+        group = groups.pop() if len(groups) == 1 else 1
+        (inputs, _), (_, outputs) = _channels(members[0]), _channels(members[-1])
+        taps = whole.kernel[0] * whole.kernel[1]
+        positions = height * width if not residual.tokens else 1
+        total += positions * (inputs * outputs // group * taps + written * outputs)
+    return total
+
+
+def _channels(layer: nn.Module) -> tuple[int, int]:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
+
+
+def _folded(twin: Twin) -> list[Convolution]:
+    """Return the matrices of the pruned branch as unpadded convolutions in float64, with norms and scales folded in."""
+    convs: list[Convolution] = []
+    before: list[tuple[torch.Tensor, torch.Tensor]] = []  # scales and shifts before the first convolution
+    norms, kernels = iter(twin.norms), iter(twin.kernels)
+    for layer in twin.residual.branch:
+        if isinstance(layer, MATRICES):
+            conv = _convolution(layer, next(kernels))
+            for scale, shift in reversed(before):
+                conv = scale_before(conv, scale, shift)
+            before = []
+            convs.append(conv)
+            continue
+        if isinstance(layer, NORMS):
+            scale, shift = _scale_of(next(norms))
+        elif isinstance(layer, nn.Parameter):
+            scale, shift = layer.detach().double(), torch.zeros(layer.numel(), dtype=torch.float64)
+        else:
+            continue
+        if convs:
+            convs[-1] = scale_after(convs[-1], scale, shift)
+        else:
+            before.append((scale, shift))
+    return convs
+
+
+def _scale_of(norm: nn.modules.batchnorm._BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    double = lambda value: None if value is None else value.detach().double()
+    return norm_as_scale(
+        double(norm.running_mean), double(norm.running_var), double(norm.weight), double(norm.bias), norm.eps
+    )
+
+
+def _convolution(layer: nn.Module, kernel: tuple[int, int]) -> Convolution:
+    """Return a layer as an unpadded convolution in float64, with the centre taps of ``kernel``."""
+    weight = cropped_weight(layer, kernel).detach().double()
+    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+    if isinstance(layer, nn.Linear):
+        return Convolution(weight, bias.double())
+    return Convolution(weight, bias.double(), layer.stride, layer.dilation, groups=layer.groups)
+
+
+def _shortcut_conv(twin: Twin) -> Convolution:
+    """Return the shortcut as a convolution. Raises UsageError if it is not one convolution with norms behind it."""
+    conv, norms = None, iter(twin.shortcut_norms)
+    for layer in twin.residual.shortcut:
+        if isinstance(layer, nn.Conv2d) and conv is None and layer.padding in ((0, 0), "valid"):
+            conv = _convolution(layer, layer.kernel_size)
+        elif isinstance(layer, NORMS) and conv is not None:
+            conv = scale_after(conv, *_scale_of(next(norms)))
+        else:
+            raise UsageError(
+                f"block {twin.residual.path}: a shortcut that cannot fold: {type(layer).__name__}; valid: the input "
+                "itself, or one convolution without padding and norms behind it"
+            )
+    return conv
+
+
+def _module(twin: Twin, conv: Convolution, first: bool) -> nn.Module:
+    """Return the module of a merged convolution."""
+    if twin.residual.tokens:
+        out, inputs = conv.weight.shape[:2]
+        module = nn.Linear(inputs, out)
+        module.weight.data, module.bias.data = conv.weight[:, :, 0, 0].contiguous(), conv.bias
+        return module
+    return _conv_module(conv, same=first and twin.residual.same_padding)
+
+
+def _conv_module(conv: Convolution, same: bool = False) -> nn.Module:
+    out, inputs, *kernel = conv.weight.shape
+    left, right, top, bottom = conv.padding
+    even = left == right and top == bottom and min(conv.padding) >= 0
+    shared = {"stride": conv.stride, "dilation": conv.dilation, "groups": conv.groups}
+    if same:
+        module = SamePadConv2d(inputs * conv.groups, out, tuple(kernel), **shared)
+    else:
+        padding = (top, left) if even else 0
+        module = nn.Conv2d(inputs * conv.groups, out, tuple(kernel), padding=padding, **shared)
+    module.weight.data, module.bias.data = conv.weight.contiguous(), conv.bias
+    return module if same or even else nn.Sequential(nn.ZeroPad2d(conv.padding), module)

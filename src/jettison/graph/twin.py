@@ -1,0 +1,261 @@
+"""Pruned twins of residual blocks: blocks without activations inside, with norms that can be folded.
+
+- A ``Twin`` stands in a block's place and mixes the block with its pruned twin: y = (1 - fade) · block + fade · twin.
+  The two share their convolutions and linear layers; each has norms of its own.
+- The twin pads its input once, before its first layer, so that it equals one convolution also at the borders.
+- ``graph.merge`` makes that convolution.
+
+Source: arXiv:2401.06426; what the twin of each kind of block is, is our reconstruction.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import conv2d, linear, pad
+
+from jettison.core.errors import UsageError
+from jettison.graph.blocks import TokenBatchNorm
+from jettison.graph.residual import MATRICES, NORMS, Residual
+
+MOMENTUM = 0.1  # of the running statistics of the twin's norms
+Padding = tuple[int, int, int, int]  # left, right, top, bottom
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The kernel, stride and dilation of a convolution, each (vertical, horizontal)."""
+
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+
+    def then(self, other: "Geometry") -> "Geometry":
+        """Return the geometry of this convolution followed by another one, as one convolution."""
+        reach = lambda axis: (
+            (self.kernel[axis] - 1) * self.dilation[axis]
+            + self.stride[axis] * (other.kernel[axis] - 1) * other.dilation[axis]
+            + 1
+        )
+        strides = tuple(a * b for a, b in zip(self.stride, other.stride, strict=True))
+        return Geometry((reach(0), reach(1)), strides)
+
+    def same_padding(self, height: int, width: int) -> Padding:
+        """Return TensorFlow's SAME padding of an input of this size."""
+        sides = []
+        for axis, size in ((1, width), (0, height)):
+            reach = (self.kernel[axis] - 1) * self.dilation[axis] + 1
+            total = max(reach - (size % self.stride[axis] or self.stride[axis]), 0)
+            sides += [total // 2, total - total // 2]
+        return tuple(sides)
+
+
+class Twin(nn.Module):
+    """A residual block mixed with its pruned twin. ``fade``: the share of the twin, 0 to 1; a tensor learns.
+
+    original: the module that the block was.
+    residual: its parts, which are modules of ``original``.
+    kernel: the largest kernel of the merged convolution; taps beyond it are left out of the twin. 0: no limit.
+    """
+
+    def __init__(self, original: nn.Module, residual: Residual, kernel: int = 0):
+        super().__init__()
+        self.original, self.residual, self.fade = original, residual, 0.0
+        self.norms = nn.ModuleList(_foldable(layer, residual) for layer in residual.branch if isinstance(layer, NORMS))
+        of_shortcut = [layer for layer in residual.shortcut or () if isinstance(layer, NORMS)]
+        self.shortcut_norms = nn.ModuleList(_foldable(layer, residual) for layer in of_shortcut)
+        self.matrices = [layer for layer in residual.branch if isinstance(layer, MATRICES)]
+        self.kernels = _kept_kernels([_geometry(layer) for layer in self.matrices], kernel)
+        self.size = (1, 1)  # height and width of the last input
+
+    def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """Return the mixture. With fade 0 this is the original block and nothing else."""
+        fixed = not torch.is_tensor(self.fade)
+        if fixed and self.fade == 0:
+            return self.original(x, *args, **kwargs)
+        pruned = self.pruned(x)
+        if fixed and self.fade == 1:
+            return pruned
+        whole = self.original(x, *args, **kwargs)
+        return whole + self.fade * (pruned - whole)
+
+    def pruned(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output of the pruned twin."""
+        residual = self.residual
+        self.size = tuple(x.shape[-2:]) if not residual.tokens else (1, 1)
+        y = x if residual.tokens else pad(x, self.padding())
+        norms, kernels = iter(self.norms), iter(self.kernels)
+        for layer in residual.branch:
+            if isinstance(layer, MATRICES):
+                y = self._multiply(layer, y, next(kernels))
+            elif isinstance(layer, NORMS):
+                y = next(norms)(y)
+            elif isinstance(layer, nn.Parameter):
+                y = y * (layer if residual.tokens else layer.view(-1, 1, 1))
+        if residual.shortcut is not None:
+            norms = iter(self.shortcut_norms)
+            for layer in residual.shortcut:
+                x = next(norms)(x) if isinstance(layer, NORMS) else layer(x)
+            y = y + x
+        after = residual.pruned_after or residual.after
+        return y if after is None else after(y)
+
+    def geometry(self) -> Geometry:
+        """Return the geometry of the whole twin as one convolution."""
+        whole = Geometry()
+        for layer, kernel in zip(self.matrices, self.kernels, strict=True):
+            whole = whole.then(_cropped(_geometry(layer), kernel))
+        return whole
+
+    def padding(self) -> Padding:
+        """Return how the twin pads its input: as much as all convolutions of the block pad together."""
+        if self.residual.same_padding:
+            return self.geometry().same_padding(*self.size)
+        total, stride = [0, 0, 0, 0], (1, 1)
+        for layer, kernel in zip(self.matrices, self.kernels, strict=True):
+            geometry = _geometry(layer)
+            for side, amount in enumerate(_padding(layer, kernel)):
+                total[side] += stride[0 if side > 1 else 1] * amount
+            stride = (stride[0] * geometry.stride[0], stride[1] * geometry.stride[1])
+        return tuple(total)
+
+    def _multiply(self, layer: nn.Module, x: torch.Tensor, kernel: tuple[int, int]) -> torch.Tensor:
+        if self.residual.tokens:
+            return linear(x, layer.weight, layer.bias)
+        weight = cropped_weight(layer, kernel)
+        if isinstance(layer, nn.Linear):
+            return conv2d(x, weight, layer.bias)
+        return conv2d(x, weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
+
+
+def install_twins(model: nn.Module, residuals: Iterable[Residual], kernel: int | None = None) -> list[Twin]:
+    """Put a twin in the place of every residual block, in place. Returns the twins, with fade 0.
+
+    kernel: see ``Twin``; None limits it to the largest kernel of the block.
+    """
+    twins = []
+    for residual in residuals:
+        original = model.get_submodule(residual.path)
+        if residual.absorbs:
+            norm = model.get_submodule(residual.absorbs)
+            original = nn.Sequential(norm, original)
+            model.set_submodule(residual.absorbs, nn.Identity())
+        largest = max((max(_geometry(layer).kernel) for layer in residual.branch if isinstance(layer, MATRICES)))
+        twins.append(Twin(original, residual, largest if kernel is None else kernel))
+        model.set_submodule(residual.path, twins[-1])
+    return twins
+
+
+def remove_twin(model: nn.Module, twin: Twin) -> None:
+    """Put the original block back in the place of its twin, in place."""
+    original, residual = twin.original, twin.residual
+    if residual.absorbs:
+        norm, original = original
+        model.set_submodule(residual.absorbs, norm)
+    model.set_submodule(residual.path, original)
+
+
+def set_fades(twins: Iterable[Twin], fades: Iterable[float]) -> None:
+    """Set the share of the twin in every block."""
+    for twin, fade in zip(twins, fades, strict=True):
+        twin.fade = float(fade)
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Return the batch normalizations of a model."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+@contextmanager
+def recalibrating(model: nn.Module) -> Iterator[None]:
+    """Let batch normalizations, and nothing else, learn: what is run in this context becomes their statistics."""
+    norms, training = batch_norms(model), model.training
+    momenta = [norm.momentum for norm in norms]
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for norm, momentum, buffers in zip(norms, momenta, before, strict=True):
+            norm.momentum = momentum
+            if not int(norm.num_batches_tracked):  # its block did not run
+                for name, buffer in norm.named_buffers():
+                    buffer.copy_(buffers[name])
+        model.train(training)
+
+
+def cropped_weight(layer: nn.Module, kernel: tuple[int, int]) -> torch.Tensor:
+    """Return the centre taps of a layer's weight, (out, in / groups, kernel height, kernel width)."""
+    weight = layer.weight if layer.weight.dim() == 4 else layer.weight[..., None, None]
+    top, left = ((size - kept) // 2 for size, kept in zip(weight.shape[2:], kernel, strict=True))
+    return weight[..., top : top + kernel[0], left : left + kernel[1]]
+
+
+def _foldable(norm: nn.Module, residual: Residual) -> nn.Module:
+    """Return a batch normalization that starts with the scale and shift of ``norm``."""
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        fresh = deepcopy(norm)
+        fresh.momentum = MOMENTUM
+        return fresh
+    channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.normalized_shape[-1]
+    fresh = (TokenBatchNorm if residual.tokens else nn.BatchNorm2d)(channels, eps=norm.eps, momentum=MOMENTUM)
+    for name in ("weight", "bias"):
+        if getattr(norm, name, None) is not None:
+            getattr(fresh, name).data.copy_(getattr(norm, name).data)
+    like = next(norm.parameters(), fresh.weight)
+    return fresh.to(like.device, like.dtype)
+
+
+def _geometry(layer: nn.Module) -> Geometry:
+    return (
+        Geometry(layer.kernel_size, layer.stride, layer.dilation) if isinstance(layer, nn.Conv2d) else Geometry()
+    )  # fmt: skip
+
+
+def _cropped(geometry: Geometry, kernel: tuple[int, int]) -> Geometry:
+    return Geometry(kernel, geometry.stride, geometry.dilation)
+
+
+def _padding(layer: nn.Module, kernel: tuple[int, int]) -> Padding:
+    """Return the padding of a layer whose kernel is cropped, so that its output has the same size."""
+    if not isinstance(layer, nn.Conv2d):
+        return (0, 0, 0, 0)
+    cut = [(size - kept) // 2 * step for size, kept, step in zip(layer.kernel_size, kernel, layer.dilation, strict=True)]
+    if layer.padding == "same" or layer.padding == "valid":
+        reach = [(size - 1) * step for size, step in zip(layer.kernel_size, layer.dilation, strict=True)]
+        reach = [0, 0] if layer.padding == "valid" else reach
+        (top, bottom), (left, right) = ((all_ // 2, all_ - all_ // 2) for all_ in reach)
+    else:
+        (top, left) = (bottom, right) = layer.padding
+    return (left - cut[1], right - cut[1], top - cut[0], bottom - cut[0])
+
+
+def _kept_kernels(geometries: Sequence[Geometry], limit: int) -> list[tuple[int, int]]:
+    """Return the kernel that every layer keeps, so that all together reach no further than ``limit``.
+
+    The first of the largest kernels stays; the others shrink to a single tap, the last one first.
+    """
+    kept = [geometry.kernel for geometry in geometries]
+    reach = lambda: _whole([_cropped(geometry, kernel) for geometry, kernel in zip(geometries, kept, strict=True)])
+    largest = max(range(len(kept)), key=lambda index: max(kept[index]))
+    for index in reversed(range(len(kept))):
+        if limit and max(reach().kernel) > limit and index != largest:
+            if any(size % 2 == 0 for size in kept[index]):
+                raise UsageError(f"a kernel of {kept[index]} taps has no centre, so it cannot shrink; give kernel: 0")
+            kept[index] = (1, 1)
+    return kept
+
+
+def _whole(geometries: Iterable[Geometry]) -> Geometry:
+    whole = Geometry()
+    for geometry in geometries:
+        whole = whole.then(geometry)
+    return whole

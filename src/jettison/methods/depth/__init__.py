@@ -1,0 +1,1 @@
+"""Methods of depth pruning, one file each."""

@@ -17,8 +17,9 @@ def write_card(manifest: dict[str, Any]) -> str:
     """
     teacher, recipe = manifest["teacher"], manifest["recipe"]
     name = teacher["name"]
+    elsewhere = not manifest.get("replaced")  # transformers would give replaced modules random weights
     head: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "transformers" if elsewhere else "jettison",
         "tags": ["jettison", manifest.get("format", written_formats()[0])],
     }
     if f"models--{name.replace('/', '--')}" in teacher["folder"]:  # a folder of the Hugging Face cache
@@ -44,7 +45,8 @@ def write_card(manifest: dict[str, Any]) -> str:
         "```",
         "",
     ]
-    lines += ["## Loading", "", "`jettison.load(folder)`, or with transformers" + _adapter(manifest) + ".", ""]
+    loaders = "`jettison.load(folder)`" + (", or with transformers" + _adapter(manifest) if elsewhere else " only")
+    lines += ["## Loading", "", f"{loaders}.", ""]
     notes = [*manifest.get("not_in_transformers", []), *(manifest.get("check") or {}).get("notes", [])]
     lines += [f"- {note}" for note in notes] + ([""] if notes else [])
     return "\n".join(lines)

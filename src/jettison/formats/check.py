@@ -89,7 +89,7 @@ def check_block(
     walk = open_walk(source, random_states(source) if known else example)
     prefix = walk.prefix(block)
     with walk.block(block) as module:
-        of_block = {linear.name.removeprefix(prefix + "."): linear for linear in linears if linear.block == block}
+        of_block = {linear.name.removeprefix(prefix).removeprefix("."): linear for linear in linears if linear.block == block}
         for path, linear in of_block.items():
             inner = module.get_submodule(path)
             if linear.name in grids:
@@ -102,7 +102,10 @@ def check_block(
             if linear.name in grids:
                 inner = module.get_submodule(path)
                 packed = packed_module(written, linear.name, grids[linear.name], inner, inner.bias)
-                module.set_submodule(path, packed)
+                if path:
+                    module.set_submodule(path, packed)
+                else:  # the block is this matrix
+                    module.forward = packed.forward
         difference = float((walk.output(block, 0) - dense).abs().max() / dense.abs().max())
     if not difference <= CLOSE:
         raise JettisonError(f"{out}: block {block} computes other outputs from its packed weights ({difference:.3g})")

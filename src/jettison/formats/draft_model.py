@@ -39,6 +39,7 @@ def write_draft_model(
         raise UsageError(f"a draft without {', '.join(halves)}: only whole blocks can be left out of a checkpoint")
     if (out / "config.json").exists():
         raise UsageError(f"{out} holds a model already: choose another folder")
+    source.require_own_modules("drafts are made of the modules of config.json")
     if "text_config" in source.raw_config:
         raise UsageError(f"a draft model of {source.name}: only text models can be written as one")
     kept = [block for block in range(source.anatomy.blocks) if str(block) not in skip]

@@ -256,6 +256,7 @@ class Manifest(Part):
     seed: int = 0
     versions: dict[str, str] = {}
     not_in_transformers: list[str] = []
+    replaced: list[str] = []
     command: list[str] | None = None
     check: Check | None = None
     request: Request | None = None

@@ -8,6 +8,7 @@ import yaml
 
 from jettison.encodings.grid import Grid
 from jettison.formats.format import Format
+from jettison.graph.described_files import NAME
 from jettison.graph.folder import ModelFolder
 
 
@@ -18,10 +19,21 @@ def not_in_transformers(format: Format, source: ModelFolder, grids: Mapping[str,
     grids: linear name -> grid, of the packed linears.
     """
     reasons = format.problems(source.anatomy, grids)
+    if source.replaced:
+        reasons = [*reasons, _replaced(source)]
     kind = source.config.get_text_config().model_type
     if grids and not reasons and (failure := _failures().get(kind)):
         reasons = [f"transformers cannot load a packed {kind}: {failure}; jettison.load does"]
     return reasons
+
+
+def _replaced(source: ModelFolder) -> str:
+    """Return what transformers 5.23 does, as tried: it reports missing and unexpected keys, and loads."""
+    count = len(source.replaced)
+    return (
+        f"{NAME} replaces {f'{count} modules' if count > 1 else 'a module'}, such as {next(iter(source.replaced))}: "
+        "transformers does not read it and gives the modules of config.json random weights; jettison.load does read it"
+    )
 
 
 @cache

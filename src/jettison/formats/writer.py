@@ -16,6 +16,7 @@ from jettison.encodings.quantized import QuantizedWeight
 from jettison.formats.format import Format, find_format
 from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import INDEX, Checkpoint
+from jettison.graph.described_files import write_replaced
 from jettison.graph.folder import TOKENIZER, ModelFolder
 from jettison.graph.modules import of_matrix
 
@@ -146,6 +147,8 @@ class Writer:
             config["tie_word_embeddings"] = False
             if "text_config" in config:
                 config["text_config"] = config["text_config"] | {"tie_word_embeddings": False}
+        if source.replaced:
+            write_replaced(out, source.replaced)
         write_json(out / "config.json", config)
 
 

@@ -12,6 +12,7 @@ from jettison.core.documents import read_json
 from jettison.core.errors import JettisonError, UsageError, guarded
 from jettison.core.files import check_regular, content_digest, digest, read_bytes
 from jettison.graph.checkpoint import INDEX, Checkpoint
+from jettison.graph.described_files import is_described, read_replaced
 from jettison.graph.shape import ModelShape, shape_names, shapes
 
 if TYPE_CHECKING:  # a plan opens folders without torch and transformers, which take seconds to import
@@ -76,7 +77,7 @@ def open_shape(name: str | Path) -> ModelShape:
     if path.suffix == ".json":
         if not os.path.isfile(path):
             raise UsageError(f"there is no file {path}; give the config.json of a model")
-        return ModelShape(str(name), read_json(path), path.resolve())
+        return ModelShape(str(name), read_json(path), path.resolve(), read_replaced(path.parent))
     return ModelFolder(name)
 
 
@@ -91,9 +92,12 @@ class ModelFolder(ModelShape):
 
     def __init__(self, name: str | Path):
         self.folder = find_folder(name)
+        if is_described(self.folder):
+            raise UsageError(f"{self.folder} holds a model that transformers does not have: only jettison.load reads it")
         if not (self.folder / "config.json").exists():
             raise UsageError(f"{self.folder} is not a model folder: it has no config.json")
-        super().__init__(str(name), read_json(self.folder / "config.json"), self.folder)
+        raw_config = read_json(self.folder / "config.json")
+        super().__init__(str(name), raw_config, self.folder, read_replaced(self.folder))
 
     def _reopened(self) -> "ModelFolder":
         return ModelFolder(self.folder)
@@ -125,8 +129,8 @@ class ModelFolder(ModelShape):
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
 
     def identity(self) -> dict[str, Any]:
-        """Return digests of all that the model's outputs depend on: its config, and every file of its weights and of
-        its tokenizer."""
+        """Return digests of all that the model's outputs depend on: its config, its replaced modules, and every file
+        of its weights and of its tokenizer."""
         tokenizer_files = sorted(
             path for path in self.folder.iterdir() if TOKENIZER.fullmatch(path.name) and path.is_file()
         )
@@ -134,7 +138,7 @@ class ModelFolder(ModelShape):
             "config": digest(self.raw_config),
             "weights": self.checkpoint.content(),
             "tokenizer": {path.name: content_digest(path) for path in tokenizer_files},
-        }
+        } | ({"replaced": digest(self.replaced)} if self.replaced else {})
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that identify the whole content, see ``identity``."""
@@ -336,13 +340,3 @@ class ModelFolder(ModelShape):
                     full = ".".join(part for part in (prefix, path, name) if part)
                     value = self.read(full)
                     owner._buffers[name] = value.to(dtype) if dtype and value.is_floating_point() else value
-
-
-def empty(module: "torch.nn.Module") -> None:
-    """Move the parameters of a module back to the meta device, which frees their memory."""
-    import torch
-
-    for owner in module.modules():
-        for name, parameter in owner._parameters.items():
-            if parameter is not None:
-                owner._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device="meta"))

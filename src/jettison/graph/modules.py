@@ -10,6 +10,7 @@ from torch import nn
 from jettison.encodings.grid import Grid
 from jettison.encodings.quantized import QuantizedWeight, unpack
 from jettison.graph.anatomy import Linear
+from jettison.graph.blocks import SamePadConv2d, pad_same
 from jettison.kernels import native, ops
 from jettison.kernels.tiles import Tiling, dense, to_checkpoint, two_of_four
 
@@ -148,6 +149,7 @@ class PackedConv2d(nn.Module):
 
     like: the convolution that it replaces.
     weight_packed, weight_scale, weight_zero_point, bias: see ``PackedLinear``.
+    same_padding: whether the input is padded as by ``blocks.SamePadConv2d``.
 
     Our kernels do not run it. After loading, ``unpacked`` converts it to an ordinary convolution.
     """
@@ -162,7 +164,7 @@ class PackedConv2d(nn.Module):
         bias: torch.Tensor | None = None,
     ):
         super().__init__()
-        self.grid = grid
+        self.grid, self.same_padding = grid, isinstance(like, SamePadConv2d) or getattr(like, "same_padding", False)
         for name in (*SETTINGS, "kernel_size", "in_channels", "out_channels"):  # the code of some models reads these
             setattr(self, name, getattr(like, name))
         self.kernel = (self.in_channels // self.groups, *self.kernel_size)
@@ -186,6 +188,7 @@ class PackedConv2d(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve x, (batch, in, height, width), with the unpacked weight."""
+        x = pad_same(x, self) if self.same_padding else x
         return nn.functional.conv2d(x, self.weight.to(x.dtype), self.bias, **self._settings)
 
     @property
@@ -195,7 +198,8 @@ class PackedConv2d(nn.Module):
     def unpacked(self, dtype: torch.dtype) -> nn.Conv2d:
         """Return an ordinary convolution with the same weight in ``dtype``."""
         channels, biased = (self.in_channels, self.out_channels), self.bias is not None
-        conv = nn.Conv2d(*channels, self.kernel_size, bias=biased, device="meta", **self._settings)
+        kind = SamePadConv2d if self.same_padding else nn.Conv2d
+        conv = kind(*channels, self.kernel_size, bias=biased, device="meta", **self._settings)
         conv.weight = nn.Parameter(self.weight.to(dtype), requires_grad=False)
         if self.bias is not None:
             conv.bias = nn.Parameter(self.bias, requires_grad=False)

@@ -8,11 +8,13 @@ from copy import deepcopy
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from jettison.core.errors import UsageError
+from jettison.graph import described_files
 from jettison.graph.anatomy import Anatomy, Family
 from jettison.graph.sizes import Sizes, read_sizes
 
@@ -36,13 +38,16 @@ class ModelShape:
     """A model of which only the config is known. It suffices to count weights and cache, not to compress.
 
     path: the folder or file that holds the config; None for a row of shapes.yaml.
+    replaced: module path -> description of the module that stands there, see ``graph.described_files``.
     The skeleton is built when it is first used.
     """
 
     weights = False  # whether the weights are available, too
 
-    def __init__(self, name: str, raw_config: Mapping[str, Any], path: Path | None = None):
-        self.name, self.raw_config, self.path = name, deepcopy(dict(raw_config)), path
+    def __init__(
+        self, name: str, raw_config: Mapping[str, Any], path: Path | None = None, replaced: Mapping[str, Any] = MappingProxyType({})
+    ):
+        self.name, self.raw_config, self.path, self.replaced = name, deepcopy(dict(raw_config)), path, dict(replaced)
 
     @classmethod
     def known(cls, name: str) -> "ModelShape":
@@ -70,6 +75,11 @@ class ModelShape:
         """Raise UsageError if this is no language model. what: the reason why one is needed, as a sentence."""
         if self.anatomy.family.domain != "text":
             raise UsageError(f"{self.name} is no language model: {what}")
+
+    def require_own_modules(self, what: str) -> None:
+        """Raise UsageError if modules of the model are replaced. what: what needs the model of the config, a sentence."""
+        if self.replaced:
+            raise UsageError(f"{self.name} has modules in place of its own ({described_files.NAME}): {what}")
 
     @cached_property
     def config(self) -> "PretrainedConfig":
@@ -119,17 +129,24 @@ class ModelShape:
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:blocks]
         copy._read = None  # ``_read`` would read raw_config, which still describes the whole model
+        stays = lambda path: (self.anatomy.block_of(path) or 0) < blocks
+        copy.replaced = {path: spec for path, spec in self.replaced.items() if stays(path)}
         return copy
 
     def _reopened(self) -> "ModelShape":
-        return ModelShape(self.name, self.raw_config, self.path)
+        return ModelShape(self.name, self.raw_config, self.path, self.replaced)
 
     @cached_property
     def _built(self) -> "tuple[torch.nn.Module, Family]":
         """The skeleton and its family."""
+        return self._build()
+
+    def _build(self) -> "tuple[torch.nn.Module, Family]":
         from jettison.graph.skeleton import build_skeleton
 
-        return build_skeleton(self.config)
+        model, family = build_skeleton(self.config)
+        described_files.replace_modules(model, self.replaced, f"{described_files.NAME} of {self.path or self.name}")
+        return model, family
 
     @property
     def skeleton(self) -> "torch.nn.Module":
@@ -138,14 +155,12 @@ class ModelShape:
 
     def new_skeleton(self) -> "torch.nn.Module":
         """Build a model without weights, which the caller may fill."""
-        from jettison.graph.skeleton import build_skeleton
-
-        return build_skeleton(self.config)[0]
+        return self._build()[0]
 
     @cached_property
     def _read(self) -> tuple[Anatomy, Sizes] | None:
         """Anatomy and sizes from the config's numbers; None if transformers must read the config."""
-        return read_sizes(self.raw_config)
+        return None if self.replaced else read_sizes(self.raw_config)
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -155,7 +170,7 @@ class ModelShape:
         from jettison.graph.skeleton import collector_at_rest, read_anatomy
 
         with collector_at_rest():
-            return read_anatomy(*self._built)
+            return read_anatomy(*self._built, self.replaced)
 
     @cached_property
     def sizes(self) -> Sizes:

@@ -6,7 +6,7 @@ The model is Hugging Face's own class on the meta device, with the experts as se
 import gc
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 
@@ -154,9 +154,11 @@ def find_family(model_type: str, model: nn.Module, experts: Sequence[str] = ()) 
     return Family("generic", blocks, {}, fused, of_experts, domain=kind_of(model.config))
 
 
-def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
+def read_anatomy(model: nn.Module, family: Family, replaced: Collection[str] = ()) -> Anatomy:
     """Read the anatomy of a skeleton.
 
+    replaced: paths of modules that stand in place of the model's own. Their matrices have the roles of the row, where
+    it lists their paths, else ``conv``, ``depthwise`` or ``linear``.
     The order of the linears is embedding, blocks, head for a chain; blocks, then the rest for other models.
     """
     modules = dict(model.named_modules())
@@ -165,18 +167,26 @@ def read_anatomy(model: nn.Module, family: Family) -> Anatomy:
     for index, prefix in enumerate(paths):
         read = weights_read(modules[prefix]) if family.name == "generic" else set()
         for path, module in modules[prefix].named_modules():
-            roles = family.roles(path) if isinstance(module, MATRICES) and path not in read else None
-            if roles and roles == ("linear",) and isinstance(module, nn.Conv2d):  # of a model without a row
+            if not isinstance(module, MATRICES) or path in read:
+                continue
+            name = f"{prefix}.{path}" if path else prefix  # the block itself may be replaced by one matrix
+            roles = family.roles(path)
+            if roles is None and _within(name, replaced):
+                roles = (_described_role(module),)
+            if roles == ("linear",) and isinstance(module, nn.Conv2d):  # of a model without a row
                 roles = (_usual_role(module, model.config),)
             if roles:
-                linears.append(_linear(f"{prefix}.{path}", module, roles, index, family))
+                linears.append(_linear(name, module, roles, index, family))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if not family.chain:
         inside = tuple(f"{path}." for path in paths)
         outside = {name: module for name, module in modules.items() if isinstance(module, MATRICES)}
-        outside = {name: module for name, module in outside.items() if not name.startswith(inside)}
+        outside = {name: module for name, module in outside.items() if not f"{name}.".startswith(inside)}
         for name, module in outside.items():
-            linears.append(_linear(name, module, (_usual_role(module, model.config),), None, family))
+            number = getattr(model.config, "num_labels", None)  # the head has a row for every class
+            inner = _within(name, replaced) and getattr(module, "out_features", None) != number
+            role = _described_role(module) if inner else _usual_role(module, model.config)
+            linears.append(_linear(name, module, (role,), None, family))
         return Anatomy(family, len(paths), tuple(linears), parameters, tied=False, paths=paths)
     head, embed = model.get_output_embeddings(), model.get_input_embeddings()
     names = {id(module): name for name, module in modules.items()}
@@ -238,6 +248,18 @@ def _usual_role(module: nn.Module, config: PretrainedConfig) -> str:
     if module.in_channels == getattr(config, "num_channels", 3):
         return "stem"
     return "depthwise" if module.groups == module.in_channels else "conv"
+
+
+def _within(path: str, places: Collection[str]) -> bool:
+    """Return whether a module is one of ``places`` or inside one."""
+    return any(path == place or path.startswith(f"{place}.") for place in places)
+
+
+def _described_role(module: nn.Module) -> str:
+    """Return the role of a matrix of a replaced module that no row lists."""
+    if not isinstance(module, nn.Conv2d):
+        return "linear"
+    return "depthwise" if module.groups == module.in_channels > 1 else "conv"
 
 
 def _linear(name: str, module: nn.Module, roles: tuple[str, ...], block: int | None, family: Family) -> Linear:

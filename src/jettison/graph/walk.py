@@ -11,7 +11,7 @@ from torch import nn
 from jettison.core.errors import UsageError
 from jettison.graph.activations import Activations
 from jettison.graph.dense import require_memory
-from jettison.graph.folder import ModelFolder, empty
+from jettison.graph.folder import ModelFolder
 from jettison.graph.skeleton import run_model, running
 
 BATCH = 8
@@ -260,3 +260,11 @@ def _shared(value: Any, first: Any) -> Any:
     if isinstance(value, dict) and isinstance(first, dict):
         return {name: _shared(inner, first.get(name)) for name, inner in value.items()}
     return value
+
+
+def empty(module: nn.Module) -> None:
+    """Move the parameters of a module back to the meta device, which frees their memory."""
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                owner._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device="meta"))

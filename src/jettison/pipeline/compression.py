@@ -251,6 +251,7 @@ def _finish(writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, journal:
         not_in_transformers=not_in_transformers(writer.format, source, grids),
         stored_dense=[job.linear.name for job in jobs if job.grid and job.linear.name not in grids],
         uncalibrated=unseen,
+        **({"replaced": list(source.replaced)} if source.replaced else {}),
         check=_check(source, jobs, out, entries),
         blocks=[{"error": entry["error"], "linears": entry["linears"]} for entry in entries],
     )

@@ -139,7 +139,7 @@ def replay(
 
 
 def _install(module: torch.nn.Module, prefix: str, parameter: str, value: torch.Tensor) -> None:
-    module.get_parameter(parameter.removeprefix(prefix + ".")).data = value
+    module.get_parameter(parameter.removeprefix(prefix).removeprefix(".")).data = value
 
 
 def unties(source: ModelFolder, jobs: list[Job]) -> bool:

@@ -74,7 +74,7 @@ class Loaded:
 
         Prints one note in the second case if any linear is packed.
         """
-        if self.exact:
+        if self.exact or self.source.replaced:  # the decoder knows the modules of the config
             return None
         try:
             return NativeDecoder(self.model)

@@ -71,7 +71,7 @@ def _outliers(module: torch.nn.Module, prefix: str, linears: Iterable[Linear], s
     """Return the share of a block's weights that are outliers."""
     scores = []
     for linear in linears:
-        weight = dense_weight(module.get_submodule(linear.name.removeprefix(prefix + ".")), linear)
+        weight = dense_weight(module.get_submodule(linear.name.removeprefix(prefix).removeprefix(".")), linear)
         scores.append((weight.abs() * column_norms(stats[linear.inputs].hessian)).flatten())
     all_scores = torch.cat(scores)
     return float((all_scores > OUTLIER * all_scores.mean()).float().mean())

@@ -9,6 +9,7 @@ from torch import nn
 
 from jettison.core.errors import JettisonError
 from jettison.graph.anatomy import Linear
+from jettison.graph.blocks import SamePadConv2d, pad_same
 
 LARGEST = 1e16  # the limit of a mean squared input: the squares of a matrix's outputs must fit in float32
 
@@ -126,6 +127,8 @@ def input_rows(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         return inputs
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
         raise JettisonError(f"a convolution with padding {module.padding_mode} {module.padding} cannot be measured")
+    if isinstance(module, SamePadConv2d):
+        inputs = pad_same(inputs, module)
     # (batch, in · height · width of the kernel, places)
     patches = nn.functional.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
     return patches.unflatten(1, (module.groups, -1)).permute(0, 3, 1, 2)  # (batch, places, groups, columns)
@@ -147,7 +150,7 @@ def watch(
             if linear.inputs in watching.stats:
                 continue
             watching.stats[linear.inputs] = Stats.empty(linear.columns, dense, absmean)
-            inner = module.get_submodule(linear.name.removeprefix(prefix + "."))
+            inner = module.get_submodule(linear.name.removeprefix(prefix).removeprefix("."))
             hooks.append(
                 inner.register_forward_pre_hook(
                     lambda module, args, linear=linear: watching.see(linear, input_rows(module, args[0]))

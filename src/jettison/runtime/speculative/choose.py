@@ -134,6 +134,7 @@ def draft(
         read_documents(name)
     source = ModelFolder(model)
     source.require_text("drafts are for language models")
+    source.require_own_modules("drafts are made of the modules of config.json")
     if source.folder in BUNDLED.values():
         raise UsageError(
             f"{model} is part of the package: compress it into another folder, where its draft can be recorded"

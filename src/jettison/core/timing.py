@@ -3,9 +3,11 @@
 import os
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import psutil
 
+T = TypeVar("T")
 SECONDS = 0.12  # a sample takes at least this long
 FOREIGN = 0.2  # cores that other processes may use during a sample; one busy thread slows a spinning pool a lot
 TRIES, CALM = 20, 0.02  # samples at most; seconds before each
@@ -32,15 +34,20 @@ def calmest(measure: Callable[[], float]) -> tuple[float, float]:
     results = []
     for _ in range(TRIES):
         time.sleep(CALM)  # spinning threads go to sleep meanwhile
-        own, others, start = _own_seconds(), _busy_seconds(), time.perf_counter()
-        value = measure()
-        wall = time.perf_counter() - start
-        foreign = max(0.0, (_busy_seconds() - others - (_own_seconds() - own)) / wall)
+        value, foreign = watched(measure)
         results.append((foreign, value))
         if foreign <= FOREIGN:
             break
     foreign, value = min(results)
     return value, foreign
+
+
+def watched(run: Callable[[], T]) -> tuple[T, float]:
+    """Call a function. Returns its result, and how many cores other processes used meanwhile."""
+    own, others, start = _own_seconds(), _busy_seconds(), time.perf_counter()
+    value = run()
+    wall = time.perf_counter() - start
+    return value, max(0.0, (_busy_seconds() - others - (_own_seconds() - own)) / wall)
 
 
 def _own_seconds() -> float:

@@ -111,6 +111,8 @@ def unpack(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """
     width = bits if 8 % bits == 0 else 1
     shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=words.device)
+    if words.stride(-1) != 1:  # ``contiguous`` would return a column as it is, with a stride that ``view`` refuses
+        words = words.clone(memory_format=torch.contiguous_format)
     fields = (words.contiguous().view(torch.uint8).unsqueeze(-1) >> shifts) & (2**width - 1)
     fields = fields.flatten(-2)  # (..., 32 · w / width)
     if width == bits:

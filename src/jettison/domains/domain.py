@@ -18,6 +18,7 @@ from torch import nn
 
 from jettison.graph.folder import ModelFolder
 from jettison.recipe.recipe import Recipe, Step
+from jettison.training.depth import Labelled
 
 Logits = Callable[[torch.Tensor], torch.Tensor]  # from a batch of inputs to logits
 
@@ -88,6 +89,9 @@ class Domain(Protocol):
 
     def training_digests(self, recipe: Recipe, step: Step) -> dict[str, str]:
         """Return name -> 16 hex digits of the content, for the data that a recovery trains on."""
+
+    def labelled(self, source: ModelFolder, recipe: Recipe) -> Labelled:
+        """Return inputs with labels that depth pruning trains on. Raises UsageError if this domain has none."""
 
     def lesson(
         self, student: nn.Module, teacher: nn.Module, trained: Mapping[str, nn.Parameter], temperature: float,

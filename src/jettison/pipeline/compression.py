@@ -35,7 +35,9 @@ from jettison.graph.experts import stacked_left
 from jettison.graph.folder import ModelFolder
 from jettison.graph.source_check import check_source
 from jettison.graph.whole import open_walk
+from jettison.pipeline import depth
 from jettison.pipeline.applying import one_by_one
+from jettison.pipeline.depth import check_depth, depth_step, prune_depth
 from jettison.pipeline.jobs import Job, adjusted, assign, pick_format, say_adjusted
 from jettison.pipeline.trained import written_shards
 from jettison.pipeline.units import AnyWalk, compress_unit, replay, unties
@@ -43,6 +45,7 @@ from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_window
 from jettison.statistics.allocation import allocate
 
 JOURNAL, SPILL = "journal.jsonl", "activations"
+DEPTH_JOURNAL = f"{depth.FOLDER}/{depth.JOURNAL}"
 STACKED = 0.01  # of the weights: from this share on, the run says that stacked matrices were not compressed
 
 
@@ -92,7 +95,13 @@ def compress(
     if (source.folder / MANIFEST).exists():
         read_manifest(source.folder)  # raises if damaged; its teacher is recorded only at the end of the run
     _ = source.skeleton  # raises, before any work, for a model that transformers cannot build
-    jobs, out = assign(source, recipe, runtime), check_folder(out, JOURNAL)
+    jobs, out = assign(source, recipe, runtime), Path(out)
+    out = check_folder(out, JOURNAL if (out / JOURNAL).exists() else DEPTH_JOURNAL)
+    if depth_step(recipe):
+        check_depth(source, recipe)
+        with locked(out):
+            source = prune_depth(source, recipe, out, seed)
+        jobs = assign(source, recipe, runtime)
     writer = Writer(source, pick_format(source, jobs, runtime, format))
     if note := say_adjusted(jobs):
         say(f"note: {note}")
@@ -245,6 +254,7 @@ def _finish(writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, journal:
         license=source.license,
         recipe=recipe.to_dict(),
         seed=seed,
+        depth=read_manifest(source.folder).get("depth") if (source.folder / MANIFEST).exists() else None,
         versions={name: version(name) for name in ("torch", "transformers", *writer.format.LIBRARIES)},
         format=writer.name,
         hashes={entry["file"]: entry["sha256"] for entry in entries},

@@ -27,16 +27,29 @@ Logits = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 Genome = tuple[int, ...]  # a bit for every block: whether it is pruned
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Inputs with labels, divided for training. For images: pixels (batch, channels, height, width), labels (batch).
+
+    count: how many there are to train on.
+    fetch: indices of samples from 0 to count - 1, and a step -> inputs and labels, augmented.
+    calibration: inputs for the statistics of batch normalizations, in batches.
+    validation: inputs and labels, in batches, of samples that are not trained on.
+    """
+
+    count: int
+    fetch: Fetch
+    calibration: Sequence[torch.Tensor]
+    validation: Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+
 @dataclass
 class DepthTask:
     """The input of a method that prunes depth.
 
     model: in float32; it is trained and changed in place.
     residuals: its blocks that can be pruned.
-    count: how many images there are to train on.
-    fetch: indices of images, and a step -> pixels (batch, channels, height, width) and labels (batch), augmented.
-    calibration: pixels for the statistics of batch normalizations, in batches.
-    validation: pixels and labels, in batches, of images that are not trained on.
+    data: what it is trained and validated on.
     logits: runs a model on pixels.
     measure: name -> model, to name -> milliseconds for one image.
     folder: holds the states of the trainings.
@@ -45,10 +58,7 @@ class DepthTask:
 
     model: nn.Module
     residuals: Sequence[Residual]
-    count: int
-    fetch: Fetch
-    calibration: Sequence[torch.Tensor]
-    validation: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    data: Labelled
     logits: Logits
     measure: Callable[[Mapping[str, nn.Module]], Mapping[str, float]]
     folder: Path
@@ -64,7 +74,7 @@ class DepthTask:
 
     def steps(self, epochs: float, batch: int) -> int:
         """Return the number of steps of ``epochs`` passes over the images."""
-        return max(1, round(epochs * self.count / batch))
+        return max(1, round(epochs * self.data.count / batch))
 
     def train(
         self, stage: str, lesson: nn.Module, epochs: float, batch: int, rate: float,
@@ -76,12 +86,12 @@ class DepthTask:
         """
         parameters = dict(self.model.named_parameters())
         plan = Plan(
-            self.steps(epochs, batch), min(batch, self.count), self.count, self.seed, warmup=0.05, betas=(0.9, 0.999),
+            self.steps(epochs, batch), min(batch, self.data.count), self.data.count, self.seed, warmup=0.05, betas=(0.9, 0.999),
             weight_decay=DECAY, advice="lower the rate of the depth step",
         )  # fmt: skip
 
         def fetch(indices: torch.Tensor, number: int) -> tuple[torch.Tensor, ...]:
-            return *self.fetch(indices, number), torch.tensor(number)
+            return *self.data.fetch(indices, number), torch.tensor(number)
 
         self.model.train()
         trained = train(
@@ -111,12 +121,12 @@ class DepthTask:
         model = model or self.model
         if recalibrated:
             with recalibrating(model):
-                for pixels in self.calibration:
+                for pixels in self.data.calibration:
                     self.logits(model, pixels)
         model.eval()
         with torch.no_grad():
-            right = sum(int((self.logits(model, x).argmax(-1) == labels).sum()) for x, labels in self.validation)
-        return right / sum(len(labels) for _, labels in self.validation)
+            right = sum(int((self.logits(model, x).argmax(-1) == labels).sum()) for x, labels in self.data.validation)
+        return right / sum(len(labels) for _, labels in self.data.validation)
 
 
 class Lesson(nn.Module):

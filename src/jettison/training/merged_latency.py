@@ -21,7 +21,7 @@ def block_latencies(task: DepthTask, twins: list[Twin]) -> dict[int, float]:
         model = deepcopy(task.model)
         copies = [module for module in model.modules() if isinstance(module, Twin)]
         set_fades(copies, [1] * len(copies))
-        task.logits(model.eval(), task.calibration[0][:1])  # every twin learns the size of its inputs
+        task.logits(model.eval(), task.data.calibration[0][:1])  # every twin learns the size of its inputs
         set_fades(copies, [number == block for number in range(len(copies))])
         merge_twins(model, copies)
         models["original" if block is None else str(block)] = model

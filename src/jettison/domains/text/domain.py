@@ -139,6 +139,13 @@ def training_digests(recipe: Recipe, step: Step) -> dict[str, str]:
     return {text: text_digest(text) for text in step.options["data"].split("+") if text != SYNTHETIC}
 
 
+def labelled(source: ModelFolder, recipe: Recipe) -> Labelled:
+    """Raise UsageError: depth pruning by training is for image classifiers."""
+    raise UsageError(
+        f"{source.name} is a language model: depth is pruned in image classifiers only; `jettison draft` skips blocks"
+    )
+
+
 def lesson(
     student: nn.Module, teacher: nn.Module, trained: Mapping[str, nn.Parameter], temperature: float, features: float
 ) -> nn.Module:

@@ -11,10 +11,12 @@ from jettison.core.errors import JettisonError, UsageError
 from jettison.core.progress import bar
 from jettison.domains.domain import Logits, Sources
 from jettison.domains.vision.data import Images, image_processor, open_images
+from jettison.domains.vision.training_data import labelled as label_images
 from jettison.graph.dense import has_fast_bfloat16
 from jettison.graph.folder import ModelFolder
 from jettison.graph.skeleton import run_model
 from jettison.recipe.recipe import Recipe, Step
+from jettison.training.depth import Labelled
 from jettison.training.losses import kl
 
 DATA = "images"
@@ -137,6 +139,11 @@ def training_digests(recipe: Recipe, step: Step) -> dict[str, str]:
     """Return the path of the calibration images -> 16 hex digits of their content."""
     name = images_of(recipe.calibration)
     return {str(name): open_images(name).digest}
+
+
+def labelled(source: ModelFolder, recipe: Recipe) -> Labelled:
+    """Return the calibration images with their labels, a part of them held out for validation."""
+    return label_images(open_images(images_of(recipe.calibration), source))
 
 
 def lesson(

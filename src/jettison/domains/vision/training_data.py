@@ -3,9 +3,13 @@
 import psutil
 import torch
 
+from jettison.core.errors import UsageError
 from jettison.domains.vision.data import Images
+from jettison.training.depth import Labelled
 
 SHARE = 0.25  # of the free memory that pixels may fill
+HELD_OUT, MOST_HELD_OUT = 20, 2000  # one in so many images is validated on, at most so many
+CALIBRATION, BATCH = 512, 128  # images for the statistics of batch normalizations; images at once
 SHIFT = 8  # images are shifted by up to 1 / SHIFT of a side
 
 
@@ -77,3 +81,30 @@ def augment(pixels: torch.Tensor, seed: int) -> torch.Tensor:
     flat = padded.flatten(2)  # (batch, channels, padded height · padded width)
     picked = flat.gather(2, index.flatten(1)[:, None].expand(-1, channels, -1))
     return picked.view(batch, channels, height, width)
+
+
+
+def labelled(images: Images, most: int | None = None) -> Labelled:
+    """Divide images with labels into those to train on and those to validate on.
+
+    most: how many images are used in all, spread evenly; None for all.
+    Raises UsageError for fewer than 40 images.
+    """
+    places = images.spread(most)
+    if len(places) < 2 * HELD_OUT:
+        raise UsageError(f"{images.path} has {len(places)} images: at least {2 * HELD_OUT} are needed to train on")
+    held_out = places[HELD_OUT // 2 :: HELD_OUT]
+    training = TrainingImages(images, places[~torch.isin(places, held_out)])
+    held_out = held_out[torch.arange(min(MOST_HELD_OUT, len(held_out))) * len(held_out) // min(MOST_HELD_OUT, len(held_out))]
+    own = torch.arange(min(CALIBRATION, len(training))) * len(training) // min(CALIBRATION, len(training))
+
+    def fetch(indices: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels, labels = training.load(indices)
+        return augment(pixels, step).contiguous(memory_format=torch.channels_last), labels
+
+    return Labelled(
+        len(training),
+        fetch,
+        calibration=[training.load(part)[0] for part in own.split(BATCH)],
+        validation=[images.load(part) for part in held_out.split(BATCH)],
+    )

@@ -65,8 +65,10 @@ class LlamaCpp:
 def llama_cpp(shape: ModelShape, folder: Path, threads: int) -> dict[str, LlamaCpp]:
     """Return a runner for every kind of KINDS. Files are written to ``folder`` if they are missing or were changed.
 
-    Raises UsageError if llama-bench or gguf is missing, or for a family that is not in ARCHITECTURES.
+    Raises UsageError if llama-bench or gguf is missing, or for a family that is not in ARCHITECTURES,
+    or a model whose modules are replaced.
     """
+    shape.require_own_modules("llama.cpp has only the modules of config.json")
     program = os.environ.get("LLAMA_BENCH") or shutil.which("llama-bench")
     if not program or not Path(program).exists():
         raise UsageError("llama.cpp: there is no llama-bench on the PATH, and LLAMA_BENCH does not name one; build it")

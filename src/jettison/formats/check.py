@@ -89,7 +89,9 @@ def check_block(
     walk = open_walk(source, random_states(source) if known else example)
     prefix = walk.prefix(block)
     with walk.block(block) as module:
-        of_block = {linear.name.removeprefix(prefix).removeprefix("."): linear for linear in linears if linear.block == block}
+        of_block = {
+            linear.name.removeprefix(prefix).removeprefix("."): linear for linear in linears if linear.block == block
+        }
         for path, linear in of_block.items():
             inner = module.get_submodule(path)
             if linear.name in grids:

@@ -1,8 +1,8 @@
 """Descriptions of modules as JSON, from which they are built again without foreign code.
 
-A description is ``{"kind": NAME, option: value, ...}``; ``described_kinds.KINDS`` lists every kind with its
-class and its options. A sequence or a residual block holds the descriptions of its parts. Values of parameters are stored elsewhere, under the
-names that they have in the module (``graph.described_files``).
+A description is ``{"kind": NAME, option: value, ...}``; ``described_kinds.KINDS`` lists every kind with its class
+and its options. A sequence or a residual block holds the descriptions of its parts. Values of parameters are stored
+elsewhere, under the names that they have in the module (``graph.described_files``).
 """
 
 from collections import OrderedDict
@@ -20,7 +20,6 @@ from jettison.graph.described_kinds import KIND_OF, KINDS
 DEEPEST = 24  # levels of modules inside modules; in JSON each takes up to two of ``documents.JSON_DEPTH``
 MOST_MODULES = 20_000
 MOST_PARAMETERS = 10**12
-
 
 
 def describe(module: nn.Module, where: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``modules.json``: modules that stand in a model in place of its own, or a whole model that transformers does not have.
+"""``modules.json``: modules in place of a model's own, or a whole model that transformers does not have.
 
 - Beside a config.json: ``{"replaced": {PATH: DESCRIPTION}}``. The model is that of the config, with other modules at
   these paths. Their parameters lie in the checkpoint under the names that they have in the model.

@@ -1,7 +1,7 @@
 """The kinds of modules that a description may hold: their classes, and their options with limits.
 
-A kind is a row of ``KINDS``. Its options are the arguments of its class, and attributes of the same names. ``bias`` says
-whether there is one. ``modules``, ``branch``, ``shortcut`` and ``after`` hold descriptions of parts.
+A kind is a row of ``KINDS``. Its options are the arguments of its class, and attributes of the same names. ``bias``
+says whether there is one. ``modules``, ``branch``, ``shortcut`` and ``after`` hold descriptions of parts.
 """
 
 from collections.abc import Mapping

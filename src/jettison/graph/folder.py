@@ -93,7 +93,9 @@ class ModelFolder(ModelShape):
     def __init__(self, name: str | Path):
         self.folder = find_folder(name)
         if is_described(self.folder):
-            raise UsageError(f"{self.folder} holds a model that transformers does not have: only jettison.load reads it")
+            raise UsageError(
+                f"{self.folder} holds a model that transformers does not have: only jettison.load reads it"
+            )
         if not (self.folder / "config.json").exists():
             raise UsageError(f"{self.folder} is not a model folder: it has no config.json")
         raw_config = read_json(self.folder / "config.json")

@@ -45,7 +45,11 @@ class ModelShape:
     weights = False  # whether the weights are available, too
 
     def __init__(
-        self, name: str, raw_config: Mapping[str, Any], path: Path | None = None, replaced: Mapping[str, Any] = MappingProxyType({})
+        self,
+        name: str,
+        raw_config: Mapping[str, Any],
+        path: Path | None = None,
+        replaced: Mapping[str, Any] = MappingProxyType({}),
     ):
         self.name, self.raw_config, self.path, self.replaced = name, deepcopy(dict(raw_config)), path, dict(replaced)
 
@@ -77,7 +81,7 @@ class ModelShape:
             raise UsageError(f"{self.name} is no language model: {what}")
 
     def require_own_modules(self, what: str) -> None:
-        """Raise UsageError if modules of the model are replaced. what: what needs the model of the config, a sentence."""
+        """Raise UsageError if modules of the model are replaced. what: the reason why that matters, as a sentence."""
         if self.replaced:
             raise UsageError(f"{self.name} has modules in place of its own ({described_files.NAME}): {what}")
 

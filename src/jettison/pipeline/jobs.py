@@ -192,7 +192,7 @@ def _can_join(method: registry.Method) -> bool:
 
 def _check_runtime(runtime: Runtime, source: ModelFolder, jobs: Mapping[Linear, Job]) -> None:
     """Raise UsageError if the runtime would not load the result."""
-    if runtime.name != OWN_RUNTIME:
+    if runtime.name != "jettison":
         source.require_own_modules(f"{runtime.title} would not load this, only jettison.load does")
     grids = {linear.name: job.grid for linear, job in jobs.items() if job.grid}
     written = [format.name for format in runtime.formats if format.written]

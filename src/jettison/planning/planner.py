@@ -160,6 +160,8 @@ def make_plan(
     target = device if isinstance(device, Device) else find_device(device)
     shape = model if isinstance(model, ModelShape) else open_shape(model)
     shape.require_text("nothing plans for other models yet; compress them by a recipe")
+    if loader and loader.name != "jettison":
+        shape.require_own_modules(f"{loader.title} would not load this, only jettison.load does")
     if not shape.weights and (refine or losses in ("gradients", "measured")):
         what = f"refine = {refine}" if refine else f"losses = {losses!r}"
         raise UsageError(f"{shape.name} is a shape without weights: {what} needs them, 'prior' does not")

@@ -17,6 +17,7 @@ from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.formats.peft import attach_adapter
 from jettison.formats.tiled import load_tiled
 from jettison.graph.dense import compute_device, load_dense, stored_dtype
+from jettison.graph.described_files import is_described
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import QuantizedLinear, tile_linears
 from jettison.graph.skeleton import run_model
@@ -24,6 +25,7 @@ from jettison.kernels import native
 from jettison.kernels.specs import check_activation_bits
 from jettison.runtime.generation import Generation, Generations, Stream
 from jettison.runtime.native_decoder import NativeDecoder, Unsupported
+from jettison.runtime.own_modules import LoadedModule
 from jettison.runtime.record import Record, Tokens
 from jettison.runtime.sampling import Sampling
 from jettison.runtime.speculative.draft import Draft, View, read_corpus, read_draft
@@ -253,7 +255,7 @@ def load(
     dtype: torch.dtype | None = None,
     exact: bool = False,
     cache: bool = True,
-) -> Loaded:
+) -> Loaded | LoadedModule:
     """Load a checkpoint of Jettison (or any pack-quantized one), or a plain model, for running.
 
     Quantized linears stay packed in memory.
@@ -265,7 +267,12 @@ def load(
         native decoder writes with 15 bits). It is slower; docs/studies/kernels.md says how little the results differ.
     cache: keep the packed weights, in the kernels' layout, in ``.tiles`` beside the checkpoint. The next load then only
         maps that file, and all processes that load it share its memory.
+
+    A folder of a model that transformers does not have (modules.json without config.json) gives a ``LoadedModule``,
+    which has ``model`` and ``logits``. For such a folder only ``dtype`` counts.
     """
+    if is_described(Path(folder)):
+        return LoadedModule.of(Path(folder), dtype)
     source = ModelFolder(folder)
     dtype = dtype or stored_dtype(source)
     if not source.quantization:

@@ -234,10 +234,21 @@ def merge_chain(convs: Sequence[Convolution], shortcut: Convolution | Literal["i
     """
     if not convs:
         raise UsageError("cannot merge an empty chain of convolutions: valid is at least one")
-    merged = reduce(compose, (conv.to(torch.float64) for conv in convs))
+    chain = [conv.to(torch.float64) for conv in convs]
+    while len(chain) > 1:  # the pair with the smallest result first: a wide MLP goes before a depthwise layer joins
+        at = min(range(len(chain) - 1), key=lambda number: _merged_weights(*chain[number : number + 2]))
+        chain[at : at + 2] = [compose(*chain[at : at + 2])]
+    merged = chain[0]
     if shortcut is not None:
         merged = add_shortcut(merged, None if shortcut == "input" else shortcut)
     return merged.to(reduce(torch.promote_types, (conv.weight.dtype for conv in convs)))
+
+
+def _merged_weights(first: Convolution, second: Convolution) -> int:
+    """Return the number of weights of the composition, without what its dilation saves."""
+    (down, across), (tall, wide), (height, width) = first.stride, reach(first), reach(second)
+    taps = (tall + down * height + 1) * (wide + across * width + 1)
+    return first.channels[0] * second.channels[1] * taps // gcd(first.groups, second.groups)
 
 
 def _per_channel(values: Tensor, channels: int, conv: Convolution, side: str) -> Tensor:

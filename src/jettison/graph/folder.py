@@ -239,7 +239,10 @@ class ModelFolder(ModelShape):
         needed: the right shape; by default that of the skeleton's parameter.
         """
         shape = tuple(value.shape if shape is None else shape)
-        needed = tuple(self.skeleton.get_parameter(parameter).shape if needed is None else needed)
+        if needed is None:
+            with suppress(AttributeError):  # of a block that the model does not have, see ``graph.extra``
+                needed = self.skeleton.get_parameter(parameter).shape
+        needed = shape if needed is None else tuple(needed)
         where = f"{self.folder}: {self.locate(parameter)[0]}"
         if shape != needed:
             raise JettisonError(f"{where} has shape {shape}, the config asks for {needed} at {parameter}")

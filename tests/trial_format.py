@@ -45,7 +45,7 @@ def stored(rows: int, columns: int, grid: Grid) -> dict[str, torch.Tensor]:
     return {"q": torch.empty(rows, columns, dtype=torch.int8, device="meta"), "s": scales}
 
 
-def section(anatomy: Anatomy, grids: Mapping[str, Grid], others=()) -> dict[str, Any]:
+def section(anatomy: Anatomy, grids: Mapping[str, Grid], dense=(), extra=()) -> dict[str, Any]:
     rows = {name: {"group_size": grid.group_size, "scale_type": grid.scale_type} for name, grid in grids.items()}
     return {"quant_method": METHOD, "matrices": rows}
 

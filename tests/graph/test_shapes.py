@@ -13,7 +13,8 @@ from transformers import AutoConfig
 import jettison
 from jettison.core.errors import JettisonError, UsageError
 from jettison.graph.families import families
-from jettison.graph.folder import ModelFolder, find_folder, open_shape
+from jettison.graph.find import find_folder
+from jettison.graph.folder import ModelFolder, open_shape
 from jettison.graph.shape import ModelShape, shape_names, shapes
 from jettison.graph.skeleton import build_skeleton
 

@@ -14,7 +14,8 @@ from tiny import change
 from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import content_digest
 from jettison.formats.writer import copy_companions
-from jettison.graph.folder import BUNDLED, ModelFolder
+from jettison.graph.find import BUNDLED
+from jettison.graph.folder import ModelFolder
 from jettison.graph.source_check import check_source
 from jettison.pipeline.compression import compress
 from jettison.pipeline.evaluation import evaluate

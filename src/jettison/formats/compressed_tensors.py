@@ -54,7 +54,9 @@ def refuses(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
     return [f"compressed-tensors holds no {what} ({len(names)}, first {names[0]})" for names, what in refused if names]
 
 
-def section(anatomy: Anatomy, grids: Mapping[str, Grid], others: Sequence[str] = ()) -> dict[str, Any]:
+def section(
+    anatomy: Anatomy, grids: Mapping[str, Grid], dense: Sequence[str] = (), extra: Sequence[Linear] = ()
+) -> dict[str, Any]:
     """Return ``quantization_config`` for config.json.
 
     A pattern stands for a module of all blocks if they agree; otherwise modules are named one by one. Nothing is
@@ -62,7 +64,8 @@ def section(anatomy: Anatomy, grids: Mapping[str, Grid], others: Sequence[str] =
     which vLLM needs.
 
     grids: linear name -> its grid, for the packed ones.
-    others: matrices of blocks that the model does not have, such as those for multi-token prediction. They are dense.
+    dense, extra: matrices of blocks that the model does not have, such as those for multi-token prediction: dense
+        ones, and packed ones.
     """
     by_grid: dict[Grid, list[str]] = defaultdict(list)
     for linear in anatomy:
@@ -70,15 +73,17 @@ def section(anatomy: Anatomy, grids: Mapping[str, Grid], others: Sequence[str] =
             by_grid[grids[linear.name]].append(linear.name)
     rest = [linear.name for linear in anatomy if linear.name not in grids and "embed" not in linear.roles]
     every = [linear.name for linear in anatomy]
-    numbers = "|".join(map(str, range(anatomy.blocks))) if others else r"\d+"  # else patterns would match others, too
-    ignore = _targets(rest, every, numbers) + sorted(others)
+    others, every_extra = bool(dense or extra), [linear.name for linear in extra]
+    ignore = _targets(rest, every, others) + sorted(dense)
     if anatomy.family.router:
         ignore.append(rf"re:.*\.{re.escape(anatomy.family.router)}$")
+    targets = {grid: _targets(names, every, others) for grid, names in by_grid.items()}
+    for grid in dict.fromkeys(grids[name] for name in every_extra):
+        names = [name for name in every_extra if grids[name] == grid]
+        targets[grid] = targets.get(grid, []) + _targets(names, every_extra, others)
     groups = {
-        f"group_{number}": QuantizationScheme(
-            targets=_targets(names, every, numbers), weights=_arguments(grid), format=FORMAT
-        )
-        for number, (grid, names) in enumerate(by_grid.items())
+        f"group_{number}": QuantizationScheme(targets=names, weights=_arguments(grid), format=FORMAT)
+        for number, (grid, names) in enumerate(targets.items())
     }
     section = QuantizationConfig(
         config_groups=groups, format=FORMAT, quantization_status="compressed", ignore=ignore
@@ -95,8 +100,9 @@ def _arguments(grid: Grid) -> QuantizationArgs:
     return QuantizationArgs(num_bits=grid.bits, type="int", symmetric=grid.symmetric, dynamic=False, **grouped)
 
 
-def _targets(names: list[str], every: list[str], numbers: str) -> list[str]:
-    # A pattern is a name with its numbers (block, expert) left open. numbers: what stands for that of the block.
+def _targets(names: list[str], every: list[str], others: bool) -> list[str]:
+    # A pattern is a name with its numbers (block, expert) left open. others: there are blocks that the model does not
+    # have, so a pattern lists the numbers of its blocks, and stands for the modules of these blocks alone.
     pattern = lambda name: re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name))
     members, total = defaultdict(list), defaultdict(int)
     for name in every:
@@ -105,7 +111,8 @@ def _targets(names: list[str], every: list[str], numbers: str) -> list[str]:
         members[pattern(name)].append(name)
     targets = []
     for shape, matching in members.items():
-        shown = shape.replace(r"\d+", numbers if numbers == r"\d+" else f"(?:{numbers})", 1)
+        numbers = dict.fromkeys(number[1] for name in matching if (number := re.search(r"\.(\d+)\.", name)))
+        shown = shape.replace(r"\d+", f"(?:{'|'.join(numbers)})", 1) if others else shape
         targets += [f"re:{shown}$"] if len(matching) == total[shape] > 1 else matching
     return targets
 

@@ -51,11 +51,14 @@ class Format(Protocol):
         The first one stands for the weight where one tensor is looked up.
         """
 
-    def section(self, anatomy: Anatomy, grids: Mapping[str, Grid], others: Sequence[str] = ()) -> dict[str, Any]:
+    def section(
+        self, anatomy: Anatomy, grids: Mapping[str, Grid], dense: Sequence[str] = (), extra: Sequence[Linear] = ()
+    ) -> dict[str, Any]:
         """Return ``quantization_config`` for config.json.
 
         grids: linear name -> grid of the packed linears.
-        others: matrices that the shards hold dense, of blocks that the model does not have.
+        dense, extra: matrices of blocks that the model does not have (``graph.extra``); the shards hold those of
+            ``dense`` dense, and those of ``extra`` packed.
         """
 
     def read_grids(self, source: "ModelFolder") -> dict[str, Grid]:

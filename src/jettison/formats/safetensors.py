@@ -39,13 +39,17 @@ def refuses(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
     return []
 
 
-def section(anatomy: Anatomy, grids: Mapping[str, Grid], others: Sequence[str] = ()) -> dict[str, Any]:
+def section(
+    anatomy: Anatomy, grids: Mapping[str, Grid], dense: Sequence[str] = (), extra: Sequence[Linear] = ()
+) -> dict[str, Any]:
     """Return ``quantization_config`` for config.json. grids: linear name -> grid of the packed linears.
 
-    others: not needed, since every packed matrix is named.
+    dense: not needed, since every packed matrix is named.
+    extra: packed matrices of blocks that the model does not have; they are described apart, under ``extra``.
     """
     described = {linear.name: describe(grids[linear.name]) for linear in anatomy if linear.name in grids}
-    return {"quant_method": METHOD, "matrices": described}
+    others = {linear.name: describe(grids[linear.name]) for linear in extra}
+    return {"quant_method": METHOD, "matrices": described} | ({"extra": others} if others else {})
 
 
 def read_grids(source: ModelFolder) -> dict[str, Grid]:

@@ -17,6 +17,7 @@ from jettison.formats.format import Format, find_format
 from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import INDEX, Checkpoint
 from jettison.graph.described_files import write_replaced
+from jettison.graph.extra import extra_linears, extra_matrices
 from jettison.graph.folder import TOKENIZER, ModelFolder
 from jettison.graph.modules import of_matrix
 
@@ -117,6 +118,8 @@ class Writer:
         return of_matrix(weight.dequantize(), linear.layout, self._shape(linear))
 
     def _shape(self, linear: Linear) -> torch.Size:
+        if linear.layout == "linear":  # the model has no module for one of a block that only the checkpoint has
+            return torch.Size((linear.rows, linear.columns))
         return self.source.skeleton.get_submodule(linear.name).weight.shape
 
     def read_back(self, shard: Checkpoint, linear: Linear, grid: Grid | None) -> torch.Tensor:
@@ -142,7 +145,10 @@ class Writer:
         copy_companions(source.folder, out)
         config = dict(source.raw_config)
         if grids:
-            config["quantization_config"] = self.format.section(source.anatomy, grids, extra_matrices(source))
+            extra = [linear for linear in extra_linears(source) if linear.name in grids]
+            packed = {self.stored_name(linear) for linear in extra}
+            dense = [name for name in extra_matrices(source) if name not in packed]
+            config["quantization_config"] = self.format.section(source.anatomy, grids, dense, extra)
         if untie:
             config["tie_word_embeddings"] = False
             if "text_config" in config:
@@ -150,17 +156,6 @@ class Writer:
         if source.replaced:
             write_replaced(out, source.replaced)
         write_json(out / "config.json", config)
-
-
-def extra_matrices(source: ModelFolder) -> list[str]:
-    """Return the modules whose weight is a matrix of a block beyond the model's, as for multi-token prediction."""
-    pattern = re.compile(rf"(?:^|\.){re.escape(source.anatomy.family.blocks)}\.(\d+)\.")
-    names = []
-    for tensor in source.checkpoint:
-        match = pattern.search(tensor) if tensor.endswith(".weight") else None
-        if match and int(match[1]) >= source.anatomy.blocks and len(source.checkpoint.shape(tensor)) == 2:
-            names.append(tensor.removesuffix(".weight"))
-    return names
 
 
 def copy_companions(source: Path, out: Path) -> None:

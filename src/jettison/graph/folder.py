@@ -3,7 +3,6 @@
 import os
 import re
 from contextlib import suppress
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,57 +12,23 @@ from jettison.core.errors import JettisonError, UsageError, guarded
 from jettison.core.files import check_regular, content_digest, digest, read_bytes
 from jettison.graph.checkpoint import INDEX, Checkpoint
 from jettison.graph.described_files import is_described, read_replaced
-from jettison.graph.shape import ModelShape, shape_names, shapes
+from jettison.graph.find import find_folder
+from jettison.graph.shape import ModelShape, shapes
 
 if TYPE_CHECKING:  # a plan opens folders without torch and transformers, which take seconds to import
     import torch
 
     from jettison.graph.experts import Experts
 
-BUNDLED = {"scribe": Path(__file__).parent / "scribe"}
 # The files that determine the token ids of a text or a chat, and where a text ends.
 TOKENIZER = re.compile(
     r"tokenizer.*\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|.*\.tiktoken|"
     r"spiece\.model|sentencepiece.*\.model|chat_template\.(jinja|json)|generation_config\.json"
 )
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
 TOKENIZER_LIMIT, CARD_LIMIT = 1 << 28, 1 << 24  # bytes
 # The parameter of an expert's linear: path of the experts, number, projection, weight or bias.
 EXPERT = re.compile(r"(.+)\.(\d+)\.(gate_proj|up_proj|down_proj)\.(weight|bias)")
 FULL_PRECISION = ("float16", "bfloat16", "float32", "float64")  # types of torch
-
-
-def find_folder(name: str | Path) -> Path:
-    """Return the folder of a model. A model of the Hugging Face hub is downloaded once.
-
-    name: ``scribe`` (bundled), a local folder, or a hub id.
-    Raises UsageError if there is no such model, or only its shape is known.
-    """
-    if str(name) in BUNDLED:
-        return BUNDLED[str(name)]
-    folder = Path(name)
-    if os.path.isdir(folder):  # unlike Path.is_dir, this does not raise for a name that is too long
-        try:
-            str(folder.resolve()).encode()
-        except UnicodeEncodeError:
-            raise UsageError(f"folder {str(name)!r}: safetensors needs a name in UTF-8") from None
-        return folder.resolve()
-    if str(name) in shapes():
-        hub = shapes()[str(name)]["hub"]
-        raise UsageError(f"{name} is a shape without weights, for `jettison plan`; give its folder or hub id {hub}")
-    if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
-        shape = next(iter(get_close_matches(str(name).lower(), shape_names(), n=1)), "qwen3-4b")
-        raise UsageError(
-            f"no model {str(name)!r}: give 'scribe', an existing folder, a hub id such as Qwen/Qwen3-4B, "
-            f"or, for `jettison plan`, a known shape such as {shape}"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(f"there is no folder {str(name)!r}, and the hub could not serve it: {error}") from error
 
 
 def open_shape(name: str | Path) -> ModelShape:
@@ -280,7 +245,10 @@ class ModelFolder(ModelShape):
         needed: the right shape; by default that of the skeleton's parameter.
         """
         shape = tuple(value.shape if shape is None else shape)
-        needed = tuple(self.skeleton.get_parameter(parameter).shape if needed is None else needed)
+        if needed is None:
+            with suppress(AttributeError):  # of a block that the model does not have, see ``graph.extra``
+                needed = self.skeleton.get_parameter(parameter).shape
+        needed = shape if needed is None else tuple(needed)
         where = f"{self.folder}: {self.locate(parameter)[0]}"
         if shape != needed:
             raise JettisonError(f"{where} has shape {shape}, the config asks for {needed} at {parameter}")

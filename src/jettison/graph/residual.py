@@ -64,7 +64,9 @@ class Residual:
                     "BatchNorm, LayerNorm, GroupNorm, activations, and a parameter that scales channels"
                 )
             if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-                raise UsageError(f"block {self.path}: padding_mode {layer.padding_mode!r} cannot be merged; valid: zeros")
+                raise UsageError(
+                    f"block {self.path}: padding_mode {layer.padding_mode!r} cannot be merged; valid: zeros"
+                )
             if isinstance(layer, nn.Conv2d) and self.tokens:
                 raise UsageError(f"block {self.path}: a convolution in a block of tokens cannot be merged")
         for number, layer in enumerate(self.shortcut or ()):

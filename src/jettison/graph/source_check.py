@@ -1,9 +1,12 @@
 """Check a model before any work: all tensors are stored, have the right shape, and all values are finite."""
 
+from collections.abc import Iterable
+
 import torch
 
 from jettison.core.errors import JettisonError
 from jettison.core.progress import bar
+from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
 
 AT_ONCE = 1 << 24  # the number of values that are read at once
@@ -11,15 +14,15 @@ FULL_PRECISION = ("F64", "F32", "F16", "BF16")
 SHOWN = 1 << 30  # bytes; smaller checkpoints are read too fast to need a progress bar
 
 
-def check_source(source: ModelFolder) -> None:
-    """Read the whole checkpoint once and check the tensors that the model needs.
+def check_source(source: ModelFolder, linears: Iterable[Linear] = ()) -> None:
+    """Read the whole checkpoint once and check the tensors that the model needs, and those of ``linears``.
 
     Raises JettisonError, which names the tensor,
     - if a parameter is not stored, is not in floating point, has another shape than the config asks for, or has a value
       that is NaN or infinite;
     - if a persistent buffer is stored and has another shape or such a value.
     """
-    needed = _needed(source)
+    needed = _needed(source) | {source.locate(f"{linear.name}.weight")[0] for linear in linears}
     with bar("check", len(needed), shown=source.checkpoint.file_bytes > SHOWN) as progress:
         for tensor in sorted(needed):
             _check_finite(source, tensor)

@@ -228,7 +228,9 @@ def _padding(layer: nn.Module, kernel: tuple[int, int]) -> Padding:
     """Return the padding of a layer whose kernel is cropped, so that its output has the same size."""
     if not isinstance(layer, nn.Conv2d):
         return (0, 0, 0, 0)
-    cut = [(size - kept) // 2 * step for size, kept, step in zip(layer.kernel_size, kernel, layer.dilation, strict=True)]
+    cut = [
+        (size - kept) // 2 * step for size, kept, step in zip(layer.kernel_size, kernel, layer.dilation, strict=True)
+    ]
     if layer.padding == "same" or layer.padding == "valid":
         reach = [(size - 1) * step for size, step in zip(layer.kernel_size, layer.dilation, strict=True)]
         reach = [0, 0] if layer.padding == "valid" else reach

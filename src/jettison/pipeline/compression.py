@@ -38,6 +38,7 @@ from jettison.graph.whole import open_walk
 from jettison.pipeline import depth
 from jettison.pipeline.applying import one_by_one
 from jettison.pipeline.depth import check_depth, depth_step, prune_depth
+from jettison.pipeline.extra_jobs import assign_extra, say_extra
 from jettison.pipeline.jobs import Job, adjusted, assign, pick_format, say_adjusted
 from jettison.pipeline.trained import written_shards
 from jettison.pipeline.units import AnyWalk, compress_unit, replay, unties
@@ -102,8 +103,9 @@ def compress(
         with locked(out):
             source = prune_depth(source, recipe, out, seed)
         jobs = assign(source, recipe, runtime)
+    jobs += (extra := assign_extra(source, recipe, runtime))
     writer = Writer(source, pick_format(source, jobs, runtime, format))
-    if note := say_adjusted(jobs):
+    for note in filter(None, (say_adjusted(jobs), say_extra(source, extra))):
         say(f"note: {note}")
     if not (out / MANIFEST).exists():
         _check_disk(source, out, dense=any(not job.grid for job in jobs))
@@ -130,7 +132,7 @@ def _compress(
     calibrated = bool(needs) or adaptive
 
     def checked_inputs() -> torch.Tensor | None:
-        check_source(source)
+        check_source(source, [job.linear for job in jobs])
         return find_domain(source).calibration(source, recipe.calibration, seed) if calibrated else None
 
     fresh = not (out / JOURNAL).exists()

@@ -62,7 +62,9 @@ def check_depth(source: ModelFolder, recipe: Recipe) -> None:
     if isinstance(blocks, int) and blocks > len(residuals):
         raise UsageError(f"blocks = {blocks}: {source.name} has {len(residuals)} blocks that can be pruned")
     if depth_step(recipe).options["batch"] > data.count:
-        raise UsageError(f"depth.batch = {depth_step(recipe).options['batch']}: there are {data.count} images to train on")
+        raise UsageError(
+            f"depth.batch = {depth_step(recipe).options['batch']}: there are {data.count} images to train on"
+        )
 
 
 def prune_depth(source: ModelFolder, recipe: Recipe, out: Path, seed: int, save_every: float = 60.0) -> ModelFolder:
@@ -149,7 +151,9 @@ def _finish(
             after = _logits(model, example)
         difference = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
         if not difference <= MOST_DIFFERENT:
-            raise JettisonError(f"the merged model differs from the pruned one by {difference:.1e} of its largest logit")
+            raise JettisonError(
+                f"the merged model differs from the pruned one by {difference:.1e} of its largest logit"
+            )
         for twin in pruned.twins:
             replaced[twin.residual.path] = model.get_submodule(twin.residual.path)
             if twin.residual.absorbs:
@@ -170,8 +174,7 @@ def _finish(
     folder.mkdir(parents=True)
     dtype = stored_dtype(source)
     tensors = {
-        name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in model.state_dict().items()
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in model.state_dict().items()
     }
     write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", config)
@@ -202,7 +205,9 @@ def write_manifest(folder: Path, source: ModelFolder, recipe: Recipe, section: d
     )
 
 
-def _without_blocks(model: nn.Module, source: ModelFolder, residuals: list) -> tuple[dict[str, Any], dict[str, nn.Module]]:
+def _without_blocks(
+    model: nn.Module, source: ModelFolder, residuals: list
+) -> tuple[dict[str, Any], dict[str, nn.Module]]:
     """Leave out some blocks of a model, in place. Returns its config and its replaced modules.
 
     Where the config says how many blocks there are in one list, the result is an ordinary checkpoint.

@@ -89,11 +89,21 @@ def assign(source: ModelFolder, recipe: Recipe, runtime: str | None = None) -> l
             if "embed" in linear.roles and registry.find("quantize", step.method).needs:
                 fit = registry.having("quantize", lambda method: not method.needs)
                 raise UsageError(f"{linear.name} is looked up, not multiplied: {fit} fit it, {step.method} does not")
-            jobs[linear] = replace(job, step=step, grid=_stored_grid(source, linear, grids[linear]))
+            jobs[linear] = replace(job, step=step, grid=stored_grid(source, linear, grids[linear]))
     for job in jobs.values():
         _check_together(source, job)
+    check_fused(source.anatomy, jobs)
+    if target is not None:
+        _check_runtime(target, source, jobs)
+    calibrated = any(job.needs or job.adaptive for job in jobs.values())
+    find_domain(source).check_recipe(source, recipe, calibrated)
+    return [jobs[linear] for linear in source.anatomy if linear in jobs]
+
+
+def check_fused(linears: Iterable[Linear], jobs: Mapping[Linear, Job]) -> None:
+    """Raise UsageError if parts of a matrix that runtimes fuse get different grids. linears: of the model."""
     parts: dict[str, Linear] = {}
-    for linear in source.anatomy:
+    for linear in linears:
         other = parts.setdefault(linear.fused, linear)
         grids = [str(jobs[part].grid) if part in jobs else "None" for part in (other, linear)]
         if grids[0] != grids[1]:
@@ -101,11 +111,6 @@ def assign(source: ModelFolder, recipe: Recipe, runtime: str | None = None) -> l
                 f"runtimes run {linear.fused} as one matrix, so its parts share a grid; this recipe gives "
                 f"{other.name} {grids[0].lower()} and {linear.name} {grids[1].lower()}"
             )
-    if target is not None:
-        _check_runtime(target, source, jobs)
-    calibrated = any(job.needs or job.adaptive for job in jobs.values())
-    find_domain(source).check_recipe(source, recipe, calibrated)
-    return [jobs[linear] for linear in source.anatomy if linear in jobs]
 
 
 def pick_format(source: ModelFolder, jobs: Iterable[Job], runtime: str | None = None, name: str | None = None) -> str:
@@ -202,7 +207,7 @@ def _check_runtime(runtime: Runtime, source: ModelFolder, jobs: Mapping[Linear, 
         raise UsageError("; ".join([runtime.no_writer or f"{runtime.title} would not load this", *reasons]))
 
 
-def _stored_grid(source: ModelFolder, linear: Linear, grid: Grid) -> Grid:
+def stored_grid(source: ModelFolder, linear: Linear, grid: Grid) -> Grid:
     """Set the type of the stored scales: the model's own 16-bit type, or bfloat16 for a float32 model."""
     tensor, _, _ = source.locate(f"{linear.name}.weight")
     return replace(grid, scale_type="float16" if source.checkpoint.dtype(tensor) == "F16" else "bfloat16")

@@ -56,7 +56,8 @@ def _compress_block(
     """Apply the methods to one unit; return the result and, with a walk, the block's relative squared output error."""
     source = writer.source
     if walk is None or block is None:
-        stats = _outside_stats(walk, [job.linear for job in jobs]) if walk else {}
+        own = source.anatomy.of_block(None)  # the model does not run the others, see ``graph.extra``
+        stats = _outside_stats(walk, [job.linear for job in jobs if job.linear in own]) if walk else {}
         return apply_methods(source, jobs, stats, pool), None
     error = size = 0.0
     with walk.block(block) as module:

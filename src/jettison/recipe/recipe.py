@@ -52,6 +52,7 @@ class GridFields(Fields):
     bits: int | None = Field(None, description="int is needed")
     group_size: int | None = Field(None, description="int is needed")
     symmetric: bool | None = Field(None, description="bool is needed")
+    mtp: int | None = Field(None, description="a number of bits is needed")
     values: str | None = Field(None, description="str is needed")
 
 
@@ -65,6 +66,7 @@ class Step:
 
     grid: only for a quantize step.
     pattern, allocation: only for a prune step.
+    mtp: the grid of the same roles in blocks for multi-token prediction; only for a quantize step, None leaves them.
     """
 
     verb: str
@@ -74,6 +76,7 @@ class Step:
     grid: Grid | None = None
     pattern: Pattern | None = None
     allocation: Allocation | None = None
+    mtp: Grid | None = None
 
     def __str__(self) -> str:
         what = f"{self.method} to {self.grid or self.pattern}" if self.grid or self.pattern else self.method
@@ -92,7 +95,8 @@ class Step:
         """The options that belong to the verb, as in a recipe file."""
         if self.pattern:
             return self.pattern.options() | (self.allocation.options() if self.allocation else {})
-        return self.grid.options() if self.grid else {}
+        mtp = {"mtp": self.mtp.bits} if self.mtp else {}
+        return self.grid.options() | mtp if self.grid else {}
 
 
 @dataclass(frozen=True)
@@ -254,7 +258,7 @@ def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[
     if verb == "quantize":
         if "bits" not in verb_options and "values" not in verb_options:
             raise UsageError(f"a quantize step needs 'bits' (2 to 8); this is {shown(data)}")
-        verb_fields["grid"] = _parse_grid(verb_options)
+        verb_fields["grid"], verb_fields["mtp"] = _parse_grids(verb_options)
     if verb == "prune":
         verb_fields["pattern"], verb_fields["allocation"] = _parse_pattern(verb_options, dict(changed), data)
     where = parse_where(data["where"]) if "where" in data else Where()
@@ -291,10 +295,17 @@ def _parse_pattern(options: dict[str, Any], changed: dict[str, Any], data: Any) 
     return replace(Pattern.parse(options["pattern"]), scope=scope), allocation
 
 
-def _parse_grid(options: dict[str, Any]) -> Grid:
-    """Make the grid of a quantize step."""
+def _parse_grids(options: dict[str, Any]) -> tuple[Grid, Grid | None]:
+    """Make the grid of a quantize step, and the one with ``mtp`` bits, None without this option."""
     read_fields(GridFields, options, _message_of("quantize option"), "quantize option")
-    return make_grid(options)
+    bits = options.pop("mtp", None)
+    grid = make_grid(options)
+    if bits is None:
+        return grid, None
+    try:
+        return grid, make_grid(options | {"bits": bits})
+    except UsageError as error:
+        raise UsageError(f"quantize option mtp: {error}") from None
 
 
 def _parse_change(change: str) -> tuple[str, str, Any]:

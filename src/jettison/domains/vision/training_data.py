@@ -83,7 +83,6 @@ def augment(pixels: torch.Tensor, seed: int) -> torch.Tensor:
     return picked.view(batch, channels, height, width)
 
 
-
 def labelled(images: Images, most: int | None = None) -> Labelled:
     """Divide images with labels into those to train on and those to validate on.
 
@@ -95,7 +94,9 @@ def labelled(images: Images, most: int | None = None) -> Labelled:
         raise UsageError(f"{images.path} has {len(places)} images: at least {2 * HELD_OUT} are needed to train on")
     held_out = places[HELD_OUT // 2 :: HELD_OUT]
     training = TrainingImages(images, places[~torch.isin(places, held_out)])
-    held_out = held_out[torch.arange(min(MOST_HELD_OUT, len(held_out))) * len(held_out) // min(MOST_HELD_OUT, len(held_out))]
+    held_out = held_out[
+        torch.arange(min(MOST_HELD_OUT, len(held_out))) * len(held_out) // min(MOST_HELD_OUT, len(held_out))
+    ]
     own = torch.arange(min(CALIBRATION, len(training))) * len(training) // min(CALIBRATION, len(training))
 
     def fetch(indices: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:

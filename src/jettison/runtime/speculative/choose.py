@@ -21,7 +21,8 @@ from jettison.core.progress import bar
 from jettison.domains.text.data import Text, encode, read_documents, token_windows
 from jettison.formats.draft_model import write_draft_model
 from jettison.formats.packed import UnpackedFolder
-from jettison.graph.folder import BUNDLED, ModelFolder
+from jettison.graph.find import BUNDLED
+from jettison.graph.folder import ModelFolder
 from jettison.graph.halves import unit_names
 from jettison.graph.modules import QuantizedLinear
 from jettison.kernels.specs import check_activation_bits

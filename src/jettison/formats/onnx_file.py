@@ -8,7 +8,6 @@
 - onnx and onnxruntime are in the extra ``onnx``. This is no format of checkpoints: Jettison does not read such files.
 """
 
-import contextlib
 import importlib
 import io
 import math

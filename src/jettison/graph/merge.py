@@ -82,7 +82,7 @@ def merge(twin: Twin, cuts: Cuts) -> nn.Module:
 
 
 def partitions(twin: Twin) -> Iterator[Cuts]:
-    """Yield all ways to merge neighbours of a branch, as the numbers of the matrices before which a new layer starts."""
+    """Yield all ways to merge neighbours of a branch: the numbers of the matrices before which a new layer starts."""
     for choice in product((False, True), repeat=len(twin.matrices) - 1):
         yield tuple(number for number, cut in enumerate(choice, 1) if cut)
 

@@ -73,8 +73,8 @@ class Residual:
             plain = isinstance(layer, nn.Conv2d) and layer.padding in ((0, 0), "valid")
             if not (plain if number == 0 else isinstance(layer, NORMS)):
                 raise UsageError(
-                    f"block {self.path}: a shortcut that cannot fold, with {type(layer).__name__}; valid: the input itself, "
-                    "or one convolution without padding and norms behind it"
+                    f"block {self.path}: a shortcut that cannot fold, with {type(layer).__name__}; valid: the input "
+                    "itself, or one convolution without padding and norms behind it"
                 )
 
 
@@ -92,8 +92,8 @@ def find_residuals(model: nn.Module, anatomy: Anatomy) -> list[Residual]:
 
         known = sorted(name for name, family in families().items() if family.residual)
         raise UsageError(
-            f"depth pruning: the row of {model.config.model_type} in families.yaml does not say what its residual blocks "
-            f"are; it is known for {', '.join(known)}"
+            f"depth pruning: the row of {model.config.model_type} in families.yaml does not say what its residual "
+            f"blocks are; it is known for {', '.join(known)}"
         )
     return [_read(model, anatomy.path(block), row) for block in range(anatomy.blocks)]
 

@@ -7,6 +7,7 @@ import torch
 Genome = tuple[int, ...]
 LISTED = 16  # bits: up to this length all genomes are listed
 EXHAUSTED = 3
+FLIPPED = 1.5  # bits of a genome, on average
 TRIES = 200  # at a feasible genome, for every place in the population
 
 
@@ -48,30 +49,36 @@ def evolve(
             note(0, judge(best))
             return best
 
-    def fill(members: list[Genome], make: Callable[[], Genome], size: int) -> None:
+    def fill(members: list[Genome], make: Callable[[list[Genome]], Genome], size: int) -> None:
+        """Add feasible genomes that ``make`` makes of the members, until there are ``size``."""
+        parents = list(members)
         for _ in range(TRIES * size):
             if len(members) >= size:
                 return
-            genome = repair(make(), rng)
+            genome = repair(make(parents), rng)
             if feasible(genome) and genome not in members:
                 members.append(genome)
 
-    bits = lambda: torch.randint(2, (length,), generator=rng).tolist()
+    def bits() -> list[int]:
+        return torch.randint(2, (length,), generator=rng).tolist()
+
+    def pick(parents: list[Genome]) -> Genome:
+        return parents[int(torch.randint(len(parents), (1,), generator=rng))]
+
+    def cross(parents: list[Genome]) -> Genome:
+        return tuple(a if bit else b for a, b, bit in zip(pick(parents), pick(parents), bits(), strict=True))
+
+    def flip(parents: list[Genome]) -> Genome:
+        return tuple(bit ^ int(torch.rand(1, generator=rng) < FLIPPED / length) for bit in pick(parents))
+
     members: list[Genome] = []
-    fill(members, lambda: tuple(bits()), population)
+    fill(members, lambda parents: tuple(bits()), population)
     if not members:
         raise ValueError("no genome is feasible")
     for generation in range(generations):
         members.sort(key=judge, reverse=True)
         note(generation, judge(members[0]))
         members = members[: max(2, population // 4)]
-        parents = list(members)
-        pick = lambda: parents[int(torch.randint(len(parents), (1,), generator=rng))]
-        cross = lambda: tuple(a if bit else b for a, b, bit in zip(pick(), pick(), bits(), strict=True))
-        rate = 1.5 / length
-        flip = lambda: tuple(
-            bit ^ int(torch.rand(1, generator=rng) < rate) for bit in pick()
-        )  # fmt: skip
         fill(members, cross, len(members) + (population - len(members)) // 2)
         fill(members, flip, population)
     members.sort(key=judge, reverse=True)

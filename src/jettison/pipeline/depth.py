@@ -166,8 +166,8 @@ def _finish(
     times = task.measure({"original": task.teacher, "pruned": model})
     task.journal.add(measured=True, milliseconds={name: round(time, 4) for name, time in times.items()})
     say(
-        f"depth: {len(pruned.blocks)} of {len(task.residuals)} blocks pruned; accuracy on {accuracy['images']} held-out "
-        f"images {accuracy['original']:.1%} before, {accuracy['pruned']:.1%} after; {times['original']:.3g} ms before, "
+        f"depth: {len(pruned.blocks)} of {len(task.residuals)} blocks pruned; accuracy on {accuracy['images']} "
+        f"held-out images {accuracy['original']:.1%} before, {accuracy['pruned']:.1%} after; {times['original']:.3g} ms before, "
         f"{times['pruned']:.3g} ms after"
     )
     shutil.rmtree(folder, ignore_errors=True)

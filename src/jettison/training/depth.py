@@ -18,8 +18,8 @@ from jettison.core.journal import Journal
 from jettison.graph.dense import has_fast_bfloat16
 from jettison.graph.residual import Residual
 from jettison.graph.twin import MOMENTUM, Twin, batch_norms, install_twins, recalibrating, set_fades
-from jettison.training.losses import kl
 from jettison.training.loop import Fetch, Group, Plan, train
+from jettison.training.losses import kl
 
 DECAY = 0.05  # weight decay
 SMOOTHING = 0.1  # of labels
@@ -86,8 +86,8 @@ class DepthTask:
         """
         parameters = dict(self.model.named_parameters())
         plan = Plan(
-            self.steps(epochs, batch), min(batch, self.data.count), self.data.count, self.seed, warmup=0.05, betas=(0.9, 0.999),
-            weight_decay=DECAY, advice="lower the rate of the depth step",
+            self.steps(epochs, batch), min(batch, self.data.count), self.data.count, self.seed, warmup=0.05,
+            betas=(0.9, 0.999), weight_decay=DECAY, advice="lower the rate of the depth step",
         )  # fmt: skip
 
         def fetch(indices: torch.Tensor, number: int) -> tuple[torch.Tensor, ...]:

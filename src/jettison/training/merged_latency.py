@@ -1,4 +1,4 @@
-"""How much latency the pruning of each block saves: every block is merged alone and the models are timed side by side."""
+"""How much latency the pruning of each block saves: each is merged alone, and the models are timed in turns."""
 
 from copy import deepcopy
 

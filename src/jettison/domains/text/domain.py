@@ -16,6 +16,7 @@ from jettison.domains.text.scores import compare
 from jettison.domains.text.synthesize import synthesize
 from jettison.graph.folder import ModelFolder
 from jettison.recipe.recipe import Recipe, Step
+from jettison.training.depth import Labelled
 
 DATA = "text"
 EXAMPLE = 16  # tokens

@@ -4,20 +4,12 @@ from contextlib import contextmanager
 from typing import Annotated
 
 from pydantic import Field
-from torch import nn
 
 from jettison.core.errors import UsageError
 from jettison.core.progress import say
+from jettison.graph.blocks import Passed
 from jettison.recipe.registry import depth_pruner
 from jettison.training.depth import DepthTask, FadingLesson, Pruned
-
-
-class Passed(nn.Module):
-    """Stands in the place of a dropped block: returns its input."""
-
-    def forward(self, x, *args, **kwargs):
-        """Return ``x``, whatever else the block would read."""
-        return x
 
 
 @depth_pruner("drop", paper="arXiv:2403.03853")

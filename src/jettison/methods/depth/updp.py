@@ -110,8 +110,8 @@ def _search(
     except ValueError:
         smallest = saved((1,) * len(twins))
         raise UsageError(
-            f"latency = {latency:g}: the smallest subnet, with all {len(twins)} blocks pruned, reaches {smallest:.2f} of "
-            "the original's latency; give a larger share"
+            f"latency = {latency:g}: the smallest subnet, with all {len(twins)} blocks pruned, reaches {smallest:.2f} "
+            "of the original's latency; give a larger share"
         ) from None
     pruned = [block for block, bit in enumerate(best) if bit]
     task.journal.add(searched=True, pruned=pruned, accuracy=judged["".join(map(str, best))], latency=saved(best))

@@ -166,9 +166,9 @@ def _finish(
     times = task.measure({"original": task.teacher, "pruned": model})
     task.journal.add(measured=True, milliseconds={name: round(time, 4) for name, time in times.items()})
     say(
-        f"depth: {len(pruned.blocks)} of {len(task.residuals)} blocks pruned; accuracy on {accuracy['images']} "
-        f"held-out images {accuracy['original']:.1%} before, {accuracy['pruned']:.1%} after; {times['original']:.3g} ms before, "
-        f"{times['pruned']:.3g} ms after"
+        f"depth: {len(pruned.blocks)} of {len(task.residuals)} blocks pruned; on {accuracy['images']} held-out images "
+        f"accuracy is {accuracy['pruned']:.1%}, of the original {accuracy['original']:.1%}; one image takes "
+        f"{times['pruned']:.3g} ms, with the original {times['original']:.3g} ms"
     )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -41,6 +41,8 @@ def fit(
     device: str = "this",
     tps: float | None = None,
     memory: str | float | None = None,
+    latency: str | float | None = None,
+    fps: float | None = None,
     context: int = CONTEXT,
     runtime: str | None = None,
     recovery: bool = True,
@@ -65,10 +67,12 @@ def fit(
     out: the folder of the run, new or of the same run.
     device: what the result is to run on, see ``find_device``.
     tps, memory, context: the budget (tokens per second; bytes or a string such as "3GB"; tokens), see ``make_plan``.
+    latency, fps: the budget of an image classifier (a share of the original's latency such as "0.7x"; images per
+    second), see ``plan_depth``.
     runtime: the target runtime that must load the result.
     recovery, losses, refine: how to plan, see ``make_plan``; with ``auto``, losses come from gradients if the model
     fits in memory, else from the prior.
-    recipe: compress by this recipe and do not plan. An image classifier needs one: there is no planner for it yet.
+    recipe: compress by this recipe and do not plan.
     changes: of the recipe, ``verb.option=value``.
     texts, tokens: what quality is measured on, see ``evaluate``.
     tasks, items: see ``evaluate_tasks``.
@@ -84,32 +88,35 @@ def fit(
     """
     changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
     source, target = ModelFolder(model), find_device(device)
+    share = check_depth_budget(source, latency, fps, device=device, tps=tps, memory=memory, recipe=recipe)
     if not source.anatomy.family.chain:
         texts = []
-        if recipe is None:
-            source.require_text("nothing plans for other models yet; give a recipe")
         if tasks:
             source.require_text("tasks are for language models")
-    _check_request(tps, memory, runtime, losses, refine, seed, tasks, items, planned=recipe is None)
+    planned = recipe is None and source.anatomy.family.chain
+    _check_request(tps, memory, runtime, losses, refine, seed, tasks, items, planned)
     sources = Sources(tuple(texts), tokens, images=images, count=count)
     find_domain(source).check_sources(source, sources)
     if source.anatomy.family.chain and not texts:
         raise UsageError(f"no text to measure on: {', '.join(TEXTS)}, or a UTF-8 file")
     setting, pictured = Setting(context), None
-    out = check_folder(out, JOURNAL)
-    if recipe is None:
+    out = check_run_folder(out)
+    if recipe is None and not source.anatomy.family.chain:
+        chosen = plan_depth(
+            source, latency=latency, fps=fps, changes=changes, images=images, folder=None if dry_run else out
+        )
+    elif recipe is None:
         plan = make_plan(
             source, device=target, tps=tps, memory=memory, context=context, runtime=runtime, recovery=recovery,
             losses=_losses(source, losses), refine=refine, changes=changes, seed=seed,
         )  # fmt: skip
         chosen, pictured = plan.recipe, plan_data(plan)
-        if not chosen.steps:
-            raise UsageError(
-                f"{model} meets this budget as it is: there is nothing to compress. Set a tighter budget, or give a "
-                "recipe"
-            )
     else:
         chosen = load_recipe(recipe, changes)
+    if not chosen.steps:
+        raise UsageError(
+            f"{model} meets this budget as it is: there is nothing to compress. Set a tighter budget, or give a recipe"
+        )
     chosen = with_windows(chosen, source.positions)
     if not chosen.calibration.get("images"):
         chosen = with_images(chosen, images)
@@ -121,6 +128,8 @@ def fit(
             cost = predict(source, candidate, target, setting)
             predicted[name] = {"tokens_per_second": cost.tokens_per_second, "memory": cost.memory}
     planned = {"recipe": chosen.to_dict(), "predicted": predicted.get("result", {}) | asked}
+    if depth_step(chosen):
+        check_depth(source, chosen)
     for step in chosen.of("recover"):
         find_domain(source).training_digests(chosen, step)  # raises, before any work, if its data is missing
     if dry_run:
@@ -140,10 +149,12 @@ def fit(
     request |= {"contents": find_domain(source).contents(sources), "tokens": tokens}
     request |= {"items": items, "seed": seed, "predicted": predicted, "engine": runtime}
     if images:
-        request |= {"images": str(images), "count": count}
-    if recipe is None:
+        request |= {"images": str(images), "count": count} | ({"latency": share} if share else {})
+        request |= {"fps": fps} if fps else {}
+    if recipe is None and texts:
         request |= {"recovery": recovery, "losses": losses, "refine": refine}
     options = {"device": device, "tps": tps, "memory": memory, "context": context, "runtime": runtime, "losses": losses}
+    options |= {"latency": latency, "fps": fps}
     options |= {"recovery": recovery, "refine": refine, "recipe": recipe, "set": changes, "text": texts, "tasks": tasks}
     defaults = {"device": "this", "context": CONTEXT, "losses": "auto", "recovery": True, "refine": 0, "text": TEXTS}
     options |= {"items": items, "images": images, "count": count, "seed": seed}

@@ -54,6 +54,11 @@ def updp(
         check_blocks(task, blocks, "blocks")
     twins = start_twins(task, kernel)
     gains = block_latencies(task, twins) if latency is not None else {}
+    if gains and (smallest := 1 - sum(gains.values())) > latency:  # before the supernet is trained
+        raise UsageError(
+            f"latency = {latency:g}: the smallest subnet, with all {len(twins)} blocks pruned, reaches {smallest:.2f} "
+            "of the original's latency; give a larger share"
+        )
     lesson = SupernetLesson(task, twins, middle)
     task.train("supernet", lesson, supernet_epochs, batch, supernet_rate)
     chosen = _search(task, twins, blocks, latency, gains, population, generations)
@@ -102,17 +107,10 @@ def _search(
                 genome[block] = int(not too_many)
         return tuple(genome)
 
-    try:
-        best = evolve(
-            len(twins), fitness, feasible, repair, population=population, generations=generations, seed=task.seed,
-            note=lambda generation, accuracy: say(f"search: generation {generation}, best accuracy {accuracy:.2%}"),
-        )  # fmt: skip
-    except ValueError:
-        smallest = saved((1,) * len(twins))
-        raise UsageError(
-            f"latency = {latency:g}: the smallest subnet, with all {len(twins)} blocks pruned, reaches {smallest:.2f} "
-            "of the original's latency; give a larger share"
-        ) from None
+    best = evolve(
+        len(twins), fitness, feasible, repair, population=population, generations=generations, seed=task.seed,
+        note=lambda generation, accuracy: say(f"search: generation {generation}, best accuracy {accuracy:.2%}"),
+    )  # fmt: skip
     pruned = [block for block, bit in enumerate(best) if bit]
     task.journal.add(searched=True, pruned=pruned, accuracy=judged["".join(map(str, best))], latency=saved(best))
     return pruned

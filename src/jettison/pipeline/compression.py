@@ -97,7 +97,7 @@ def compress(
         read_manifest(source.folder)  # raises if damaged; its teacher is recorded only at the end of the run
     _ = source.skeleton  # raises, before any work, for a model that transformers cannot build
     jobs, out = assign(source, recipe, runtime), Path(out)
-    out = check_folder(out, JOURNAL if (out / JOURNAL).exists() else DEPTH_JOURNAL)
+    out = check_folder(out, JOURNAL, also=depth.FOLDER if (out / DEPTH_JOURNAL).is_file() else "")
     if depth_step(recipe):
         check_depth(source, recipe)
         with locked(out):
@@ -138,7 +138,7 @@ def _compress(
     fresh = not (out / JOURNAL).exists()
     # Checked before the journal exists: after a failure here the folder is still free for another run.
     tokens = checked_inputs() if fresh else None
-    journal = Journal(out / JOURNAL, _inputs(source, recipe, jobs, seed, calibrated))
+    journal = Journal(out / JOURNAL, _inputs(source, recipe, jobs, seed, calibrated), also=depth.FOLDER)
     finished = journal.last(finished=True)
     kept = _intact(out, journal)
     if finished and len(kept) == source.anatomy.blocks + 1:

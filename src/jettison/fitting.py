@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 
 from jettison.core.errors import UsageError
-from jettison.core.files import check_folder, write_json
+from jettison.core.files import write_json
 from jettison.core.locks import locked
 from jettison.core.numbers import check_seed
 from jettison.core.progress import logged, say
@@ -16,7 +16,7 @@ from jettison.domains.domain import Sources, find_domain
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
 from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import ModelFolder
-from jettison.pipeline.compression import JOURNAL, compress
+from jettison.pipeline.compression import JOURNAL, check_run_folder, compress
 from jettison.pipeline.evaluation import TEXTS, TOKENS, evaluate
 from jettison.pipeline.recovery import recover
 from jettison.pipeline.showing import show
@@ -96,7 +96,7 @@ def fit(
     if source.anatomy.family.chain and not texts:
         raise UsageError(f"no text to measure on: {', '.join(TEXTS)}, or a UTF-8 file")
     setting, pictured = Setting(context), None
-    out = check_folder(out, JOURNAL)
+    out = check_run_folder(out)
     if recipe is None:
         plan = make_plan(
             source, device=target, tps=tps, memory=memory, context=context, runtime=runtime, recovery=recovery,

@@ -46,7 +46,6 @@ from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_window
 from jettison.statistics.allocation import allocate
 
 JOURNAL, SPILL = "journal.jsonl", "activations"
-DEPTH_JOURNAL = f"{depth.FOLDER}/{depth.JOURNAL}"
 STACKED = 0.01  # of the weights: from this share on, the run says that stacked matrices were not compressed
 
 
@@ -96,8 +95,7 @@ def compress(
     if (source.folder / MANIFEST).exists():
         read_manifest(source.folder)  # raises if damaged; its teacher is recorded only at the end of the run
     _ = source.skeleton  # raises, before any work, for a model that transformers cannot build
-    jobs, out = assign(source, recipe, runtime), Path(out)
-    out = check_folder(out, JOURNAL, also=depth.FOLDER if (out / DEPTH_JOURNAL).is_file() else "")
+    jobs, out = assign(source, recipe, runtime), check_run_folder(out)
     if depth_step(recipe):
         check_depth(source, recipe)
         with locked(out):
@@ -120,6 +118,12 @@ def compress(
     if "command" not in read_manifest(out):
         update_manifest(out, command=command)
     return read_manifest(out)
+
+
+def check_run_folder(out: str | Path) -> Path:
+    """Check the folder of a run, new or begun, before the work. Raises UsageError as ``check_folder``."""
+    begun = (Path(out) / depth.FOLDER / depth.JOURNAL).is_file()  # a depth step comes before the journal of the run
+    return check_folder(out, JOURNAL, also=depth.FOLDER if begun else "")
 
 
 def _compress(

@@ -44,7 +44,7 @@ def latencies(
 ) -> dict[str, dict[str, Any]]:
     """Measure how long every model takes for one image.
 
-    models: name -> a module that maps pixels to logits, or an ONNX file (for onnxruntime only). Modules are not changed.
+    models: name -> a module that maps pixels to logits, which is not changed; or an ONNX file, for onnxruntime only.
     example: (1, channels, height, width) pixels.
     runtime: ``pytorch`` or ``onnxruntime``.
     threads: of one operator. PyTorch's number of threads is restored afterwards.
@@ -65,7 +65,9 @@ def latencies(
         runs = {name: prepare(model, example, threads) for name, model in models.items()}
         samples, foreign = watched(lambda: _measure(runs, rounds, seconds, random.Random(seed)))
     if foreign > FOREIGN:
-        say(f"note: other processes used {figures(foreign, 2)} cores during these measurements, which are then too slow")
+        say(
+            f"note: other processes used {figures(foreign, 2)} cores during these measurements, which are then too slow"
+        )
     return {name: {"median_ms": statistics.median(taken), "samples_ms": taken} for name, taken in samples.items()}
 
 
@@ -78,7 +80,9 @@ def ratio(samples_a: Sequence[float], samples_b: Sequence[float]) -> dict[str, f
     Raises UsageError for samples of different number, and for numbers that are not positive.
     """
     if len(samples_a) != len(samples_b) or not samples_a:
-        raise UsageError(f"{len(samples_a)} and {len(samples_b)} samples: as many of both are needed, of 1 round or more")
+        raise UsageError(
+            f"{len(samples_a)} and {len(samples_b)} samples: as many of both are needed, of 1 round or more"
+        )
     if wrong := [value for value in (*samples_a, *samples_b) if not 0 < value < math.inf]:
         raise UsageError(f"a sample of {shown(wrong[0])} ms: a number above 0 is needed")
     ratios = sorted(a / b for a, b in zip(samples_a, samples_b, strict=True))

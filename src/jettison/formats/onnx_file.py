@@ -77,11 +77,12 @@ def check_onnx(path: Path, model: nn.Module, inputs: torch.Tensor) -> float:
     Raises UsageError if onnxruntime is not installed, and JettisonError if the file cannot be opened or run.
     """
     theirs = run_onnx(open_onnx(path), inputs)  # (images, classes)
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     try:
         ours = logits_of(model.eval(), _like(model, inputs)).double().cpu()
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     difference = (theirs.double() - ours).abs().max()
     return float(difference) if bool(torch.isfinite(theirs).all() == torch.isfinite(ours).all()) else math.inf
 

@@ -149,7 +149,8 @@ def check_folder(path: str | Path, run: str | None = None, also: str = "") -> Pa
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
         writable_folder(path)
-        if run and not (path / run).exists() and any(not name.startswith(".") and name != also for name in os.listdir(path)):
+        others = [name for name in os.listdir(path) if not name.startswith(".") and name != also]
+        if run and others and not (path / run).exists():
             raise UsageError(f"folder {path} is not empty and holds no run of Jettison: choose another one")
         return path
     finally:

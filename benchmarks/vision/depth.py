@@ -3,9 +3,9 @@
     python -m benchmarks.vision.depth --data train.parquet --test test.parquet --classes classes.txt
     python -m benchmarks.vision.depth --data train.parquet --test test.parquet --classes classes.txt --finish
 
-The first command trains: the dense models, UPDP with its search, and every baseline from the same dense model, each as a
-cell in runs/depth that is computed once; a killed training continues. The second times all models in turns, in PyTorch
-and ONNX Runtime, on an idle machine, and writes the result. The images are JPEGs of CIFAR-10.
+The first command trains: the dense models, UPDP with its search, and every baseline from the same dense model, each
+as a cell in runs/depth that is computed once; a killed training continues. The second times all models in turns, in
+PyTorch and ONNX Runtime, on an idle machine, and writes the result. The images are JPEGs of CIFAR-10.
 """
 
 import argparse

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jettison.fitting import fit
     from jettison.pipeline.compression import compress
     from jettison.pipeline.evaluation import evaluate
+    from jettison.pipeline.exporting import export
     from jettison.pipeline.recovery import recover
     from jettison.pipeline.verification import verify
     from jettison.planning.planner import plan
@@ -26,6 +27,7 @@ _MODULES = {  # public name -> the module that defines it
     "compress": "pipeline.compression",
     "draft": "runtime.speculative.choose",
     "evaluate": "pipeline.evaluation",
+    "export": "pipeline.exporting",
     "fit": "fitting",
     "load": "runtime.load",
     "load_recipe": "recipe.recipe",
@@ -41,6 +43,7 @@ __all__ = [
     "compress",
     "draft",
     "evaluate",
+    "export",
     "fit",
     "load",
     "load_recipe",

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 
 from jettison.core.errors import UsageError
-from jettison.core.files import check_folder, write_json
+from jettison.core.files import write_json
 from jettison.core.locks import locked
 from jettison.core.numbers import check_seed
 from jettison.core.progress import logged, say
@@ -16,17 +16,20 @@ from jettison.domains.domain import Sources, find_domain
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
 from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import ModelFolder
-from jettison.pipeline.compression import JOURNAL, compress
+from jettison.pipeline.compression import JOURNAL, check_run_folder, compress
+from jettison.pipeline.depth import check_depth, depth_step
 from jettison.pipeline.evaluation import TEXTS, TOKENS, evaluate
 from jettison.pipeline.recovery import recover
 from jettison.pipeline.showing import show
 from jettison.pipeline.tasks import check_tasks, compare_tasks, evaluate_tasks
 from jettison.planning.cost import CONTEXT, Setting, predict
+from jettison.planning.depth import check_depth_budget, plan_depth
 from jettison.planning.estimate import how_long
 from jettison.planning.forecast import forecast
 from jettison.planning.picture import plan_data
 from jettison.planning.planner import check_budgets, check_losses, make_plan
 from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_windows
+from jettison.reports.depth import depth_figures
 from jettison.reports.page import write_report
 from jettison.reports.run import SPEED, read_speed
 
@@ -82,8 +85,8 @@ def fit(
     dry_run: do no work, and return ``plan`` and ``forecast`` (time, memory, disk).
 
     Returns the results of ``original``, ``quantized`` and, if the recipe recovers, ``recovered``; ``plan`` (recipe and
-    predicted cost); for tasks after a recovery, ``tasks`` (see ``compare_tasks``); and ``not_in_transformers``, what
-    transformers cannot load, if anything. Raises UsageError for arguments that are not valid, a budget that no plan
+    predicted cost); for tasks after a recovery, ``tasks`` (see ``compare_tasks``); ``depth``, what a depth step pruned
+    (see ``depth_figures``); and ``not_in_transformers``, what transformers cannot load, if anything. Raises UsageError for arguments that are not valid, a budget that no plan
     meets, and a folder that was measured on other data; further as ``compress`` and ``recover``.
     """
     changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
@@ -93,24 +96,24 @@ def fit(
         texts = []
         if tasks:
             source.require_text("tasks are for language models")
-    planned = recipe is None and source.anatomy.family.chain
-    _check_request(tps, memory, runtime, losses, refine, seed, tasks, items, planned)
+    by_bits = recipe is None and source.anatomy.family.chain
+    _check_request(tps, memory, runtime, losses, refine, seed, tasks, items, planned=by_bits)
     sources = Sources(tuple(texts), tokens, images=images, count=count)
     find_domain(source).check_sources(source, sources)
     if source.anatomy.family.chain and not texts:
         raise UsageError(f"no text to measure on: {', '.join(TEXTS)}, or a UTF-8 file")
     setting, pictured = Setting(context), None
     out = check_run_folder(out)
-    if recipe is None and not source.anatomy.family.chain:
-        chosen = plan_depth(
-            source, latency=latency, fps=fps, changes=changes, images=images, folder=None if dry_run else out
-        )
-    elif recipe is None:
+    if by_bits:
         plan = make_plan(
             source, device=target, tps=tps, memory=memory, context=context, runtime=runtime, recovery=recovery,
             losses=_losses(source, losses), refine=refine, changes=changes, seed=seed,
         )  # fmt: skip
         chosen, pictured = plan.recipe, plan_data(plan)
+    elif recipe is None:
+        chosen = plan_depth(
+            source, latency=latency, fps=fps, changes=changes, images=images, folder=None if dry_run else out
+        )
     else:
         chosen = load_recipe(recipe, changes)
     if not chosen.steps:
@@ -151,7 +154,7 @@ def fit(
     if images:
         request |= {"images": str(images), "count": count} | ({"latency": share} if share else {})
         request |= {"fps": fps} if fps else {}
-    if recipe is None and texts:
+    if by_bits:
         request |= {"recovery": recovery, "losses": losses, "refine": refine}
     options = {"device": device, "tps": tps, "memory": memory, "context": context, "runtime": runtime, "losses": losses}
     options |= {"latency": latency, "fps": fps}
@@ -179,6 +182,8 @@ def fit(
         if tasks and "recovered" in results:
             compared["tasks"] = compare_tasks(*(results[stage]["tasks"] for stage in stages))
             update_manifest(out, **compared)
+        if figures := depth_figures(out):
+            compared["depth"] = figures
         if notes := read_manifest(out)["not_in_transformers"]:
             compared["not_in_transformers"] = notes
         write_report(out)

@@ -21,6 +21,14 @@ def test_unpack_inverts_pack(bits, rows, columns, seed):
     assert torch.equal(unpack(words, bits, columns), codes)
 
 
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_unpack_takes_a_transposed_row(bits):
+    """Zero points of a matrix with few rows are one row of words, (1, groups), and are unpacked transposed."""
+    codes = torch.arange(4, dtype=torch.uint8).repeat(5, 1) + torch.arange(5, dtype=torch.uint8).unsqueeze(1) % 3
+    words = pack(codes, bits).T.contiguous()  # (1, 5)
+    assert words.shape == (1, 5) and torch.equal(unpack(words.T, bits, 4), codes)
+
+
 @pytest.mark.parametrize("case", golden("compressed_tensors"), ids=lambda case: case.key)
 def test_packing_is_that_of_compressed_tensors(case):
     bits = case["num_bits"]

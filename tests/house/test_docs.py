@@ -6,6 +6,7 @@ import io
 import shlex
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -119,6 +120,8 @@ def test_a_page_runs(page, workshop, jettison, tmp_path, monkeypatch):
         elif kind == "python":
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(text, str(page), "exec"), names)
+        elif text.startswith("jettison export") and find_spec("onnx") is None:
+            continue  # the extra onnx is not installed
         elif text.startswith("jettison "):
             code, out, err = jettison(*shlex.split(text.replace(*SMALLER))[1:])
             assert code == 0, f"{page.name}: {text}\n{out[-2000:]}\n{err[-2000:]}"

@@ -33,6 +33,7 @@ def room(tmp_path_factory):
     """Return a folder with a model and a recipe, and the parent that forks commands without start-up time."""
     folder = tmp_path_factory.mktemp("interrupts")
     maker.make("llama", folder / "model")
+    maker.make_vision("vit", folder / "classifier")
     (folder / "recipe.yaml").write_text(RECIPE)
     (folder / "text.txt").write_text("It was a dark night, and nobody was there to see it. " * 60)
     (folder / "pipes").mkdir()
@@ -64,6 +65,7 @@ def arguments(command: str, folder: Path, out: Path, fitted: Path | None = None)
         "report": ["report", fitted, "-o", out / "page.html"],
         "compare": ["compare", fitted, fitted, "-o", out / "page.html"],
         "verify": ["verify", fitted],
+        "export": ["export", folder / "classifier", "-o", out / "model.onnx"],
         "bench": ["bench", "decode", fitted, "--context", 16, "--rounds", 1],
         "devices": ["devices", "measure"],
         "recipes": ["recipes"],
@@ -102,6 +104,7 @@ PLACES = {
     "report": Place("jettison.reports.error_map:ModelFolder"),
     "compare": Place("jettison.reports.compare:read_run", call=2),
     "verify": Place("jettison.pipeline.verification:load"),
+    "export": Place("jettison.pipeline.exporting:ModelFolder"),  # before onnx, which may not be installed
     "bench": Place("jettison.bench.decoding:_steps"),
     "devices": Place("jettison.devices.machine:_kept"),
     "recipes": Place("jettison.recipe.recipe:load_recipe", call=2),

@@ -122,6 +122,11 @@ OPTIONS = {
     },
     "xr run": {"--": [("moon-walk", "unknown scenario 'moon-walk'"), ("none.yaml", "none.yaml")]},
     "xr compare": {"--": [("none.json", "two runs at least")], "none.json --": [("other.json", "does not exist")]},
+    "export scribe": {"--out": FILES},
+    "export scribe --out OUT": {
+        "--to": [("x", "unknown target 'x'; valid: onnx"), ("", "--to is empty")],
+        "--size": [("0", "size = 0: "), ("9999", "from 1 to 4,096"), ("1x", "size = '1x': "), ("", "--size is empty")],
+    },
     "report FOLDER": {"--out": FILES}, "compare FOLDER FOLDER": {"--out": FILES},
 }  # fmt: skip
 CASES = [
@@ -132,7 +137,7 @@ CASES = [
 ]
 JSON = ["plan qwen3-4b --memory 3GB", FIT, COMPRESS, "recover FOLDER", "evaluate scribe", "report FOLDER",
         "compare FOLDER FOLDER", "generate scribe", "draft FOLDER", "bench ops", "devices", "devices show this",
-        "devices measure", "recipes", RUN, SWEEP, LIVE, TUNE, "xr compare a b"]  # fmt: skip
+        "devices measure", "recipes", "export scribe -o OUT", RUN, SWEEP, LIVE, TUNE, "xr compare a b"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

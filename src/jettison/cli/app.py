@@ -28,6 +28,7 @@ COMMANDS = (
     "generate",
     "draft",
     "verify",
+    "export",
     "bench",
     "devices",
     "recipes",

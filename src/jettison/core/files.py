@@ -136,10 +136,11 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
-def check_folder(path: str | Path, run: str | None = None) -> Path:
+def check_folder(path: str | Path, run: str | None = None, also: str = "") -> Path:
     """Check a folder as ``writable_folder`` does, before the work begins, and remove the folders that this made.
 
     run: name of a file that an earlier run leaves, which this run continues; None if any content is allowed.
+    also: name of a folder that may be there without ``run``, since a stage before it leaves it.
     Raises UsageError also for a folder that is not empty and lacks ``run``.
     """
     if not str(path):
@@ -148,7 +149,8 @@ def check_folder(path: str | Path, run: str | None = None) -> Path:
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
         writable_folder(path)
-        if run and not (path / run).exists() and any(not name.startswith(".") for name in os.listdir(path)):
+        others = [name for name in os.listdir(path) if not name.startswith(".") and name != also]
+        if run and others and not (path / run).exists():
             raise UsageError(f"folder {path} is not empty and holds no run of Jettison: choose another one")
         return path
     finally:

@@ -23,17 +23,18 @@ class Journal:
     """The append-only journal of a run. The first line identifies the run. The process must hold the run's lock.
 
     run: JSON values that identify the run.
+    also: a folder that may lie beside the journal before it exists, see ``check_folder``.
     cache: whether the journal is in the cache folder. Another run, or a damaged first line, is then dropped.
     Raises UsageError if the folder already holds another run, naming the first difference, and JettisonError if the
     first line is damaged and others are not.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any], cache: bool = False):
+    def __init__(self, path: Path, run: Mapping[str, Any], cache: bool = False, also: str = ""):
         self.path = path
         self.entries: list[dict[str, Any]] = []
         run = json.loads(json.dumps(run, default=str))
         try:
-            check_folder(path.parent, path.name)
+            check_folder(path.parent, path.name, also)
             known = path.exists() and self._read(run)
         except JettisonError:
             if not cache or path.is_dir():

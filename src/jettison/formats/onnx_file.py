@@ -51,16 +51,14 @@ def write_onnx(model: nn.Module, example: torch.Tensor, path: Path) -> None:
     model, example = _prepared(model, example)
     _check_bytes(model)
     axes = {INPUT: {0: "images"}, OUTPUT: {0: "images"}}
-    options = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_axes": axes, "opset_version": OPSET}
-    if "dynamo" in torch.onnx.export.__annotations__:  # PyTorch 2.9 and later would choose the other exporter
-        options["dynamo"] = False
+    names = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_axes": axes}
 
     def write(temporary: Path) -> None:
         file = io.BytesIO()
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # of values that become constants, and of the exporter's age
-                torch.onnx.export(_Logits(model), (example,), file, **options)
+                torch.onnx.export(_Logits(model), (example,), file, opset_version=OPSET, dynamo=False, **names)
         except JettisonError:
             raise
         except Exception as error:  # the exporter raises exceptions of many classes
@@ -79,11 +77,12 @@ def check_onnx(path: Path, model: nn.Module, inputs: torch.Tensor) -> float:
     Raises UsageError if onnxruntime is not installed, and JettisonError if the file cannot be opened or run.
     """
     theirs = run_onnx(open_onnx(path), inputs)  # (images, classes)
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        ours = logits_of(model.eval(), inputs.to(_dtype(model))).double()
+        ours = logits_of(model.eval(), _like(model, inputs)).double().cpu()
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     difference = (theirs.double() - ours).abs().max()
     return float(difference) if bool(torch.isfinite(theirs).all() == torch.isfinite(ours).all()) else math.inf
 
@@ -125,9 +124,10 @@ def required(package: str) -> ModuleType:
         raise UsageError(f"{package} is not installed: pip install 'jettison[onnx]'") from error
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
-    floats = (tensor.dtype for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
-    return next(floats, torch.float32)
+def _like(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Return inputs on the device and in the type of a model's first floating-point tensor."""
+    floats = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+    return inputs.to(next(floats, inputs))
 
 
 def _prepared(model: nn.Module, example: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:

@@ -100,7 +100,7 @@ def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[nn.Module, nn.
 class _Watch(TorchFunctionMode):
     """Watches a run of a model: what convolutions return, and which code uses these tensors.
 
-    made: id of a tensor -> the convolution that returned it, and the tensor, kept so that the id stays its own.
+    made: id of a tensor -> the convolution that returned it, and the tensor itself, so that no other gets its id.
     normalized: (module, positional arguments) of every call of a batch normalization.
     uses: id of a tensor of ``made`` -> the normalizations that call a function of torch on it; None for all other code.
     """

@@ -46,7 +46,6 @@ from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_window
 from jettison.statistics.allocation import allocate
 
 JOURNAL, SPILL = "journal.jsonl", "activations"
-DEPTH_JOURNAL = f"{depth.FOLDER}/{depth.JOURNAL}"
 STACKED = 0.01  # of the weights: from this share on, the run says that stacked matrices were not compressed
 
 
@@ -96,8 +95,7 @@ def compress(
     if (source.folder / MANIFEST).exists():
         read_manifest(source.folder)  # raises if damaged; its teacher is recorded only at the end of the run
     _ = source.skeleton  # raises, before any work, for a model that transformers cannot build
-    jobs, out = assign(source, recipe, runtime), Path(out)
-    out = check_folder(out, JOURNAL if (out / JOURNAL).exists() else DEPTH_JOURNAL)
+    jobs, out = assign(source, recipe, runtime), check_run_folder(out)
     if depth_step(recipe):
         check_depth(source, recipe)
         with locked(out):
@@ -122,6 +120,12 @@ def compress(
     return read_manifest(out)
 
 
+def check_run_folder(out: str | Path) -> Path:
+    """Check the folder of a run, new or begun, before the work. Raises UsageError as ``check_folder``."""
+    begun = (Path(out) / depth.FOLDER / depth.JOURNAL).is_file()  # a depth step comes before the journal of the run
+    return check_folder(out, JOURNAL, also=depth.FOLDER if begun else "")
+
+
 def _compress(
     writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, seed: int, spill: Path | None, pool: Callable
 ) -> None:
@@ -138,7 +142,7 @@ def _compress(
     fresh = not (out / JOURNAL).exists()
     # Checked before the journal exists: after a failure here the folder is still free for another run.
     tokens = checked_inputs() if fresh else None
-    journal = Journal(out / JOURNAL, _inputs(source, recipe, jobs, seed, calibrated))
+    journal = Journal(out / JOURNAL, _inputs(source, recipe, jobs, seed, calibrated), also=depth.FOLDER)
     finished = journal.last(finished=True)
     kept = _intact(out, journal)
     if finished and len(kept) == source.anatomy.blocks + 1:

@@ -44,7 +44,7 @@ def latencies(
 ) -> dict[str, dict[str, Any]]:
     """Measure how long every model takes for one image.
 
-    models: name -> a module that maps pixels to logits, or an ONNX file (onnxruntime only). Modules are not changed.
+    models: name -> a module that maps pixels to logits, which is not changed; or an ONNX file, for onnxruntime only.
     example: (1, channels, height, width) pixels.
     runtime: ``pytorch`` or ``onnxruntime``.
     threads: of one operator. PyTorch's number of threads is restored afterwards.

@@ -80,7 +80,7 @@ def prune_depth(source: ModelFolder, recipe: Recipe, out: Path, seed: int, save_
     if done and _intact(model_folder, done["hashes"]):
         return ModelFolder(model_folder)
     require_memory(4 * COPIES * source.anatomy.parameters, f"pruning the depth of {source.name}")
-    model = _open(source)
+    model = open_for_training(source)
     task = DepthTask(
         model=model,
         residuals=find_residuals(model, source.anatomy),
@@ -112,7 +112,7 @@ def _inputs(source: ModelFolder, recipe: Recipe, step: Step, seed: int) -> dict[
     }
 
 
-def _open(source: ModelFolder) -> nn.Module:
+def open_for_training(source: ModelFolder) -> nn.Module:
     """Load a model for training."""
     model = load_dense(source, torch.float32).to(memory_format=torch.channels_last)
     if getattr(model, "_supports_sdpa", False):  # the backward pass of PyTorch's fused attention is slow on the CPU

@@ -17,7 +17,7 @@ from jettison.formats.manifest import command_line, read_manifest, update_manife
 from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import JOURNAL, check_run_folder, compress
-from jettison.pipeline.depth import check_depth, depth_step
+from jettison.pipeline.depth import FOLDER, check_depth, depth_step
 from jettison.pipeline.evaluation import TEXTS, TOKENS, evaluate
 from jettison.pipeline.recovery import recover
 from jettison.pipeline.showing import show
@@ -144,7 +144,7 @@ def fit(
     say(f"recipe {chosen.name}: {chosen.use}")
     for reason in chosen.why:
         say(f"  {reason}")
-    if not (out / JOURNAL).exists():
+    if not any((out / journal).exists() for journal in (JOURNAL, f"{FOLDER}/{JOURNAL}")):
         for line in how_long(source, chosen, texts, tokens) if texts else how_long_depth(source, chosen):
             say(line)
 

@@ -26,14 +26,21 @@ def try_depth(source: ModelFolder, recipe: Recipe, step: Step) -> Trial:
     pixels = find_domain(source).example(source)[0][:1]  # (1, channels, height, width)
     inputs = pixels.repeat(batch, 1, 1, 1).contiguous(memory_format=torch.channels_last)
     taken: list[Trial] = []
-    with timed() as resting:
-        pass
+    kept: dict[int, int] = {}  # address of a tensor that the backward pass reads -> its bytes
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
     for backward in (False, True, False, True):  # the first two warm up
         with timed() as trial, torch.set_grad_enabled(backward):
-            loss = run_model(model, inputs).logits.square().mean()
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = run_model(model, inputs).logits.square().mean()
             if backward:
                 loss.backward()
         taken.append(trial)
+        activations = sum(kept.values()) / batch
+        kept.clear()
     forward, both = (trial.seconds / batch for trial in taken[2:])
     images, seconds = count_images(recipe.calibration["images"], None), 0.0
     for name, epochs in options.items():
@@ -45,6 +52,8 @@ def try_depth(source: ModelFolder, recipe: Recipe, step: Step) -> Trial:
     )
     seconds += subnets * forward * (min(images / HELD_OUT, MOST_HELD_OUT) + min(images, CALIBRATION))
     seconds += TIMING * (2 if options.get("latency") else 1)
-    activations = max(0.0, max(trial.memory for trial in taken) - resting.memory) * options["batch"] / batch
-    held = 4.0 * (COPIES * source.anatomy.parameters + images * pixels.numel())
-    return Trial(seconds, max(trial.memory for trial in taken) + activations + held)
+    graphs = 2 + options.get("middle", 0)  # the passes whose activations are held at once
+    held = (
+        4.0 * (COPIES * source.anatomy.parameters + images * pixels.numel()) + activations * graphs * options["batch"]
+    )
+    return Trial(seconds, max(trial.memory for trial in taken) + held)

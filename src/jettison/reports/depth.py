@@ -136,8 +136,7 @@ def _name(path: str, paths: list[str]) -> str:
 
 def _budget(run: Run, times: dict[str, float]) -> str:
     """Return in words whether the budget of the request is met; "" without one."""
-    request = run.manifest.get("request") or {}
-    share, fps = request.get("latency"), request.get("fps")
+    share, fps = _asked(run), (run.manifest.get("request") or {}).get("fps")
     if not times or not (share or fps):
         return ""
     own, now = times["original"], times["pruned"]
@@ -146,6 +145,13 @@ def _budget(run: Run, times: dict[str, float]) -> str:
         return f"Asked for: {fps:g} images/s. Measured: {figures(1000 / now)} images/s, so the budget is {word}."
     word = "met" if now / own <= share else "missed"
     return f"Asked for: {share:g} of the original's latency. Measured: {now / own:.3f}, so the budget is {word}."
+
+
+def _asked(run: Run) -> float | None:
+    """Return the latency that the recipe asks for, as a share of the original's; None if it asks for none."""
+    options = [step["depth"] or {} for step in run.manifest["recipe"]["steps"] if "depth" in step]
+    shares = [step.get("latency") for step in options if isinstance(step, dict)]
+    return next((share for share in shares if isinstance(share, float | int) and 0 < share < 1), None)
 
 
 def _charts(run: Run, depth: dict[str, Any]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def often(points: Mapping[str, tuple[float, float | None]], chosen: str) -> go.F
     order = sorted(points, key=lambda name: -points[name][0])
     best = order[: max(3, round(BEST * len(order)))]
     shares = [100 * sum(name[block] == "1" for name in best) / len(best) for block in range(len(chosen))]
-    figure = _bars(shares, chosen, "block %{x}: pruned in %{y:.0f} %<extra></extra>")
+    figure = _bars(shares, chosen, "block %{x}: pruned in %{y:.0f} %<extra></extra>", height=320)
     figure.update_yaxes(range=[0, 104])
     return figure
 

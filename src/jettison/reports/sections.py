@@ -61,10 +61,10 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
     before, after = run.results["original"], run.results[run.last]
     large, small = before["size"], after["size"]
     ratio = f"{large['bytes'] / small['bytes']:.1f}×"
-    tiles = [
-        (ratio, "smaller", f"{size(large['bytes'])} → {size(small['bytes'])}"),
-        (f"{small['bits_per_weight']:.2f}", "bits per weight", f"{large['bits_per_weight']:.2f} before"),
-    ]
+    tiles = [(ratio, "smaller", f"{size(large['bytes'])} → {size(small['bytes'])}")]
+    bits = [f"{stage['bits_per_weight']:.2f}" for stage in (small, large)]
+    if bits[0] != bits[1]:  # depth alone changes none
+        tiles.append((bits[0], "bits per weight", f"{bits[1]} before"))
     for text in run.texts[:1]:
         measured = after["texts"][text]
         if "kl" in measured:

@@ -54,7 +54,7 @@ def updp(
         check_blocks(task, blocks, "blocks")
     twins = start_twins(task, kernel)
     gains = block_latencies(task, twins) if latency is not None else {}
-    if gains and (smallest := 1 - sum(gains.values())) > latency:  # before the supernet is trained
+    if gains and (smallest := round(1 - sum(gains.values()), 4)) > latency:  # before the supernet is trained
         raise UsageError(
             f"latency = {latency:g}: the smallest subnet, with all {len(twins)} blocks pruned, reaches {smallest:.2f} "
             "of the original's latency; give a larger share"

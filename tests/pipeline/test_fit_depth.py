@@ -88,6 +88,16 @@ def test_its_page_and_card_tell_of_depth(fitted):
     assert "## Depth" in card and "| compressed |" in card and "quantized" not in card
 
 
+def test_runs_on_images_are_compared(fitted, tiny, photos, tmp_path, jettison):
+    out, result = fitted
+    other = fit(tiny("resnet"), out=tmp_path / "w8", recipe="w8", images=photos)
+    code, text, err = jettison("compare", out, tmp_path / "w8", "--out", tmp_path / "c.html")
+    accuracies = [run["quantized"]["images"][str(photos)]["accuracy"] for run in (result, other)]
+    assert code == 0 and all(f"{accuracy:.1%}" in text for accuracy in accuracies), err
+    page = Page((tmp_path / "c.html").read_text())
+    assert page.sections == {"runs", "images-1"} and "compressed" in page.text and "quantized" in page.text
+
+
 def test_images_per_second_are_measured_once(tiny, photos, tmp_path, clock, monkeypatch):
     """The share follows from the measured original. A continued run keeps it: another recipe would be another run."""
     own = PER_LAYER * layers(tiny("resnet"))

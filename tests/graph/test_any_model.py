@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.models.stablelm.modeling_stablelm import StableLmMLP
 
 from benchmarks.fixtures.causal_types import causal_types, make_small
-from benchmarks.models.any_model import IDS, logits_of_transformers, state, try_type
+from benchmarks.models.any_model import IDS, SHORT, logits_of_transformers, state, try_type
 from jettison import JettisonError, compress, load
 from jettison.graph.dense import load_dense
 from jettison.graph.experts import Experts, GroupedExperts
 from jettison.graph.folder import ModelFolder
+from jettison.pipeline.verification import verify
+from jettison.runtime.sampling import Sampling
 
 # Of each kind of difficulty one: blocks that return tuples, experts that a file stores apart, or stacked,
 # latent attention, a router that is a linear, state space, a hybrid, stored buffers, a stack of matrices for each of
@@ -133,3 +136,34 @@ def test_names_that_fit_no_mapping_are_shown(tmp_path):
         r"it has \S+specialists\.\d\.w\d.weight, \S+, \S+ and 45 more, which the model does not have",
     ):
         compress(folder, "w8", tmp_path / "out")
+
+
+class TestRefusedBeforeAnyWork:
+    """A model whose blocks do not run leaves no folder, whether the recipe calibrates or not."""
+
+    @pytest.mark.parametrize("recipe", ["w8", "w4"])
+    def test_a_block_that_does_not_run(self, tiny, tmp_path, monkeypatch, recipe):
+        monkeypatch.setattr(StableLmMLP, "forward", lambda self, x: x[..., :3] @ x)
+        with pytest.raises(JettisonError, match="the stablelm model does not run with its config"):
+            compress(tiny("stablelm"), recipe, tmp_path / "out", changes=SHORT)
+        assert not (tmp_path / "out").exists()
+
+    def test_a_cache_that_the_model_makes_itself_is_not_added_to(self, tmp_path):
+        """XLM makes one even without use_cache; a block that runs again would see its keys and values twice."""
+        compress(make_small("xlm", tmp_path / "model"), "w4", tmp_path / "out", changes=SHORT)
+        assert verify(tmp_path / "out")["ok"]
+
+
+@pytest.mark.parametrize("model_type", ["bert", "cpmant"])
+def test_a_model_without_a_cache_that_works_reads_the_text_anew(tmp_path, model_type):
+    """Two rows, each the likeliest tokens of the whole text so far."""
+    model = load(make_small(model_type, tmp_path / "model"), dtype=torch.float32)
+    prompts = [[5, 9, 2], [7, 1, 8, 3]]
+    written = {0: [], 1: []}
+    for row, token in model.write(prompts, 4, Sampling(temperature=0)):
+        written[row].append(token)
+    for row, prompt in enumerate(prompts):
+        text = list(prompt)
+        for _ in range(4):
+            text.append(int(model.logits(torch.tensor([text]))[0, -1].argmax()))
+        assert written[row] == text[len(prompt) :]

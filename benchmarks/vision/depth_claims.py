@@ -12,7 +12,7 @@ from jettison import compress, load
 from jettison.core.files import size_of
 from jettison.domains.domain import find_domain
 from jettison.graph.folder import ModelFolder
-from jettison.graph.merge import merge, partitions
+from jettison.graph.merge import all_cuts, cost, merge, partitions
 from jettison.graph.residual import find_residuals
 from jettison.graph.twin import install_twins, set_fades
 from jettison.runtime.latency import latencies, ratio
@@ -38,7 +38,11 @@ def write(bench: Any, tables: Mapping[str, Sequence[Row]], curves: Mapping[str, 
         NAME, "merge", lambda: {"difference": merge_difference([bench.dense(name)["folder"] for name in tables])}
     )
     claims = [claim("merge_fp64_maxdiff", exact["difference"], "of the largest logit", "lower", 1e-10)]
-    details: dict[str, Any] = {"images": "CIFAR-10 as JPEG; accuracy on its 10,000 test images", "tables": {}}
+    details: dict[str, Any] = {
+        "images": "CIFAR-10 as JPEG; accuracy on its 10,000 test images",
+        "tables": {},
+        "curves": {},
+    }
     full = [name for name, rows in tables.items() if any(method == "drop" for method, _, _ in rows)]
     for other in ("abrupt", "drop", "depthshrinker"):
         gaps = [gap for name in full for gap in paired(tables[name], other)]
@@ -56,6 +60,10 @@ def write(bench: Any, tables: Mapping[str, Sequence[Row]], curves: Mapping[str, 
     for name in tables:
         details["tables"][f"{name}: accuracy and latency"] = table(bench.dense(name), tables[name], timed[name])
         details["tables"][f"{name}: blocks"] = merged_table(tables[name])
+        details["curves"][name] = curve(timed[name]["models"])
+        if name in CNNS:
+            whole = cell(NAME, f"whole-{name}", lambda name=name: whole_merges(bench.dense(name)["folder"]))
+            details["tables"][f"{name}: blocks as one convolution"] = {key: whole[key] for key in ("columns", "rows")}
     seconds = sum(row["seconds"] for rows in tables.values() for _, _, row in rows)
     seconds += sum(row["seconds"] for points in curves.values() for _, row in points)
     seconds += sum(bench.dense(name)["seconds"] for name in tables)
@@ -158,6 +166,18 @@ def table(dense: dict[str, Any], rows: Sequence[Row], timed: dict[str, Any]) -> 
     return {"columns": columns, "rows": lines}
 
 
+def curve(models: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the points of the curve of a model: its dense widths, its progressive subnets, and the baselines."""
+    kinds = {"dense": "dense", "progressive": "progressive"}
+    kind_of = lambda name: (
+        kinds.get(name) or ("dense" if "width" in name else "progressive" if "blocks" in name else name)
+    )
+    return [
+        {"name": name, "kind": kind_of(name), "ms": row["ms"]["onnxruntime"], "accuracy": row["accuracy"]}
+        for name, row in models.items()
+    ]
+
+
 def merged_table(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the table of the merged blocks of the first progressive result: layers and multiply-adds."""
     merged = next(row["depth"]["merged"] for method, _, row in rows if method == "progressive")
@@ -171,6 +191,32 @@ def merged_table(rows: Sequence[Row]) -> dict[str, Any]:
         for block in merged
     ]  # fmt: skip
     return {"columns": columns, "rows": lines}
+
+
+@torch.no_grad()
+def whole_merges(folder: str) -> dict[str, Any]:
+    """Time every block of a model against the same block as ONE convolution with all its taps.
+
+    Returns a table; a row where multiply-adds rise and time falls is marked.
+    """
+    source = ModelFolder(folder)
+    model = load(folder).model.eval()
+    twins = install_twins(model, find_residuals(model, source.anatomy), kernel=0)
+    shapes: list[torch.Size] = []
+    for twin in twins:
+        twin.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
+    set_fades(twins, [1] * len(twins))
+    model(pixel_values=find_domain(source).example(source)[0])
+    rows = []
+    for twin, shape in zip(twins, shapes, strict=True):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        pair = {"block": twin.original, "merged": merge(twin, ())}
+        work = cost(twin, (), written=0) / cost(twin, all_cuts(twin), written=0, pruned=False)
+        taken = [latencies(pair, x, runtime, rounds=100, seconds=10) for runtime in RUNTIMES]
+        speed = [ratio(times["block"]["samples_ms"], times["merged"]["samples_ms"])["ratio"] for times in taken]
+        mark = "more work, less time" if work > 1 and max(speed) > 1 else ""
+        rows.append([twin.residual.path, round(work, 2), *(round(value, 2) for value in speed), mark])
+    return {"columns": ["block", "multiply-adds", "onnxruntime gain", "pytorch gain", ""], "rows": rows}
 
 
 @torch.no_grad()

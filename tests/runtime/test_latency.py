@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from jettison.bench import latency
 from jettison.core.errors import UsageError
+from jettison.runtime import latency
 from jettison.runtime.latency import latencies, ratio
 
 PIXELS = torch.zeros(1, 3, 8, 8)

@@ -4,19 +4,16 @@ import json
 
 import pytest
 import yaml
+from clock import latency, replace_clock
 from runs import Page, drawn
 from tiny import make_images
-from torch import nn
 
 from jettison import plan
 from jettison.core.errors import UsageError
 from jettison.fitting import fit
 from jettison.formats.manifest import read_manifest
-from jettison.graph.dense import load_dense
-from jettison.graph.folder import ModelFolder
 
 SHORT = [f"depth.{option}" for option in ("epochs=1", "supernet_epochs=1", "batch=16")]
-PER_LAYER = 2.0  # milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -24,30 +21,9 @@ def photos(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp("images") / "photos", 20)
 
 
-def count(model):
-    """Return the number of layers of a model."""
-    return sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
-
-
-def layers(folder):
-    return count(load_dense(ModelFolder(folder)))
-
-
-def slow_down(patch):
-    """Let latency be proportional to the number of layers, whatever the machine does. Returns what is measured."""
-    measured = []
-
-    def latencies(models, example, **_):
-        measured.append(list(models))
-        return {name: {"median_ms": PER_LAYER * count(model)} for name, model in models.items()}
-
-    patch.setattr("jettison.pipeline.depth.latencies", latencies)
-    return measured
-
-
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    return slow_down(monkeypatch)
+    return replace_clock(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +31,7 @@ def fitted(tiny, photos, tmp_path_factory):
     """Return the folder and the result of a run for a latency."""
     out = tmp_path_factory.mktemp("fitted") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        slow_down(patch)
+        replace_clock(patch)
         return out, fit(tiny("resnet"), out=out, latency="0.8x", images=photos, changes=SHORT)
 
 
@@ -65,7 +41,7 @@ def test_a_latency_is_reached(fitted, tiny):
     [step] = result["plan"]["recipe"]["steps"]
     assert step["depth"]["latency"] == 0.8 and step["depth"]["epochs"] == 1 and result["plan"]["recipe"]["why"]
     times = result["depth"]["milliseconds"]
-    assert times == {"original": PER_LAYER * layers(tiny("resnet")), "pruned": PER_LAYER * layers(out)}
+    assert times == {"original": round(latency(tiny("resnet")), 4), "pruned": round(latency(out), 4)}
     assert times["pruned"] <= 0.8 * times["original"]
     manifest = read_manifest(out)
     assert manifest["request"]["latency"] == 0.8 and manifest["depth"]["pruned"] == result["depth"]["pruned"]
@@ -100,7 +76,7 @@ def test_runs_on_images_are_compared(fitted, tiny, photos, tmp_path, jettison):
 
 def test_images_per_second_are_measured_once(tiny, photos, tmp_path, clock, monkeypatch):
     """The share follows from the measured original. A continued run keeps it: another recipe would be another run."""
-    own = PER_LAYER * layers(tiny("resnet"))
+    own = latency(tiny("resnet"))
     asked = {"fps": 1250 / own, "images": photos, "changes": SHORT, "out": tmp_path / "out"}
     result = fit(tiny("resnet"), **asked)
     [step] = result["plan"]["recipe"]["steps"]

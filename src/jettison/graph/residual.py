@@ -103,10 +103,10 @@ def _read(model: nn.Module, block: str, row: Mapping[str, Any]) -> Residual:
     root = model.get_submodule(block)
     shortcut = None
     if named := row.get("shortcut"):
-        found = () if named == "input" else getattr(root, named)
-        if isinstance(found, nn.Module):
-            shortcut = tuple(_leaves([found]))
-        elif found is not False:  # a flag says whether the input is added
+        named_part = () if named == "input" else getattr(root, named)
+        if isinstance(named_part, nn.Module):
+            shortcut = tuple(_leaves([named_part]))
+        elif named_part is not False:  # a flag says whether the input is added
             shortcut = ()
     at = row.get("at", "")
     return Residual(

@@ -109,7 +109,7 @@ def show_stages(result: dict[str, Any]) -> None:
     from jettison.formats.card import stage_words
 
     stages = [name for name in STAGES if name in result]
-    words = stage_words(result["plan"]["recipe"])
+    words = stage_words(result.get("plan", {}).get("recipe", {}))
     texts, images = (list(result[stages[0]].get(kind, {})) for kind in ("texts", "images"))
     rows = []
     for stage in stages:
@@ -142,7 +142,7 @@ def show_tasks(result: dict[str, Any]) -> None:
     """
     from jettison.formats.card import stage_words
 
-    words = stage_words(result["plan"]["recipe"])
+    words = stage_words(result.get("plan", {}).get("recipe", {}))
     stages = [name for name in STAGES if result.get(name, {}).get("tasks")]
     if not stages:
         return

@@ -13,7 +13,8 @@ STAGES = ("original", "quantized", "recovered")
 
 def stage_words(recipe: Mapping[str, Any]) -> dict[str, str]:
     """Return stage -> its name for people: nothing is quantized by a recipe that only prunes, so it is compressed."""
-    quantizes = any("quantize" in step for step in recipe.get("steps") or ())
+    steps = recipe.get("steps") or []
+    quantizes = not steps or any("quantize" in step for step in steps)
     return {stage: "compressed" if stage == "quantized" and not quantizes else stage for stage in STAGES}
 
 

@@ -9,7 +9,7 @@ from jettison.core.errors import UsageError
 from jettison.core.progress import say
 from jettison.graph.blocks import Passed
 from jettison.recipe.registry import depth_pruner
-from jettison.training.depth import DepthTask, FadingLesson, Pruned
+from jettison.training.depth import DepthTask, Lesson, Pruned
 
 
 @depth_pruner("drop", paper="arXiv:2403.03853")
@@ -36,8 +36,9 @@ def drop(
             f"blocks = {blocks}: {len(able)} blocks of the model have their input as a shortcut and can be dropped"
         )
     dropped = _choose(task, blocks, able)
+    task.load_original()  # the choice changed statistics of batch normalizations
     with _without(task, dropped):
-        task.train("finetune", FadingLesson(task, [], 1, 0.0, distill), epochs, batch, rate)
+        task.train("finetune", Lesson(task, distill), epochs, batch, rate)
     return Pruned([], dropped, dropped=True)
 
 
@@ -53,7 +54,7 @@ def _choose(task: DepthTask, blocks: int, able: list[int]) -> list[int]:
             known = task.journal.last(tried=tried)
             if known is None:
                 with _without(task, tried):
-                    task.journal.add(tried=tried, accuracy=round(task.accuracy(), 6))
+                    task.journal.add(tried=tried, accuracy=task.accuracy())
                 known = task.journal.last(tried=tried)
             scores[number] = known["accuracy"]
         dropped.append(max(scores, key=scores.get))

@@ -120,6 +120,11 @@ def _open(source: ModelFolder) -> nn.Module:
     return model
 
 
+def original_ms(source: ModelFolder) -> float:
+    """Measure the milliseconds of a model for one image, as the depth step does."""
+    return _milliseconds({"original": load_dense(source, torch.float32)}, source)["original"]
+
+
 def _logits(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     return run_model(model, pixels.to(next(model.parameters()).device)).logits
 

@@ -39,9 +39,9 @@ def merge_twins(model: nn.Module, twins: Sequence[Twin]) -> list[dict]:
             module = merge(twin, cuts)
             before = {
                 "layers": len(twin.matrices),
-                "multiply_adds": cost(twin, all_cuts(twin), written=0, pruned=False),
+                "multiply_adds": int(cost(twin, all_cuts(twin), written=0, pruned=False)),
             }
-            after = {"layers": len(cuts) + 1, "multiply_adds": cost(twin, cuts, written=0)}
+            after = {"layers": len(cuts) + 1, "multiply_adds": int(cost(twin, cuts, written=0))}
             merged.append({"path": twin.residual.path, "before": before, "after": after})
             model.set_submodule(twin.residual.path, module)
         else:

@@ -1,12 +1,17 @@
-"""Check that residual blocks are what they were said to be: a block and its parts, run in order, give the same."""
+"""Residual blocks of a user's own model, rebuilt from their parts: to check them, and to write them.
 
-from collections.abc import Callable, Sequence
+A block and its parts, run in order, must give the same. Then the parts can also stand in the place of the block.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from jettison.core.errors import UsageError
-from jettison.graph.blocks import pad_same
+from jettison.graph.blocks import ResidualBlock, pad_same
+from jettison.graph.described import describe
 from jettison.graph.residual import Residual
 
 TOLERANCE = 1e-3  # of the largest output of a block
@@ -39,8 +44,8 @@ def check_parts(model: nn.Module, residuals: Sequence[Residual], run: Callable[[
 
     model: in eval mode.
     run: runs it.
-    The error names the block: its path is not in the model or is named twice, a part is not in the model, the block does
-    not run, runs several times or returns no tensor, or its parts compute something else.
+    The error names the block: its path is not in the model or is named twice, a part is not in the model, the block
+    does not run once or returns no tensor, or its parts compute something else.
     """
     paths, modules, parameters = set(), set(model.modules()), {id(value) for value in model.parameters()}
     inputs: dict[str, list] = {}
@@ -93,3 +98,35 @@ def _compare(residual: Residual, calls: list, outputs: list) -> None:
             f"block {path}: its parts, run in order, differ from the block by {apart:.1e} of its largest output; "
             "valid: branch, shortcut and after as the block runs them"
         )
+
+
+@contextmanager
+def described_blocks(model: nn.Module, residuals: Sequence[Residual]) -> Iterator[None]:
+    """Let blocks without a description be ``blocks.ResidualBlock`` of their parts, in a block of code.
+
+    residuals: of blocks that pass ``check_parts``. Those that were replaced since stay as they are, and so do those
+        whose parts have their channels last.
+    """
+    originals = {}
+    for residual in residuals:
+        module = model.get_submodule(residual.path)
+        own = set(module.modules())
+        last = residual.tokens or any(
+            isinstance(part, nn.Linear | nn.LayerNorm | nn.Parameter) for part in residual.branch
+        )
+        if last or residual.same_padding or any(part not in own for part in residual.branch):
+            continue
+        try:
+            describe(module)
+        except UsageError:
+            shortcut = nn.Sequential(*residual.shortcut) if residual.shortcut else nn.Identity()
+            parts = ResidualBlock(
+                nn.Sequential(*residual.branch), None if residual.shortcut is None else shortcut, residual.after
+            )
+            originals[residual.path] = module
+            model.set_submodule(residual.path, parts.train(module.training))
+    try:
+        yield
+    finally:
+        for path, module in originals.items():
+            model.set_submodule(path, module)

@@ -147,12 +147,13 @@ def install_twins(model: nn.Module, residuals: Iterable[Residual], kernel: int |
     twins = []
     for residual in residuals:
         original = model.get_submodule(residual.path)
+        training = original.training
         if residual.absorbs:
             norm = model.get_submodule(residual.absorbs)
             original = nn.Sequential(norm, original)
             model.set_submodule(residual.absorbs, nn.Identity())
         largest = max(max(_geometry(layer).kernel) for layer in residual.branch if isinstance(layer, MATRICES))
-        twins.append(Twin(original, residual, largest if kernel is None else kernel))
+        twins.append(Twin(original, residual, largest if kernel is None else kernel).train(training))
         model.set_submodule(residual.path, twins[-1])
     return twins
 

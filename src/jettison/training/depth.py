@@ -121,7 +121,7 @@ class DepthTask:
         self.model.load_state_dict(self.teacher.state_dict(), strict=False)
 
     def accuracy(self, model: nn.Module | None = None, recalibrated: bool = True) -> float:
-        """Return the share of the validation images that a model classifies correctly, to 6 digits, as journals keep it.
+        """Return the share of the validation images that a model classifies correctly, to the 6 digits of the journal.
 
         recalibrated: take the statistics of batch normalizations anew from the calibration images.
         """
@@ -253,7 +253,7 @@ class Pruned:
 
     twins: in the model; those with fade 1 are to be merged.
     blocks: the numbers of the blocks that were pruned, among the blocks that can be.
-    dropped: whether these blocks were left out as a whole, so that nothing of them is to be merged.
+    dropped: whether the model passes by these blocks as a whole (``blocks.Passed``), so that nothing is to be merged.
     """
 
     twins: list[Twin]

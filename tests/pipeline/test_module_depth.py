@@ -70,6 +70,11 @@ def test_a_net_of_ones_own(tmp_path, listed):
     again = prune_depth(net(), residuals, PIXELS, LABELS, tmp_path / "out", **OPTIONS)
     with torch.no_grad():
         assert torch.equal(again(PIXELS), pruned(PIXELS))
+    file = tmp_path / "out" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\1\2\3\4")
+    again = prune_depth(net(), residuals, PIXELS, LABELS, tmp_path / "out", **OPTIONS)
+    with torch.no_grad():
+        assert torch.equal(again(PIXELS), pruned(PIXELS)), "a damaged result is made again"
 
 
 def test_it_learns(tmp_path):
@@ -225,11 +230,13 @@ WRONG = {
     "few": (dict(pixels=PIXELS[:39], labels=LABELS[:39]), "pixels has 39 images: at least 40"),
     "labels": (dict(labels=LABELS[:50]), "60 images and 50 labels"),
     "float": (dict(labels=LABELS.float()), "labels of shape .60,., torch.float32: .images,. whole numbers"),
+    "no labels": (dict(labels=None), "labels cannot be used"),
+    "no pixels": (dict(pixels=3), "pixels cannot be used"),
     "class": (dict(labels=LABELS + 1), "labels has 3: the model has classes 0 to 2"),
     "bytes": (dict(pixels=PIXELS.byte()), "pixels.0. is .1, 9, 8. torch.uint8"),
     "channels": (dict(pixels=PIXELS.expand(-1, 3, -1, -1)), "the model does not run on the pixels"),
     "seed": (dict(seed=-1), "seed"),
-    "output": (dict(model=net()[:7]), "logits .batch, classes. are needed"),
+    "output": (dict(model=net()[:6]), "logits .batch, classes. are needed"),
 }  # fmt: skip
 
 

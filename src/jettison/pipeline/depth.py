@@ -17,7 +17,6 @@ from jettison.core.files import file_digest, write_json
 from jettison.core.journal import Journal
 from jettison.core.tensors import write_tensors
 from jettison.domains.domain import find_domain
-from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import update_manifest
 from jettison.formats.writer import copy_companions
 from jettison.graph.dense import load_dense, require_memory, stored_dtype
@@ -29,6 +28,7 @@ from jettison.graph.surgery import shortened
 from jettison.pipeline.depth_run import (
     COPIES,
     check_options,
+    hashes_of,
     logits_on_device,
     milliseconds,
     remove_states,
@@ -87,7 +87,7 @@ def prune_folder(
         journal = Journal(folder / JOURNAL, _inputs(source, recipe, step, seed))
         model_folder = folder / MODEL
         done = journal.last(finished=True)
-        if not (done and _hashes(model_folder) == done["hashes"]):
+        if not (done and hashes_of(model_folder) == done["hashes"]):
             require_memory(4 * COPIES * source.anatomy.parameters, f"pruning the depth of {source.name}")
             model = open_for_training(source)
             task = DepthTask(
@@ -103,7 +103,7 @@ def prune_folder(
             )
             section, replaced = run_depth(task, step.method, step.options)
             _write(task, source, section, replaced, recipe, model_folder)
-            journal.add(finished=True, hashes=_hashes(model_folder))
+            journal.add(finished=True, hashes=hashes_of(model_folder))
     remove_states(folder)
     return ModelFolder(model_folder)
 
@@ -186,9 +186,3 @@ def _shorten(model: nn.Module, source: ModelFolder, dropped: list[Residual]) -> 
         del model.get_submodule(family.blocks)[number]
     stay = [number for number in range(blocks) if number not in numbers]
     return dict(source.raw_config) | shortened(source.raw_config, stay, blocks)
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """Return the hashes of the files of the pruned model that its outputs depend on; {} if there is none."""
-    names = ("model.safetensors", "config.json", "modules.json", MANIFEST)
-    return {name: file_digest(folder / name) for name in names if (folder / name).is_file()}

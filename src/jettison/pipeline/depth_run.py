@@ -14,7 +14,10 @@ import torch
 from torch import nn
 
 from jettison.core.errors import JettisonError, UsageError
+from jettison.core.files import file_digest
 from jettison.core.progress import say
+from jettison.formats.manifest import NAME as MANIFEST
+from jettison.graph.described_files import NAME as MODULES
 from jettison.graph.folding import logits_of
 from jettison.graph.merge import merge_twins
 from jettison.recipe.registry import find
@@ -129,3 +132,9 @@ def remove_states(folder: Path) -> None:
     """Remove the states of the trainings of a finished run."""
     for state in folder.glob("*.safetensors"):
         state.unlink()
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """Return the hashes of the files that the outputs of a written model depend on; {} if there is none."""
+    names = ("model.safetensors", "config.json", MODULES, MANIFEST)
+    return {name: file_digest(folder / name) for name in names if (folder / name).is_file()}

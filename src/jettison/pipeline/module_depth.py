@@ -17,13 +17,14 @@ from jettison.core.numbers import check_seed
 from jettison.core.progress import log_in, say
 from jettison.domains.vision.training_data import BATCH, divide
 from jettison.graph.dense import require_memory
-from jettison.graph.described_files import NAME, load_described, save_described
+from jettison.graph.described_files import load_described, save_described
 from jettison.graph.parts import check_parts, described_blocks
 from jettison.graph.residual import Residual
 from jettison.pipeline.depth_run import (
     COPIES,
     JOURNAL,
     check_options,
+    hashes_of,
     logits_on_device,
     milliseconds,
     remove_states,
@@ -93,7 +94,7 @@ def prune_depth(
     with locked(out), undone_if_refused(folder), log_in(folder):
         journal = Journal(folder / JOURNAL, run)
         done = journal.last(finished=True)
-        if done and done["written"] and (out / NAME).exists():
+        if done and done["hashes"] and hashes_of(out) == done["hashes"]:
             remove_states(folder)
             return load_described(out)
         task = DepthTask(
@@ -110,7 +111,7 @@ def prune_depth(
         for path, module in replaced.items():
             model.set_submodule(path, module)
         written = _save(model, residuals, out)
-        journal.add(finished=True, written=written, depth=section)
+        journal.add(finished=True, hashes=hashes_of(out) if written else {}, depth=section)
         if written:
             remove_states(folder)
     return model
@@ -140,10 +141,13 @@ def _checked_data(
         labels = torch.as_tensor(labels).cpu()
     if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise UsageError(f"labels of shape {tuple(labels.shape)}, {labels.dtype}: (images,) whole numbers are needed")
-    if len(pixels) != len(labels):
-        raise UsageError(f"{len(pixels)} images and {len(labels)} labels: as many of both are needed")
-    places = divide(len(labels), "pixels")
-    first = pixels[0]
+    with guarded("pixels cannot be used"):
+        count = len(pixels)
+    if count != len(labels):
+        raise UsageError(f"{count} images and {len(labels)} labels: as many of both are needed")
+    places = divide(count, "pixels")
+    with guarded("pixels cannot be used"):
+        first = pixels[0]
     if not torch.is_tensor(first) or first.dim() != 3 or not first.is_floating_point():
         kind = f"{tuple(first.shape)} {first.dtype}" if torch.is_tensor(first) else shown(first)
         raise UsageError(f"pixels[0] is {kind}: (channels, height, width) of a floating-point type is needed")

@@ -17,14 +17,14 @@ from jettison.formats.manifest import command_line, read_manifest, update_manife
 from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import JOURNAL, check_run_folder, compress
-from jettison.pipeline.depth import check_depth, depth_step
+from jettison.pipeline.depth import FOLDER, check_depth, depth_step
 from jettison.pipeline.evaluation import TEXTS, TOKENS, evaluate
 from jettison.pipeline.recovery import recover
 from jettison.pipeline.showing import show
 from jettison.pipeline.tasks import check_tasks, compare_tasks, evaluate_tasks
 from jettison.planning.cost import CONTEXT, Setting, predict
 from jettison.planning.depth import check_depth_budget, plan_depth
-from jettison.planning.estimate import how_long
+from jettison.planning.estimate import how_long, how_long_depth
 from jettison.planning.forecast import forecast
 from jettison.planning.picture import plan_data
 from jettison.planning.planner import check_budgets, check_losses, make_plan
@@ -86,8 +86,9 @@ def fit(
 
     Returns the results of ``original``, ``quantized`` and, if the recipe recovers, ``recovered``; ``plan`` (recipe and
     predicted cost); for tasks after a recovery, ``tasks`` (see ``compare_tasks``); ``depth``, what a depth step pruned
-    (see ``depth_figures``); and ``not_in_transformers``, what transformers cannot load, if anything. Raises UsageError for arguments that are not valid, a budget that no plan
-    meets, and a folder that was measured on other data; further as ``compress`` and ``recover``.
+    (see ``depth_figures``); and ``not_in_transformers``, what transformers cannot load, if anything.
+    Raises UsageError for arguments that are not valid, a budget that no plan meets, and a folder that was measured on
+    other data; further as ``compress`` and ``recover``.
     """
     changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
     source, target = ModelFolder(model), find_device(device)
@@ -143,8 +144,8 @@ def fit(
     say(f"recipe {chosen.name}: {chosen.use}")
     for reason in chosen.why:
         say(f"  {reason}")
-    if texts and not (out / JOURNAL).exists():
-        for line in how_long(source, chosen, texts, tokens):
+    if not any((out / journal).exists() for journal in (JOURNAL, f"{FOLDER}/{JOURNAL}")):
+        for line in how_long(source, chosen, texts, tokens) if texts else how_long_depth(source, chosen):
             say(line)
 
     request = {"model": str(model), "device": device, "tps": tps, "memory": memory, "context": context}

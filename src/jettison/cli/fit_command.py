@@ -106,15 +106,15 @@ def show_stages(result: dict[str, Any]) -> None:
     """Print a row per stage (original, quantized, recovered): size and bits, then quality, KL and agreement on every
     text or image set."""
     from jettison.core.bytesize import format_bytes
+    from jettison.formats.card import stage_words
 
     stages = [name for name in STAGES if name in result]
-    steps = result["plan"]["recipe"]["steps"]
-    words = {} if any("quantize" in step for step in steps) else {"quantized": "compressed"}
+    words = stage_words(result["plan"]["recipe"])
     texts, images = (list(result[stages[0]].get(kind, {})) for kind in ("texts", "images"))
     rows = []
     for stage in stages:
         size = result[stage]["size"]
-        row = [words.get(stage, stage), format_bytes(size["bytes"]), f"{size['bits_per_weight']:.2f}"]
+        row = [words[stage], format_bytes(size["bytes"]), f"{size['bits_per_weight']:.2f}"]
         for text in texts:
             measured = result[stage]["texts"][text]
             row += [f"{measured['perplexity']:.2f}", f"{measured['kl']:.4f}", f"{measured['agreement']:.1%}"]
@@ -131,7 +131,7 @@ def show_stages(result: dict[str, Any]) -> None:
     common.table(*columns, rows=rows)
     if depth := result.get("depth"):
         common.out.print(f"\n{depth['line']}", markup=False, soft_wrap=True)
-    if "recovered" in result and not words:
+    if "recovered" in result and words["quantized"] == "quantized":
         common.out.print("quantized: without the LoRA adapters; recovered: with them, and with their size", style="dim")
 
 
@@ -140,6 +140,9 @@ def show_tasks(result: dict[str, Any]) -> None:
 
     The share is left out for a task whose loss is within its statistical error.
     """
+    from jettison.formats.card import stage_words
+
+    words = stage_words(result["plan"]["recipe"])
     stages = [name for name in STAGES if result.get(name, {}).get("tasks")]
     if not stages:
         return
@@ -154,8 +157,8 @@ def show_tasks(result: dict[str, Any]) -> None:
     recovered = ["recovered"] if shares else []
     columns = [
         "task",
-        *stages[:-1],
-        "recovered\nmodel" if stages[-1] == "recovered" else stages[-1],
+        *(words[stage] for stage in stages[:-1]),
+        "recovered\nmodel" if stages[-1] == "recovered" else words[stages[-1]],
         "error",
         "guessing",
     ]

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from jettison.reports.error_map import ErrorMap
 
 # Distinguishable with red-green colour blindness, and readable on white and on near-black.
-COLOURS = {"original": "#8a939c", "quantized": "#e08a1e", "recovered": "#2b83c6"}
+COLOURS = {"original": "#8a939c", "quantized": "#e08a1e", "compressed": "#e08a1e", "recovered": "#2b83c6"}
 RUN_COLOURS = ("#2b6cb0", "#c2410c", "#0f8a5f", "#9d4edd", "#8a6d00", "#b83280", "#4a5560", "#0e7c86")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 POINTS = 400  # points of a curve at most; more cannot be seen

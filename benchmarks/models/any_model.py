@@ -78,19 +78,20 @@ def stack_experts(model: torch.nn.Module, folder: Path, missing: set[str]) -> No
     """Fill stacked experts that transformers missed from the tensors of single experts that Jettison writes.
 
     missing: the parameters that the folder has under no name that transformers knows.
-    The module says how its tensors lie; Llama 4's does not, and is transposed with gate before up.
+    The module says how its tensors lie; Llama 4's does not, and is transposed with gate before up. JetMoE's is one
+    stack of matrices, called weight.
     """
     with safe_open(folder / "model.safetensors", "pt") as stored:
         for path, module in model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if f"{path}.{name}" not in missing or parameter.dim() != 3:
                     continue
-                names = ("gate_proj", "up_proj") if name == "gate_up_proj" else (name,)
+                names = ("gate_proj", "up_proj") if name == "gate_up_proj" else (name.replace("weight", "expert"),)
                 for number in range(len(parameter)):
                     parts = [stored.get_tensor(f"{path}.{number}.{part}.weight").float() for part in names]
                     joined = getattr(module, "is_concatenated", True) or len(parts) == 1
                     whole = torch.cat(parts) if joined else torch.stack(parts, 1).flatten(0, 1)
-                    parameter.data[number] = whole.T if getattr(module, "is_transposed", True) else whole
+                    parameter.data[number] = whole.T if getattr(module, "is_transposed", name != "weight") else whole
 
 
 def logits_of_transformers(folder: Path) -> torch.Tensor:

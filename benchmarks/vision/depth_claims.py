@@ -12,7 +12,7 @@ from jettison import compress, load
 from jettison.core.files import size_of
 from jettison.domains.domain import find_domain
 from jettison.graph.folder import ModelFolder
-from jettison.graph.merge import merge, partitions
+from jettison.graph.merge import all_cuts, cost, merge, partitions
 from jettison.graph.residual import find_residuals
 from jettison.graph.twin import install_twins, set_fades
 from jettison.runtime.latency import latencies, ratio
@@ -56,6 +56,9 @@ def write(bench: Any, tables: Mapping[str, Sequence[Row]], curves: Mapping[str, 
     for name in tables:
         details["tables"][f"{name}: accuracy and latency"] = table(bench.dense(name), tables[name], timed[name])
         details["tables"][f"{name}: blocks"] = merged_table(tables[name])
+        if name in CNNS:
+            whole = cell(NAME, f"whole-{name}", lambda name=name: whole_merges(bench.dense(name)["folder"]))
+            details["tables"][f"{name}: blocks as one convolution"] = {key: whole[key] for key in ("columns", "rows")}
     seconds = sum(row["seconds"] for rows in tables.values() for _, _, row in rows)
     seconds += sum(row["seconds"] for points in curves.values() for _, row in points)
     seconds += sum(bench.dense(name)["seconds"] for name in tables)
@@ -171,6 +174,32 @@ def merged_table(rows: Sequence[Row]) -> dict[str, Any]:
         for block in merged
     ]  # fmt: skip
     return {"columns": columns, "rows": lines}
+
+
+@torch.no_grad()
+def whole_merges(folder: str) -> dict[str, Any]:
+    """Time every block of a model against the same block as ONE convolution with all its taps.
+
+    Returns a table; a row where multiply-adds rise and time falls is marked.
+    """
+    source = ModelFolder(folder)
+    model = load(folder).model.eval()
+    twins = install_twins(model, find_residuals(model, source.anatomy), kernel=0)
+    shapes: list[torch.Size] = []
+    for twin in twins:
+        twin.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
+    set_fades(twins, [1] * len(twins))
+    model(pixel_values=find_domain(source).example(source)[0])
+    rows = []
+    for twin, shape in zip(twins, shapes, strict=True):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        pair = {"block": twin.original, "merged": merge(twin, ())}
+        work = cost(twin, (), written=0) / cost(twin, all_cuts(twin), written=0, pruned=False)
+        taken = [latencies(pair, x, runtime, rounds=100, seconds=10) for runtime in RUNTIMES]
+        speed = [ratio(times["block"]["samples_ms"], times["merged"]["samples_ms"])["ratio"] for times in taken]
+        mark = "more work, less time" if work > 1 and max(speed) > 1 else ""
+        rows.append([twin.residual.path, round(work, 2), *(round(value, 2) for value in speed), mark])
+    return {"columns": ["block", "multiply-adds", "onnxruntime gain", "pytorch gain", ""], "rows": rows}
 
 
 @torch.no_grad()

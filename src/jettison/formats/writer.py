@@ -45,10 +45,12 @@ class Writer:
     def stored_name(self, linear: Linear) -> str:
         """Return the name of a compressed linear in the shards.
 
-        It is the original's name. A linear that shares a tensor there (an expert, a tied head) gets its own name.
+        It is the original's name. A linear that shares a tensor there gets its own name: an expert, a tied head, or
+        a tied embedding that is stored under the head's name.
         """
         tensor, expert, _ = self.source.locate(f"{linear.name}.weight")
         shared = expert is not None or ("head" in linear.roles and self.source.anatomy.tied)
+        shared = shared or ("embed" in linear.roles and not self.source.has(f"{linear.name}.weight"))
         return linear.name if shared else tensor.removesuffix(".weight")
 
     def shard_tensors(
@@ -86,6 +88,9 @@ class Writer:
         if untie and block is None and head:
             if head not in weights:
                 tensors[f"{head.name}.weight"] = source.read(f"{head.name}.weight")
+            embed = source.anatomy.linears[0]
+            if embed not in weights and not source.has(f"{embed.name}.weight"):  # stored under the head's name
+                tensors[f"{embed.name}.weight"] = source.read(f"{embed.name}.weight").clone()
             bias = f"{head.name}.bias"  # it may be tied to another parameter, as the weight was
             if source.skeleton.get_submodule(head.name).bias is not None and not source.has(bias):
                 tensors[bias] = source.read(bias).clone()  # a file cannot hold two names of one tensor

@@ -22,6 +22,8 @@ USUAL_NAMES = {
     "down": ("down_proj", "fc2", "w2", "c_proj", "fc_out", "dense_4h_to_h", "lin2"),
     "router": ("gate", "router", "shared_expert_gate"),
 }
+# The place of an expert's linear in a block, see ``graph.experts``.
+EXPERT_PATH = re.compile(r"(^|\.)experts\.\d+\.|\.\d+\.expert$")
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ class Family:
         """Return the roles of the linear at ``path`` inside a block, or None if the row does not list it."""
         if self.name == "generic":
             last = path.rpartition(".")[2]
-            expert = ("expert",) if self.experts and re.search(r"(^|\.)experts\.\d+\.", path) else ()
-            return next(((role, *expert) for role, names in USUAL_NAMES.items() if last in names), ("linear",))
+            expert = ("expert",) if self.experts and EXPERT_PATH.search(path) else ()
+            if self.experts and set(path.split(".")[:-1]) & set(USUAL_NAMES["router"]):
+                return ("router",)  # a router of more than one module
+            return next(((role, *expert) for role, names in USUAL_NAMES.items() if last in names), ("linear", *expert))
         return self.linears.get(re.sub(r"\.\d+\.", ".*.", path))  # the row writes * for the number of an expert
 
     @property

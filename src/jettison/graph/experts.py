@@ -1,13 +1,14 @@
 """Mixtures of experts with one linear per matrix.
 
 transformers holds the experts of a layer as stacked parameters, (experts, rows, columns), in a module of the form that
-its decorator ``use_experts_implementation`` describes; Llama 4 has another form. Here every matrix becomes a linear of
-its own, so that it can be measured, quantized and run like any other. The gate stays the function of the original
-module.
+its decorator ``use_experts_implementation`` describes; Llama 4 has another form, and JetMoE a module for each stack of
+matrices. Here every matrix becomes a linear of its own, so that it can be measured, quantized and run like any other.
+The gate stays the function of the original module.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -106,6 +107,41 @@ class DispatchedExperts(Experts):
         return result
 
 
+class Grouped(nn.Module):
+    """One matrix of every expert, for tokens that are sorted by expert."""
+
+    def __init__(self, hidden: int, width: int):
+        super().__init__()
+        self.expert = MetaLinear(hidden, width, bias=False)
+
+
+class GroupedExperts(nn.ModuleList):
+    """A stack of matrices, one for each expert, as JetMoE multiplies it.
+
+    number, columns, rows: how many matrices, and their shape.
+    """
+
+    def __init__(self, number: int, columns: int, rows: int):
+        super().__init__(Grouped(columns, rows) for _ in range(number))
+
+    def forward(self, inputs: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """Return the outputs, (tokens, rows).
+
+        inputs: (tokens, columns), the tokens of the first expert, then of the next.
+        sizes: how many tokens each expert has.
+        """
+        of_experts = zip(self, inputs.split(list(sizes)), strict=True)
+        return torch.cat([one.expert(x) for one, x in of_experts if len(x)])
+
+    def part(self, value: torch.Tensor, projection: str) -> torch.Tensor:
+        """Return the matrix of an expert, its slice of the stacked tensor."""
+        return value.contiguous()
+
+    def part_shape(self, shape: tuple[int, ...], projection: str) -> tuple[int, ...]:
+        """Return the shape of what ``part`` returns for a slice of this shape."""
+        return tuple(shape)
+
+
 def is_stacked(module: nn.Module) -> bool:
     """Return whether a module holds stacked experts in the form of transformers."""
     if not all(hasattr(module, name) for name in FORM) or module.has_post_expert_norm:
@@ -125,8 +161,23 @@ def is_dispatched(module: nn.Module) -> bool:
     return first.shape == (number, hidden, 2 * width) and reads == ["hidden_states"] and hasattr(module, "act_fn")
 
 
+def is_grouped(module: nn.Module) -> bool:
+    """Return whether a module holds one stack (experts, out, in), and multiplies tokens that are sorted by expert.
+
+    Whether its code computes this is tried on a small stack.
+    """
+    if list(module._parameters) != ["weight"] or module.weight.dim() != 3 or module._modules or module._buffers:
+        return False
+    stack, x = torch.arange(24.0).view(2, 4, 3), torch.arange(9.0).view(3, 3)  # of two experts
+    expected = torch.cat([x[:1] @ stack[0].T, x[1:] @ stack[1].T])
+    try:
+        return torch.equal(type(module).forward(SimpleNamespace(weight=stack, num_experts=2), x, [1, 2]), expected)
+    except Exception:  # it reads other arguments or attributes
+        return False
+
+
 def separate_experts(model: nn.Module) -> list[str]:
-    """Replace every module of stacked experts by ``Experts``, in place. Returns their paths."""
+    """Replace every module of stacked experts by ``Experts`` or ``GroupedExperts``, in place. Returns their paths."""
     separated = {}
     for path, module in model.named_modules():
         if is_stacked(module):
@@ -135,6 +186,9 @@ def separate_experts(model: nn.Module) -> list[str]:
             number, width, hidden = module.down_proj.shape
             activate = lambda gate, up, function=module.act_fn: function(gate) * up
             separated[path] = DispatchedExperts(number, hidden, width, bias=False, activate=activate, transposed=True)
+        elif is_grouped(module):
+            number, rows, columns = module.weight.shape
+            separated[path] = GroupedExperts(number, columns, rows)
     for path, experts in separated.items():
         model.set_submodule(path, experts)
     return list(separated)

@@ -18,7 +18,7 @@ from jettison.graph.shape import ModelShape, shapes
 if TYPE_CHECKING:  # a plan opens folders without torch and transformers, which take seconds to import
     import torch
 
-    from jettison.graph.experts import Experts
+    from jettison.graph.experts import Experts, GroupedExperts
 
 # The files that determine the token ids of a text or a chat, and where a text ends.
 TOKENIZER = re.compile(
@@ -27,7 +27,7 @@ TOKENIZER = re.compile(
 )
 TOKENIZER_LIMIT, CARD_LIMIT = 1 << 28, 1 << 24  # bytes
 # The parameter of an expert's linear: path of the experts, number, projection, weight or bias.
-EXPERT = re.compile(r"(.+)\.(\d+)\.(gate_proj|up_proj|down_proj)\.(weight|bias)")
+EXPERT = re.compile(r"(.+)\.(\d+)\.(gate_proj|up_proj|down_proj|expert)\.(weight|bias)")
 FULL_PRECISION = ("float16", "bfloat16", "float32", "float64")  # types of torch
 
 
@@ -115,7 +115,7 @@ class ModelFolder(ModelShape):
         """Find where a module's parameter is stored.
 
         Returns the tensor, the number of the expert (None for a tensor that does not stack experts), and the projection
-        to take of a stacked tensor: gate_proj, up_proj or down_proj ("" for others).
+        to take of a stacked tensor: gate_proj, up_proj, down_proj, or expert for all of it ("" for others).
         Raises JettisonError if the checkpoint has no such tensor.
         """
         if (place := self.find(parameter)) is None:
@@ -131,6 +131,8 @@ class ModelFolder(ModelShape):
         if match := EXPERT.fullmatch(parameter):
             path, number, projection, kind = match.groups()
             stem = "gate_up_proj" if projection == "gate_proj" else projection
+            if projection == "expert" and (tensor := self._tensor(f"{path}.{kind}")) is not None:
+                return tensor, int(number), projection
             for stacked in (stem, "gate_up_proj") if projection == "up_proj" else (stem,):
                 tensor = self._tensor(f"{path}.{stacked}" + ("_bias" if kind == "bias" else ""))
                 if tensor is not None:
@@ -193,7 +195,7 @@ class ModelFolder(ModelShape):
         blocks = dict.fromkeys(sorted(self.checkpoint))
         for name in self.skeleton.state_dict():
             block = self.anatomy.block_of(name)
-            if block is not None and (self.has(name) or "experts" in name):
+            if block is not None and (self.has(name) or EXPERT.fullmatch(name)):
                 blocks[self.locate(name)[0]] = block
         return blocks
 
@@ -219,7 +221,7 @@ class ModelFolder(ModelShape):
         value = self.checkpoint.read(tensor, expert)
         return value if expert is None else self._experts_of(parameter).part(value, part)
 
-    def _experts_of(self, parameter: str) -> "Experts":
+    def _experts_of(self, parameter: str) -> "Experts | GroupedExperts":
         """Return the module of the skeleton that holds the expert of a parameter."""
         return self.skeleton.get_submodule(EXPERT.fullmatch(parameter)[1])
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import Cache
 
 from jettison.core.errors import UsageError
 from jettison.graph.activations import Activations
@@ -180,7 +182,7 @@ class Walk:
 
         part: (batch, length, width), the states.
         """
-        args, kwargs = self._calls[number][index]
+        args, kwargs = unused(self._calls[number][index])
         with running(self.model):
             return first_output(self.blocks[index](part, *args, **kwargs))
 
@@ -248,6 +250,16 @@ def split(inputs: torch.Tensor, batch: int) -> tuple[torch.Tensor, ...]:
 def first_output(output):
     """Return the hidden states from the output of a block, which is a tuple if it has more parts."""
     return output[0] if isinstance(output, tuple) else output
+
+
+def unused(call: Call) -> Call:
+    """Return the arguments of a call with every cache copied, since a block appends its keys and values to it.
+
+    Some models (XLM) make a cache even if they are asked not to.
+    """
+    copied = lambda value: deepcopy(value) if isinstance(value, Cache) else value
+    args, kwargs = call
+    return tuple(map(copied, args)), {name: copied(value) for name, value in kwargs.items()}
 
 
 def _shared(value: Any, first: Any) -> Any:

@@ -4,7 +4,8 @@ In a ResNet or a ConvNeXt other modules stand between the blocks. To get the inp
 that block, with the blocks before it already compressed.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
@@ -15,9 +16,10 @@ from torch import nn
 from jettison.core.errors import UsageError
 from jettison.core.progress import say
 from jettison.graph.activations import Activations
+from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
 from jettison.graph.skeleton import run_model, running
-from jettison.graph.walk import BATCH, Call, Stop, Walk, first_output, split
+from jettison.graph.walk import BATCH, Call, Stop, Walk, first_output, split, unused
 
 TOKENS = 16  # of random states
 
@@ -54,6 +56,27 @@ def is_chain(source: ModelFolder) -> bool:
             say(f"note: {source.name} stays whole in memory, since it cannot be run block by block: {error}")
             source.chain = False
     return source.chain
+
+
+def require_runs(source: ModelFolder, inputs: torch.Tensor, linears: Iterable[Linear]) -> None:
+    """Try, before any work, whether the blocks of a model without a row run on their own, more than once.
+
+    inputs: a few inputs of the model.
+    linears: those that will be compressed; one block of every kind that has some is tried.
+    Raises UsageError if a block does not run.
+    """
+    if source.anatomy.family.name != "generic":
+        return
+    paths: dict[int, list[str]] = defaultdict(list)
+    for linear in linears:
+        if linear.block is not None:
+            paths[linear.block].append(linear.name.removeprefix(source.anatomy.path(linear.block)))
+    kinds = {tuple(inside): block for block, inside in sorted(paths.items(), reverse=True)}  # the first of every kind
+    walk = open_walk(source, inputs) if kinds else None
+    for block in sorted(kinds.values()):
+        with walk.block(block):
+            for _ in range(2):  # as the original and as the compressed block, on the same inputs
+                walk.output(block, 0)
 
 
 def random_states(source: ModelFolder) -> torch.Tensor:
@@ -137,7 +160,7 @@ class WholeWalk:
     advance = output  # there are no states to replace: ``block`` computes the inputs of every block anew
 
     def _run(self, index: int, call: Call) -> torch.Tensor:
-        args, kwargs = call
+        args, kwargs = unused(call)
         with running(self.model):
             return first_output(self.model.get_submodule(self.prefix(index))(*args, **kwargs))
 

@@ -34,7 +34,7 @@ from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.experts import stacked_left
 from jettison.graph.folder import ModelFolder
 from jettison.graph.source_check import check_source
-from jettison.graph.whole import open_walk
+from jettison.graph.whole import open_walk, require_runs
 from jettison.pipeline import depth
 from jettison.pipeline.applying import one_by_one
 from jettison.pipeline.depth import check_depth, depth_step, prune_folder
@@ -107,6 +107,7 @@ def compress(
         say(f"note: {note}")
     if not (out / MANIFEST).exists():
         _check_disk(source, out, dense=any(not job.grid for job in jobs))
+        require_runs(source, find_domain(source).example(source)[0], [job.linear for job in jobs])
     with locked(out):
         serial = workers == 1 and address is None
         pool = one_by_one if serial else partial(parallel.map, workers=workers, address=address)

@@ -42,11 +42,11 @@ class Estimate:
 
     def __init__(self, source: ModelFolder, texts: Iterable[str] = (), tokens: int | None = None):
         self.source, self.windows = source, sum(max(1, (tokens or TOKENS) // WINDOW) for _ in texts)
-        experts = Counter((linear.block, linear.role) for linear in source.anatomy if "expert" in linear.roles)
+        experts = Counter((linear.fused, linear.role) for linear in source.anatomy if "expert" in linear.roles)
         chosen = getattr(source.config.get_text_config(), "num_experts_per_tok", 1)
         # The share of the tokens that go through each linear: below 1 for an expert.
         self.share = {
-            linear: chosen / experts[linear.block, linear.role] if "expert" in linear.roles else 1.0
+            linear: chosen / experts[linear.fused, linear.role] if "expert" in linear.roles else 1.0
             for linear in source.anatomy
         }
         self.used = sum(share * linear.weights for linear, share in self.share.items() if "embed" not in linear.roles)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from jettison.core.errors import UsageError
+from jettison.core.progress import say
 from jettison.graph.skeleton import run_model
 from jettison.runtime.native_decoder import NativeDecoder
 from jettison.runtime.record import LENGTH, STOP, Record
@@ -46,19 +47,39 @@ class NativeReader:
 
 
 class TorchReader:
-    """Sequences of a transformers model, which runs one sequence at a time."""
+    """Sequences of a transformers model, which runs one sequence at a time.
+
+    A model that returns no cache, or does not run with the one it returned, reads the whole text anew for every token.
+    """
 
     def __init__(self, model: nn.Module, count: int):
-        self.model, self.caches = model, [None] * count
+        self.model, self.caches, self.cached = model, [None] * count, True
+        self.texts: list[list[int]] = [[] for _ in range(count)]
 
     @torch.no_grad()
     def read(self, row: int, tokens: Sequence[int]) -> torch.Tensor:
-        ids = torch.tensor([tokens], device=self.model.device)
-        output = run_model(self.model, ids, past_key_values=self.caches[row], use_cache=True, logits_to_keep=1)
-        if self.caches[row] is None and getattr(output, "past_key_values", None) is None:
-            raise UsageError(f"a {self.model.config.model_type} model returns no cache, so it cannot be generated from")
-        self.caches[row] = output.past_key_values
+        self.texts[row] += tokens
+        output = self._read_cached(row, tokens) if self.cached else None
+        if output is None:
+            output = self._run(self.texts[row])
         return output.logits[0, -1].float().cpu()
+
+    def _read_cached(self, row: int, tokens: Sequence[int]):
+        """Return the outputs for tokens that follow those in the cache; None if there is no cache or it fails."""
+        output = None
+        try:
+            output = self._run(tokens, past_key_values=self.caches[row], use_cache=True)
+            self.caches[row] = getattr(output, "past_key_values", None)
+        except UsageError:
+            self.caches[row] = None
+        if self.caches[row] is None:
+            self.cached = False
+            kind = self.model.config.model_type
+            say(f"note: a {kind} model has no cache that works: it reads the whole text anew for every token")
+        return output
+
+    def _run(self, tokens: Sequence[int], **options):
+        return run_model(self.model, torch.tensor([tokens], device=self.model.device), logits_to_keep=1, **options)
 
     def step(self, rows: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
         return torch.stack([self.read(row, [token]) for row, token in zip(rows, tokens, strict=True)])

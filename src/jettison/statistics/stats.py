@@ -97,22 +97,24 @@ class Watch:
     """Collects the statistics of several linears while a model runs.
 
     stats: the key ``inputs`` of a linear -> statistics.
-    original: while True, inputs are only stored, as the x₀ of the inputs that follow.
+    original: while True, inputs are only stored, as the x₀ of the inputs that follow. A linear may be called more than
+        once in a run; its calls correspond in their order.
     """
 
     stats: dict[str, Stats] = field(default_factory=dict)
     original: bool = False
-    _originals: dict[str, torch.Tensor] = field(default_factory=dict)
+    _originals: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
     def see(self, linear: Linear, inputs: torch.Tensor) -> None:
         """Add the inputs of a linear, or store them while ``original`` is set. Raises as ``Stats.add``."""
         if not self.original:
             try:
-                self.stats[linear.inputs].add(inputs, self._originals.pop(linear.inputs, None))
+                stored = self._originals.get(linear.inputs)
+                self.stats[linear.inputs].add(inputs, stored.pop(0) if stored else None)
             except JettisonError as error:
                 raise JettisonError(f"{linear.name}: {error}") from error
         elif "expert" not in linear.roles:
-            self._originals[linear.inputs] = inputs
+            self._originals.setdefault(linear.inputs, []).append(inputs)
 
 
 def input_rows(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

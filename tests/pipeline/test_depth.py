@@ -212,7 +212,7 @@ class Count:
     ("method", "family", "every"),
     [
         ("updp", "resnet", 8),
-        ("drop", "resnet", 5),
+        ("drop", "resnet", 3),
         pytest.param("updp", "convnext", 1, marks=pytest.mark.slow),
         pytest.param("updp", "resnet", 1, marks=pytest.mark.slow),
         pytest.param("drop", "resnet", 1, marks=pytest.mark.slow),

@@ -122,11 +122,11 @@ def _read(model: nn.Module, block: str, row: Mapping[str, Any]) -> Residual:
     """Apply the field ``residual`` of a family to a block."""
     root = model.get_submodule(block)
     shortcut = None
-    if named := row.get("shortcut"):
-        found = () if named == "input" else getattr(root, named)
-        if isinstance(found, nn.Module):
-            shortcut = tuple(_leaves([found]))
-        elif found is not False:  # a flag says whether the input is added
+    if name := row.get("shortcut"):
+        added = () if name == "input" else getattr(root, name)
+        if isinstance(added, nn.Module):
+            shortcut = tuple(_leaves([added]))
+        elif added is not False:  # a flag says whether the input is added
             shortcut = ()
     at = row.get("at", "")
     return Residual(

@@ -231,11 +231,11 @@ def curves(losses: Mapping[int, Sequence[float]]) -> go.Figure:
     return _loss_axes(figure)
 
 
-def scatter(points: Mapping[int, tuple[float, float]], original: float | None) -> go.Figure:
-    """Draw size in MB against perplexity, with a numbered disc per run.
+def scatter(points: Mapping[int, tuple[float, float]], original: float | None, score: str = "perplexity") -> go.Figure:
+    """Draw size in MB against perplexity or another score, with a numbered disc per run.
 
-    points: number of the run -> (bytes, perplexity).
-    original: perplexity of the original, drawn as a dashed line; None for no line.
+    points: number of the run -> (bytes, score).
+    original: score of the original, drawn as a dashed line; None for no line.
     """
     figure = blank(height=320)
     figure.add_scatter(
@@ -246,7 +246,7 @@ def scatter(points: Mapping[int, tuple[float, float]], original: float | None) -
         textfont={"color": "white", "size": 12},
         marker={"size": 24, "color": [run_colour(number) for number in points], "line": {"color": "white", "width": 1}},
         cliponaxis=False,
-        hovertemplate="run %{text}: %{x:,.2f} MB, perplexity %{y:.2f}<extra></extra>",
+        hovertemplate=f"run %{{text}}: %{{x:,.2f}} MB, {score} %{{y:.2f}}<extra></extra>",
     )
     figure.update_xaxes(nticks=6)
     figure.update_yaxes(nticks=6)

@@ -45,7 +45,7 @@ def read_depth(run: Run) -> dict[str, Any] | None:
     gates, times = _of(entries, "gates", Gates), _of(entries, "milliseconds", Latency)
     times = [entry.milliseconds for entry in times if {"original", "pruned"} <= set(entry.milliseconds)]
     return section | {
-        "subnets": {name: found for name, found in subnets.items() if len(name) == section["blocks"]},
+        "subnets": {name: subnet for name, subnet in subnets.items() if len(name) == section["blocks"]},
         "losses": {stage: dict(sorted(steps.items())) for stage, steps in losses.items()},
         "gates": gates[-1].gates if gates and len(gates[-1].gates) == section["blocks"] else [],
         "milliseconds": times[-1] if times else {},

@@ -17,16 +17,19 @@ from jettison.formats.manifest import command_line, read_manifest, update_manife
 from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import JOURNAL, check_run_folder, compress
+from jettison.pipeline.depth import FOLDER, check_depth, depth_step
 from jettison.pipeline.evaluation import TEXTS, TOKENS, evaluate
 from jettison.pipeline.recovery import recover
 from jettison.pipeline.showing import show
 from jettison.pipeline.tasks import check_tasks, compare_tasks, evaluate_tasks
 from jettison.planning.cost import CONTEXT, Setting, predict
-from jettison.planning.estimate import how_long
+from jettison.planning.depth import check_depth_budget, plan_depth
+from jettison.planning.estimate import how_long, how_long_depth
 from jettison.planning.forecast import forecast
 from jettison.planning.picture import plan_data
 from jettison.planning.planner import check_budgets, check_losses, make_plan
 from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_windows
+from jettison.reports.depth import depth_figures
 from jettison.reports.page import write_report
 from jettison.reports.run import SPEED, read_speed
 
@@ -41,6 +44,8 @@ def fit(
     device: str = "this",
     tps: float | None = None,
     memory: str | float | None = None,
+    latency: str | float | None = None,
+    fps: float | None = None,
     context: int = CONTEXT,
     runtime: str | None = None,
     recovery: bool = True,
@@ -65,10 +70,12 @@ def fit(
     out: the folder of the run, new or of the same run.
     device: what the result is to run on, see ``find_device``.
     tps, memory, context: the budget (tokens per second; bytes or a string such as "3GB"; tokens), see ``make_plan``.
+    latency, fps: the budget of an image classifier (a share of the original's latency such as "0.7x"; images per
+    second), see ``plan_depth``.
     runtime: the target runtime that must load the result.
     recovery, losses, refine: how to plan, see ``make_plan``; with ``auto``, losses come from gradients if the model
     fits in memory, else from the prior.
-    recipe: compress by this recipe and do not plan. An image classifier needs one: there is no planner for it yet.
+    recipe: compress by this recipe and do not plan.
     changes: of the recipe, ``verb.option=value``.
     texts, tokens: what quality is measured on, see ``evaluate``.
     tasks, items: see ``evaluate_tasks``.
@@ -78,38 +85,42 @@ def fit(
     dry_run: do no work, and return ``plan`` and ``forecast`` (time, memory, disk).
 
     Returns the results of ``original``, ``quantized`` and, if the recipe recovers, ``recovered``; ``plan`` (recipe and
-    predicted cost); for tasks after a recovery, ``tasks`` (see ``compare_tasks``); and ``not_in_transformers``, what
-    transformers cannot load, if anything. Raises UsageError for arguments that are not valid, a budget that no plan
-    meets, and a folder that was measured on other data; further as ``compress`` and ``recover``.
+    predicted cost); for tasks after a recovery, ``tasks`` (see ``compare_tasks``); ``depth``, what a depth step pruned
+    (see ``depth_figures``); and ``not_in_transformers``, what transformers cannot load, if anything.
+    Raises UsageError for arguments that are not valid, a budget that no plan meets, and a folder that was measured on
+    other data; further as ``compress`` and ``recover``.
     """
     changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
     source, target = ModelFolder(model), find_device(device)
+    share = check_depth_budget(source, latency, fps, device=device, tps=tps, memory=memory, recipe=recipe)
     if not source.anatomy.family.chain:
         texts = []
-        if recipe is None:
-            source.require_text("nothing plans for other models yet; give a recipe")
         if tasks:
             source.require_text("tasks are for language models")
-    _check_request(tps, memory, runtime, losses, refine, seed, tasks, items, planned=recipe is None)
+    by_bits = recipe is None and source.anatomy.family.chain
+    _check_request(tps, memory, runtime, losses, refine, seed, tasks, items, planned=by_bits)
     sources = Sources(tuple(texts), tokens, images=images, count=count)
     find_domain(source).check_sources(source, sources)
     if source.anatomy.family.chain and not texts:
         raise UsageError(f"no text to measure on: {', '.join(TEXTS)}, or a UTF-8 file")
     setting, pictured = Setting(context), None
     out = check_run_folder(out)
-    if recipe is None:
+    if by_bits:
         plan = make_plan(
             source, device=target, tps=tps, memory=memory, context=context, runtime=runtime, recovery=recovery,
             losses=_losses(source, losses), refine=refine, changes=changes, seed=seed,
         )  # fmt: skip
         chosen, pictured = plan.recipe, plan_data(plan)
-        if not chosen.steps:
-            raise UsageError(
-                f"{model} meets this budget as it is: there is nothing to compress. Set a tighter budget, or give a "
-                "recipe"
-            )
+    elif recipe is None:
+        chosen = plan_depth(
+            source, latency=latency, fps=fps, changes=changes, images=images, folder=None if dry_run else out
+        )
     else:
         chosen = load_recipe(recipe, changes)
+    if not chosen.steps:
+        raise UsageError(
+            f"{model} meets this budget as it is: there is nothing to compress. Set a tighter budget, or give a recipe"
+        )
     chosen = with_windows(chosen, source.positions)
     if not chosen.calibration.get("images"):
         chosen = with_images(chosen, images)
@@ -121,6 +132,8 @@ def fit(
             cost = predict(source, candidate, target, setting)
             predicted[name] = {"tokens_per_second": cost.tokens_per_second, "memory": cost.memory}
     planned = {"recipe": chosen.to_dict(), "predicted": predicted.get("result", {}) | asked}
+    if depth_step(chosen):
+        check_depth(source, chosen)
     for step in chosen.of("recover"):
         find_domain(source).training_digests(chosen, step)  # raises, before any work, if its data is missing
     if dry_run:
@@ -131,8 +144,8 @@ def fit(
     say(f"recipe {chosen.name}: {chosen.use}")
     for reason in chosen.why:
         say(f"  {reason}")
-    if texts and not (out / JOURNAL).exists():
-        for line in how_long(source, chosen, texts, tokens):
+    if not any((out / journal).exists() for journal in (JOURNAL, f"{FOLDER}/{JOURNAL}")):
+        for line in how_long(source, chosen, texts, tokens) if texts else how_long_depth(source, chosen):
             say(line)
 
     request = {"model": str(model), "device": device, "tps": tps, "memory": memory, "context": context}
@@ -140,10 +153,12 @@ def fit(
     request |= {"contents": find_domain(source).contents(sources), "tokens": tokens}
     request |= {"items": items, "seed": seed, "predicted": predicted, "engine": runtime}
     if images:
-        request |= {"images": str(images), "count": count}
-    if recipe is None:
+        request |= {"images": str(images), "count": count} | ({"latency": share} if share else {})
+        request |= {"fps": fps} if fps else {}
+    if by_bits:
         request |= {"recovery": recovery, "losses": losses, "refine": refine}
     options = {"device": device, "tps": tps, "memory": memory, "context": context, "runtime": runtime, "losses": losses}
+    options |= {"latency": latency, "fps": fps}
     options |= {"recovery": recovery, "refine": refine, "recipe": recipe, "set": changes, "text": texts, "tasks": tasks}
     defaults = {"device": "this", "context": CONTEXT, "losses": "auto", "recovery": True, "refine": 0, "text": TEXTS}
     options |= {"items": items, "images": images, "count": count, "seed": seed}
@@ -168,6 +183,8 @@ def fit(
         if tasks and "recovered" in results:
             compared["tasks"] = compare_tasks(*(results[stage]["tasks"] for stage in stages))
             update_manifest(out, **compared)
+        if figures := depth_figures(out):
+            compared["depth"] = figures
         if notes := read_manifest(out)["not_in_transformers"]:
             compared["not_in_transformers"] = notes
         write_report(out)

@@ -13,7 +13,9 @@ import click
 import pytest
 import typer
 import yaml
+from clock import replace_clock
 from pages import DOCS, ROOT, SMALLER, WRITTEN, steps
+from tiny import make_images
 
 from jettison import compress, recover
 from jettison.cli.app import build
@@ -79,7 +81,7 @@ def parse(command: click.Command, arguments: list[str], parent: click.Context | 
 
 
 @pytest.fixture(scope="module")
-def workshop(tiny, pictures, tmp_path_factory):
+def workshop(tiny, tmp_path_factory):
     """Return a folder with what the pages assume: models, text, images, and runs of other pages."""
     folder = tmp_path_factory.mktemp("workshop")
     wide = {
@@ -91,7 +93,7 @@ def workshop(tiny, pictures, tmp_path_factory):
     }
     shutil.copytree(tiny("llama", **wide), folder / "my-model")
     shutil.copytree(tiny("resnet"), folder / "my-classifier")
-    shutil.copytree(pictures, folder / "photos")
+    make_images(folder / "photos", 20)
     text = (ROOT / "README.md").read_text(encoding="utf-8") * 4
     (folder / "my-text.txt").write_text(text, encoding="utf-8")
     short = ["calibration.samples=8", "calibration.length=64", "calibration.text=books"]
@@ -113,6 +115,7 @@ def test_a_page_runs(page, workshop, jettison, tmp_path, monkeypatch):
     if page.stem in ("start", "recover", "continue"):  # these pages make their runs themselves
         shutil.rmtree(tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
+    replace_clock(monkeypatch)
     names: dict = {"__name__": "page"}
     for kind, text in steps(page):
         if kind.startswith("file "):

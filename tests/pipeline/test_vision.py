@@ -130,7 +130,7 @@ def test_loaded_it_names_classes(tiny, tmp_path):
         (lambda m, o, p: evaluate("scribe", images=p), "scribe is a language model"),
         (
             lambda m, o, p: fit(m, out=o, memory="1MB", images=p),
-            "no language model: nothing plans for other models yet; give a recipe",
+            "memory is a budget of language models; .* is no language model: give latency or fps, or a recipe",
         ),
         (lambda m, o, p: evaluate(m, images=p, count=0), "count = 0"),
         (
@@ -158,7 +158,7 @@ def test_a_changed_image_is_another_run(tiny, pictures, tmp_path):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m: make_plan(m, memory="1MB"), "is no language model: nothing plans for other models yet"),
+        (lambda m: make_plan(m, memory="1MB"), "is no language model: plan an image classifier by latency or fps"),
         (lambda m: load(m).generate("It was"), "is no language model: it writes no text"),
         (lambda m: evaluate_tasks(m, ["jettison_books"], items=2), "is no language model: tasks are for"),
         (lambda m: draft(m), "is no language model: drafts are for"),

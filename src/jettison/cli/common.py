@@ -42,6 +42,13 @@ DeviceName = Annotated[
 ]
 Tps = Annotated[float | None, typer.Option("--tps", help="Tokens per second that decoding must reach.")]
 Memory = Annotated[str | None, typer.Option("--memory", help="Memory that the model may use at most, such as 3GB.")]
+Latency = Annotated[
+    str | None,
+    typer.Option("--latency", help="Latency that an image classifier must reach, as a share of its own: 0.7x."),
+]
+Fps = Annotated[
+    float | None, typer.Option("--fps", help="Images per second, one by one, that an image classifier must reach.")
+]
 Context = Annotated[int, typer.Option("--context", help="Tokens of context at which the budget must hold.")]
 RuntimeName = Annotated[
     str | None,

@@ -20,9 +20,9 @@ def compare(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Compare runs: size, speed, and quality on the texts that all of them were measured on."""
+    """Compare runs: size, speed, and quality on the texts or images that all of them were measured on."""
     from jettison.core.bytesize import format_bytes
-    from jettison.core.numbers import format_rate
+    from jettison.core.numbers import figures, format_rate
     from jettison.reports.compare import write_comparison
 
     common.begin(quiet, json, out)
@@ -46,6 +46,29 @@ def compare(
             )
         common.out.print(f"[bold]{escape(text)}[/bold]")
         columns = ("run", "recipe", "size", "bits", "tokens/s", "perplexity", "KL", "same token", "recovered")
+        common.table(*columns, rows=rows, text=("run", "recipe"))
+        common.out.print()
+    for name in result["images"]:
+        common.out.print(f"[bold]{escape(name)}[/bold]")
+        rows = [
+            [
+                row["name"],
+                row["recipe"],
+                format_bytes(row["bytes"]),
+                f"{row['bits_per_weight']:.2f}",
+                figures(row["latency_ms"]) if row["latency_ms"] else "",
+                f"{row['images'][name]['accuracy']:.1%}",
+                *(
+                    "" if score is None else form.format(score)
+                    for form, score in (
+                        ("{:.4f}", row["images"][name]["kl"]),
+                        ("{:.1%}", row["images"][name]["agreement"]),
+                    )
+                ),
+            ]
+            for row in result["rows"]
+        ]
+        columns = ("run", "recipe", "size", "bits", "ms", "accuracy", "KL", "same class")
         common.table(*columns, rows=rows, text=("run", "recipe"))
         common.out.print()
     for note in result["notes"]:

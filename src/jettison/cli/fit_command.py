@@ -9,12 +9,16 @@ from rich.markup import escape
 from jettison.cli import common
 from jettison.core.progress import duration
 
+EXAMPLES = (
+    "jettison fit scribe --memory 8MB --out runs/scribe",
+    "jettison fit my-classifier --latency 0.7x --images photos --out runs/classifier",
+)
 STAGES = ("original", "quantized", "recovered")
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("fit", epilog=common.example("jettison fit scribe --memory 8MB --out runs/scribe"))(fit)
+    app.command("fit", epilog=common.example(*EXAMPLES))(fit)
 
 
 def fit(
@@ -23,6 +27,8 @@ def fit(
     device: common.DeviceName = "this",
     tps: common.Tps = None,
     memory: common.Memory = None,
+    latency: common.Latency = None,
+    fps: common.Fps = None,
     context: common.Context = 2048,
     runtime: common.RuntimeName = None,
     recovery: common.Recovery = True,
@@ -46,8 +52,8 @@ def fit(
 
     common.begin(quiet, json)
     result = run(
-        model, out=out, device=device, tps=tps, memory=memory, context=context, runtime=runtime,
-        recovery=recovery, losses=losses, refine=refine, recipe=recipe,
+        model, out=out, device=device, tps=tps, memory=memory, latency=latency, fps=fps, context=context,
+        runtime=runtime, recovery=recovery, losses=losses, refine=refine, recipe=recipe,
         changes=changes or [], texts=texts or TEXTS, tasks=tasks or [], items=items,
         images=images, count=count, seed=seed, dry_run=dry_run,
     )  # fmt: skip
@@ -100,13 +106,15 @@ def show_stages(result: dict[str, Any]) -> None:
     """Print a row per stage (original, quantized, recovered): size and bits, then quality, KL and agreement on every
     text or image set."""
     from jettison.core.bytesize import format_bytes
+    from jettison.formats.card import stage_words
 
     stages = [name for name in STAGES if name in result]
+    words = stage_words(result["plan"]["recipe"])
     texts, images = (list(result[stages[0]].get(kind, {})) for kind in ("texts", "images"))
     rows = []
     for stage in stages:
         size = result[stage]["size"]
-        row = [stage, format_bytes(size["bytes"]), f"{size['bits_per_weight']:.2f}"]
+        row = [words[stage], format_bytes(size["bytes"]), f"{size['bits_per_weight']:.2f}"]
         for text in texts:
             measured = result[stage]["texts"][text]
             row += [f"{measured['perplexity']:.2f}", f"{measured['kl']:.4f}", f"{measured['agreement']:.1%}"]
@@ -121,7 +129,9 @@ def show_stages(result: dict[str, Any]) -> None:
     for short in names if len(set(names)) == len(names) else texts:
         columns += [f"{short}\nperplexity", "\nKL", "same\ntoken"]
     common.table(*columns, rows=rows)
-    if "recovered" in result:
+    if depth := result.get("depth"):
+        common.out.print(f"\n{depth['line']}", markup=False, soft_wrap=True)
+    if "recovered" in result and words["quantized"] == "quantized":
         common.out.print("quantized: without the LoRA adapters; recovered: with them, and with their size", style="dim")
 
 
@@ -130,6 +140,9 @@ def show_tasks(result: dict[str, Any]) -> None:
 
     The share is left out for a task whose loss is within its statistical error.
     """
+    from jettison.formats.card import stage_words
+
+    words = stage_words(result["plan"]["recipe"])
     stages = [name for name in STAGES if result.get(name, {}).get("tasks")]
     if not stages:
         return
@@ -144,8 +157,8 @@ def show_tasks(result: dict[str, Any]) -> None:
     recovered = ["recovered"] if shares else []
     columns = [
         "task",
-        *stages[:-1],
-        "recovered\nmodel" if stages[-1] == "recovered" else stages[-1],
+        *(words[stage] for stage in stages[:-1]),
+        "recovered\nmodel" if stages[-1] == "recovered" else words[stages[-1]],
         "error",
         "guessing",
     ]

@@ -1,15 +1,19 @@
 """The command ``jettison plan``."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jettison.cli import common
 
+if TYPE_CHECKING:
+    from jettison.recipe.recipe import Recipe
+
 EXAMPLES = (
     "jettison plan qwen3-4b --device strix-halo --tps 90 --context 4096 -o recipe.yaml",
     "jettison plan scribe --device raspberry-pi-5 --memory 8MB --pareto",
+    "jettison plan my-classifier --latency 0.7x -o recipe.yaml",
 )
 
 
@@ -23,6 +27,8 @@ def plan(
     device: common.DeviceName = "this",
     tps: common.Tps = None,
     memory: common.Memory = None,
+    latency: common.Latency = None,
+    fps: common.Fps = None,
     context: common.Context = 2048,
     batch: Annotated[int, typer.Option("--batch", help="Number of sequences that are decoded together.")] = 1,
     cache_bits: Annotated[
@@ -44,15 +50,17 @@ def plan(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Choose the bits of every layer for a device and a budget.
+    """Choose the bits of every layer for a device and a budget; for an image classifier, plan to prune its depth.
 
-    Reads the model's config, and its weights only if --losses or --refine need them.
+    Reads the model's config, and its weights only if --losses, --refine or --fps need them.
     """
-    from jettison.core.files import write_text
     from jettison.planning.picture import plan_data, plan_summary
     from jettison.planning.planner import make_plan
 
     common.begin(quiet, json, out, report)
+    if latency is not None or fps is not None:
+        budgets = {"device": device, "tps": tps, "memory": memory, "latency": latency, "fps": fps}
+        return plan_depth(model, budgets, changes or [], out, report, json)
     chosen = make_plan(
         model, device=device, tps=tps, memory=memory, context=context, batch=batch, cache_bits=cache_bits,
         runtime=runtime, recovery=recovery, losses=losses, refine=refine, changes=changes or [], seed=seed,
@@ -65,18 +73,45 @@ def plan(
         common.out.print()
         show_front(data)
     common.out.print("\n" + data["verdict"], style="bold", soft_wrap=True, markup=False)
-    for reason in chosen.recipe.why:
-        common.out.print(f"  {reason}", markup=False, soft_wrap=True)
-    if out is not None and chosen.recipe.steps:
-        write_text(out, chosen.recipe.to_yaml())
-    elif out is not None:
-        unchanged = f"{model} meets this budget as it is: there is nothing to do, so {out} is not written"
-        common.out.print(f"\n{unchanged}", markup=False, soft_wrap=True)
+    finish_recipe(model, chosen.recipe, out)
     if report is not None:
         from jettison.reports.plan_page import write_plan  # imports plotly, which is slow
 
         write_plan(data, report)
     common.finish({"recipe": chosen.recipe.to_dict(), "plan": data}, json)
+
+
+def plan_depth(
+    model: str, budgets: dict[str, Any], changes: list[str], out: Path | None, report: Path | None, json: Path | None
+) -> None:
+    """Plan the depth of an image classifier, print the recipe with its reasons, and write it to ``out``."""
+    from jettison.core.errors import UsageError
+    from jettison.graph.folder import ModelFolder
+    from jettison.planning import depth
+
+    if report is not None:
+        raise UsageError("--report draws plans of bits: a plan of depth is its recipe; write that with --out")
+    source = ModelFolder(model)
+    depth.check_depth_budget(source, **budgets)
+    recipe = depth.plan_depth(source, latency=budgets["latency"], fps=budgets["fps"], changes=changes)
+    common.out.print(f"recipe {recipe.name}: {recipe.use}", style="bold", markup=False)
+    finish_recipe(model, recipe, out)
+    if not recipe.steps and out is None:
+        common.out.print(f"{model} meets this budget as it is", markup=False, soft_wrap=True)
+    common.finish({"recipe": recipe.to_dict()}, json)
+
+
+def finish_recipe(model: str, recipe: "Recipe", out: Path | None) -> None:
+    """Print the reasons of a planned recipe, and write it to ``out`` unless the model meets the budget as it is."""
+    from jettison.core.files import write_text
+
+    for reason in recipe.why:
+        common.out.print(f"  {reason}", markup=False, soft_wrap=True)
+    if out is not None and recipe.steps:
+        write_text(out, recipe.to_yaml())
+    elif out is not None:
+        unchanged = f"{model} meets this budget as it is: there is nothing to do, so {out} is not written"
+        common.out.print(f"\n{unchanged}", markup=False, soft_wrap=True)
 
 
 def show_roles(data: dict[str, Any]) -> None:

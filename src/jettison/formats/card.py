@@ -1,5 +1,6 @@
 """The model card of a checkpoint: its original, recipe, licence, measured quality and how to load it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,12 @@ import yaml
 from jettison.formats.runtimes import written_formats
 
 STAGES = ("original", "quantized", "recovered")
+
+
+def stage_words(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return stage -> its name for people: nothing is quantized by a recipe that only prunes, so it is compressed."""
+    quantizes = any("quantize" in step for step in recipe.get("steps") or ())
+    return {stage: "compressed" if stage == "quantized" and not quantizes else stage for stage in STAGES}
 
 
 def write_card(manifest: dict[str, Any]) -> str:
@@ -36,7 +43,8 @@ def write_card(manifest: dict[str, Any]) -> str:
         lines += [f"The original's licence ({stated}) holds for this folder too.", ""]
     else:
         lines += ["**The original states no licence: ask its makers before you pass this on.**", ""]
-    lines += _results(manifest.get("results") or {})
+    lines += _results(manifest.get("results") or {}, stage_words(recipe))
+    lines += _depth(manifest.get("depth"))
     lines += [
         "## The recipe",
         "",
@@ -57,7 +65,23 @@ def _adapter(manifest: dict[str, Any]) -> str:
     return " and, for the LoRA adapters in `adapter/`, PEFT" if "lora" in recovery.get("train", ()) else ""
 
 
-def _results(results: dict[str, Any]) -> list[str]:
+def _depth(depth: dict[str, Any] | None) -> list[str]:
+    """Return the section about what a depth step pruned."""
+    if not depth:
+        return []
+    pruned, accuracy = depth["pruned"], depth["accuracy"]
+    how = "left out" if depth.get("dropped") else "merged into fewer layers"
+    numbers = ", ".join(map(str, pruned))
+    return [
+        "## Depth", "",
+        f"{len(pruned)} of {depth['blocks']} blocks were {how} by the method `{depth['method']}` (numbers {numbers}, "
+        f"from 0). On {accuracy['images']} images that were not trained on, accuracy is {accuracy['pruned']:.1%}; the "
+        f"original's is {accuracy['original']:.1%}.",
+        "",
+    ]  # fmt: skip
+
+
+def _results(results: dict[str, Any], words: Mapping[str, str]) -> list[str]:
     stages = [stage for stage in STAGES if stage in results]
     if not stages:
         return []
@@ -70,7 +94,7 @@ def _results(results: dict[str, Any]) -> list[str]:
     lines = ["## Measured", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for stage in stages:
         size = results[stage]["size"]
-        row = [stage, f"{size['bytes']:,}", f"{size['bits_per_weight']:.2f}"]
+        row = [words[stage], f"{size['bytes']:,}", f"{size['bits_per_weight']:.2f}"]
         for scores in (results[stage].get("texts", {}).get(text, {}) for text in texts):
             row += [f"{scores[kind]:.4g}" if kind in scores else "" for kind in ("perplexity", "kl")]
         for scores in (results[stage].get("images", {}).get(name, {}) for name in images):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from jettison.core.errors import JettisonError
+from jettison.formats.depth_schema import Depth
 from jettison.formats.plan_schema import Part, Plan, Positive
 
 Values = TypeVar("Values", bound=dict[str, Any])
@@ -184,6 +185,8 @@ class Request(Part):
     device: str = ""
     tps: float | None = None
     memory: str | float | None = None
+    latency: float | None = None
+    fps: float | None = None
     context: int | None = None
     engine: str | None = None
     recovery: bool = True
@@ -261,6 +264,7 @@ class Manifest(Part):
     check: Check | None = None
     request: Request | None = None
     plan: Plan | None = None
+    depth: Depth | None = None
     recovery: Recovery | None = None
     results: dict[str, Stage] = {}
     tasks: list[Share] | None = None

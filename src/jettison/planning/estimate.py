@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from jettison.core.progress import duration
+from jettison.core.progress import duration, silent
 from jettison.graph.dense import compute_device, stored_dtype
 from jettison.graph.folder import ModelFolder
+from jettison.pipeline.depth_trial import try_depth
 from jettison.pipeline.evaluation import TOKENS
 from jettison.pipeline.generation import PROMPTS
 from jettison.pipeline.generation import TOKENS as WRITTEN
@@ -122,6 +123,16 @@ def how_long(source: ModelFolder, recipe: Recipe, texts: Iterable[str], tokens: 
         if changes:
             options = " ".join(f"--set {change}" for change in changes)
             lines.append(f"roughly {duration(sum(shorter.values()))}, for less accuracy, with {options}")
+    return lines
+
+
+def how_long_depth(source: ModelFolder, recipe: Recipe) -> list[str]:
+    """Return a line with the estimated time of the depth step; [] without one. It trains a few images to find out."""
+    lines = []
+    for step in recipe.of("depth"):
+        with silent():
+            seconds = try_depth(source, recipe, step).seconds
+        lines.append(f"pruning the depth will take roughly {duration(seconds)}")
     return lines
 
 

@@ -56,7 +56,12 @@ def forecast(
     if not source.anatomy.family.chain:
         with silent():
             steps = forecast_whole(source, recipe, jobs, trial.count_images(images, count) if images else None)
-        return {"steps": steps, "warnings": _warnings(steps)}
+        warnings = _warnings(steps)
+        if recipe.of("depth"):
+            warnings.insert(
+                0, "depth: a rough estimate, from one training step on a few images; the search may end sooner"
+            )
+        return {"steps": steps, "warnings": warnings}
     counts = [trial.count_windows(source, text, tokens) for text in texts]
     with bar("trying", 3) as progress:
         with silent():
@@ -192,6 +197,7 @@ def _warnings(steps: list[dict[str, Any]]) -> list[str]:
     warnings, free = [], psutil.virtual_memory().available
     cheaper = {
         "recover": "fewer samples (--set recover.samples=...), fewer or shorter windows, or a machine with a GPU",
+        "depth": "fewer epochs (--set depth.epochs=...), fewer images, or a machine with a GPU",
         "compress": f"a method without calibration (--set quantize.method={at_once}), or a faster machine",
     }
     for step in steps:

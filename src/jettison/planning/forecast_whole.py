@@ -6,6 +6,8 @@ import psutil
 
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline import trial
+from jettison.pipeline.depth import check_depth
+from jettison.pipeline.depth_trial import try_depth
 from jettison.pipeline.jobs import Job
 from jettison.recipe.recipe import Recipe
 
@@ -26,7 +28,12 @@ def forecast_whole(source: ModelFolder, recipe: Recipe, jobs: list[Job], images:
         seconds, memory = seconds + tried.seconds, max(memory, tried.memory)
     if needs:  # to compute the inputs of a block, half of the model runs on average
         seconds += recipe.calibration["samples"] * per_image * streams * (len(used) / 2 + 2)
-    steps = [_entry("compress", seconds, memory + streams * model, _stored(source, jobs))]
+    steps = []
+    for step in recipe.of("depth"):
+        check_depth(source, recipe)
+        tried = try_depth(source, recipe, step)
+        steps.append(_entry("depth", tried.seconds, tried.memory, 3 * model))
+    steps += [_entry("compress", seconds, memory + streams * model, _stored(source, jobs))]
     stages = 2
     for step in recipe.of("recover"):
         options = step.options

@@ -17,6 +17,7 @@ from jettison.formats.runtimes import find_runtime, illegal
 from jettison.graph.folder import open_shape
 from jettison.graph.shape import ModelShape
 from jettison.planning.cost import CONTEXT, Setting, fixed_operators, planned_all, predict, unit_operators
+from jettison.planning.depth import plan_depth
 from jettison.planning.groups import BITS, GROUP_SIZES, Choice, Unit, choices, find_units, tie
 from jettison.planning.search import Picks, Problem, feasible, least, pareto, quickest, search
 from jettison.planning.writing import changed, check_changes, to_recipe
@@ -106,7 +107,12 @@ class Plan:
 
 
 def plan(model: str | Path, **options) -> Recipe:
-    """Plan a recipe for a device and a budget; its ``why`` holds the reasons. Takes the options of ``make_plan``."""
+    """Plan a recipe for a device and a budget; its ``why`` holds the reasons.
+
+    Takes the options of ``make_plan``; for an image classifier, those of ``plan_depth``.
+    """
+    if options.get("latency") is not None or options.get("fps") is not None:
+        return plan_depth(model, **options)
     return make_plan(model, **options).recipe
 
 
@@ -159,7 +165,7 @@ def make_plan(
     setting = Setting(context=context, batch=batch, cache_bits=cache_bits, runtime=loader)
     target = device if isinstance(device, Device) else find_device(device)
     shape = model if isinstance(model, ModelShape) else open_shape(model)
-    shape.require_text("nothing plans for other models yet; compress them by a recipe")
+    shape.require_text("plan an image classifier by latency or fps, or compress it by a recipe")
     if loader and loader.name != "jettison":
         shape.require_own_modules(f"{loader.title} would not load this, only jettison.load does")
     if not shape.weights and (refine or losses in ("gradients", "measured")):

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from jettison.reports.error_map import ErrorMap
 
 # Distinguishable with red-green colour blindness, and readable on white and on near-black.
-COLOURS = {"original": "#8a939c", "quantized": "#e08a1e", "recovered": "#2b83c6"}
+COLOURS = {"original": "#8a939c", "quantized": "#e08a1e", "compressed": "#e08a1e", "recovered": "#2b83c6"}
 RUN_COLOURS = ("#2b6cb0", "#c2410c", "#0f8a5f", "#9d4edd", "#8a6d00", "#b83280", "#4a5560", "#0e7c86")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 POINTS = 400  # points of a curve at most; more cannot be seen
@@ -231,11 +231,11 @@ def curves(losses: Mapping[int, Sequence[float]]) -> go.Figure:
     return _loss_axes(figure)
 
 
-def scatter(points: Mapping[int, tuple[float, float]], original: float | None) -> go.Figure:
-    """Draw size in MB against perplexity, with a numbered disc per run.
+def scatter(points: Mapping[int, tuple[float, float]], original: float | None, score: str = "perplexity") -> go.Figure:
+    """Draw size in MB against perplexity or another score, with a numbered disc per run.
 
-    points: number of the run -> (bytes, perplexity).
-    original: perplexity of the original, drawn as a dashed line; None for no line.
+    points: number of the run -> (bytes, score).
+    original: score of the original, drawn as a dashed line; None for no line.
     """
     figure = blank(height=320)
     figure.add_scatter(
@@ -246,7 +246,7 @@ def scatter(points: Mapping[int, tuple[float, float]], original: float | None) -
         textfont={"color": "white", "size": 12},
         marker={"size": 24, "color": [run_colour(number) for number in points], "line": {"color": "white", "width": 1}},
         cliponaxis=False,
-        hovertemplate="run %{text}: %{x:,.2f} MB, perplexity %{y:.2f}<extra></extra>",
+        hovertemplate=f"run %{{text}}: %{{x:,.2f}} MB, {score} %{{y:.2f}}<extra></extra>",
     )
     figure.update_xaxes(nticks=6)
     figure.update_yaxes(nticks=6)

@@ -7,22 +7,25 @@ from typing import Any
 from jettison.core.errors import UsageError
 from jettison.core.files import write_text
 from jettison.reports import charts
+from jettison.reports.images import image_sets, latencies
 from jettison.reports.render import render
 from jettison.reports.run import Run, read_run
 
 
 def write_comparison(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
-    """Compare finished runs on the texts that all of them were measured on, and write the page ``out``.
+    """Compare finished runs on the texts or images that all of them were measured on, and write the page ``out``.
 
-    Returns ``texts``, ``rows`` (one per folder, in order) and ``notes`` (what limits the comparison). A row has:
+    Returns ``texts``, ``images``, ``rows`` (one per folder, in order) and ``notes`` (what limits the comparison). A row
+    has:
 
     - name, model, recipe, and stage: the last stage that was measured, which is what the folder holds;
     - bytes, bits_per_weight, and decode_tokens_per_second (None if not measured);
     - texts: per text perplexity, kl, agreement, and recovered, the share of the lost log-perplexity that recovery
-      brought back (None if there was no recovery).
+      brought back (None if there was no recovery);
+    - images: per set accuracy, kl and agreement; latency_ms, milliseconds for one image (None if not measured).
 
-    Raises UsageError for fewer than two folders, for a folder that was not measured, and if the runs have no text in
-    common.
+    Raises UsageError for fewer than two folders, for a folder that was not measured, and if the runs have neither a
+    text nor images in common.
     """
     if len(folders) < 2:
         raise UsageError(f"a comparison needs at least two folders; {len(folders)} given")
@@ -31,12 +34,14 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> dict[str
         if run.last is None or "original" not in run.results:
             raise UsageError(f"{run.folder} has no measured result yet: continue it with `jettison fit`")
     texts = [text for text in runs[0].texts if all(text in run.texts for run in runs)]
-    if not texts:
-        measured = "; ".join(f"{run.folder}: {', '.join(run.texts) or 'none'}" for run in runs)
+    images = [name for name in image_sets(runs[0]) if all(name in image_sets(run) for run in runs)]
+    if not texts and not images:
+        measured = "; ".join(f"{run.folder}: {', '.join([*run.texts, *image_sets(run)]) or 'none'}" for run in runs)
         raise UsageError(f"the runs have no text in common, so they cannot be compared: {measured}")
     result = {
         "texts": texts,
-        "rows": [_row(run, name, texts) for run, name in zip(runs, _names(runs), strict=True)],
+        "images": images,
+        "rows": [_row(run, name, texts, images) for run, name in zip(runs, _names(runs), strict=True)],
         "notes": _notes(runs, _names(runs), texts),
     }
     losses = {number: run.losses for number, run in enumerate(runs, 1) if run.losses}
@@ -48,6 +53,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> dict[str
         speeds=any(row["decode_tokens_per_second"] for row in result["rows"]),
         reference=_same_original(runs),
         scatters=[(text, _scatter(runs, text, number)) for number, text in enumerate(texts)],
+        pictured=[(name, _pictured(runs, name, number)) for number, name in enumerate(images)],
         curves=charts.embed(charts.curves(losses), "recovery-chart") if losses else None,
         curve_numbers=list(losses),
         curves_show="; or ".join(loss_names),
@@ -56,7 +62,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> dict[str
     return result
 
 
-def _row(run: Run, name: str, texts: Sequence[str]) -> dict[str, Any]:
+def _row(run: Run, name: str, texts: Sequence[str], images: Sequence[str]) -> dict[str, Any]:
     stage = run.results[run.last]
     return {
         "name": name,
@@ -75,6 +81,11 @@ def _row(run: Run, name: str, texts: Sequence[str]) -> dict[str, Any]:
             }
             for text in texts
         },
+        "images": {
+            name: {score: stage["images"][name].get(score) for score in ("accuracy", "kl", "agreement")}
+            for name in images
+        },
+        "latency_ms": latencies(run).get(run.last),
     }
 
 
@@ -110,6 +121,16 @@ def _same_original(runs: Sequence[Run]) -> bool:
     """Return whether all runs were made from one model."""
     originals = [run.manifest["teacher"] for run in runs]
     return len({teacher.get("fingerprint", teacher["name"]) for teacher in originals}) == 1
+
+
+def _pictured(runs: Sequence[Run], name: str, number: int):
+    """Return the chart of size against accuracy on images."""
+    stages = {index: run.results[run.last] for index, run in enumerate(runs, 1)}
+    points = {
+        index: (stage["size"]["bytes"], 100 * stage["images"][name]["accuracy"]) for index, stage in stages.items()
+    }
+    own = 100 * runs[0].results["original"]["images"][name]["accuracy"] if _same_original(runs) else None
+    return charts.embed(charts.scatter(points, own, "accuracy"), f"pictured-{number}")
 
 
 def _scatter(runs: Sequence[Run], text: str, number: int):

@@ -4,6 +4,7 @@ from typing import Any
 
 from jettison.core.numbers import figures
 from jettison.reports import charts
+from jettison.reports.depth import depth_tiles, read_depth
 from jettison.reports.run import Run
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -37,7 +38,10 @@ def image_tiles(run: Run) -> list[tuple[str, str, str]]:
         if "kl" in after:
             tiles.append((f"{after['kl']:.3f}", "nats from the original", f"{after['images']:,} images"))
             tiles.append((percent(after["agreement"]), "same class", "as the original"))
-    times = latencies(run)
+    depth = read_depth(run)
+    times = {} if depth and depth["milliseconds"] else latencies(run)
+    if depth:
+        tiles += depth_tiles(depth)
     if "original" in times and run.last in times:
         latency = times[run.last]
         tiles.append((f"{figures(latency)} ms", "for one image", f"{figures(times['original'])} ms before"))
@@ -46,8 +50,9 @@ def image_tiles(run: Run) -> list[tuple[str, str, str]]:
 
 def latencies(run: Run) -> dict[str, float]:
     """Return stage -> milliseconds for one image, for the stages that were timed."""
-    stages = (run.speed or {}).get("stages") or {}
-    return {stage: stages[stage]["latency_ms"] for stage in run.results if stages.get(stage, {}).get("latency_ms")}
+    return {
+        stage: run.speeds[stage]["latency_ms"] for stage in run.results if run.speeds.get(stage, {}).get("latency_ms")
+    }
 
 
 def image_quality(run: Run) -> dict[str, Any] | None:
@@ -83,8 +88,7 @@ def latency_chart(run: Run) -> tuple[str, Any] | None:
     times = latencies(run)
     if not times:
         return None
-    stages = run.speed["stages"]
-    spread = lambda stage: stages[stage].get("latency_samples") or [times[stage]]
+    spread = lambda stage: run.speeds[stage].get("latency_samples") or [times[stage]]
     captions = [
         f"{figures(value)} ({figures(min(spread(stage)))} to {figures(max(spread(stage)))})"
         for stage, value in times.items()

@@ -5,8 +5,8 @@ from typing import Any
 
 from jettison.core.files import write_text
 from jettison.core.numbers import figures, format_rate
-from jettison.formats.card import STAGES
 from jettison.reports import charts, sections
+from jettison.reports.depth import depth_section
 from jettison.reports.error_map import read_error_map
 from jettison.reports.images import image_quality, latency_chart
 from jettison.reports.plan_page import plan_charts
@@ -38,6 +38,7 @@ def _sections(run: Run) -> dict[str, Any]:
         "recipe": sections.recipe(run),
         "quality": sections.quality(run),
         "images": image_quality(run),
+        "depth": depth_section(run),
         "tasks": sections.tasks(run),
         "samples": sections.samples(run),
         "drafts": sections.drafts(run),
@@ -115,7 +116,7 @@ def _perplexities(run: Run) -> list[tuple[str, Any]]:
 
 def _distances(run: Run):
     stages = {}
-    for stage in STAGES[1:]:  # without the original, whose distance from itself is 0
+    for stage in list(run.words.values())[1:]:  # without the original, whose distance from itself is 0
         if stage in run.results:
             measured = run.results[stage].get("texts") or {}
             stages[stage] = [measured[text]["kl"] for text in run.texts if "kl" in measured[text]]

@@ -25,6 +25,7 @@ def render(template: str, **values: Any) -> str:
     )
     pages.filters["bytes"] = size
     pages.filters["percent"] = percent
+    pages.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     pages.filters["figures"], pages.filters["rate"] = figures, format_rate
     pages.globals |= {"plotly_js": Markup(get_plotlyjs()), "colours": COLOURS, "run_colour": run_colour}
     return pages.get_template(template).render(**values)

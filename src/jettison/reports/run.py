@@ -1,5 +1,6 @@
 """A finished run as the report reads it: the contents of its files, and a few figures derived from them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from jettison.core.documents import read_json
 from jettison.core.errors import JettisonError
 from jettison.core.kept import read_record
 from jettison.core.progress import say
-from jettison.formats.card import STAGES
+from jettison.formats.card import stage_words
 from jettison.formats.manifest import read_manifest
 from jettison.formats.schema import Drafts, Speeds, checked
 from jettison.runtime.speculative.draft import NAME as DRAFT
@@ -39,10 +40,17 @@ class Run:
         return self.manifest["teacher"]["name"].rstrip("/\\").replace("\\", "/").rpartition("/")[2]
 
     @cached_property
+    def words(self) -> dict[str, str]:
+        """Stage -> its name on the page, see ``stage_words``. The rest of the report knows stages by that name."""
+        return stage_words(self.manifest["recipe"])
+
+    @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
         """The results of the stages that were measured, in the order of the stages."""
-        measured = self.manifest.get("results") or {}
-        return {stage: measured[stage] for stage in STAGES if stage in measured}
+        return self._by_stage(self.manifest.get("results"))
+
+    def _by_stage(self, stored: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {word: stored[stage] for stage, word in self.words.items() if stage in (stored or {})}
 
     @property
     def device(self) -> str:
@@ -78,21 +86,26 @@ class Run:
 
         None if there was no recovery, or if the loss is too small to divide by.
         """
-        if not all(stage in self.results for stage in STAGES):
+        stages = list(self.words.values())
+        if not all(stage in self.results for stage in stages):
             return None
-        original, quantized, recovered = (self.results[stage]["texts"][text]["log_perplexity"] for stage in STAGES)
+        original, quantized, recovered = (self.results[stage]["texts"][text]["log_perplexity"] for stage in stages)
         lost = quantized - original
         return (quantized - recovered) / lost if lost >= WORTH_RECOVERING else None
 
+    @cached_property
+    def speeds(self) -> dict[str, dict[str, Any]]:
+        """The rates of the stages that were timed, see ``schema.Rates``."""
+        return self._by_stage((self.speed or {}).get("stages"))
+
     def measured_speed(self, kind: str) -> dict[str, float]:
         """Return the tokens per second of every stage that was timed. kind: decode or prefill."""
-        stages = (self.speed or {}).get("stages") or {}
-        rates = {stage: stages[stage].get(f"{kind}_tokens_per_second") for stage in STAGES if stage in stages}
+        rates = {stage: rates.get(f"{kind}_tokens_per_second") for stage, rates in self.speeds.items()}
         return {stage: rate for stage, rate in rates.items() if rate}
 
     def speed_samples(self, kind: str, stage: str) -> list[float]:
         """Return the samples whose median ``measured_speed`` is; that figure alone if no samples were recorded."""
-        measured = self.speed["stages"][stage]
+        measured = self.speeds[stage]
         return measured.get(f"{kind}_samples") or [measured[f"{kind}_tokens_per_second"]]
 
 

@@ -61,10 +61,10 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
     before, after = run.results["original"], run.results[run.last]
     large, small = before["size"], after["size"]
     ratio = f"{large['bytes'] / small['bytes']:.1f}×"
-    tiles = [
-        (ratio, "smaller", f"{size(large['bytes'])} → {size(small['bytes'])}"),
-        (f"{small['bits_per_weight']:.2f}", "bits per weight", f"{large['bits_per_weight']:.2f} before"),
-    ]
+    tiles = [(ratio, "smaller", f"{size(large['bytes'])} → {size(small['bytes'])}")]
+    bits = [f"{stage['bits_per_weight']:.2f}" for stage in (small, large)]
+    if bits[0] != bits[1]:  # depth alone changes none
+        tiles.append((bits[0], "bits per weight", f"{bits[1]} before"))
     for text in run.texts[:1]:
         measured = after["texts"][text]
         if "kl" in measured:
@@ -93,7 +93,7 @@ def predicted(run: Run, what: str) -> dict[str, float]:
     Returns stage -> figure; the result goes by its stage.
     """
     predictions = (run.manifest.get("request") or {}).get("predicted") or {}
-    stages = {"original": predictions.get("original"), run.last or "quantized": predictions.get("result")}
+    stages = {"original": predictions.get("original"), run.last or run.words["quantized"]: predictions.get("result")}
     return {stage: figures[what] for stage, figures in stages.items() if figures and figures.get(what)}
 
 
@@ -129,6 +129,8 @@ def asked(run: Run) -> dict[str, Any] | None:
         ("model", request["model"]),
         ("device", run.device),
         ("recipe", recipe if recipe else "the planner's choice"),
+        ("latency", f"at most {request['latency']:g} of the original's" if request.get("latency") else ""),
+        ("images per second", f"at least {request['fps']:g}" if request.get("fps") else ""),
         ("changes to it", ", ".join(request.get("changes") or [])),
         ("measured on", ", ".join(measured)),
     ]
@@ -158,7 +160,7 @@ def _budget(
     """Return the row of a budget as texts; None if it was neither set nor predicted."""
     if not figures and wish is None:
         return None
-    original, result = figures.get("original"), figures.get(run.last or "quantized")
+    original, result = figures.get("original"), figures.get(run.last or run.words["quantized"])
     return {
         "what": what,
         "asked": "" if wish is None else f"{word} {show(wish)}",
@@ -196,9 +198,13 @@ def _step(entry: Mapping[str, Any]) -> dict[str, str]:
         what.append(str(make_grid({name: options[name] for name in GRID_OPTIONS if name in options})))
     if "train" in options:
         what.append(f"trains {' and '.join(options['train'])}")
-    what += [f"{name} {options[name]}" for name in ("rank", "samples", "length", "lr") if name in options]
+    named = ("rank", "samples", "length", "lr")
+    if verb == "depth":
+        named = tuple(name for name in options if name != "method" and options[name] is not None)
+    what += [f"{name.replace('_', ' ')} {options[name]}" for name in named if name in options]
     where = entry.get("where") or {}
-    selection = "; ".join(map(_roles_and_blocks, where if isinstance(where, list) else [where]))
+    selection = "blocks that it chooses" if verb == "depth" else ""
+    selection = selection or "; ".join(map(_roles_and_blocks, where if isinstance(where, list) else [where]))
     return {"verb": verb, "method": options.get("method", ""), "what": ", ".join(what), "where": selection}
 
 
@@ -255,7 +261,7 @@ def samples(run: Run) -> list[dict[str, Any]]:
 def check(run: Run) -> dict[str, Any] | None:
     """Return the result of the check after writing, in words; None if there was no check."""
     result = run.manifest.get("check")
-    if not result:
+    if not result or not (result["linears"] or result.get("notes")):
         return None
     line = (
         f"After writing, all {result['linears']} compressed linears were read back and compared with the intended "

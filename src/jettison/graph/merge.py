@@ -8,7 +8,6 @@ Source: arXiv:2401.06426; which neighbours merge, is our reconstruction.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import pairwise, product
 from math import gcd
 
@@ -19,8 +18,8 @@ from jettison.core.errors import UsageError
 from jettison.graph.blocks import ResidualBlock, SamePadConv2d
 from jettison.graph.residual import MATRICES, NORMS
 from jettison.graph.twin import Geometry, Twin, cropped_weight, remove_twin
-from jettison.numerics.convolutions import Convolution
-from jettison.numerics.merging import add_shortcut, compose, norm_as_scale, scale_after, scale_before
+from jettison.numerics.convolutions import Convolution, with_padding
+from jettison.numerics.merging import add_shortcut, merge_chain, norm_as_scale, scale_after, scale_before
 
 WRITTEN = 16  # multiply-adds that take as long as to write and read one activation; our estimate
 Cuts = tuple[int, ...]  # before which matrices of a branch, 1 to n - 1, a new layer starts
@@ -56,13 +55,8 @@ def merge(twin: Twin, cuts: Cuts) -> nn.Module:
     """
     residual = twin.residual
     layers = _folded(twin)
-    convs = []
-    for start, stop in pairwise((0, *cuts, len(layers))):
-        merged = layers[start]
-        for layer in layers[start + 1 : stop]:
-            merged = compose(merged, layer)
-        convs.append(merged)
-    convs[0] = replace(convs[0], padding="same" if residual.same_padding else twin.padding())
+    convs = [merge_chain(layers[start:stop]) for start, stop in pairwise((0, *cuts, len(layers)))]
+    convs[0] = with_padding(convs[0], twin.axes)
     shortcut = residual.shortcut
     if shortcut is not None and len(convs) == 1:
         try:

@@ -20,8 +20,10 @@ from torch.nn.functional import conv2d, linear, pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from jettison.core.errors import UsageError
-from jettison.graph.blocks import TokenBatchNorm, same_padding
+from jettison.graph.blocks import TokenBatchNorm
 from jettison.graph.residual import MATRICES, NORMS, Residual, is_spatial
+from jettison.numerics.convolutions import Convolution, axes_of, from_conv
+from jettison.numerics.merging import crop, pad_once
 
 MOMENTUM = 0.1  # of the running statistics of the twin's norms
 Pair = tuple[int, int]  # vertical, horizontal
@@ -72,11 +74,10 @@ class Twin(nn.Module):
         self.matrices = [layer for layer in residual.branch if isinstance(layer, MATRICES)]
         self.kernels = _kept_kernels([_geometry(layer) for layer in self.matrices], kernel)
         self.size = (1, 1)  # height and width of the last input
-        if min(self.padding()) < 0:
-            raise UsageError(
-                f"block {residual.path}: at kernel = {kernel} its layers lose taps that its padding does not cover; "
-                "give kernel: 0"
-            )
+        try:
+            self.axes = axes_of(pad_once(_chain(residual, self.matrices, self.kernels))[0])  # how the input is padded
+        except UsageError as error:
+            raise UsageError(f"block {residual.path}, at kernel = {kernel}: {error}; give kernel: 0") from None
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """Return the mixture. With fade 0 this is the original block and nothing else."""
@@ -117,18 +118,8 @@ class Twin(nn.Module):
 
     def padding(self) -> Padding:
         """Return how the twin pads its input: as much as all convolutions of the block pad together."""
-        if self.residual.same_padding:
-            inner = _geometry(self.matrices[self.padded])
-            axes = zip(self.size, inner.kernel, inner.stride, inner.dilation, strict=True)
-            rows, columns = (same_padding(*axis) for axis in axes)
-            return (*columns, *rows)
-        total, stride = [0, 0, 0, 0], (1, 1)
-        for layer, kernel in zip(self.matrices, self.kernels, strict=True):
-            geometry = _geometry(layer)
-            for side, amount in enumerate(_padding(layer, kernel)):
-                total[side] += stride[0 if side > 1 else 1] * amount
-            stride = (stride[0] * geometry.stride[0], stride[1] * geometry.stride[1])
-        return tuple(total)
+        rows, columns = (axis.zeros(size) for axis, size in zip(self.axes, self.size, strict=True))
+        return (*columns, *rows)
 
     def _multiply(self, layer: nn.Module, x: torch.Tensor, kernel: Pair) -> torch.Tensor:
         if self.residual.tokens:
@@ -230,20 +221,16 @@ def _geometry(layer: nn.Module) -> Geometry:
     return Geometry(layer.kernel_size, layer.stride, layer.dilation) if isinstance(layer, nn.Conv2d) else Geometry()
 
 
-def _padding(layer: nn.Module, kernel: Pair) -> Padding:
-    """Return the padding of a layer whose kernel is cropped, so that its output has the same size."""
-    if not isinstance(layer, nn.Conv2d):
-        return (0, 0, 0, 0)
-    cut = [
-        (size - kept) // 2 * step for size, kept, step in zip(layer.kernel_size, kernel, layer.dilation, strict=True)
-    ]
-    if layer.padding == "same" or layer.padding == "valid":
-        reach = [(size - 1) * step for size, step in zip(layer.kernel_size, layer.dilation, strict=True)]
-        reach = [0, 0] if layer.padding == "valid" else reach
-        (top, bottom), (left, right) = ((all_ // 2, all_ - all_ // 2) for all_ in reach)
-    else:
-        (top, left) = (bottom, right) = layer.padding
-    return (left - cut[1], right - cut[1], top - cut[0], bottom - cut[0])
+def _chain(residual: Residual, matrices: Sequence[nn.Module], kernels: Sequence[Pair]) -> list[Convolution]:
+    """Return the matrices of a branch as convolutions with the kernels that they keep, and without their biases."""
+    chain = []
+    for layer, kernel in zip(matrices, kernels, strict=True):
+        conv = from_conv(layer.weight.detach())
+        if isinstance(layer, nn.Conv2d):
+            padding = "same" if residual.same_padding and is_spatial(layer) else layer.padding
+            conv = from_conv(layer.weight.detach(), None, layer.stride, padding, layer.dilation, layer.groups)
+        chain.append(conv if conv.kernel == kernel else crop(conv, kernel))
+    return chain
 
 
 def _kept_kernels(geometries: Sequence[Geometry], limit: int) -> list[Pair]:

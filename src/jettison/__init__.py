@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jettison.pipeline.compression import compress
     from jettison.pipeline.evaluation import evaluate
     from jettison.pipeline.exporting import export
+    from jettison.pipeline.module_depth import prune_depth
     from jettison.pipeline.recovery import recover
     from jettison.pipeline.verification import verify
     from jettison.planning.planner import plan
@@ -32,6 +33,7 @@ _MODULES = {  # public name -> the module that defines it
     "load": "runtime.load",
     "load_recipe": "recipe.recipe",
     "plan": "planning.planner",
+    "prune_depth": "pipeline.module_depth",
     "recover": "pipeline.recovery",
     "verify": "pipeline.verification",
 }
@@ -48,6 +50,7 @@ __all__ = [
     "load",
     "load_recipe",
     "plan",
+    "prune_depth",
     "recover",
     "verify",
 ]

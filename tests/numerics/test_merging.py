@@ -19,7 +19,6 @@ from jettison.numerics.merging import (
     add_shortcut,
     compose,
     crop,
-    dense,
     from_conv,
     merge_chain,
     norm_as_scale,
@@ -378,14 +377,6 @@ def test_empty_chains_and_other_channels_are_refused():
 
 
 @many
-@given(convolutions(), sizes)
-def test_dense(conv, extra):
-    expanded = dense(conv)
-    assert expanded.groups == 1 and expanded.weight.shape[1] == conv.channels[0]
-    check(expanded, [conv], extra)
-
-
-@many
 @given(convolutions(), st.tuples(st.integers(0, 3), st.integers(0, 3)), st.booleans(), sizes)
 def test_a_crop_drops_the_outer_taps(conv, cut, same, extra):
     keep = tuple(kernel - 2 * taps for kernel, taps in zip(conv.kernel, cut, strict=True))
@@ -491,6 +482,7 @@ REFUSED = [
     (make(4, 4, (2, 2)), None, f"{IDENTITY}.*1 longer"),
     (make(4, 4, (3, 3), padding=(3, 0, 0, 2)), None, f"{IDENTITY}.*longer"),
     (make(4, 4, (1, 3), padding=(2, 0, 0, 0)), make(4, 4, (1, 5), padding=(2, 2, 0, 0)), "beside"),
+    (make(4, 4, (1, 3), padding=(0, 2, 0, 0)), make(4, 4, (1, 5), padding=(2, 2, 0, 0)), "beside"),
     (make(4, 6, (3, 3), (2, 2), padding=(1,) * 4), make(4, 6, stride=(1, 2)), "its stride is"),
     (make(4, 6, (3, 3), padding=(1,) * 4), make(4, 4), "4 to 4 channels"),
     (make(4, 6, (3, 3), padding=(1,) * 4), make(2, 6), "2 to 6 channels"),
@@ -510,18 +502,22 @@ def test_an_inverted_residual_in_low_precision(dtype):
     """Batch norms, depthwise layer and shortcut become one 3 x 3 convolution, rounded once."""
     chain = [make(4, 24, seed=1), make(24, 24, (3, 3), padding=(1,) * 4, groups=24, seed=2), make(24, 4, seed=3)]
     scales = [(random(conv.channels[1], 7).abs(), random(conv.channels[1], 8)) for conv in chain]
-    chain = [scale_after(conv, *scale).to(dtype) for conv, scale in zip(chain, scales, strict=True)]
+    chain = [scale_after(conv, *scale) for conv, scale in zip(chain, scales, strict=True)]
     padded = pad_once(chain)
-    merged = merge_chain(padded, "input")
-    assert (merged.kernel, merged.padding, merged.weight.dtype) == ((3, 3), (1,) * 4, dtype)
     x = random((2, 4, 9, 8), 0)
-    expected = run([conv.to(torch.float64) for conv in padded], x) + x
-    error = (merged.to(torch.float64)(x) - expected).norm() / expected.norm()
-    assert error < (1e-6 if dtype is torch.float32 else 1e-2)
-    bottleneck = make(4, 4, seed=5)
-    direct = merge_chain(padded, bottleneck)(x.to(dtype)).double()
-    target = expected - x + bottleneck(x)
-    assert (direct - target).norm() / target.norm() < (1e-5 if dtype is torch.float32 else 2e-2)
+    for shortcut in (None, make(4, 4, seed=5)):
+        merged = add_shortcut(merge_chain(padded), shortcut).to(dtype)
+        assert (merged.kernel, merged.padding, merged.weight.dtype) == ((3, 3), (1,) * 4, dtype)
+        expected = run(padded, x) + (x if shortcut is None else shortcut(x))
+        error = (merged.to(torch.float64)(x) - expected).norm() / expected.norm()
+        assert error < (1e-6 if dtype is torch.float32 else 1e-2)
+
+
+def test_a_chain_is_rounded_once():
+    """Each of four layers rounded to bfloat16 would lose several times as much."""
+    chain = [make(8, 8, seed=seed).to(torch.bfloat16) for seed in range(4)]
+    merged, exact = merge_chain(chain), merge_chain([conv.to(torch.float64) for conv in chain])
+    assert torch.equal(merged.weight, exact.weight.to(torch.bfloat16)) and merged.weight.dtype is torch.bfloat16
 
 
 # Arguments.

@@ -8,8 +8,8 @@ Source: arXiv:2401.06426; which neighbours merge, is our reconstruction.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import pairwise, product
+from math import gcd
 
 import torch
 from torch import nn
@@ -18,8 +18,8 @@ from jettison.core.errors import UsageError
 from jettison.graph.blocks import ResidualBlock, SamePadConv2d
 from jettison.graph.residual import MATRICES, NORMS
 from jettison.graph.twin import Geometry, Twin, cropped_weight, remove_twin
-from jettison.numerics.convolutions import Convolution
-from jettison.numerics.merging import add_shortcut, compose, norm_as_scale, scale_after, scale_before
+from jettison.numerics.convolutions import Convolution, with_padding
+from jettison.numerics.merging import add_shortcut, merge_chain, norm_as_scale, scale_after, scale_before
 
 WRITTEN = 16  # multiply-adds that take as long as to write and read one activation; our estimate
 Cuts = tuple[int, ...]  # before which matrices of a branch, 1 to n - 1, a new layer starts
@@ -38,9 +38,9 @@ def merge_twins(model: nn.Module, twins: Sequence[Twin]) -> list[dict]:
             module = merge(twin, cuts)
             before = {
                 "layers": len(twin.matrices),
-                "multiply_adds": cost(twin, all_cuts(twin), written=0, pruned=False),
+                "multiply_adds": int(cost(twin, all_cuts(twin), written=0, pruned=False)),
             }
-            after = {"layers": len(cuts) + 1, "multiply_adds": cost(twin, cuts, written=0)}
+            after = {"layers": len(cuts) + 1, "multiply_adds": int(cost(twin, cuts, written=0))}
             merged.append({"path": twin.residual.path, "before": before, "after": after})
             model.set_submodule(twin.residual.path, module)
         else:
@@ -55,13 +55,8 @@ def merge(twin: Twin, cuts: Cuts) -> nn.Module:
     """
     residual = twin.residual
     layers = _folded(twin)
-    convs = []
-    for start, stop in pairwise((0, *cuts, len(layers))):
-        merged = layers[start]
-        for layer in layers[start + 1 : stop]:
-            merged = compose(merged, layer)
-        convs.append(merged)
-    convs[0] = replace(convs[0], padding=twin.padding())
+    convs = [merge_chain(layers[start:stop]) for start, stop in pairwise((0, *cuts, len(layers)))]
+    convs[0] = with_padding(convs[0], twin.axes)
     shortcut = residual.shortcut
     if shortcut is not None and len(convs) == 1:
         try:
@@ -70,7 +65,7 @@ def merge(twin: Twin, cuts: Cuts) -> nn.Module:
         except UsageError:  # it stays beside the convolution
             pass
     dtype = twin.matrices[0].weight.dtype
-    modules = [_module(twin, conv, first=number == 0).to(dtype) for number, conv in enumerate(convs)]
+    modules = [_module(twin, conv).to(dtype) for conv in convs]
     branch = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
     after = residual.pruned_after or residual.after
     if shortcut is None and after is None:
@@ -82,9 +77,15 @@ def merge(twin: Twin, cuts: Cuts) -> nn.Module:
 
 
 def partitions(twin: Twin) -> Iterator[Cuts]:
-    """Yield all ways to merge neighbours of a branch: the numbers of the matrices before which a new layer starts."""
+    """Yield all ways to merge neighbours of a branch: the numbers of the matrices before which a new layer starts.
+
+    The first layer pads for all. If it does so as TensorFlow's SAME, it contains the matrix that has this padding.
+    """
+    first = twin.padded if twin.residual.same_padding else 0
     for choice in product((False, True), repeat=len(twin.matrices) - 1):
-        yield tuple(number for number, cut in enumerate(choice, 1) if cut)
+        cuts = tuple(number for number, cut in enumerate(choice, 1) if cut)
+        if not cuts or cuts[0] > first:
+            yield cuts
 
 
 def all_cuts(twin: Twin) -> Cuts:
@@ -100,6 +101,7 @@ def cheapest(twin: Twin) -> Cuts:
 def cost(twin: Twin, cuts: Cuts, written: float = WRITTEN, pruned: bool = True) -> float:
     """Return the multiply-adds of one input with these cuts, plus ``written`` for every activation that is written.
 
+    Sizes are those of padding that keeps the size but for the stride. The shortcut is not counted.
     pruned: with the kernels of the twin; otherwise with those of the original block.
     """
     residual, total, (height, width) = twin.residual, 0.0, twin.size
@@ -110,12 +112,11 @@ def cost(twin: Twin, cuts: Cuts, written: float = WRITTEN, pruned: bool = True) 
                 kernel = kernel if pruned else layer.kernel_size
                 whole = whole.then(Geometry(kernel, layer.stride, layer.dilation))
         height, width = (-(-size // stride) for size, stride in zip((height, width), whole.stride, strict=True))
-        groups = {getattr(layer, "groups", 1) for layer in members}
-        group = groups.pop() if len(groups) == 1 else 1
+        groups = gcd(*(getattr(layer, "groups", 1) for layer in members))
         (inputs, _), (_, outputs) = _channels(members[0]), _channels(members[-1])
         taps = whole.kernel[0] * whole.kernel[1]
         positions = height * width if not residual.tokens else 1
-        total += positions * (inputs * outputs // group * taps + written * outputs)
+        total += positions * (inputs * outputs // groups * taps + written * outputs)
     return total
 
 
@@ -141,7 +142,7 @@ def _folded(twin: Twin) -> list[Convolution]:
         if isinstance(layer, NORMS):
             scale, shift = _scale_of(next(norms))
         elif isinstance(layer, nn.Parameter):
-            scale, shift = layer.detach().double(), torch.zeros(layer.numel(), dtype=torch.float64)
+            scale, shift = layer.detach().double(), layer.new_zeros(layer.numel(), dtype=torch.float64)
         else:
             continue
         if convs:
@@ -161,42 +162,37 @@ def _scale_of(norm: nn.modules.batchnorm._BatchNorm) -> tuple[torch.Tensor, torc
 def _convolution(layer: nn.Module, kernel: tuple[int, int]) -> Convolution:
     """Return a layer as an unpadded convolution in float64, with the centre taps of ``kernel``."""
     weight = cropped_weight(layer, kernel).detach().double()
-    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
     if isinstance(layer, nn.Linear):
         return Convolution(weight, bias.double())
     return Convolution(weight, bias.double(), layer.stride, layer.dilation, groups=layer.groups)
 
 
 def _shortcut_conv(twin: Twin) -> Convolution:
-    """Return the shortcut as a convolution. Raises UsageError if it is not one convolution with norms behind it."""
-    conv, norms = None, iter(twin.shortcut_norms)
-    for layer in twin.residual.shortcut:
-        if isinstance(layer, nn.Conv2d) and conv is None and layer.padding in ((0, 0), "valid"):
-            conv = _convolution(layer, layer.kernel_size)
-        elif isinstance(layer, NORMS) and conv is not None:
-            conv = scale_after(conv, *_scale_of(next(norms)))
-        else:
-            raise UsageError(
-                f"block {twin.residual.path}: a shortcut that cannot fold: {type(layer).__name__}; valid: the input "
-                "itself, or one convolution without padding and norms behind it"
-            )
+    """Return a shortcut that is no bare input as a convolution."""
+    first, *norms = twin.residual.shortcut
+    conv = _convolution(first, first.kernel_size)
+    for norm, _ in zip(twin.shortcut_norms, norms, strict=True):
+        conv = scale_after(conv, *_scale_of(norm))
     return conv
 
 
-def _module(twin: Twin, conv: Convolution, first: bool) -> nn.Module:
+def _module(twin: Twin, conv: Convolution) -> nn.Module:
     """Return the module of a merged convolution."""
     if twin.residual.tokens:
         out, inputs = conv.weight.shape[:2]
         module = nn.Linear(inputs, out)
         module.weight.data, module.bias.data = conv.weight[:, :, 0, 0].contiguous(), conv.bias
         return module
-    return _conv_module(conv, same=first and twin.residual.same_padding)
+    return _conv_module(conv)
 
 
-def _conv_module(conv: Convolution, same: bool = False) -> nn.Module:
+def _conv_module(conv: Convolution) -> nn.Module:
+    """Return a module that computes a convolution, whose padding may be "same"."""
     out, inputs, *kernel = conv.weight.shape
-    left, right, top, bottom = conv.padding
-    even = left == right and top == bottom and min(conv.padding) >= 0
+    same = conv.padding == "same"
+    left, right, top, bottom = conv.sides(1, 1) if same else conv.padding
+    even = left == right and top == bottom
     shared = {"stride": conv.stride, "dilation": conv.dilation, "groups": conv.groups}
     if same:
         module = SamePadConv2d(inputs * conv.groups, out, tuple(kernel), **shared)

@@ -15,6 +15,7 @@ from jettison.graph.anatomy import Anatomy
 
 # What may stand in a branch without parameters; anything else, such as a pooling, cannot become the identity.
 ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout", "transformers.activations")
+NOT_ELEMENTWISE = (nn.GLU, nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d)
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.LayerNorm, nn.GroupNorm)
 MATRICES = (nn.Conv2d, nn.Linear)
 
@@ -34,7 +35,9 @@ class Residual:
     absorbs: the path of a norm that runs just before the module and is the first layer of ``branch``; "" for none.
     tokens: whether the channels are the last dimension, as in transformers; otherwise inputs are
         (batch, channels, height, width).
-    same_padding: whether convolutions pad as TensorFlow's SAME, which their ``padding`` does not say.
+    same_padding: whether convolutions pad as TensorFlow's SAME, which their ``padding`` does not say. At most one of
+        them may then have a kernel or a stride above 1.
+    Raises UsageError for parts that cannot be merged.
     """
 
     path: str
@@ -47,6 +50,11 @@ class Residual:
     pruned_after: nn.Module | None = None
     block: str = ""
 
+    def branch_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the branch."""
+        for layer in self.branch:
+            yield from [layer] if isinstance(layer, nn.Parameter) else layer.parameters()
+
     @property
     def droppable(self) -> bool:
         """Whether the model still fits together without the whole block: its shortcut is the input."""
@@ -57,6 +65,11 @@ class Residual:
         matrices = [layer for layer in self.branch if isinstance(layer, MATRICES)]
         if not matrices:
             raise UsageError(f"block {self.path}: its branch has no convolution or linear layer, so nothing can merge")
+        if self.same_padding and sum(map(is_spatial, matrices)) > 1:
+            raise UsageError(
+                f"block {self.path}: several of its convolutions pad as TensorFlow's SAME, so they cannot pad once; "
+                "valid: one with a kernel or a stride above 1"
+            )
         for layer in self.branch:
             if not isinstance(layer, (*MATRICES, *NORMS, nn.Parameter)) and not is_elementwise(layer):
                 raise UsageError(
@@ -67,6 +80,8 @@ class Residual:
                 raise UsageError(
                     f"block {self.path}: padding_mode {layer.padding_mode!r} cannot be merged; valid: zeros"
                 )
+            if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
+                raise UsageError(f"block {self.path}: a LayerNorm over {layer.normalized_shape}; valid: over channels")
             if isinstance(layer, nn.Conv2d) and self.tokens:
                 raise UsageError(f"block {self.path}: a convolution in a block of tokens cannot be merged")
         for number, layer in enumerate(self.shortcut or ()):
@@ -81,7 +96,12 @@ class Residual:
 def is_elementwise(layer: Any) -> bool:
     """Return whether a layer is an activation, a dropout, or drops paths: what pruning removes."""
     named = type(layer).__module__ in ELEMENTWISE or type(layer).__name__.endswith("DropPath")
-    return named and next(layer.parameters(), None) is None
+    return named and not isinstance(layer, NOT_ELEMENTWISE) and next(layer.parameters(), None) is None
+
+
+def is_spatial(layer: nn.Module) -> bool:
+    """Return whether a layer is a convolution with a kernel or a stride above 1."""
+    return isinstance(layer, nn.Conv2d) and max(*layer.kernel_size, *layer.stride) > 1
 
 
 def find_residuals(model: nn.Module, anatomy: Anatomy) -> list[Residual]:
@@ -102,11 +122,11 @@ def _read(model: nn.Module, block: str, row: Mapping[str, Any]) -> Residual:
     """Apply the field ``residual`` of a family to a block."""
     root = model.get_submodule(block)
     shortcut = None
-    if named := row.get("shortcut"):
-        named_part = () if named == "input" else getattr(root, named)
-        if isinstance(named_part, nn.Module):
-            shortcut = tuple(_leaves([named_part]))
-        elif named_part is not False:  # a flag says whether the input is added
+    if name := row.get("shortcut"):
+        added = () if name == "input" else getattr(root, name)
+        if isinstance(added, nn.Module):
+            shortcut = tuple(_leaves([added]))
+        elif added is not False:  # a flag says whether the input is added
             shortcut = ()
     at = row.get("at", "")
     return Residual(

@@ -10,18 +10,23 @@ Source: arXiv:2401.06426; what the twin of each kind of block is, is our reconst
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from math import gcd
 
 import torch
 from torch import nn
 from torch.nn.functional import conv2d, linear, pad
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from jettison.core.errors import UsageError
 from jettison.graph.blocks import TokenBatchNorm
-from jettison.graph.residual import MATRICES, NORMS, Residual
+from jettison.graph.residual import MATRICES, NORMS, Residual, is_spatial
+from jettison.numerics.convolutions import Convolution, axes_of, from_conv
+from jettison.numerics.merging import crop, pad_once
 
 MOMENTUM = 0.1  # of the running statistics of the twin's norms
+Pair = tuple[int, int]  # vertical, horizontal
 Padding = tuple[int, int, int, int]  # left, right, top, bottom
 
 
@@ -29,28 +34,25 @@ Padding = tuple[int, int, int, int]  # left, right, top, bottom
 class Geometry:
     """The kernel, stride and dilation of a convolution, each (vertical, horizontal)."""
 
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+
+    @property
+    def reach(self) -> int:
+        """The distance between the first and the last tap, plus one; of the longer axis."""
+        return max((kernel - 1) * dilation + 1 for kernel, dilation in zip(self.kernel, self.dilation, strict=True))
 
     def then(self, other: "Geometry") -> "Geometry":
-        """Return the geometry of this convolution followed by another one, as one convolution."""
-        reach = lambda axis: (
-            (self.kernel[axis] - 1) * self.dilation[axis]
-            + self.stride[axis] * (other.kernel[axis] - 1) * other.dilation[axis]
-            + 1
-        )
-        strides = tuple(a * b for a, b in zip(self.stride, other.stride, strict=True))
-        return Geometry((reach(0), reach(1)), strides)
-
-    def same_padding(self, height: int, width: int) -> Padding:
-        """Return TensorFlow's SAME padding of an input of this size."""
-        sides = []
-        for axis, size in ((1, width), (0, height)):
-            reach = (self.kernel[axis] - 1) * self.dilation[axis] + 1
-            total = max(reach - (size % self.stride[axis] or self.stride[axis]), 0)
-            sides += [total // 2, total - total // 2]
-        return tuple(sides)
+        """Return the geometry of this convolution followed by another one, as ``numerics.merging.compose`` merges."""
+        axes = []
+        for axis in (0, 1):
+            near = self.dilation[axis] if self.kernel[axis] > 1 else 0
+            far = self.stride[axis] * other.dilation[axis] if other.kernel[axis] > 1 else 0
+            dilation = gcd(near, far) or 1
+            last = near * (self.kernel[axis] - 1) + far * (other.kernel[axis] - 1)
+            axes.append((last // dilation + 1, self.stride[axis] * other.stride[axis], dilation))
+        return Geometry(*zip(*axes, strict=True))
 
 
 class Twin(nn.Module):
@@ -58,7 +60,9 @@ class Twin(nn.Module):
 
     original: the module that the block was.
     residual: its parts, which are modules of ``original``.
-    kernel: the largest kernel of the merged convolution; taps beyond it are left out of the twin. 0: no limit.
+    kernel: the largest kernel of the merged convolution: the layers beside the one with the largest kernel shrink to
+        their centre tap until they reach no further. That layer keeps its kernel. 0: no limit.
+    Raises UsageError if a layer would shrink that has no centre tap, or whose padding is smaller than what it loses.
     """
 
     def __init__(self, original: nn.Module, residual: Residual, kernel: int = 0):
@@ -70,6 +74,10 @@ class Twin(nn.Module):
         self.matrices = [layer for layer in residual.branch if isinstance(layer, MATRICES)]
         self.kernels = _kept_kernels([_geometry(layer) for layer in self.matrices], kernel)
         self.size = (1, 1)  # height and width of the last input
+        try:
+            self.axes = axes_of(pad_once(_chain(residual, self.matrices, self.kernels))[0])  # how the input is padded
+        except UsageError as error:
+            raise UsageError(f"block {residual.path}, at kernel = {kernel}: {error}; give kernel: 0") from None
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """Return the mixture. With fade 0 this is the original block and nothing else."""
@@ -103,26 +111,17 @@ class Twin(nn.Module):
         after = residual.pruned_after or residual.after
         return y if after is None else after(y)
 
-    def geometry(self) -> Geometry:
-        """Return the geometry of the whole twin as one convolution."""
-        whole = Geometry()
-        for layer, kernel in zip(self.matrices, self.kernels, strict=True):
-            whole = whole.then(_cropped(_geometry(layer), kernel))
-        return whole
+    @property
+    def padded(self) -> int:
+        """The number of the matrix whose padding is that of the block, if it pads as TensorFlow's SAME."""
+        return next((number for number, layer in enumerate(self.matrices) if is_spatial(layer)), 0)
 
     def padding(self) -> Padding:
         """Return how the twin pads its input: as much as all convolutions of the block pad together."""
-        if self.residual.same_padding:
-            return self.geometry().same_padding(*self.size)
-        total, stride = [0, 0, 0, 0], (1, 1)
-        for layer, kernel in zip(self.matrices, self.kernels, strict=True):
-            geometry = _geometry(layer)
-            for side, amount in enumerate(_padding(layer, kernel)):
-                total[side] += stride[0 if side > 1 else 1] * amount
-            stride = (stride[0] * geometry.stride[0], stride[1] * geometry.stride[1])
-        return tuple(total)
+        rows, columns = (axis.zeros(size) for axis, size in zip(self.axes, self.size, strict=True))
+        return (*columns, *rows)
 
-    def _multiply(self, layer: nn.Module, x: torch.Tensor, kernel: tuple[int, int]) -> torch.Tensor:
+    def _multiply(self, layer: nn.Module, x: torch.Tensor, kernel: Pair) -> torch.Tensor:
         if self.residual.tokens:
             return linear(x, layer.weight, layer.bias)
         weight = cropped_weight(layer, kernel)
@@ -139,12 +138,13 @@ def install_twins(model: nn.Module, residuals: Iterable[Residual], kernel: int |
     twins = []
     for residual in residuals:
         original = model.get_submodule(residual.path)
+        training = original.training
         if residual.absorbs:
             norm = model.get_submodule(residual.absorbs)
             original = nn.Sequential(norm, original)
             model.set_submodule(residual.absorbs, nn.Identity())
         largest = max(max(_geometry(layer).kernel) for layer in residual.branch if isinstance(layer, MATRICES))
-        twins.append(Twin(original, residual, largest if kernel is None else kernel))
+        twins.append(Twin(original, residual, largest if kernel is None else kernel).train(training))
         model.set_submodule(residual.path, twins[-1])
     return twins
 
@@ -164,9 +164,10 @@ def set_fades(twins: Iterable[Twin], fades: Iterable[float]) -> None:
         twin.fade = float(fade)
 
 
-def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Return the batch normalizations of a model."""
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return the batch normalizations of a model that have running statistics."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [norm for norm in norms if norm.running_mean is not None]
 
 
 @contextmanager
@@ -192,7 +193,7 @@ def recalibrating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def cropped_weight(layer: nn.Module, kernel: tuple[int, int]) -> torch.Tensor:
+def cropped_weight(layer: nn.Module, kernel: Pair) -> torch.Tensor:
     """Return the centre taps of a layer's weight, (out, in / groups, kernel height, kernel width)."""
     weight = layer.weight if layer.weight.dim() == 4 else layer.weight[..., None, None]
     top, left = ((size - kept) // 2 for size, kept in zip(weight.shape[2:], kernel, strict=True))
@@ -200,64 +201,51 @@ def cropped_weight(layer: nn.Module, kernel: tuple[int, int]) -> torch.Tensor:
 
 
 def _foldable(norm: nn.Module, residual: Residual) -> nn.Module:
-    """Return a batch normalization that starts with the scale and shift of ``norm``."""
-    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        fresh = deepcopy(norm)
-        fresh.momentum = MOMENTUM
-        return fresh
-    channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.normalized_shape[-1]
+    """Return a batch normalization that starts with the scale and shift of ``norm``, and with its statistics if any."""
+    batch = isinstance(norm, _BatchNorm)
+    if batch:
+        channels = norm.num_features
+    else:
+        channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.normalized_shape[-1]
     fresh = (TokenBatchNorm if residual.tokens else nn.BatchNorm2d)(channels, eps=norm.eps, momentum=MOMENTUM)
-    for name in ("weight", "bias"):
-        if getattr(norm, name, None) is not None:
-            getattr(fresh, name).data.copy_(getattr(norm, name).data)
-    like = next(norm.parameters(), fresh.weight)
-    return fresh.to(like.device, like.dtype)
+    like = next(norm.parameters(), next(residual.branch_parameters(), fresh.weight))
+    fresh = fresh.to(like.device, like.dtype)
+    known = dict(norm.named_parameters()) | dict(norm.named_buffers() if batch else ())
+    with torch.no_grad():
+        for name, value in known.items():
+            fresh.get_buffer(name).copy_(value) if name in fresh._buffers else fresh.get_parameter(name).copy_(value)
+    return fresh
 
 
 def _geometry(layer: nn.Module) -> Geometry:
-    return (
-        Geometry(layer.kernel_size, layer.stride, layer.dilation) if isinstance(layer, nn.Conv2d) else Geometry()
-    )  # fmt: skip
+    return Geometry(layer.kernel_size, layer.stride, layer.dilation) if isinstance(layer, nn.Conv2d) else Geometry()
 
 
-def _cropped(geometry: Geometry, kernel: tuple[int, int]) -> Geometry:
-    return Geometry(kernel, geometry.stride, geometry.dilation)
+def _chain(residual: Residual, matrices: Sequence[nn.Module], kernels: Sequence[Pair]) -> list[Convolution]:
+    """Return the matrices of a branch as convolutions with the kernels that they keep, and without their biases."""
+    chain = []
+    for layer, kernel in zip(matrices, kernels, strict=True):
+        conv = from_conv(layer.weight.detach())
+        if isinstance(layer, nn.Conv2d):
+            padding = "same" if residual.same_padding and is_spatial(layer) else layer.padding
+            conv = from_conv(layer.weight.detach(), None, layer.stride, padding, layer.dilation, layer.groups)
+        chain.append(conv if conv.kernel == kernel else crop(conv, kernel))
+    return chain
 
 
-def _padding(layer: nn.Module, kernel: tuple[int, int]) -> Padding:
-    """Return the padding of a layer whose kernel is cropped, so that its output has the same size."""
-    if not isinstance(layer, nn.Conv2d):
-        return (0, 0, 0, 0)
-    cut = [
-        (size - kept) // 2 * step for size, kept, step in zip(layer.kernel_size, kernel, layer.dilation, strict=True)
-    ]
-    if layer.padding == "same" or layer.padding == "valid":
-        reach = [(size - 1) * step for size, step in zip(layer.kernel_size, layer.dilation, strict=True)]
-        reach = [0, 0] if layer.padding == "valid" else reach
-        (top, bottom), (left, right) = ((all_ // 2, all_ - all_ // 2) for all_ in reach)
-    else:
-        (top, left) = (bottom, right) = layer.padding
-    return (left - cut[1], right - cut[1], top - cut[0], bottom - cut[0])
-
-
-def _kept_kernels(geometries: Sequence[Geometry], limit: int) -> list[tuple[int, int]]:
+def _kept_kernels(geometries: Sequence[Geometry], limit: int) -> list[Pair]:
     """Return the kernel that every layer keeps, so that all together reach no further than ``limit``.
 
     The first of the largest kernels stays; the others shrink to a single tap, the last one first.
     """
     kept = [geometry.kernel for geometry in geometries]
-    reach = lambda: _whole([_cropped(geometry, kernel) for geometry, kernel in zip(geometries, kept, strict=True)])
+    whole = lambda: reduce(
+        Geometry.then, (replace(one, kernel=kernel) for one, kernel in zip(geometries, kept, strict=True))
+    )
     largest = max(range(len(kept)), key=lambda index: max(kept[index]))
     for index in reversed(range(len(kept))):
-        if limit and max(reach().kernel) > limit and index != largest:
+        if limit and whole().reach > limit and index != largest:
             if any(size % 2 == 0 for size in kept[index]):
                 raise UsageError(f"a kernel of {kept[index]} taps has no centre, so it cannot shrink; give kernel: 0")
             kept[index] = (1, 1)
     return kept
-
-
-def _whole(geometries: Iterable[Geometry]) -> Geometry:
-    whole = Geometry()
-    for geometry in geometries:
-        whole = whole.then(geometry)
-    return whole

@@ -6,7 +6,7 @@ import torch
 
 Genome = tuple[int, ...]
 LISTED = 16  # bits: up to this length all genomes are listed
-EXHAUSTED = 3
+EXHAUSTED = 3  # populations: if no more genomes are feasible, all are tried
 FLIPPED = 1.5  # bits of a genome, on average
 TRIES = 200  # at a feasible genome, for every place in the population
 

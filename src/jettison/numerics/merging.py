@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from math import gcd
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -185,11 +184,6 @@ def crop(conv: Convolution, kernel: Pair) -> Convolution:
     return with_padding(replace(conv, weight=weight, padding=NONE), shrunk)
 
 
-def dense(conv: Convolution) -> Convolution:
-    """Return the same convolution without groups: absent connections become zeros."""
-    return replace(conv, weight=grouped(conv, 1).to(conv.weight.dtype), groups=1)
-
-
 def add_shortcut(conv: Convolution, shortcut: Convolution | None) -> Convolution:
     """Fold a shortcut: return conv(x) + shortcut(x) as one convolution with the kernel of ``conv``.
 
@@ -226,11 +220,11 @@ def add_shortcut(conv: Convolution, shortcut: Convolution | None) -> Convolution
     return replace(_rebuilt(conv, weight, conv.bias.double() + other.bias.double()), groups=groups)
 
 
-def merge_chain(convs: Sequence[Convolution], shortcut: Convolution | Literal["input"] | None = None) -> Convolution:
-    """Merge a chain, and its shortcut if there is one, into one convolution, rounding once at the end.
+def merge_chain(convs: Sequence[Convolution]) -> Convolution:
+    """Merge a chain into one convolution, rounding once at the end.
 
-    convs: in the order in which they run; pad them once before. shortcut: "input" is x itself; None means no shortcut.
-    Raises UsageError as ``compose`` and ``add_shortcut`` do, and for an empty chain.
+    convs: in the order in which they run; pad them once before.
+    Raises UsageError as ``compose`` does, and for an empty chain.
     """
     if not convs:
         raise UsageError("cannot merge an empty chain of convolutions: valid is at least one")
@@ -238,10 +232,7 @@ def merge_chain(convs: Sequence[Convolution], shortcut: Convolution | Literal["i
     while len(chain) > 1:  # the pair with the smallest result first: a wide MLP goes before a depthwise layer joins
         at = min(range(len(chain) - 1), key=lambda number: _merged_weights(*chain[number : number + 2]))
         chain[at : at + 2] = [compose(*chain[at : at + 2])]
-    merged = chain[0]
-    if shortcut is not None:
-        merged = add_shortcut(merged, None if shortcut == "input" else shortcut)
-    return merged.to(reduce(torch.promote_types, (conv.weight.dtype for conv in convs)))
+    return chain[0].to(reduce(torch.promote_types, (conv.weight.dtype for conv in convs)))
 
 
 def _merged_weights(first: Convolution, second: Convolution) -> int:

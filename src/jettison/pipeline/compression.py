@@ -37,7 +37,7 @@ from jettison.graph.source_check import check_source
 from jettison.graph.whole import open_walk, require_runs
 from jettison.pipeline import depth
 from jettison.pipeline.applying import one_by_one
-from jettison.pipeline.depth import check_depth, depth_step, prune_depth
+from jettison.pipeline.depth import check_depth, depth_step, prune_folder
 from jettison.pipeline.extra_jobs import assign_extra, say_extra
 from jettison.pipeline.jobs import Job, adjusted, assign, pick_format, say_adjusted
 from jettison.pipeline.trained import written_shards
@@ -97,9 +97,9 @@ def compress(
     _ = source.skeleton  # raises, before any work, for a model that transformers cannot build
     jobs, out = assign(source, recipe, runtime), check_run_folder(out)
     if depth_step(recipe):
-        check_depth(source, recipe)
+        data = check_depth(source, recipe)
         with locked(out):
-            source = prune_depth(source, recipe, out, seed)
+            source = prune_folder(source, recipe, data, out, seed)
         jobs = assign(source, recipe, runtime)
     jobs += (extra := assign_extra(source, recipe, runtime))
     writer = Writer(source, pick_format(source, jobs, runtime, format))

@@ -5,7 +5,6 @@ search, progressive training, merging) is recorded in OUT/depth/journal.jsonl, a
 """
 
 import shutil
-from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,30 +12,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from jettison.core.errors import JettisonError, UsageError
+from jettison.core.errors import UsageError
 from jettison.core.files import file_digest, write_json
 from jettison.core.journal import Journal
-from jettison.core.progress import say
 from jettison.core.tensors import write_tensors
 from jettison.domains.domain import find_domain
-from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import update_manifest
 from jettison.formats.writer import copy_companions
 from jettison.graph.dense import load_dense, require_memory, stored_dtype
+from jettison.graph.described import describe
 from jettison.graph.described_files import write_replaced
 from jettison.graph.folder import ModelFolder
-from jettison.graph.merge import merge_twins
-from jettison.graph.residual import find_residuals
-from jettison.graph.skeleton import run_model
+from jettison.graph.residual import Residual, find_residuals
 from jettison.graph.surgery import shortened
+from jettison.pipeline.depth_run import (
+    COPIES,
+    check_options,
+    hashes_of,
+    logits_on_device,
+    milliseconds,
+    remove_states,
+    run_depth,
+    undone_if_refused,
+)
+from jettison.pipeline.depth_run import (
+    JOURNAL as JOURNAL,
+)
 from jettison.recipe.recipe import Recipe, Step
-from jettison.recipe.registry import find
-from jettison.runtime.latency import latencies
-from jettison.training.depth import DepthTask, Pruned
+from jettison.training.depth import DepthTask, Labelled
 
-FOLDER, MODEL, JOURNAL = "depth", "model", "journal.jsonl"
-MOST_DIFFERENT = 1e-3  # of the logits before and after merging, relative to their largest value
-COPIES = 6  # bytes of memory per byte of weights: model, teacher, optimizer, gradients, a merged copy
+FOLDER, MODEL = "depth", "model"
 
 
 def depth_step(recipe: Recipe) -> Step | None:
@@ -54,49 +59,52 @@ def depth_step(recipe: Recipe) -> Step | None:
     return steps[0]
 
 
-def check_depth(source: ModelFolder, recipe: Recipe) -> None:
-    """Raise UsageError, before any work, if the depth of a model cannot be pruned, or its data is missing."""
+def check_depth(source: ModelFolder, recipe: Recipe) -> Labelled:
+    """Check, before any work, that the depth of a model can be pruned. Returns the images to train on.
+
+    Raises UsageError if it cannot, if a merged block could not be written, and for images that cannot be used.
+    """
     data = find_domain(source).labelled(source, recipe)
     residuals = find_residuals(source.new_skeleton(), source.anatomy)
-    blocks = depth_step(recipe).options.get("blocks")
-    if isinstance(blocks, int) and blocks > len(residuals):
-        raise UsageError(f"blocks = {blocks}: {source.name} has {len(residuals)} blocks that can be pruned")
-    if depth_step(recipe).options["batch"] > data.count:
-        raise UsageError(
-            f"depth.batch = {depth_step(recipe).options['batch']}: there are {data.count} images to train on"
-        )
+    check_options(depth_step(recipe).options, len(residuals), data.count, source.name)
+    for residual in residuals:
+        if after := residual.pruned_after or residual.after:
+            describe(after, f"{residual.path}, the activation after it")
+    return data
 
 
-def prune_depth(source: ModelFolder, recipe: Recipe, out: Path, seed: int, save_every: float = 60.0) -> ModelFolder:
+def prune_folder(
+    source: ModelFolder, recipe: Recipe, data: Labelled, out: Path, seed: int, save_every: float = 60.0
+) -> ModelFolder:
     """Run or continue the depth step of a recipe, in OUT/depth. Returns the folder of the pruned model.
 
-    Raises UsageError as the method and ``check_depth``; JettisonError if the model does not fit in memory, or if the
-    merged model computes something else.
+    data: what ``check_depth`` returned.
+    Raises UsageError as the method does, and leaves nothing behind; JettisonError if the model does not fit in memory,
+    or if the merged model computes something else.
     """
     step, folder = depth_step(recipe), out / FOLDER
-    journal = Journal(folder / JOURNAL, _inputs(source, recipe, step, seed))
-    model_folder = folder / MODEL
-    done = journal.last(finished=True)
-    if done and _intact(model_folder, done["hashes"]):
-        return ModelFolder(model_folder)
-    require_memory(4 * COPIES * source.anatomy.parameters, f"pruning the depth of {source.name}")
-    model = open_for_training(source)
-    task = DepthTask(
-        model=model,
-        residuals=find_residuals(model, source.anatomy),
-        data=find_domain(source).labelled(source, recipe),
-        logits=_logits,
-        measure=lambda models: _milliseconds(models, source),
-        folder=folder,
-        journal=journal,
-        seed=seed,
-        save_every=save_every,
-    )
-    pruned = find("depth", step.method).function(task, **step.options)
-    _finish(task, source, pruned, recipe, step, model_folder, seed)
-    journal.add(finished=True, hashes=_hashes(model_folder))
-    for state in folder.glob("*.safetensors"):
-        state.unlink()
+    with undone_if_refused(folder):
+        journal = Journal(folder / JOURNAL, _inputs(source, recipe, step, seed))
+        model_folder = folder / MODEL
+        done = journal.last(finished=True)
+        if not (done and hashes_of(model_folder) == done["hashes"]):
+            require_memory(4 * COPIES * source.anatomy.parameters, f"pruning the depth of {source.name}")
+            model = open_for_training(source)
+            task = DepthTask(
+                model=model,
+                residuals=find_residuals(model, source.anatomy),
+                data=data,
+                logits=logits_on_device,
+                measure=lambda models: milliseconds(models, find_domain(source).example(source)[0]),
+                folder=folder,
+                journal=journal,
+                seed=seed,
+                save_every=save_every,
+            )
+            section, replaced = run_depth(task, step.method, step.options)
+            _write(task, source, section, replaced, recipe, model_folder)
+            journal.add(finished=True, hashes=hashes_of(model_folder))
+    remove_states(folder)
     return ModelFolder(model_folder)
 
 
@@ -122,59 +130,23 @@ def open_for_training(source: ModelFolder) -> nn.Module:
 
 def original_ms(source: ModelFolder) -> float:
     """Measure the milliseconds of a model for one image, as the depth step does."""
-    return _milliseconds({"original": load_dense(source, torch.float32)}, source)["original"]
+    model = load_dense(source, torch.float32)
+    return milliseconds({"original": model}, find_domain(source).example(source)[0])["original"]
 
 
-def _logits(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    return run_model(model, pixels.to(next(model.parameters()).device)).logits
+def _write(
+    task: DepthTask, source: ModelFolder, section: dict[str, Any], replaced: dict[str, nn.Module], recipe: Recipe,
+    folder: Path,
+) -> None:  # fmt: skip
+    """Write the pruned model as a folder. It is an output of Jettison of its own, with a jettison.json.
 
-
-def _milliseconds(models: dict[str, nn.Module], source: ModelFolder) -> dict[str, float]:
-    """Return the median latency of models for one image, in PyTorch, measured in turns."""
-    copies = {name: deepcopy(model).cpu().eval() for name, model in models.items()}
-    for model in copies.values():
-        if getattr(model, "_supports_sdpa", False):
-            model.set_attn_implementation("sdpa")
-    measured = latencies(copies, find_domain(source).example(source)[0])
-    return {name: times["median_ms"] for name, times in measured.items()}
-
-
-def _finish(
-    task: DepthTask, source: ModelFolder, pruned: Pruned, recipe: Recipe, step: Step, folder: Path, seed: int
-) -> None:
-    """Merge what was pruned, check that the model computes the same, and write it."""
-    model, residuals = task.model.cpu().eval(), [task.residuals[number] for number in pruned.blocks]
-    replaced, config = {}, dict(source.raw_config)
-    if pruned.dropped:
-        config, replaced = _without_blocks(model, source, residuals)
-        merged, difference = [], 0.0
-    else:
-        example = task.data.calibration[0][:8]
-        with torch.no_grad():
-            before = _logits(model, example)
-            merged = merge_twins(model, pruned.twins)
-            after = _logits(model, example)
-        difference = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
-        if not difference <= MOST_DIFFERENT:
-            raise JettisonError(
-                f"the merged model differs from the pruned one by {difference:.1e} of its largest logit"
-            )
-        for twin in pruned.twins:
-            replaced[twin.residual.path] = model.get_submodule(twin.residual.path)
-            if twin.residual.absorbs:
-                replaced[twin.residual.absorbs] = nn.Identity()
-    accuracy = {
-        "original": round(task.accuracy(task.teacher, recalibrated=False), 6),
-        "pruned": round(task.accuracy(model, recalibrated=False), 6),
-        "images": sum(len(labels) for _, labels in task.data.validation),
-    }
-    times = task.measure({"original": task.teacher, "pruned": model})
-    task.journal.add(measured=True, milliseconds={name: round(time, 4) for name, time in times.items()})
-    say(
-        f"depth: {len(pruned.blocks)} of {len(task.residuals)} blocks pruned; on {accuracy['images']} held-out images "
-        f"accuracy is {accuracy['pruned']:.1%}, of the original {accuracy['original']:.1%}; one image takes "
-        f"{times['pruned']:.3g} ms, with the original {times['original']:.3g} ms"
-    )
+    section, replaced: what ``run_depth`` returned.
+    """
+    model, config = task.model, dict(source.raw_config)
+    if section["dropped"]:
+        dropped = [task.residuals[number] for number in section["pruned"]]
+        if kept := _shorten(model, source, dropped):
+            config, replaced = kept, {}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     dtype = stored_dtype(source)
@@ -186,23 +158,13 @@ def _finish(
     if replaced:
         write_replaced(folder, replaced)
     copy_companions(source.folder, folder)
-    section = {
-        "method": step.method, "blocks": len(task.residuals), "pruned": pruned.blocks, "merged": merged,
-        "dropped": pruned.dropped, "difference": difference, "accuracy": accuracy,
-        "paths": [residual.block for residual in task.residuals],
-    }  # fmt: skip
-    write_manifest(folder, source, recipe, section, seed)
-
-
-def write_manifest(folder: Path, source: ModelFolder, recipe: Recipe, section: dict[str, Any], seed: int) -> None:
-    """Write the jettison.json of the pruned model, so that it is an output of Jettison of its own."""
     update_manifest(
         folder,
         jettison=version("jettison"),
         teacher={"name": source.name, "folder": str(source.folder), "fingerprint": source.fingerprint()},
         license=source.license,
         recipe=Recipe(recipe.name, (depth_step(recipe),), recipe.use, recipe.calibration).to_dict(),
-        seed=seed,
+        seed=task.seed,
         versions={"torch": version("torch"), "transformers": version("transformers")},
         hashes={"model.safetensors": file_digest(folder / "model.safetensors")},
         blocks=[],
@@ -210,30 +172,17 @@ def write_manifest(folder: Path, source: ModelFolder, recipe: Recipe, section: d
     )
 
 
-def _without_blocks(
-    model: nn.Module, source: ModelFolder, residuals: list
-) -> tuple[dict[str, Any], dict[str, nn.Module]]:
-    """Leave out some blocks of a model, in place. Returns its config and its replaced modules.
+def _shorten(model: nn.Module, source: ModelFolder, dropped: list[Residual]) -> dict[str, Any] | None:
+    """Take dropped blocks out of the list of blocks, in place. Returns the config of the shorter model.
 
-    Where the config says how many blocks there are in one list, the result is an ordinary checkpoint.
+    The result is an ordinary checkpoint. Where the config does not say how many blocks there are in one list, this
+    returns None and changes nothing.
     """
     family, blocks = source.anatomy.family, source.anatomy.blocks
-    numbers = [source.anatomy.block_of(residual.block) for residual in residuals]
+    if "*" in family.blocks or source.raw_config.get("num_hidden_layers") != blocks:
+        return None
+    numbers = {source.anatomy.block_of(residual.block) for residual in dropped}
+    for number in sorted(numbers, reverse=True):
+        del model.get_submodule(family.blocks)[number]
     stay = [number for number in range(blocks) if number not in numbers]
-    if "*" not in family.blocks and source.raw_config.get("num_hidden_layers") == blocks:
-        for number in sorted(numbers, reverse=True):
-            del model.get_submodule(family.blocks)[number]
-        return dict(source.raw_config) | shortened(source.raw_config, stay, blocks), {}
-    for residual in residuals:
-        model.set_submodule(residual.block, nn.Identity())
-    return dict(source.raw_config), {residual.block: nn.Identity() for residual in residuals}
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """Return the hashes of the files of the pruned model that its outputs depend on."""
-    names = ("model.safetensors", "config.json", "modules.json", MANIFEST)
-    return {name: file_digest(folder / name) for name in names if (folder / name).is_file()}
-
-
-def _intact(folder: Path, hashes: dict[str, str]) -> bool:
-    return folder.is_dir() and _hashes(folder) == hashes
+    return dict(source.raw_config) | shortened(source.raw_config, stay, blocks)

@@ -18,7 +18,7 @@ from jettison.core.journal import Journal
 from jettison.graph.dense import has_fast_bfloat16
 from jettison.graph.residual import Residual
 from jettison.graph.twin import MOMENTUM, Twin, batch_norms, install_twins, recalibrating, set_fades
-from jettison.training.loop import Fetch, Group, Plan, train
+from jettison.training.loop import Fetch, Group, Plan, make_accelerator, train
 from jettison.training.losses import kl
 
 DECAY = 0.05  # weight decay
@@ -41,6 +41,11 @@ class Labelled:
     fetch: Fetch
     calibration: Sequence[torch.Tensor]
     validation: Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+    @property
+    def held_out(self) -> int:
+        """The number of samples to validate on."""
+        return sum(len(labels) for _, labels in self.validation)
 
 
 @dataclass
@@ -94,10 +99,12 @@ class DepthTask:
             return *self.data.fetch(indices, number), torch.tensor(number)
 
         self.model.train()
+        accelerator = make_accelerator()
+        self.teacher.to(accelerator.device)
         trained = train(
             lesson, [Group(parameters | dict(extra or {}), rate)], fetch, plan, self.folder / f"{stage}.safetensors",
             buffers=dict(self.model.named_buffers()), save_every=self.save_every, name=stage,
-            record=lambda number, loss: self._record(stage, number, plan.steps, loss),
+            record=lambda number, loss: self._record(stage, number, plan.steps, loss), accelerator=accelerator,
         )  # fmt: skip
         with torch.no_grad():
             for name, value in (parameters | dict(extra or {}) | dict(self.model.named_buffers())).items():
@@ -114,7 +121,7 @@ class DepthTask:
         self.model.load_state_dict(self.teacher.state_dict(), strict=False)
 
     def accuracy(self, model: nn.Module | None = None, recalibrated: bool = True) -> float:
-        """Return the share of the validation images that a model classifies correctly.
+        """Return the share of the validation images that a model classifies correctly, to the 6 digits of the journal.
 
         recalibrated: take the statistics of batch normalizations anew from the calibration images.
         """
@@ -125,12 +132,13 @@ class DepthTask:
                     self.logits(model, pixels)
         model.eval()
         with torch.no_grad():
-            right = sum(int((self.logits(model, x).argmax(-1) == labels).sum()) for x, labels in self.data.validation)
-        return right / sum(len(labels) for _, labels in self.data.validation)
+            guesses = [self.logits(model, x).argmax(-1).cpu() for x, _ in self.data.validation]
+        right = sum(int((guess == y).sum()) for guess, (_, y) in zip(guesses, self.data.validation, strict=True))
+        return round(right / self.data.held_out, 6)
 
 
 class Lesson(nn.Module):
-    """The base of the lessons. Its forward pass maps pixels, labels and the number of the step to a loss.
+    """Trains the model as it is. The forward pass of a lesson maps pixels, labels and the number of the step to a loss.
 
     logits: see ``DepthTask``.
     distill: the weight of the distance from the teacher's logits, 0 to 1; the rest is the labels'.
@@ -139,6 +147,10 @@ class Lesson(nn.Module):
     def __init__(self, task: DepthTask, distill: float):
         super().__init__()
         self.model, self._teacher, self._logits, self._distill = task.model, [task.teacher], task.logits, distill
+
+    def forward(self, pixels: torch.Tensor, labels: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """Return the loss."""
+        return self.loss(pixels, labels)
 
     def run(self, model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
         """Return the logits of a model, float32."""
@@ -241,7 +253,7 @@ class Pruned:
 
     twins: in the model; those with fade 1 are to be merged.
     blocks: the numbers of the blocks that were pruned, among the blocks that can be.
-    dropped: whether these blocks were left out as a whole, so that nothing of them is to be merged.
+    dropped: whether the model passes by these blocks as a whole (``blocks.Passed``), so that nothing is to be merged.
     """
 
     twins: list[Twin]

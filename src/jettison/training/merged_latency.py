@@ -19,7 +19,7 @@ def block_latencies(task: DepthTask, twins: list[Twin]) -> dict[int, float]:
     models = {}
     for block in [None, *range(len(twins))]:
         model = deepcopy(task.model)
-        copies = [module for module in model.modules() if isinstance(module, Twin)]
+        copies = [model.get_submodule(twin.residual.path) for twin in twins]
         set_fades(copies, [1] * len(copies))
         task.logits(model.eval(), task.data.calibration[0][:1])  # every twin learns the size of its inputs
         set_fades(copies, [number == block for number in range(len(copies))])

@@ -25,7 +25,8 @@ class TrainingImages:
     def __init__(self, images: Images, places: torch.Tensor | None = None):
         self.images = images
         self.places = images.spread() if places is None else places
-        self._pixels: torch.Tensor | None = None  # (n, channels, height, width), filled as images are used
+        # (n, channels, height, width), filled as images are used; None until the first are
+        self._pixels: torch.Tensor | None = None
         self._known = torch.zeros(len(self.places), dtype=torch.bool)
         self._broken = torch.zeros(len(self.places), dtype=torch.bool)
         self._labels = torch.tensor([images.labels[place] for place in self.places.tolist()])
@@ -41,26 +42,35 @@ class TrainingImages:
         Raises UsageError as ``Images.load``.
         """
         if self._pixels is None:
-            first, _ = self.images.load(self.places[indices[:1]])
-            if len(self) * first.nbytes > SHARE * psutil.virtual_memory().available:
-                return self.images.load(self.places[indices])
-            self._pixels = torch.empty(len(self), *first.shape[1:])
+            pixels, labels = self.images.load(self.places[indices])
+            if len(self) * pixels[0].nbytes > SHARE * psutil.virtual_memory().available:
+                return pixels, labels
+            self._pixels = torch.empty(len(self), *pixels.shape[1:])
         self._decode(indices[~self._known[indices]].unique())
-        indices = indices[~self._broken[indices]]
-        return self._pixels[indices], self._labels[indices]
+        whole = indices[~self._broken[indices]]
+        if not len(whole):
+            return self.images.load(self.places[indices])  # raises
+        return self._pixels[whole], self._labels[whole]
 
     def _decode(self, indices: torch.Tensor) -> None:
+        """Keep the pixels of images that were not read yet. indices: (n,), each once."""
         if not len(indices):
             return
-        pixels, _ = self.images.load(self.places[indices])
-        if len(pixels) == len(indices):
-            self._pixels[indices] = pixels
-        else:  # some are broken: find out which
-            broken = set(self.images.broken)
-            whole = torch.tensor([self.images.names[place] not in broken for place in self.places[indices].tolist()])
-            self._pixels[indices[whole]] = pixels
-            self._broken[indices[~whole]] = True
+        try:
+            pixels, _ = self.images.load(self.places[indices])
+        except UsageError:
+            if not self._is_broken(indices).all():  # the image processor failed
+                raise
+            pixels = self._pixels[:0]
+        broken = self._is_broken(indices)
+        self._pixels[indices[~broken]] = pixels
+        self._broken[indices] = broken
         self._known[indices] = True
+
+    def _is_broken(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return which of some images are broken, (n,) bool. All of them were read."""
+        broken = set(self.images.broken)
+        return torch.tensor([self.images.names[place] in broken for place in self.places[indices].tolist()])
 
 
 def augment(pixels: torch.Tensor, seed: int) -> torch.Tensor:
@@ -83,21 +93,10 @@ def augment(pixels: torch.Tensor, seed: int) -> torch.Tensor:
     return picked.view(batch, channels, height, width)
 
 
-def labelled(images: Images, most: int | None = None) -> Labelled:
-    """Divide images with labels into those to train on and those to validate on.
-
-    most: how many images are used in all, spread evenly; None for all.
-    Raises UsageError for fewer than 40 images.
-    """
-    places = images.spread(most)
-    if len(places) < 2 * HELD_OUT:
-        raise UsageError(f"{images.path} has {len(places)} images: at least {2 * HELD_OUT} are needed to train on")
-    held_out = places[HELD_OUT // 2 :: HELD_OUT]
-    training = TrainingImages(images, places[~torch.isin(places, held_out)])
-    held_out = held_out[
-        torch.arange(min(MOST_HELD_OUT, len(held_out))) * len(held_out) // min(MOST_HELD_OUT, len(held_out))
-    ]
-    own = torch.arange(min(CALIBRATION, len(training))) * len(training) // min(CALIBRATION, len(training))
+def labelled(images: Images) -> Labelled:
+    """Divide images with labels into those to train on and those to validate on, see ``divide``."""
+    places, held_out, calibration = divide(len(images), images.path)
+    training = TrainingImages(images, places)
 
     def fetch(indices: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         pixels, labels = training.load(indices)
@@ -106,6 +105,28 @@ def labelled(images: Images, most: int | None = None) -> Labelled:
     return Labelled(
         len(training),
         fetch,
-        calibration=[training.load(part)[0] for part in own.split(BATCH)],
+        calibration=[training.load(part)[0] for part in calibration.split(BATCH)],
         validation=[images.load(part) for part in held_out.split(BATCH)],
     )
+
+
+def divide(count: int, where: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Divide images into those to train on and those to validate on, evenly over the set.
+
+    where: name of the set, for the error.
+    Returns the places of the images to train on, those of the images to validate on, and which of the images to train
+    on are for the statistics of batch normalizations (indices into the first).
+    Raises UsageError for fewer than 40 images.
+    """
+    if count < 2 * HELD_OUT:
+        raise UsageError(f"{where} has {count} images: at least {2 * HELD_OUT} are needed to train on")
+    places = torch.arange(count)
+    held_out = places[HELD_OUT // 2 :: HELD_OUT]
+    training = places[~torch.isin(places, held_out)]
+    return training, _spread(held_out, MOST_HELD_OUT), _spread(torch.arange(len(training)), CALIBRATION)
+
+
+def _spread(values: torch.Tensor, most: int) -> torch.Tensor:
+    """Return at most so many of some values, evenly."""
+    count = min(most, len(values))
+    return values[torch.arange(count) * len(values) // count]

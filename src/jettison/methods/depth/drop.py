@@ -1,15 +1,15 @@
 """Drop whole blocks, those that the model misses least, then finetune."""
 
-from contextlib import contextmanager
 from typing import Annotated
 
 from pydantic import Field
+from torch import nn
 
 from jettison.core.errors import UsageError
 from jettison.core.progress import say
 from jettison.graph.blocks import Passed
 from jettison.recipe.registry import depth_pruner
-from jettison.training.depth import DepthTask, FadingLesson, Pruned
+from jettison.training.depth import DepthTask, Lesson, Pruned
 
 
 @depth_pruner("drop", paper="arXiv:2403.03853")
@@ -36,8 +36,9 @@ def drop(
             f"blocks = {blocks}: {len(able)} blocks of the model have their input as a shortcut and can be dropped"
         )
     dropped = _choose(task, blocks, able)
-    with _without(task, dropped):
-        task.train("finetune", FadingLesson(task, [], 1, 0.0, distill), epochs, batch, rate)
+    task.load_original()  # the choice changed statistics of batch normalizations
+    _pass_by(task, dropped)
+    task.train("finetune", Lesson(task, distill), epochs, batch, rate)
     return Pruned([], dropped, dropped=True)
 
 
@@ -52,8 +53,10 @@ def _choose(task: DepthTask, blocks: int, able: list[int]) -> list[int]:
             tried = sorted([*dropped, number])
             known = task.journal.last(tried=tried)
             if known is None:
-                with _without(task, tried):
-                    task.journal.add(tried=tried, accuracy=round(task.accuracy(), 6))
+                originals = _pass_by(task, tried)
+                task.journal.add(tried=tried, accuracy=task.accuracy())
+                for path, original in originals.items():
+                    task.model.set_submodule(path, original)
                 known = task.journal.last(tried=tried)
             scores[number] = known["accuracy"]
         dropped.append(max(scores, key=scores.get))
@@ -61,15 +64,11 @@ def _choose(task: DepthTask, blocks: int, able: list[int]) -> list[int]:
     return sorted(dropped)
 
 
-@contextmanager
-def _without(task: DepthTask, dropped: list[int]):
-    """Let a model pass by some of its blocks."""
-    paths = [task.residuals[number].block for number in dropped]
-    originals = [task.model.get_submodule(path) for path in paths]
-    for path in paths:
+def _pass_by(task: DepthTask, dropped: list[int]) -> dict[str, nn.Module]:
+    """Let the model pass by some of its blocks. Returns path -> the block that was there."""
+    originals = {}
+    for number in dropped:
+        path = task.residuals[number].block
+        originals[path] = task.model.get_submodule(path)
         task.model.set_submodule(path, Passed())
-    try:
-        yield
-    finally:
-        for path, original in zip(paths, originals, strict=True):
-            task.model.set_submodule(path, original)
+    return originals

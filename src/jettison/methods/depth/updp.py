@@ -54,7 +54,7 @@ def updp(
         check_blocks(task, blocks, "blocks")
     twins = start_twins(task, kernel)
     gains = block_latencies(task, twins) if latency is not None else {}
-    if gains and (smallest := round(1 - sum(gains.values()), 4)) > latency:  # before the supernet is trained
+    if latency is not None and (smallest := _latency((1,) * len(twins), gains)) > latency:
         raise UsageError(
             f"latency = {latency:g}: the smallest subnet, with all {len(twins)} blocks pruned, reaches {smallest:.2f} "
             "of the original's latency; give a larger share"
@@ -87,14 +87,11 @@ def _search(
         if name not in judged:
             set_fades(twins, genome)
             judged[name] = task.accuracy()
-            task.journal.add(genome=name, accuracy=round(judged[name], 6), latency=saved(genome))
+            task.journal.add(genome=name, accuracy=judged[name], latency=_latency(genome, gains))
         return judged[name]
 
-    def saved(genome: Genome) -> float | None:
-        return round(1 - sum(gain for block, gain in gains.items() if genome[block]), 4) if gains else None
-
     def feasible(genome: Genome) -> bool:
-        return sum(genome) == blocks if blocks is not None else saved(genome) <= latency
+        return sum(genome) == blocks if blocks is not None else _latency(genome, gains) <= latency
 
     def repair(genome: Genome, rng: torch.Generator) -> Genome:
         """Prune or restore random blocks until the genome is feasible, or there are none left."""
@@ -112,5 +109,11 @@ def _search(
         note=lambda generation, accuracy: say(f"search: generation {generation}, best accuracy {accuracy:.2%}"),
     )  # fmt: skip
     pruned = [block for block, bit in enumerate(best) if bit]
-    task.journal.add(searched=True, pruned=pruned, accuracy=judged["".join(map(str, best))], latency=saved(best))
+    accuracy = judged["".join(map(str, best))]
+    task.journal.add(searched=True, pruned=pruned, accuracy=accuracy, latency=_latency(best, gains))
     return pruned
+
+
+def _latency(genome: Genome, gains: dict[int, float]) -> float | None:
+    """Return the latency of a subnet as a share of the original's; None if the blocks were not timed."""
+    return round(1 - sum(gain for block, gain in gains.items() if genome[block]), 4) if gains else None

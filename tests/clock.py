@@ -22,5 +22,5 @@ def replace_clock(patch):
         measured.append(list(models))
         return {name: {"median_ms": latency(model)} for name, model in models.items()}
 
-    patch.setattr("jettison.pipeline.depth.latencies", latencies)
+    patch.setattr("jettison.pipeline.depth_run.latencies", latencies)
     return measured

@@ -12,7 +12,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +136,11 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
-def check_folder(path: str | Path, run: str | None = None, also: str = "") -> Path:
+def check_folder(path: str | Path, run: str | None = None, also: Collection[str] = ()) -> Path:
     """Check a folder as ``writable_folder`` does, before the work begins, and remove the folders that this made.
 
     run: name of a file that an earlier run leaves, which this run continues; None if any content is allowed.
-    also: name of a folder that may be there without ``run``, since a stage before it leaves it.
+    also: names of what may be there without ``run``, since a stage before it leaves it.
     Raises UsageError also for a folder that is not empty and lacks ``run``.
     """
     if not str(path):
@@ -149,7 +149,7 @@ def check_folder(path: str | Path, run: str | None = None, also: str = "") -> Pa
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
         writable_folder(path)
-        others = [name for name in os.listdir(path) if not name.startswith(".") and name != also]
+        others = [name for name in os.listdir(path) if not name.startswith(".") and name not in also]
         if run and others and not (path / run).exists():
             raise UsageError(f"folder {path} is not empty and holds no run of Jettison: choose another one")
         return path

@@ -7,7 +7,7 @@ again.
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ class Journal:
     """The append-only journal of a run. The first line identifies the run. The process must hold the run's lock.
 
     run: JSON values that identify the run.
-    also: a folder that may lie beside the journal before it exists, see ``check_folder``.
+    also: names of what may lie beside the journal before it exists, see ``check_folder``.
     cache: whether the journal is in the cache folder. Another run, or a damaged first line, is then dropped.
     Raises UsageError if the folder already holds another run, naming the first difference, and JettisonError if the
     first line is damaged and others are not.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any], cache: bool = False, also: str = ""):
+    def __init__(self, path: Path, run: Mapping[str, Any], cache: bool = False, also: Collection[str] = ()):
         self.path = path
         self.entries: list[dict[str, Any]] = []
         run = json.loads(json.dumps(run, default=str))

@@ -21,7 +21,7 @@ from jettison.core.files import check_folder, file_digest, size_of
 from jettison.core.journal import Journal
 from jettison.core.locks import locked
 from jettison.core.numbers import check_seed
-from jettison.core.progress import bar, logged, say
+from jettison.core.progress import LOG, bar, logged, say
 from jettison.domains.domain import find_domain
 from jettison.domains.text.data import Text
 from jettison.encodings.grid import Grid
@@ -46,6 +46,7 @@ from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_window
 from jettison.statistics.allocation import allocate
 
 JOURNAL, SPILL = "journal.jsonl", "activations"
+BEFORE = (depth.FOLDER, LOG)  # what a depth step leaves beside the journal of the run
 STACKED = 0.01  # of the weights: from this share on, the run says that stacked matrices were not compressed
 
 
@@ -124,7 +125,7 @@ def compress(
 def check_run_folder(out: str | Path) -> Path:
     """Check the folder of a run, new or begun, before the work. Raises UsageError as ``check_folder``."""
     begun = (Path(out) / depth.FOLDER / depth.JOURNAL).is_file()  # a depth step comes before the journal of the run
-    return check_folder(out, JOURNAL, also=depth.FOLDER if begun else "")
+    return check_folder(out, JOURNAL, also=BEFORE if begun else ())
 
 
 def _compress(
@@ -143,7 +144,7 @@ def _compress(
     fresh = not (out / JOURNAL).exists()
     # Checked before the journal exists: after a failure here the folder is still free for another run.
     tokens = checked_inputs() if fresh else None
-    journal = Journal(out / JOURNAL, _inputs(source, recipe, jobs, seed, calibrated), also=depth.FOLDER)
+    journal = Journal(out / JOURNAL, _inputs(source, recipe, jobs, seed, calibrated), also=BEFORE)
     finished = journal.last(finished=True)
     kept = _intact(out, journal)
     if finished and len(kept) == source.anatomy.blocks + 1:

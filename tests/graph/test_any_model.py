@@ -118,6 +118,10 @@ def test_a_tied_matrix_under_the_heads_name_is_written_for_both(tmp_path):
     folder = make_small("prophetnet", tmp_path / "model")
     source = ModelFolder(folder)
     embed = f"{source.anatomy.linears[0].name}.weight"
+    stored, tensors = source.locate(embed)[0], load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop(stored)  # which of the tied names transformers writes is left to chance
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    source = ModelFolder(folder)
     assert embed not in source.checkpoint and source.anatomy.tied
     compress(folder, "w8", tmp_path / "out")
     written = ModelFolder(tmp_path / "out")

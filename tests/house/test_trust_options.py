@@ -55,12 +55,15 @@ COMPAT = {"--compat": [("v9", "unknown compat 'v9'"), ("", "--compat is empty")]
 PARTS = {"--units": [("0", "units = 0"), ("999", "units = 999")], "--threads": [("0", "threads = 0")]}
 IMAGES = {"--images": [("none", "scribe is a language model"), ("", "--images is empty")],
           "--count": [("0", "scribe is a language model"), ("-1", "scribe is a language model")]}  # fmt: skip
+OF_IMAGES = {"--latency": [(value, "latency = ") for value in ("1.5x", "0", "x")],
+             "--fps": [("0", "fps = 0"), ("nan", "fps = nan"), ("30", "language model")]}  # fmt: skip
 OPTIONS = {
     PLAN: BUDGET | SEEDS | CHANGES | {
         "--batch": [("0", "batch = 0"), ("-1", "batch = -1")], "--cache-bits": [("5", "cache_bits = 5: 4, 8, 16")],
         "--out": FILES, "--report": FILES,
     },
-    FIT: BUDGET | QUALITY | SEEDS | IMAGES | {"--recipe": [("w5", "unknown recipe 'w5'"), ("", "--recipe is empty")]},
+    FIT: BUDGET | OF_IMAGES | QUALITY | SEEDS | IMAGES | {
+        "--recipe": [("w5", "unknown recipe 'w5'"), ("", "--recipe is empty")]},
     CHOSEN: {name: BUDGET[name] for name in ("--tps", "--memory", "--losses", "--refine", "--runtime")} | CHANGES,
     "fit scribe --memory 8MB": {"-o": FOLDERS},
     "fit": {"--memory=8MB --out OUT": [("nowhere", "nowhere"), ("", "an argument is empty")]},

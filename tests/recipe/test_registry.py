@@ -46,7 +46,11 @@ def test_a_second_method_of_a_name_is_refused():
         (pruner("mine"), lambda weight, grid, stats: None, r"\(weight, pattern, stats\) is needed"),
         (recoverer("mine"), lambda weight: None, r"\(pupil\) is needed at scope 'run'"),
         (quantizer("mine", scope="row"), lambda weight, grid, stats: None, "unknown scope 'row'.*valid: block, linear"),
-        (method("squash", "mine"), lambda weight: None, "unknown verb 'squash'.*valid: prune, quantize, recover"),
+        (
+            method("squash", "mine"),
+            lambda weight: None,
+            "unknown verb 'squash'.*valid: depth, prune, quantize, recover",
+        ),
         (quantizer("mine"), lambda weight, grid, stats, *, damp: None, "option damp has no default"),
         (quantizer("mine"), lambda weight, grid, stats, *, damp=1: None, "option damp has no type: annotate it"),
         (

@@ -5,6 +5,7 @@ frees the memory. At most one block is in memory; only models that are no chain 
 journal line after every block lets a killed run continue and write the same bytes.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -124,7 +125,7 @@ def compress(
 
 def check_run_folder(out: str | Path) -> Path:
     """Check the folder of a run, new or begun, before the work. Raises UsageError as ``check_folder``."""
-    begun = (Path(out) / depth.FOLDER / depth.JOURNAL).is_file()  # a depth step comes before the journal of the run
+    begun = os.path.isfile(Path(out) / depth.FOLDER / depth.JOURNAL)  # a depth step comes before the run's own journal
     return check_folder(out, JOURNAL, also=BEFORE if begun else ())
 
 

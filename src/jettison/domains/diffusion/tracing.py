@@ -27,11 +27,18 @@ def packed_flops(x_shape: list[int], *args: Any, out_shape: list[int], **kwargs:
     return 2 * prod(out_shape) * x_shape[-1]
 
 
+def attention_flops(query: list[int], key: list[int], value: list[int], *args: Any, **kwargs: Any) -> int:
+    """Return the FLOPs of attention, from shapes (batch, heads, tokens, width)."""
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
 def flop_counter() -> FlopCounterMode:
-    """Return a counter of the FLOPs in a ``with`` block, with packed weights."""
+    """Return a counter of the FLOPs in a ``with`` block, with packed weights and the attention of CPUs."""
     assert ops  # registers the operators
     packed = [torch.ops.jettison.quant_linear, torch.ops.jettison.tiled_linear]
-    return FlopCounterMode(display=False, custom_mapping=dict.fromkeys(packed, packed_flops))
+    formulas: dict[Any, Any] = dict.fromkeys(packed, packed_flops)
+    formulas[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = attention_flops
+    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 class Trace(Instrument):

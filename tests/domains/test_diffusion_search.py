@@ -59,7 +59,7 @@ def test_the_supernet_is_the_program(name, reuse):
             assert torch.equal(program, plain) == (share == 1.0)
 
 
-@pytest.mark.parametrize("name, likeness", [("dit", "ssim"), ("sd", "l1"), ("flux", "l2")])
+@pytest.mark.parametrize("name, likeness", [("dit", "ssim"), ("sd", "l1"), ("dit", "l2")])
 def test_gradients_reach_closed_gates_and_checkpointing_does_not_change_them(name, likeness):
     """A gate's gradient is right: it agrees with finite differences of the supernet, whose gates may be any number."""
     run = sampling(name)
@@ -78,7 +78,9 @@ def test_gradients_reach_closed_gates_and_checkpointing_does_not_change_them(nam
             LIKENESS[likeness](run.images([0]), full, run.span).backward()
             gradients.append(gates.grad)
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-6)
-    assert (gradients[0][1:] != 0).any(0).all()
+    read = [graph.read(row) for row in rows.tolist()]  # where the outputs of a unit are needed, its gate matters
+    assert (gradients[0] != 0).tolist() == [[False] * graph.units, *read[1:]]
+    assert (torch.tensor(read) & (rows == 0)).any()
     with Supernet(run.target, graph) as supernet, torch.no_grad():
         values = []
         for change in (1e-4, -1e-4):
@@ -89,7 +91,7 @@ def test_gradients_reach_closed_gates_and_checkpointing_does_not_change_them(nam
     with Supernet(run.target, graph) as supernet:
         supernet.gates = gates = rows.clone().requires_grad_()
         (run.images([0]) - full).square().sum().backward()
-    assert float(gates.grad[2, -1]) == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-2)
+    assert gates.grad[2, -1].item() == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-2)
 
 
 def test_the_gate_net_begins_open_and_is_straight_through():
@@ -126,19 +128,19 @@ def test_the_loss_starts_at_alpha_and_drops_sparsity_below_tau():
     with Supernet(run.target, graph) as supernet:
         net = GateNet(STEPS, graph.units, 16)
         lesson = SearchLesson(net, supernet, run, SearchOptions(alpha=0.5))
-        assert float(lesson(torch.tensor([0]))) == pytest.approx(0.5, abs=1e-5)
+        assert lesson(torch.tensor([0])).item() == pytest.approx(0.5, abs=1e-5)
         assert lesson.last == {"unlike": pytest.approx(0, abs=1e-5), "sparsity": pytest.approx(1.0), "kept": 1.0}
         with torch.no_grad():
             net.last_bias[:, 0] = 5.0  # all gates closed, but for the first call
         for tau in (0.2, 0.9):
             lesson = SearchLesson(net, supernet, run, SearchOptions(tau=tau))
-            loss = float(lesson(torch.tensor([0])).detach())
+            loss = lesson(torch.tensor([0])).item()
             assert lesson.last["sparsity"] == 0.0
             assert 0.25 < lesson.last["kept"] < 0.5
             assert loss == pytest.approx(lesson.last["unlike"], abs=1e-5)
         with torch.no_grad():
             net.last_bias[:, 0] = 0.0
-        assert float(SearchLesson(net, supernet, run, SearchOptions(tau=1.5))(torch.tensor([0]))) < 1e-4
+        assert SearchLesson(net, supernet, run, SearchOptions(tau=1.5))(torch.tensor([0])).item() < 1e-4
         weights = SearchLesson(net, supernet, run, SearchOptions()).weights
         assert weights.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=1e-3)
         assert SearchLesson(net, supernet, run, SearchOptions(weighted=False)).weights.tolist() == [0.25] * 4
@@ -197,18 +199,20 @@ def test_a_killed_search_gives_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_a_search_closes_gates_and_leaves_the_model_alone(tmp_path):
-    run = sampling("sd")
+    run = sampling()
     before = identify(run.denoiser)
-    found = search(run, SearchOptions(steps=25, width=16, rate=30.0), tmp_path, count=2)
+    found = search(run, SearchOptions(steps=15, width=16, rate=50.0), tmp_path / "dit", count=2)
     assert identify(run.denoiser) == before
     assert all(weight.requires_grad for weight in run.denoiser.parameters())
     assert "forward" not in vars(run.denoiser)
     assert min(map(min, found.scores)) < 0
-    program = found.program(0.4)
-    assert program.costs.pruned == pytest.approx(0.4, abs=0.06)
-    assert found.program(0.4, "published").costs.pruned <= 0.4
+    assert found.program(0.3, "published").costs.pruned <= 0.3
     with pytest.raises(UsageError, match="pruning ratio 0.99"):
         found.program(0.99)
+    run = sampling("sd")
+    found = search(run, SearchOptions(steps=2, width=16), tmp_path / "sd", count=2)
+    with torch.no_grad(), attach_program(run.target, found.program(0.4)):
+        run.images([0])
     with pytest.raises(UsageError, match="UNet2DConditionModel have no residual"):
         search(run, SearchOptions(reuse="residual"), tmp_path / "other", count=2)
 
@@ -246,8 +250,8 @@ def test_programs_are_refused_in_one_line(tmp_path):
         tiny.images(same, request, steps=9)
     data = program.model_dump()
     for change, message in (
-        ({"gates": [*data["gates"][:-1], "012x"]}, "gates = .*texts of 0 and 1 are needed"),
-        ({"gates": ["0111", *data["gates"][1:]]}, "gates = .*texts of 0 and 1 are needed"),
+        ({"gates": [*data["gates"][:-1], "012x"]}, "gates = .*texts of 0 and 1 is needed, the first without 0"),
+        ({"gates": ["0111", *data["gates"][1:]]}, "gates = .*texts of 0 and 1 is needed, the first without 0"),
         ({"gates": [*data["gates"][:-1], "01"]}, "must have 4 entries"),
         ({"steps": 0}, "steps = 0: a positive whole number"),
         ({"step": 3}, "unknown field 'step' of program .*; valid: costs"),
@@ -295,9 +299,14 @@ def test_a_sampling_of_ones_own_loop_and_one_without_gradients(tmp_path):
         search(blind, OPTIONS, tmp_path / "blind", count=2)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(steps=0), "steps = 0"), (dict(alpha=-1.0), "alpha = -1.0"), (dict(likeness="psnr"), "unknown likeness 'psnr'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(steps=0), "steps = 0"),
+        (dict(alpha=-1.0), "alpha = -1.0"),
+        (dict(likeness="psnr"), "unknown likeness 'psnr'"),
+    ],
+)
 def test_options_out_of_range_are_refused(change, message):
     with pytest.raises(UsageError, match=message):
         SearchOptions(**change)

@@ -17,7 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from jettison.core.errors import UsageError
 from jettison.domains.diffusion.denoisers import denoiser_of
 from jettison.domains.diffusion.patches import Patches
-from jettison.domains.diffusion.tracing import CallsEnough
+
+
+class LatentsReady(Exception):
+    """Ends a run of a pipeline from inside, once its last latents are there."""
+
 
 Request = Callable[[Sequence[int]], Mapping[str, Any]]
 
@@ -86,7 +90,7 @@ def last_latents(pipe: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
             result = original(*args, **kwargs)
             latents.append(result[0])
             if len(latents) >= len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0):
-                raise CallsEnough
+                raise LatentsReady
             return result
 
         return step
@@ -96,7 +100,7 @@ def last_latents(pipe: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
         pipe.set_progress_bar_config(disable=True)
     patches.replace(scheduler, "step", stepping)
     try:
-        with suppress(CallsEnough):
+        with suppress(LatentsReady):
             unwrap(type(pipe).__call__)(pipe, **arguments)
             raise UsageError(
                 f"{type(pipe).__name__} took {len(latents)} steps; its scheduler has {len(scheduler.timesteps)}"

@@ -48,7 +48,7 @@ def difference(denoiser: nn.Module, identity: Identity) -> str:
 
 
 def config_digest(denoiser: nn.Module) -> str:
-    """Return the digest of a config, without the fields that say where and by what it was loaded."""
+    """Return the digest of a config, without the fields on its origin."""
     config: dict[str, Any] = dict(getattr(denoiser, "config", {}))
     return digest({name: value for name, value in config.items() if not name.startswith("_")})
 

@@ -53,7 +53,7 @@ class Program(Fields):
     sampler: str
     steps: int = Field(ge=1, description="a positive whole number is needed")
     units: list[str] = Field(min_length=1, description="a list of paths is needed")
-    gates: list[str] = Field(min_length=1, description="a list of texts of 0 and 1 is needed")
+    gates: list[str] = Field(min_length=1, description="a list of texts of 0 and 1 is needed, the first without 0")
     reuse: Literal["output", "residual"] = Field("output", description="output or residual is needed")
     costs: Costs
     source: str = ""
@@ -62,7 +62,7 @@ class Program(Fields):
     @classmethod
     def _check_digits(cls, gates: list[str]) -> list[str]:
         if any(set(row) - set("01") for row in gates) or "0" in gates[0]:
-            raise ValueError("texts of 0 and 1 are needed, and the first may have no 0")
+            raise ValueError("not texts of 0 and 1, or a 0 in the first")
         return gates
 
     @model_validator(mode="after")

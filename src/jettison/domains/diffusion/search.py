@@ -1,7 +1,7 @@
 """DiP-GO's search: a few hundred gradient steps give a score to every computation of a run.
 
-found = search(sampling_of(pipe, request), SearchOptions(steps=500), folder, count=1000)
-program = found.program(ratio=0.6)
+result = search(sampling_of(pipe, request), SearchOptions(steps=500), folder, count=1000)
+program = result.program(ratio=0.6)
 write_program("program.json", program)
 """
 
@@ -74,7 +74,7 @@ class SearchOptions:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The scores of a search, from which programs of all ratios are cut.
 
     scores: (calls, units): a higher score means that the computation matters more.
@@ -102,19 +102,19 @@ class Found:
         )  # fmt: skip
 
 
-def describe(sampling: Sampling, scores: Scores, reuse: What = "output", source: str = "given scores") -> Found:
+def describe(sampling: Sampling, scores: Scores, reuse: What = "output", source: str = "given scores") -> SearchResult:
     """Join scores of any origin, (calls, units), with all that a program of them must know.
 
     Raises UsageError if the run of the sampling has another number of calls or units.
     """
-    found = _start(sampling, reuse, source)
-    calls, units = _calls(sampling), len(found.units)
+    result = _start(sampling, reuse, source)
+    calls, units = _calls(sampling), len(result.units)
     if len(scores) != calls or any(len(row) != units for row in scores):
         raise UsageError(f"scores: {calls} calls of {units} units are needed")
-    return replace(found, scores=scores)
+    return replace(result, scores=scores)
 
 
-def _start(sampling: Sampling, reuse: What, source: str) -> Found:
+def _start(sampling: Sampling, reuse: What, source: str) -> SearchResult:
     """Trace a sampling. Returns a result that lacks the scores."""
     denoiser = sampling.denoiser
     units = places(denoiser)
@@ -123,7 +123,7 @@ def _start(sampling: Sampling, reuse: What, source: str) -> Found:
     graph = trace(sampling.target, lambda: sampling.images([0]), sampling.scheduler)
     sampler, steps = type(sampling.scheduler).__name__, int(sampling.scheduler.num_inference_steps)
     names = tuple(place.unit.name for place in units)
-    return Found((), graph, identify(denoiser), sampler, steps, names, reuse, source)
+    return SearchResult((), graph, identify(denoiser), sampler, steps, names, reuse, source)
 
 
 def _calls(sampling: Sampling) -> int:
@@ -133,7 +133,7 @@ def _calls(sampling: Sampling) -> int:
 
 def search(
     sampling: Sampling, options: SearchOptions, folder: Path, count: int, *, save_every: float = 60.0, note: Any = None
-) -> Found:
+) -> SearchResult:
     """Learn which computations of a run matter. A search that was killed continues, and gives the same bytes.
 
     sampling: with the sampler and the number of steps of the program.
@@ -143,10 +143,10 @@ def search(
     The weights of the model stay as they are.
     Raises UsageError for a folder of another search, and for a denoiser that cannot reuse what the options say.
     """
-    denoiser, found = sampling.denoiser, _start(sampling, options.reuse, f"DiP-GO, {options.steps} steps")
-    graph = found.graph
+    denoiser, result = sampling.denoiser, _start(sampling, options.reuse, f"DiP-GO, {options.steps} steps")
+    graph = result.graph
     run = {
-        "kind": "search", "model": found.model.model_dump(), "sampler": found.sampler, "steps": found.steps,
+        "kind": "search", "model": result.model.model_dump(), "sampler": result.sampler, "steps": result.steps,
         "options": asdict(options), "count": count, "samples": note, "torch": torch.__version__,
     }  # fmt: skip
     journal = Journal(folder / JOURNAL, run)
@@ -175,7 +175,7 @@ def search(
             weight.requires_grad_(True)
     net.load_state_dict(trained)
     scores = net.scores().cpu().double().tolist()
-    return replace(found, scores=scores)
+    return replace(result, scores=scores)
 
 
 class SearchLesson(nn.Module):
@@ -208,8 +208,8 @@ class SearchLesson(nn.Module):
         kept = 1 - supernet.graph.pruned((gates.detach() > 0.5).tolist(), options.reuse)
         if kept > options.tau:
             loss = loss + options.alpha * sparsity
-        values = {"unlike": unlike, "sparsity": sparsity, "kept": kept}
-        self.last = {name: round(float(value), 6) for name, value in values.items()}
+        self.last = {"unlike": float(unlike.detach()), "sparsity": float(sparsity.detach()), "kept": kept}
+        self.last = {name: round(value, 6) for name, value in self.last.items()}
         return loss
 
 

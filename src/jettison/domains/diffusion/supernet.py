@@ -50,7 +50,10 @@ class Supernet(Instrument):
 
         def run(row: torch.Tensor) -> tuple[Any, list[Any]]:
             self._frame = frame = _Frame(row, wanted, cache, first)
-            return original(*args, **kwargs), frame.new
+            try:
+                return original(*args, **kwargs), frame.new
+            finally:
+                self._frame = None
 
         if self.checkpointing and torch.is_grad_enabled() and not first:
             result, self._cache = checkpoint(run, row, use_reentrant=False)
@@ -59,9 +62,9 @@ class Supernet(Instrument):
         return result
 
     def unit(self, number: int, original: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if self.gates is None:
-            return original(*args, **kwargs)
         frame, place, result = self._frame, self.places[number], original(*args, **kwargs)
+        if frame is None:
+            return result
         if self.reuse == "output":
             kept = mixed = result if frame.first else frame.mix(number, result, frame.cache[number])
         else:

@@ -19,7 +19,7 @@ from jettison.policies.cascade import Graph
 
 
 class CallsEnough(Exception):
-    """Ends a run of a pipeline from inside, once it has shown what it was run for."""
+    """Ends a run of a pipeline from inside, after the call that it was run for."""
 
 
 def packed_flops(x_shape: list[int], *args: Any, out_shape: list[int], **kwargs: Any) -> int:

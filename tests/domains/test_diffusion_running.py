@@ -365,3 +365,15 @@ def test_what_cannot_be_attached_is_refused():
     unet, request = tiny.make("sd")
     with attach(unet, Threshold(1e9)), pytest.raises(UsageError, match="down_blocks.0 has no residual"):
         tiny.images(unet, request)
+
+
+def test_controlnets_are_refused():
+    """They change what blocks pass on, so that nobody could say which block reads which."""
+    pipe, _ = tiny.make("sd")
+    call = lambda **extra: pipe.unet(torch.ones(1, 4, 8, 8), 5, encoder_hidden_states=torch.ones(1, 5, 12), **extra)
+    with attach(pipe.unet, StepCachePolicy()), torch.no_grad():
+        call()
+        with pytest.raises(
+            UsageError, match="mid_block_additional_residual: with that, no step is skipped"
+        ):
+            call(mid_block_additional_residual=torch.zeros(1))

@@ -98,6 +98,20 @@ def test_gradients_reach_closed_gates_and_checkpointing_does_not_change_them(nam
     assert gates.grad[2, -1].item() == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-4)
 
 
+@pytest.mark.parametrize("name, sampler", [("dit", "dpm"), ("dit", "plms"), ("dit", "pndm"), ("sd3", "flow")])
+def test_gradients_pass_through_every_sampler(name, sampler):
+    run = sampling(name, steps=5, sampler=sampler)
+    for module in run.modules:
+        module.requires_grad_(False)
+    graph = trace(run.target, lambda: run.images([0]))
+    calls = len(run.scheduler.timesteps)
+    assert calls == {"plms": 6, "pndm": 14}.get(sampler, 5)
+    with Supernet(run.target, graph) as supernet:
+        supernet.gates = gates = torch.ones(calls, graph.units, requires_grad=True)
+        run.images([0]).square().sum().backward()
+    assert (gates.grad != 0).tolist() == [[call > 0] * graph.units for call in range(calls)]
+
+
 def test_the_gate_net_begins_open_and_is_straight_through():
     for encoder in ("attention", "linear", "released"):
         net = GateNet(3, 2, 16, encoder)

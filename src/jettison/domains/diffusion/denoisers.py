@@ -35,6 +35,7 @@ class DenoiserRow(Fields):
     timestep: str
     rate: float
     blocks: list[BlocksRow]
+    refused: list[str] = []
 
 
 @dataclass(frozen=True)

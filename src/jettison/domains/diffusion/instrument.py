@@ -60,8 +60,7 @@ class Instrument:
         self.denoiser = denoiser_of(target)
         if hasattr(self.denoiser, MARK):
             raise UsageError("a policy is attached to this denoiser already: detach it first")
-        row = row_of(self.denoiser)
-        self._sample, self._time = row.sample, row.timestep
+        self._row = row_of(self.denoiser)
         self.places: list[Place] = places(self.denoiser, level)
         self._signature = signature(self.denoiser.forward)
         of_target = lambda: scheduler if isinstance(target, nn.Module) else getattr(target, "scheduler", scheduler)
@@ -87,9 +86,14 @@ class Instrument:
         return forward
 
     def tick(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Trajectory | None, torch.Tensor]:
-        """Count a call of the denoiser. Returns the run that begins, if one does, and the noisy sample."""
+        """Count a call of the denoiser. Returns the run that begins, if one does, and the noisy sample.
+
+        Raises UsageError for a call with arguments of ControlNets and the like.
+        """
         bound = self._signature.bind_partial(*args, **kwargs).arguments
-        return self.clock.tick(bound[self._time]), bound[self._sample]
+        if wrong := [name for name in self._row.refused if bound.get(name) is not None]:
+            raise UsageError(f"{type(self.denoiser).__name__} is called with {wrong[0]}: with that, no step is skipped")
+        return self.clock.tick(bound[self._row.timestep]), bound[self._row.sample]
 
     def call(self, original: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run the denoiser."""

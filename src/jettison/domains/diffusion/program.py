@@ -1,7 +1,8 @@
 """A program: which blocks of a denoiser are computed at which step, as a small JSON file.
 
-program = read_program("program.json")
-handle = attach_program(pipe, program)
+Example:
+    program = read_program("program.json")
+    handle = attach_program(pipe, program)
 """
 
 from pathlib import Path

@@ -1,8 +1,9 @@
 """A step-cache policy at work in an ordinary pipeline: skipped units are not computed.
 
-handle = attach(pipe, Interval(2))
-images = pipe(...).images
-handle.detach()
+Example:
+    handle = attach(pipe, Interval(2))
+    images = pipe(...).images
+    handle.detach()
 """
 
 from collections import Counter
@@ -26,9 +27,10 @@ def attach(target: Any, policy: StepCachePolicy, scheduler: Any = None) -> "Hand
     scheduler: of a denoiser without pipeline. If there is none, a run begins where the time rises.
 
     Guidance must be in the batch, as pipelines do it by default: one call of the denoiser per step. If the shape of the
-    sample changes within a run, everything is computed at that step.
+    sample changes within a run, everything is computed at that step. Half precision and packed weights need nothing.
+    With torch.compile, policies run in Python and units are compiled one by one; compile before or after attaching.
     Raises UsageError for a denoiser of an unknown class, and if a policy is attached already. A policy that does not
-    suit a run raises UsageError when that run begins.
+    suit a run raises UsageError when that run begins; so do ControlNets and adapters between blocks.
     """
     return Handle(target, policy, scheduler)
 

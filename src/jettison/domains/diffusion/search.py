@@ -1,8 +1,9 @@
 """DiP-GO's search: a few hundred gradient steps give a score to every computation of a run.
 
-result = search(sampling_of(pipe, request), SearchOptions(steps=500), folder, count=1000)
-program = result.program(ratio=0.6)
-write_program("program.json", program)
+Example:
+    result = search(sampling_of(pipe, request), SearchOptions(steps=500), folder, count=1000)
+    program = result.program(ratio=0.6)
+    write_program("program.json", program)
 """
 
 from dataclasses import asdict, dataclass, replace

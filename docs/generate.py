@@ -32,6 +32,7 @@ PAGES = {
     "studies/results.md": study_pages.results,
     "studies/pruning.md": study_pages.pruning,
     "studies/drafting.md": study_pages.drafting,
+    "studies/depth.md": study_pages.depth,
     "studies/xrbench.md": study_pages.xr,
     "studies/xr-tuned.svg": study_pages.xr_timelines,
 }

@@ -38,7 +38,11 @@ def write(bench: Any, tables: Mapping[str, Sequence[Row]], curves: Mapping[str, 
         NAME, "merge", lambda: {"difference": merge_difference([bench.dense(name)["folder"] for name in tables])}
     )
     claims = [claim("merge_fp64_maxdiff", exact["difference"], "of the largest logit", "lower", 1e-10)]
-    details: dict[str, Any] = {"images": "CIFAR-10 as JPEG; accuracy on its 10,000 test images", "tables": {}}
+    details: dict[str, Any] = {
+        "images": "CIFAR-10 as JPEG; accuracy on its 10,000 test images",
+        "tables": {},
+        "curves": {},
+    }
     full = [name for name, rows in tables.items() if any(method == "drop" for method, _, _ in rows)]
     for other in ("abrupt", "drop", "depthshrinker"):
         gaps = [gap for name in full for gap in paired(tables[name], other)]
@@ -56,6 +60,7 @@ def write(bench: Any, tables: Mapping[str, Sequence[Row]], curves: Mapping[str, 
     for name in tables:
         details["tables"][f"{name}: accuracy and latency"] = table(bench.dense(name), tables[name], timed[name])
         details["tables"][f"{name}: blocks"] = merged_table(tables[name])
+        details["curves"][name] = curve(timed[name]["models"])
         if name in CNNS:
             whole = cell(NAME, f"whole-{name}", lambda name=name: whole_merges(bench.dense(name)["folder"]))
             details["tables"][f"{name}: blocks as one convolution"] = {key: whole[key] for key in ("columns", "rows")}
@@ -159,6 +164,18 @@ def table(dense: dict[str, Any], rows: Sequence[Row], timed: dict[str, Any]) -> 
         ]
     )
     return {"columns": columns, "rows": lines}
+
+
+def curve(models: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the points of the curve of a model: its dense widths, its progressive subnets, and the baselines."""
+    kinds = {"dense": "dense", "progressive": "progressive"}
+    kind_of = lambda name: (
+        kinds.get(name) or ("dense" if "width" in name else "progressive" if "blocks" in name else name)
+    )
+    return [
+        {"name": name, "kind": kind_of(name), "ms": row["ms"]["onnxruntime"], "accuracy": row["accuracy"]}
+        for name, row in models.items()
+    ]
 
 
 def merged_table(rows: Sequence[Row]) -> dict[str, Any]:

@@ -491,6 +491,7 @@ REFUSED = [
     (make(4, 4, (2, 2)), None, f"{IDENTITY}.*1 longer"),
     (make(4, 4, (3, 3), padding=(3, 0, 0, 2)), None, f"{IDENTITY}.*longer"),
     (make(4, 4, (1, 3), padding=(2, 0, 0, 0)), make(4, 4, (1, 5), padding=(2, 2, 0, 0)), "beside"),
+    (make(4, 4, (1, 3), padding=(0, 2, 0, 0)), make(4, 4, (1, 5), padding=(2, 2, 0, 0)), "beside"),
     (make(4, 6, (3, 3), (2, 2), padding=(1,) * 4), make(4, 6, stride=(1, 2)), "its stride is"),
     (make(4, 6, (3, 3), padding=(1,) * 4), make(4, 4), "4 to 4 channels"),
     (make(4, 6, (3, 3), padding=(1,) * 4), make(2, 6), "2 to 6 channels"),

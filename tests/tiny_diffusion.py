@@ -12,7 +12,7 @@ SAMPLERS = {
     "ddim": partial(diffusers.DDIMScheduler, clip_sample=False, steps_offset=1),
     "dpm": diffusers.DPMSolverMultistepScheduler,
     "plms": partial(diffusers.PNDMScheduler, skip_prk_steps=True, steps_offset=1),
-    "pndm": diffusers.PNDMScheduler,
+    "pndm": partial(diffusers.PNDMScheduler, steps_offset=1),
     "flow": diffusers.FlowMatchEulerDiscreteScheduler,
 }
 ARCHITECTURES = ("dit", "pixart", "sd3", "flux", "sd", "sdxl")

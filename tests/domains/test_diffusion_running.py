@@ -373,7 +373,5 @@ def test_controlnets_are_refused():
     call = lambda **extra: pipe.unet(torch.ones(1, 4, 8, 8), 5, encoder_hidden_states=torch.ones(1, 5, 12), **extra)
     with attach(pipe.unet, StepCachePolicy()), torch.no_grad():
         call()
-        with pytest.raises(
-            UsageError, match="mid_block_additional_residual: with that, no step is skipped"
-        ):
+        with pytest.raises(UsageError, match="mid_block_additional_residual: with that, no step is skipped"):
             call(mid_block_additional_residual=torch.zeros(1))

@@ -17,7 +17,7 @@ from jettison.domains.diffusion.gate_net import GateNet, straight_through
 from jettison.domains.diffusion.identity import difference, identify
 from jettison.domains.diffusion.program import attach_program, read_program, write_program
 from jettison.domains.diffusion.running import attach
-from jettison.domains.diffusion.search import LIKENESS, SearchLesson, SearchOptions, describe, search
+from jettison.domains.diffusion.search import LIKENESS, SearchLesson, SearchOptions, default_rate, describe, search
 from jettison.domains.diffusion.supernet import Supernet
 from jettison.domains.diffusion.tracing import trace
 from jettison.policies.gates import Gates
@@ -315,6 +315,12 @@ def test_a_sampling_of_ones_own_loop_and_one_without_gradients(tmp_path):
     blind = Sampling(pipe.transformer, pipe.scheduler, torch.no_grad()(images))
     with pytest.raises(UsageError, match="turns gradients off"):
         search(blind, OPTIONS, tmp_path / "blind", count=2)
+
+
+def test_the_default_rate_is_the_papers_at_the_papers_size():
+    assert default_rate(tiny.dit(1), (250, 28)) == pytest.approx(10.0)
+    assert default_rate(tiny.unet(), (50, 9)) == pytest.approx(0.1)
+    assert default_rate(tiny.dit(1), (20, 12)) == pytest.approx(10 * 240 / 7000)
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,19 @@ class BlocksRow(Fields):
     parts: dict[str, Literal["attention", "mlp"]] = {}
 
 
+class Rate(Fields):
+    """A learning rate, and the number of gates that it is for."""
+
+    value: float
+    gates: int
+
+
 class DenoiserRow(Fields):
     """A row of denoisers.yaml; the head of that file explains the fields."""
 
     sample: str
     timestep: str
-    rate: float
+    rate: Rate
     blocks: list[BlocksRow]
     refused: list[str] = []
 

@@ -36,7 +36,7 @@ class SearchOptions:
     """The settings of a search; the defaults are the paper's.
 
     steps, batch: of the training; a batch is that many samples.
-    rate: of SGD; None takes that of the class of denoiser: 0.1 for UNets, 10 for transformers.
+    rate: of SGD; None takes that of the class of denoiser, scaled to the number of gates, see ``default_rate``.
     decay: of the weights of the pruner network.
     alpha: weight of the sparsity term. tau: the share of a run's FLOPs below which that term is dropped.
     likeness: what makes the result like the full run's: ``ssim``, ``l1`` or ``l2``.
@@ -161,7 +161,7 @@ def search(
     try:
         with Supernet(sampling.target, graph, sampling.scheduler, options.reuse, options.checkpointing) as supernet:
             lesson = SearchLesson(net, supernet, sampling, options)
-            rate = row_of(denoiser).rate if options.rate is None else options.rate
+            rate = default_rate(denoiser, net.shape) if options.rate is None else options.rate
             plan = Plan(
                 options.steps, options.batch, count, options.seed, warmup=options.warmup, weight_decay=options.decay,
                 optimizer="sgd", advice="lower the rate of the search",
@@ -177,6 +177,15 @@ def search(
     net.load_state_dict(trained)
     scores = net.scores().cpu().double().tolist()
     return replace(result, scores=scores)
+
+
+def default_rate(denoiser: nn.Module, shape: tuple[int, int]) -> float:
+    """Return the learning rate of a search: the paper's for its models, and in proportion to the number of gates.
+
+    shape: calls and units of the program.
+    """
+    rate = row_of(denoiser).rate
+    return rate.value * shape[0] * shape[1] / rate.gates
 
 
 class SearchLesson(nn.Module):

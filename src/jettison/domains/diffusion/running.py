@@ -73,7 +73,7 @@ class Handle(Instrument):
             self._forget()
             self.history = []
             self.policy.reset(begun)
-        self._plan(full=sample.shape != self._shape)
+        self._plan(full=sample.shape != self._shape or self._graph is None)
         self._shape = sample.shape
         self.history.append([UNREAD] * len(self.places))
         result = original(*args, **kwargs)

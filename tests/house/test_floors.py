@@ -19,7 +19,7 @@ FLOORS = [
     {"methods"},
     {"domains"},
     {"training"},
-    {"metrics", "formats"},
+    {"metrics", "formats", "policies"},
     {"statistics"},
     {"graph", "recipe", "devices"},
     {"kernels"},

@@ -1,4 +1,4 @@
-"""One loop for every training: AdamW with a cosine schedule, over several processes, resumable.
+"""One loop for every training: AdamW or SGD with a cosine schedule, over several processes, resumable.
 
 - Batches depend only on the seed and the step, so a run that was killed and resumed gives the same bytes.
 - The state (parameters, both moments, buffers such as BatchNorm's, the best parameters so far) is one sealed file.
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -39,6 +40,7 @@ class Plan:
     count: the number of samples that there are.
     warmup: the share of the steps in which the learning rate rises.
     clip: the greatest norm of the gradient.
+    optimizer: ``adamw``, or ``sgd``: without momentum, with the decay in the gradient.
     advice: the end of the error message if the loss is not finite.
     """
 
@@ -50,6 +52,7 @@ class Plan:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     clip: float = 1.0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     advice: str = "lower the learning rate"
 
 
@@ -97,11 +100,11 @@ def train(
     accelerator, buffers = accelerator or make_accelerator(), dict(buffers or {})
     groups = [group for group in groups if group.parameters]
     trained = {name: parameter for group in groups for name, parameter in group.parameters.items()}
-    optimizer = torch.optim.AdamW(
-        [{"params": list(group.parameters.values()), "lr": group.rate, "peak": group.rate} for group in groups],
-        betas=plan.betas,
-        weight_decay=plan.weight_decay,
-    )
+    rates = [{"params": list(group.parameters.values()), "lr": group.rate, "peak": group.rate} for group in groups]
+    if plan.optimizer == "sgd":
+        optimizer = torch.optim.SGD(rates, weight_decay=plan.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(rates, betas=plan.betas, weight_decay=plan.weight_decay)
     lesson, optimizer = accelerator.prepare(lesson, optimizer)
     run = _Run(state, trained, buffers, optimizer)
     done, saved = run.resume(), time.monotonic()

@@ -11,6 +11,7 @@ import tiny as maker
 import torch
 from killing import Killed, check_kills, files_of
 from transformers import AutoModelForImageClassification
+from transformers.models.resnet.modeling_resnet import ResNetBasicLayer
 
 from jettison import compress, evaluate, load, verify
 from jettison.core.errors import UsageError
@@ -139,6 +140,24 @@ def test_a_share_of_the_latency(tiny, images, tmp_path):
     assert 1 - sum(gains[str(block)] for block in manifest["depth"]["pruned"]) <= 0.8
     assert chosen["latency"] <= 0.8 and all(entry["latency"] <= 0.8 for entry in journal if "genome" in entry)
     assert next(entry["milliseconds"] for entry in journal if entry.get("measured"))["pruned"] < 0.8 * 9
+
+
+def test_a_subnet_that_misses_the_latency_is_searched_for_again(tiny, images, tmp_path, monkeypatch):
+    """Each block alone saves a tenth, but two together save less than two tenths, so the third goes as well."""
+    shares = [1.0, 0.9, 0.85, 0.75]  # by the number of merged blocks
+
+    def milliseconds(models, example):
+        merged = lambda model: 3 - sum(isinstance(part, ResNetBasicLayer) for part in model.modules())
+        return {name: shares[merged(model)] for name, model in models.items()}
+
+    monkeypatch.setattr(depth, "milliseconds", milliseconds)
+    asked = recipe("updp", blocks=None, latency=0.8)
+    manifest = compress(tiny("resnet"), asked, tmp_path / "out", images=images)
+    journal = [json.loads(line) for line in (tmp_path / "out" / "depth" / "journal.jsonl").read_text().splitlines()]
+    searched = [(entry["goal"], len(entry["pruned"])) for entry in journal if "searched" in entry]
+    assert searched == [(0.8, 2), (0.75, 3)]
+    assert [entry["share"] for entry in journal if "subnet" in entry] == [0.85, 0.75]
+    assert manifest["depth"]["pruned"] == [0, 1, 2]
 
 
 def test_the_same_seed_gives_the_same_bytes(tiny, images, tmp_path):

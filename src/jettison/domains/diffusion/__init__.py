@@ -1,0 +1,1 @@
+"""Diffusion pipelines: their denoisers, samplers and data."""

@@ -2,11 +2,10 @@
 
 - Each set is taken as a normal distribution: d² = |μ₁ - μ₂|² + tr(C₁ + C₂ - 2 (C₁^½ C₂ C₁^½)^½), in float64, by
   eigenvalues of symmetric matrices (arXiv:1706.08500, without the square root of a product that is not symmetric).
-- The estimate from a finite set is too large, by about a term in features / samples. Compare only equal numbers of samples,
+- The estimate from a finite set is too large, by a term in features / samples. Compare only equal numbers of samples,
   and keep the features few: ``fit_projection`` projects on the first principal components of real images.
-- A resampled set has repeated rows, so the estimate from it is too large once more. Intervals are therefore shifted: the
-  mean of the resampled distances is moved to the distance itself. A difference of two distances needs no such shift
-  where the two sets have equal sizes, but gets it as well.
+- A resampled set has repeated rows, so the estimate from it is too large once more. Intervals are therefore shifted:
+  the mean of the resampled distances is moved to the distance itself.
 - Few features of a small classifier are no Inception features: distances compare models under one set of features and
   one reference, and mean nothing beside distances of other papers.
 """

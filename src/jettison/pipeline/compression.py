@@ -318,7 +318,7 @@ def _check_disk(source: ModelFolder, out: Path, dense: bool) -> None:
     dense: some linears stay dense, so the result may be as large as the source; else it is at most half as large.
     """
     folder = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
-    written = size_of(out.glob("model-*.safetensors"))
+    written = size_of((out / source.layout.part).glob(f"{source.layout.stem}-*.safetensors"))
     free, needed = shutil.disk_usage(folder).free, source.checkpoint.file_bytes // (1 if dense else 2) - written
     if free < needed:
         raise JettisonError(

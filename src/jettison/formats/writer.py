@@ -148,7 +148,9 @@ class Writer:
         source, home = self.source, out / self.source.layout.part
         written = Checkpoint(home, [out / shard for shard in shards])
         weight_map = {name: written.home(name).name for name in sorted(written)}
-        write_json(home / source.layout.index, {"metadata": {"total_size": written.tensor_bytes}, "weight_map": weight_map})
+        write_json(
+            home / source.layout.index, {"metadata": {"total_size": written.tensor_bytes}, "weight_map": weight_map}
+        )
         copy_companions(source.folder, out)
         for name in other_files(source.folder, source.layout):
             (out / name).parent.mkdir(exist_ok=True, parents=True)

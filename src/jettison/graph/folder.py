@@ -13,7 +13,7 @@ from jettison.core.files import check_regular, content_digest, digest, read_byte
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.described_files import is_described, read_replaced
 from jettison.graph.find import find_folder
-from jettison.graph.layout import PIPELINE, find_layout
+from jettison.graph.layout import PIPELINE, find_layout, other_files
 from jettison.graph.shape import ModelShape, shapes
 
 if TYPE_CHECKING:  # a plan opens folders without torch and transformers, which take seconds to import
@@ -106,11 +106,15 @@ class ModelFolder(ModelShape):
         tokenizer_files = sorted(
             path for path in self.folder.iterdir() if TOKENIZER.fullmatch(path.name) and path.is_file()
         )
-        return {
-            "config": digest(self.raw_config),
-            "weights": self.checkpoint.content(),
-            "tokenizer": {path.name: content_digest(path) for path in tokenizer_files},
-        } | ({"replaced": digest(self.replaced)} if self.replaced else {}) | self._other_parts()
+        return (
+            {
+                "config": digest(self.raw_config),
+                "weights": self.checkpoint.content(),
+                "tokenizer": {path.name: content_digest(path) for path in tokenizer_files},
+            }
+            | ({"replaced": digest(self.replaced)} if self.replaced else {})
+            | self._other_parts()
+        )
 
     def _other_parts(self) -> dict[str, Any]:
         """Return the digests of the files of the other parts of a pipeline; {} for a model that is none."""

@@ -47,7 +47,12 @@ def compress_unit(
     write_tensors(file, writer.shard_tensors(block, applied.weights, unties(source, jobs), applied.changed))
     check.check_shard(writer, file, applied.weights)
     source.checkpoint.release()
-    entry = {"file": file.relative_to(out).as_posix(), "sha256": file_digest(file), "error": error, "linears": applied.records}
+    entry = {
+        "file": file.relative_to(out).as_posix(),
+        "sha256": file_digest(file),
+        "error": error,
+        "linears": applied.records,
+    }
     return entry | ({"changed": sorted(applied.changed)} if applied.changed else {})
 
 

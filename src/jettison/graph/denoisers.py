@@ -4,8 +4,8 @@
   row per sample, ``unpack`` reads them back, so that calibration, walks and measurements need no other form of batch.
 - A row begins with three numbers: height and width of the sample, and tokens of the condition. Then follow the inputs
   that the family's row of families.yaml lists, in this order: argument -> shape, of symbols (H, W, S for tokens, names
-  of the config's fields, numbers) and perhaps a condition (``if FIELD`` or ``if FIELD=VALUE``). ``a.b`` is the entry b of
-  the mapping a. Numbers are float32, which holds times and classes exactly.
+  of the config's fields, numbers) and perhaps a condition (``if FIELD`` or ``if FIELD=VALUE``). ``a.b`` is the entry b
+  of the mapping a. Numbers are float32, which holds times and classes exactly.
 - Only classes of diffusers itself that families.yaml lists are built. Code in a folder is never run.
 """
 
@@ -53,7 +53,7 @@ class DenoiserConfig:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a denoiser predicts, (batch, ...): the noise or the velocity. It has the name that all models' outputs have."""
+    """What a denoiser predicts, (batch, ...): the noise or the velocity, by the name that all models' outputs have."""
 
     logits: torch.Tensor
 

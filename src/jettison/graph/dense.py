@@ -60,8 +60,8 @@ def stored_dtype(source: ModelFolder) -> torch.dtype:
 
     Raises UsageError for a type that is not in ``FULL_PRECISION``.
     """
-    stated = getattr(source.config, "dtype", None) or source.layout.library == "diffusers" and _usual_dtype(source)
-    name = str(stated or "float32").removeprefix("torch.")
+    stated = getattr(source.config, "dtype", None) or (_usual_dtype(source) if source.layout.part else "float32")
+    name = str(stated).removeprefix("torch.")
     known = {kind: getattr(torch, kind) for kind in FULL_PRECISION}
     if name not in known:
         raise UsageError(f"{source.where}: dtype = {name!r:.60}; valid: {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""The domain of diffusion pipelines. Their denoisers read rows of ``graph.denoisers`` and are compared on fixed seeds."""
+"""The domain of diffusion pipelines. Denoisers read rows of ``graph.denoisers``, and are compared on fixed seeds."""
 
 import base64
 import io

@@ -1,10 +1,10 @@
 """Runs of a denoiser on fixed seeds: what it reads at every step, and the images that it ends in.
 
-- The denoiser is a function from rows (``graph.denoisers.pack``) to its prediction, so packed and full-precision models,
-  and those of all five architectures, go the same way.
-- Classes are taken in turn. Conditions of text are standard normal numbers of a fixed seed, not encoded prompts: enough
-  to compare two denoisers and to calibrate, not to judge images. Guidance is left out.
-- Pipelines whose scheduler cannot step such a denoiser are refused by ``check_sampler``.
+- The denoiser is a function from rows (``graph.denoisers.pack``) to its prediction, so packed and full-precision
+  models of all architectures go the same way.
+- Classes are taken in turn. Text is encoded by the pipeline's own encoders. In a pipeline without them, conditions are
+  standard normal numbers of a fixed seed: enough to compare two denoisers, not to judge images.
+- Guidance is left out, so a step is one call of the denoiser.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ import torch
 
 from jettison.core.errors import UsageError, guarded
 from jettison.core.progress import bar
+from jettison.domains.diffusion.pipelines import prompt_conditions
 from jettison.domains.diffusion.sampling import start_noise
 from jettison.graph.denoisers import pack, require_diffusers, shapes_of
 from jettison.graph.folder import ModelFolder
@@ -64,15 +65,16 @@ def inputs_for(
 ) -> torch.Tensor:
     """Return the rows for a state (batch, channels, height, width) at a time, a scalar of the scheduler."""
     kind, (_, height, width) = source.config.model_type, state.shape[1:]
-    first = next(iter(shapes_of(source.config, kind, height, width, TOKENS)))
+    tokens = conditions["encoder_hidden_states"].shape[1] if "encoder_hidden_states" in conditions else 0
+    first = next(iter(shapes_of(source.config, kind, height, width, tokens)))
     state = state.flatten(2).transpose(1, 2) if kind == "FluxTransformer2DModel" else state
     time = time.float() / 1000 if kind == "FluxTransformer2DModel" else time.float()  # Flux multiplies it by 1000
     inputs = {first: state, "timestep": time} | conditions
-    return pack(source.config, kind, inputs, height, width, TOKENS)
+    return pack(source.config, kind, inputs, height, width, tokens)
 
 
 def make_conditions(source: ModelFolder, count: int, seed: int) -> dict[str, torch.Tensor]:
-    """Return all inputs but the state and the time, for ``count`` samples."""
+    """Return all inputs but the state and the time, for ``count`` samples, without text encoders."""
     config, rng = source.config, torch.Generator().manual_seed(seed)
     _, height, width = sample_shape(source)
     shapes = list(shapes_of(config, config.model_type, height, width, TOKENS).items())[1:]
@@ -103,6 +105,8 @@ def run(source: ModelFolder, denoise: Denoise, *, count: int, steps: int, seed: 
     """
     scheduler, shape = open_scheduler(source), sample_shape(source)
     conditions = make_conditions(source, count, seed)
+    if encoded := prompt_conditions(source, count):
+        conditions |= encoded
     x = start_noise(shape, range(seed, seed + count))
     with guarded(f"the scheduler of {source.name} cannot run {steps} steps"):
         options = signature(scheduler.set_timesteps).parameters

@@ -105,7 +105,8 @@ def build_skeleton(config: DenoiserConfig) -> tuple[nn.Module, Family]:
     kind = config.model_type
     values = {name: value for name, value in config.values.items() if not name.startswith("_")}
     values.pop("quantization_config", None)
-    with guarded(f"no {kind} can be built from this config"), _quiet(), init_empty_weights():
+    require_diffusers()
+    with guarded(f"no {kind} can be built from this config"), quiet(), init_empty_weights():
         model = _class_of(kind).from_config(values)
     stored = model.state_dict().keys()
     for path, module in model.named_modules():
@@ -132,16 +133,22 @@ def require_diffusers():
 
 
 @contextmanager
-def _quiet():
-    """Keep diffusers from warning about fields of a config that a newer or older version has."""
+def quiet():
+    """Keep diffusers and transformers from showing progress bars, and warnings such as those about unknown fields."""
     from diffusers.utils import logging
+    from transformers.utils import logging as others
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    before = [(module, module.get_verbosity(), module.is_progress_bar_enabled()) for module in (logging, others)]
+    for module, _, _ in before:
+        module.set_verbosity_error()
+        module.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        for module, level, bars in before:
+            module.set_verbosity(level)
+            if bars:
+                module.enable_progress_bar()
 
 
 def inputs_of(config: Any, kind: str) -> dict[str, list[str]]:

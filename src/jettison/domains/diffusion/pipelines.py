@@ -4,6 +4,7 @@ Only classes of diffusers itself are opened, with weights in safetensors, from t
 """
 
 from contextlib import suppress
+from functools import lru_cache
 from inspect import signature
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from jettison.core.documents import read_json
 from jettison.core.errors import UsageError, guarded, shown
-from jettison.graph.denoisers import inputs_of, require_diffusers
+from jettison.graph.denoisers import inputs_of, quiet, require_diffusers
 from jettison.graph.folder import ModelFolder
 from jettison.graph.layout import PIPELINE, read_parts
 from jettison.graph.walk import Stop
@@ -47,13 +48,14 @@ def open_pipeline(source: ModelFolder, denoiser: nn.Module, kind: type | None = 
         name: None for name, part in signature(kind.__init__).parameters.items()
         if name not in listed and name != "self" and part.default is part.empty
     }  # fmt: skip
-    with guarded(f"{source.folder} cannot be opened as a {kind.__name__}"):
+    with guarded(f"{source.folder} cannot be opened as a {kind.__name__}"), quiet():
         return kind.from_pretrained(
             source.folder, **given, **{source.layout.part: denoiser}, use_safetensors=True, local_files_only=True,
-            **({} if len(parts) < 3 else {"torch_dtype": denoiser.dtype}),
+            **({} if len(parts) < 3 else {"dtype": denoiser.dtype}),
         )  # fmt: skip
 
 
+@lru_cache(1)
 def prompt_conditions(source: ModelFolder, count: int) -> dict[str, torch.Tensor] | None:
     """Return what the denoiser reads for ``count`` prompts, beside the state and the time; None without text encoders.
 
@@ -75,7 +77,7 @@ def prompt_conditions(source: ModelFolder, count: int) -> dict[str, torch.Tensor
     pipe = open_pipeline(source, stub, kind)
     pipe.set_progress_bar_config(disable=True)
     prompts = [PROMPTS[number % len(PROMPTS)] for number in range(count)]
-    with guarded(f"{own.__name__} of {source.name} does not run"), suppress(Stop), torch.no_grad():
+    with guarded(f"{own.__name__} of {source.name} does not run"), quiet(), suppress(Stop), torch.no_grad():
         pipe(prompt=prompts, num_inference_steps=2, guidance_scale=1.0)
     if not calls:
         raise UsageError(f"{own.__name__} of {source.name} does not call its denoiser")

@@ -109,9 +109,9 @@ def run(source: ModelFolder, denoise: Denoise, *, count: int, steps: int, seed: 
         conditions |= encoded
     x = start_noise(shape, range(seed, seed + count))
     with guarded(f"the scheduler of {source.name} cannot run {steps} steps"):
-        options = signature(scheduler.set_timesteps).parameters
         # Flow matching shifts its times by the size of an image where the config asks for it.
-        scheduler.set_timesteps(steps, **({"mu": 1.0} if "mu" in options else {}))
+        shifts = getattr(scheduler.config, "use_dynamic_shifting", False)
+        scheduler.set_timesteps(steps, **({"mu": 1.0} if shifts else {}))
         x = x * getattr(scheduler, "init_noise_sigma", 1.0)
         scale = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
         takes = signature(scheduler.step).parameters

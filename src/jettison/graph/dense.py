@@ -71,8 +71,8 @@ def stored_dtype(source: ModelFolder) -> torch.dtype:
 def _usual_dtype(source: ModelFolder) -> str:
     """Return the type of most full-precision tensors. Configs of diffusers state none."""
     kinds = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-    found = Counter(kind for name in source.checkpoint if (kind := source.checkpoint.dtype(name)) in kinds)
-    return kinds[found.most_common(1)[0][0]] if found else "float32"
+    counts = Counter(kind for name in source.checkpoint if (kind := source.checkpoint.dtype(name)) in kinds)
+    return kinds[counts.most_common(1)[0][0]] if counts else "float32"
 
 
 def require_memory(weights: float, what: str) -> None:

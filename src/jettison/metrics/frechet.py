@@ -113,9 +113,9 @@ def frechet_difference(
 def _interval(value: float, measure, count: int, resamples: int, seed: int) -> Interval:
     rng = torch.Generator().manual_seed(seed)
     values = [measure(torch.randint(count, (count,), generator=rng)) for _ in range(resamples)]
-    found = torch.tensor(values, dtype=torch.float64)
+    distances = torch.tensor(values, dtype=torch.float64)
     edge = (1 - LEVEL) / 2
-    low, high = (found - found.mean()).quantile(torch.tensor([edge, 1 - edge], dtype=torch.float64)).tolist()
+    low, high = (distances - distances.mean()).quantile(torch.tensor([edge, 1 - edge], dtype=torch.float64)).tolist()
     return Interval(value, value + low, value + high)
 
 

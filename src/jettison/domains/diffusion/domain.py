@@ -53,8 +53,8 @@ def calibration(source: ModelFolder, settings: Mapping[str, Any], seed: int) -> 
     """Return rows (samples, numbers) that the original reads in runs of its own sampler, spread over all steps."""
     samples = settings["samples"]
     count = max(1, math.ceil(samples / STEPS))
-    found = torch.cat(run(source, _original(source), count=count, steps=STEPS, seed=seed).rows)
-    return found[torch.arange(samples) * len(found) // samples]
+    rows = torch.cat(run(source, _original(source), count=count, steps=STEPS, seed=seed).rows)
+    return rows[torch.arange(samples) * len(rows) // samples]
 
 
 def _original(source: ModelFolder) -> Logits:

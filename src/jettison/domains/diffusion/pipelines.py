@@ -29,10 +29,10 @@ PROMPTS = (
 def pipeline_class(source: ModelFolder) -> type:
     """Return the pipeline's class. Raises UsageError if diffusers has no pipeline of this name."""
     diffusers, name = require_diffusers(), read_json(source.folder / PIPELINE).get("_class_name")
-    found = getattr(diffusers, name, None) if isinstance(name, str) and name.isidentifier() else None
-    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+    kind = getattr(diffusers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
         raise UsageError(f"{source.folder / PIPELINE}: _class_name = {shown(name)}: diffusers has no such pipeline")
-    return found
+    return kind
 
 
 def open_pipeline(source: ModelFolder, denoiser: nn.Module, kind: type | None = None) -> Any:
@@ -43,14 +43,14 @@ def open_pipeline(source: ModelFolder, denoiser: nn.Module, kind: type | None = 
     """
     parts, listed = read_parts(source.folder), read_json(source.folder / PIPELINE)
     kind = kind or pipeline_class(source)
-    given = {name: None for name, value in listed.items() if value == [None, None]}
-    given |= {
+    passed = {name: None for name, value in listed.items() if value == [None, None]}
+    passed |= {
         name: None for name, part in signature(kind.__init__).parameters.items()
         if name not in listed and name != "self" and part.default is part.empty
     }  # fmt: skip
     with guarded(f"{source.folder} cannot be opened as a {kind.__name__}"), quiet():
         return kind.from_pretrained(
-            source.folder, **given, **{source.layout.part: denoiser}, use_safetensors=True, local_files_only=True,
+            source.folder, **passed, **{source.layout.part: denoiser}, use_safetensors=True, local_files_only=True,
             **({} if len(parts) < 3 else {"dtype": denoiser.dtype}),
         )  # fmt: skip
 
@@ -81,11 +81,11 @@ def prompt_conditions(source: ModelFolder, count: int) -> dict[str, torch.Tensor
         pipe(prompt=prompts, num_inference_steps=2, guidance_scale=1.0)
     if not calls:
         raise UsageError(f"{own.__name__} of {source.name} does not call its denoiser")
-    found = {}
+    conditions = {}
     for name in list(inputs_of(source.config, source.config.model_type))[1:]:
         outer, _, inner = name.partition(".")
         value = calls[0].get(outer)
         value = value.get(inner) if inner and value else value
         if isinstance(value, torch.Tensor) and name not in ("timestep", "guidance"):
-            found[name] = value[-count:].float()
-    return found
+            conditions[name] = value[-count:].float()
+    return conditions

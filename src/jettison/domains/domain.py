@@ -76,8 +76,16 @@ class Domain(Protocol):
     def scores(self, source: ModelFolder, student: Logits, original: Logits | None, sources: Sources) -> dict[str, Any]:
         """Measure quality, and distance from the original.
 
-        Returns {kind of data: {name: {score: number}}}. ``texts`` and ``images`` are known to jettison.json
-        (``formats/schema.py``), the model card and the report; ``evaluate`` prints any other kind, too.
+        Returns {kind of data: {name: {score: number}}}. ``texts`` and ``images`` have sections of their own in the
+        report; ``evaluate``, the model card and the report show any other kind as a table.
+        """
+
+    def exhibits(
+        self, source: ModelFolder, student: Logits, original: Logits, sources: Sources
+    ) -> list[dict[str, Any]]:
+        """Return what the report shows of a stage: each {"title", "note", "pictures": [{"caption", "png"}]}.
+
+        png: in base64. Asked only of domains that are measured on neither texts nor images.
         """
 
     def training(self, source: ModelFolder, recipe: Recipe, step: Step, process: tuple[int, int], wait) -> torch.Tensor:

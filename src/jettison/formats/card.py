@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from jettison.formats.runtimes import written_formats
+from jettison.formats.schema import Stage
 
 STAGES = ("original", "quantized", "recovered")
 
@@ -26,8 +27,9 @@ def write_card(manifest: dict[str, Any]) -> str:
     teacher, recipe = manifest["teacher"], manifest["recipe"]
     name = teacher["name"]
     elsewhere = not manifest.get("replaced")  # transformers would give replaced modules random weights
+    library = manifest.get("library", "transformers")
     head: dict[str, Any] = {
-        "library_name": "transformers" if elsewhere else "jettison",
+        "library_name": library if elsewhere else "jettison",
         "tags": ["jettison", manifest.get("format", written_formats()[0])],
     }
     if f"models--{name.replace('/', '--')}" in teacher["folder"]:  # a folder of the Hugging Face cache
@@ -54,7 +56,7 @@ def write_card(manifest: dict[str, Any]) -> str:
         "```",
         "",
     ]
-    loaders = "`jettison.load(folder)`" + (", or with transformers" + _adapter(manifest) if elsewhere else " only")
+    loaders = "`jettison.load(folder)`" + (f", or with {library}" + _adapter(manifest) if elsewhere else " only")
     lines += ["## Loading", "", f"{loaders}.", ""]
     notes = [*manifest.get("not_in_transformers", []), *(manifest.get("check") or {}).get("notes", [])]
     lines += [f"- {note}" for note in notes] + ([""] if notes else [])
@@ -101,4 +103,9 @@ def _results(results: dict[str, Any], words: Mapping[str, str]) -> list[str]:
         for scores in (results[stage].get("images", {}).get(name, {}) for name in images):
             row += [f"{scores[kind]:.4g}" if kind in scores else "" for kind in ("accuracy", "kl")]
         lines.append("| " + " | ".join(row) + " |")
+    for kind in dict.fromkeys(kind for stage in stages for kind in results[stage] if kind not in Stage.model_fields):
+        for stage in stages:
+            for name, scores in list(results[stage].get(kind, {}).items())[:1]:  # the first stands for all of them
+                figures = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in scores.items())
+                lines += ["", f"{stage}: {kind}, {cell(name)}: {figures}"]
     return [*lines, ""]

@@ -131,6 +131,21 @@ class Picture(Part):
     now: Named
 
 
+class Shown(Part):
+    """A picture of an exhibit."""
+
+    png: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$")]
+    caption: str = ""
+
+
+class Exhibit(Part):
+    """Pictures that a domain shows of a stage."""
+
+    title: str
+    note: str = ""
+    pictures: list[Shown] = []
+
+
 class Stage(Part):
     """The measurements of the original, quantized or recovered model.
 
@@ -144,6 +159,7 @@ class Stage(Part):
     differ: int | None = None
     looked_at: int | None = None
     samples: list[Sample] | None = None
+    exhibits: list[Exhibit] | None = None
     tasks: dict[str, Accuracy] | None = None
 
 

@@ -15,10 +15,11 @@ from jettison.encodings.grid import Grid
 from jettison.encodings.quantized import QuantizedWeight
 from jettison.formats.format import Format, find_format
 from jettison.graph.anatomy import Linear
-from jettison.graph.checkpoint import INDEX, Checkpoint
+from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.described_files import write_replaced
 from jettison.graph.extra import extra_linears, extra_matrices
 from jettison.graph.folder import TOKENIZER, ModelFolder
+from jettison.graph.layout import other_files
 from jettison.graph.modules import of_matrix
 
 # Packed; or dense, (out, in) float32, which is cast to the original's dtype when it is stored.
@@ -144,10 +145,16 @@ class Writer:
         grids: linear name -> grid, for the packed ones.
         untie: whether a tied head and embedding were separated.
         """
-        source, written = self.source, Checkpoint(out, [out / shard for shard in shards])
+        source, home = self.source, out / self.source.layout.part
+        written = Checkpoint(home, [out / shard for shard in shards])
         weight_map = {name: written.home(name).name for name in sorted(written)}
-        write_json(out / INDEX, {"metadata": {"total_size": written.tensor_bytes}, "weight_map": weight_map})
+        write_json(
+            home / source.layout.index, {"metadata": {"total_size": written.tensor_bytes}, "weight_map": weight_map}
+        )
         copy_companions(source.folder, out)
+        for name in other_files(source.folder, source.layout):
+            (out / name).parent.mkdir(exist_ok=True, parents=True)
+            write_atomic(out / name, lambda temporary, name=name: shutil.copyfile(source.folder / name, temporary))
         config = dict(source.raw_config)
         if grids:
             extra = [linear for linear in extra_linears(source) if linear.name in grids]
@@ -159,8 +166,8 @@ class Writer:
             if "text_config" in config:
                 config["text_config"] = config["text_config"] | {"tie_word_embeddings": False}
         if source.replaced:
-            write_replaced(out, source.replaced)
-        write_json(out / "config.json", config)
+            write_replaced(home, source.replaced)
+        write_json(home / "config.json", config)
 
 
 def copy_companions(source: Path, out: Path) -> None:

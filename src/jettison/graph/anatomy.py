@@ -31,7 +31,8 @@ class Family:
     """A row of families.yaml, whose head explains the fields.
 
     name: the model_type, or "generic" for a model without a row.
-    domain: the kind of model, "text" or "vision".
+    domain: the kind of model, "text", "vision" or "diffusion".
+    inputs: of a denoiser, see ``graph.denoisers``.
     folds, norm_offset: see ``graph.edits.find_folds``.
     residual: see ``graph.families.ResidualRow``.
     """
@@ -48,6 +49,7 @@ class Family:
     folds: dict[str, tuple[str, ...]] = field(default_factory=dict)
     norm_offset: float = 0.0
     residual: dict[str, Any] | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
 
     @property
     def chain(self) -> bool:
@@ -71,9 +73,16 @@ class Family:
     def block_pattern(self) -> re.Pattern[str]:
         """The pattern that the module paths of blocks match.
 
-        ``blocks`` may contain *, which stands for a number where the blocks lie in lists of lists.
+        ``blocks`` may contain *, which stands for a number where the blocks lie in lists of lists. Several paths are
+        separated by spaces, in the order in which they are run.
         """
-        return re.compile(re.escape(self.blocks).replace(r"\*", r"\d+") + ("" if "*" in self.blocks else r"\.\d+"))
+        paths = "|".join(re.escape(path).replace(r"\*", r"\d+") for path in self.blocks.split())
+        return re.compile(f"(?:{paths})" + ("" if "*" in self.blocks else r"\.\d+"))
+
+    def place(self, path: str) -> int:
+        """Return the number of the path in ``blocks`` that matches the path of a block."""
+        patterns = [re.escape(blocks).replace(r"\*", r"\d+") for blocks in self.blocks.split()]
+        return next((number for number, pattern in enumerate(patterns) if re.match(pattern, path)), 0)
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,12 @@ class Checkpoint:
     """The tensors of a folder. Opening it reads names, shapes and types; ``read`` reads the values of one tensor.
 
     files: the shards to open; None means those of the folder.
+    stem: of the names of its files, see ``graph.layout``.
     Raises UsageError if the folder has no safetensors, JettisonError if a shard is missing or damaged.
     """
 
-    def __init__(self, folder: Path, files: list[Path] | None = None):
-        self.folder = folder
+    def __init__(self, folder: Path, files: list[Path] | None = None, stem: str = "model"):
+        self.folder, self._stem = folder, stem
         self.files = files or self._find_files()
         self._shard_of: dict[str, Path] = {}
         self._open = {}
@@ -37,22 +38,27 @@ class Checkpoint:
             for name in self._open_shard(file).keys():  # noqa: SIM118 (not a mapping)
                 self._shard_of[name] = file
 
+    @property
+    def index(self) -> str:
+        """The name of the index, which a folder of several shards has."""
+        return f"{self._stem}.safetensors.index.json"
+
     def _find_files(self) -> list[Path]:
-        index = self.folder / INDEX
+        index = self.folder / self.index
         if os.path.lexists(index):
             files = [inside(self.folder, name) for name in self._shards_named_in(index)]
         else:
-            files = [self.folder / "model.safetensors"]
+            files = [self.folder / f"{self._stem}.safetensors"]
             if not files[0].exists():
-                files = sorted(self.folder.glob("model*.safetensors"))
+                files = sorted(self.folder.glob(f"{self._stem}*.safetensors"))
         for file in files:
             if not os.path.lexists(file):
-                raise JettisonError(f"{self.folder}: shard {file.name} is named by {INDEX} but missing")
+                raise JettisonError(f"{self.folder}: shard {file.name} is named by {self.index} but missing")
         if not files:
             hint = (
                 "; it has .bin files: save it again with safe_serialization" if any(self.folder.glob("*.bin")) else ""
             )
-            raise UsageError(f"{self.folder} has no model.safetensors or {INDEX}{hint}")
+            raise UsageError(f"{self.folder} has no {self._stem}.safetensors or {self.index}{hint}")
         return files
 
     def _shards_named_in(self, index: Path) -> list[str]:

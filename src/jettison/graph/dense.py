@@ -1,9 +1,11 @@
 """Load a whole model into memory in full precision."""
 
+from collections import Counter
+
 import psutil
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from jettison.core.documents import read_json
 from jettison.core.errors import JettisonError, UsageError, guarded
@@ -37,6 +39,8 @@ def with_defaults(model: nn.Module, source: ModelFolder, dtype: torch.dtype) -> 
 
     Raises UsageError if these settings cannot be read or eos_token_id is not a whole number or several.
     """
+    if not isinstance(model, PreTrainedModel):
+        return model
     model.config.dtype = dtype
     file = source.folder / "generation_config.json"
     if not model.can_generate():
@@ -56,11 +60,19 @@ def stored_dtype(source: ModelFolder) -> torch.dtype:
 
     Raises UsageError for a type that is not in ``FULL_PRECISION``.
     """
-    name = str(getattr(source.config, "dtype", None) or "float32").removeprefix("torch.")
+    stated = getattr(source.config, "dtype", None) or (_usual_dtype(source) if source.layout.part else "float32")
+    name = str(stated).removeprefix("torch.")
     known = {kind: getattr(torch, kind) for kind in FULL_PRECISION}
     if name not in known:
         raise UsageError(f"{source.where}: dtype = {name!r:.60}; valid: {', '.join(known)}")
     return known[name]
+
+
+def _usual_dtype(source: ModelFolder) -> str:
+    """Return the type of most full-precision tensors. Configs of diffusers state none."""
+    kinds = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+    counts = Counter(kind for name in source.checkpoint if (kind := source.checkpoint.dtype(name)) in kinds)
+    return kinds[counts.most_common(1)[0][0]] if counts else "float32"
 
 
 def require_memory(weights: float, what: str) -> None:

@@ -15,6 +15,8 @@ from jettison.graph.folder import ModelFolder
 
 def extra_tensors(source: ModelFolder) -> list[str]:
     """Return the tensors of the checkpoint that belong to blocks which the model does not have, sorted."""
+    if not source.anatomy.family.chain:
+        return []
     own, pattern = set(source.skeleton.state_dict()), _pattern(source.anatomy)
     beyond = lambda match: match["number"] is None or int(match["number"]) >= source.anatomy.blocks
     return [name for name in sorted(source.checkpoint) if (m := pattern.match(name)) and beyond(m) and name not in own]

@@ -82,6 +82,7 @@ class FamilyRow(Fields):
     folds: dict[str, Roles] = {}
     norm_offset: float = 0.0
     residual: ResidualRow | None = None
+    inputs: dict[str, str] = {}
     sizes: SizesRow | None = None
 
 
@@ -120,6 +121,7 @@ def _family(name: str, data: Any) -> Family:
         folds=as_tuples(row.folds),
         norm_offset=row.norm_offset,
         residual=row.residual.model_dump() if row.residual else None,
+        inputs=row.inputs,
     )
 
 

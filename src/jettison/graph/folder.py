@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from jettison.core.documents import read_json
 from jettison.core.errors import JettisonError, UsageError, guarded
 from jettison.core.files import check_regular, content_digest, digest, read_bytes
-from jettison.graph.checkpoint import INDEX, Checkpoint
+from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.described_files import is_described, read_replaced
 from jettison.graph.find import find_folder
+from jettison.graph.layout import PIPELINE, find_layout, other_files
 from jettison.graph.shape import ModelShape, shapes
 
 if TYPE_CHECKING:  # a plan opens folders without torch and transformers, which take seconds to import
@@ -47,8 +48,9 @@ def open_shape(name: str | Path) -> ModelShape:
 
 
 class ModelFolder(ModelShape):
-    """A Hugging Face model folder. Opening it reads the config and the headers of the shards, no weights.
+    """A model folder. Opening it reads the config and the headers of the shards, no weights.
 
+    layout: where config and weights lie in the folder; home: that place.
     name: ``scribe``, a local folder or a hub id (see ``find_folder``).
     Raises UsageError if there is no such folder or it has no config.json.
     """
@@ -61,10 +63,12 @@ class ModelFolder(ModelShape):
             raise UsageError(
                 f"{self.folder} holds a model that transformers does not have: only jettison.load reads it"
             )
-        if not (self.folder / "config.json").exists():
-            raise UsageError(f"{self.folder} is not a model folder: it has no config.json")
-        raw_config = read_json(self.folder / "config.json")
-        super().__init__(str(name), raw_config, self.folder, read_replaced(self.folder))
+        self.layout = find_layout(self.folder)
+        self.home = self.folder / self.layout.part
+        if not (self.home / "config.json").exists():
+            raise UsageError(f"{self.folder} is not a model folder: it has no config.json and no {PIPELINE}")
+        raw_config = read_json(self.home / "config.json")
+        super().__init__(str(name), raw_config, self.home, read_replaced(self.home))
 
     def _reopened(self) -> "ModelFolder":
         return ModelFolder(self.folder)
@@ -72,7 +76,8 @@ class ModelFolder(ModelShape):
     @property
     def weights(self) -> bool:
         """Whether the folder has safetensors files, not only a config."""
-        return (self.folder / INDEX).exists() or any(self.folder.glob("model*.safetensors"))
+        stem = self.layout.stem
+        return (self.home / self.layout.index).exists() or any(self.home.glob(f"{stem}*.safetensors"))
 
     @property
     def tileable(self) -> bool:
@@ -82,7 +87,7 @@ class ModelFolder(ModelShape):
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The tensors of the folder. Raises UsageError or JettisonError, see ``Checkpoint``."""
-        return Checkpoint(self.folder)
+        return Checkpoint(self.home, stem=self.layout.stem)
 
     @cached_property
     def tokenizer(self):
@@ -97,15 +102,24 @@ class ModelFolder(ModelShape):
 
     def identity(self) -> dict[str, Any]:
         """Return digests of all that the model's outputs depend on: its config, its replaced modules, and every file
-        of its weights and of its tokenizer."""
+        of its weights, of its tokenizer and of the other parts of its pipeline."""
         tokenizer_files = sorted(
             path for path in self.folder.iterdir() if TOKENIZER.fullmatch(path.name) and path.is_file()
         )
-        return {
-            "config": digest(self.raw_config),
-            "weights": self.checkpoint.content(),
-            "tokenizer": {path.name: content_digest(path) for path in tokenizer_files},
-        } | ({"replaced": digest(self.replaced)} if self.replaced else {})
+        return (
+            {
+                "config": digest(self.raw_config),
+                "weights": self.checkpoint.content(),
+                "tokenizer": {path.name: content_digest(path) for path in tokenizer_files},
+            }
+            | ({"replaced": digest(self.replaced)} if self.replaced else {})
+            | self._other_parts()
+        )
+
+    def _other_parts(self) -> dict[str, Any]:
+        """Return the digests of the files of the other parts of a pipeline; {} for a model that is none."""
+        files = other_files(self.folder, self.layout)
+        return {"parts": {name: content_digest(self.folder / name) for name in files}} if files else {}
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that identify the whole content, see ``identity``."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -30,6 +31,8 @@ def renamed(model: nn.Module, tensors: Iterable[str]) -> dict[str, str]:
 
     Experts that transformers stacks are parameters of their own, as ``graph.experts`` separates them.
     """
+    if not isinstance(model, PreTrainedModel):  # diffusers renames nothing
+        return {}
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]

@@ -16,6 +16,7 @@ import yaml
 from jettison.core.errors import UsageError
 from jettison.graph import described_files
 from jettison.graph.anatomy import Anatomy, Family
+from jettison.graph.layout import Layout
 from jettison.graph.sizes import Sizes, read_sizes
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ModelShape:
     """
 
     weights = False  # whether the weights are available, too
+    layout = Layout()
 
     def __init__(
         self,
@@ -87,10 +89,13 @@ class ModelShape:
 
     @cached_property
     def config(self) -> "PretrainedConfig":
-        """The config, read by transformers. Raises UsageError, see ``graph.config``."""
-        from jettison.graph.config import read_config
+        """The config, read by the library that has the model. Raises UsageError, see ``graph.config``."""
+        _ = self.quantization  # raises a clearer error than the library
+        if self.layout.library == "diffusers":
+            from jettison.graph.denoisers import read_config
+        else:
+            from jettison.graph.config import read_config
 
-        _ = self.quantization  # raises a clearer error than transformers
         return read_config(self.raw_config, self.path, self.where)
 
     @property
@@ -146,7 +151,10 @@ class ModelShape:
         return self._build()
 
     def _build(self) -> "tuple[torch.nn.Module, Family]":
-        from jettison.graph.skeleton import build_skeleton
+        if self.layout.library == "diffusers":
+            from jettison.graph.denoisers import build_skeleton
+        else:
+            from jettison.graph.skeleton import build_skeleton
 
         model, family = build_skeleton(self.config)
         described_files.replace_modules(model, self.replaced, f"{described_files.NAME} of {self.path or self.name}")

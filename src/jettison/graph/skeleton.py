@@ -121,7 +121,8 @@ def run_model(model: nn.Module, inputs: torch.Tensor, **options):
 
 def running(model: nn.Module) -> AbstractContextManager[None]:
     """Return a context that turns errors in a model's code into UsageError, for calls of a part of the model."""
-    return guarded(f"the {model.config.model_type} model does not run with its config")
+    kind = getattr(model.config, "model_type", type(model).__name__)
+    return guarded(f"the {kind} model does not run with its config")
 
 
 def find_family(model_type: str, model: nn.Module, experts: Sequence[str] = ()) -> Family:
@@ -163,6 +164,7 @@ def read_anatomy(model: nn.Module, family: Family, replaced: Collection[str] = (
     """
     modules = dict(model.named_modules())
     paths = tuple(path for path in modules if family.block_pattern.fullmatch(path))
+    paths = tuple(sorted(paths, key=family.place))  # a U-Net's modules are not in the order in which they are run
     linears = []
     for index, prefix in enumerate(paths):
         read = weights_read(modules[prefix]) if family.name == "generic" else set()
@@ -186,6 +188,8 @@ def read_anatomy(model: nn.Module, family: Family, replaced: Collection[str] = (
             number = getattr(model.config, "num_labels", None)  # the head has a row for every class
             inner = _within(name, replaced) and getattr(module, "out_features", None) != number
             role = _described_role(module) if inner else _usual_role(module, model.config)
+            if family.ends:  # the row says which matrix is the last; the others come before the blocks
+                role = "head" if name == family.ends[-1] else "stem"
             linears.append(_linear(name, module, (role,), None, family))
         return Anatomy(family, len(paths), tuple(linears), parameters, tied=False, paths=paths)
     head, embed = model.get_output_embeddings(), model.get_input_embeddings()

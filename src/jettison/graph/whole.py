@@ -85,6 +85,13 @@ def random_states(source: ModelFolder) -> torch.Tensor:
     return torch.randn(1, TOKENS, width, generator=torch.Generator().manual_seed(0))
 
 
+def _flat(output) -> list[torch.Tensor]:
+    """Return all tensors of an output, also inside tuples, as vectors."""
+    if isinstance(output, torch.Tensor):
+        return [output.flatten()]
+    return [vector for part in output or () for vector in _flat(part)]
+
+
 class WholeWalk:
     """A walk as ``Walk``, for any model: ``model`` is compressed in place.
 
@@ -162,7 +169,9 @@ class WholeWalk:
     def _run(self, index: int, call: Call) -> torch.Tensor:
         args, kwargs = unused(call)
         with running(self.model):
-            return first_output(self.model.get_submodule(self.prefix(index))(*args, **kwargs))
+            output = self.model.get_submodule(self.prefix(index))(*args, **kwargs)
+        # Blocks of denoisers return several states of equal weight: of image and text, or of all resolutions.
+        return torch.cat(_flat(output)) if self.source.layout.part else first_output(output)
 
     @torch.no_grad()
     def run(self) -> None:

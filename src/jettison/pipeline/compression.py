@@ -264,13 +264,14 @@ def _finish(writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, journal:
         recipe=recipe.to_dict(),
         seed=seed,
         depth=read_manifest(source.folder).get("depth") if (source.folder / MANIFEST).exists() else None,
-        versions={name: version(name) for name in ("torch", "transformers", *writer.format.LIBRARIES)},
+        versions={name: version(name) for name in ("torch", source.layout.library, *writer.format.LIBRARIES)},
         format=writer.name,
         hashes={entry["file"]: entry["sha256"] for entry in entries},
         not_in_transformers=not_in_transformers(writer.format, source, grids),
         stored_dense=[job.linear.name for job in jobs if job.grid and job.linear.name not in grids],
         uncalibrated=unseen,
         **({"replaced": list(source.replaced)} if source.replaced else {}),
+        **({"library": source.layout.library} if source.layout.part else {}),
         check=_check(source, jobs, out, entries),
         blocks=[{"error": entry["error"], "linears": entry["linears"]} for entry in entries],
     )
@@ -320,7 +321,7 @@ def _check_disk(source: ModelFolder, out: Path, dense: bool) -> None:
     dense: some linears stay dense, so the result may be as large as the source; else it is at most half as large.
     """
     folder = next(parent for parent in (out.resolve(), *out.resolve().parents) if parent.exists())
-    written = size_of(out.glob("model-*.safetensors"))
+    written = size_of((out / source.layout.part).glob(f"{source.layout.stem}-*.safetensors"))
     free, needed = shutil.disk_usage(folder).free, source.checkpoint.file_bytes // (1 if dense else 2) - written
     if free < needed:
         raise JettisonError(

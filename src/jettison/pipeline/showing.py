@@ -1,4 +1,7 @@
-"""Samples of a stage of a run for the report: texts that the model writes, or images that it classifies; and speed."""
+"""Samples of a stage of a run for the report, and speed.
+
+Samples are texts that the model writes, images that it classifies, or what its domain shows.
+"""
 
 import base64
 import statistics
@@ -9,7 +12,7 @@ from typing import Any
 import torch
 
 from jettison.core.progress import waiting
-from jettison.domains.domain import Sources
+from jettison.domains.domain import Sources, find_domain
 from jettison.domains.vision.data import open_images
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.generation import measure_generation, sample_prompts
@@ -28,7 +31,9 @@ def show(model: str | Path, *, original: str | Path, sources: Sources, adapter: 
         return measure_images(model, original, sources.images, adapter=adapter)
     if sources.texts:
         return measure_generation(model, sample_prompts(original, sources.texts[0]), adapter=adapter)
-    return {"speed": {}}  # of a domain that has neither texts nor images
+    source, reference = ModelFolder(original), load(original)
+    shown = find_domain(source).exhibits(source, load(model, adapter=adapter).logits, reference.logits, sources)
+    return {"exhibits": shown, "speed": {}}
 
 
 @waiting("looking at images")

@@ -42,11 +42,17 @@ def compress_unit(
     source, blocks = writer.source, writer.source.anatomy.blocks
     unit_jobs = [job for job in jobs if job.linear.block == block]
     applied, error = _compress_block(writer, unit_jobs, block, walk, pool)
-    file = out / f"model-{(blocks if block is None else block) + 1:05d}-of-{blocks + 1:05d}.safetensors"
+    file = out / source.layout.shard((blocks if block is None else block) + 1, blocks + 1)
+    file.parent.mkdir(exist_ok=True)
     write_tensors(file, writer.shard_tensors(block, applied.weights, unties(source, jobs), applied.changed))
     check.check_shard(writer, file, applied.weights)
     source.checkpoint.release()
-    entry = {"file": file.name, "sha256": file_digest(file), "error": error, "linears": applied.records}
+    entry = {
+        "file": file.relative_to(out).as_posix(),
+        "sha256": file_digest(file),
+        "error": error,
+        "linears": applied.records,
+    }
     return entry | ({"changed": sorted(applied.changed)} if applied.changed else {})
 
 

@@ -24,7 +24,7 @@ from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest
 from jettison.formats.packed import read_grids
 from jettison.formats.peft import FOLDER as ADAPTER
-from jettison.graph.checkpoint import INDEX, Checkpoint
+from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.dense import require_memory
 from jettison.graph.folder import ModelFolder
 from jettison.runtime.load import load
@@ -94,14 +94,15 @@ def _files(target: Folder) -> str:
         raise JettisonError("the run is not finished: call the command that made the folder again")
     checkpoint = target.source.checkpoint
     size = f"{len(checkpoint.files)} files of weights, {len(list(checkpoint))} tensors"
-    if not (target.folder / INDEX).exists():
+    file = checkpoint.folder / checkpoint.index
+    if not file.exists():
         return size
-    index = read_json(target.folder / INDEX).get("weight_map", {})
+    index = read_json(file).get("weight_map", {})
     wrong = [
         name for name in {*index, *checkpoint} if name not in checkpoint or index.get(name) != _home(checkpoint, name)
     ]
     if wrong:
-        raise JettisonError(f"{INDEX} and the shards differ about {len(wrong)} tensors, such as {sorted(wrong)[0]}")
+        raise JettisonError(f"{file.name} and the shards differ about {len(wrong)} tensors, such as {sorted(wrong)[0]}")
     return size
 
 

@@ -8,6 +8,7 @@ from jettison.core.numbers import figures, format_rate
 from jettison.reports import charts, sections
 from jettison.reports.depth import depth_section
 from jettison.reports.error_map import read_error_map
+from jettison.reports.exhibits import exhibits, score_tables
 from jettison.reports.images import image_quality, latency_chart
 from jettison.reports.plan_page import plan_charts
 from jettison.reports.render import render
@@ -39,6 +40,8 @@ def _sections(run: Run) -> dict[str, Any]:
         "quality": sections.quality(run),
         "images": image_quality(run),
         "depth": depth_section(run),
+        "score_tables": score_tables(run),
+        "exhibits": exhibits(run),
         "tasks": sections.tasks(run),
         "samples": sections.samples(run),
         "drafts": sections.drafts(run),

@@ -94,6 +94,17 @@ class Loaded:
         """
         return run_model(self.model, inputs.to(self.model.device)).logits
 
+    def pipeline(self):
+        """Return the pipeline of diffusers that the folder holds, with this model as its denoiser.
+
+        Raises UsageError if the folder holds no pipeline, or diffusers cannot load its other parts.
+        """
+        if not self.source.layout.part:
+            raise UsageError(f"{self.source.name} is no pipeline of diffusers")
+        from jettison.domains.diffusion.pipelines import open_pipeline
+
+        return open_pipeline(self.source, self.model)
+
     def generate(self, prompt: Prompt | list[str], **options) -> Generation | list[Generation]:
         """Continue ``prompt``. Options are those of ``stream``.
 

@@ -1,0 +1,91 @@
+"""The pipeline of diffusers around a denoiser, and what it reads for prompts.
+
+Only classes of diffusers itself are opened, with weights in safetensors, from the folder, and without code from it.
+"""
+
+from contextlib import suppress
+from functools import lru_cache
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+
+from jettison.core.documents import read_json
+from jettison.core.errors import UsageError, guarded, shown
+from jettison.graph.denoisers import inputs_of, quiet, require_diffusers
+from jettison.graph.folder import ModelFolder
+from jettison.graph.layout import PIPELINE, read_parts
+from jettison.graph.walk import Stop
+
+# For measurements: a few things, places and styles.
+PROMPTS = (
+    "a photo of a red fox in the snow", "an old lighthouse on a cliff at dusk", "a bowl of ripe peaches, oil painting",
+    "a narrow street in the rain at night", "a portrait of an elderly fisherman", "a green steam engine on a bridge",
+    "a hot-air balloon over a desert", "a pencil drawing of a sleeping cat",
+)  # fmt: skip
+
+
+def pipeline_class(source: ModelFolder) -> type:
+    """Return the pipeline's class. Raises UsageError if diffusers has no pipeline of this name."""
+    diffusers, name = require_diffusers(), read_json(source.folder / PIPELINE).get("_class_name")
+    kind = getattr(diffusers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
+        raise UsageError(f"{source.folder / PIPELINE}: _class_name = {shown(name)}: diffusers has no such pipeline")
+    return kind
+
+
+def open_pipeline(source: ModelFolder, denoiser: nn.Module, kind: type | None = None) -> Any:
+    """Return the pipeline of a folder with this denoiser; parts that the folder leaves out are None.
+
+    kind: the class, in place of the folder's own.
+    Raises UsageError if diffusers cannot load the other parts.
+    """
+    parts, listed = read_parts(source.folder), read_json(source.folder / PIPELINE)
+    kind = kind or pipeline_class(source)
+    passed = {name: None for name, value in listed.items() if value == [None, None]}
+    passed |= {
+        name: None for name, part in signature(kind.__init__).parameters.items()
+        if name not in listed and name != "self" and part.default is part.empty
+    }  # fmt: skip
+    with guarded(f"{source.folder} cannot be opened as a {kind.__name__}"), quiet():
+        return kind.from_pretrained(
+            source.folder, **passed, **{source.layout.part: denoiser}, use_safetensors=True, local_files_only=True,
+            **({} if len(parts) < 3 else {"dtype": denoiser.dtype}),
+        )  # fmt: skip
+
+
+@lru_cache(1)
+def prompt_conditions(source: ModelFolder, count: int) -> dict[str, torch.Tensor] | None:
+    """Return what the denoiser reads for ``count`` prompts, beside the state and the time; None without text encoders.
+
+    The pipeline runs until it calls the denoiser, which is a model without weights here. Guidance is off.
+    """
+    if not any(name.startswith("text_encoder") for name in read_parts(source.folder)):
+        return None
+    stub, calls = source.new_skeleton(), []
+    reads = list(signature(type(stub).__mro__[2].forward).parameters)[1:]
+
+    def stop(*args, **kwargs):
+        calls.append(dict(zip(reads, args, strict=False)) | kwargs)
+        raise Stop
+
+    stub.forward = stop
+    own = pipeline_class(source)
+    on_cpu = property(lambda _: torch.device("cpu"))  # the stub is on the meta device
+    kind = type(own.__name__, (own,), {"device": on_cpu, "_execution_device": on_cpu, "__module__": own.__module__})
+    pipe = open_pipeline(source, stub, kind)
+    pipe.set_progress_bar_config(disable=True)
+    prompts = [PROMPTS[number % len(PROMPTS)] for number in range(count)]
+    with guarded(f"{own.__name__} of {source.name} does not run"), quiet(), suppress(Stop), torch.no_grad():
+        pipe(prompt=prompts, num_inference_steps=2, guidance_scale=1.0)
+    if not calls:
+        raise UsageError(f"{own.__name__} of {source.name} does not call its denoiser")
+    conditions = {}
+    for name in list(inputs_of(source.config, source.config.model_type))[1:]:
+        outer, _, inner = name.partition(".")
+        value = calls[0].get(outer)
+        value = value.get(inner) if inner and value else value
+        if isinstance(value, torch.Tensor) and name not in ("timestep", "guidance"):
+            conditions[name] = value[-count:].float()
+    return conditions

@@ -121,7 +121,11 @@ class DepthTask:
         self.model.load_state_dict(self.teacher.state_dict(), strict=False)
 
     def accuracy(self, model: nn.Module | None = None, recalibrated: bool = True) -> float:
-        """Return the share of the validation images that a model classifies correctly, to the 6 digits of the journal.
+        """Return the share of the validation images that a model classifies correctly, see ``scores``."""
+        return self.scores(model, recalibrated)["accuracy"]
+
+    def scores(self, model: nn.Module | None = None, recalibrated: bool = True) -> dict[str, float]:
+        """Return accuracy and loss (cross-entropy in nats) on the validation images, to the 6 digits of the journal.
 
         recalibrated: take the statistics of batch normalizations anew from the calibration images.
         """
@@ -132,9 +136,10 @@ class DepthTask:
                     self.logits(model, pixels)
         model.eval()
         with torch.no_grad():
-            guesses = [self.logits(model, x).argmax(-1).cpu() for x, _ in self.data.validation]
-        right = sum(int((guess == y).sum()) for guess, (_, y) in zip(guesses, self.data.validation, strict=True))
-        return round(right / self.data.held_out, 6)
+            logits = torch.cat([self.logits(model, x).float().cpu() for x, _ in self.data.validation])
+        labels = torch.cat([y for _, y in self.data.validation])
+        accuracy = float((logits.argmax(-1) == labels).double().mean())
+        return {"accuracy": round(accuracy, 6), "loss": round(float(cross_entropy(logits, labels)), 6)}
 
 
 class Lesson(nn.Module):

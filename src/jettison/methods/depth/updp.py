@@ -1,6 +1,6 @@
 """UPDP: choose blocks in a supernet, fade their activations out, merge what is left of them."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ def updp(
     middle: Annotated[int, Field(ge=0)] = 1,
     population: Annotated[int, Field(ge=4)] = 50,
     generations: Annotated[int, Field(ge=1)] = 20,
+    fitness: Literal["accuracy", "loss"] = "accuracy",
     epochs: Annotated[float, Field(gt=0)] = 10.0,
     fade: Annotated[float, Field(ge=0, le=1)] = 0.4,
     batch: Annotated[int, Field(ge=2)] = 128,
@@ -41,6 +42,7 @@ def updp(
     supernet_epochs, supernet_rate: passes over the images, and learning rate, of the supernet.
     middle: random subnets in each step of the supernet, beside the whole model and the smallest subnet.
     population, generations: of the evolutionary search; few possible subnets are all tried.
+    fitness: what the search looks for, the highest accuracy on held-out images or the lowest loss, which varies less.
     epochs, rate: of the progressive training.
     fade: the share of the progressive training in which blocks fade out.
     batch: images per step.
@@ -65,7 +67,7 @@ def updp(
     task.train("supernet", lesson, supernet_epochs, batch, supernet_rate)
     goal = latency
     for _ in range(ROUNDS):
-        chosen = _search(task, twins, blocks, goal, gains, population, generations)
+        chosen = _search(task, twins, blocks, goal, gains, population, generations, fitness)
         if latency is None or (share := subnet_latency(task, twins, chosen)) <= latency:
             break
         goal = round(
@@ -82,23 +84,24 @@ def updp(
 
 def _search(
     task: DepthTask, twins: list[Twin], blocks: int | None, latency: float | None, gains: dict[int, float],
-    population: int, generations: int,
+    population: int, generations: int, sought: str,
 ) -> list[int]:  # fmt: skip
-    """Return the numbers of the blocks whose pruning keeps the highest validation accuracy in the supernet.
+    """Return the numbers of the blocks with whose pruning the supernet has the best scores on held-out images.
 
+    sought: ``accuracy`` or ``loss``.
     gains: number of a block -> the share of the original's latency that its pruning saves.
     """
     if done := task.journal.last(searched=True, goal=latency):
         return done["pruned"]
-    judged = {entry["genome"]: entry["accuracy"] for entry in task.journal.entries if "genome" in entry}
+    judged = {entry["genome"]: entry for entry in task.journal.entries if "genome" in entry}
 
     def fitness(genome: Genome) -> float:
         name = "".join(map(str, genome))
         if name not in judged:
             set_fades(twins, genome)
-            judged[name] = task.accuracy()
-            task.journal.add(genome=name, accuracy=judged[name], latency=_latency(genome, gains))
-        return judged[name]
+            judged[name] = task.scores() | {"latency": _latency(genome, gains)}
+            task.journal.add(genome=name, **judged[name])
+        return judged[name]["accuracy"] if sought == "accuracy" else -judged[name]["loss"]
 
     def feasible(genome: Genome) -> bool:
         return sum(genome) == blocks if blocks is not None else _latency(genome, gains) <= latency
@@ -116,10 +119,10 @@ def _search(
 
     best = evolve(
         len(twins), fitness, feasible, repair, population=population, generations=generations, seed=task.seed,
-        note=lambda generation, accuracy: say(f"search: generation {generation}, best accuracy {accuracy:.2%}"),
+        note=lambda generation, best: say(f"search: generation {generation}, best {sought} {abs(best):.4g}"),
     )  # fmt: skip
     pruned = [block for block, bit in enumerate(best) if bit]
-    accuracy = judged["".join(map(str, best))]
+    accuracy = judged["".join(map(str, best))]["accuracy"]
     task.journal.add(searched=True, goal=latency, pruned=pruned, accuracy=accuracy, latency=_latency(best, gains))
     return pruned
 

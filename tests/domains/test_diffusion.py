@@ -16,6 +16,7 @@ diffusers = pytest.importorskip("diffusers")
 from denoisers import CLASSES, PIPELINES, add_text_encoder, add_vae, save_pipeline  # noqa: E402
 
 from jettison.domains.diffusion import domain  # noqa: E402
+from jettison.domains.diffusion.denoisers import places  # noqa: E402
 from jettison.domains.diffusion.pipelines import PROMPTS, prompt_conditions  # noqa: E402
 from jettison.domains.diffusion.sampling import sample_classes, start_noise  # noqa: E402
 from jettison.domains.diffusion.trajectories import decode, run  # noqa: E402
@@ -100,6 +101,11 @@ class TestEveryDenoiser:
             model.get_submodule(path).register_forward_pre_hook(lambda *_, path=path: seen.append(path))
         predict(model, domain.example(source)[0])
         assert tuple(seen) == source.anatomy.paths and len(seen) == source.anatomy.blocks
+
+    def test_units_are_the_blocks(self, pipelines, name):
+        """What step-cache policies skip is what is compressed as a block."""
+        source = ModelFolder(pipelines(name))
+        assert tuple(place.unit.name for place in places(own_model(name, source.folder))) == source.anatomy.paths
 
     def test_a_run_ends_in_a_sample(self, pipelines, name):
         source = ModelFolder(pipelines(name))

@@ -91,9 +91,9 @@ class Instrument:
         Raises UsageError for a call with arguments of ControlNets and the like.
         """
         bound = self._signature.bind_partial(*args, **kwargs).arguments
-        if wrong := [name for name in self._row.refused if bound.get(name) is not None]:
+        if wrong := [name for name in self._row.caching.refused if bound.get(name) is not None]:
             raise UsageError(f"{type(self.denoiser).__name__} is called with {wrong[0]}: with that, no step is skipped")
-        return self.clock.tick(bound[self._row.timestep]), bound[self._row.sample]
+        return self.clock.tick(bound["timestep"]), bound[next(iter(self._row.inputs))]
 
     def call(self, original: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run the denoiser."""

@@ -122,17 +122,3 @@ class Plan(Point):
     gains: Gains | None
     sensitivity: list[Sensitivity]
     map: list[Cell]
-
-
-class Figures(Part):
-    """Predicted speed, and memory in bytes."""
-
-    tokens_per_second: float | None = None
-    memory: float | None = None
-
-
-class Predicted(Part):
-    """What the plan predicts for the original and for the result."""
-
-    original: Figures | None = None
-    result: Figures | None = None

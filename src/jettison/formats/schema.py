@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from jettison.core.errors import JettisonError
 from jettison.formats.depth_schema import Depth
-from jettison.formats.plan_schema import Part, Plan, Positive, Predicted
+from jettison.formats.plan_schema import Part, Plan, Positive
 
 Values = TypeVar("Values", bound=dict[str, Any])
 
@@ -178,6 +178,20 @@ class Share(Part):
         if self.counts and (self.recovered is None or self.recovered_error is None):
             raise ValueError("a share that counts needs recovered and recovered_error")
         return self
+
+
+class Figures(Part):
+    """Predicted speed, and memory in bytes."""
+
+    tokens_per_second: float | None = None
+    memory: float | None = None
+
+
+class Predicted(Part):
+    """What the plan predicts for the original and for the result."""
+
+    original: Figures | None = None
+    result: Figures | None = None
 
 
 class Request(Part):

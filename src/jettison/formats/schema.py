@@ -1,4 +1,4 @@
-"""Types of the fields of jettison.json, speed.json and draft.json that Jettison reads.
+"""Types of the fields of jettison.json and speed.json that Jettison reads.
 
 Fields that are not listed are kept and not checked. ``checked`` reports the first field of another type.
 """
@@ -302,38 +302,6 @@ class Speeds(Part):
 
     machine: str | None = None
     stages: dict[str, Rates] = {}
-
-
-class Candidate(Part):
-    """A draft whose speed was predicted. step: the cost of a draft token; expected: the predicted speed-up."""
-
-    draft: str
-    acceptance: float
-    step: float
-    expected: float
-
-
-class Tried(Part):
-    """A draft whose speed was measured. expected, measured: speed-up over plain decoding."""
-
-    draft: str
-    expected: float
-    measured: float
-
-
-class Found(Part):
-    """The measurements behind a choice of draft."""
-
-    rows: list[Candidate] | None = None
-    tried: list[Tried] | None = None
-
-
-class Drafts(Part):
-    """The content of draft.json, as far as the report reads it."""
-
-    draft: dict[str, Any] | None = None
-    reason: str = ""
-    measured: Found | None = None
 
 
 def checked(values: Values, kind: type[Part], where: str) -> Values:

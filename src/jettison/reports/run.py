@@ -11,8 +11,9 @@ from jettison.core.errors import JettisonError
 from jettison.core.kept import read_record
 from jettison.core.progress import say
 from jettison.formats.card import stage_words
+from jettison.formats.draft_schema import Drafts
 from jettison.formats.manifest import read_manifest
-from jettison.formats.schema import Drafts, Speeds, checked
+from jettison.formats.schema import Speeds, checked
 from jettison.runtime.speculative.draft import NAME as DRAFT
 
 SPEED = "speed.json"

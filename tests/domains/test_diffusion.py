@@ -16,7 +16,10 @@ diffusers = pytest.importorskip("diffusers")
 from denoisers import CLASSES, PIPELINES, add_text_encoder, add_vae, save_pipeline  # noqa: E402
 
 from jettison.domains.diffusion import domain  # noqa: E402
+from jettison.domains.diffusion.denoisers import places  # noqa: E402
+from jettison.domains.diffusion.identity import identify  # noqa: E402
 from jettison.domains.diffusion.pipelines import PROMPTS, prompt_conditions  # noqa: E402
+from jettison.domains.diffusion.program import Program, attach_program, read_program, write_program  # noqa: E402
 from jettison.domains.diffusion.sampling import sample_classes, start_noise  # noqa: E402
 from jettison.domains.diffusion.trajectories import decode, run  # noqa: E402
 from jettison.fitting import fit  # noqa: E402
@@ -101,6 +104,11 @@ class TestEveryDenoiser:
         predict(model, domain.example(source)[0])
         assert tuple(seen) == source.anatomy.paths and len(seen) == source.anatomy.blocks
 
+    def test_units_are_the_blocks(self, pipelines, name):
+        """What step-cache policies skip is what is compressed as a block."""
+        source = ModelFolder(pipelines(name))
+        assert tuple(place.unit.name for place in places(own_model(name, source.folder))) == source.anatomy.paths
+
     def test_a_run_ends_in_a_sample(self, pipelines, name):
         source = ModelFolder(pipelines(name))
         found = run(source, jettison.load(source.folder).logits, count=2, steps=3)
@@ -168,10 +176,12 @@ def test_calibration_helps(pipelines, tmp_path):
 
 def test_fit_and_its_page(pipelines, tmp_path):
     result = fit(pipelines("dit"), out=tmp_path / "out", recipe={"steps": [RTN]}, count=2)
-    assert result["original"]["denoising"]["2 seeds, 10 steps"] == {"noise_error": 0, "image_error": 0}
-    assert result["quantized"]["denoising"]["2 seeds, 10 steps"]["image_error"] > 0
+    assert result["original"]["denoising"]["2 seeds, 10 steps"] == {"noise_error": 0, "image_error": 0, "ssim": 1}
+    total = result["quantized"]["denoising"]["2 seeds, 10 steps"]
+    assert total["image_error"] > 0 and 0 < total["ssim"] < 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == 4 and "Images from the same seeds" in page
+    assert page.count("now, SSIM 0.") == 4  # captions and descriptions
     assert "noise error" in page and "Quality on text" not in page
     assert "library_name: diffusers" in (tmp_path / "out" / "README.md").read_text()
     again = fit(pipelines("dit"), out=tmp_path / "out", recipe={"steps": [RTN]}, count=2)
@@ -301,3 +311,92 @@ def test_without_diffusers(pipelines, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UsageError, match=r"jettison\[diffusers\]"):
         jettison.compress(pipelines("dit"), "w8", tmp_path / "out")
+
+
+GATES = ["11", "01", "01", "11"]
+
+
+class TestPrograms:
+    """``jettison.load(folder).pipeline(program=PATH)``."""
+
+    @pytest.fixture(scope="class")
+    def found(self, pipelines, tmp_path_factory):
+        """A DiT with VAE, and the file of a program for it."""
+        folder = tmp_path_factory.mktemp("programs")
+        shutil.copytree(pipelines("dit"), folder / "dit")
+        diffusers.AutoencoderKL(
+            block_out_channels=(8,), norm_num_groups=4, latent_channels=3, down_block_types=("DownEncoderBlock2D",),
+            up_block_types=("UpDecoderBlock2D",),
+        ).save_pretrained(folder / "dit" / "vae")  # fmt: skip
+        config = folder / "dit" / "transformer" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"out_channels": 3}))  # DiTPipeline reads it
+        index = json.loads((folder / "dit" / "model_index.json").read_text()) | {"vae": ["diffusers", "AutoencoderKL"]}
+        (folder / "dit" / "model_index.json").write_text(json.dumps(index))
+        program = Program(
+            model=identify(own_model("dit", folder / "dit")), sampler="DDIMScheduler", steps=4, gates=GATES,
+            units=["transformer_blocks.0", "transformer_blocks.1"],
+            costs={"units": [1, 1], "rest": 0, "run": 6, "full": 8},
+        )  # fmt: skip
+        write_program(folder / "program.json", program)
+        return folder / "dit", folder / "program.json"
+
+    def draw(self, pipe):
+        pipe.set_progress_bar_config(disable=True)
+        rng = torch.Generator().manual_seed(0)
+        return pipe([1], num_inference_steps=4, generator=rng, output_type="pt", guidance_scale=1.0).images
+
+    def test_skips_what_it_says(self, found):
+        folder, path = found
+        loaded = jettison.load(folder)
+        image = self.draw(loaded.pipeline(program=path))
+        assert loaded.running.counts()["computed"] == 6 and loaded.running.history[1] == ["reused", "computed"]
+        own = diffusers.DiTPipeline.from_pretrained(folder)
+        full = self.draw(own)
+        with attach_program(own, path):
+            assert torch.allclose(image, self.draw(own), atol=1e-5)
+        with pytest.raises(UsageError, match="runs in its pipeline only"):
+            loaded.logits(domain.example(loaded.source)[0])
+        assert torch.allclose(self.draw(loaded.pipeline()), full, atol=1e-5) and loaded.running is None
+        assert not torch.allclose(image, full, atol=1e-3)
+
+    def test_of_the_original_runs_in_the_packed_model(self, found, tmp_path):
+        folder, path = found
+        original = shutil.copytree(folder, tmp_path / "original")
+        jettison.compress(original, {"steps": [RTN]}, tmp_path / "out")
+        loaded = jettison.load(tmp_path / "out")
+        for _ in range(2):  # the second takes the place of the first
+            assert self.draw(loaded.pipeline(program=path)).isfinite().all()
+            assert loaded.running.counts()["computed"] == 6
+        own = read_program(path).model_copy(update={"model": identify(loaded.model)})
+        original.rename(tmp_path / "moved")
+        with pytest.raises(UsageError, match="its original, which it may be for, is not at"):
+            loaded.pipeline(program=path)
+        write_program(tmp_path / "own.json", own)  # one that was found on the packed model needs no original
+        loaded.pipeline(program=tmp_path / "own.json")
+        assert loaded.running is not None
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"sampler": "PNDMScheduler"}, "for the sampler PNDMScheduler; this pipeline has DDIM"),
+            ({"steps": 0}, "steps = 0: a positive whole number"),
+            ({"units": ["a", "b"]}, "this DiTTransformer2DModel has other blocks"),
+            ({"model": {"class_name": "SD3Transformer2DModel", "config": "", "weights": {}}}, "has other class"),
+        ],
+    )
+    def test_refused_in_one_line(self, found, tmp_path, change, message):
+        folder, path = found
+        (tmp_path / "bad.json").write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(UsageError, match=message) as error:
+            jettison.load(folder).pipeline(program=tmp_path / "bad.json")
+        assert "\n" not in str(error.value)
+
+    def test_of_other_weights(self, found, tmp_path):
+        folder, path = found
+        other = json.loads(path.read_text())
+        other["model"]["weights"] = {"float32": "0" * 64}
+        (tmp_path / "other.json").write_text(json.dumps(other))
+        jettison.compress(folder, {"steps": [RTN]}, tmp_path / "out")
+        for model in (folder, tmp_path / "out"):
+            with pytest.raises(UsageError, match="this DiTTransformer2DModel has other weights"):
+                jettison.load(model).pipeline(program=tmp_path / "other.json")

@@ -10,7 +10,7 @@ pytest.importorskip("diffusers")
 import tiny_diffusion as tiny
 
 from jettison.core.errors import UsageError
-from jettison.domains.diffusion.denoisers import denoiser_of, places, read_denoisers
+from jettison.domains.diffusion.denoisers import denoiser_of, places
 from jettison.domains.diffusion.running import attach
 from jettison.domains.diffusion.tracing import flop_counter, trace
 from jettison.policies.gates import Gates
@@ -360,8 +360,6 @@ def test_what_cannot_be_attached_is_refused():
         attach(object(), StepCachePolicy())
     with pytest.raises(UsageError, match="first row must be all open"):
         Gates([[True, False]])
-    with pytest.raises(UsageError, match="denoiser 'X' of denoisers.yaml: rate"):
-        read_denoisers("X: {sample: x, timestep: t, rate: much, blocks: []}")
     unet, request = tiny.make("sd")
     with attach(unet, Threshold(1e9)), pytest.raises(UsageError, match="down_blocks.0 has no residual"):
         tiny.images(unet, request)

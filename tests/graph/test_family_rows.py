@@ -28,6 +28,8 @@ def test_a_row_needs_only_blocks_and_linears():
         ("  sizes: {block: [hidden_size]}", "family 'mine' of families.yaml: sizes"),
         ("  norm_offset: one", "norm_offset = 'one'"),
         ("  experts: {at: mlp, stored: apart, gate: gated}", "experts.stored = 'apart'"),
+        ("  caching: {rate: much, units: []}", "family 'mine' of families.yaml: caching.rate = 'much'"),
+        ("  caching: {rate: {value: 1.0, gates: 1}, units: []}", "units = 0 entries: one for each of model.layers"),
         ("  router: [", "families.yaml is not YAML: "),
     ],
 )

@@ -7,7 +7,10 @@ torch, whose import takes seconds, because a plan needs only the anatomy.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jettison.graph.families import CachingRow
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down", "expert", "router", "head", "embed", "linear")
 ROLES += ("conv", "depthwise", "stem")  # of image classifiers
@@ -33,6 +36,7 @@ class Family:
     name: the model_type, or "generic" for a model without a row.
     domain: the kind of model, "text", "vision" or "diffusion".
     inputs: of a denoiser, see ``graph.denoisers``.
+    caching: of a denoiser, see ``graph.families.CachingRow``.
     folds, norm_offset: see ``graph.edits.find_folds``.
     residual: see ``graph.families.ResidualRow``.
     """
@@ -50,6 +54,7 @@ class Family:
     norm_offset: float = 0.0
     residual: dict[str, Any] | None = None
     inputs: dict[str, str] = field(default_factory=dict)
+    caching: "CachingRow | None" = None
 
     @property
     def chain(self) -> bool:

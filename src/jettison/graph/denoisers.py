@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Outputs:
 
 
 class Denoiser:
-    """Added to a class of diffusers: inputs as one tensor, and the members that Jettison asks every model for."""
+    """Added to a class of diffusers: the members that Jettison asks every model for. ``_class_of`` adds ``forward``."""
 
     main_input_name, base_model_prefix = "packed", ""
 
@@ -72,12 +72,6 @@ class Denoiser:
 
     def get_output_embeddings(self) -> None:
         """Return None: there is no head over a vocabulary."""
-
-    def forward(self, *args, packed: torch.Tensor | None = None, **kwargs):
-        """Run the model as diffusers does; or, with ``packed`` (batch, row), on such rows, and return ``Outputs``."""
-        if packed is None:
-            return super().forward(*args, **kwargs)
-        return Outputs(super().forward(**unpack(self, packed), return_dict=False)[0])
 
 
 def read_config(raw_config: Mapping[str, Any], path: Path | None, where: str) -> DenoiserConfig:
@@ -120,7 +114,15 @@ def build_skeleton(config: DenoiserConfig) -> tuple[nn.Module, Family]:
 def _class_of(kind: str) -> type:
     """Return the class of diffusers with the members of ``Denoiser``. It has the name of the class."""
     base = getattr(require_diffusers(), kind)
-    return type(kind, (Denoiser, base), {"__module__": base.__module__, "__doc__": base.__doc__})
+
+    @wraps(base.forward)  # pipelines and policies look at its signature
+    def forward(self, *args, packed: torch.Tensor | None = None, **kwargs):
+        """Run the model as diffusers does; or, with ``packed`` (batch, row), on such rows, and return ``Outputs``."""
+        if packed is None:
+            return base.forward(self, *args, **kwargs)
+        return Outputs(base.forward(self, **unpack(self, packed), return_dict=False)[0])
+
+    return type(kind, (Denoiser, base), {"__module__": base.__module__, "__doc__": base.__doc__, "forward": forward})
 
 
 def require_diffusers():

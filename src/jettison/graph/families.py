@@ -69,6 +69,30 @@ class ResidualRow(Fields):
     same_padding: str = ""
 
 
+class UnitRow(Fields):
+    """What the blocks of one path are as units that a step-cache policy can skip."""
+
+    kind: Literal["block", "down", "mid", "up"]
+    inputs: list[str]
+    outputs: list[str] = []
+    parts: dict[str, Literal["attention", "mlp"]] = {}
+
+
+class RateRow(Fields):
+    """A learning rate, and the number of gates that it is for."""
+
+    value: float
+    gates: int
+
+
+class CachingRow(Fields):
+    """What step-cache policies must know of a denoiser."""
+
+    rate: RateRow
+    units: list[UnitRow]
+    refused: list[str] = []
+
+
 class FamilyRow(Fields):
     """A row of families.yaml; the head of that file explains the fields."""
 
@@ -83,6 +107,7 @@ class FamilyRow(Fields):
     norm_offset: float = 0.0
     residual: ResidualRow | None = None
     inputs: dict[str, str] = {}
+    caching: CachingRow | None = None
     sizes: SizesRow | None = None
 
 
@@ -107,6 +132,10 @@ def _family(name: str, data: Any) -> Family:
     for source, readers in row.folds.items():
         if missing := set(readers) - roles:
             raise UsageError(f"family {name!r} of families.yaml: folds of {source}: no linear has role {missing.pop()}")
+    if row.caching and len(row.caching.units) != len(paths := row.blocks.split()):
+        raise UsageError(
+            say("caching.units", f"{len(row.caching.units)} entries", f"one for each of {', '.join(paths)}")
+        )
     as_tuples = lambda lists: {key: tuple(values) for key, values in lists.items()}
     return Family(
         name=name,
@@ -122,6 +151,7 @@ def _family(name: str, data: Any) -> Family:
         norm_offset=row.norm_offset,
         residual=row.residual.model_dump() if row.residual else None,
         inputs=row.inputs,
+        caching=row.caching,
     )
 
 

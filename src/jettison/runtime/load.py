@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -36,6 +37,9 @@ from jettison.runtime.targets import NativeTarget, Target, TorchTarget
 from jettison.runtime.views import view_linears
 from jettison.runtime.write import NativeReader, TorchReader, write
 
+if TYPE_CHECKING:
+    from jettison.domains.diffusion.running import Handle
+
 TEMPLATE_SECONDS = 5.0  # limit of CPU time: a chat template takes milliseconds, a malicious one might never end
 LOOKUP = 4  # default for the most tokens of a match in earlier text
 Prompt = str | Sequence[dict[str, str]]  # text, or the messages of a chat: {"role": ..., "content": ...}
@@ -48,11 +52,13 @@ class Loaded:
     source: the checkpoint's folder.
     model: a transformers model, usable as any other; its quantized linears may be packed.
     exact: multiply in floating point, without rounding activations.
+    running: the program that the last pipeline of this model runs, or None; its ``detach`` ends it.
     """
 
     source: ModelFolder
     model: nn.Module
     exact: bool = False
+    running: "Handle | None" = field(default=None, init=False, repr=False)
     _views: dict[View, NativeDecoder] = field(default_factory=dict, repr=False)
     _corpora: dict[int, Corpus] = field(default_factory=dict, repr=False)
     _tallies: dict[Draft, Tally] = field(default_factory=dict, repr=False)
@@ -94,16 +100,24 @@ class Loaded:
         """
         return run_model(self.model, inputs.to(self.model.device)).logits
 
-    def pipeline(self):
+    def pipeline(self, program: str | Path | None = None):
         """Return the pipeline of diffusers that the folder holds, with this model as its denoiser.
 
-        Raises UsageError if the folder holds no pipeline, or diffusers cannot load its other parts.
+        program: the file of a program, which is attached: what it skips is not computed. It may have been found on this
+            model, or on the original that it was compressed from. All pipelines of this model share the denoiser: a
+            program that was attached before is detached.
+        Raises UsageError if the folder holds no pipeline, diffusers cannot load its other parts, or the program is for
+        another model or sampler.
         """
         if not self.source.layout.part:
             raise UsageError(f"{self.source.name} is no pipeline of diffusers")
-        from jettison.domains.diffusion.pipelines import open_pipeline
+        from jettison.domains.diffusion.pipelines import attach_to_folder, open_pipeline
 
-        return open_pipeline(self.source, self.model)
+        pipe = open_pipeline(self.source, self.model)
+        if self.running is not None:
+            self.running.detach()
+        self.running = None if program is None else attach_to_folder(pipe, self.source, program)
+        return pipe
 
     def generate(self, prompt: Prompt | list[str], **options) -> Generation | list[Generation]:
         """Continue ``prompt``. Options are those of ``stream``.

@@ -1,55 +1,26 @@
-"""The anatomy of denoisers, denoisers.yaml, read and applied to a model: its units in order of execution."""
+"""The units of a denoiser in order of execution: the block lists of its row in families.yaml, applied to a model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from inspect import Signature, signature
 from typing import Any, Literal
 
 import torch
-import yaml
 from torch import nn
 
 from jettison.core.errors import UsageError, unknown
-from jettison.core.validation import Fields, read_fields
+from jettison.graph.anatomy import Family
+from jettison.graph.families import UnitRow, families
 from jettison.policies.step_cache import Tensors, Unit
 
 Level = Literal["block", "part"]
-
-
-class BlocksRow(Fields):
-    """A list of blocks, or one block; the head of denoisers.yaml explains the fields."""
-
-    at: str
-    kind: Literal["block", "down", "mid", "up"]
-    inputs: list[str]
-    outputs: list[str] = []
-    parts: dict[str, Literal["attention", "mlp"]] = {}
-
-
-class Rate(Fields):
-    """A learning rate, and the number of gates that it is for."""
-
-    value: float
-    gates: int
-
-
-class DenoiserRow(Fields):
-    """A row of denoisers.yaml; the head of that file explains the fields."""
-
-    sample: str
-    timestep: str
-    rate: Rate
-    blocks: list[BlocksRow]
-    refused: list[str] = []
 
 
 @dataclass(frozen=True)
 class Place:
     """A unit in a model, with the way to its inputs and outputs.
 
-    inputs, outputs: names, as in denoisers.yaml. Outputs may be None where a model does not compute them.
+    inputs, outputs: names, as in families.yaml. Outputs may be None where a model does not compute them.
     """
 
     unit: Unit
@@ -99,25 +70,6 @@ def map_tensors(function: Callable[..., torch.Tensor], value: Any, *others: Any)
     return value
 
 
-def read_denoisers(text: str) -> dict[str, DenoiserRow]:
-    """Read rows as denoisers.yaml has them. Raises UsageError that names the row, the field and what is valid."""
-    rows = {}
-    for name, data in yaml.safe_load(text).items():
-        if not isinstance(data, dict):
-            raise UsageError(f"denoiser {name!r} of denoisers.yaml: a mapping of fields is needed")
-        say = lambda field, value, needed, name=name: (
-            f"denoiser {name!r} of denoisers.yaml: {field} = {value}: {needed}"
-        )
-        rows[name] = read_fields(DenoiserRow, data, say, "field", f" of denoiser {name!r}")
-    return rows
-
-
-@cache
-def denoisers() -> dict[str, DenoiserRow]:
-    """Return the rows of denoisers.yaml."""
-    return read_denoisers((files("jettison.domains.diffusion") / "denoisers.yaml").read_text(encoding="utf-8"))
-
-
 def denoiser_of(target: Any) -> nn.Module:
     """Return the denoiser of a pipeline, or the denoiser itself. torch.compile's wrapper is taken off.
 
@@ -134,12 +86,13 @@ def denoiser_of(target: Any) -> nn.Module:
     return module
 
 
-def row_of(denoiser: nn.Module) -> DenoiserRow:
-    """Return the row of a denoiser. Raises UsageError for an unknown class."""
+def row_of(denoiser: nn.Module) -> Family:
+    """Return the row of a denoiser in families.yaml. Raises UsageError for a class without one."""
+    known = {name: row for name, row in families().items() if row.caching}
     for base in type(denoiser).__mro__:
-        if base.__name__ in denoisers():
-            return denoisers()[base.__name__]
-    raise unknown("denoiser", type(denoiser).__name__, denoisers())
+        if base.__name__ in known:
+            return known[base.__name__]
+    raise unknown("denoiser", type(denoiser).__name__, known)
 
 
 def places(denoiser: nn.Module, level: Level = "block") -> list[Place]:
@@ -148,14 +101,15 @@ def places(denoiser: nn.Module, level: Level = "block") -> list[Place]:
     level: blocks, or the attentions and MLPs inside them.
     Raises UsageError for an unknown class, and for one whose blocks have no such parts.
     """
-    result = []
-    for row in row_of(denoiser).blocks:
-        module = denoiser.get_submodule(row.at) if hasattr(denoiser, row.at) else None
+    family, result = row_of(denoiser), []
+    for path, row in zip(family.blocks.split(), family.caching.units, strict=True):
+        path = path.removesuffix(".*")
+        module = denoiser.get_submodule(path) if hasattr(denoiser, path) else None
         if module is None:  # a UNet may lack its middle
             continue
-        blocks = {row.at: module}
+        blocks = {path: module}
         if isinstance(module, nn.ModuleList):
-            blocks = {f"{row.at}.{number}": block for number, block in enumerate(module)}
+            blocks = {f"{path}.{number}": block for number, block in enumerate(module)}
         for name, block in blocks.items():
             result += [_block(name, block, row)] if level == "block" else _parts(name, block, row)
     if not result:
@@ -163,12 +117,12 @@ def places(denoiser: nn.Module, level: Level = "block") -> list[Place]:
     return result
 
 
-def _block(name: str, block: nn.Module, row: BlocksRow) -> Place:
+def _block(name: str, block: nn.Module, row: UnitRow) -> Place:
     outputs = tuple(row.outputs) if len(row.outputs) > 1 else ()
     return Place(Unit(name, row.kind, bool(row.outputs)), block, tuple(row.inputs), outputs, signature(block.forward))
 
 
-def _parts(name: str, block: nn.Module, row: BlocksRow) -> list[Place]:
+def _parts(name: str, block: nn.Module, row: UnitRow) -> list[Place]:
     """Return the parts that a block has. Their input is their first argument."""
     result = []
     for part, kind in row.parts.items():

@@ -20,6 +20,7 @@ from jettison.domains.diffusion.trajectories import (
 )
 from jettison.domains.domain import Logits, Sources
 from jettison.graph.folder import ModelFolder
+from jettison.metrics.ssim import ssim
 from jettison.recipe.recipe import Recipe, Step
 from jettison.training.depth import Labelled
 
@@ -96,7 +97,8 @@ def scores(source: ModelFolder, student: Logits, original: Logits | None, source
 
     Returns for every step of the run, and for all of them, ``noise_error``: the squared error of the predicted noise,
     divided by its square; and for all ``image_error``, the root mean square difference of the final images from 0 to 1
-    (of the samples, relative, where the pipeline has no decoder). Without an original, the samples are only checked.
+    (of the samples, relative, where the pipeline has no decoder), and ``ssim``, their mean structural similarity (where
+    it has one). Without an original, the samples are only checked.
     Raises JettisonError if the outputs are not finite.
     """
     count = sources.count or SEEDS
@@ -119,6 +121,8 @@ def scores(source: ModelFolder, student: Logits, original: Logits | None, source
     if images[0] is None:
         difference /= float(pair[1].square().mean().sqrt()) + 1e-30
     total = {"noise_error": round(sum(errors) / max(sum(size), 1e-30), 9), "image_error": round(difference, 6)}
+    if images[0] is not None:
+        total["ssim"] = round(float(ssim(*images).mean()), 6)
     return {"denoising": {name: total} | rows}
 
 
@@ -128,8 +132,12 @@ def exhibits(source: ModelFolder, student: Logits, original: Logits, sources: So
     images = [decode(source, run(source, model, count=count, steps=STEPS).sample) for model in (original, student)]
     if images[0] is None:
         return []
+    alike = ssim(*images).tolist()
     pictures = [
-        {"caption": f"seed {seed}, {which}", "png": _png(images[number][seed])}
+        {
+            "caption": f"seed {seed}, {which}" + (f", SSIM {alike[seed]:.3f}" if number else ""),
+            "png": _png(images[number][seed]),
+        }
         for seed in range(count)
         for number, which in enumerate(("original", "now"))
     ]

@@ -24,6 +24,10 @@ class Identity(Fields):
     config: str
     weights: dict[str, str]
 
+    def same_weights(self, other: "Identity") -> bool:
+        """Whether both are of the same weights: of those in at least one precision."""
+        return bool(self.weights.items() & other.weights.items())
+
 
 def identify(denoiser: nn.Module) -> Identity:
     """Return the identity of a denoiser. All its weights are read."""

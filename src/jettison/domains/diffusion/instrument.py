@@ -88,12 +88,16 @@ class Instrument:
     def tick(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Trajectory | None, torch.Tensor]:
         """Count a call of the denoiser. Returns the run that begins, if one does, and the noisy sample.
 
-        Raises UsageError for a call with arguments of ControlNets and the like.
+        Raises UsageError for a call with arguments of ControlNets and the like, or with rows of ``graph.denoisers``.
         """
+        if "packed" in kwargs:
+            raise UsageError(
+                f"a policy is attached to this {type(self.denoiser).__name__}: it runs in its pipeline only"
+            )
         bound = self._signature.bind_partial(*args, **kwargs).arguments
-        if wrong := [name for name in self._row.refused if bound.get(name) is not None]:
+        if wrong := [name for name in self._row.caching.refused if bound.get(name) is not None]:
             raise UsageError(f"{type(self.denoiser).__name__} is called with {wrong[0]}: with that, no step is skipped")
-        return self.clock.tick(bound[self._row.timestep]), bound[self._row.sample]
+        return self.clock.tick(bound["timestep"]), bound[next(iter(self._row.inputs))]
 
     def call(self, original: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run the denoiser."""

@@ -6,6 +6,7 @@ Only classes of diffusers itself are opened, with weights in safetensors, from t
 from contextlib import suppress
 from functools import lru_cache
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,13 @@ from torch import nn
 
 from jettison.core.documents import read_json
 from jettison.core.errors import UsageError, guarded, shown
+from jettison.domains.diffusion.denoisers import denoiser_of
+from jettison.domains.diffusion.identity import difference, identify
+from jettison.domains.diffusion.program import attach_program, read_program
+from jettison.domains.diffusion.running import Handle
+from jettison.formats.manifest import NAME, read_manifest
 from jettison.graph.denoisers import inputs_of, quiet, require_diffusers
+from jettison.graph.dense import load_dense, stored_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.graph.layout import PIPELINE, read_parts
 from jettison.graph.walk import Stop
@@ -55,6 +62,27 @@ def open_pipeline(source: ModelFolder, denoiser: nn.Module, kind: type | None = 
         )  # fmt: skip
 
 
+def attach_to_folder(pipe: Any, source: ModelFolder, path: str | Path) -> Handle:
+    """Run a program in the pipeline of a folder; see ``program.attach_program``.
+
+    A program that was found on the original of a compressed model is for that one, too, if the original is where it
+    was, and unchanged.
+    Raises UsageError for a program of another model or sampler, and if the original is needed and not there.
+    """
+    program, original = read_program(path), None
+    if (source.folder / NAME).exists() and difference(denoiser_of(pipe), program.model) == "weights":
+        recorded = read_manifest(source.folder)["teacher"]
+        if not Path(recorded["folder"]).is_dir():
+            raise UsageError(
+                f"program {path}: {source.name} has other weights, and its original, which it may be for, is not at "
+                f"{recorded['folder']} any more"
+            )
+        folder = ModelFolder(recorded["folder"])
+        if folder.fingerprint() == recorded["fingerprint"]:
+            original = identify(load_dense(folder, stored_dtype(folder)))
+    return attach_program(pipe, program, original=original)
+
+
 @lru_cache(1)
 def prompt_conditions(source: ModelFolder, count: int) -> dict[str, torch.Tensor] | None:
     """Return what the denoiser reads for ``count`` prompts, beside the state and the time; None without text encoders.
@@ -64,7 +92,7 @@ def prompt_conditions(source: ModelFolder, count: int) -> dict[str, torch.Tensor
     if not any(name.startswith("text_encoder") for name in read_parts(source.folder)):
         return None
     stub, calls = source.new_skeleton(), []
-    reads = list(signature(type(stub).__mro__[2].forward).parameters)[1:]
+    reads = list(signature(stub.forward).parameters)
 
     def stop(*args, **kwargs):
         calls.append(dict(zip(reads, args, strict=False)) | kwargs)

@@ -101,15 +101,16 @@ def attach_program(
 
     target, scheduler: see ``attach``.
     program: or the path of its file.
-    original: the identity of the model that this one was compressed from, for a program that was found on it; a model
-        with other weights is refused otherwise. Half precision does not change a model's identity.
+    original: the identity of the model that this one was compressed from, for a program that was found on that one; a
+        model with other weights is refused otherwise. Half precision does not change a model's identity.
     Raises UsageError if the program is for another model or sampler; and, when a run begins, for other steps.
     """
     program = program if isinstance(program, Program) else read_program(program)
     denoiser = denoiser_of(target)
     known = [place.unit.name for place in places(denoiser)]
-    differs = "weights" if original and original != program.model else ""
-    differs = differs or ("" if original else difference(denoiser, program.model))
+    differs = difference(denoiser, program.model)
+    if differs == "weights" and original is not None and original.same_weights(program.model):
+        differs = ""
     if differs or known != program.units:
         raise UsageError(
             f"the program is for another model, a {program.model.class_name}: this {type(denoiser).__name__} has other "

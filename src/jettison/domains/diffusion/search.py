@@ -184,7 +184,7 @@ def default_rate(denoiser: nn.Module, shape: tuple[int, int]) -> float:
 
     shape: calls and units of the program.
     """
-    rate = row_of(denoiser).rate
+    rate = row_of(denoiser).caching.rate
     return rate.value * shape[0] * shape[1] / rate.gates
 
 

@@ -10,7 +10,15 @@ import tiny as maker
 from pages import DOCS, ROOT, SMALLER, steps
 
 EXTRAS = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"])
-MODULES = {"docs": "mkdocs", "gguf": "gguf", "onnx": "onnxruntime", "ray": "ray", "test": "pytest", "vision": "pyarrow"}
+MODULES = {
+    "diffusers": "diffusers",
+    "docs": "mkdocs",
+    "gguf": "gguf",
+    "onnx": "onnxruntime",
+    "ray": "ray",
+    "test": "pytest",
+    "vision": "pyarrow",
+}
 TORCH = "torch==2.13.0"  # installed first, as README says: otherwise pip installs another build
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -121,6 +121,8 @@ def depth() -> str:
         for title, table in result["details"]["tables"].items():
             parts += [f"### {title}", "", *_lines(table), ""]
         lines[1:1] = parts
+    else:
+        lines[1:1] = ["**No result is recorded yet:** the trainings are not finished.", ""]
     return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
 
 

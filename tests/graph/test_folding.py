@@ -18,13 +18,13 @@ CLOSE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def norms(model: nn.Module) -> int:
-    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return sum(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in model.modules())
 
 
 def fill(model: nn.Module) -> nn.Module:
     """Give the normalizations statistics and parameters that matter."""
     torch.manual_seed(0)
-    for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]:
+    for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]:
         for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
             if tensor is not None:
                 tensor.data.uniform_(0.5, 2)
@@ -51,6 +51,14 @@ def test_families(tiny, family, dtype):
     model = load_dense(ModelFolder(tiny(family)), dtype).train()
     assert norms(check_same(model, torch.randn(2, 3, 37, 41, dtype=dtype))) == 0
     assert model.training and (norms(model) > 0) == (family != "convnext")
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_one_dimension(dtype):
+    """Speech models of XRBench normalize after convolutions over time."""
+    model = nn.Sequential(nn.Conv1d(4, 6, 3, padding=1), nn.BatchNorm1d(6), nn.ReLU(), nn.BatchNorm1d(6)).to(dtype)
+    folded = check_same(fill(model), torch.randn(2, 4, 20, dtype=dtype))
+    assert norms(folded) == 1, "the second one follows no convolution"
 
 
 @pytest.mark.parametrize("dtype", CLOSE)

@@ -1,12 +1,27 @@
 """Merging convolutions: the merged one has the outputs of what it merges, at borders too, or is refused."""
 
 from dataclasses import replace
-from functools import reduce
 from math import gcd
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from convolutions import (
+    chains,
+    check,
+    convolutions,
+    dilations,
+    divisors,
+    make,
+    many,
+    paddings,
+    random,
+    run,
+    seeds,
+    sizes,
+    smallest,
+    strides,
+)
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
@@ -14,175 +29,16 @@ from torch.nn import functional
 from jettison.core.errors import UsageError
 from jettison.numerics import merging
 from jettison.numerics.merging import (
-    Convolution,
     Same,
     add_shortcut,
     compose,
     crop,
-    from_conv,
     merge_chain,
     norm_as_scale,
     pad_once,
     scale_after,
     scale_before,
 )
-
-many = settings(max_examples=120, deadline=None)
-strides, dilations, kernels = st.integers(1, 3), st.integers(1, 2), st.integers(1, 7)
-seeds = st.integers(0, 10**6)
-sizes = st.tuples(st.integers(1, 17), st.integers(1, 17))
-paddings = st.one_of(
-    st.just((0, 0, 0, 0)), st.integers(0, 3).map(lambda p: (p,) * 4), st.tuples(*[st.integers(0, 3)] * 4)
-)
-
-
-def random(shape, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def make(ins, outs, kernel=(1, 1), *rest, groups=1, seed=0, bias=True, **fields) -> Convolution:
-    """Return a random convolution. rest, fields: stride, dilation, padding."""
-    shape = (outs, ins // groups, *kernel)
-    weight = random(shape, seed) / (shape[1] * shape[2] * shape[3]) ** 0.5
-    return Convolution(weight, random(outs, seed + 1) if bias else random(outs, 0) * 0, *rest, groups=groups, **fields)
-
-
-def divisors(number: int) -> list[int]:
-    return [value for value in range(1, number + 1) if number % value == 0]
-
-
-@st.composite
-def convolutions(draw, ins=None, padding=paddings, most=7, **fields) -> Convolution:
-    """Draw a convolution: dense, grouped or depthwise, with a multiplier or without.
-
-    ins: input channels; drawn if None. most: longest kernel. fields: values that are not drawn.
-    """
-    ins = ins or draw(st.sampled_from([1, 2, 4, 6, 8, 12]))
-    groups = draw(st.sampled_from(divisors(ins)))
-    outs = groups * draw(st.integers(1, max(1, 12 // groups)))
-    kernel = draw(st.tuples(st.integers(1, most), st.integers(1, most)))
-    drawn = {
-        "stride": draw(st.tuples(strides, strides)),
-        "dilation": draw(st.tuples(dilations, dilations)),
-        "padding": draw(padding),
-    }
-    return make(ins, outs, kernel, groups=groups, **{"seed": draw(seeds), "bias": draw(st.booleans())} | drawn | fields)
-
-
-@st.composite
-def chains(draw, length=st.integers(2, 3), **kinds) -> list[Convolution]:
-    """Draw convolutions that follow each other. kinds: of the padding of the first and of the others."""
-    chain = []
-    for number in range(draw(length)):
-        padding = kinds.get("first", paddings) if number == 0 else kinds.get("others", paddings)
-        chain.append(draw(convolutions(chain[-1].channels[1] if chain else None, padding, most=5)))
-    return chain
-
-
-def run(chain, x: torch.Tensor) -> torch.Tensor:
-    return reduce(lambda value, conv: conv(value), chain, x)
-
-
-def legal(size: tuple[int, int], convs) -> bool:
-    """Return whether every convolution has an output. A dilated "same" may have one for 1 pixel and none for 2."""
-    for conv in convs:
-        size = conv.output_size(*size)
-        if min(size) < 1:
-            return False
-    return True
-
-
-def smallest(*convs: Convolution) -> tuple[int, int]:
-    """Return the smallest input size for which every convolution has an output."""
-
-    height = next(size for size in range(1, 400) if legal((size, 400), convs))
-    return height, next(size for size in range(1, 400) if legal((400, size), convs))
-
-
-def check(merged: Convolution, chain: list[Convolution], extra: tuple[int, int] = (0, 0), seed: int = 0, *, to=None):
-    """Compare outputs in float64 and float32, for the smallest input and for one larger by ``extra``.
-
-    to: a function that returns the expected output; the chain's outputs if None.
-    """
-    low = smallest(*chain)
-    expected = to or (lambda x: run(chain, x))
-    for size in {low, (low[0] + 1, low[1] + 1), (low[0] + extra[0], low[1] + extra[1])}:
-        if not legal(size, chain):
-            continue
-        x = random((2, chain[0].channels[0], *size), seed + 2)
-        torch.testing.assert_close(merged(x), expected(x), rtol=1e-10, atol=1e-10)
-        small = merged.to(torch.float32)(x.float())
-        torch.testing.assert_close(
-            small.double(), expected(x), rtol=1e-4, atol=1e-4 * max(1, float(expected(x).abs().max()))
-        )
-
-
-# A convolution as data.
-
-
-@many
-@given(convolutions(), sizes, seeds)
-def test_it_computes_what_pytorch_computes(conv, extra, seed):
-    (ins, outs), (left, right, top, bottom) = conv.channels, conv.padding
-    layer = nn.Conv2d(ins, outs, conv.kernel, conv.stride, (0, 0), conv.dilation, conv.groups, dtype=torch.float64)
-    layer.weight.data, layer.bias.data = conv.weight, conv.bias
-    pad = nn.ZeroPad2d((left, right, top, bottom))
-    size = [low + more for low, more in zip(smallest(conv), extra, strict=True)]
-    x = random((1, ins, *size), seed)
-    torch.testing.assert_close(conv(x), layer(pad(x)))
-    assert conv.output_size(*size) == tuple(conv(x).shape[2:])
-    assert conv.weights == sum(value.numel() for value in layer.parameters())
-    # Where weights and padded inputs are ones, an output counts its own multiply-adds.
-    with torch.no_grad():
-        layer.weight.fill_(1), layer.bias.fill_(0)
-        counts = layer(functional.pad(torch.ones_like(x), (left, right, top, bottom), value=1))
-    assert conv.flops(*size) == round(counts.sum().item())
-
-
-def test_flops_of_a_loop():
-    conv, count = make(4, 6, (3, 2), (2, 1), groups=2, padding=(1, 0, 2, 0)), 0
-    for _row in range(0, 7 + 2 - 2, 2):
-        for _column in range(5 + 1 - 1):
-            for _out in range(6):
-                count += 4 // 2 * 3 * 2
-    assert conv.flops(7, 5) == count
-
-
-@pytest.mark.parametrize("kernel", range(1, 6))
-@pytest.mark.parametrize("stride", range(1, 4))
-@pytest.mark.parametrize("dilation", [1, 2])
-def test_same_is_the_padding_of_transformers(kernel, stride, dilation):
-    from transformers.models.mobilenet_v2.modeling_mobilenet_v2 import apply_tf_padding
-
-    layer = nn.Conv2d(1, 1, (kernel, 3), (stride, 2), 0, (dilation, 1), dtype=torch.float64)
-    conv = from_conv(layer.weight.data, layer.bias.data, layer.stride, 0, layer.dilation)
-    conv = replace(conv, padding="same")
-    for size in range(1, 21):
-        x = random((1, 1, size, 20 - size + 1), size)
-        padded = apply_tf_padding(x, layer)
-        if padded.shape[2] > dilation * (kernel - 1) and padded.shape[3] > 2:
-            torch.testing.assert_close(conv(x), layer(padded))
-            assert conv.output_size(*x.shape[2:]) == tuple(layer(padded).shape[2:])
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("padding", [0, 1, (2, 1), "same", "valid"])
-@pytest.mark.parametrize("dilation", [1, (2, 3)])
-def test_from_conv_reads_arguments_of_pytorch(padding, dilation):
-    layer = nn.Conv2d(4, 2, (3, 4), 1, padding, dilation, 2, bias=False, dtype=torch.float64)
-    conv, x = from_conv(layer.weight.data, None, 1, padding, dilation, 2), random((1, 4, 12, 13), 0)
-    torch.testing.assert_close(conv(x), layer(x))
-
-
-def test_from_conv_reads_linears_four_sides_and_the_padding_of_tensorflow():
-    layer = nn.Linear(3, 5, dtype=torch.float64)
-    x = random((2, 4, 4, 3), 0)
-    y = from_conv(layer.weight.data, layer.bias.data)(x.movedim(-1, 1)).movedim(1, -1)
-    torch.testing.assert_close(y, layer(x))
-    weight = random((2, 2, 3, 3), 0)
-    assert from_conv(weight, padding=(0, 1, 2, 3)).padding == (0, 1, 2, 3)
-    assert from_conv(weight, stride=2, padding="same").padding == "same"
-
 
 # Norms and scales.
 
@@ -518,26 +374,3 @@ def test_a_chain_is_rounded_once():
     chain = [make(8, 8, seed=seed).to(torch.bfloat16) for seed in range(4)]
     merged, exact = merge_chain(chain), merge_chain([conv.to(torch.float64) for conv in chain])
     assert torch.equal(merged.weight, exact.weight.to(torch.bfloat16)) and merged.weight.dtype is torch.bfloat16
-
-
-# Arguments.
-
-
-@pytest.mark.parametrize(
-    "make_it",
-    [
-        lambda: Convolution(torch.ones(2, 2), torch.ones(2)),
-        lambda: Convolution(torch.ones(2, 2, 1, 1), torch.ones(3)),
-        lambda: Convolution(torch.ones(2, 2, 1, 0), torch.ones(2)),
-        lambda: Convolution(torch.ones(2, 2, 1, 1), torch.ones(2), groups=3),
-        lambda: Convolution(torch.ones(2, 2, 1, 1), torch.ones(2), stride=(0, 1)),
-        lambda: Convolution(torch.ones(2, 2, 1, 1), torch.ones(2), padding=(1, 1)),
-        lambda: Convolution(torch.ones(2, 2, 1, 1), torch.ones(2), padding=(1, 1, 1, -1)),
-        lambda: from_conv(torch.ones(2, 2, 1, 1), padding="reflect"),
-        lambda: scale_after(make(2, 3), torch.ones(2), torch.ones(3)),
-        lambda: scale_before(make(2, 3), torch.ones(2), torch.ones(1)),
-    ],
-)
-def test_arguments_that_do_not_fit_are_refused(make_it):
-    with pytest.raises(UsageError, match="valid|at least"):
-        make_it()

@@ -3,25 +3,17 @@
 import torch
 from torch import nn
 
-
-def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Return how many zeros TensorFlow's SAME padding puts before and after one axis of an image.
-
-    size: of the image along the axis.
-    As in MobileNetV2 of transformers, the padding of a dilated kernel is that of the plain one times the dilation.
-    """
-    total = max(kernel - (size % stride or stride), 0)
-    return total // 2 * dilation, (total - total // 2) * dilation
+from jettison.numerics.convolutions import Axis
 
 
 def pad_same(x: torch.Tensor, conv: nn.Module) -> torch.Tensor:
-    """Pad images with zeros as TensorFlow's SAME does for a convolution.
+    """Pad images with zeros as TensorFlow's SAME does for a convolution, see ``numerics.convolutions.Axis``.
 
     x: (batch, channels, height, width).
     conv: has kernel_size, stride and dilation as pairs.
     """
-    sizes = zip(x.shape[-2:], conv.kernel_size, conv.stride, conv.dilation, strict=True)
-    rows, columns = (same_padding(*axis) for axis in sizes)
+    axes = zip(x.shape[-2:], conv.kernel_size, conv.stride, conv.dilation, strict=True)
+    rows, columns = (Axis.of(kernel, stride, dilation).zeros(size) for size, kernel, stride, dilation in axes)
     return nn.functional.pad(x, (*columns, *rows))  # (batch, channels, height + padding, width + padding)
 
 

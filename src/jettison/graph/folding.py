@@ -45,7 +45,7 @@ def fold_batch_norms(model: nn.Module, example: torch.Tensor) -> nn.Module:
     The copy has the same outputs, and ``nn.Identity`` in the place of every folded normalization. Packed convolutions
     stay packed: their scales become float32.
 
-    example: (batch, channels, height, width) pixels, of a size that the model takes.
+    example: inputs (batch, ...), such as pixels, of a size that the model takes.
     """
     model = deepcopy(model).eval()
     for conv, norm in _pairs(model, example):
@@ -57,7 +57,7 @@ def fold_batch_norms(model: nn.Module, example: torch.Tensor) -> nn.Module:
     return model
 
 
-def _fold(conv: nn.Conv2d | PackedConv2d, norm: nn.BatchNorm2d) -> None:
+def _fold(conv: nn.Conv1d | nn.Conv2d | PackedConv2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
     """Scale a convolution's output channels and shift its bias, in place. The sums are computed in float64."""
     factor = (norm.running_var.double() + norm.eps).rsqrt()
     factor = factor if norm.weight is None else factor * norm.weight.double()  # (channels,)
@@ -71,11 +71,12 @@ def _fold(conv: nn.Conv2d | PackedConv2d, norm: nn.BatchNorm2d) -> None:
         conv.register_buffer("bias", bias.to(norm.running_mean.dtype))
         return
     dtype, trained = conv.weight.dtype, conv.weight.requires_grad
-    conv.weight = nn.Parameter((conv.weight.double() * factor.view(-1, 1, 1, 1)).to(dtype), trained)
+    weight = conv.weight.double() * factor.view(-1, *(1 for _ in conv.weight.shape[1:]))
+    conv.weight = nn.Parameter(weight.to(dtype), trained)
     conv.bias = nn.Parameter(bias.to(dtype), trained)
 
 
-def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[nn.Module, nn.BatchNorm2d]]:
+def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[nn.Module, nn.Module]]:
     """Return the convolutions and normalizations that can be folded."""
     watch = _Watch()
     with watch.hooks(model), watch:
@@ -121,9 +122,9 @@ class _Watch(TorchFunctionMode):
         handles = []
         for module in model.modules():
             if len(module._forward_hooks) + len(module._forward_pre_hooks) == 0:
-                if type(module) in (nn.Conv2d, PackedConv2d):
+                if type(module) in (nn.Conv1d, nn.Conv2d, PackedConv2d):
                     handles.append(module.register_forward_hook(self._after_conv))
-                elif type(module) is nn.BatchNorm2d:
+                elif type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
                     handles.append(module.register_forward_pre_hook(self._before_norm))
                     handles.append(module.register_forward_hook(self._after_norm))
         try:

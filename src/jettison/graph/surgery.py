@@ -1,8 +1,7 @@
-"""Remove units from a model, and fold normalizations into convolutions.
+"""Remove units from a model.
 
 - ``drop_units`` removes units from a module. The remaining weights stay shared with the original.
 - ``shortened`` and ``Renumbering`` do the same for the config and the tensor names of a folder.
-- ``fold_norms`` makes normalizations a part of the convolutions before them.
 
 A unit is a block (``3``), or a half of one (``3.mlp``), see ``graph.halves``.
 """
@@ -13,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from jettison.core.errors import UsageError
 from jettison.graph.anatomy import Family
@@ -143,13 +141,3 @@ def _renumbered(block: nn.Module, number: int) -> nn.Module:
     if hasattr(block, "layer_idx"):
         block.layer_idx = number
     return block
-
-
-def fold_norms(module: nn.Module) -> None:
-    """Fold every batch normalization that follows a convolution in a Sequential into this convolution, in place."""
-    for parent in module.modules():
-        if isinstance(parent, nn.Sequential):
-            for index in range(len(parent) - 1):
-                first, second = parent[index], parent[index + 1]
-                if isinstance(first, nn.Conv1d | nn.Conv2d) and isinstance(second, nn.BatchNorm1d | nn.BatchNorm2d):
-                    parent[index], parent[index + 1] = fuse_conv_bn_eval(first, second), nn.Identity()

@@ -116,7 +116,8 @@ class Axis(NamedTuple):
     """Padding along one axis: a fixed number of zeros, and those of a SAME rule that depends on the input's size.
 
     before, after: zeros that are always added.
-    rule: kernel, stride, dilation; None if nothing depends on the size.
+    rule: kernel, stride, dilation; None if nothing depends on the size. As in MobileNetV2 of transformers, the padding
+        of a dilated kernel is that of the plain one times the dilation.
 
     Two paddings that are equal for every input size are equal as Axis: a SAME padding with stride 1 is fixed, and one
     of a longer kernel is that of a kernel of the stride's length, or one more, plus fixed zeros.

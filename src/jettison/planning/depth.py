@@ -113,7 +113,7 @@ def plan_depth(
     else:
         why.append(f"{share:g} of the original's latency is asked for, on this machine")
     chosen = find("depth", method)
-    why.append(f"layers that are gone are fast in every runtime: depth is pruned by {method}")
+    why.append(f"fewer layers are faster in every runtime: depth is pruned by {method}")
     options: dict[str, Any] = {"method": method, "latency": share}
     if images is not None and (count := _trained_on(images)) < chosen.defaults["batch"]:
         options["batch"] = max(2, count)

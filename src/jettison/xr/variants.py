@@ -25,8 +25,8 @@ from jettison.core.errors import JettisonError, UsageError, unknown
 from jettison.domains.perception.xr.blocks import SIZES
 from jettison.domains.perception.xr.judging import AGREEMENT, CALIBRATION, correlation, outputs, random_frames
 from jettison.domains.perception.xr.models import MULTIPLE, native_input, native_model
+from jettison.graph.folding import fold_batch_norms
 from jettison.graph.modules import tile_linears
-from jettison.graph.surgery import fold_norms
 from jettison.pipeline.in_memory import quantize_module
 from jettison.recipe.recipe import load_recipe, preset_names
 
@@ -152,7 +152,7 @@ def _apply_recipe(module: nn.Module, inputs: torch.Tensor, variant: Variant) -> 
         if part not in PARTS:
             _quantize(module, resize(random_frames(inputs, CALIBRATION)), part, variant)
     if "folded" in parts:
-        fold_norms(module)
+        module = fold_batch_norms(module, resize(inputs))
         if inputs.dim() == 4:
             module = module.to(memory_format=torch.channels_last)
     if "bfloat16" in parts:

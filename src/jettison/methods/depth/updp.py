@@ -66,14 +66,15 @@ def updp(
     lesson = SupernetLesson(task, twins, middle)
     task.train("supernet", lesson, supernet_epochs, batch, supernet_rate)
     goal = latency
-    for _ in range(ROUNDS):
+    for left in reversed(range(ROUNDS)):
         chosen = _search(task, twins, blocks, goal, gains, population, generations, fitness)
         if latency is None or (share := subnet_latency(task, twins, chosen)) <= latency:
             break
         goal = round(
             max(goal - (share - latency), smallest), 4
         )  # together the blocks save less than the sum of each alone
-        say(f"search: this subnet takes {share:.2f} of the original's latency, not {latency:g}: searching once more")
+        then = "searching for less" if left else "going on with it"
+        say(f"search: this subnet takes {share:.2f} of the original's latency, not {latency:g}: {then}")
     set_fades(twins, [0] * len(twins))
     for twin in twins:
         remove_twin(task.model, twin)

@@ -216,6 +216,16 @@ class Count:
         return kind is Killed
 
 
+def test_a_killed_depth_step_leaves_its_log(tiny, images, tmp_path):
+    """The log begins with the depth step, which may take hours, and a run continues beside it."""
+    run = lambda: compress(tiny("resnet"), recipe("drop"), tmp_path / "out", images=images)
+    with Count(2):
+        run()
+    assert not (tmp_path / "out" / "journal.jsonl").exists()
+    assert (tmp_path / "out" / "progress.log").read_text().count("ended by Killed") == 1
+    assert run()["depth"]["pruned"]
+
+
 @pytest.mark.parametrize(
     ("method", "family", "every"),
     [

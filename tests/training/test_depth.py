@@ -143,6 +143,15 @@ def test_a_training_continues_and_only_fades_the_chosen(tmp_path, monkeypatch):
     assert len(losses) == 5 and losses[-1]["step"] + 1 == losses[-1]["steps"]
 
 
+def test_running_statistics_follow_many_batches(tmp_path):
+    """MobileNetV2 of transformers has a momentum of 0.997, with which only the last batch would count."""
+    for momentum in (0.997, None):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=momentum))
+        task = small_task(tmp_path / "a")
+        DepthTask(model, [], task.data, task.logits, task.measure, task.folder, task.journal)
+        assert model[1].momentum == 0.1
+
+
 def test_accuracy_counts_the_held_out_only(tmp_path):
     task = small_task(tmp_path / "a")
     guesses = task.model(task.data.validation[0][0]).argmax(-1)

@@ -199,10 +199,10 @@ def _ten_recalls(match: np.ndarray, confidences: np.ndarray, count: int) -> list
     if not len(match):
         return [match] * len(PERCENTS)
     order = np.argsort(-confidences, kind="stable")
-    recalls = np.cumsum(match[order] >= 0) / max(count, EPS)
+    recalls = np.cumsum(match[order] >= 0, dtype=np.float32) / np.float32(max(count, EPS))
     taken = np.percentile(recalls, PERCENTS, method="closest_observation")
     last = {recall: place for place, recall in enumerate(recalls)}
-    limits = confidences[[last[recall] for recall in taken]]
+    limits = confidences[order][[last[recall] for recall in taken]]
     return [np.where(confidences >= limit, match, -1) for limit in limits]
 
 

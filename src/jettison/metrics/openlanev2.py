@@ -5,9 +5,9 @@
   traffic elements by an IoU above 0.25, averaged over 13 attributes.
 - TOP: average precision of the edges at every vertex, in both directions, among matched vertices. Where a true vertex
   has no match, all of its wrong edges count as predicted with the lowest confidence.
-- Rules v2.1 and v1.1 differ in curves that end where they begin (``distances.chamfer_distance``). Rule v1.0, that of the
-  challenge of 2023, repeats TOP at ten recalls of each frame and lets missing vertices cost more: its scores cannot be
-  compared with the others. It depended on how numpy orders equal confidences, so ours is near its values, not equal.
+- Rules v2.1 and v1.1 differ in curves that end where they begin (``distances.chamfer_distance``). Rule v1.0, that of
+  the challenge of 2023, repeats TOP at ten recalls of each frame and lets missing vertices cost more: its scores cannot
+  be compared with the others. They depended on the version of numpy, so ours are near them (0.01), not equal.
 """
 
 from collections.abc import Sequence
@@ -81,9 +81,7 @@ class OpenLaneScore:
         return (self.det_l + self.det_t + self.top_ll**0.5 + self.top_lt**0.5) / 4
 
 
-def openlanev2_score(
-    truth: Sequence[RoadGraph], predicted: Sequence[RoadGraph], rule: str = "v2.1"
-) -> OpenLaneScore:
+def openlanev2_score(truth: Sequence[RoadGraph], predicted: Sequence[RoadGraph], rule: str = "v2.1") -> OpenLaneScore:
     """Score the predictions of frames.
 
     truth, predicted: the graphs of the same frames in the same order.
@@ -110,9 +108,7 @@ def openlanev2_score(
         _average_precision([frame[index] for frame in lane_matches], lane_scores, lanes)
         for index in range(len(LANE_THRESHOLDS))
     ]
-    element_precisions = [
-        _attribute_precision(pairs, box_distances, attribute) for attribute in range(ATTRIBUTES)
-    ]
+    element_precisions = [_attribute_precision(pairs, box_distances, attribute) for attribute in range(ATTRIBUTES)]
     element_matches = [
         _match(matrix, guess.element_confidences, BOX_THRESHOLD)
         for matrix, guess in zip(box_distances, predicted, strict=True)

@@ -58,7 +58,9 @@ def tusimple_image(
         return TuSimpleScore(0.0, 0.0, 1.0)
     guesses = np.array(predicted, dtype=np.float64).reshape(len(predicted), len(rows))
     guesses = np.where(guesses >= 0, guesses, ABSENT)
-    shares = [_best_share(np.array(lane, dtype=np.float64), guesses, np.array(rows, dtype=np.float64)) for lane in truth]
+    shares = [
+        _best_share(np.array(lane, dtype=np.float64), guesses, np.array(rows, dtype=np.float64)) for lane in truth
+    ]
     matched = sum(share >= RIGHT for share in shares)
     missed, right = len(shares) - matched, sum(shares)
     if len(truth) > COUNTED:  # the worst lane is left out

@@ -218,12 +218,14 @@ class View:
     image: its file; None if only labels are known.
     lanes: lane lines in the image; None if there are no labels.
     depth: reads the depth map, (height, width) float32 metres along the camera's axis, 0 where unknown.
+    ego_to_world: (4, 4), where the car was when this image was taken; None: where it was in the frame.
     """
 
     camera: Camera | None = None
     image: Path | None = None
     lanes: Sequence[ImageLane] | None = None
     depth: Callable[[], np.ndarray] | None = field(default=None, repr=False)
+    ego_to_world: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -125,7 +125,9 @@ def _make_street(rng: np.random.Generator, points: np.ndarray, lanes: int) -> St
         lines += [Line(side * number * lane, "dashed", False, wear()) for number in range(1, count)]
         if rng.random() < 0.9:
             lines.append(Line(side * count * lane, "solid", False, wear()))
-    return Street(points, int(lanes), backward, lane, tuple(lines), 2.6 if rng.random() < 0.35 else rng.uniform(0.4, 0.9))
+    return Street(
+        points, int(lanes), backward, lane, tuple(lines), 2.6 if rng.random() < 0.35 else rng.uniform(0.4, 0.9)
+    )
 
 
 def _make_side(rng: np.random.Generator, main: Street, crossing: float, place: str) -> tuple[Street, Junction]:
@@ -195,7 +197,9 @@ def _make_traffic(rng, streets: list[Street], junction: Junction | None, state: 
             gap = junction.gaps[number] if junction else 0.0
             stop = junction.places[number] - sign * (gap + 3.0) if halts else None
             middle = street.lane_middle(lane)
-            starts = [float(s) for s in _spread(rng, street.length) if (number, lane) != (0, own) or abs(s - start) > 13]
+            starts = [
+                float(s) for s in _spread(rng, street.length) if (number, lane) != (0, own) or abs(s - start) > 13
+            ]
             before = [s for s in starts if stop is not None and sign * (stop - s) > 0]
             waits = (number, lane) == (0, own) and stop is not None
             rest = queue(stop, sign, [*before, start] if waits else before) if stop is not None else []
@@ -276,7 +280,9 @@ def _plant(rng: np.random.Generator, hills: Hills, streets: list[Street]) -> lis
             foot, tall = hills.lift(spot)[0], rng.uniform(3.5, 7)
             seed = int(rng.integers(1 << 16))
             green = tuple(float(part) for part in np.array([0.2, 0.36, 0.13]) * rng.uniform(0.7, 1.3, 3))
-            trees.append(Solid(foot + (0, 0, tall / 4), (0.16, 0.16, tall / 4 + 0.3), 0, "trunk", (0.3, 0.22, 0.16), seed))
+            trees.append(
+                Solid(foot + (0, 0, tall / 4), (0.16, 0.16, tall / 4 + 0.3), 0, "trunk", (0.3, 0.22, 0.16), seed)
+            )
             wide = min(rng.uniform(0.28, 0.42) * tall, 2.4)
             trees.append(Ball(foot + (0, 0, tall * 0.7), (wide, wide, tall * 0.34), 0, "leaves", green, seed))
     return trees

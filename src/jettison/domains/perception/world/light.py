@@ -70,8 +70,12 @@ class Light:
         mix = np.sqrt(up)[:, None]
         colour = self.glare * (1 - mix) + np.array(high, np.float32) * mix
         flat = unit[:, :2] / (up[:, None] + 0.18)
-        cloud = noise.texture(flat[:, 0], flat[:, 1], np.full(len(flat), 0.01, np.float32), ((1.6, 0.5), (0.6, 0.3)), 40)
-        amount = np.clip((cloud + self.world.seed % 5 * 0.1 - 0.1) * 1.2, 0, 1)[:, None] * np.clip(up * 9, 0, 1)[:, None]
+        cloud = noise.texture(
+            flat[:, 0], flat[:, 1], np.full(len(flat), 0.01, np.float32), ((1.6, 0.5), (0.6, 0.3)), 40
+        )
+        amount = (
+            np.clip((cloud + self.world.seed % 5 * 0.1 - 0.1) * 1.2, 0, 1)[:, None] * np.clip(up * 9, 0, 1)[:, None]
+        )
         white = {"day": 0.95, "night": 0.05, "rain": 0.55}[self.weather]
         colour = colour * (1 - 0.75 * amount) + white * 0.75 * amount
         if self.shadows:

@@ -1,0 +1,47 @@
+"""What worlds to render, and how their scenes and frames are named."""
+
+from dataclasses import dataclass
+
+from jettison.core.numbers import check_number, check_seed
+from jettison.domains.perception.world.cameras import checked_size
+
+SPLIT = ("train", "val", "test", "train", "train")  # of scene number i: entry i modulo 5
+BEGIN = 1_600_000_000_000_000  # microseconds, the time stamp of the first frame
+MOST_FRAMES = 1000
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to render.
+
+    size: (height, width). frames: of each scene. interval: seconds from frame to frame.
+    place, weather: of all scenes; None draws them. Scene i has the seed ``seed`` + i.
+    """
+
+    seed: int = 0
+    size: tuple[int, int] = (160, 400)
+    frames: int = 6
+    interval: float = 0.5
+    place: str | None = None
+    weather: str | None = None
+
+    def __post_init__(self):
+        check_seed(self.seed)
+        checked_size(self.size)
+        check_number("frames", self.frames, 1, MOST_FRAMES, whole=True)
+        check_number("interval", self.interval, 0.01, 10)
+
+
+def split_of(scene: int) -> str:
+    """Return the split of a scene by its number: of five scenes, three train, one validates, one tests."""
+    return SPLIT[scene % len(SPLIT)]
+
+
+def stamp(order: Order, frame: int) -> int:
+    """Return the time stamp of a frame in microseconds."""
+    return BEGIN + round(frame * order.interval * 1e6)
+
+
+def base(scene: int) -> str:
+    """Return the folder of a scene, from the folder of the worlds."""
+    return f"{split_of(scene)}/{scene:05d}"

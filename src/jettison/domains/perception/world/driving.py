@@ -77,7 +77,7 @@ class Car:
         moving = self.drive.speed > 0
 
         def box(low: float, high: float, half: tuple[float, float], back: float, paint: str) -> Solid:
-            centre = ground + (0, 0, (low + high) / 2) - back * np.array([np.cos(yaw), np.sin(yaw), 0])
+            centre = ground + np.array([0, 0, (low + high) / 2]) - back * np.array([np.cos(yaw), np.sin(yaw), 0])
             return Solid(centre, (*half, (high - low) / 2), yaw, paint, colour, self.seed, moving)
 
         if self.kind == "truck":

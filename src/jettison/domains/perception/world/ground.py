@@ -17,8 +17,8 @@ PAVEMENT, KERB = 2.4, 0.18  # metres beside the asphalt
 DASH, PERIOD = 3.5, 9.0  # metres of a dash, and from one to the next
 STOP_WIDTH, ZEBRA = 0.4, (1.0, 3.4)  # metres: a stop line; from the stop line to a zebra crossing's sides
 ARROW_LONG, ARROW_WIDE, ARROW_BEFORE = 4.2, 1.5, 7.0  # metres of an arrow, and from its middle to the stop line
-ROUGH = ((0.16, 0.13), (0.42, 0.11), (1.1, 0.08), (3.1, 0.05), (9.0, 0.05))
-GRASS = ((0.22, 0.22), (0.6, 0.2), (1.7, 0.16), (5.0, 0.14), (17.0, 0.12))
+ROUGH = ((0.07, 0.14), (0.17, 0.14), (0.42, 0.12), (1.1, 0.09), (3.1, 0.05), (9.0, 0.05))
+GRASS = ((0.09, 0.24), (0.22, 0.25), (0.6, 0.24), (1.7, 0.18), (5.0, 0.14), (17.0, 0.1))
 WHITE, YELLOW = np.array([0.83, 0.83, 0.8], np.float32), np.array([0.82, 0.62, 0.16], np.float32)
 PICTURE = {"straight": "go_straight", "left": "turn_left", "right": "turn_right", "u": "u_turn"}
 
@@ -85,7 +85,7 @@ class Ground:
         wide = np.maximum(fine, 1e-3)
         share = lambda limit: np.clip(0.5 + (limit - edge) / wide, 0, 1)
         asphalt = share(0.0)
-        result = np.empty((len(x), 3), np.float32)
+        result = np.zeros((len(x), 3), np.float32)
         on, off = np.flatnonzero(asphalt > 0), np.flatnonzero(asphalt < 1)
         if len(off):
             result[off] = self._verge(x[off], y[off], fine[off], edge[off], share(KERB)[off], share(PAVEMENT)[off])

@@ -21,6 +21,8 @@ from jettison.domains.perception.world.streets import STEP, Hills, Line, Street,
 
 PLACES = ("road", "junction", "fork")  # a fork is a junction whose side street ends there
 WEATHERS = ("day", "night", "rain")
+FRONTS = ((0.6, 0.5, 0.42), (0.5, 0.5, 0.5), (0.66, 0.6, 0.48), (0.5, 0.33, 0.27), (0.68, 0.66, 0.6), (0.42, 0.46, 0.5))
+GREEN, STONE = (0.2, 0.31, 0.12), (0.5, 0.47, 0.42)
 MAIN, SIDE = 440.0, 150.0  # metres of the main street, and of each arm of the side street
 
 
@@ -87,7 +89,7 @@ def make_world(seed: int, place: str | None = None, weather: str | None = None) 
         furniture.put(name, Approach(0, 1, start + 30), start + 29.9, edge, 2.5, ROUND, forward)
     lamps = _put_lamps(furniture, main)
     ego, cars = _make_traffic(rng, streets, junction, state, start)
-    still = [*furniture.solids, *_build(rng, hills, streets), *_plant(rng, hills, streets)]
+    still = [*furniture.solids, *_build(rng, hills, streets), *_plant(rng, hills, streets), *_edge(rng, hills, streets)]
     height, around = np.radians(rng.uniform(28, 55)), rng.uniform(0, 2 * np.pi)
     sun = np.array([np.cos(height) * np.cos(around), np.cos(height) * np.sin(around), np.sin(height)])
     return World(
@@ -179,7 +181,7 @@ def _put_lamps(furniture: Furniture, main: Street) -> np.ndarray:
     for s in places:
         furniture.post(main, float(s), side, 7.0, 0.08)
         furniture.beam(main, float(s), side - 1.8, side, 6.9)
-    return furniture.hills.lift(main.at(places, side - 1.6)) + (0, 0, 6.8)
+    return furniture.hills.lift(main.at(places, side - 1.6)) + np.array([0, 0, 6.8])
 
 
 def _make_traffic(rng, streets: list[Street], junction: Junction | None, state: str, start: float):
@@ -192,7 +194,9 @@ def _make_traffic(rng, streets: list[Street], junction: Junction | None, state: 
     for number, street in enumerate(streets):
         for lane in street.lanes():
             sign = 1 if lane >= 0 else -1
-            halts = junction and (number == 0) == (state == "red") or (number == 1 and not junction.through)
+            halts = junction is not None and (
+                (number == 0) == (state == "red") or (number == 1 and not junction.through)
+            )
             speed = cruise if (number, lane) == (0, own) else rng.uniform(6, 11)
             gap = junction.gaps[number] if junction else 0.0
             stop = junction.places[number] - sign * (gap + 3.0) if halts else None
@@ -239,10 +243,15 @@ def _clear(streets: list[Street], points: np.ndarray) -> float:
     return float(least)
 
 
+def _varied(rng: np.random.Generator, colour: tuple, by: float) -> tuple[float, float, float]:
+    """A colour like another one."""
+    return tuple(float(part) for part in np.array(colour) * rng.uniform(1 - by, 1 + by, 3))
+
+
 def _build(rng: np.random.Generator, hills: Hills, streets: list[Street]) -> list[Solid]:
     """Houses along both sides of all streets."""
     houses: list[Solid] = []
-    dense = rng.uniform(0.35, 0.95)
+    dense = rng.uniform(0.5, 0.98)
     for street in streets:
         for side in (-1, 1):
             s = rng.uniform(0, 10)
@@ -253,7 +262,7 @@ def _build(rng: np.random.Generator, hills: Hills, streets: list[Street]) -> lis
                 centre = street.at(s, edge + side * half[1])[0]
                 heading = street.heading(s)
                 yaw = float(np.arctan2(heading[1], heading[0]))
-                colour = tuple(float(part) for part in np.array([0.62, 0.5, 0.42]) * rng.uniform(0.6, 1.4, 3))
+                colour = _varied(rng, FRONTS[rng.integers(len(FRONTS))], 0.12)
                 house = Solid((*centre, 0.0), half, yaw, "building", colour, int(rng.integers(1 << 16)))
                 ring = np.concatenate([house.corners()[:, :2], centre[None]])
                 room = all(
@@ -271,7 +280,7 @@ def _plant(rng: np.random.Generator, hills: Hills, streets: list[Street]) -> lis
     """Trees between the street and the houses, some farther away."""
     trees: list[Solid] = []
     for street in streets:
-        for s in np.arange(5, street.length, 11.0):
+        for s in np.arange(5, street.length, 8.0):
             side = rng.choice((-1, 1))
             edge = (street.left if side > 0 else street.right) + side * (street.shoulder + rng.uniform(2.9, 9))
             spot = street.at(s + rng.uniform(-4, 4), edge)
@@ -279,10 +288,46 @@ def _plant(rng: np.random.Generator, hills: Hills, streets: list[Street]) -> lis
                 continue
             foot, tall = hills.lift(spot)[0], rng.uniform(3.5, 7)
             seed = int(rng.integers(1 << 16))
-            green = tuple(float(part) for part in np.array([0.2, 0.36, 0.13]) * rng.uniform(0.7, 1.3, 3))
+            green = _varied(rng, GREEN, 0.3)
             trees.append(
-                Solid(foot + (0, 0, tall / 4), (0.16, 0.16, tall / 4 + 0.3), 0, "trunk", (0.3, 0.22, 0.16), seed)
+                Solid(
+                    foot + np.array([0, 0, tall / 4]), (0.16, 0.16, tall / 4 + 0.3), 0, "trunk", (0.3, 0.22, 0.16), seed
+                )
             )
             wide = min(rng.uniform(0.28, 0.42) * tall, 2.4)
-            trees.append(Ball(foot + (0, 0, tall * 0.7), (wide, wide, tall * 0.34), 0, "leaves", green, seed))
+            trees.append(Ball(foot + np.array([0, 0, tall * 0.7]), (wide, wide, tall * 0.34), 0, "leaves", green, seed))
     return trees
+
+
+def _edge(rng: np.random.Generator, hills: Hills, streets: list[Street]) -> list[Solid]:
+    """Bushes, stones and low walls beside the pavements."""
+    things: list[Solid] = []
+    for street in streets:
+        for side in (-1, 1):
+            s = rng.uniform(0, 6)
+            while s < street.length:
+                edge = (street.left if side > 0 else street.right) + side * (street.shoulder + rng.uniform(3.0, 6.5))
+                spot, seed, draw = street.at(s, edge), int(rng.integers(1 << 16)), rng.random()
+                s += rng.uniform(2, 7)
+                if _clear(streets, spot) < 2.8:
+                    continue
+                foot = hills.lift(spot)[0]
+                if draw < 0.55:
+                    half = rng.uniform((0.5, 0.5, 0.4), (1.2, 1.2, 1.0))
+                    things.append(
+                        Ball(foot + np.array([0, 0, 0.6 * half[2]]), half, 0, "leaves", _varied(rng, GREEN, 0.25), seed)
+                    )
+                elif draw < 0.75:
+                    half = rng.uniform((0.3, 0.3, 0.2), (0.8, 0.8, 0.6))
+                    things.append(
+                        Ball(foot + np.array([0, 0, 0.5 * half[2]]), half, 0, "wall", _varied(rng, STONE, 0.15), seed)
+                    )
+                else:
+                    heading, half = street.heading(s), np.array([rng.uniform(1, 2.6), 0.15, rng.uniform(0.5, 0.9)])
+                    yaw = float(np.arctan2(heading[1], heading[0]))
+                    wall = Solid(
+                        foot + np.array([0, 0, half[2] - 0.2]), half, yaw, "wall", _varied(rng, STONE, 0.15), seed
+                    )
+                    if _clear(streets, wall.corners()[:, :2]) > 2.6:
+                        things.append(wall)
+    return things

@@ -31,8 +31,7 @@ def write_lists(folder: Path, order: Order, scenes: int) -> None:
         _write_ddad(folder, order, scene, frames)
     for split, members in names.items():
         images = [frame["sensor"][FRONT]["image_path"] for scene in members for frame in infos[scene]]
-        marks = "" if split == "test" else " -"  # CULane's lists for training also name a mask, which we do not have
-        write_text(folder / "list" / CULANE[split], "".join(f"/{image}{marks}\n" for image in images))
+        write_text(folder / "list" / CULANE[split], "".join(f"/{image}\n" for image in images))
         rows = [_tusimple(folder, image, order.size) for image in images]
         write_text(folder / TUSIMPLE[split], "".join(json.dumps(row) + "\n" for row in rows))
     for weather, name in KINDS.items():

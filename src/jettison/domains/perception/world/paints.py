@@ -9,8 +9,8 @@ from jettison.domains.perception.world.solids import Board, Solid
 BAY, STOREY = 2.7, 3.0  # metres from window to window
 WINDOW = (1.35, 1.5)  # metres, width and height
 WHEEL = 0.33  # metres, radius
-WALL = ((0.16, 0.09), (0.42, 0.11), (1.3, 0.1), (4.0, 0.1))
-LEAF = ((0.16, 0.3), (0.4, 0.34), (1.1, 0.3))
+WALL = ((0.08, 0.09), (0.18, 0.11), (0.42, 0.12), (1.3, 0.1), (4.0, 0.08))
+LEAF = ((0.07, 0.25), (0.16, 0.32), (0.4, 0.34), (1.1, 0.25))
 GLASS = np.array([0.07, 0.09, 0.12], np.float32)
 RED, WARM = np.array([0.9, 0.06, 0.04], np.float32), np.array([1.0, 0.93, 0.78], np.float32)
 Colours = tuple[np.ndarray, np.ndarray]
@@ -63,6 +63,13 @@ def _building(solid: Solid, point, normal, pixel, night) -> Colours:
     return colour, glow
 
 
+def _wall(solid: Solid, point, normal, pixel, night) -> Colours:
+    a, b, _ = _faces(solid, point, normal)
+    grain = noise.texture(a + solid.seed % 61, b + solid.seed % 37, pixel, WALL, 80)
+    colour = np.array(solid.colour, np.float32) * (1 + 1.6 * grain)[:, None]
+    return colour, np.zeros_like(colour)
+
+
 def _vehicle(solid: Solid, point, normal, pixel, night) -> Colours:
     metres = point * solid.half.astype(np.float32)
     sheen = 1 + 0.08 * point[:, 2] + 0.05 * noise.sample(metres[:, 0] + metres[:, 1], metres[:, 2], 0.5, 3)
@@ -85,7 +92,9 @@ def _vehicle(solid: Solid, point, normal, pixel, night) -> Colours:
         colour = np.where(pane[:, None], GLASS * (1.6 + point[:, 2:]), colour)
         return colour, glow
     height = 0.62 if solid.paint == "car" else 0.2
-    lamp = end & (np.abs(np.abs(point[:, 1]) - 0.78) < 0.17) & (np.abs(up / (2 * solid.half[2].item()) - height) < 0.14)
+    wide, tall = (0.17, 0.14) if solid.paint == "car" else (0.1, 0.05)
+    lamp = np.abs(up / (2 * solid.half[2].item()) - height) < tall
+    lamp &= end & (np.abs(np.abs(point[:, 1]) - 0.82) < wide)
     rear = normal[:, 0] < 0
     shine = np.where(rear[:, None], RED, WARM)
     colour = np.where(lamp[:, None], shine * 0.8, colour)
@@ -124,5 +133,5 @@ def _board(solid: Board, point, normal, pixel, night) -> Colours:
 
 PAINTS = {
     "building": _building, "car": _vehicle, "cabin": _vehicle, "truck": _vehicle, "post": _post, "trunk": _post,
-    "leaves": _leaves, "board": _board,
+    "wall": _wall, "leaves": _leaves, "board": _board,
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """The faces of signs and traffic lights: small pictures, drawn from shapes, with coarser copies for small sizes."""
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def arrow(x: np.ndarray, y: np.ndarray, name: str, half: float = 0.13, head: flo
     """Return whether points of the square from -1 to 1 are inside an arrow of ``ARROWS``."""
     points = ARROWS[name]
     inside = np.zeros(x.shape, bool)
-    for a, b in zip(points[:-1], points[1:], strict=True):
+    for a, b in pairwise(points):
         inside |= _stroke(x, y, a, b, half)
     (ax, ay), (bx, by) = points[-2:]
     length = np.hypot(bx - ax, by - ay)
@@ -95,7 +96,7 @@ def face(name: str) -> tuple[np.ndarray, ...]:
 def paint(name: str, a: np.ndarray, b: np.ndarray, pixel: np.ndarray) -> np.ndarray:
     """Return colours and coverage of a face at points, (n, 4) float32.
 
-    a, b: (n,), from -1 to 1, to the right and up. pixel: (n,), what an image pixel covers of this, along its finer side.
+    a, b: (n,), from -1 to 1, to the right and up. pixel: (n,), what an image pixel covers.
     """
     levels = face(name)
     level = np.clip(np.floor(np.log2(np.maximum(pixel, 1e-6) * SIDE / 2)), 0, len(levels) - 1).astype(int)

@@ -126,7 +126,7 @@ class Renderer:
         rng = np.random.default_rng([20240406, self.world.seed, seed])
         if self.world.weather == "rain":
             image = rain(self._wet(image, view, number), rng)
-        grain = 0.006 if self.world.weather != "night" else 0.012
+        grain = 0.006 if self.world.weather != "night" else 0.008
         image = image + rng.standard_normal((height, width, 1), dtype=np.float32) * grain
         depth = np.where(np.isfinite(depth), depth, 0).astype(np.float32).reshape(height, width)
         return Picture((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), depth, number.astype(np.int32))

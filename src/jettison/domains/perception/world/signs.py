@@ -117,7 +117,9 @@ class Furniture:
     def post(self, street: Street, s: float, d: float, height: float, half: float = 0.06) -> None:
         """Put up a post. d: metres to the left of the reference line."""
         base = self.hills.lift(street.at(s, d))[0]
-        self.solids.append(Solid(base + (0, 0, height / 2 - 0.2), (half, half, height / 2 + 0.2), 0, "post", GREY))
+        self.solids.append(
+            Solid(base + np.array([0, 0, height / 2 - 0.2]), (half, half, height / 2 + 0.2), 0, "post", GREY)
+        )
 
     def beam(self, street: Street, s: float, left: float, right: float, height: float) -> None:
         """Put a beam across a street, from offset ``left`` to ``right``. height: metres above the ground."""
@@ -143,7 +145,7 @@ class Furniture:
         self.put(state, approach, before, edge, 3.2, LAMP, paths)
 
     def rule(self, rule: Rule, approach: Approach, network: Network, place: int) -> None:
-        """Put up a sign before the junction. place: number of the sign among those of its approach that share a post."""
+        """Put up a sign before the junction. place: how many signs of this approach have a post already."""
         street, sign = self.streets[approach.street], approach.sign
         count = street.forward if sign > 0 else street.backward
         incoming = [network.incoming[rule.approach, lane] for lane in rule.lanes]

@@ -13,7 +13,7 @@ class Solid:
     """A thing at a place, turned about the vertical.
 
     centre: (3,) metres. half: (3,) half its length, width and height. yaw: radians.
-    paint: how it is coloured: building, car, cabin, truck, post, trunk, leaves, board.
+    paint: how it is coloured: building, wall, car, cabin, truck, post, trunk, leaves, board.
     colour: (3,), 0 to 1. seed: of its details. moving: whether it moves with time. key: number of the thing it belongs
     to, such as that of a traffic element; -1 for none.
     """

@@ -97,7 +97,8 @@ def write_world(folder: Path, order: Order, scenes: int, processes: int = 1) -> 
         todo = [item for item in items if not _info(folder, *item, order).exists()]
         if len(todo) < len(items):
             say(f"{len(items) - len(todo)} of {len(items)} frames are there already")
-        parallel_map(partial(_write_frame, folder, order), todo, processes, what="frames")
+        if todo:
+            parallel_map(partial(_write_frame, folder, order), todo, processes, what="frames")
         write_lists(folder, order, scenes)
     return {"scenes": scenes, "frames": len(items), "rendered": len(todo)}
 
@@ -170,8 +171,10 @@ def _segments(road: Road) -> dict[str, Any]:
         {
             "id": lane.id,
             "centerline": lane.points.tolist(),
-            **{f"{side}_laneline": line.points.tolist() for side, line in (("left", lane.left), ("right", lane.right))},
-            **{f"{side}_laneline_type": LINES.index(line.kind) for side, line in (("left", lane.left), ("right", lane.right))},
+            "left_laneline": lane.left.points.tolist(),
+            "left_laneline_type": LINES.index(lane.left.kind),
+            "right_laneline": lane.right.points.tolist(),
+            "right_laneline_type": LINES.index(lane.right.kind),
             "is_intersection_or_connector": lane.in_junction,
         }
         for lane in road.lanes

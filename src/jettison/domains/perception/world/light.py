@@ -8,7 +8,7 @@ from jettison.domains.perception.world.layout import World
 NIGHT_LAMPS = 10  # nearest street lamps that give light
 LAMP_COLOUR, BEAM_COLOUR = np.array([1.0, 0.8, 0.52], np.float32), np.array([1.0, 0.97, 0.88], np.float32)
 HAZE = {"day": 1 / 900, "night": 1 / 700, "rain": 1 / 190}  # per metre
-AMBIENT = {"day": (0.5, 0.53, 0.6), "night": (0.13, 0.14, 0.18), "rain": (0.72, 0.75, 0.79)}
+AMBIENT = {"day": (0.5, 0.53, 0.6), "night": (0.17, 0.18, 0.23), "rain": (0.72, 0.75, 0.79)}
 SUN = {"day": (1.25, 1.17, 1.0), "night": (0.0, 0.0, 0.0), "rain": (0.0, 0.0, 0.0)}
 GLARE = {"day": (0.7, 0.79, 0.9), "night": (0.045, 0.05, 0.075), "rain": (0.6, 0.63, 0.66)}  # colour of the haze
 

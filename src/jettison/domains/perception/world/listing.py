@@ -10,11 +10,12 @@ from scipy.spatial.transform import Rotation
 from jettison.core.documents import read_json
 from jettison.core.files import write_json, write_text
 from jettison.domains.perception.layouts.culane import read_lanes
+from jettison.domains.perception.layouts.reading import SPLITS
 from jettison.domains.perception.scenes import ImageLane
 from jettison.domains.perception.world.cameras import FRONT, make_rig
 from jettison.domains.perception.world.order import Order, base, split_of, stamp
 
-SPLITS = ("train", "val", "test")
+LISTED = "data_dict_subset_world.json"  # which scenes and frames there are
 CULANE = {"train": "train_gt.txt", "val": "val_gt.txt", "test": "test.txt"}
 KINDS = {"day": "test0_normal", "rain": "test1_rain", "night": "test8_night"}  # lists of CULane's test scenes
 TUSIMPLE = {"train": "label_data_0313.json", "val": "label_data_0531.json", "test": "test_label.json"}
@@ -42,7 +43,7 @@ def write_lists(folder: Path, order: Order, scenes: int) -> None:
         write_text(folder / "list" / "test_split" / f"{name}.txt", "".join(f"{image}\n" for image in tests))
     stamps = [f"{stamp(order, frame)}.json" for frame in range(order.frames)]
     listed = {split: {f"{scene:05d}": stamps for scene in members} for split, members in names.items()}
-    write_json(folder / "data_dict_subset_world.json", listed)
+    write_json(folder / LISTED, listed)
     files = {
         str(number): {"filenames": [_ddad_name(scene) for scene in names[split]]} for number, split in enumerate(SPLITS)
     }

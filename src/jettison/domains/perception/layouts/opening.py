@@ -25,10 +25,8 @@ def find_layout(folder: str | Path, layout: str | None = None) -> str:
     path = DataFolder(Path(folder), "a driving dataset").path
     fitting = [name for name in LAYOUTS if reader(name).recognizes(path)]
     if len(fitting) != 1:
-        which = (
-            f"fits the layouts {', '.join(fitting)}: name one" if fitting else "has the layout of no dataset we know"
-        )
-        raise UsageError(f"{folder} {which}; valid: {', '.join(LAYOUTS)}")
+        fits = f"fits the layouts {', '.join(fitting)}: name one" if fitting else "has the layout of no known dataset"
+        raise UsageError(f"{folder} {fits}; valid: {', '.join(LAYOUTS)}")
     return fitting[0]
 
 

@@ -40,7 +40,7 @@ def depth_maps(predictions: Path) -> Iterator[Callable[[str], np.ndarray]]:
 def _checked(depth: np.ndarray, what: str) -> np.ndarray:
     if depth.ndim != 2 or depth.dtype.kind != "f" or not depth.size:
         raise UsageError(
-            f"{what} holds {depth.dtype} of shape {depth.shape}: floats (height, width), metres, are needed"
+            f"{what} holds {depth.dtype} of shape {depth.shape}: floats (height, width) in metres are needed"
         )
     return depth.astype(np.float32) if depth.itemsize < 4 else depth
 

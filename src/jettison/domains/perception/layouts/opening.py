@@ -15,7 +15,7 @@ LAYOUTS = ("culane", "tusimple", "openlanev2", "ddad", "nuscenes")
 def find_layout(folder: str | Path, layout: str | None = None) -> str:
     """Return the layout of a folder, one of ``LAYOUTS``.
 
-    layout: the layout that it is said to have; None to look at its files.
+    layout: a layout to take for granted; None to look at the files.
     Raises UsageError if it has none or several, and for an unknown layout.
     """
     if layout is not None:

@@ -213,8 +213,9 @@ def _edge_precisions(
     if not truth.size:
         return []
     moved = np.where(truth > 0, 0.0, unknown)
-    here, there = np.flatnonzero(rows >= 0), np.flatnonzero(columns >= 0)
-    moved[np.ix_(rows[here], columns[there])] = predicted[np.ix_(here, there)]
+    matched_rows, matched_columns = np.flatnonzero(rows >= 0), np.flatnonzero(columns >= 0)
+    matched = np.ix_(matched_rows, matched_columns)
+    moved[np.ix_(rows[matched_rows], columns[matched_columns])] = predicted[matched]
     edges = [*zip(truth, moved, strict=True), *zip(truth.T, moved.T, strict=True)]
     return [_vertex_precision(true > 0, confidences) for true, confidences in edges]
 

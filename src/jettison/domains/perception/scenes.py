@@ -205,6 +205,8 @@ class Road:
             value, shape = getattr(self, name), (len(self.lanes), columns)
             what = f"{name} of a road with {len(self.lanes)} lanes and {len(self.elements)} traffic elements"
             matrix = np.zeros(shape) if value is None else checked_points(value, columns, what)
+            if not matrix.size and 0 in shape:  # lists of no numbers do not keep their shape
+                matrix = np.zeros(shape)
             if matrix.shape != shape:
                 raise UsageError(f"{what} has shape {matrix.shape}: {shape} is needed")
             object.__setattr__(self, name, matrix)

@@ -17,7 +17,6 @@ from jettison.domains.perception.layouts.reading import (
     SPLITS,
     DataFolder,
     LazyFrames,
-    image_size,
     load_bytes,
     present,
     within,
@@ -36,12 +35,14 @@ def recognizes(folder: Path) -> bool:
     return any((folder / "list" / name).is_file() for names in LISTS.values() for name in names)
 
 
-def read(folder: str | Path, split: str = "test", incomplete: bool = False, labels: bool = True) -> list[Scene]:
+def read(
+    folder: str | Path, split: str = "test", incomplete: bool = False, images: bool = True, labels: bool = True
+) -> list[Scene]:
     """Read the images of a split as one scene. Names of frames are paths of images, without a slash in front.
 
     split: train, val or test.
     incomplete: whether frames with missing files may be left out.
-    labels: whether lane lines are needed.
+    images, labels: whether images and lane lines are needed.
     Raises UsageError for an unknown split, missing files, and (when a frame is read) broken labels.
     """
     if split not in SPLITS:
@@ -52,11 +53,11 @@ def read(folder: str | Path, split: str = "test", incomplete: bool = False, labe
     if listed is None:
         raise UsageError(f"{folder} has no {' or '.join(lists)}, the list of the images of the split {split!r}")
     names = image_names(data, listed)
-    wanted = [(name, [name, label_name(name)] if labels else [name]) for name in names]
+    wanted = [(name, [name] * images + [label_name(name)] * labels) for name in names]
     names = [names[index] for index in present(data, wanted, incomplete)]
 
     def frame(index: int) -> Frame:
-        path = data.file(names[index])
+        path = data.file(names[index]) if images else None
         lanes = read_lanes(data.file(label_name(names[index]))) if labels else None
         return Frame(names[index], {CAMERA: View(image=path, lanes=lanes)})
 
@@ -78,12 +79,6 @@ def kinds(folder: str | Path) -> dict[str, set[str]]:
 def label_name(image: str) -> str:
     """Return the name of the label or prediction file of an image."""
     return image.rpartition(".")[0] + LABELS
-
-
-def frame_shape(frame: Frame) -> tuple[int, int]:
-    """Return the height and width of the image of a frame, from its file."""
-    width, height = image_size(frame.views[CAMERA].image)
-    return height, width
 
 
 def read_lanes(path: Path) -> list[ImageLane]:

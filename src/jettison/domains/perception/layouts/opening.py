@@ -15,7 +15,7 @@ LAYOUTS = ("culane", "tusimple", "openlanev2", "ddad", "nuscenes")
 def find_layout(folder: str | Path, layout: str | None = None) -> str:
     """Return the layout of a folder, one of ``LAYOUTS``.
 
-    layout: the layout that it is said to have; None to look at its files.
+    layout: a layout to take for granted; None to look at the files.
     Raises UsageError if it has none or several, and for an unknown layout.
     """
     if layout is not None:
@@ -25,10 +25,8 @@ def find_layout(folder: str | Path, layout: str | None = None) -> str:
     path = DataFolder(Path(folder), "a driving dataset").path
     fitting = [name for name in LAYOUTS if reader(name).recognizes(path)]
     if len(fitting) != 1:
-        which = (
-            f"fits the layouts {', '.join(fitting)}: name one" if fitting else "has the layout of no dataset we know"
-        )
-        raise UsageError(f"{folder} {which}; valid: {', '.join(LAYOUTS)}")
+        fits = f"fits the layouts {', '.join(fitting)}: name one" if fitting else "has the layout of no known dataset"
+        raise UsageError(f"{folder} {fits}; valid: {', '.join(LAYOUTS)}")
     return fitting[0]
 
 

@@ -6,11 +6,10 @@ train/00000/info/315970276749927222.json     sensors, pose, annotation; -ls.json
 train/00000/image/ring_front_center/315970276749927222.jpg
 ```
 
-The devkit turns these files into pickles, and its submissions are pickles. We read the JSON files; ``read_results`` reads
-a submission that was saved as JSON, with "split/segment/timestamp" in place of the tuple (split, segment, timestamp).
+The devkit turns these files into pickles, and its submissions are pickles. We read the JSON files; ``read_results``
+reads a submission that was saved as JSON, with "split/segment/timestamp" in place of the tuple of these three.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def read(
 
     subset: A, B, or another XXX of data_dict_subset_XXX.json; None if there is one such file, or none at all: then
         all files of the split are read.
-    incomplete: whether frames with missing files may be left out.
+    incomplete: whether frames with missing files, and cameras without an image, may be left out.
     images: whether the images are needed. Without them views have no camera, since the files do not state its size.
     segments: whether to read lane segments (-ls.json), which have the lines beside the centerlines.
     Raises UsageError for missing files, and (when a frame is read) for broken ones.
@@ -72,17 +71,15 @@ def read(
         for segment, times in listed.items()
         for time in times
     }
+    needed = lambda name: [infos[name]] + [f"{name.rpartition('/')[0]}/image"] * images
     names = list(infos)
-    kept = [names[index] for index in present(data, [(name, [infos[name]]) for name in names], incomplete)]
-    if images:  # the names of the images are in the files
-        kept = _with_images(data, kept, infos, incomplete)
+    kept = [names[index] for index in present(data, [(name, needed(name)) for name in names], incomplete)]
     by_segment: dict[str, list[str]] = {}
     for name in kept:
         by_segment.setdefault(name.split("/")[1], []).append(name)
+    read_frame = lambda name: _frame(data, name, infos[name], images, segments, incomplete)
     return [
-        Scene(
-            segment, LazyFrames(names, lambda index, names=names: _frame(data, names[index], infos, images, segments))
-        )
+        Scene(segment, LazyFrames(names, lambda index, names=names: read_frame(names[index])))
         for segment, names in by_segment.items()
     ]
 
@@ -91,16 +88,16 @@ def _listed(data: DataFolder, split: str, subset: str | None) -> dict[str, list[
     """Return segment -> timestamps of a split."""
     dictionaries = sorted(path.name for path in data.path.glob(f"{DICTIONARY}*.json"))
     if subset is not None:
-        wanted = f"{DICTIONARY}subset_{subset}.json"
-        if wanted not in dictionaries:
-            raise UsageError(f"{data.path} has no {wanted}; there: {', '.join(dictionaries) or 'none'}")
-        dictionaries = [wanted]
+        wanted = [f"{DICTIONARY}subset_{subset}.json", f"{DICTIONARY}{subset}.json"]
+        if not set(wanted) & set(dictionaries):
+            raise UsageError(f"{data.path} has no {wanted[0]}; there: {', '.join(dictionaries) or 'none'}")
+        dictionaries = [name for name in wanted if name in dictionaries][:1]
     if len(dictionaries) > 1:
         raise UsageError(f"{data.path} has {', '.join(dictionaries)}: name one as subset, such as A")
     if not dictionaries:
-        found_infos = sorted(data.path.glob(f"{split}/*/info/*.json"))
+        infos = sorted(data.path.glob(f"{split}/*/info/*.json"))
         times: dict[str, set[str]] = {}
-        for path in found_infos:
+        for path in infos:
             times.setdefault(path.parts[-3], set()).add(path.stem.removesuffix("-ls"))
         if not times:
             raise UsageError(f"{data.path} has neither {DICTIONARY}*.json nor {split}/SEGMENT/info/TIMESTAMP.json")
@@ -116,30 +113,21 @@ def _listed(data: DataFolder, split: str, subset: str | None) -> dict[str, list[
     return {segment: [stamp.split(".")[0] for stamp in stamps] for segment, stamps in segments.items()}
 
 
-def _with_images(data: DataFolder, names: list[str], infos: Mapping[str, str], incomplete: bool) -> list[str]:
-    """Leave out frames without images. Only the folders of cameras are compared, by file name: that reads no file."""
-    wanted = []
-    for name in names:
-        split, segment, time = name.split("/")
-        folder = data.file(f"{split}/{segment}/image")
-        cameras = sorted(os.listdir(folder)) if folder.is_dir() else []
-        needed = [f"{split}/{segment}/image/{camera}/{time}.jpg" for camera in cameras]
-        wanted.append((name, needed or [f"{split}/{segment}/image"]))
-    return [names[index] for index in present(data, wanted, incomplete)]
-
-
-def _frame(data: DataFolder, name: str, infos: Mapping[str, str], images: bool, segments: bool) -> Frame:
-    info, where = data.json(infos[name]), str(data.path / infos[name])
+def _frame(data: DataFolder, name: str, file: str, images: bool, segments: bool, incomplete: bool) -> Frame:
+    info, where = data.json(file), str(data.path / file)
     views = {}
     for camera, sensor in entry(info, "sensor", dict, where).items():
         with within(f"{where}, camera {camera}"):
-            image = data.file(entry(sensor, "image_path", str, where))
-            views[camera] = View(_camera(camera, sensor, image), image) if images else View()
+            path = entry(sensor, "image_path", str, where)
+            if images and (data.has(path) or not incomplete):
+                views[camera] = View(_camera(camera, sensor, data.file(path)), data.file(path))
+            elif not images:
+                views[camera] = View()
     pose = entry(info, "pose", dict, where)
     ego = transform_of(pose.get("rotation"), pose.get("translation"), f"{where}, pose")
-    stamp = info.get("timestamp")
-    digits = str(stamp) if isinstance(stamp, int | str) else ""
-    time = int(digits) / 10 ** max(0, len(digits) - 10) if digits.isascii() and digits.isdigit() else None
+    digits = str(info.get("timestamp"))  # in nanoseconds (Argoverse 2) or microseconds (nuScenes)
+    unit = 1e-9 if len(digits) > len("1538984233512470") else 1e-6
+    time = int(digits) * unit if digits.isascii() and digits.isdigit() and len(digits) < 20 else None
     road = None
     if "annotation" in info:
         with within(where):

@@ -135,13 +135,16 @@ class LazyFrames(Sequence):
 def present(folder: DataFolder, wanted: Sequence[tuple[str, Sequence[str]]], incomplete: bool) -> list[int]:
     """Find the frames whose files are all there.
 
-    wanted: for every frame, its name and the names of its files.
+    wanted: for every frame, its name and the names of its files and folders.
     incomplete: whether a part of the frames will do; what is missing is then noted.
     Returns indices into ``wanted``. Raises UsageError if there are none, and for missing files without ``incomplete``.
     """
     if not wanted:
         raise UsageError(f"{folder.path} lists no frames: a file list with at least one frame is needed")
-    absent = {index: [name for name in names if not folder.has(name)] for index, (_, names) in enumerate(wanted)}
+    absent = {
+        index: [name for name in names if not os.path.exists(folder.file(name))]
+        for index, (_, names) in enumerate(wanted)
+    }
     kept = [index for index, names in absent.items() if not names]
     if len(kept) == len(wanted):
         return kept

@@ -6,16 +6,19 @@ from typing import Annotated
 import typer
 
 from jettison.cli import common
+from jettison.cli.perceive_world_command import EXAMPLES, show, world
 
 
 def register(app: typer.Typer) -> None:
     """Add the group of commands to the program."""
     group = typer.Typer(
         no_args_is_help=True,
-        help="Perception for driving: lanes, roads and depth. Score predictions on public datasets.",
-        epilog=common.example("jettison perceive score predictions/ CULane/"),
+        help="Perception for driving: lanes, roads and depth. Render a synthetic world, score predictions.",
+        epilog=common.example("jettison perceive world --out world --scenes 10"),
     )
     for function, *examples in (
+        (world, *EXAMPLES["world"]),
+        (show, *EXAMPLES["show"]),
         (score, "jettison perceive score predictions/ CULane/",
          "jettison perceive score results.json OpenLane-V2/ --subset A --json scores.json",
          "jettison perceive score depth.npz nuscenes/ --incomplete"),

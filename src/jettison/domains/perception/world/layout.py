@@ -232,15 +232,15 @@ def _spread(rng: np.random.Generator, length: float) -> list[float]:
     return places
 
 
-def _clear(streets: list[Street], points: np.ndarray) -> float:
-    """The smallest distance of points (n, 2) from the asphalt of any street, in metres."""
-    least = np.inf
+def _clear(streets: list[Street], points: np.ndarray) -> np.ndarray:
+    """The distance (n,) of points (n, 2) from the asphalt of any street, in metres."""
+    least = np.full(len(points), np.inf)
     for street in streets:
         d = street.locate(points[:, 0], points[:, 1])[1]
-        least = min(least, np.maximum(d - street.left, street.right - d).min() - street.shoulder)
-        ends = np.linalg.norm(points[:, None] - street.points[[0, -1]][None], axis=2)
-        least = min(least, ends.min() - 8)
-    return float(least)
+        ends = np.linalg.norm(points[:, None] - street.points[[0, -1]][None], axis=2).min(1)
+        beside = np.maximum(d - street.left, street.right - d) - street.shoulder
+        least = np.minimum(least, np.minimum(beside, ends - 8))
+    return least
 
 
 def _varied(rng: np.random.Generator, colour: tuple, by: float) -> tuple[float, float, float]:
@@ -269,65 +269,60 @@ def _build(rng: np.random.Generator, hills: Hills, streets: list[Street]) -> lis
                     np.linalg.norm(other.centre[:2] - centre) > 0.85 * np.hypot(*(other.half[:2] + half[:2]))
                     for other in houses
                 )
-                if rng.random() < dense and room and _clear(streets, ring) > 3.2:
+                if rng.random() < dense and room and _clear(streets, ring).min() > 3.2:
                     base = hills.height(*ring.T).min() - 0.5
                     houses.append(replace(house, centre=np.array([*centre, base + half[2]])))
                 s += half[0] + rng.uniform(1, 9)
     return houses
 
 
+def _spots(rng: np.random.Generator, streets: list[Street], every: float, beside: tuple[float, float], clear: float):
+    """Yield places beside the streets: the street, s, and the point (2,).
+
+    every: metres from one to the next, on average. beside: least and most metres from the asphalt. clear: least metres
+    from the asphalt of any street.
+    """
+    for street in streets:
+        for side in (-1, 1):
+            s = np.cumsum(rng.uniform(0.4 * every, 1.6 * every, int(street.length / every)))
+            edge = street.left if side > 0 else street.right
+            points = street.at(s, edge + side * (street.shoulder + rng.uniform(*beside, len(s))))
+            free = (_clear(streets, points) > clear) & (s < street.length)
+            yield from ((street, float(s[place]), points[place]) for place in np.flatnonzero(free))
+
+
 def _plant(rng: np.random.Generator, hills: Hills, streets: list[Street]) -> list[Solid]:
     """Trees between the street and the houses, some farther away."""
     trees: list[Solid] = []
-    for street in streets:
-        for s in np.arange(5, street.length, 8.0):
-            side = rng.choice((-1, 1))
-            edge = (street.left if side > 0 else street.right) + side * (street.shoulder + rng.uniform(2.9, 9))
-            spot = street.at(s + rng.uniform(-4, 4), edge)
-            if rng.random() < 0.5 or _clear(streets, spot) < 2.6:
-                continue
-            foot, tall = hills.lift(spot)[0], rng.uniform(3.5, 7)
-            seed = int(rng.integers(1 << 16))
-            green = _varied(rng, GREEN, 0.3)
-            trees.append(
-                Solid(
-                    foot + np.array([0, 0, tall / 4]), (0.16, 0.16, tall / 4 + 0.3), 0, "trunk", (0.3, 0.22, 0.16), seed
-                )
-            )
-            wide = min(rng.uniform(0.28, 0.42) * tall, 2.4)
-            trees.append(Ball(foot + np.array([0, 0, tall * 0.7]), (wide, wide, tall * 0.34), 0, "leaves", green, seed))
+    for _, _, spot in _spots(rng, streets, 30.0, (2.9, 9.0), 2.6):
+        foot, tall = hills.lift(spot[None])[0], rng.uniform(3.5, 7)
+        seed = int(rng.integers(1 << 16))
+        trunk = (0.16, 0.16, tall / 4 + 0.3)
+        trees.append(Solid(foot + np.array([0, 0, tall / 4]), trunk, 0, "trunk", (0.3, 0.22, 0.16), seed))
+        wide = min(rng.uniform(0.28, 0.42) * tall, 2.4)
+        crown = (wide, wide, tall * 0.34)
+        trees.append(Ball(foot + np.array([0, 0, tall * 0.7]), crown, 0, "leaves", _varied(rng, GREEN, 0.3), seed))
     return trees
 
 
 def _edge(rng: np.random.Generator, hills: Hills, streets: list[Street]) -> list[Solid]:
     """Bushes, stones and low walls beside the pavements."""
     things: list[Solid] = []
-    for street in streets:
-        for side in (-1, 1):
-            s = rng.uniform(0, 6)
-            while s < street.length:
-                edge = (street.left if side > 0 else street.right) + side * (street.shoulder + rng.uniform(3.0, 6.5))
-                spot, seed, draw = street.at(s, edge), int(rng.integers(1 << 16)), rng.random()
-                s += rng.uniform(2, 7)
-                if _clear(streets, spot) < 2.8:
-                    continue
-                foot = hills.lift(spot)[0]
-                if draw < 0.55:
-                    half = rng.uniform((0.5, 0.5, 0.4), (1.2, 1.2, 1.0))
-                    things.append(
-                        Ball(foot + np.array([0, 0, 0.6 * half[2]]), half, 0, "leaves", _varied(rng, GREEN, 0.25), seed)
-                    )
-                elif draw < 0.75:
-                    half = rng.uniform((0.3, 0.3, 0.2), (0.8, 0.8, 0.6))
-                    things.append(
-                        Ball(foot + np.array([0, 0, 0.5 * half[2]]), half, 0, "wall", _varied(rng, STONE, 0.15), seed)
-                    )
-                else:
-                    heading, half = street.heading(s), np.array([rng.uniform(1, 2.6), 0.15, rng.uniform(0.5, 0.9)])
-                    yaw = float(np.arctan2(heading[1], heading[0]))
-                    wall = Solid(
-                        foot + np.array([0, 0, half[2] - 0.2]), half, yaw, "wall", _varied(rng, STONE, 0.15), seed
-                    )
-                    if _clear(streets, wall.corners()[:, :2]) > 2.6:
-                        things.append(wall)
+    for street, s, spot in _spots(rng, streets, 5.0, (3.0, 6.5), 2.8):
+        foot, seed, draw = hills.lift(spot[None])[0], int(rng.integers(1 << 16)), rng.random()
+        if draw < 0.55:
+            half = rng.uniform((0.5, 0.5, 0.4), (1.2, 1.2, 1.0))
+            centre = foot + np.array([0, 0, 0.6 * half[2]])
+            things.append(Ball(centre, half, 0, "leaves", _varied(rng, GREEN, 0.25), seed))
+        elif draw < 0.75:
+            half = rng.uniform((0.3, 0.3, 0.2), (0.8, 0.8, 0.6))
+            centre = foot + np.array([0, 0, 0.5 * half[2]])
+            things.append(Ball(centre, half, 0, "wall", _varied(rng, STONE, 0.15), seed))
+        else:
+            heading, half = street.heading(s), np.array([rng.uniform(1, 2.6), 0.15, rng.uniform(0.5, 0.9)])
+            yaw = float(np.arctan2(heading[1], heading[0]))
+            centre = foot + np.array([0, 0, half[2] - 0.2])
+            wall = Solid(centre, half, yaw, "wall", _varied(rng, STONE, 0.15), seed)
+            if _clear(streets, wall.corners()[:, :2]).min() > 2.6:
+                things.append(wall)
     return things

@@ -63,7 +63,8 @@ def _of_approach(
             move = side if side in turns and rng.random() < 0.6 else "straight"
             rules.append(Rule(_arrow(move, turns), approach, (lane,), others(move), True))
     elif draw < 0.85 and len(turns) > 1:
-        options = [name for name, move in FORBIDDEN.items() if move in turns]
+        others_left = "straight" in turns or len(lanes) == 1  # else the lane of that turn would have no way to go
+        options = [name for name, move in FORBIDDEN.items() if move in turns and others_left]
         if "straight" in turns and len(lanes) == 1:
             options += ["go_straight"]
         elif len(lanes) == 1:

@@ -86,9 +86,9 @@ class Street:
     _grid: tuple = field(init=False, repr=False)
 
     def __post_init__(self):
-        tangent = np.gradient(self.points, STEP, axis=0)
+        tangent = np.gradient(self.points, STEP, axis=0, edge_order=2)
         tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-        turn = np.gradient(np.unwrap(np.arctan2(tangent[:, 1], tangent[:, 0])), STEP)
+        turn = np.gradient(np.unwrap(np.arctan2(tangent[:, 1], tangent[:, 0])), STEP, edge_order=2)
         samples = np.column_stack([self.points, tangent, turn])
         object.__setattr__(self, "_samples", samples)
         low = self.points.min(0) - MARGIN
@@ -143,17 +143,13 @@ class Street:
         inside = (i >= 0) & (i < size[0]) & (j >= 0) & (j < size[1])
         place = nearest[np.where(inside, i * np.int32(size[1]) + j, 0)]
         samples = self._samples.astype(x.dtype)
-        for _ in range(2):
+        for _ in range(3):  # each time from a nearer sample
             px, py, tx, ty, turn = samples[place].T
             dx, dy = x - px, y - py
             ds, d = dx * tx + dy * ty, dy * tx - dx * ty
             ds /= np.maximum(1 - turn * d, 0.2)
-            place = np.clip(place + np.rint(ds / STEP).astype(np.int32), 0, len(samples) - 1)
-        px, py, tx, ty, turn = samples[place].T
-        dx, dy = x - px, y - py
-        ds, d = dx * tx + dy * ty, dy * tx - dx * ty
-        ds /= np.maximum(1 - turn * d, 0.2)
-        s = place.astype(x.dtype) * STEP + ds
+            before, place = place, np.clip(place + np.rint(ds / STEP).astype(np.int32), 0, len(samples) - 1)
+        s = before.astype(x.dtype) * STEP + ds
         d -= 0.5 * turn * ds * ds
         outside = ~inside | (s < 0) | (s > self.length)
         return s, np.where(outside, x.dtype.type(1e3), d), tx, ty

@@ -1,13 +1,15 @@
 """Pictures of the synthetic world: images, depth and labels agree with each other. Each is projected into each."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from jettison.core.errors import UsageError
 from jettison.domains.perception.scenes import ATTRIBUTES
 from jettison.domains.perception.world.cameras import FRONT, NAMES, make_rig, parse_size
-from jettison.domains.perception.world.consistency import Seen, carry, lift
-from jettison.domains.perception.world.labels import RANGE
+from jettison.domains.perception.world.consistency import Seen, carry, lift, misalignment
+from jettison.domains.perception.world.labels import RANGE, label_road
 from jettison.domains.perception.world.layout import make_world
 from jettison.domains.perception.world.pictures import face, paint
 from jettison.domains.perception.world.render import GROUND, SKY, Renderer, meet_ground
@@ -67,13 +69,19 @@ def test_frames_agree(seen, moving):
         assert np.corrcoef(*[colours.mean(1) for colours in carried.colours])[0, 1] > 0.7
 
 
-def test_a_wrong_pose_is_noticed(seen, moving):
-    """The checks above can fail: half a degree of yaw, or one percent of depth, is seen."""
+def test_images_are_aligned_to_a_fraction_of_a_pixel(seen, moving):
+    """By the images alone. A camera that is 0.6 degrees off is noticed."""
     one, other = seen[0][FRONT], seen[1][FRONT]
+    pairs = [(seen[0][name], seen[1][name]) for name in NAMES]
+    pairs += [(seen[0][name], seen[0][NAMES[place - 1]]) for place, name in enumerate(NAMES)]
+    aligned = np.concatenate([misalignment(*pair, moving) for pair in pairs])
+    assert len(aligned) > 30 and np.median(aligned) < 0.3
     turned = np.eye(4)
     turned[:2, :2] = [[np.cos(0.01), -np.sin(0.01)], [np.sin(0.01), np.cos(0.01)]]
-    wrong = carry(one, Seen(other.picture, other.camera, other.ego_to_world @ turned), moving)
-    assert np.median(wrong.error) > 0.1 or np.corrcoef(*[c.mean(1) for c in wrong.colours])[0, 1] < 0.7
+    wrong = misalignment(one, Seen(other.picture, other.camera, other.ego_to_world @ turned), moving)
+    assert np.median(wrong) > 0.6
+    tall = replace(other.camera, intrinsics=other.camera.intrinsics * [[1.06], [1.06], [1]])
+    assert np.median(misalignment(one, Seen(other.picture, tall, other.ego_to_world), moving)) > 0.5
 
 
 def test_depth_of_the_ground_is_the_ground(world, frames, seen):
@@ -141,9 +149,10 @@ def test_traffic_elements_are_where_they_are_seen(rig):
     count = 0
     for seed in (2, 5, 14):
         world = make_world(seed, "junction", "day")
-        frame, pictures = render_frame(world, 2.0, make_rig((160, 400), seed))
-        things = pictures[FRONT].things
-        for element in frame.road.elements:
+        camera = make_rig((160, 400), seed)[FRONT]
+        picture = Renderer(world, 2.0).picture(camera)
+        road, things = label_road(world, 2.0, camera, picture), picture.things
+        for element in road.elements:
             count += 1
             number = next(k for k, solid in enumerate(world.still, 1) if solid.key == element.id)
             rows, columns = np.nonzero(things == number)
@@ -151,7 +160,7 @@ def test_traffic_elements_are_where_they_are_seen(rig):
             assert columns.min() >= x1 - 1 and columns.max() <= x2 + 1 and rows.min() >= y1 - 1 and rows.max() <= y2 + 1
             assert len(rows) > 0.3 * (x2 - x1 - 1) * (y2 - y1 - 1)
             assert world.elements[element.id].attribute == element.attribute
-        road, ids = frame.road, [lane.id for lane in frame.road.lanes]
+        ids = [lane.id for lane in road.lanes]
         for j, element in enumerate(road.elements):
             held = {ids[i] for i in np.flatnonzero(road.lane_element[:, j])}
             assert held == set(world.elements[element.id].paths) & set(ids)

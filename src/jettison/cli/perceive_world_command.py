@@ -46,8 +46,7 @@ def world(
     order = Order(seed, parse_size(size), frames, interval, place, weather)
     result = write_world(out, order, scenes, processes)
     common.out.print(
-        f"{result['scenes']:,} scenes, {result['frames']:,} frames of six cameras in {out}; "
-        f"{result['rendered']:,} were rendered now",
+        f"{result['scenes']:,} scenes, {result['frames']:,} frames of six cameras, {result['rendered']:,} rendered now",
         markup=False,
     )
     common.finish(result, json)

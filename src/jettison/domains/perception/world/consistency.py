@@ -88,3 +88,29 @@ def carry(source: Seen, target: Seen, moving: np.ndarray) -> Carried:
     error = np.linalg.norm(back - pixels, axis=1)
     own = source.picture.image[pixels[:, 1].astype(int), pixels[:, 0].astype(int)].astype(np.float64)
     return Carried(pixels, arrived, error, (own, _interpolated(target.picture.image.astype(np.float64), arrived)))
+
+
+def misalignment(source: Seen, target: Seen, moving: np.ndarray, block: int = 16) -> np.ndarray:
+    """Return by how many pixels the other picture, carried to this one, is displaced, for every block (n,).
+
+    The displacement is estimated from the images alone, by one step of Lucas and Kanade in each textured block of
+    ``block`` x ``block`` pixels that both pictures show. So it notices wrong depths, poses and calibrations.
+    """
+    height, width = source.picture.depth.shape
+    carried = carry(source, target, moving)
+    columns, rows = carried.source.astype(int).T
+    own = source.picture.image.astype(np.float64).mean(2)
+    difference, seen = np.zeros((height, width)), np.zeros((height, width), bool)
+    difference[rows, columns] = carried.colours[1].mean(1) - own[rows, columns]
+    seen[rows, columns] = True
+    by_y, by_x = np.gradient(own)
+    parts = np.stack([by_x * by_x, by_x * by_y, by_y * by_y, by_x * difference, by_y * difference, seen])
+    parts = parts[:, : height // block * block, : width // block * block]
+    xx, xy, yy, xd, yd, share = (
+        parts.reshape(6, height // block, block, width // block, block).sum((2, 4)).reshape(6, -1)
+    )
+    weakest = (xx + yy) / 2 - np.sqrt((xx - yy) ** 2 / 4 + xy**2)  # the smaller eigenvalue of the structure tensor
+    good = (share == block * block) & (weakest > 4.0 * block * block)
+    xx, xy, yy, xd, yd = (part[good] for part in (xx, xy, yy, xd, yd))
+    determinant = xx * yy - xy * xy
+    return np.hypot((yy * xd - xy * yd) / determinant, (xx * yd - xy * xd) / determinant)

@@ -11,6 +11,7 @@ from jettison.core.documents import read_json
 from jettison.core.files import write_json, write_text
 from jettison.domains.perception.layouts.culane import read_lanes
 from jettison.domains.perception.layouts.reading import SPLITS
+from jettison.domains.perception.layouts.tusimple import LABELS
 from jettison.domains.perception.scenes import ImageLane
 from jettison.domains.perception.world.cameras import FRONT, make_rig
 from jettison.domains.perception.world.order import Order, base, split_of, stamp
@@ -18,7 +19,6 @@ from jettison.domains.perception.world.order import Order, base, split_of, stamp
 LISTED = "data_dict_subset_world.json"  # which scenes and frames there are
 CULANE = {"train": "train_gt.txt", "val": "val_gt.txt", "test": "test.txt"}
 KINDS = {"day": "test0_normal", "rain": "test1_rain", "night": "test8_night"}  # lists of CULane's test scenes
-TUSIMPLE = {"train": "label_data_0313.json", "val": "label_data_0531.json", "test": "test_label.json"}
 TUSIMPLE_ROWS = 72  # rows of an image of 720 pixels, 10 pixels apart
 ABSENT = -2  # x of a lane in a row where it is not
 DENSE = "6"  # number of dense depth among the annotations of DDAD
@@ -33,8 +33,9 @@ def write_lists(folder: Path, order: Order, scenes: int) -> None:
     for split, members in names.items():
         images = [frame["sensor"][FRONT]["image_path"] for scene in members for frame in infos[scene]]
         write_text(folder / "list" / CULANE[split], "".join(f"/{image}\n" for image in images))
-        rows = [_tusimple(folder, image, order.size) for image in images]
-        write_text(folder / TUSIMPLE[split], "".join(json.dumps(row) + "\n" for row in rows))
+        rows = [json.dumps(_tusimple(folder, image, order.size)) + "\n" for image in images]
+        for place, file in enumerate(LABELS[split]):
+            write_text(folder / file, "".join(rows[place :: len(LABELS[split])]))
     for weather, name in KINDS.items():
         tests = [
             frame["sensor"][FRONT]["image_path"] for scene in names["test"] for frame in infos[scene]

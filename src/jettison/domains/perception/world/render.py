@@ -19,7 +19,7 @@ from jettison.domains.perception.world.streets import Hills
 
 FAR = 250.0  # metres of depth; what is farther is in the haze and has no depth
 SKY, GROUND = -1, 0  # numbers of pixels; solid k has number k + 1
-REACH = 190.0  # metres from the camera to the farthest solid that is drawn
+REACH, SHADOW_REACH = 190.0, 100.0  # metres from the camera to the farthest solid, and shadow, that is drawn
 STEPS = 18  # of the search along flat rays
 CORNERS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))  # rays of a pixel at an edge
 
@@ -105,6 +105,21 @@ class Renderer:
         self.pose = world.ego_to_world(time)
         self.ground, self.light = Ground(world), Light(world, time)
         self.solids = world.solids(time)
+        self.corners = np.stack([solid.corners() for solid in self.solids])  # (solids, 8, 3)
+        self.casters = self._casters()
+
+    def _casters(self) -> tuple[list[Solid], np.ndarray, np.ndarray]:
+        """What throws shadows, and the circles (n, 2), (n,) in the plane in which the shadows lie."""
+        solids = [solid for solid in self.solids if solid.paint != "board"] if self.light.shadows else []
+        if not solids:
+            return [], np.zeros((0, 2)), np.zeros(0)
+        centres, halves = (np.stack([getattr(solid, name) for solid in solids]) for name in ("centre", "half"))
+        ground = self.world.hills.height(centres[:, 0], centres[:, 1])
+        away = -self.world.sun[:2] / self.world.sun[2]  # metres of shadow for each metre of height
+        top, bottom = (np.maximum(centres[:, 2] + side * halves[:, 2] - ground, 0) for side in (1, -1))
+        spread = np.linalg.norm(away) * (top - bottom) / 2 + 0.1 * np.linalg.norm(away) * top  # more on a slope
+        middles = centres[:, :2] + away * ((top + bottom) / 2)[:, None]
+        return solids, middles, np.hypot(halves[:, 0], halves[:, 1]) + spread
 
     def picture(self, camera: Camera, seed: int = 0) -> Picture:
         """Render what a camera sees. seed: of the noise of the sensor, and of the rain."""
@@ -120,8 +135,9 @@ class Renderer:
         edge[:-1] |= edge[1:].copy()
         rows, columns = np.nonzero(edge)
         if len(rows):
-            around = [view.look(columns + np.float32(du), rows + np.float32(dv))[0] for du, dv in CORNERS]
-            colour[rows * width + columns] = np.mean(around, axis=0, dtype=np.float32)
+            du, dv = np.array(CORNERS, np.float32).T[:, :, None]
+            around = view.look((columns + du).ravel(), (rows + dv).ravel())[0]
+            colour[rows * width + columns] = around.reshape(len(CORNERS), len(rows), 3).mean(0)
         image = colour.reshape(height, width, 3)
         rng = np.random.default_rng([20240406, self.world.seed, seed])
         if self.world.weather == "rain":
@@ -161,33 +177,30 @@ class _View:
         self.focal, self.centre = (float(k[0, 0]), float(k[1, 1])), (float(k[0, 2]), float(k[1, 2]))
         self.matrix = k @ np.linalg.inv(pose)[:3]  # world to pixels
         self.asphalt = np.zeros(0, np.float32)
-        self.bounds = [
-            (number, solid, bound)
-            for number, solid in enumerate(renderer.solids, 1)
-            if (bound := self._bound(solid)) is not None
-        ]
+        self.bounds = self._bounds()
 
     def rays(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Directions (n, 3) in the world with depth 1."""
         own = np.stack([(u - self.centre[0]) / self.focal[0], (v - self.centre[1]) / self.focal[1], np.ones_like(u)], 1)
         return own @ self.rotation.T
 
-    def _bound(self, solid: Solid) -> tuple[float, float, float, float] | None:
-        """The part of the image where a solid may be: u and v from, to. None if it is not in the image."""
-        distance = np.linalg.norm(solid.centre - self.origin)
-        if distance - solid.radius > REACH:
-            return None
-        projected = np.column_stack([solid.corners(), np.ones(8)]) @ self.matrix.T
-        ahead = projected[:, 2] > NEAR
-        if not ahead.any():
-            return None
-        if not ahead.all():
-            return (-1.0, self.camera.width, -1.0, self.camera.height)
-        pixels = projected[:, :2] / projected[:, 2:]
-        (u0, v0), (u1, v1) = pixels.min(0) - 0.01, pixels.max(0) + 0.01
-        if u1 < -1 or v1 < -1 or u0 > self.camera.width or v0 > self.camera.height or max(u1 - u0, v1 - v0) < 0.2:
-            return None
-        return float(u0), float(u1), float(v0), float(v1)
+    def _bounds(self) -> list[tuple[int, Solid, tuple[float, ...]]]:
+        """The solids that may be in the image: number, solid, and the part of the image."""
+        corners, size = self.renderer.corners, np.array([self.camera.width, self.camera.height])
+        projected = corners @ self.matrix[:, :3].T + self.matrix[:, 3]  # (solids, 8, 3)
+        ahead = projected[..., 2] > NEAR
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pixels = projected[..., :2] / projected[..., 2:]
+        low, high = pixels.min(1) - 0.01, pixels.max(1) + 0.01
+        partly = ahead.any(1) & ~ahead.all(1)  # it passes the camera: it may be anywhere
+        low[partly], high[partly] = -1, size
+        distance = np.linalg.norm(corners - self.origin, axis=2).min(1)
+        seen = ahead.any(1) & (distance < REACH) & (high > -1).all(1) & (low < size).all(1)
+        seen &= (high - low).max(1) > 0.2
+        solids = self.renderer.solids
+        return [
+            (place + 1, solids[place], (*low[place].tolist(), *high[place].tolist())) for place in np.flatnonzero(seen)
+        ]
 
     def look(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Colours (n, 3), depths (n,) and numbers (n,) at pixels (n,)."""
@@ -195,7 +208,7 @@ class _View:
         depth = meet_ground(self.renderer.world.hills, self.origin, rays)
         things = np.where(np.isfinite(depth), GROUND, SKY).astype(np.int32)
         hits = []
-        for number, solid, (u0, u1, v0, v1) in self.bounds:
+        for number, solid, (u0, v0, u1, v1) in self.bounds:
             rows = np.flatnonzero((u >= u0) & (u <= u1) & (v >= v0) & (v <= v1))
             if not len(rows):
                 continue
@@ -243,23 +256,18 @@ class _View:
         colour[rows] = light.hazed(light.lit(plain, points, normals, shade), t * length)
 
     def _shade(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Shadows of the sun, and the darkness under cars. 0 to 1."""
-        light, shade = self.renderer.light, np.zeros(len(x), np.float32)
-        sun = self.renderer.world.sun
-        for solid in self.renderer.solids:
-            if np.linalg.norm(solid.centre - self.origin) > 110 or solid.paint == "board":
-                continue
-            if light.shadows:
-                top = 2 * solid.half[2] + 1.0
-                reach = -sun[:2] / sun[2] * top / 2  # from the solid to the middle of its shadow
-                middle, radius = solid.centre[:2] + reach, np.hypot(*solid.half[:2]) + np.linalg.norm(reach) + 1.0
-                if solid.paint == "leaves" or solid.centre[2] - solid.half[2] > z.min() + 1.5:
-                    reach = -sun[:2] / sun[2] * 8
-                    middle, radius = solid.centre[:2] + reach / 2, solid.radius + np.linalg.norm(reach) / 2 + 1.5
-                near = (np.abs(x - middle[0].item()) < radius.item()) & (np.abs(y - middle[1].item()) < radius.item())
-                rows = np.flatnonzero(near & (shade < 1))
-                if len(rows):
-                    shade[rows[solid.blocks(x[rows], y[rows], z[rows], sun)]] = 1
+        """Shadows of the sun (n,), 0 or 1."""
+        shade = np.zeros(len(x), np.float32)
+        solids, middles, radii = self.renderer.casters
+        near = np.linalg.norm(middles - self.origin[:2], axis=1) - radii < SHADOW_REACH
+        low, high = np.array([x.min(), y.min()]) - radii[:, None], np.array([x.max(), y.max()]) + radii[:, None]
+        near &= ((middles > low) & (middles < high)).all(1)
+        for place in np.flatnonzero(near):
+            (cx, cy), radius = middles[place].tolist(), radii[place].item()
+            rows = np.flatnonzero((np.abs(x - cx) < radius) & (np.abs(y - cy) < radius))
+            if len(rows):
+                dark = solids[place].blocks(x[rows], y[rows], z[rows], self.renderer.world.sun)
+                shade[rows[dark]] = 1
         return shade
 
     def _colour_solid(self, colour, solid: Solid, rows, point, normal, rays, depth) -> None:

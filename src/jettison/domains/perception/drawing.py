@@ -107,10 +107,10 @@ def _camera_image(frame: Frame, name: str, labels: bool) -> np.ndarray:
 
 def _visible(camera: Camera, points: np.ndarray) -> list[list[tuple[float, float]]]:
     """The pieces of a line, (n, 3) in the ego frame, that lie in front of a camera and near its image, in pixels."""
-    fine = np.concatenate([
+    dense = np.concatenate([
         np.linspace(a, b, 12, endpoint=False) for a, b in pairwise(points)
     ] + [points[-1:]])  # fmt: skip
-    pixels, depths = camera.project(fine + np.array([0, 0, LINE_LIFT]))
+    pixels, depths = camera.project(dense + np.array([0, 0, LINE_LIFT]))
     inside = (depths > 0.3) & (np.abs(np.nan_to_num(pixels, nan=1e9)) < 4 * max(camera.width, camera.height)).all(1)
     bounds = np.flatnonzero(np.diff(np.concatenate([[0], inside.astype(int), [0]]))).reshape(-1, 2)
     return [[tuple(point) for point in pixels[low:high].tolist()] for low, high in bounds if high - low > 1]

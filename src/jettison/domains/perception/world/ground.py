@@ -81,14 +81,14 @@ class Ground:
         for other in beside[1:]:  # the smooth minimum rounds the corners
             mix = np.clip(0.5 + 0.5 * (edge - other) / CORNER, 0, 1)
             edge = edge * (1 - mix) + other * mix - CORNER * mix * (1 - mix)
-        fine = footprint.mean()
-        wide = np.maximum(fine, 1e-3)
+        pixel = footprint.mean()
+        wide = np.maximum(pixel, 1e-3)
         share = lambda limit: np.clip(0.5 + (limit - edge) / wide, 0, 1)
         asphalt = share(0.0)
         result = np.zeros((len(x), 3), np.float32)
         on, off = np.flatnonzero(asphalt > 0), np.flatnonzero(asphalt < 1)
         if len(off):
-            result[off] = self._verge(x[off], y[off], fine[off], edge[off], share(KERB)[off], share(PAVEMENT)[off])
+            result[off] = self._verge(x[off], y[off], pixel[off], edge[off], share(KERB)[off], share(PAVEMENT)[off])
         if len(on):
             part = [tuple(value[on] for value in place) for place in places]
             road = self._asphalt(x[on], y[on], footprint.take(on), part)
@@ -96,30 +96,30 @@ class Ground:
             result[on] = np.where(a < 1, result[on] * (1 - a) + road * a, road) if len(off) else road
         return result, asphalt
 
-    def _verge(self, x, y, fine, edge, kerb, pavement) -> np.ndarray:
+    def _verge(self, x, y, pixel, edge, kerb, pavement) -> np.ndarray:
         """Kerb, pavement with slabs, then grass or earth."""
-        grain = noise.texture(x, y, fine, GRASS, 10)
+        grain = noise.texture(x, y, pixel, GRASS, 10)
         patch = np.clip(0.5 + 0.8 * noise.sample(x, y, 14.0, 7), 0, 1)[:, None]
         grass = np.array([0.25, 0.34, 0.14] if self.green else [0.36, 0.33, 0.2], np.float32)
         earth = np.array([0.4, 0.34, 0.25], np.float32)
         colour = (grass * patch + earth * (1 - patch)) * (1 + grain)[:, None]
         near = np.flatnonzero(pavement > 0)
         if len(near):
-            a, b, w = x[near], y[near], np.maximum(fine[near], 1e-3)
+            a, b, w = x[near], y[near], np.maximum(pixel[near], 1e-3)
             seam = np.maximum(stripes(a, w, 0.9, 0.05), stripes(b, w, 0.9, 0.05))
-            slab = 0.5 * (1 + noise.texture(a, b, fine[near], ROUGH, 20)) * (1 - 0.35 * seam)
+            slab = 0.5 * (1 + noise.texture(a, b, pixel[near], ROUGH, 20)) * (1 - 0.35 * seam)
             stone = slab[:, None] * np.array([1.0, 0.97, 0.92], np.float32)
             stone = stone * (1 - kerb[near, None]) + 0.62 * kerb[near, None]
             colour[near] = colour[near] * (1 - pavement[near, None]) + stone * pavement[near, None]
         return colour
 
     def _asphalt(self, x, y, footprint: Footprint, places) -> np.ndarray:
-        fine = footprint.mean()
-        grey = 0.27 * (1 + noise.texture(x, y, fine, ROUGH, 0))
+        pixel = footprint.mean()
+        grey = 0.27 * (1 + noise.texture(x, y, pixel, ROUGH, 0))
         cracks = np.abs(noise.sample(x, y, 5.5, 8))
-        grey *= 1 - 0.35 * np.clip(1 - cracks / (0.025 + 0.15 * fine), 0, 1) * noise.weight(0.5, fine)
+        grey *= 1 - 0.35 * np.clip(1 - cracks / (0.025 + 0.15 * pixel), 0, 1) * noise.weight(0.5, pixel)
         colour = grey[:, None] * np.array([1.0, 1.0, 1.03], np.float32)
-        worn = 0.5 + 0.35 * noise.texture(x, y, fine, ((0.35, 0.8), (1.3, 0.6)), 30)
+        worn = 0.5 + 0.35 * noise.texture(x, y, pixel, ((0.35, 0.8), (1.3, 0.6)), 30)
         for number, (street, (s, d, tx, ty)) in enumerate(zip(self.streets, places, strict=True)):
             near = np.flatnonzero((d < street.left + 0.5) & (d > street.right - 0.5))
             if not len(near):

@@ -120,7 +120,7 @@ def label_lanes(world: World, time: float, camera: Camera) -> list[ImageLane]:
 
 def _image_lane(world: World, time: float, camera: Camera, offset: float) -> ImageLane | None:
     """The nearest piece of a line that is seen over a part of the image's height; None if there is none."""
-    street, junction, here = world.ego.street, world.network.junction, world.ego.place(time)
+    street, junction, own_s = world.ego.street, world.network.junction, world.ego.place(time)
     pieces = [(0.0, street.length)]
     if junction:
         place, gap = junction.places[0], junction.gaps[0]
@@ -128,7 +128,7 @@ def _image_lane(world: World, time: float, camera: Camera, offset: float) -> Ima
     pose = world.ego_to_world(time)
     origin = (pose @ camera.camera_to_ego)[:3, 3]
     for low, high in pieces:
-        low, high = max(low, here), min(high, here + LANE_FAR)
+        low, high = max(low, own_s), min(high, own_s + LANE_FAR)
         if high - low < 3:
             continue
         points = world.hills.lift(street.at(np.arange(low, high, 0.25), offset))

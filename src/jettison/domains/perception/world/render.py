@@ -46,11 +46,11 @@ def meet_ground(hills: Hills, origin: np.ndarray, rays: np.ndarray) -> np.ndarra
     dx, dy, dz = rays[:, 0], rays[:, 1], rays[:, 2]
     flat_length = np.hypot(dx, dy)
     t = np.full(len(rays), np.inf, np.float32)
-    here = float(hills.height(np.array([ox]), np.array([oy]))[0])
+    below = float(hills.height(np.array([ox]), np.array([oy]))[0])
     steep = np.flatnonzero(dz < -0.16 * flat_length)
     if len(steep):
         x, y, z = dx[steep], dy[steep], dz[steep]
-        at = (here - oz) / z
+        at = (below - oz) / z
         for _ in range(5):
             px, py = ox + at * x, oy + at * y
             slope_x, slope_y = hills.slope(px, py)

@@ -120,16 +120,16 @@ def _write_frame(folder: Path, order: Order, item: tuple[int, int]) -> None:
     seed, name = order.seed + scene, str(stamp(order, number))
     world, cameras = _world(seed, order.place, order.weather), make_rig(order.size, seed)
     frame, pictures = render_frame(world, number * order.interval, cameras, number, f"{base(scene)}/{name}")
-    here = folder / base(scene)
+    home = folder / base(scene)
     for camera, picture in pictures.items():
-        write_atomic(here / "image" / camera / f"{name}.jpg", partial(_save_jpeg, picture.image))
+        write_atomic(home / "image" / camera / f"{name}.jpg", partial(_save_jpeg, picture.image))
         depth = np.round(picture.depth, 3)
-        write_atomic(here / "depth" / camera / f"{name}.npz", partial(_save_depth, depth))
+        write_atomic(home / "depth" / camera / f"{name}.npz", partial(_save_depth, depth))
     lanes = frame.views[FRONT].lanes
-    write_text(here / "image" / FRONT / f"{name}.lines.txt", write_lanes(lanes))
+    write_text(home / "image" / FRONT / f"{name}.lines.txt", write_lanes(lanes))
     info = _record(frame, cameras, name, scene, world)
-    write_json(here / "info" / f"{name}-ls.json", info | {"annotation": _segments(frame.road)})
-    write_json(here / "info" / f"{name}.json", info | {"annotation": road_record(frame.road)})
+    write_json(home / "info" / f"{name}-ls.json", info | {"annotation": _segments(frame.road)})
+    write_json(home / "info" / f"{name}.json", info | {"annotation": road_record(frame.road)})
 
 
 def _save_jpeg(image: np.ndarray, path: Path) -> None:

@@ -26,7 +26,7 @@ from jettison.domains.perception.world.store import write_world
 DOCS = Path(__file__).parent
 SIZE, QUALITY, MOST = (200, 500), 68, 150_000  # height and width of an image; quality of WebP; bytes of a sheet
 SHEETS = {  # name -> place, weather, seed
-    "day": ("road", "day", 12),
+    "day": ("fork", "day", 38),
     "night": ("junction", "night", 4),
     "rain": ("junction", "rain", 12),
     "junction": ("junction", "day", 2),

@@ -98,8 +98,6 @@ def queue(stop: float, sign: int, starts: list[float], gap: float = 8.0) -> list
     result = [0.0] * len(starts)
     at = stop
     for number in order:
-        at = min(at, starts[number]) if sign > 0 and starts[number] > at else at
-        at = max(at, starts[number]) if sign < 0 and starts[number] < at else at
         result[number] = at
         at -= sign * gap
     return result

@@ -20,6 +20,7 @@ from jettison.domains.perception.world.streets import Hills
 FAR = 250.0  # metres of depth; what is farther is in the haze and has no depth
 SKY, GROUND = -1, 0  # numbers of pixels; solid k has number k + 1
 REACH, SHADOW_REACH = 190.0, 100.0  # metres from the camera to the farthest solid, and shadow, that is drawn
+CHUNK = 1 << 17  # rays that are followed at once, which bounds the memory
 STEPS = 18  # of the search along flat rays
 CORNERS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))  # rays of a pixel at an edge
 
@@ -126,7 +127,7 @@ class Renderer:
         height, width = camera.height, camera.width
         v, u = np.divmod(np.arange(height * width, dtype=np.int32), width)
         view = _View(self, camera)
-        colour, depth, things = view.look(u.astype(np.float32), v.astype(np.float32))
+        colour, depth, things, asphalt = view.look(u.astype(np.float32), v.astype(np.float32))
         number = things.reshape(height, width)
         edge = np.zeros((height, width), bool)
         edge[:, 1:] |= number[:, 1:] != number[:, :-1]
@@ -141,18 +142,18 @@ class Renderer:
         image = colour.reshape(height, width, 3)
         rng = np.random.default_rng([20240406, self.world.seed, seed])
         if self.world.weather == "rain":
-            image = rain(self._wet(image, view, number), rng)
+            image = rain(self._wet(image, view, number, asphalt), rng)
         grain = 0.006 if self.world.weather != "night" else 0.008
         image = image + rng.standard_normal((height, width, 1), dtype=np.float32) * grain
         depth = np.where(np.isfinite(depth), depth, 0).astype(np.float32).reshape(height, width)
         return Picture((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), depth, number.astype(np.int32))
 
-    def _wet(self, image: np.ndarray, view: "_View", things: np.ndarray) -> np.ndarray:
+    def _wet(self, image: np.ndarray, view: "_View", things: np.ndarray, asphalt: np.ndarray) -> np.ndarray:
         """Mirror what is above the horizon in the wet ground, by looking up the mirrored direction in the image."""
         height, width = things.shape
         rows, columns = np.nonzero(things == GROUND)
         rays = view.rays(columns.astype(np.float32), rows.astype(np.float32))
-        asphalt = view.asphalt[rows * width + columns]
+        asphalt = asphalt[rows * width + columns]
         flat = np.abs(rays[:, 2]) / np.linalg.norm(rays, axis=1)
         rays[:, 2] *= -1
         own = rays @ view.rotation
@@ -176,7 +177,6 @@ class _View:
         k = camera.intrinsics
         self.focal, self.centre = (float(k[0, 0]), float(k[1, 1])), (float(k[0, 2]), float(k[1, 2]))
         self.matrix = k @ np.linalg.inv(pose)[:3]  # world to pixels
-        self.asphalt = np.zeros(0, np.float32)
         self.bounds = self._bounds()
 
     def rays(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -202,8 +202,12 @@ class _View:
             (place + 1, solids[place], (*low[place].tolist(), *high[place].tolist())) for place in np.flatnonzero(seen)
         ]
 
-    def look(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Colours (n, 3), depths (n,) and numbers (n,) at pixels (n,)."""
+    def look(self, u: np.ndarray, v: np.ndarray) -> list[np.ndarray]:
+        """Colours (n, 3), depths (n,), numbers (n,) and shares of asphalt (n,) at pixels (n,)."""
+        parts = [self._look(u[low : low + CHUNK], v[low : low + CHUNK]) for low in range(0, len(u), CHUNK)]
+        return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+    def _look(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, ...]:
         rays = self.rays(u, v)
         depth = meet_ground(self.renderer.world.hills, self.origin, rays)
         things = np.where(np.isfinite(depth), GROUND, SKY).astype(np.int32)
@@ -220,22 +224,24 @@ class _View:
                 hits.append((number, solid, rows, point[close], normal[close]))
         colour = np.zeros((len(u), 3), np.float32)
         self._colour_sky(colour, things, rays)
-        self._colour_ground(colour, things, rays, depth)
+        asphalt = self._colour_ground(colour, things, rays, depth)
         for number, solid, rows, point, normal in hits:
             seen = things[rows] == number
             if seen.any():
                 self._colour_solid(colour, solid, rows[seen], point[seen], normal[seen], rays, depth)
-        return colour, depth, things
+        return colour, depth, things, asphalt
 
     def _colour_sky(self, colour, things, rays) -> None:
         rows = np.flatnonzero(things == SKY)
         if len(rows):
             colour[rows] = self.renderer.light.sky(rays[rows])
 
-    def _colour_ground(self, colour, things, rays, depth) -> None:
+    def _colour_ground(self, colour, things, rays, depth) -> np.ndarray:
+        """Colour the ground. Returns the shares of asphalt (n,), 0 where there is other ground or none."""
+        shares = np.zeros(len(things), np.float32)
         rows = np.flatnonzero(things == GROUND)
         if not len(rows):
-            return
+            return shares
         renderer, light = self.renderer, self.renderer.light
         t, ray = depth[rows], rays[rows]
         points = self.origin.astype(np.float32) + t[:, None] * ray
@@ -248,12 +254,10 @@ class _View:
         facing = np.maximum(-(ray * normals).sum(1) / length, 1e-3)
         flat = np.maximum(np.hypot(ray[:, 0], ray[:, 1]), 1e-6)
         footprint = Footprint(across / facing, across, ray[:, 0] / flat, ray[:, 1] / flat)
-        plain, asphalt = renderer.ground.colour(x, y, footprint)
-        if len(things) == self.camera.width * self.camera.height:
-            self.asphalt = np.zeros(len(things), np.float32)
-            self.asphalt[rows] = asphalt
+        plain, shares[rows] = renderer.ground.colour(x, y, footprint)
         shade = self._shade(x, y, points[:, 2])
         colour[rows] = light.hazed(light.lit(plain, points, normals, shade), t * length)
+        return shares
 
     def _shade(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         """Shadows of the sun (n,), 0 or 1."""

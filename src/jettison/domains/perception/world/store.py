@@ -41,7 +41,7 @@ from jettison.domains.perception.world.render import Picture, Renderer
 RUN = "world.jsonl"
 QUALITY = 95  # of JPEG
 MOST_SCENES = 100_000
-ATTEMPT = 1  # raised when the same seed gives other worlds, so that a folder does not mix them
+VERSION = 1  # raised when the same seed gives other worlds, so that a folder does not mix them
 
 
 @lru_cache(maxsize=2)
@@ -87,7 +87,7 @@ def write_world(folder: Path, order: Order, scenes: int, processes: int = 1) -> 
     folder = Path(folder)
     _world(order.seed, order.place, order.weather)  # refuses unknown names before anything is written
     run = {
-        "world": ATTEMPT,
+        "world": VERSION,
         **{name: getattr(order, name) for name in ("seed", "frames", "interval", "place", "weather")},
     }
     check_folder(folder, RUN)

@@ -70,6 +70,7 @@ def arguments(command: str, folder: Path, out: Path, fitted: Path | None = None)
         "devices": ["devices", "measure"],
         "recipes": ["recipes"],
         "xr": ["xr", "sweep", "ar-gaming", "-a", "A", "-a", "J", "--seeds", 2, "--workers", 2],
+        "perceive": ["perceive", "world", "--out", out, "--scenes", 1, "--frames", 4, "--size", "48x120"],
         "xr live": ["xr", "live", "ar-gaming", "--size", "tiny", "--seconds", 1, "--units", 2, "--rounds", 2],
     }[command]
 
@@ -87,7 +88,7 @@ def assert_stopped(ended, number=signal.SIGINT, line=STARTS_OVER):
 
 def line_of(command: str) -> str:
     """Return the line that a stopped command prints: what becomes of its work."""
-    if command in ("fit", "compress", "recover"):
+    if command in ("fit", "compress", "recover", "perceive"):
         return CONTINUES
     return KEEPS if command in ("plan", "draft") else STARTS_OVER
 
@@ -109,6 +110,7 @@ PLACES = {
     "devices": Place("jettison.devices.machine:_kept"),
     "recipes": Place("jettison.recipe.recipe:load_recipe", call=2),
     "xr": Place("jettison.core.parallel:as_completed"),
+    "perceive": Place("jettison.domains.perception.world.store:render_frame", call=2),
 }
 
 

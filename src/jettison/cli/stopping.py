@@ -22,7 +22,7 @@ from jettison.core.errors import stderr
 PATIENCE = 1.5  # seconds
 APART = 0.2  # seconds; signals that come closer together count as one, sent to the process and to its group
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-RESUMED, MEASURE = ("fit", "compress", "recover"), ("plan", "draft")
+RESUMED, MEASURE = ("fit", "compress", "recover", "perceive world"), ("plan", "draft")
 CONTINUES = "stopped. Nothing finished is lost: run the same command again and it continues"
 KEEPS = "stopped. What was measured on the model is kept: run the same command again"
 STARTS_OVER = "stopped. There is nothing to continue: the same command starts over"
@@ -41,8 +41,9 @@ class Stoppable:
     """
 
     def __init__(self, arguments: list[str]):
-        command = next((word for word in arguments if not word.startswith("-")), "")
-        resumed = command in RESUMED and "--dry-run" not in arguments
+        words = [word for word in arguments if not word.startswith("-")]
+        command = next(iter(words), "")
+        resumed = (command in RESUMED or " ".join(words[:2]) in RESUMED) and "--dry-run" not in arguments
         self.message = CONTINUES if resumed else KEEPS if command in MEASURE else STARTS_OVER
         self.signal, self._over, self._handled = 0, False, set()
         self._printed = threading.Lock()  # acquired once, by the thread that prints the message

@@ -33,6 +33,7 @@ COMMANDS = (
     "devices",
     "recipes",
     "xr",
+    "perceive",
 )
 FAILED, BAD_USAGE, BROKEN_PIPE = 1, 2, 141  # 141 is the code that a shell reports for a program that SIGPIPE ended
 OUTPUT_FAILS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of writing to stdout

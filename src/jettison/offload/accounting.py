@@ -158,7 +158,7 @@ class Account:
             return Sent("local", None, self.draws)
         if not torch.isfinite(latent).all():
             raise UsageError("a latent is not finite: the encoder is broken")
-        self._true, self._sent = latent.detach().clone(), self.noise.add(latent[None], self.generator)[0]
+        self._true, self._sent = latent.detach().clone(), self.noise.protect(latent[None], self.generator)[0]
         self.draws += 1
         return Sent("fresh", self._sent, self.draws)
 

@@ -206,7 +206,9 @@ def bench(
             "nearest": lambda a=arguments: nearest(*a, noise),
             "likeliest": lambda a=arguments, n=count: likeliest(*a, noise, n),
             "network": lambda a=arguments, add=add: network(*a, add, seed, steps),
-            "reconstruction": lambda a=arguments: reconstruction(decode, *a),
+            "reconstruction": lambda a=arguments, n=count: reconstruction(
+                decode, a[0] if noise is None else noise.shrink(a[0], n), *a[1:]
+            ),
         }
         bound = 1.0 if noise is None else posterior_success(count * noise.budget, 1 / classes)
         missing = {"likeliest": noise is None, "reconstruction": decode is None}

@@ -137,21 +137,27 @@ class Noise:
         return _normal((count, len(self.variances)), generator) * self.variances.sqrt() @ self.basis.T
 
     def add(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Return latents (batch, d) with noise, each with its own; the only way for latents to leave the device."""
+        """Return latents (batch, d) with noise, each with its own. generator: see ``draw``."""
         moved = latents.double() - self.mean
         if self.clip is not None:
             moved = moved * (self.clip / moved.norm(dim=-1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
         return (self.mean + moved + self.draw(len(latents), generator)).to(latents.dtype)
 
-    def shrink(self, noised: torch.Tensor) -> torch.Tensor:
+    def shrink(self, noised: torch.Tensor, repeats: int = 1) -> torch.Tensor:
         """Return the best linear guess at the latents, (batch, d): noised latents, moved towards the mean.
+
+        repeats: draws that every noised latent is the average of.
 
         It tells no more than the noised latents, since it is computed from them alone. A decoder gets latents of the
         size that it knows, however much noise there is.
         """
-        both = self.latents + self.covariance
+        both = self.latents + self.covariance / repeats
         gain = torch.linalg.solve(both, self.latents)  # (d, d), for rows: (x − mean) @ gain
         return (self.mean + (noised.double() - self.mean) @ gain).to(noised.dtype)
+
+    def protect(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Return what may leave the device for latents (batch, d): noise is added, then they are shrunk."""
+        return self.shrink(self.add(latents, generator))
 
 
 def make_noise(

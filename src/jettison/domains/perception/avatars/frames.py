@@ -46,10 +46,11 @@ class Normalization:
 
 
 def normalization(frames: AvatarFrames) -> Normalization:
-    """Compute mean and deviation of frames."""
+    """Compute mean and deviation of frames. Those of textures are over all cameras, and texels that were seen."""
     texture, mesh = frames.average.mean(0), frames.mesh.mean(0)
-    deviation = lambda values, mean: max(float((values - mean).square().mean()) ** 0.5, 1e-6)
-    return Normalization(texture, deviation(frames.average, texture), mesh, deviation(frames.mesh, mesh))
+    total = ((frames.texture - texture).square() * frames.mask).double().sum() / (3 * frames.mask.double().sum())
+    deviations = float(total) ** 0.5, float((frames.mesh - mesh).double().square().mean()) ** 0.5
+    return Normalization(texture, max(deviations[0], 1e-6), mesh, max(deviations[1], 1e-6))
 
 
 def join(parts: list[AvatarFrames]) -> AvatarFrames:

@@ -45,11 +45,11 @@ class SyntheticAvatars:
         rng = torch.Generator().manual_seed(seed)
         self.expressions = _expressions(expressions, rng)  # (expressions, muscles)
         self.persons = [make_person(texture, rng) for _ in range(identities)]
-        turns = torch.linspace(-0.45, 0.45, CAMERAS) * pi
+        turns = torch.linspace(-0.35, 0.35, CAMERAS) * pi
         rises = 0.35 * torch.rand(CAMERAS, generator=rng) - 0.15
         turns, rises = turns.roll(-(CAMERAS // 2)), rises.index_fill(0, torch.tensor([0]), 0.0)  # camera 0 is in front
         self.cameras = torch.stack([turns.sin() * rises.cos(), rises.sin(), turns.cos() * rises.cos()], -1)
-        self.casts = 1 + 0.03 * torch.randn(CAMERAS, 3, generator=rng)
+        self.casts = 1 + 0.02 * torch.randn(CAMERAS, 3, generator=rng)
         self.casts[0] = 1.0
 
     @property
@@ -121,7 +121,7 @@ class SyntheticAvatars:
 def _gloss(normal: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
     """Return the gloss of the skin, (n, height, width): light from above in front, seen from ``view`` (n, 3)."""
     half = torch.nn.functional.normalize(view + torch.tensor([0.1, 0.5, 0.85]), dim=-1)
-    return 0.22 * torch.einsum("ndhw,nd->nhw", normal, half).clamp(min=0) ** 24
+    return 0.12 * torch.einsum("ndhw,nd->nhw", normal, half).clamp(min=0) ** 24
 
 
 def _expressions(count: int, rng: torch.Generator) -> torch.Tensor:

@@ -103,6 +103,20 @@ def test_the_budget_holds_only_if_the_covariance_is_not_too_small():
     assert own.overspent(2 * torch.eye(4)) == pytest.approx(0, abs=1e-9)
 
 
+def test_latents_after_a_move_need_noise_of_their_own():
+    """Most frames rest at the mean; with delta, those that are sent are mostly the others."""
+    rng = SEEDED()
+    frames = torch.where(torch.rand(20_000, 1, generator=rng) < 0.05, 3 * torch.randn(20_000, 4, generator=rng), 0.0)
+    for delta, kept in ((0.0, True), (0.5, False)):
+        terms = Terms(20_000.0, 20_000, 10, delta=delta)
+        own = Account(terms, noise_for(terms, torch.cov(frames.T)), SEEDED())
+        kinds(own, frames)
+        assert (own.overspent() < 0.02) is kept, (delta, own.overspent())
+    again = Account(terms, noise_for(terms, 1.05 * torch.cov(frames.T) + own._watched.estimate()), SEEDED())
+    kinds(again, frames)
+    assert again.overspent() <= 0
+
+
 def test_a_latent_that_is_not_finite_never_leaves():
     for broken in (float("nan"), float("inf")):
         own = account(delta=0.5)

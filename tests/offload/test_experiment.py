@@ -4,13 +4,14 @@ import json
 import re
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 from jettison.core.errors import UsageError
 from jettison.domains.perception.avatars.synthetic import SyntheticAvatars
 from jettison.offload.accounting import Terms
-from jettison.offload.experiment import Experiment, Setup, choose, synthetic_frames
+from jettison.offload.experiment import Experiment, Setup, choose, shared_expressions, synthetic_frames
 from jettison.offload.gallery import pictures, write_page
 
 SETUP = Setup(
@@ -39,6 +40,15 @@ def test_components_are_chosen_by_name():
             choose(known, Setup(**vars(SETUP) | wrong))
     with pytest.raises(UsageError, match="frames = 4"):
         synthetic_frames(Setup(frames=4))
+
+
+def test_recorded_frames_keep_the_expressions_that_both_parts_have():
+    known, other = synthetic_frames(SETUP)
+    one, two = shared_expressions(known[known.expression != 2], other[other.expression != 4])
+    assert one.expression.unique().tolist() == two.expression.unique().tolist() == [0, 1, 2, 3]
+    assert torch.equal(one.mesh[one.expression == 2], known.mesh[known.expression == 3]), "3 is now 2"
+    with pytest.raises(UsageError, match="1 expressions have frames"):
+        shared_expressions(known[known.expression < 2], other[other.expression < 1])
 
 
 def test_noise_costs_and_protects(experiment):
@@ -78,7 +88,12 @@ def test_the_page(experiment, tmp_path):
     assert rows[1]["name"] == "Expression 1" and len({png for _, png in rows[0]["pictures"]}) == 6
     table = {"title": "Attacks", "columns": ["a"], "rows": [["<b>"]]}
     one, two = (write_page(tmp_path / name, experiment, noises, "Lead.", [table], 2).read_text() for name in "ab")
-    assert one == two and one.count('<img src="data:image/png;base64,iVBOR') == 12 and "&lt;b&gt;" in one and "Lead." in one
+    assert (
+        one == two
+        and one.count('<img src="data:image/png;base64,iVBOR') == 12
+        and "&lt;b&gt;" in one
+        and "Lead." in one
+    )
 
 
 def command(*arguments):

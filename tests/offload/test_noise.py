@@ -6,7 +6,7 @@ from privatar_vectors import cases, tensors
 
 from jettison.core.errors import UsageError
 from jettison.numerics.information import gaussian_information, linear_bound, success_information
-from jettison.offload.local_dp import make_dp_noise, renyi_variance, sensitivity
+from jettison.offload.local_dp import MANY_ORDERS, make_dp_noise, renyi_variance, sensitivity
 from jettison.offload.noise import RULES, make_noise
 
 NOISE = cases()["noise_cases"]
@@ -69,6 +69,20 @@ def test_no_other_noise_with_the_same_budget_is_smaller():
         assert float(other.sum()) * high >= best.trace * (1 - 1e-9)
 
 
+@each_case
+def test_waterfilling_has_the_least_error(case):
+    budget, true = case["v"], covariance(case)
+    error = lambda noise: float((true @ torch.linalg.solve(true + noise.covariance, noise.covariance)).diagonal().sum())
+    noise = make_noise(true, budget, "waterfilling")
+    assert noise.information() == pytest.approx(budget, rel=1e-6)
+    for other in ("exact", "linear", "isotropic"):
+        assert error(noise) < error(make_noise(true, budget, other)) * (1 + 1e-6)
+    size, generous = len(true), make_noise(true, 60.0, "waterfilling")
+    level = float(torch.linalg.det(true)) ** (1 / size) * 2.718281828459045 ** (-120.0 / size)
+    if level < float(torch.linalg.eigvalsh(true)[0]):  # all directions are sent: each has the same error
+        assert error(generous) == pytest.approx(size * level, rel=1e-6)
+
+
 @pytest.mark.parametrize("seeded", [True, False])
 def test_what_is_added_has_the_covariance(seeded):
     noise = make_noise(covariance(NOISE[5]), 1.0)
@@ -123,7 +137,7 @@ def test_what_is_refused(covariance, budget, rule, message):
         make_noise(covariance, budget, rule)
 
 
-@pytest.mark.parametrize("rule", ["exact", "linear", "isotropic"])
+@pytest.mark.parametrize("rule", ["exact", "linear", "isotropic", "waterfilling"])
 @pytest.mark.parametrize("budget", [1e-6, 1e-3, 30.0, 500.0])
 def test_extreme_budgets(rule, budget):
     noise = make_noise(covariance(NOISE[10]), budget, rule)
@@ -144,7 +158,9 @@ def test_the_sensitivity_is_that_of_one_sample():
     assert sensitivity(torch.cat([latents] * 4), mean)[0] == bound
     assert sensitivity(torch.cat([latents] * 4), mean, "released")[0] == pytest.approx(2 * float(latents.norm()))
     noise = make_dp_noise(latents, 0.4, 1 / 40)
-    assert noise.variances.unique().tolist() == pytest.approx([renyi_variance(bound, 0.4, 1 / 40)])
+    assert noise.variances.unique().tolist() == pytest.approx([renyi_variance(bound, 0.4, 1 / 40, MANY_ORDERS)])
+    assert renyi_variance(bound, 0.4, 1 / 40, MANY_ORDERS) <= renyi_variance(bound, 0.4, 1 / 40)
+    assert make_dp_noise(latents, 1.001 / 40, 1 / 40).trace > 1e3 * noise.trace, "close to the prior, orders are large"
     far = noise.add(mean[None] + 1e6, torch.Generator().manual_seed(0)) - noise.draw(
         1, torch.Generator().manual_seed(0)
     )

@@ -18,7 +18,6 @@ Limits = Annotated[
 Draws = Annotated[
     list[int], typer.Option("--draws", help="Fresh draws of noise that share the limit of a secret. Repeatable.")
 ]
-Rule = Annotated[str, typer.Option("--rule", help="How noise is divided: exact, linear, isotropic, released.")]
 
 
 def budget(
@@ -70,7 +69,10 @@ def attack(
     draws: Draws = (1,),
     rule: Annotated[
         list[str],
-        typer.Option("--rule", help="Noise: exact, linear, isotropic, released, dp-replace, dp-released. Repeatable."),
+        typer.Option(
+            "--rule",
+            help="Noise: exact, waterfilling, linear, isotropic, released, dp-replace, dp-released. Repeatable.",
+        ),
     ] = ("exact",),
     data: Annotated[
         Path | None,
@@ -150,7 +152,7 @@ def attack(
 
 def _frames(setup: Any, data: Path | None) -> tuple[Any, Any]:
     """Return the frames to train on, and those that are attacked."""
-    from jettison.offload.experiment import synthetic_frames
+    from jettison.offload.experiment import shared_expressions, synthetic_frames
 
     if data is None:
         return synthetic_frames(setup)
@@ -162,7 +164,8 @@ def _frames(setup: Any, data: Path | None) -> tuple[Any, Any]:
     places = torch.randperm(len(recorded), generator=torch.Generator().manual_seed(setup.seed))[: setup.frames * 3 // 2]
     if len(places) < 3:
         raise UsageError(f"{data} has {len(recorded)} frames: at least 3 are needed")
-    return recorded.load(places[: len(places) * 2 // 3]), recorded.load(places[len(places) * 2 // 3 :])
+    first = len(places) * 2 // 3
+    return shared_expressions(recorded.load(places[:first]), recorded.load(places[first:]))
 
 
 def _percent(share: float) -> str:

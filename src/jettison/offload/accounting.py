@@ -5,12 +5,15 @@
   is at most the sum of what each tells (chain rule), however the latents depend on each other.
 - A noised latent is reused unchanged while the true one stays near, so it tells nothing new. At the limit, frames stay
   on the device until the next secret begins.
+- The noise has to be made for the covariance of the latents that are sent. With ``delta``, these are latents after a
+  move, which are farther from the mean than others. ``Account.overspent`` watches this.
 - Times are seen, too. With ``delta`` = 0, draws come at fixed times, which tell nothing. With ``delta`` > 0, a draw
   depends on the latent, so the pattern of draws tells something: at most ``timing_bound``, which ``count_timing`` takes
   off the limit; ``timing`` measures it.
 
-What the account cannot know: whether two secrets are the same. If an expression comes back and an observer can tell
-that it did, what both times told adds up. The caller begins a new secret only where it is independent of the last.
+What the account does not count: that a new secret begins, which is seen; and whether two secrets are the same. If an
+expression comes back and an observer can tell that it did, what both times told adds up. The caller begins a new secret
+only where it is independent of the last.
 """
 
 from dataclasses import dataclass
@@ -22,7 +25,10 @@ import torch
 from jettison.core.errors import UsageError
 from jettison.core.numbers import check_number, figures
 from jettison.numerics.information import posterior_success
+from jettison.offload.covariance import RunningCovariance
 from jettison.offload.noise import LEAST, Noise, make_noise
+
+WATCHED = 10_000  # latents: half-life of the covariance of what was sent
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,7 @@ class Account:
 
     def __init__(self, terms: Terms, noise: Noise, generator: torch.Generator | None = None):
         self.terms, self.generator = terms, generator
+        self._watched = RunningCovariance(len(noise.variances), WATCHED, shrinkage=0, floor=1e-12, margin=1)
         self.begin_secret(noise)
 
     def begin_secret(self, noise: Noise | None = None) -> None:
@@ -158,6 +165,7 @@ class Account:
             return Sent("local", None, self.draws)
         if not torch.isfinite(latent).all():
             raise UsageError("a latent is not finite: the encoder is broken")
+        self._watched.update(latent[None])
         self._true, self._sent = latent.detach().clone(), self.noise.protect(latent[None], self.generator)[0]
         self.draws += 1
         return Sent("fresh", self._sent, self.draws)
@@ -165,12 +173,15 @@ class Account:
     def _near(self, latent: torch.Tensor) -> bool:
         return float((latent - self._true).norm()) < self.terms.delta * self.noise.spread
 
-    def overspent(self, covariance: torch.Tensor) -> float:
-        """Return how much more a draw tells than its budget, in nats, if latents now have this covariance (d, d).
+    def overspent(self, covariance: torch.Tensor | None = None) -> float:
+        """Return how much more a draw tells than its budget, in nats, if latents have this covariance (d, d).
 
+        covariance: None means that of the latents that were sent so far; at least several times d are needed.
         At most 0 while the covariance that the noise was made for is not too small.
         """
-        return self.noise.information(covariance) - self.noise.budget
+        return (
+            self.noise.information(self._watched.estimate() if covariance is None else covariance) - self.noise.budget
+        )
 
 
 def describe(terms: Terms, noise: Noise | None = None, measured_timing: float | None = None) -> str:

@@ -182,7 +182,8 @@ def bench(
 
     latents: true ones (n, d) of frames that the guesser does not know; labels: their secrets (n,), 0 to the number of
         secrets - 1. known, known_labels: of the frames that the guesser knows.
-    noise: None attacks latents without noise; ``likeliest`` is then left out, and every bound is 1.
+    noise: None attacks latents without noise; ``likeliest`` is then left out, and every bound is 1. Bounds hold if the
+        noise was made for the covariance of latents whose secrets are equally frequent, see ``balanced``.
     decode: see ``reconstruction``; None leaves it out.
     repeats: how many draws of noise for the same latent are averaged.
     tries: observations, drawn from the latents such that all secrets are equally frequent.
@@ -195,7 +196,7 @@ def bench(
         if name not in ATTACKS:
             raise unknown("attack", name, ATTACKS)
     rng = torch.Generator().manual_seed(seed)
-    places = _balanced(labels, classes, tries, rng)
+    places = balanced(labels, classes, tries, rng)
     results = []
     for count in repeats if noise is not None else (1,):
         plain = lambda true, generator: true.double()
@@ -220,8 +221,8 @@ def _add_averaged(noise: Noise, repeats: int, latents: torch.Tensor, generator: 
     return averaged(noise, latents, repeats, generator)
 
 
-def _balanced(labels: torch.Tensor, classes: int, tries: int, rng: torch.Generator) -> torch.Tensor:
-    """Return the places of ``tries`` frames, (tries,): secrets in turn, a random frame of each."""
+def balanced(labels: torch.Tensor, classes: int, tries: int, rng: torch.Generator) -> torch.Tensor:
+    """Return the places of ``tries`` frames, (tries,): secrets in turn, a random frame of each. labels: (frames,)."""
     frames = [torch.nonzero(labels == secret)[:, 0] for secret in range(classes)]
     picks = torch.randint(1 << 40, (tries,), generator=rng)
     return torch.stack([frames[n % classes][picks[n] % len(frames[n % classes])] for n in range(tries)])

@@ -1,7 +1,9 @@
 """The covariance of latents, estimated while they come: exponential average, shrinkage, and a floor of eigenvalues.
 
 The noise of ``noise`` keeps its budget only while the estimate is nowhere smaller than the real covariance.
-``RunningCovariance.estimate`` therefore takes a margin, and ``shortfall`` says how much was missing.
+``RunningCovariance.estimate`` therefore takes a margin, and ``shortfall`` says how much was missing. The estimate is
+made of true latents, so noise that follows it tells something about their average size; that is not counted, and is
+little if the half-life is many secrets long.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """An avatar that is trained, noised and attacked: the study behind ``jettison offload attack`` and the benchmarks."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from jettison.domains.perception.avatars.synthetic import CAMERAS, SyntheticAvat
 from jettison.numerics.block_dct import block_dct
 from jettison.numerics.information import posterior_success
 from jettison.offload.accounting import Account, Terms
-from jettison.offload.attacks import Result, bench
+from jettison.offload.attacks import Result, balanced, bench
 from jettison.offload.avatar import AvatarVAE, read_config
 from jettison.offload.covariance import RunningCovariance, shortfall
 from jettison.offload.local_dp import make_dp_noise
@@ -38,6 +38,7 @@ CHOICES = ("energy", "loss", "search", "released")
 FEW = 200  # frames by which components are chosen
 REFERENCE = 1.0  # nats, for the proxy loss by which components are chosen
 HALF_LIFE = 1e6  # latents: all weigh about the same
+MOST_BALANCED = 4000  # latents of which a covariance is estimated at least
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,22 @@ def synthetic_frames(setup: Setup) -> tuple[AvatarFrames, AvatarFrames]:
     return frames(setup.frames, 1), frames(max(setup.frames // 2, setup.expressions), 2)
 
 
+def shared_expressions(known: AvatarFrames, other: AvatarFrames) -> tuple[AvatarFrames, AvatarFrames]:
+    """Keep the expressions that both have, and number them from 0. Raises UsageError if there are fewer than two."""
+    shared = sorted(set(known.expression.tolist()) & set(other.expression.tolist()))
+    if len(shared) < 2:
+        raise UsageError(
+            f"{len(shared)} expressions have frames to train on and to attack: 2 are needed; take more frames"
+        )
+    numbers = torch.tensor(shared)
+
+    def kept(frames: AvatarFrames) -> AvatarFrames:
+        part = frames[torch.isin(frames.expression, numbers)]
+        return replace(part, expression=torch.searchsorted(numbers, part.expression))
+
+    return kept(known), kept(other)
+
+
 def choose(frames: AvatarFrames, setup: Setup) -> tuple[Partition, tuple[int, int]]:
     """Choose the components that leave, and divide the width of the decoders.
 
@@ -104,7 +121,7 @@ def choose(frames: AvatarFrames, setup: Setup) -> tuple[Partition, tuple[int, in
 class Experiment:
     """An avatar in a folder: it is trained on the first use, or loaded.
 
-    known: frames to train on, which the guesser knows. other: frames of the same expressions that are attacked.
+    known: frames to train on, which the guesser knows; other: frames that are attacked. Both have all expressions.
     """
 
     def __init__(self, setup: Setup, folder: str | Path, known: AvatarFrames, other: AvatarFrames):
@@ -135,14 +152,20 @@ class Experiment:
 
     @cached_property
     def covariance(self) -> RunningCovariance:
-        """The covariance of the latents of the known frames, as a device estimates it."""
+        """The covariance of the latents of the known frames, as a device estimates it, all secrets equally frequent."""
         running = RunningCovariance(self.config.offloaded_latents, HALF_LIFE)
-        running.update(self.latents[0])
+        running.update(self.latents[0][self._balanced(self.known)])
         return running
+
+    def _balanced(self, frames: AvatarFrames) -> torch.Tensor:
+        """Return places of frames, secrets in turn."""
+        rng = torch.Generator().manual_seed(self.setup.seed)
+        return balanced(frames.expression, self.secrets, max(MOST_BALANCED, len(frames)), rng)
 
     def shortfall(self) -> float:
         """Return by how much the estimate is too small for the other frames; at most 1 means that bounds hold."""
-        return shortfall(torch.cov(self.latents[1].double().T), self.covariance.estimate())
+        other = self.latents[1][self._balanced(self.other)].double()
+        return shortfall(torch.cov(other.T), self.covariance.estimate())
 
     def noise(self, budget: float, rule: str = "exact") -> Noise:
         """Make noise for the latents: a rule of ``noise.RULES``, or ``dp-replace``, ``dp-released``.

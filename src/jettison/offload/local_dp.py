@@ -17,6 +17,7 @@ from jettison.numerics.information import success_information
 from jettison.offload.noise import Noise
 
 ORDERS = range(2, 20)  # of the Rényi divergence, as in the released code
+MANY_ORDERS = (*(1 + 2.0**exponent for exponent in range(-7, 0)), *range(2, 65), *(2**n for n in range(7, 31)))
 SENSITIVITIES = ("replace", "released")
 
 
@@ -54,7 +55,7 @@ def sensitivity(latents: torch.Tensor, mean: torch.Tensor, kind: str = "replace"
 
 
 def make_dp_noise(
-    latents: torch.Tensor, success: float, prior: float, kind: str = "replace", orders: Iterable[float] = ORDERS
+    latents: torch.Tensor, success: float, prior: float, kind: str = "replace", orders: Iterable[float] = MANY_ORDERS
 ) -> Noise:
     """Make noise whose observer is right at most with probability ``success``.
 

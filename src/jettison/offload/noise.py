@@ -1,7 +1,8 @@
 """How much Gaussian noise latents need, and in which directions, so that they tell at most a budget of information.
 
 DAMP (distribution-aware minimal perturbation) of arXiv:2604.17476: the noise is aligned with the eigenvectors of the
-latents' covariance. ``RULES`` are the ways to divide it; ``exact`` needs the least.
+latents' covariance. ``RULES`` are the ways to divide it. ``exact`` has the least total noise; ``waterfilling`` has the
+least error after the receiver has made the best of the noised latents.
 
 What the bound says: an observer who knows everything but the latents themselves, the covariance and the noise's
 included, learns at most ``budget`` nats from one noised latent, on average over the latents. It holds as long as the
@@ -69,8 +70,25 @@ def released(eigenvalues: torch.Tensor, budget: float) -> torch.Tensor:
     return eigenvalues * eigenvalues.sqrt().sum() / (2 * budget)
 
 
+def waterfilling(eigenvalues: torch.Tensor, budget: float) -> torch.Tensor:
+    """Return the noise for which the best linear guess, ``Noise.shrink``, has the least squared error.
+
+    Every direction is known to the same error θ, and one with less variance than θ is not sent: it gets so much noise
+    that it tells almost nothing. The total noise is therefore large, but the error, Σ λσ² / (λ + σ²), is the least that
+    any noise with this information has. Arguments as ``linear``.
+    Source: reverse water-filling, Cover and Thomas, Elements of information theory, section 10.3.3; its use is ours.
+    """
+    hidden = 1 - min(1e-6, 1e-3 * budget / len(eigenvalues))  # of a direction's variance, where it is not sent
+
+    def variances(log_error: float) -> torch.Tensor:
+        error = (eigenvalues * hidden).clamp(max=float(torch.tensor(log_error, dtype=torch.float64).exp()))
+        return error * eigenvalues / (eigenvalues - error)
+
+    return variances(_solve(lambda log_error: _information(eigenvalues, variances(log_error)), eigenvalues, budget))
+
+
 RULES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
-    "exact": exact, "linear": linear, "isotropic": isotropic, "released": released,
+    "exact": exact, "linear": linear, "waterfilling": waterfilling, "isotropic": isotropic, "released": released,
 }  # fmt: skip
 
 

@@ -105,8 +105,10 @@ def train_avatar(
     model = new_avatar(frames, config, seed)
     fixed = "encoder_offloaded." if encoder == "released" else None
     names = [name for name, _ in model.named_parameters() if fixed is None or not name.startswith(fixed)]
-    told = {"avatar": config.model_dump(), "encoder": encoder}
-    return _train(AvatarLesson(model), names, frames, Path(folder), told, steps, batch, rate, seed, save_every, note)
+    identity = {"avatar": config.model_dump(), "encoder": encoder}
+    return _train(
+        AvatarLesson(model), names, frames, Path(folder), identity, steps, batch, rate, seed, save_every, note
+    )
 
 
 def train_for_noise(
@@ -120,16 +122,16 @@ def train_for_noise(
     Ours; no source.
     """
     names = [name for name, _ in model.named_parameters() if not name.startswith("encoder")]
-    told = {
+    identity = {
         "avatar": model.config.model_dump(), "rule": noise.rule, "budget": noise.budget, "trace": noise.trace,
         "weights": _digest(*model.state_dict().values()),
     }  # fmt: skip
     lesson = AvatarLesson(model, noise)
-    return _train(lesson, names, frames, Path(folder), told, steps, batch, rate, seed, save_every, note)
+    return _train(lesson, names, frames, Path(folder), identity, steps, batch, rate, seed, save_every, note)
 
 
 def _train(
-    lesson: AvatarLesson, names: list[str], frames: AvatarFrames, folder: Path, told: dict[str, Any], steps: int,
+    lesson: AvatarLesson, names: list[str], frames: AvatarFrames, folder: Path, identity: dict[str, Any], steps: int,
     batch: int, rate: float, seed: int, save_every: float, note: Callable[[int, float], None],
 ) -> AvatarVAE:  # fmt: skip
     check_number("steps", steps, 1, whole=True)
@@ -138,7 +140,7 @@ def _train(
     check_seed(seed)
     model = lesson.model
     plan = Plan(steps, min(batch, len(frames)), len(frames), seed, betas=(0.9, 0.999), advice="lower the rate")
-    run_of = {**told, "frames": _digest(frames.average, frames.mesh), "steps": steps, "batch": batch, "rate": rate}
+    run_of = {**identity, "frames": _digest(frames.average, frames.mesh), "steps": steps, "batch": batch, "rate": rate}
     with locked(folder):
         journal = Journal(folder / "journal.jsonl", run_of | {"seed": seed})
         if journal.last(done=True):

@@ -66,7 +66,7 @@ def surface(person: Person, muscles: torch.Tensor, rows: int, columns: int) -> t
     shape = 0.05 * person.shape
     angle = (u - 0.5) * 0.95 * pi
     narrow = 1 - 0.33 * (2 * (v - 0.42)).clamp(min=0) ** 2 * (1 + shape[0]) - 0.25 * (0.2 - v).clamp(min=0)
-    narrow = narrow - 12 * (v - 0.85).clamp(min=0) ** 2  # the chin is round
+    narrow = narrow - 8 * (v - 0.85).clamp(min=0) ** 2  # the chin is round
     x = 0.78 * (1 + shape[1]) * torch.sin(angle) * narrow
     y = 1.15 * (1 + shape[2]) * (0.5 - v) * 2
     z = 0.9 * torch.cos(angle) * narrow * (1 - 0.25 * (2 * v - 1) ** 2)
@@ -203,11 +203,11 @@ def _mouth(image, u, v, m, person, inside, over) -> torch.Tensor:
     gap = (0.055 * m["jaw_open"] + 0.010 * smile).clamp(min=0) * arc
     inner = (v - centre - 0.3 * gap).abs() - gap
     outer = (v - centre - 0.3 * gap).abs() - gap - thick * arc
-    here = arc > 0
-    image = over(image, inside(outer) * here, person.lips)
-    image = over(image, inside(inner) * inside(-gap + 0.002) * here, torch.tensor([0.16, 0.05, 0.05]))
-    upper = inside((v - centre + 0.45 * gap).abs() - 0.3 * gap) * inside(-gap + 0.004) * here
+    between = arc > 0
+    image = over(image, inside(outer) * between, person.lips)
+    image = over(image, inside(inner) * inside(-gap + 0.002) * between, torch.tensor([0.16, 0.05, 0.05]))
+    upper = inside((v - centre + 0.45 * gap).abs() - 0.3 * gap) * inside(-gap + 0.004) * between
     teeth = 0.85 + 0.12 * torch.cos(2 * pi * (u - 0.5) / 0.024)
     image = over(image, upper * teeth * inside((u - MOUTH[0]).abs() - 0.8 * width), torch.tensor([0.92, 0.9, 0.85]))
-    seam = inside((v - centre).abs() - 0.003) * inside(gap - 0.004) * here
+    seam = inside((v - centre).abs() - 0.003) * inside(gap - 0.004) * between
     return over(image, 0.8 * seam, 0.35 * person.lips)

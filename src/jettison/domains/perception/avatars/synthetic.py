@@ -103,8 +103,8 @@ class SyntheticAvatars:
         """Make frames that are painted together. light: colour of the light, (n, 3)."""
         person = self.persons[identity]
         points = surface(person, muscles, *self.grid)
-        fine = surface(person, muscles, min(SHARE, self.texture), min(SHARE, self.texture))
-        normal = normals(fine, self.texture)
+        detailed = surface(person, muscles, min(SHARE, self.texture), min(SHARE, self.texture))
+        normal = normals(detailed, self.texture)
         colour = paint(person, muscles) * light[:, :, None, None]
         shade = 0.72 + 0.28 * normal[:, 2:].clamp(min=0)  # the light is soft and from the front
         lit = lambda view: colour * shade + _gloss(normal, view)[:, None]

@@ -63,7 +63,7 @@ def test_the_bound_of_the_pattern_is_the_logarithm_of_the_number_of_patterns():
     assert bound(frames=21, every=2) == pytest.approx(log(1 + 10 + comb(10, 2)))
     assert bound(frames=11, draws=30) == pytest.approx(10 * log(2))
     patterns = set()
-    for seed in range(3000):  # all patterns of random walks: as many as the bound counts
+    for seed in range(1500):  # all patterns of random walks: as many as the bound counts
         own = account(delta=0.5, draws=2, frames=5)
         walk = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed)).cumsum(0) * 0.7
         patterns.add(tuple(kinds(own, walk)))
@@ -106,9 +106,9 @@ def test_the_budget_holds_only_if_the_covariance_is_not_too_small():
 def test_latents_after_a_move_need_noise_of_their_own():
     """Most frames rest at the mean; with delta, those that are sent are mostly the others."""
     rng = SEEDED()
-    frames = torch.where(torch.rand(20_000, 1, generator=rng) < 0.05, 3 * torch.randn(20_000, 4, generator=rng), 0.0)
+    frames = torch.where(torch.rand(4000, 1, generator=rng) < 0.05, 3 * torch.randn(4000, 4, generator=rng), 0.0)
     for delta, kept in ((0.0, True), (0.5, False)):
-        terms = Terms(20_000.0, 20_000, 10, delta=delta)
+        terms = Terms(4000.0, 4000, 10, delta=delta)
         own = Account(terms, noise_for(terms, torch.cov(frames.T)), SEEDED())
         kinds(own, frames)
         assert (own.overspent() < 0.02) is kept, (delta, own.overspent())

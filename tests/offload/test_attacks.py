@@ -79,6 +79,13 @@ def test_the_likeliest_is_at_least_as_good_as_the_nearest():
     assert likeliest(*arguments, noise).rate >= nearest(*arguments, noise).rate >= nearest(*arguments).rate - 0.02
 
 
+@pytest.mark.parametrize("rule", ["exact", "waterfilling"])
+def test_the_network_sees_about_as_much_as_the_likeliest(rule):
+    """Also where some directions have a million times more noise than others."""
+    network, best = attacked(make_noise(COVARIANCE, 1.5, rule), attacks=["network", "likeliest"], steps=300)
+    assert network.success.rate > best.success.rate - 0.08 and best.over <= 0
+
+
 def test_averages_have_less_noise():
     noise = make_noise(torch.eye(3), 0.5)
     drawn = averaged(noise, torch.zeros(4000, 3), 16, torch.Generator().manual_seed(1))

@@ -156,10 +156,14 @@ class Noise:
 
     def add(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Return latents (batch, d) with noise, each with its own. generator: see ``draw``."""
+        return (self.clipped(latents) + self.draw(len(latents), generator)).to(latents.dtype)
+
+    def clipped(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return latents (batch, d) within ``clip`` of the mean, float64, still without noise."""
         moved = latents.double() - self.mean
         if self.clip is not None:
             moved = moved * (self.clip / moved.norm(dim=-1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
-        return (self.mean + moved + self.draw(len(latents), generator)).to(latents.dtype)
+        return self.mean + moved
 
     def shrink(self, noised: torch.Tensor, repeats: int = 1) -> torch.Tensor:
         """Return the best linear guess at the latents, (batch, d): noised latents, moved towards the mean.

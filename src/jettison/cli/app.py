@@ -32,6 +32,7 @@ COMMANDS = (
     "bench",
     "devices",
     "recipes",
+    "offload",
     "xr",
 )
 FAILED, BAD_USAGE, BROKEN_PIPE = 1, 2, 141  # 141 is the code that a shell reports for a program that SIGPIPE ended

@@ -1,4 +1,4 @@
-"""A channel: messages over a TCP stream, with limits of size and time, and tags that only holders of the token can make.
+"""A channel: messages over a TCP stream, with limits of size and time, and tags that need the token.
 
 A message is its length (4 bytes, big-endian), a tag (16 bytes) and its body. The tags of the handshake are zeros. After
 it, a tag is keyed BLAKE2b over the message's number and the body. The keys come from the token and from both nonces,

@@ -73,6 +73,7 @@ class RemoteHalf:
         ``late``, ``failed``, ``lost``, ``cancelled``. Also ``dropped`` (answers that came late), ``sessions``,
         ``faults`` (of the worker), and bytes ``sent`` and ``received`` by sessions that have ended.
     round_trips: (seconds from sending to the answer, seconds of these that the worker names), the newest 10,000.
+    bytes_up, bytes_down: on the wire, of the last request and of the last answer, without TCP's own; 0 without one.
     trouble: why there is no connection, or why the last one ended; empty if neither has happened.
     Raises UsageError for an address or a token that is not valid.
     """
@@ -94,6 +95,7 @@ class RemoteHalf:
         self.trouble = ""
         self._link: Link | None = None
         self._last = -1
+        self.bytes_up = self.bytes_down = 0
         self._wait_s = self.limits.first_wait_s
 
     async def __aenter__(self) -> "RemoteHalf":
@@ -155,11 +157,13 @@ class RemoteHalf:
         if budget <= 0 or len(link.waiting) >= link.welcome.window:
             self.counts["late" if budget <= 0 else "full"] += 1
             return None
+        before = link.channel.sent
         try:
             link.channel.send(Request(frame=noised.frame, budget_us=budget, latent=noised.latent.tobytes()))
         except ConnectionError:
             self.counts["lost"] += 1
             return None
+        self.bytes_up = link.channel.sent - before
         answer = loop.create_future()
         link.waiting[noised.frame] = Sent(answer, loop.time())
         return answer
@@ -192,7 +196,9 @@ class RemoteHalf:
             self._connected.set()
             pinging = asyncio.create_task(self._ping(link))
             while True:
-                self._take(link, await channel.receive(Answer, Refusal, Pong, seconds=self.limits.silence_s))
+                before = channel.received
+                message = await channel.receive(Answer, Refusal, Pong, seconds=self.limits.silence_s)
+                self._take(link, message, channel.received - before)
         finally:
             self._link = None
             self._connected.clear()
@@ -219,8 +225,8 @@ class RemoteHalf:
         channel.most = answer_bytes(welcome.outputs) + ROOM
         return welcome
 
-    def _take(self, link: Link, message: Answer | Refusal | Pong) -> None:
-        """Give an answer to the frame that waits for it. Raises ProtocolError for one that no frame waits for."""
+    def _take(self, link: Link, message: Answer | Refusal | Pong, size: int) -> None:
+        """Give an answer of ``size`` bytes to its frame. Raises ProtocolError for one that no frame waits for."""
         if isinstance(message, Pong):
             return
         sent = link.waiting.pop(message.frame, None)
@@ -234,7 +240,7 @@ class RemoteHalf:
             except ProtocolError:
                 link.waiting[message.frame] = sent  # it gets its None when the connection ends
                 raise
-            self._wait_s = self.limits.first_wait_s
+            self._wait_s, self.bytes_down = self.limits.first_wait_s, size
             took = asyncio.get_running_loop().time() - sent.at
             self.round_trips.append((took, 1e-6 * message.worker_us))
         if sent.answer.done():  # its deadline has passed

@@ -144,13 +144,13 @@ def join(
     if local is not None and inputs is None:
         raise UsageError(f"--local {local}: {frames} has no tensor for the half that stays")
     half = None if local is None else Half.load(local, inputs.shape[-1])
-    here = Half.load(fallback, stream[0].latent.size)
+    own = Half.load(fallback, stream[0].latent.size)
 
     async def work() -> dict:
-        async with RemoteHalf(address, token, outputs=here.outputs, tls=tls) as remote:
+        async with RemoteHalf(address, token, outputs=own.outputs, tls=tls) as remote:
             if not await remote.connected(wait):
                 say(f"note: no worker at {address}, so frames stay local: {remote.trouble or 'it does not answer'}")
-            return await run_stream(remote, stream, here, fps=fps, deadline_ms=deadline_ms, half=half, local=inputs)
+            return await run_stream(remote, stream, own, fps=fps, deadline_ms=deadline_ms, half=half, local=inputs)
 
     report = asyncio.run(work())
     reasons = ", ".join(f"{count} {reason}" for reason, count in report["reasons"].items())
@@ -200,10 +200,8 @@ def capacity(
                 common.out.print(f"{name.replace('_', ' ')}: published {claim['published']}, that of {from_rows}")
         common.out.print(f"both at once: {', '.join(map(str, claims['both'])) or 'no row'}")
         return common.finish({"table": rows, "headlines": claims}, json)
-    from jettison.core.documents import read_json
-
     check_number("fps", fps, 0.001, 10_000)
-    times = model.read_times(read_json(report), str(report))
+    times = model.read_times(report)
     served = model.users(times, 1 / fps)
     spent = model.energy(times, *model.find_constants(radio, processor, constants))
     split = f"{served.offloaded:.2f} offloaded, {served.extra:.2f} entirely local"

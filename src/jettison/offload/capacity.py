@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import Field
 
-from jettison.core.documents import parse_yaml, read_yaml
-from jettison.core.errors import UsageError, shown, unknown
+from jettison.core.documents import parse_yaml, read_json, read_yaml
+from jettison.core.errors import JettisonError, UsageError, shown, unknown
 from jettison.core.numbers import check_number
 from jettison.core.validation import Fields, read_fields
 
@@ -193,12 +193,17 @@ def headlines() -> dict[str, Any]:
     }
 
 
-def read_times(data: Any, where: str) -> Times:
-    """Return the times that ``jettison offload join --json`` measured.
+def read_times(path: str | Path) -> Times:
+    """Read the times that ``jettison offload join --json`` measured.
 
-    data: its report. Raises UsageError for data without them, as of a stream that the worker never answered.
+    Raises UsageError for a file without them, as of a stream that the worker never answered.
     """
-    measured = data.get("measured") if isinstance(data, dict) else None
+    where = str(path)
+    try:
+        data = read_json(Path(path))
+    except JettisonError as error:
+        raise UsageError(f"cannot read a report: {error}") from error
+    measured = data.get("measured")
     if not isinstance(measured, dict) or "transfer_s" not in measured:
         raise UsageError(
             f"{where} has no measured transfer: a report of `jettison offload join` is needed, of frames that a worker "

@@ -137,7 +137,10 @@ class RemoteHalf:
             raise UsageError(f"latent of {noised.latent.size} numbers; the worker's half reads {link.welcome.latent}")
         self._last = noised.frame
         self.counts["submitted"] += 1
-        if link is None or not (answer := self._send(link, noised, deadline, loop)):
+        if link is None:
+            self.counts["unconnected"] += 1
+            return None
+        if (answer := self._send(link, noised, deadline, loop)) is None:
             return None
         try:
             async with asyncio.timeout_at(deadline):
@@ -151,7 +154,9 @@ class RemoteHalf:
         self.counts[result if isinstance(result, str) else "remote"] += 1
         return None if isinstance(result, str) else result
 
-    def _send(self, link: Link, noised: Noised, deadline: float, loop: asyncio.AbstractEventLoop):
+    def _send(
+        self, link: Link, noised: Noised, deadline: float, loop: asyncio.AbstractEventLoop
+    ) -> asyncio.Future | None:
         """Send a frame. Returns the future of its answer, or None if it cannot be sent now."""
         budget = min(LONGEST_US, int(1e6 * (deadline - loop.time())))
         if budget <= 0 or len(link.waiting) >= link.welcome.window:

@@ -138,6 +138,8 @@ class RemoteHalf:
         self._last = noised.frame
         self.counts["submitted"] += 1
         if link is None:
+            if self._keeping.done():
+                self._keeping.result()  # raises what ended the task; that is a bug
             self.counts["unconnected"] += 1
             return None
         if (answer := self._send(link, noised, deadline, loop)) is None:

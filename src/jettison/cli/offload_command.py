@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jettison.cli import common
+from jettison.cli import common, offload_privacy_command
 from jettison.core.errors import UsageError
 
 Latent = Annotated[
@@ -20,7 +20,6 @@ Fallback = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the group of commands to the program."""
-    # A command of one line here; its function may stand in a file of its own.
     group = typer.Typer(
         no_args_is_help=True,
         help="Offload a part of a network to a machine that is not trusted: only noised latents leave the device.",
@@ -34,6 +33,7 @@ def register(app: typer.Typer) -> None:
          "jettison offload serve decoder --host 0.0.0.0 --expose --tls-cert cert.pem --tls-key key.pem -t token.txt"),
         (join, "jettison offload join 127.0.0.1:7007 frames.safetensors --fallback decoder --token-file token.txt"),
         (capacity, "jettison offload capacity", "jettison offload capacity --report joined.json --fps 30"),
+        *offload_privacy_command.COMMANDS,
     ):  # fmt: skip
         group.command(function.__name__, epilog=common.example(*examples))(function)
     app.add_typer(group, name="offload")

@@ -7,7 +7,8 @@
     python -m benchmarks.diffusion.programs --data TRAIN --test TEST --check   # scores again, from the kept images
 
 TRAIN and TEST are CIFAR-10 as parquet files. One search gives scores; programs of all ratios are cut from them. Every
-search and every set of images is a cell in runs/diffusion, computed once; a killed search continues.
+search and every set of images is a cell in runs/diffusion, computed once; a killed search continues. Searches gain
+little from a second thread: two processes with --threads 1 and --only, for different searches, take half the time.
 """
 
 import argparse
@@ -112,11 +113,15 @@ class Bench:
             table[ratio] |= dict(scored_baselines(self.sets, ratio, reuse))
         return table
 
+    def ablated(self, number: int) -> tuple[SearchResult, dict[str, Any]]:
+        """Run the search of an ablation: short, with the paper's gates."""
+        change, _ = list(ABLATIONS.values())[number]
+        return self.searched(f"ablation-{number}", self.short, **change)
+
     def ablations(self, ratio: float = 0.6) -> Iterator[tuple[str, float, dict[str, Any]]]:
-        """Yield name, the paper's score, and the scores of the program of every ablation; all from short searches."""
-        reuse = SEARCHES[self.chosen()["search"]].get("reuse", "output")
-        for number, (name, (change, paper)) in enumerate(ABLATIONS.items()):
-            result, _ = self.searched(f"ablation-{number}", self.short, reuse=reuse, **change)
+        """Yield name, the paper's score, and the scores of the program of every ablation."""
+        for number, (name, (_, paper)) in enumerate(ABLATIONS.items()):
+            result, _ = self.ablated(number)
             make = lambda result=result: program_of(result, ratio)
             seeds = range(min(ABLATED, self.sets.count))
             yield name, paper, self.sets.scored(f"ablation-{number}-{ratio}", make, seeds)
@@ -158,10 +163,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--search-steps", type=int, default=1000)
     parser.add_argument("--short-steps", type=int, default=300, help="of the searches of ablations")
     parser.add_argument("--batch", type=int, default=1, help="samples in a step of a search")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=[*SEARCHES, *map(str, range(len(ABLATIONS)))], metavar="SEARCH",
+                        help="run these searches alone: first, second, or numbers of ablations")  # fmt: skip
     parser.add_argument("--name", default=NAME, help="folder in runs; another one for a trial")
     parser.add_argument("--finish", action="store_true", help="measure times and write the result")
     parser.add_argument("--check", action="store_true", help="compute scores again")
     args = parser.parse_args(words)
+    torch.set_num_threads(args.threads)
     sets = Sets(args.name, args.model, args.classifier, args.data, args.test, args.seeds, args.guidance)
     settle(sets, args)
     if args.check:
@@ -169,6 +178,10 @@ def main(words: list[str] | None = None) -> None:
     # Without checkpointing a search takes a fourth less time, with the same gates; this model needs little memory.
     options = SearchOptions(steps=args.search_steps, batch=args.batch, checkpointing=False)
     bench = Bench(sets, options, args.short_steps, max(1000, args.search_steps))
+    if args.only:
+        for key in args.only:
+            bench.searched(key, **SEARCHES[key]) if key in SEARCHES else bench.ablated(int(key))
+        return None
     for ratio, rows in bench.compared().items():
         for method, row in rows.items():
             print(f"{ratio} {method}: {json.dumps({key: row[key] for key in ('cost', 'real', 'full', 'ssim')})}")
@@ -180,5 +193,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     main()

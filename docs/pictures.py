@@ -69,8 +69,8 @@ def _rows(frames: Sequence, rows: Sequence[str], units: int, span_ms: float) -> 
 def gate_map(programs: Mapping[str, Sequence[str]]) -> str:
     """Draw which block is computed at which step: a row for every block, a column for every step.
 
-    programs: ratio -> a text for every step, with 1 for every block that is computed and 0 for every other one. The more
-        of the programs compute a block at a step, the darker is its cell.
+    programs: ratio -> a text for every step, with 1 for every block that is computed and 0 for every other one. The
+        more of the programs compute a block at a step, the darker is its cell.
     """
     gates = [list(zip(*rows, strict=True)) for rows in programs.values()]  # (blocks, steps) of every program
     blocks, steps = len(gates[0]), len(gates[0][0])

@@ -137,8 +137,8 @@ def diffusion() -> str:
         distance = details["model"]["distance_of_full_runs"]
         ratios = ", ".join(details["programs"])
         parts = [
-            f"`{result['command']}`; claims and targets are on the [results page](results.md#diffusion). The distance of "
-            f"full runs from real images is {distance[0]:.3g} ({distance[1]:.3g} to {distance[2]:.3g}).",
+            f"`{result['command']}`; claims and targets are on the [results page](results.md#diffusion). The distance "
+            f"of full runs from real images is {distance[0]:.3g} ({distance[1]:.3g} to {distance[2]:.3g}).",
             "",
             "![Samples of full runs, programs and baselines](diffusion-samples.webp)",
             "",
@@ -146,8 +146,8 @@ def diffusion() -> str:
             "",
             "### Which block is computed at which step",
             "",
-            "A row for every block, a column for every step. The darker a cell, the more of the three programs compute it",
-            f"(pruning {ratios}).",
+            "A row for every block, a column for every step. The darker a cell, the more of the three programs",
+            f"(pruning {ratios}) compute it.",
             "",
             gate_map({ratio: program["gates"] for ratio, program in details["programs"].items()}),
             "",

@@ -75,7 +75,8 @@ def stored(sets: Sets, row: Mapping[str, Any]) -> Any:
 
 def whole(sets: Sets) -> dict[str, Any]:
     """Return the distance of full runs from real images, [value, low, high]."""
-    work = lambda: {"real": ends(frechet_interval(sets.full(sets.unseen)[0]["features"], sets.real()))}
+    features, resamples = sets.full(sets.unseen)[0]["features"], sets.resamples
+    work = lambda: {"real": ends(frechet_interval(features, sets.real(), resamples=resamples))}
     return sets.cell("full-real", work)
 
 

@@ -7,6 +7,7 @@ that are counted while the images are made, guidance, embedders and stand-ins in
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from inspect import unwrap
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from jettison.domains.diffusion.program import Program, attach_program
 from jettison.domains.diffusion.running import Handle, attach
 from jettison.domains.diffusion.sampling import sample_classes
 from jettison.domains.diffusion.tracing import flop_counter
-from jettison.metrics.frechet import Projection, fit_projection, frechet_difference, frechet_interval
+from jettison.metrics.frechet import RESAMPLES, Projection, fit_projection, frechet_difference, frechet_interval
 from jettison.metrics.ssim import ssim
 from jettison.policies.step_cache import StepCachePolicy
 
@@ -42,6 +43,8 @@ class Sets:
     data, test: images, of training for the components of features, of testing as the real ones.
     count: how many unseen seeds. guidance: as for ``sample_classes``.
     """
+
+    resamples = RESAMPLES  # of bootstrap intervals
 
     def __init__(
         self, name: str, model: str | Path, classifier: str | Path, data: str, test: str, count: int,
@@ -156,11 +159,12 @@ class Sets:
         def work() -> dict[str, Any]:
             tensors, flops = self.stored(key, make, seeds, steps)
             full, whole = self.full(seeds)
+            interval = partial(frechet_interval, resamples=self.resamples)
             alike = ssim(tensors["images"].float() / 255, full["images"].float() / 255)
             return {
                 "key": key, "cost": flops / whole, "ssim": round(float(alike.mean()), 4),
-                "real": ends(frechet_interval(tensors["features"], self.real())),
-                "full": ends(frechet_interval(tensors["features"], full["features"], paired=True)),
+                "real": ends(interval(tensors["features"], self.real())),
+                "full": ends(interval(tensors["features"], full["features"], paired=True)),
             }  # fmt: skip
 
         return self.cell(f"set-{key}-{seeds.start}-{len(seeds)}", work)
@@ -174,9 +178,10 @@ class Sets:
         def work() -> dict[str, Any]:
             one, two = (self.stored(name, _absent, self.unseen)[0]["features"] for name in (key, other))
             full = self.full(self.unseen)[0]["features"]
+            difference = partial(frechet_difference, resamples=self.resamples)
             return {
-                "real": ends(frechet_difference(one, two, self.real())),
-                "full": ends(frechet_difference(one, two, full, paired=True)),
+                "real": ends(difference(one, two, self.real())),
+                "full": ends(difference(one, two, full, paired=True)),
             }
 
         return self.cell(f"difference-{key}-{other}", work)

@@ -20,7 +20,7 @@ def module(monkeypatch):
 
 @pytest.fixture
 def small(module, monkeypatch, tmp_path, tiny, pictures):
-    """Return (the module of the benchmark, words of its command line) for a random DiT, with all that takes long cut."""
+    """Return the module of the benchmark, words of its command line for a random DiT, and the folder of its files."""
     fixture, programs = module("fixtures.diffusion"), module("diffusion.programs")
     model = module("diffusion.speed").random_sampling(20, 2, 16, 2).target
     fixture.save(model.eval(), tmp_path / "dit", list("abcdefghij"))

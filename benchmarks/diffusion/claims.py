@@ -60,17 +60,14 @@ def write(bench: Any) -> None:
     }
     rows = {"full run": sets.full(sets.unseen)[0]["images"]}
     for ratio in scores:
-        rows |= {f"{name}, {ratio}": stored(sets, scores[ratio][name]) for name in ("DiP-GO", "fewer steps")}
-    rows[f"uniform, blocks, {MIDDLE}"] = stored(sets, scores[MIDDLE]["uniform, blocks"])
+        rows |= {
+            f"{name}, {ratio}": sets.kept(scores[ratio][name]["key"])["images"] for name in ("DiP-GO", "fewer steps")
+        }
+    rows[f"uniform, blocks, {MIDDLE}"] = sets.kept(scores[MIDDLE]["uniform, blocks"]["key"])["images"]
     sample_grid(rows, sets.classes, PICTURE)
     write_result(
         sets.name, claims, seconds(sets.folder), details, script=str(Path(__file__).with_name("programs.py"))
     )  # fmt: skip
-
-
-def stored(sets: Sets, row: Mapping[str, Any]) -> Any:
-    """Return the images of a set that was scored."""
-    return sets.stored(row["key"], lambda: None, sets.unseen)[0]["images"]
 
 
 def whole(sets: Sets) -> dict[str, Any]:

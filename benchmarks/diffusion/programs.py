@@ -132,7 +132,7 @@ def check(sets: Sets) -> None:
     recorded = json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))["details"]["sets"]
     checks, full = {}, sets.full(sets.unseen)[0]["images"]
     for key, row in recorded.items():
-        features = sets.features(sets.stored(key, lambda: None, sets.unseen)[0]["images"])
+        features = sets.features(sets.kept(key)["images"])
         for name, reference in (("real", sets.real()), ("full", sets.features(full))):
             if name in row:
                 checks[f"{key}, {name}"] = (frechet(features, reference), row[name], 0.001 + CHECKED * row[name])

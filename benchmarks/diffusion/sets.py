@@ -18,6 +18,7 @@ from diffusers import DiTPipeline
 from benchmarks.fixtures.diffusion import read_pixels
 from benchmarks.fixtures.features import open_features
 from benchmarks.witness import RUNS, cell
+from jettison.core.errors import JettisonError
 from jettison.core.sealed import read_sealed, write_sealed
 from jettison.domains.diffusion.differentiable import Sampling
 from jettison.domains.diffusion.program import Program, attach_program
@@ -142,6 +143,14 @@ class Sets:
             stored = read_sealed(file)
         return stored[0], float(stored[1]["flops"])
 
+    def kept(self, key: str) -> dict[str, torch.Tensor]:
+        """Return images and features of a set of all unseen seeds. Raises JettisonError if it is not there."""
+
+        def missing() -> What:
+            raise JettisonError(f"{self.folder / 'sets'} has no set {key}: delete its cell, set-{key}-*.json")
+
+        return self.stored(key, missing, self.unseen)[0]
+
     def full(self, seeds: range) -> tuple[dict[str, torch.Tensor], float]:
         """Return the set of the full runs of seeds."""
         return self.stored("full", lambda: None, seeds)
@@ -176,7 +185,7 @@ class Sets:
         """
 
         def work() -> dict[str, Any]:
-            one, two = (self.stored(name, _absent, self.unseen)[0]["features"] for name in (key, other))
+            one, two = (self.kept(name)["features"] for name in (key, other))
             full = self.full(self.unseen)[0]["features"]
             difference = partial(frechet_difference, resamples=self.resamples)
             return {
@@ -185,10 +194,6 @@ class Sets:
             }
 
         return self.cell(f"difference-{key}-{other}", work)
-
-
-def _absent() -> What:
-    raise LookupError("a set that is compared is not there")
 
 
 def ends(interval: Any) -> list[float]:

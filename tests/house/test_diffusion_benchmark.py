@@ -8,6 +8,8 @@ import pytest
 
 pytest.importorskip("diffusers")
 
+from jettison.core.errors import JettisonError, UsageError
+
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 
 
@@ -46,7 +48,7 @@ def small(module, monkeypatch, tmp_path, tiny, pictures):
     return programs, words, tmp_path
 
 
-def test_a_run_from_search_to_claims(small, capsys, module, monkeypatch):
+def test_a_run_from_search_to_claims(small, capsys, monkeypatch):
     programs, words, folder = small
     programs.main(words)
     cells = {file: file.stat().st_mtime_ns for file in (folder / "runs").rglob("*.*")}
@@ -70,7 +72,10 @@ def test_a_run_from_search_to_claims(small, capsys, module, monkeypatch):
     with pytest.raises(SystemExit) as end:
         programs.main([*words, "--check"])
     assert end.value.code == 0, capsys.readouterr().out
-    with pytest.raises(module("diffusion.programs").UsageError, match="has cells for seeds = 6; this is 7"):
+    next((folder / "runs" / "diffusion" / "sets").glob("fewer-0.6-*")).unlink()
+    with pytest.raises(JettisonError, match="has no set fewer-0.6"):
+        programs.main([*words, "--check"])
+    with pytest.raises(UsageError, match="has cells for seeds = 6; this is 7"):
         programs.main([*words, "--seeds", "7"])
 
 

@@ -3,6 +3,7 @@
 import json
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,7 +102,16 @@ def test_a_limit_costs_at_least_the_target(module):
     assert 0.149 < limit < 0.15 + 1e-9
 
 
-def test_memory_and_time_of_a_search(module, monkeypatch):
-    monkeypatch.setattr(module("diffusion.speed"), "MEASURED", 1)
-    seconds, megabytes = module("diffusion.speed").measured_search(3, 2, True, 16, 2)
-    assert seconds > 0 and 0 <= megabytes < 2000
+def test_the_steps_of_a_search_are_timed(module, monkeypatch):
+    speed, searches = module("diffusion.speed"), []
+
+    def search(sampling, options, folder, count, **more):
+        searches.append((options.steps, options.checkpointing, sampling.images([0]).shape, folder.parent.exists()))
+
+    monkeypatch.setattr(speed, "search", search)
+    clock = iter([0.0, 9.0, 10.0, 12.0, 20.0, 30.0])  # of a search of 1 step that is not counted, of 1, of 5
+    monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    seconds, _ = speed.measured_search(3, 2, True, 16, 2)
+    assert seconds == 2.0 and [steps for steps, *_ in searches] == [1, 1, 5]
+    assert searches[0][1:] == (True, (1, 3, 32, 32), True)
+    assert speed.peak_memory() > 50e6

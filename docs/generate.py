@@ -33,6 +33,7 @@ PAGES = {
     "studies/pruning.md": study_pages.pruning,
     "studies/drafting.md": study_pages.drafting,
     "studies/depth.md": study_pages.depth,
+    "studies/diffusion.md": study_pages.diffusion,
     "studies/xrbench.md": study_pages.xr,
     "studies/xr-tuned.svg": study_pages.xr_timelines,
 }

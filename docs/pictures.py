@@ -7,6 +7,7 @@ from jettison.reports.charts import COLOURS, RUN_COLOURS
 from jettison.reports.xr_charts import DROPPED, LATE
 
 ROW, BAR, LEFT, WIDTH, TITLE, FOOT = 22, 14, 64, 780, 30, 26
+CELL = 20  # side of a cell of a gate map
 WINDOW = 6  # height of the bar from arrival to deadline
 
 
@@ -63,3 +64,28 @@ def _rows(frames: Sequence, rows: Sequence[str], units: int, span_ms: float) -> 
     ]
     names = [f'<text x="{LEFT - 8}" y="{middle_of[row] + 4}" text-anchor="end">{escape(row)}</text>' for row in rows]
     return [*names, *pale, *full, *strokes, *ticks]
+
+
+def gate_map(programs: Mapping[str, Sequence[str]]) -> str:
+    """Draw which block is computed at which step: a row for every block, a column for every step.
+
+    programs: ratio -> a text for every step, with 1 for every block that is computed and 0 for every other one. The
+        more of the programs compute a block at a step, the darker is its cell.
+    """
+    gates = [list(zip(*rows, strict=True)) for rows in programs.values()]  # (blocks, steps) of every program
+    blocks, steps = len(gates[0]), len(gates[0][0])
+    parts = []
+    for block in range(blocks):
+        y = TITLE + CELL * (blocks - 1 - block)  # the first block at the bottom, where the image enters
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 13}" text-anchor="end">block {block}</text>')
+        for step in range(steps):
+            share = sum(rows[block][step] == "1" for rows in gates) / len(gates)
+            parts.append(
+                f'<rect x="{LEFT + CELL * step}" y="{y}" width="{CELL - 1}" height="{CELL - 1}" '
+                f'fill="{COLOURS["original"]}" fill-opacity="{share:.2f}" stroke="#ccc"/>'
+            )
+    for step in range(0, steps, 5):
+        parts.append(f'<text x="{LEFT + CELL * (step + 0.5):.0f}" y="{TITLE - 8}" text-anchor="middle">{step}</text>')
+    box = f'viewBox="0 0 {LEFT + CELL * steps + 26} {TITLE + CELL * blocks + 8}"'
+    style = 'font-family="sans-serif" font-size="12" fill="currentColor" role="img"'
+    return f"<svg {box} {style}>" + "".join(parts) + "</svg>"

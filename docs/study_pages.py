@@ -5,7 +5,7 @@ import re
 from html import escape
 from pathlib import Path
 
-from pictures import timelines
+from pictures import gate_map, timelines
 
 from jettison.xr.definitions import find_scenario
 
@@ -123,6 +123,40 @@ def depth() -> str:
         lines[1:1] = parts
     else:
         lines[1:1] = ["**No result is recorded yet:** the trainings are not finished.", ""]
+    return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
+
+
+def diffusion() -> str:
+    """Return studies/diffusion.md, made anew from the result of benchmarks/diffusion/programs.py."""
+    text = (STUDIES / "diffusion.md").read_text(encoding="utf-8")
+    file = ROOT / "benchmarks" / "results" / "diffusion.json"
+    lines = ["<!-- made by generate.py -->", "<!-- end -->"]
+    if file.exists():
+        result = json.loads(file.read_text(encoding="utf-8"))
+        details, tables = result["details"], result["details"]["tables"]
+        distance = details["model"]["distance_of_full_runs"]
+        ratios = ", ".join(details["programs"])
+        parts = [
+            f"`{result['command']}`; claims and targets are on the [results page](results.md#diffusion). The distance "
+            f"of full runs from real images is {distance[0]:.3g} ({distance[1]:.3g} to {distance[2]:.3g}).",
+            "",
+            "![Samples of full runs, programs and baselines](diffusion-samples.webp)",
+            "",
+            "A column for every class; all images of a column start from the same noise.",
+            "",
+            "### Which block is computed at which step",
+            "",
+            "A row for every block, a column for every step. The darker a cell, the more of the three programs",
+            f"(pruning {ratios}) compute it.",
+            "",
+            gate_map({ratio: program["gates"] for ratio, program in details["programs"].items()}),
+            "",
+        ]
+        for title, table in tables.items():
+            parts += [f"### {title[0].upper()}{title[1:]}", "", *_lines(table), ""]
+        lines[1:1] = parts
+    else:
+        lines[1:1] = ["**No result is recorded yet:** the model is not trained.", ""]
     return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
 
 

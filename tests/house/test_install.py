@@ -14,6 +14,7 @@ MODULES = {
     "diffusers": "diffusers",
     "docs": "mkdocs",
     "gguf": "gguf",
+    "offload": "msgpack",
     "onnx": "onnxruntime",
     "ray": "ray",
     "test": "pytest",

@@ -32,6 +32,7 @@ COMMANDS = (
     "bench",
     "devices",
     "recipes",
+    "offload",
     "xr",
     "perceive",
 )

@@ -39,6 +39,7 @@ def run(
     workload: xr.Workload = "native",
     size: xr.Size = "full",
     recipe: xr.Recipes = (),
+    offload: xr.Offload = (),
     scheduler: xr.Scheduler = "latency-greedy",
     seconds: xr.Horizon = 1.0,
     seeds: Annotated[
@@ -65,7 +66,7 @@ def run(
     session = simulate_scenario(
         scenario, accelerator=accelerator, devices=device, file=costs, workload=workload, size=size,
         recipes=xr.recipes(recipe), scheduler=scheduler, seconds=seconds, seeds=seeds, compat=compat, preempt=preempt,
-        jitter=jitter, drop_penalty=drop_penalty, seed=seed,
+        jitter=jitter, drop_penalty=drop_penalty, seed=seed, offload=xr.pairs("--offload", offload),
     )  # fmt: skip
     data, timeline, score = session.data, session.timelines[0], session.scores[0]
     xr.print_models(data["score"])
@@ -155,6 +156,13 @@ def live(
         list[str],
         typer.Option("--model", help="MODEL=FILE: run this .onnx file or checkpoint as the model. Repeatable."),
     ] = (),
+    offload: Annotated[
+        list[str],
+        typer.Option(
+            "--offload", help="MODEL=HOST:PORT: run the model on this worker of `jettison offload serve`. Repeatable."
+        ),
+    ] = (),
+    token_file: Annotated[Path | None, typer.Option("--token-file", help="File with the token of the workers.")] = None,
     units: xr.Units = 1,
     threads: xr.Threads = 1,
     scheduler: xr.Scheduler = "latency-greedy",
@@ -171,23 +179,32 @@ def live(
     quiet: common.Quiet = False,
 ) -> None:
     """Run a scenario on this machine in real time, and simulate the same run for comparison."""
+    from jettison.offload.service.endpoint import read_token
     from jettison.xr.results import write_page
     from jettison.xr.sessions import live_scenario
     from jettison.xr.trace import write_trace
 
     common.begin(quiet, json, page, trace)
+    if offload and token_file is None:
+        raise UsageError("--offload needs the workers' token: --token-file FILE")
+    token = read_token(token_file) if offload else b""
     session = live_scenario(
         scenario, size=size, recipes=xr.recipes(recipe), files=xr.pairs("--model", file), units=units,
         threads=threads, scheduler=scheduler, seconds=seconds, rounds=rounds, jitter=jitter,
-        drop_penalty=drop_penalty, seed=seed,
+        drop_penalty=drop_penalty, seed=seed, offload=xr.pairs("--offload", offload), token=token,
     )  # fmt: skip
     measured = list(session.data["costs"].values())  # one per unit: model -> cost
-    latencies = {name: " ".join(f"{unit[name]['latency_ms']:.2f}" for unit in measured) for name in measured[0]}
+    latencies = {
+        name: " ".join(f"{unit[name]['latency_ms']:.2f}" for unit in measured if name in unit)
+        for name in session.data["score"]["models"]
+    }
     xr.print_models(session.data["score"], latencies)
     index_of = {"live": 0, "simulated": 1}  # in the timelines and scores of the session
     for name, index in index_of.items():
         timeline, score = session.timelines[index], session.scores[index]
         common.out.print(f"[bold]{name:<9} {score.overall:.2f}[/bold], dropped {timeline.drop_rate:.1%}")
+    for name, outcome in session.data.get("offloaded", {}).items():
+        common.out.print(f"{name} offloaded: {outcome.get('remote', 0)} frames remote, {outcome.get('local', 0)} local")
     if trace is not None:
         write_trace(session.timelines[0], trace)
         common.out.print(str(trace), soft_wrap=True, markup=False)

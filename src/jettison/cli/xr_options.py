@@ -39,6 +39,14 @@ Recipes = Annotated[
         "--recipe", help="Recipe of a model, as MODEL=RECIPE, or RECIPE for all: folded, bfloat16, w8, ... Repeatable."
     ),
 ]
+Offload = Annotated[
+    list[str],
+    typer.Option(
+        "--offload",
+        help="MODEL=REPORT: the model runs on a worker, with the times of this report of `jettison offload join`. "
+        "Repeatable.",
+    ),
+]
 Scheduler = Annotated[str, typer.Option("--scheduler", help="Scheduler: fifo, edf, latency-greedy, edp-greedy.")]
 Horizon = Annotated[float, typer.Option("--seconds", help="Seconds during which frames arrive.")]
 Compat = Annotated[

@@ -6,11 +6,13 @@ from typing import Any
 
 from jettison.core.errors import UsageError
 from jettison.core.numbers import check_number
+from jettison.offload.capacity import read_times
 from jettison.xr.costs import Costs
 from jettison.xr.definitions import Scenario, accelerator_names, find_scenario, scenario_names
 from jettison.xr.dispatch import check_scheduler
 from jettison.xr.frames import Timeline, check_run
 from jettison.xr.live import run_live, scenario_variants
+from jettison.xr.offloaded import find_remotes, local_part, offload_costs
 from jettison.xr.results import result
 from jettison.xr.scores import ScenarioScore, check_penalty, score, summary
 from jettison.xr.simulator import check_compat, simulate
@@ -47,11 +49,13 @@ def simulate_scenario(
     preempt: bool = False,
     jitter: bool = True,
     drop_penalty: str = "code",
+    offload: Mapping[str, str] | None = None,
     **source: Any,
 ) -> Session:
     """Simulate a scenario on known costs.
 
     seeds: number of runs, with the seeds ``seed``, ``seed`` + 1, ...
+    offload: model -> report of ``jettison offload join``; the model runs on a link with the times of that report.
     source: arguments of ``find_costs``.
     With several seeds the data have a ``summary``: mean and 95 % interval of the overall score. Raises UsageError for
     invalid arguments, before the operators of the models are counted.
@@ -61,8 +65,11 @@ def simulate_scenario(
     check_penalty(drop_penalty)
     check_scheduler(scheduler)
     check_compat(compat, preempt)
-    scenario = find_scenario(name)
-    costs = find_costs(scenario, **source)
+    scenario, offload = find_scenario(name), offload or {}
+    times = {model: read_times(file) for model, file in offload.items()}
+    costs = find_costs(local_part(scenario, offload), **source)
+    for model in offload:
+        costs = offload_costs(costs, model, times[model])
     options: dict[str, Any] = {"scheduler": scheduler, "compat": compat, "preempt": preempt, "jitter": jitter}
     timelines = tuple(
         simulate(scenario, costs, horizon_ms=1e3 * seconds, seed=number, **options)
@@ -163,6 +170,8 @@ def live_scenario(
     jitter: bool = True,
     drop_penalty: str = "code",
     seed: int = 0,
+    offload: Mapping[str, str] | None = None,
+    token: bytes = b"",
 ) -> Session:
     """Measure the models on this machine, run the scenario live, then simulate the same run with the measured costs.
 
@@ -170,19 +179,24 @@ def live_scenario(
     files: model -> an ONNX file or a checkpoint, instead of the native model.
     units: number of processes that run models; threads: per unit.
     rounds: how often every model is timed; the median counts.
-    Returns a session whose data are those of the live run, with ``costs`` and ``simulated`` added. Raises UsageError
-    for invalid arguments, before models are loaded.
+    offload: model -> address of the worker that it is offloaded to; token: of the workers.
+    Returns a session whose data are those of the live run, with ``costs`` and ``simulated`` added, and ``offloaded``
+    where a model is: how many of its frames were computed remote and local, those of measuring included. Raises
+    UsageError for invalid arguments, before models are loaded.
     """
     scenario = find_scenario(name)
     variants = scenario_variants(scenario, size, recipes, files or {})
+    remotes = find_remotes(scenario, offload or {}, token, variants, seed)
+    variants = {name: variant for name, variant in variants.items() if name not in remotes}
     options: dict[str, Any] = {"scheduler": scheduler, "horizon_ms": 1e3 * seconds, "seed": seed, "jitter": jitter}
     check_scheduler(scheduler)
     check_run(1e3 * seconds, seed)
     check_penalty(drop_penalty)
     check_number("rounds", rounds, 1, 10_000, whole=True)
-    with Units(variants, units, threads) as running:
+    with Units(variants, units, threads, remotes) as running:
         costs = running.measure(rounds)
         timelines = (run_live(scenario, running, costs, **options), simulate(scenario, costs, **options))
     scores = tuple(score(timeline, drop_penalty=drop_penalty) for timeline in timelines)
     live, simulated = (result(*pair) for pair in zip(timelines, scores, strict=True))
-    return Session(scenario, timelines, scores, live | {"costs": costs.to_dict(), "simulated": simulated})
+    data = live | {"costs": costs.to_dict(), "simulated": simulated}
+    return Session(scenario, timelines, scores, data | ({"offloaded": running.outcomes} if remotes else {}))

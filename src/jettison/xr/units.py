@@ -12,6 +12,7 @@ from jettison.core.numbers import check_number
 from jettison.core.parallel import deaf_children, end_with
 from jettison.core.progress import bar
 from jettison.xr.costs import Cost, Costs, ends
+from jettison.xr.offloaded import LINK, Remote
 from jettison.xr.operators import count_operators, energy_of
 from jettison.xr.variants import Variant, open_variant
 
@@ -30,14 +31,27 @@ class Units:
     """Processes that run models. Use: ``with Units(variants, count=2, threads=1) as units``.
 
     variants: by model; every unit loads all of them.
+    remotes: by model, those that are offloaded; each gets a unit of its own, after the others.
     threads: per unit. A unit is pinned to cores of its own where the system allows it and has enough cores.
+    outcomes: by offloaded model, how many frames were computed ``remote`` and ``local``, those of measuring included;
+        known after the end.
     Raises JettisonError if a unit fails.
     """
 
-    def __init__(self, variants: Mapping[str, Variant], count: int = 1, threads: int = 1):
+    def __init__(
+        self,
+        variants: Mapping[str, Variant],
+        count: int = 1,
+        threads: int = 1,
+        remotes: Mapping[str, Remote] | None = None,
+    ):
         check_units(count, threads)
-        self.variants, self.count, self.threads = dict(variants), count, threads
+        self.links, self.threads = dict(remotes or {}), threads
+        self.loads: list[dict[str, Variant | Remote]] = [dict(variants) for _ in range(count)]  # by unit
+        self.loads += [{name: remote} for name, remote in self.links.items()]
+        self.count = len(self.loads)
         self.facts: dict[str, dict[str, Any]] = {}
+        self.outcomes: dict[str, dict[str, int]] = {}
 
     def __enter__(self) -> "Units":
         context = get_context("spawn")
@@ -49,7 +63,7 @@ class Units:
             with deaf_children():
                 for unit, (_, child_end) in enumerate(pairs):
                     own = cores[unit * self.threads : (unit + 1) * self.threads]
-                    args = (child_end, self.variants, self.threads, own if len(own) == self.threads else [])
+                    args = (child_end, self.loads[unit], self.threads, own if len(own) == self.threads else [])
                     process = context.Process(target=_serve, args=args, daemon=True)
                     process.start()
                     child_end.close()  # so that reading the other end fails when the child dies
@@ -58,7 +72,7 @@ class Units:
                 for unit in range(self.count):
                     if not self.pipes[unit].poll(LOAD_SECONDS):
                         raise JettisonError(f"unit {unit} has not loaded its models within {LOAD_SECONDS} s")
-                    self.facts = self._receive(unit)
+                    self.facts |= self._receive(unit)
                     progress.advance()
         except BaseException as error:
             self.__exit__(type(error))
@@ -72,6 +86,10 @@ class Units:
                 pipe.send(None)
             except (OSError, ValueError):
                 continue
+        if failure is None:
+            for unit in range(self.count - len(self.links), self.count):
+                if self.pipes[unit].poll(2):
+                    self.outcomes |= self._receive(unit)
         for process in self.processes:
             if failure is None:
                 process.join(2)
@@ -104,18 +122,19 @@ class Units:
     def measure(self, rounds: int = 15, models: Sequence[str] | None = None) -> Costs:
         """Measure the costs of all models on all units, while all units are at work.
 
-        Every unit runs all models in turn, ``rounds`` times. Every unit starts one model further than the unit before.
+        Every unit runs its models in turn, ``rounds`` times. Every unit starts one model further than the unit before.
         models: those to measure; None means all.
         Returns the costs: latency is the median from dispatch to end, energy follows the model of ``operators``.
         Raises UsageError for fewer rounds than one.
         """
         check_number("rounds", rounds, 1, 10_000, whole=True)
-        names = list(models or self.variants)
-        samples: list[dict[str, list[float]]] = [{name: [] for name in names} for _ in range(self.count)]
-        turns = [names[unit % len(names) :] + names[: unit % len(names)] for unit in range(self.count)]
+        rows = [[name for name in load if not models or name in models] for load in self.loads]
+        samples: list[dict[str, list[float]]] = [{name: [] for name in names} for names in rows]
+        first = [unit % max(1, len(names)) for unit, names in enumerate(rows)]
+        turns = [names[start:] + names[:start] for names, start in zip(rows, first, strict=True)]
         left = [turn * rounds for turn in turns]  # by unit, the models still to run
         began: list[tuple[str, float] | None] = [None] * self.count  # by unit, the model that runs and its start
-        with bar("measure", rounds * len(names) * self.count) as progress:
+        with bar("measure", sum(map(len, left))) as progress:
             while any(left) or any(began):
                 for unit in range(self.count):
                     if began[unit] is None and left[unit]:
@@ -127,9 +146,10 @@ class Units:
                     began[unit] = None
                     samples[unit][name].append(1e3 * (end - start))
                     progress.advance()
-        rows = tuple({name: self._cost(name, of_unit[name]) for name in names} for of_unit in samples)
-        names = tuple(f"{self.threads} core{'s' * (self.threads > 1)}" for _ in samples)
-        return Costs(names, rows, self._reaction())
+        costs = tuple({name: self._cost(name, times) for name, times in of_unit.items()} for of_unit in samples)
+        cores = f"{self.threads} core{'s' * (self.threads > 1)}"
+        own = self.count - len(self.links)
+        return Costs((cores,) * own + (LINK,) * len(self.links), costs, self._reaction())
 
     def _reaction(self) -> float:
         """Return by how many ms this process wakes too late from waiting, the median of 50 tries."""
@@ -146,10 +166,11 @@ class Units:
         return Cost(latency, energy, tuple(fact["layers"]), tuple(sorted(samples)))
 
 
-def _serve(pipe: connection.Connection, variants: Mapping[str, Variant], threads: int, cores: list[int]) -> None:
+def _serve(pipe: connection.Connection, load: Mapping[str, Variant | Remote], threads: int, cores: list[int]) -> None:
     """Work as a unit: load all models, send their facts, then run a model per name received, until None arrives.
 
-    Every answer is the time at which the inference ended, or an exception.
+    Every answer is the time at which the inference ended, or an exception. The link to a worker sends its outcomes
+    at the end.
     """
     end_with(parent_process().sentinel)
     import torch
@@ -159,20 +180,25 @@ def _serve(pipe: connection.Connection, variants: Mapping[str, Variant], threads
     torch.set_num_threads(threads)
     try:
         runs, facts = {}, {}
-        for name, variant in variants.items():
-            run = runs[name] = open_variant(variant)
+        for name, source in load.items():
+            run = runs[name] = source.open() if isinstance(source, Remote) else open_variant(source)
             facts[name] = {"energy_mj": None, "layers": [1.0]}
-            if run.module is not None:
+            if not isinstance(source, Remote) and run.module is not None:
                 operators = count_operators(run)
                 facts[name] = {"energy_mj": energy_of(operators), "layers": list(ends(op.macs for op in operators))}
             with torch.inference_mode():
                 for _ in range(WARM_UP):
                     run()
+            if isinstance(source, Remote):
+                facts[name]["energy_mj"] = run.energy_mj()
         pipe.send(facts)
         with torch.inference_mode():
             while (name := pipe.recv()) is not None:
                 runs[name]()
                 pipe.send(time.perf_counter())
+        outcomes = {name: dict(run.outcomes) for name, run in runs.items() if isinstance(load[name], Remote)}
+        if outcomes:
+            pipe.send(outcomes)
     except EOFError:
         return
     except JettisonError as error:

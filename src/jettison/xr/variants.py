@@ -25,8 +25,10 @@ from jettison.core.errors import JettisonError, UsageError, unknown
 from jettison.domains.perception.xr.blocks import SIZES
 from jettison.domains.perception.xr.judging import AGREEMENT, CALIBRATION, correlation, outputs, random_frames
 from jettison.domains.perception.xr.models import MULTIPLE, native_input, native_model
+from jettison.graph.described_files import is_described
 from jettison.graph.folding import fold_batch_norms
 from jettison.graph.modules import tile_linears
+from jettison.offload.service.half import Half
 from jettison.pipeline.in_memory import quantize_module
 from jettison.recipe.recipe import load_recipe, preset_names
 
@@ -93,6 +95,9 @@ def open_variant(variant: Variant) -> Runnable:
         )
     if str(source).endswith(".onnx"):
         return _open_onnx(Path(source))
+    if is_described(Path(source)):
+        half = Half.load(source)
+        return Runnable(half.module, torch.zeros(1, half.latent, device=half.device, dtype=half.dtype), half.module)
     if (Path(source) / "config.json").exists():
         from jettison.runtime.load import load
 

@@ -29,9 +29,7 @@ def depth_maps(predictions: Path) -> Iterator[Callable[[str], np.ndarray]]:
     elif predictions.suffix in ENDINGS[:2]:
         with within(str(predictions)):
             check_regular(predictions)
-        with guarded(f"{predictions} cannot be read"):
-            arrays = _open(predictions)
-        with arrays:
+        with _opened(predictions) as arrays:
             yield lambda name: _checked(_take(arrays, name, predictions), f"{predictions}, {name}")
     else:
         raise UsageError(f"{predictions}: depth maps are read from a folder, or from a file .npz or .safetensors")
@@ -45,12 +43,25 @@ def _checked(depth: np.ndarray, what: str) -> np.ndarray:
     return depth.astype(np.float32) if depth.itemsize < 4 else depth
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file of arrays. Raises UsageError if it is no such file; errors of the block pass."""
+    what = f"{path} cannot be read"
     if path.suffix == ".npz":
-        return np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:  # numpy leaves a broken file open
+            with guarded(what):
+                arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise UsageError(f"{path} is no archive of arrays: a file that numpy.savez wrote is needed")
+            with arrays:
+                yield arrays
+        return
     from safetensors import safe_open
 
-    return safe_open(path, framework="np")
+    with guarded(what):
+        arrays = safe_open(path, framework="np")
+    with arrays:
+        yield arrays
 
 
 def _take(arrays: Any, name: str, path: Path) -> np.ndarray:
@@ -75,7 +86,7 @@ def _read_single(folder: DataFolder, name: str) -> np.ndarray:
         return load_array(path, KEY)
     with within(str(path)):
         check_regular(path, FILE_LIMIT)
-    with guarded(f"{path} cannot be read"), _open(path) as arrays:
+    with _opened(path) as arrays, guarded(f"{path} cannot be read"):
         names = list(arrays.keys())
         if KEY not in names and len(names) != 1:
             raise UsageError(f"{path} has the tensors {shown(names)}: one named {KEY!r} is needed")

@@ -122,6 +122,8 @@ def _frame(data: DataFolder, name: str, calibration: str, sensors: list[_Sensor]
     lists = [entry(record, key, list, where) for key in ("names", "intrinsics", "extrinsics")]
     if len({len(one) for one in lists}) != 1:
         raise UsageError(f"{where} has {[len(one) for one in lists]} names, intrinsics and extrinsics: as many of each")
+    if not all(isinstance(label, str) for label in lists[0]):
+        raise UsageError(f"{where} has names = {shown(lists[0])}: names of sensors are needed")
     known = {label: parts for label, *parts in zip(*lists, strict=True)}
     lidar = next((one for one in sensors if not one.record["is_image"] and one.name in LIDARS), None)
     views, car = {}, None
@@ -161,7 +163,7 @@ def _lidar_depth(path: Path, to_camera: np.ndarray, camera: Camera) -> np.ndarra
         points = np.stack([points[axis] for axis in ("X", "Y", "Z") if axis in points.dtype.names], -1)
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind != "f":
         raise UsageError(f"{path} holds {points.dtype} of shape {points.shape}: floats (points, 3 or more) are needed")
-    return lidar_depth(points[:, :3].astype(np.float64), to_camera, camera)
+    return lidar_depth(points[:, :3], to_camera, camera)
 
 
 def _seconds(stamp: Any) -> float | None:

@@ -169,4 +169,4 @@ def _lidar_depth(path: Path, to_camera: np.ndarray, camera: Camera) -> np.ndarra
     if len(data) % (4 * COLUMNS):
         raise UsageError(f"{path} has {len(data):,} bytes: points of {COLUMNS} float32 are needed")
     points = np.frombuffer(data, dtype="<f4").reshape(-1, COLUMNS)[:, :3]
-    return lidar_depth(points.astype(np.float64), to_camera, camera)
+    return lidar_depth(points, to_camera, camera)

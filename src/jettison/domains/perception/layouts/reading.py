@@ -244,7 +244,8 @@ def lidar_depth(points: np.ndarray, lidar_to_camera: np.ndarray, camera: Camera)
 
     points: (n, 3). lidar_to_camera: (4, 4). Returns (height, width) float32 metres, 0 where there is none.
     """
-    inside = points @ lidar_to_camera[:3, :3].T + lidar_to_camera[:3, 3]  # (n, 3)
+    with np.errstate(invalid="ignore", over="ignore"):  # broken points are left out
+        inside = points.astype(np.float64) @ lidar_to_camera[:3, :3].T + lidar_to_camera[:3, 3]  # (n, 3)
     inside = inside[np.isfinite(inside).all(1) & (inside[:, 2] > 0)]
     pixels = (inside @ camera.intrinsics.T)[:, :2] / inside[:, 2:]
     pixels = np.round(np.clip(pixels, -1.0, 2.0 * MOST_SIDE)).astype(int)

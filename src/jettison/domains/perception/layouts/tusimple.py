@@ -92,6 +92,8 @@ def read_labels(data: DataFolder, split: str = "test", incomplete: bool = False)
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         )
     labels = [label for name in files for label in read_lines(data.file(name))]
+    if not labels:
+        raise UsageError(f"{data.path} lists no frames: {', '.join(files)} is empty")
     for label in labels:
         if label.rows is None:
             raise UsageError(f"{data.path}: the label of {label.image} has no 'h_samples', the y of the rows")

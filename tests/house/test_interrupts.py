@@ -71,6 +71,7 @@ def arguments(command: str, folder: Path, out: Path, fitted: Path | None = None)
         "recipes": ["recipes"],
         "xr": ["xr", "sweep", "ar-gaming", "-a", "A", "-a", "J", "--seeds", 2, "--workers", 2],
         "perceive": ["perceive", "world", "--out", out, "--scenes", 1, "--frames", 4, "--size", "48x120"],
+        "offload": ["offload", "attack", "--out", out, "--expressions", 4, "--frames", 40, "--steps", 40],
         "xr live": ["xr", "live", "ar-gaming", "--size", "tiny", "--seconds", 1, "--units", 2, "--rounds", 2],
     }[command]
 
@@ -88,7 +89,7 @@ def assert_stopped(ended, number=signal.SIGINT, line=STARTS_OVER):
 
 def line_of(command: str) -> str:
     """Return the line that a stopped command prints: what becomes of its work."""
-    if command in ("fit", "compress", "recover", "perceive"):
+    if command in ("fit", "compress", "recover", "perceive", "offload"):
         return CONTINUES
     return KEEPS if command in ("plan", "draft") else STARTS_OVER
 
@@ -111,6 +112,7 @@ PLACES = {
     "recipes": Place("jettison.recipe.recipe:load_recipe", call=2),
     "xr": Place("jettison.core.parallel:as_completed"),
     "perceive": Place("jettison.domains.perception.world.store:render_frame", call=2),
+    "offload": Place("jettison.training.loop:sample_indices", call=3),
 }
 
 

@@ -30,7 +30,7 @@ from jettison.recipe.outline import Unreadable, outlines
 class Method:
     """A named way to carry out a step of a recipe.
 
-    verb: the kind of step (``prune``, ``quantize``, ``recover``, ``depth``).
+    verb: the kind of step (``prune``, ``quantize``, ``recover``, ``depth``, ``program``).
     paper: the source of the method.
     needs: the statistics that it needs, names of ``STATISTICS``.
     choose: a function from options to the statistics that are needed with them; None if they are always ``needs``.
@@ -147,6 +147,7 @@ SIGNATURES = {
     ("prune", "linear"): ("weight", "pattern", "stats"),
     ("recover", "run"): ("pupil",),
     ("depth", "run"): ("task",),
+    ("program", "run"): ("task",),
 }
 
 
@@ -175,8 +176,10 @@ pruner = partial(method, "prune")
 quantizer = partial(method, "quantize")
 recoverer = partial(method, "recover", scope="run")
 depth_pruner = partial(method, "depth", scope="run")
+program_finder = partial(method, "program", scope="run")
 DECORATORS = {
     "method": method, "pruner": pruner, "quantizer": quantizer, "recoverer": recoverer, "depth_pruner": depth_pruner,
+    "program_finder": program_finder,
 }  # fmt: skip
 
 

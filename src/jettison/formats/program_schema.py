@@ -1,4 +1,4 @@
-"""Types of the section ``program`` of jettison.json, and of the entries of OUT/program/journal.jsonl. See ``schema``."""
+"""Types of the section ``program`` of jettison.json, and of the journals of a program step. See ``schema``."""
 
 from typing import Annotated
 
@@ -19,7 +19,7 @@ class Point(Part):
     method: Annotated[str, Field(max_length=100)]
     flops: Share
     ssim: Annotated[float, Field(ge=-1, le=1)]
-    samples: list[float] = []
+    samples: list[float] | None = None
 
 
 class FoundProgram(Part):
@@ -39,8 +39,8 @@ class FoundProgram(Part):
     speedup: Positive
     computed: Count
     blocks: Count
-    asked: dict[str, float] = {}
-    curve: list[Point] = []
+    asked: dict[str, float] | None = None
+    curve: list[Point] | None = None
 
 
 class Timed(Part):

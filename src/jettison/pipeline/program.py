@@ -75,10 +75,10 @@ def check_program(source: ModelFolder, recipe: Recipe) -> None:
     """
     step, family = program_step(recipe), source.anatomy.family
     if family.domain != "diffusion":
-        kind, valid = ("a language model", "prune and quantize") if family.chain else ("no pipeline", "depth and quantize")
+        kind, valid = ("a language model", "prune") if family.chain else ("an image classifier", "depth")
         raise UsageError(
-            f"«{step}»: a program is for pipelines of diffusers, and {source.name} is {kind}: steps such as {valid} are "
-            "for it"
+            f"«{step}»: a program is for pipelines of diffusers; {source.name} is {kind}: steps such as {valid} and "
+            "quantize are for it"
         )
     set_steps(source, open_scheduler(source), step.run.steps)
 
@@ -158,8 +158,8 @@ def _check_reach(task: ProgramTask, run: RunFields) -> None:
     name, value = ("ratio", run.ratio) if run.ratio is not None else ("speedup", run.speedup)
     limit = f"{int(most * 1e4) / 1e4:g}" if name == "ratio" else f"{int(100 / (1 - most)) / 100:g}"
     raise UsageError(
-        f"program.{name} = {value:g}: at most {limit} is possible with {task.run.calls} calls of the denoiser, of which "
-        "the first is always computed; give less, or more steps"
+        f"program.{name} = {value:g}: at most {limit} is possible with {task.run.calls} calls of the denoiser, whose "
+        "first is always computed; give less, or more steps"
     )
 
 

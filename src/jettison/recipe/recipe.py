@@ -236,13 +236,14 @@ def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[
 
 
 def _parse_run(options: dict[str, Any], changed: dict[str, Any], data: Any) -> RunFields:
-    """Read the options of a program step that say for which runs it is. The arguments are those of ``_parse_pattern``."""
+    """Read the options of a program step that all methods have. The arguments are those of ``_parse_pattern``."""
     for name, other in (("ratio", "speedup"), ("speedup", "ratio")):
         if name in changed and other not in changed:  # a change of one replaces the other
             options.pop(other, None)
     options = {name: value for name, value in options.items() if value is not None}
     if ("ratio" in options) == ("speedup" in options):
-        raise UsageError(f"a program step needs one of 'ratio' (0 to 1) and 'speedup' (such as 2.5); this is {shown(data)}")
+        valid = "a program step needs one of 'ratio' (such as 0.6) and 'speedup' (such as 2.5)"
+        raise UsageError(f"{valid}; this is {shown(data)}")
     return read_fields(RunFields, options, _message_of("program option"), "program option")
 
 

@@ -98,7 +98,7 @@ class SearchResult:
 
     @property
     def most(self) -> float:
-        """The largest share of the FLOPs of a run that a program can save: all gates but the first call's are closed."""
+        """The largest share of the FLOPs of a run that a program can save: only the first call is computed."""
         return self.graph.pruned([[call == 0] * self.graph.units for call in range(self.calls)], self.reuse)
 
     def program(self, ratio: float, how: str = "bisection") -> Program:

@@ -14,8 +14,8 @@ def interval(task: ProgramTask, *, shallow: Annotated[int, Field(ge=0)] = 0) -> 
 
     shallow: the number of outermost blocks of a UNet, on each side, that are always computed, as DeepCache does.
 
-    The number of calls is the one whose cost is nearest to what is asked for. Where it divides the number of calls, this
-    is the interval k of DeepCache and FORA (arXiv:2407.01425); other numbers, with distances that differ by 1, are ours.
+    The number of computed calls is the one whose cost is nearest to what is asked for. Where it divides that of all
+    calls, this is the interval k of DeepCache and FORA (arXiv:2407.01425); distances that differ by 1 are ours.
     Raises UsageError for shallow blocks of a denoiser that is no UNet.
     """
     programs = [task.every(computed, shallow) for computed in range(1, task.run.calls + 1)]

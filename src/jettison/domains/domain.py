@@ -89,9 +89,7 @@ class Domain(Protocol):
         report; ``evaluate``, the model card and the report show any other kind as a table.
         """
 
-    def exhibits(
-        self, source: ModelFolder, student: Ready, original: Ready, sources: Sources
-    ) -> list[dict[str, Any]]:
+    def exhibits(self, source: ModelFolder, student: Ready, original: Ready, sources: Sources) -> list[dict[str, Any]]:
         """Return what the report shows of a stage: each {"title", "note", "pictures": [{"caption", "png"}]}.
 
         png: in base64. Asked only of domains that are measured on neither texts nor images.

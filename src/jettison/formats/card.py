@@ -48,6 +48,7 @@ def write_card(manifest: dict[str, Any]) -> str:
         lines += ["**The original states no licence: ask its makers before you pass this on.**", ""]
     lines += _results(manifest.get("results") or {}, stage_words(recipe))
     lines += _depth(manifest.get("depth"))
+    lines += _program(manifest.get("program"))
     lines += [
         "## The recipe",
         "",
@@ -80,6 +81,27 @@ def _depth(depth: dict[str, Any] | None) -> list[str]:
         f"{len(pruned)} of {depth['blocks']} blocks were {how} by the method `{depth['method']}` (numbers {numbers}, "
         f"from 0). On {accuracy['images']} images that were not trained on, accuracy is {accuracy['pruned']:.1%}; the "
         f"original's is {accuracy['original']:.1%}.",
+        "",
+    ]  # fmt: skip
+
+
+def program_words(found: Mapping[str, Any]) -> str:
+    """Return in words what a program saves. found: the section ``program`` of jettison.json."""
+    return (
+        f"{found['computed']} of {found['blocks']} blocks are computed in a run of {found['sampler']}, found by "
+        f"{found['method']}: {1 - found['flops']:.1%} fewer FLOPs than {found['steps']} full steps, which is "
+        f"{found['speedup']:.2f} times as fast, as counted"
+    )
+
+
+def _program(found: dict[str, Any] | None) -> list[str]:
+    """Return the section about the program of a pipeline."""
+    if not found:
+        return []
+    return [
+        "## Program", "",
+        f"`program.json` says which blocks are computed at which step: {program_words(found)}. "
+        "`jettison.load(folder).pipeline()` runs it; `.pipeline(program=False)` does not, and neither does diffusers.",
         "",
     ]  # fmt: skip
 

@@ -204,6 +204,7 @@ class Request(Part):
     memory: str | float | None = None
     latency: float | None = None
     fps: float | None = None
+    speedup: float | None = None
     context: int | None = None
     engine: str | None = None
     recovery: bool = True

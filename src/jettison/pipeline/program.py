@@ -25,7 +25,8 @@ from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest
 from jettison.graph.dense import compute_device, load_dense, require_memory
 from jettison.graph.folder import ModelFolder
-from jettison.pipeline.depth_run import JOURNAL, remove_states, undone_if_refused
+from jettison.pipeline.depth_run import JOURNAL as JOURNAL
+from jettison.pipeline.depth_run import remove_states, undone_if_refused
 from jettison.recipe.fields import RunFields
 from jettison.recipe.recipe import Recipe, Step
 from jettison.recipe.registry import find
@@ -80,7 +81,12 @@ def check_program(source: ModelFolder, recipe: Recipe) -> None:
             f"«{step}»: a program is for pipelines of diffusers; {source.name} is {kind}: steps such as {valid} and "
             "quantize are for it"
         )
-    set_steps(source, open_scheduler(source), step.run.steps)
+    count_calls(source, step)
+
+
+def count_calls(source: ModelFolder, step: Step) -> int:
+    """Return how often a full run calls the denoiser. Raises UsageError for steps that the scheduler cannot run."""
+    return set_steps(source, open_scheduler(source), step.run.steps)
 
 
 def find_program(source: ModelFolder, recipe: Recipe, out: Path, seed: int, save_every: float = 60.0) -> Found:
@@ -90,7 +96,7 @@ def find_program(source: ModelFolder, recipe: Recipe, out: Path, seed: int, save
     """
     step, folder = program_step(recipe), out / FOLDER
     with undone_if_refused(folder):
-        journal = Journal(folder / JOURNAL, _inputs(source, step, seed))
+        journal = Journal(folder / JOURNAL, inputs_of(source, step, seed))
         done, path = journal.last(finished=True), folder / NAME
         if not (done and path.is_file() and file_digest(path) == done["sha256"]):
             task = open_task(source, step, folder, journal, seed, save_every)
@@ -138,7 +144,7 @@ def programs_of(task: ProgramTask, step: Step) -> Programs:
     return find("program", step.method).function(task, **step.options)
 
 
-def _inputs(source: ModelFolder, step: Step, seed: int) -> dict[str, Any]:
+def inputs_of(source: ModelFolder, step: Step, seed: int) -> dict[str, Any]:
     """Return everything that the result depends on, for the journal's first line."""
     return {
         "kind": "program",

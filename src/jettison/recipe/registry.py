@@ -35,7 +35,8 @@ class Method:
     needs: the statistics that it needs, names of ``STATISTICS``.
     choose: a function from options to the statistics that are needed with them; None if they are always ``needs``.
     scope: what the function receives: one ``linear``, a ``block`` (it then returns edits), or the whole ``run``.
-    traits: other properties that the pipeline must know. ``joint``: a pruner may quantize in its place.
+    traits: other properties that the pipeline must know. ``joint``: a pruner may quantize in its place. ``rival``: the
+        report compares other methods of the verb with it.
     """
 
     verb: str

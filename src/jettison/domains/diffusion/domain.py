@@ -103,9 +103,9 @@ def scores(source: ModelFolder, student: Ready, original: Ready | None, sources:
     divided by its square; and for all ``image_error``, the root mean square difference of the final images from 0 to 1
     (of the samples, relative, where the pipeline has no decoder), and ``ssim``, their mean structural similarity (where
     it has one). Without an original, the samples are only checked.
-    A folder with a program runs it, with guidance, and is compared with full runs of the original. Noise errors are then
-    left out where no weights changed. ``program`` has its cost: the share of a full run's FLOPs, and the blocks that
-    were computed, of all.
+    A folder with a program runs it, with guidance, and is compared with full runs of the original. Noise errors are
+    then left out where no weights changed. ``program`` has its cost: the share of a full run's FLOPs, and how many
+    blocks were computed, of all.
     Raises JettisonError if the outputs are not finite.
     """
     count = sources.count or SEEDS

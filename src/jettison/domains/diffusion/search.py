@@ -245,14 +245,17 @@ class SearchLesson(nn.Module):
         return loss
 
 
-def _unlike_ssim(gated: torch.Tensor, full: torch.Tensor, span: float | None) -> torch.Tensor:
-    """Return 1 - SSIM. Without a span, that of each sample of the full run counts."""
+def per_sample_ssim(gated: torch.Tensor, full: torch.Tensor, span: float | None) -> torch.Tensor:
+    """Return the structural similarity of every sample with its full run, (samples,).
+
+    span: see ``Sampling``; without one, that of each sample of the full run counts.
+    """
     flat = full.flatten(1)
-    return 1 - ssim(gated, full, (flat.amax(1) - flat.amin(1)).clamp(min=1e-6) if span is None else span).mean()
+    return ssim(gated, full, (flat.amax(1) - flat.amin(1)).clamp(min=1e-6) if span is None else span)
 
 
 LIKENESS = {
-    "ssim": _unlike_ssim,
+    "ssim": lambda gated, full, span: 1 - per_sample_ssim(gated, full, span).mean(),
     "l1": lambda gated, full, span: (gated - full).abs().mean(),
     "l2": lambda gated, full, span: (gated - full).square().mean(),
 }

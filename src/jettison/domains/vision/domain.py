@@ -90,7 +90,8 @@ def same_outputs(source: ModelFolder, original: ModelFolder) -> None:
 def scores(source: ModelFolder, student: Ready, original: Ready | None, sources: Sources) -> dict[str, Any]:
     """Measure a model on the images, see ``compare``. The result is stored under the path of the images."""
     images = open_images(sources.images, source)
-    return {"images": {str(sources.images): compare(student.logits, original and original.logits, images, sources.count)}}
+    reference = original.logits if original else None
+    return {"images": {str(sources.images): compare(student.logits, reference, images, sources.count)}}
 
 
 @torch.no_grad()

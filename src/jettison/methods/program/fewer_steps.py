@@ -4,7 +4,7 @@ from jettison.domains.diffusion.task import Programs, ProgramTask, nearest
 from jettison.recipe.registry import program_finder
 
 
-@program_finder("fewer_steps")
+@program_finder("fewer_steps", traits=("rival",))
 def fewer_steps(task: ProgramTask) -> Programs:
     """Run fewer steps of the sampler, all computed as a whole.
 

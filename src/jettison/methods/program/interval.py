@@ -8,7 +8,7 @@ from jettison.domains.diffusion.task import Programs, ProgramTask, nearest
 from jettison.recipe.registry import program_finder
 
 
-@program_finder("interval", paper="arXiv:2312.00858")
+@program_finder("interval", paper="arXiv:2312.00858", traits=("rival",))
 def interval(task: ProgramTask, *, shallow: Annotated[int, Field(ge=0)] = 0) -> Programs:
     """Compute calls of the denoiser at even distances, and reuse the outputs of all blocks in between.
 

@@ -7,9 +7,11 @@ from jettison.core.errors import JettisonError
 from jettison.core.numbers import figures
 from jettison.core.progress import say
 from jettison.domains.diffusion.program import NAME, read_program
+from jettison.domains.diffusion.search import JOURNAL as SEARCH_JOURNAL
 from jettison.formats.card import program_words
 from jettison.formats.program_schema import SearchStep, Timed
-from jettison.pipeline.program import FOLDER, JOURNAL, SEARCH, SEARCH_JOURNAL
+from jettison.pipeline.depth_run import JOURNAL
+from jettison.pipeline.program import FOLDER, SEARCH
 from jettison.reports import charts, program_charts
 from jettison.reports.run import Run, read_entries, read_run, valid_entries
 
@@ -82,7 +84,7 @@ def program_section(run: Run) -> dict[str, Any] | None:
         return None
     curve = found.get("curve") or []
     points = {method: [point for point in curve if point["method"] == method] for method in _methods(curve)}
-    keys = [(method, program_charts.method_colour(number)) for number, method in enumerate(points)]
+    shown = [(method, program_charts.method_colour(number)) for number, method in enumerate(points)]
     chart = program_charts.quality(points, (found["method"], found["flops"])) if points else None
     return {
         "line": _line(found),
@@ -90,7 +92,7 @@ def program_section(run: Run) -> dict[str, Any] | None:
         "found": found,
         "map": _gate_map(run),
         "quality": charts.embed(chart, "program-quality") if chart else None,
-        "keys": keys,
+        "methods": shown,
         "rows": [(method, point) for method, own in points.items() for point in own],
         "seeds": max((len(point.get("samples") or [0]) for point in curve), default=0),
         "losses": charts.embed(charts.curve(found["losses"]), "program-loss") if found["losses"] else None,

@@ -105,7 +105,7 @@ def scores(source: ModelFolder, student: Ready, original: Ready | None, sources:
     it has one). Without an original, the samples are only checked.
     A folder with a program runs it, with guidance, and is compared with full runs of the original. Noise errors are
     then left out where no weights changed. ``program`` has its cost: the share of a full run's FLOPs, and how many
-    blocks were computed, of all.
+    blocks were computed, of all in its calls.
     Raises JettisonError if the outputs are not finite.
     """
     count = sources.count or SEEDS
@@ -129,7 +129,7 @@ def _program_scores(source: ModelFolder, student: Ready, original: Ready | None,
     pair = draw_pair(source, student, original, count)
     costs, computed = pair.program.costs, pair.counts["computed"]
     cost = {
-        "flops": round(costs.run / costs.full, 6), "computed_blocks": computed,
+        "share_of_flops": round(costs.run / costs.full, 6), "computed_blocks": computed,
         "blocks": len(pair.program.gates) * len(pair.program.units),
     }  # fmt: skip
     name = f"{count} seeds, {pair.note}"

@@ -186,14 +186,15 @@ def to_images(source: ModelFolder, vae: Any, sample: torch.Tensor) -> torch.Tens
     if vae is None:
         pixels = sample.shape[1] == 3 and VAE not in read_parts(source.folder)
         return (sample / 2 + 0.5).clamp(0, 1) if pixels else None
-    with guarded(f"the VAE of {source.name} cannot be used"):
-        if source.config.model_type == "FluxTransformer2DModel":
-            sample = torch.nn.functional.pixel_shuffle(sample, 2)
-        sample = sample / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        return (vae.decode(sample).sample / 2 + 0.5).clamp(0, 1)
+    if source.config.model_type == "FluxTransformer2DModel":
+        sample = torch.nn.functional.pixel_shuffle(sample, 2)
+    sample = sample / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+    return (vae.decode(sample).sample / 2 + 0.5).clamp(0, 1)
 
 
 @torch.no_grad()
 def decode(source: ModelFolder, sample: torch.Tensor) -> torch.Tensor | None:
     """Return images (batch, 3, height, width) from 0 to 1; None if the pipeline has no decoder for this sample."""
-    return to_images(source, open_vae(source), sample)
+    vae = open_vae(source)
+    with guarded(f"the VAE of {source.name} cannot be used"):
+        return to_images(source, vae, sample)

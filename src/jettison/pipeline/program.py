@@ -5,6 +5,7 @@ OUT/program/journal.jsonl, and a killed run continues. One search serves all rat
 was asked for is cut anew from the same scores.
 """
 
+import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -181,11 +182,11 @@ def _cut(task: ProgramTask, programs: Programs, run: RunFields) -> Program:
         program = programs(share)
         measured = _time(task, program, attempt, share)
         say(f"program: {_counted(program)}; measured: {measured:.2f} times, {run.speedup:g} asked for")
-        if measured >= run.speedup or share >= most:
+        if measured >= run.speedup or most - share < 1e-6:
             break
         saved = 1 - 1 / measured  # of the time; it is taken to be in proportion to the FLOPs that are skipped
         needed = goal * program.costs.pruned / saved if saved > 0 else most
-        share = round(min(most, max(needed, share + 0.01)), 6)
+        share = math.floor(min(most, max(needed, share + 0.01)) * 1e6) / 1e6
     if measured < run.speedup:
         say(f"note: no program that was tried is {run.speedup:g} times as fast; going on with the last one")
     return program

@@ -13,14 +13,14 @@ from jettison.core.errors import JettisonError, UsageError
 
 pytest.importorskip("diffusers")
 
-import tiny_diffusion as tiny  # noqa: E402
-from programs import NAMES, SEARCH, STEPS, replace_clock, save, step  # noqa: E402
+import tiny_diffusion as tiny
+from programs import NAMES, SEARCH, STEPS, replace_clock, save, step
 
-from jettison.domains.diffusion.program import attach_program, read_program  # noqa: E402
-from jettison.graph.dense import load_dense  # noqa: E402
-from jettison.graph.folder import ModelFolder  # noqa: E402
-from jettison.pipeline import compression, program  # noqa: E402
-from jettison.pipeline.verification import verify  # noqa: E402
+from jettison.domains.diffusion.program import attach_program, read_program
+from jettison.graph.dense import load_dense
+from jettison.graph.folder import ModelFolder
+from jettison.pipeline import compression, program
+from jettison.pipeline.verification import verify
 
 RTN = {"quantize": {"method": "rtn", "bits": 4, "group_size": -1}}
 
@@ -96,7 +96,7 @@ class TestFolder:
         measured = jettison.evaluate(found(name), count=2)
         [(row, scores)] = measured["denoising"].items()
         assert row == f"2 seeds, {STEPS} steps, guidance 3" and scores.keys() == {"image_error", "ssim"}
-        assert 0 < scores["image_error"] and scores["ssim"] < 1
+        assert scores["image_error"] > 0 and scores["ssim"] < 1
         [cost] = measured["program"].values()
         gates = read_program(found(name) / "program.json").gates
         assert cost["computed_blocks"] == sum(row.count("1") for row in gates)

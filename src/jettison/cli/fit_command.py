@@ -132,8 +132,8 @@ def show_stages(result: dict[str, Any]) -> None:
         columns += [f"{short}\nperplexity", "\nKL", "same\ntoken"]
     common.table(*columns, rows=rows)
     for step in ("depth", "program"):
-        if found := result.get(step):
-            common.out.print(f"\n{found['line']}", markup=False, soft_wrap=True)
+        if figures := result.get(step):
+            common.out.print(f"\n{figures['line']}", markup=False, soft_wrap=True)
     if "recovered" in result and words["quantized"] == "quantized":
         common.out.print("quantized: without the LoRA adapters; recovered: with them, and with their size", style="dim")
 

@@ -92,7 +92,8 @@ class Domain(Protocol):
     def exhibits(self, source: ModelFolder, student: Ready, original: Ready, sources: Sources) -> list[dict[str, Any]]:
         """Return what the report shows of a stage: each {"title", "note", "pictures": [{"caption", "png"}]}.
 
-        Pictures are shown in pairs. png: in base64. Asked only of domains that are measured on neither texts nor images.
+        Pictures are shown in pairs. png: in base64. Asked only of domains that are measured on neither texts nor
+        images.
         """
 
     def training(self, source: ModelFolder, recipe: Recipe, step: Step, process: tuple[int, int], wait) -> torch.Tensor:

@@ -85,22 +85,22 @@ def _depth(depth: dict[str, Any] | None) -> list[str]:
     ]  # fmt: skip
 
 
-def program_words(found: Mapping[str, Any]) -> str:
-    """Return in words what a program saves. found: the section ``program`` of jettison.json."""
+def program_words(section: Mapping[str, Any]) -> str:
+    """Return in words what a program saves. section: the section ``program`` of jettison.json."""
     return (
-        f"{found['computed']} of {found['blocks']} blocks are computed in a run of {found['sampler']}, found by "
-        f"{found['method']}: {1 - found['flops']:.1%} fewer FLOPs than {found['steps']} full steps, which is "
-        f"{found['speedup']:.2f} times as fast, as counted"
+        f"{section['computed']} of {section['blocks']} blocks are computed in a run of {section['sampler']}, found by "
+        f"{section['method']}: {1 - section['flops']:.1%} fewer FLOPs than {section['steps']} full steps, which is "
+        f"{section['speedup']:.2f} times as fast, as counted"
     )
 
 
-def _program(found: dict[str, Any] | None) -> list[str]:
+def _program(section: dict[str, Any] | None) -> list[str]:
     """Return the section about the program of a pipeline."""
-    if not found:
+    if not section:
         return []
     return [
         "## Program", "",
-        f"`program.json` says which blocks are computed at which step: {program_words(found)}. "
+        f"`program.json` says which blocks are computed at which step: {program_words(section)}. "
         "`jettison.load(folder).pipeline()` runs it; `.pipeline(program=False)` does not, and neither does diffusers.",
         "",
     ]  # fmt: skip

@@ -104,11 +104,11 @@ def compress(
         with locked(out):
             source = prune_folder(source, recipe, data, out, seed)
         jobs = assign(source, recipe, runtime)
-    found = carried(source)
+    own = carried(source)
     if program_step(recipe):
         check_program(source, recipe)
         with locked(out):
-            found = find_program(source, recipe, out, seed)
+            own = find_program(source, recipe, out, seed)
     jobs += (extra := assign_extra(source, recipe, runtime))
     writer = Writer(source, pick_format(source, jobs, runtime, format))
     for note in filter(None, (say_adjusted(jobs), say_extra(source, extra))):
@@ -119,7 +119,7 @@ def compress(
     with locked(out):
         serial = workers == 1 and address is None
         pool = one_by_one if serial else partial(parallel.map, workers=workers, address=address)
-        _compress(writer, recipe, jobs, out, seed, out / SPILL if spill else None, pool, found)
+        _compress(writer, recipe, jobs, out, seed, out / SPILL if spill else None, pool, own)
     for note in not_in_transformers(writer.format, source, _packed_grids(writer, jobs)):
         say(f"note: {note}")
     options = {"recipe": asked, "set": changes, "seed": seed, "runtime": runtime, "format": format, "images": images}
@@ -138,7 +138,7 @@ def check_run_folder(out: str | Path) -> Path:
 
 def _compress(
     writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, seed: int, spill: Path | None, pool: Callable,
-    found: Found | None,
+    own: Found | None,
 ) -> None:  # fmt: skip
     """Run or continue the compression of a locked folder, unless it is finished already."""
     source = writer.source
@@ -154,9 +154,9 @@ def _compress(
     # Checked before the journal exists: after a failure here the folder is still free for another run.
     tokens = checked_inputs() if fresh else None
     inputs = _inputs(source, recipe, jobs, seed, calibrated)
-    inputs |= {"program": file_digest(found.path)} if found else {}
+    inputs |= {"program": file_digest(own.path)} if own else {}
     journal = Journal(out / JOURNAL, inputs, also=BEFORE)
-    placed = found.place(out) if found else {}
+    placed = own.place(out) if own else {}
     finished = journal.last(finished=True)
     kept = _intact(out, journal)
     if finished and len(kept) == source.anatomy.blocks + 1:
@@ -170,7 +170,7 @@ def _compress(
         walk = open_walk(source, tokens, twice="cross" in needs, spill=spill)
     _run(writer, jobs, out, journal, kept, walk, pool)
     shutil.rmtree(out / SPILL, ignore_errors=True)
-    more = {"program": found.section} if found else {}
+    more = {"program": own.section} if own else {}
     _finish(writer, recipe, jobs, out, journal, seed, placed, **more)
     journal.add(finished=True)
 

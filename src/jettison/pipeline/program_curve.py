@@ -55,7 +55,7 @@ def measure_curve(source: ModelFolder, recipe: Recipe, out: Path, seed: int) -> 
 
 def _programs(task: ProgramTask, step: Any, own: float) -> list[tuple[str, Program]]:
     """Return (method, program), of the step's method and of its rivals, each program once."""
-    found: dict[tuple[str, int, str], Program] = {}
+    chosen: dict[tuple[str, int, str], Program] = {}
     cutters = {step.method: programs_of(task, step)}
     for name, method in methods("program").items():
         if "rival" in method.traits and name not in cutters:
@@ -64,8 +64,8 @@ def _programs(task: ProgramTask, step: Any, own: float) -> list[tuple[str, Progr
     for name, programs in cutters.items():
         for ratio in ratios:
             program = programs(ratio)
-            found.setdefault((name, program.steps, digest(program.gates)), program)
-    return [(name, program) for (name, _, _), program in found.items()]
+            chosen.setdefault((name, program.steps, digest(program.gates)), program)
+    return [(name, program) for (name, _, _), program in chosen.items()]
 
 
 def _similarity(

@@ -38,16 +38,16 @@ def read_program_run(run: Run) -> dict[str, Any] | None:
 
 def program_figures(folder: str | Path) -> dict[str, Any] | None:
     """Return the figures of a run's program, and a ``line`` of them in words; None for a run without one."""
-    found = read_program_run(read_run(folder))
-    if found is None:
+    record = read_program_run(read_run(folder))
+    if record is None:
         return None
     named = ("method", "sampler", "steps", "guidance", "flops", "speedup", "computed", "blocks", "timed", "curve")
-    return {name: found.get(name) for name in named} | {"line": f"program: {_line(found)}"}
+    return {name: record.get(name) for name in named} | {"line": f"program: {_line(record)}"}
 
 
-def _line(found: dict[str, Any]) -> str:
-    line = program_words(found)
-    if timed := found["timed"]:
+def _line(record: dict[str, Any]) -> str:
+    line = program_words(record)
+    if timed := record["timed"]:
         times = timed["milliseconds"]
         line += (
             f"; measured on the machine of the run: {timed['speedup']:.2f} times ({timed['low']:.2f} to "
@@ -58,45 +58,45 @@ def _line(found: dict[str, Any]) -> str:
 
 def program_headline(run: Run) -> str:
     """Return how many times as fast a run is, for the headline; "" without a program."""
-    found = read_program_run(run)
-    if not found:
+    record = read_program_run(run)
+    if not record:
         return ""
-    timed = found["timed"]
-    return f"{timed['speedup']:.2f} times as fast" if timed else f"{found['speedup']:.2f} times as fast, as counted"
+    timed = record["timed"]
+    return f"{timed['speedup']:.2f} times as fast" if timed else f"{record['speedup']:.2f} times as fast, as counted"
 
 
 def program_tiles(run: Run) -> list[tuple[str, str, str]]:
     """Return the key figures: each as the figure, its meaning, and what to compare it with."""
-    found = read_program_run(run)
-    if not found:
+    record = read_program_run(run)
+    if not record:
         return []
-    counted = f"{found['speedup']:.2f}× as counted"
-    tiles = [(f"{found['computed']} of {found['blocks']}", "blocks computed", f"by {found['method']}")]
-    if found["timed"]:
-        return [(f"{found['timed']['speedup']:.2f}×", "as fast, measured", counted), *tiles]
-    return [(f"{found['speedup']:.2f}×", "as fast, as counted", "the time was not measured"), *tiles]
+    counted = f"{record['speedup']:.2f}× as counted"
+    tiles = [(f"{record['computed']} of {record['blocks']}", "blocks computed", f"by {record['method']}")]
+    if record["timed"]:
+        return [(f"{record['timed']['speedup']:.2f}×", "as fast, measured", counted), *tiles]
+    return [(f"{record['speedup']:.2f}×", "as fast, as counted", "the time was not measured"), *tiles]
 
 
 def program_section(run: Run) -> dict[str, Any] | None:
     """Return the section about the program; None for a run without one."""
-    found = read_program_run(run)
-    if found is None:
+    record = read_program_run(run)
+    if record is None:
         return None
-    curve = found.get("curve") or []
+    curve = record.get("curve") or []
     points = {method: [point for point in curve if point["method"] == method] for method in _methods(curve)}
     shown = [(method, program_charts.method_colour(number)) for number, method in enumerate(points)]
-    chart = program_charts.quality(points, (found["method"], found["flops"])) if points else None
+    chart = program_charts.quality(points, (record["method"], record["flops"])) if points else None
     return {
-        "line": _line(found),
-        "budget": _budget(found),
-        "found": found,
+        "line": _line(record),
+        "budget": _budget(record),
+        "record": record,
         "map": _gate_map(run),
         "quality": charts.embed(chart, "program-quality") if chart else None,
         "methods": shown,
         "rows": [(method, point) for method, own in points.items() for point in own],
         "seeds": max((len(point.get("samples") or [0]) for point in curve), default=0),
-        "losses": charts.embed(charts.curve(found["losses"]), "program-loss") if found["losses"] else None,
-        "smooth": charts.window(len(found["losses"])),
+        "losses": charts.embed(charts.curve(record["losses"]), "program-loss") if record["losses"] else None,
+        "smooth": charts.window(len(record["losses"])),
     }
 
 
@@ -104,9 +104,9 @@ def _methods(curve: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(point["method"] for point in curve))
 
 
-def _budget(found: dict[str, Any]) -> str:
+def _budget(record: dict[str, Any]) -> str:
     """Return in words whether the speedup that was asked for is reached; "" if none was."""
-    asked, timed = (found.get("asked") or {}).get("speedup"), found["timed"]
+    asked, timed = (record.get("asked") or {}).get("speedup"), record["timed"]
     if not asked or not timed:
         return ""
     word = "met" if timed["speedup"] >= asked else "missed"

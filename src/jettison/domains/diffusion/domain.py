@@ -36,8 +36,8 @@ EXAMPLE_TIME = 500.0
 
 def check_reader(source: ModelFolder) -> str:
     """Describe the scheduler, and the program if there is one. Raises UsageError if one of them cannot be used."""
-    found = f"a scheduler, {type(open_scheduler(source)).__name__}"
-    return f"{found}, and a program for {checked_program(source).steps} steps" if own_program(source) else found
+    reader = f"a scheduler, {type(open_scheduler(source)).__name__}"
+    return f"{reader}, and a program for {checked_program(source).steps} steps" if own_program(source) else reader
 
 
 def example(source: ModelFolder) -> tuple[torch.Tensor, str]:
@@ -174,7 +174,7 @@ def exhibits(source: ModelFolder, student: Ready, original: Ready, sources: Sour
             note = f"a full run of the original, of {pair.full_steps} steps, and the program, of {pair.note}."
     else:
         runs = (run(source, ready.logits, count=count, steps=STEPS) for ready in (original, student))
-        images, names = [decode(source, found.sample) for found in runs], ("original", "now")
+        images, names = [decode(source, ended.sample) for ended in runs], ("original", "now")
         note = f"the original, and this stage. {STEPS} steps of the pipeline's scheduler, without guidance."
     if images[0] is None:
         return []

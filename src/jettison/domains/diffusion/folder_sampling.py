@@ -108,8 +108,8 @@ class FolderSampler:
             guess = self.denoiser(**unpack(self.denoiser, rows.to(self.device)), return_dict=False)[0].float().cpu()
             if not self.doubled:
                 return as_state(self.source, guess, x)
-            without, given = (as_state(self.source, half, x) for half in guess.chunk(2))
-            return without + self.guidance * (given - without)
+            without, guided = (as_state(self.source, half, x) for half in guess.chunk(2))
+            return without + self.guidance * (guided - without)
 
         seeds = [self.seed + int(index) for index in indices]
         return walk(self.source, scheduler, predict, start_noise(self._shape, seeds), steps, seeds)

@@ -59,9 +59,9 @@ class ProgramTask:
             reused = traced(self.sampler.sampling(self.steps), options.reuse)
             return with_scores(reused, done["scores"], done["source"])
         sampling = self.sampler.sampling(self.steps)
-        found = search(sampling, options, self.folder, self.samples, save_every=self.save_every)
-        self.journal.add(searched=True, source=found.source, scores=found.scores)
-        return found
+        result = search(sampling, options, self.folder, self.samples, save_every=self.save_every)
+        self.journal.add(searched=True, source=result.source, scores=result.scores)
+        return result
 
     def output_changes(self, runs: int) -> SearchResult:
         """Return scores: how much the output of every unit changes from step to step, the mean of some full runs."""

@@ -30,7 +30,8 @@ def dip_go(
 
     search_steps, batch: of the training of the scores, and samples in each.
     rate: of SGD; by default that of the paper, scaled to the number of gates.
-    alpha: weight of the sparsity term. tau: the share of a run's FLOPs below which that term is dropped.
+    alpha: weight of the sparsity term.
+    tau: the share of a run's FLOPs below which that term is dropped.
     likeness: what makes the result like the full run's.
     weighted: weight each gate by the FLOPs that closing it saves.
     reuse: what a skipped block reuses: its ``output``; or its ``residual``, added to the new input, for transformers.

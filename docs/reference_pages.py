@@ -23,6 +23,7 @@ from jettison.formats.runtimes import Support, find_runtime, runtime_names
 from jettison.graph.families import families
 from jettison.graph.shape import shapes
 from jettison.recipe import registry
+from jettison.recipe.fields import RunFields
 from jettison.recipe.recipe import load_recipe, preset_names
 
 ROOT = Path(__file__).parents[1]
@@ -119,8 +120,21 @@ def methods() -> str:
     for verb in registry.verbs():
         for method in registry.methods(verb).values():
             lines += [f"## {verb}: {method.name}", "", *_markdown(inspect.getdoc(method.function)), ""]
-            lines += [f"Source: {method.paper}.", "", "| option | default |", "|---|---|"]
-            lines += [f"| `{option}` | `{default}` |" for option, default in method.defaults.items()]
+            lines += [f"Source: {method.paper}.", ""] if method.paper else []
+            if method.defaults:
+                lines += ["| option | default |", "|---|---|"]
+                lines += [f"| `{option}` | `{default}` |" for option, default in method.defaults.items()]
+                lines += [""]
+        if verb == "program":  # options that all of its methods have
+            lines += [
+                "## Every program step",
+                "",
+                *_markdown(inspect.getdoc(RunFields)),
+                "",
+                "| option | default |",
+                "|---|---|",
+            ]
+            lines += [f"| `{name}` | `{field.default}` |" for name, field in RunFields.model_fields.items()]
             lines += [""]
     return "\n".join(lines)
 

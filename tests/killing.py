@@ -67,7 +67,7 @@ def killed_at(write: int) -> Iterator[None]:
 def files_of(folder: Path) -> dict[str, bytes]:
     """Return all files of a run by name, except journals and logs, which hold times, and half-written files."""
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    kept = {name: path for name, path in files.items() if not name.endswith(("journal.jsonl", ".log", ".tmp"))}
+    kept = {name: path for name, path in files.items() if not name.endswith((".jsonl", ".log", ".tmp"))}
     return {name: path.read_bytes() for name, path in kept.items()}
 
 

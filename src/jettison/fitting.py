@@ -16,21 +16,27 @@ from jettison.domains.domain import Sources, find_domain
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
 from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import ModelFolder
+from jettison.pipeline import depth, program
 from jettison.pipeline.compression import JOURNAL, check_run_folder, compress
-from jettison.pipeline.depth import FOLDER, check_depth, depth_step
+from jettison.pipeline.depth import check_depth, depth_step
 from jettison.pipeline.evaluation import TEXTS, TOKENS, evaluate
+from jettison.pipeline.program import check_program, program_step
+from jettison.pipeline.program_curve import measure_curve
 from jettison.pipeline.recovery import recover
 from jettison.pipeline.showing import show
 from jettison.pipeline.tasks import check_tasks, compare_tasks, evaluate_tasks
+from jettison.planning.budget import check_budget, check_budgets, parse_latency, parse_speedup
 from jettison.planning.cost import CONTEXT, Setting, predict
-from jettison.planning.depth import check_depth_budget, plan_depth
-from jettison.planning.estimate import how_long, how_long_depth
+from jettison.planning.depth import plan_depth
+from jettison.planning.estimate import how_long, how_long_training
 from jettison.planning.forecast import forecast
 from jettison.planning.picture import plan_data
-from jettison.planning.planner import check_budgets, check_losses, make_plan
+from jettison.planning.planner import check_losses, make_plan
+from jettison.planning.program import plan_program
 from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_windows
 from jettison.reports.depth import depth_figures
 from jettison.reports.page import write_report
+from jettison.reports.program import program_figures
 from jettison.reports.run import SPEED, read_speed
 
 UNCHANGED = Recipe("unchanged", steps=())
@@ -46,6 +52,7 @@ def fit(
     memory: str | float | None = None,
     latency: str | float | None = None,
     fps: float | None = None,
+    speedup: str | float | None = None,
     context: int = CONTEXT,
     runtime: str | None = None,
     recovery: bool = True,
@@ -72,6 +79,7 @@ def fit(
     tps, memory, context: the budget (tokens per second; bytes or a string such as "3GB"; tokens), see ``make_plan``.
     latency, fps: the budget of an image classifier (a share of the original's latency such as "0.7x"; images per
     second), see ``plan_depth``.
+    speedup: the budget of a diffusion pipeline (how many times as fast), see ``plan_program``.
     runtime: the target runtime that must load the result.
     recovery, losses, refine: how to plan, see ``make_plan``; with ``auto``, losses come from gradients if the model
     fits in memory, else from the prior.
@@ -86,13 +94,15 @@ def fit(
 
     Returns the results of ``original``, ``quantized`` and, if the recipe recovers, ``recovered``; ``plan`` (recipe and
     predicted cost); for tasks after a recovery, ``tasks`` (see ``compare_tasks``); ``depth``, what a depth step pruned
-    (see ``depth_figures``); and ``not_in_transformers``, what transformers cannot load, if anything.
+    (see ``depth_figures``); ``program``, what a program step found (see ``program_figures``); and
+    ``not_in_transformers``, what transformers cannot load, if anything.
     Raises UsageError for arguments that are not valid, a budget that no plan meets, and a folder that was measured on
     other data; further as ``compress`` and ``recover``.
     """
     changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
     source, target = ModelFolder(model), find_device(device)
-    share = check_depth_budget(source, latency, fps, device=device, tps=tps, memory=memory, recipe=recipe)
+    budgets = {"tps": tps, "memory": memory, "latency": latency, "fps": fps, "speedup": speedup}
+    check_budget(source, budgets, device=device, recipe=recipe)
     if not source.anatomy.family.chain:
         texts = []
         if tasks:
@@ -111,6 +121,8 @@ def fit(
             losses=_losses(source, losses), refine=refine, changes=changes, seed=seed,
         )  # fmt: skip
         chosen, pictured = plan.recipe, plan_data(plan)
+    elif recipe is None and speedup is not None:
+        chosen = plan_program(source, speedup=speedup, changes=changes)
     elif recipe is None:
         chosen = plan_depth(
             source, latency=latency, fps=fps, changes=changes, images=images, folder=None if dry_run else out
@@ -134,6 +146,8 @@ def fit(
     planned = {"recipe": chosen.to_dict(), "predicted": predicted.get("result", {}) | asked}
     if depth_step(chosen):
         check_depth(source, chosen)
+    if program_step(chosen):
+        check_program(source, chosen)
     for step in chosen.of("recover"):
         find_domain(source).training_digests(chosen, step)  # raises, before any work, if its data is missing
     if dry_run:
@@ -144,8 +158,8 @@ def fit(
     say(f"recipe {chosen.name}: {chosen.use}")
     for reason in chosen.why:
         say(f"  {reason}")
-    if not any((out / journal).exists() for journal in (JOURNAL, f"{FOLDER}/{JOURNAL}")):
-        for line in how_long(source, chosen, texts, tokens) if texts else how_long_depth(source, chosen):
+    if not any((out / folder / JOURNAL).exists() for folder in ("", depth.FOLDER, program.FOLDER)):
+        for line in how_long(source, chosen, texts, tokens) if texts else how_long_training(source, chosen):
             say(line)
 
     request = {"model": str(model), "device": device, "tps": tps, "memory": memory, "context": context}
@@ -153,12 +167,14 @@ def fit(
     request |= {"contents": find_domain(source).contents(sources), "tokens": tokens}
     request |= {"items": items, "seed": seed, "predicted": predicted, "engine": runtime}
     if images:
-        request |= {"images": str(images), "count": count} | ({"latency": share} if share else {})
-        request |= {"fps": fps} if fps else {}
+        request |= {"images": str(images), "count": count}
+    request |= {"latency": parse_latency(latency)} if latency is not None else {}
+    request |= {"fps": fps} if fps else {}
+    request |= {"speedup": parse_speedup(speedup)} if speedup is not None else {}
     if by_bits:
         request |= {"recovery": recovery, "losses": losses, "refine": refine}
     options = {"device": device, "tps": tps, "memory": memory, "context": context, "runtime": runtime, "losses": losses}
-    options |= {"latency": latency, "fps": fps}
+    options |= {"latency": latency, "fps": fps, "speedup": speedup}
     options |= {"recovery": recovery, "refine": refine, "recipe": recipe, "set": changes, "text": texts, "tasks": tasks}
     defaults = {"device": "this", "context": CONTEXT, "losses": "auto", "recovery": True, "refine": 0, "text": TEXTS}
     options |= {"items": items, "images": images, "count": count, "seed": seed}
@@ -183,8 +199,10 @@ def fit(
         if tasks and "recovered" in results:
             compared["tasks"] = compare_tasks(*(results[stage]["tasks"] for stage in stages))
             update_manifest(out, **compared)
-        if figures := depth_figures(out):
-            compared["depth"] = figures
+        if program_step(chosen):
+            measure_curve(source, chosen, out, seed)
+        for name, figures in (("depth", depth_figures(out)), ("program", program_figures(out))):
+            compared |= {name: figures} if figures else {}
         if notes := read_manifest(out)["not_in_transformers"]:
             compared["not_in_transformers"] = notes
         write_report(out)

@@ -14,7 +14,7 @@ import pytest
 import typer
 import yaml
 from clock import replace_clock
-from pages import DOCS, ROOT, SMALLER, WRITTEN, steps
+from pages import DOCS, ROOT, WRITTEN, smaller, steps
 from tiny import make_images
 
 from jettison import compress, recover
@@ -119,6 +119,9 @@ def test_a_page_runs(page, workshop, jettison, tmp_path, monkeypatch):
     """Follow a page block by block, in one folder: write its files, run its commands and Python code."""
     if page.stem == "diffusion":
         pytest.importorskip("diffusers")
+        import programs
+
+        programs.replace_clock(monkeypatch)
     shutil.copytree(workshop, tmp_path, dirs_exist_ok=True)
     if page.stem in ("start", "recover", "continue"):  # these pages make their runs themselves
         shutil.rmtree(tmp_path / "runs")
@@ -134,5 +137,5 @@ def test_a_page_runs(page, workshop, jettison, tmp_path, monkeypatch):
         elif text.startswith("jettison export") and find_spec("onnx") is None:
             continue  # the extra onnx is not installed
         elif text.startswith("jettison "):
-            code, out, err = jettison(*shlex.split(text.replace(*SMALLER))[1:])
+            code, out, err = jettison(*shlex.split(smaller(text))[1:])
             assert code == 0, f"{page.name}: {text}\n{out[-2000:]}\n{err[-2000:]}"

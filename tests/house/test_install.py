@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 import tiny as maker
-from pages import DOCS, ROOT, SMALLER, steps
+from pages import DOCS, ROOT, smaller, steps
 
 EXTRAS = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"])
 MODULES = {
@@ -55,7 +55,7 @@ def test_the_start_page_runs_on_the_wheel(wheel, environment, tmp_path):
         if kind == "python":
             run(environment / "python", "-c", text, cwd=tmp_path)
         elif kind == "command" and not text.startswith("pip "):
-            name, *arguments = shlex.split(text.replace(*SMALLER))
+            name, *arguments = shlex.split(smaller(text))
             run(environment / name, *arguments, cwd=tmp_path)
     assert (tmp_path / "runs" / "fitted" / "report.html").exists()
 

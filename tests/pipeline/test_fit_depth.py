@@ -97,7 +97,7 @@ def test_images_per_second_are_measured_once(tiny, photos, tmp_path, clock, monk
         ({"latency": "nan"}, "latency = 'nan': a share"),
         ({"latency": None, "fps": 0}, "fps = 0"),
         ({"latency": "0.7x", "fps": 9}, "give one of them"),
-        ({"latency": "0.7x", "device": "raspberry-pi-5"}, "latency is measured"),
+        ({"latency": "0.7x", "device": "raspberry-pi-5"}, "times are measured"),
         ({"latency": "0.7x", "recipe": "w8"}, "latency is for a plan, and there is a recipe"),
         ({"latency": "0.7x", "changes": ["depth.method=drop"]}, "'drop' does not search for a latency"),
         ({"latency": "0.7x", "changes": ["depth.epohs=1"]}, "did you mean 'depth.epochs'"),

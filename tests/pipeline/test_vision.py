@@ -130,7 +130,7 @@ def test_loaded_it_names_classes(tiny, tmp_path):
         (lambda m, o, p: evaluate("scribe", images=p), "scribe is a language model"),
         (
             lambda m, o, p: fit(m, out=o, memory="1MB", images=p),
-            "memory is a budget of language models; .* is no language model: give latency or fps, or a recipe",
+            "memory is a budget of language models; .* is an image classifier: give latency or fps, or a recipe",
         ),
         (lambda m, o, p: evaluate(m, images=p, count=0), "count = 0"),
         (

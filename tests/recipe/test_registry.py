@@ -49,7 +49,7 @@ def test_a_second_method_of_a_name_is_refused():
         (
             method("squash", "mine"),
             lambda weight: None,
-            "unknown verb 'squash'.*valid: depth, prune, quantize, recover",
+            "unknown verb 'squash'.*valid: depth, program, prune, quantize, recover",
         ),
         (quantizer("mine"), lambda weight, grid, stats, *, damp: None, "option damp has no default"),
         (quantizer("mine"), lambda weight, grid, stats, *, damp=1: None, "option damp has no type: annotate it"),

@@ -49,6 +49,10 @@ Latency = Annotated[
 Fps = Annotated[
     float | None, typer.Option("--fps", help="Images per second, one by one, that an image classifier must reach.")
 ]
+Speedup = Annotated[
+    str | None,
+    typer.Option("--speedup", help="How many times as fast a diffusion pipeline must run, on this machine: 2.5."),
+]
 Context = Annotated[int, typer.Option("--context", help="Tokens of context at which the budget must hold.")]
 RuntimeName = Annotated[
     str | None,

@@ -40,11 +40,12 @@ def compress(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Apply the prune and quantize steps of a recipe, block by block.
+    """Apply the steps of a recipe; those that prune and quantize, block by block.
 
     A run that was killed continues when you run the same command again.
     """
     from jettison.core.bytesize import format_bytes
+    from jettison.formats.card import program_words
     from jettison.pipeline.compression import compress as run
     from jettison.pipeline.size import measure_size
     from jettison.planning.forecast import forecast
@@ -65,5 +66,7 @@ def compress(
             soft_wrap=True,
             markup=False,
         )
+        if result.get("program"):
+            common.out.print(f"program: {program_words(result['program'])}", soft_wrap=True, markup=False)
         result |= {"size": size}
     common.finish(result, json)

@@ -12,6 +12,7 @@ from jettison.core.progress import duration
 EXAMPLES = (
     "jettison fit scribe --memory 8MB --out runs/scribe",
     "jettison fit my-classifier --latency 0.7x --images photos --out runs/classifier",
+    "jettison fit my-pipeline --speedup 2.5 --out runs/pipeline",
 )
 STAGES = ("original", "quantized", "recovered")
 
@@ -29,6 +30,7 @@ def fit(
     memory: common.Memory = None,
     latency: common.Latency = None,
     fps: common.Fps = None,
+    speedup: common.Speedup = None,
     context: common.Context = 2048,
     runtime: common.RuntimeName = None,
     recovery: common.Recovery = True,
@@ -52,9 +54,9 @@ def fit(
 
     common.begin(quiet, json)
     result = run(
-        model, out=out, device=device, tps=tps, memory=memory, latency=latency, fps=fps, context=context,
-        runtime=runtime, recovery=recovery, losses=losses, refine=refine, recipe=recipe,
-        changes=changes or [], texts=texts or TEXTS, tasks=tasks or [], items=items,
+        model, out=out, device=device, tps=tps, memory=memory, latency=latency, fps=fps,
+        speedup=speedup, context=context, runtime=runtime, recovery=recovery, losses=losses, refine=refine,
+        recipe=recipe, changes=changes or [], texts=texts or TEXTS, tasks=tasks or [], items=items,
         images=images, count=count, seed=seed, dry_run=dry_run,
     )  # fmt: skip
     if dry_run:
@@ -129,8 +131,9 @@ def show_stages(result: dict[str, Any]) -> None:
     for short in names if len(set(names)) == len(names) else texts:
         columns += [f"{short}\nperplexity", "\nKL", "same\ntoken"]
     common.table(*columns, rows=rows)
-    if depth := result.get("depth"):
-        common.out.print(f"\n{depth['line']}", markup=False, soft_wrap=True)
+    for step in ("depth", "program"):
+        if figures := result.get(step):
+            common.out.print(f"\n{figures['line']}", markup=False, soft_wrap=True)
     if "recovered" in result and words["quantized"] == "quantized":
         common.out.print("quantized: without the LoRA adapters; recovered: with them, and with their size", style="dim")
 

@@ -14,6 +14,7 @@ EXAMPLES = (
     "jettison plan qwen3-4b --device strix-halo --tps 90 --context 4096 -o recipe.yaml",
     "jettison plan scribe --device raspberry-pi-5 --memory 8MB --pareto",
     "jettison plan my-classifier --latency 0.7x -o recipe.yaml",
+    "jettison plan my-pipeline --speedup 2.5 -o recipe.yaml",
 )
 
 
@@ -29,6 +30,7 @@ def plan(
     memory: common.Memory = None,
     latency: common.Latency = None,
     fps: common.Fps = None,
+    speedup: common.Speedup = None,
     context: common.Context = 2048,
     batch: Annotated[int, typer.Option("--batch", help="Number of sequences that are decoded together.")] = 1,
     cache_bits: Annotated[
@@ -50,7 +52,8 @@ def plan(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Choose the bits of every layer for a device and a budget; for an image classifier, plan to prune its depth.
+    """Choose the bits of every layer for a device and a budget; for an image classifier, plan to prune its depth; for a
+    diffusion pipeline, plan a program that skips blocks.
 
     Reads the model's config, and its weights only if --losses, --refine or --fps need them.
     """
@@ -58,9 +61,9 @@ def plan(
     from jettison.planning.planner import make_plan
 
     common.begin(quiet, json, out, report)
-    if latency is not None or fps is not None:
-        budgets = {"device": device, "tps": tps, "memory": memory, "latency": latency, "fps": fps}
-        return plan_depth(model, budgets, changes or [], out, report, json)
+    if any(budget is not None for budget in (latency, fps, speedup)):
+        budgets = {"tps": tps, "memory": memory, "latency": latency, "fps": fps, "speedup": speedup}
+        return plan_step(model, budgets, device, changes or [], out, report, json)
     chosen = make_plan(
         model, device=device, tps=tps, memory=memory, context=context, batch=batch, cache_bits=cache_bits,
         runtime=runtime, recovery=recovery, losses=losses, refine=refine, changes=changes or [], seed=seed,
@@ -81,19 +84,28 @@ def plan(
     common.finish({"recipe": chosen.recipe.to_dict(), "plan": data}, json)
 
 
-def plan_depth(
-    model: str, budgets: dict[str, Any], changes: list[str], out: Path | None, report: Path | None, json: Path | None
-) -> None:
-    """Plan the depth of an image classifier, print the recipe with its reasons, and write it to ``out``."""
+def plan_step(
+    model: str, budgets: dict[str, Any], device: str, changes: list[str], out: Path | None, report: Path | None,
+    json: Path | None,
+) -> None:  # fmt: skip
+    """Plan the one step of a recipe for an image classifier (depth) or a diffusion pipeline (a program).
+
+    Print the recipe with its reasons, and write it to ``out``.
+    """
     from jettison.core.errors import UsageError
     from jettison.graph.folder import ModelFolder
-    from jettison.planning import depth
+    from jettison.planning.budget import check_budget
+    from jettison.planning.depth import plan_depth
+    from jettison.planning.program import plan_program
 
     if report is not None:
-        raise UsageError("--report draws plans of bits: a plan of depth is its recipe; write that with --out")
+        raise UsageError("--report draws plans of bits: this plan is its recipe; write that with --out")
     source = ModelFolder(model)
-    depth.check_depth_budget(source, **budgets)
-    recipe = depth.plan_depth(source, latency=budgets["latency"], fps=budgets["fps"], changes=changes)
+    check_budget(source, budgets, device=device)
+    if budgets["speedup"] is not None:
+        recipe = plan_program(source, speedup=budgets["speedup"], changes=changes)
+    else:
+        recipe = plan_depth(source, latency=budgets["latency"], fps=budgets["fps"], changes=changes)
     common.out.print(f"recipe {recipe.name}: {recipe.use}", style="bold", markup=False)
     finish_recipe(model, recipe, out)
     if not recipe.steps and out is None:

@@ -21,7 +21,8 @@ import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG = "progress.log"
-RUN = ("journal.jsonl", "jettison.json", "depth/journal.jsonl")  # every run folder has one of them
+# Every run folder has one of these files.
+RUN = ("journal.jsonl", "jettison.json", "depth/journal.jsonl", "program/journal.jsonl")
 EVERY = 30.0  # seconds
 
 

@@ -23,6 +23,15 @@ from jettison.training.depth import Labelled
 Logits = Callable[[torch.Tensor], torch.Tensor]  # from a batch of inputs to logits
 
 
+class Ready(Protocol):
+    """A model that is ready to run, such as ``runtime.load.Loaded``."""
+
+    model: nn.Module
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Run the model on a batch of inputs."""
+
+
 @dataclass(frozen=True)
 class Sources:
     """The data that quality is measured on.
@@ -73,19 +82,18 @@ class Domain(Protocol):
     def same_outputs(self, source: ModelFolder, original: ModelFolder) -> None:
         """Raise UsageError if the outputs of the two models cannot be compared."""
 
-    def scores(self, source: ModelFolder, student: Logits, original: Logits | None, sources: Sources) -> dict[str, Any]:
+    def scores(self, source: ModelFolder, student: Ready, original: Ready | None, sources: Sources) -> dict[str, Any]:
         """Measure quality, and distance from the original.
 
         Returns {kind of data: {name: {score: number}}}. ``texts`` and ``images`` have sections of their own in the
         report; ``evaluate``, the model card and the report show any other kind as a table.
         """
 
-    def exhibits(
-        self, source: ModelFolder, student: Logits, original: Logits, sources: Sources
-    ) -> list[dict[str, Any]]:
+    def exhibits(self, source: ModelFolder, student: Ready, original: Ready, sources: Sources) -> list[dict[str, Any]]:
         """Return what the report shows of a stage: each {"title", "note", "pictures": [{"caption", "png"}]}.
 
-        png: in base64. Asked only of domains that are measured on neither texts nor images.
+        Pictures are shown in pairs. png: in base64. Asked only of domains that are measured on neither texts nor
+        images.
         """
 
     def training(self, source: ModelFolder, recipe: Recipe, step: Step, process: tuple[int, int], wait) -> torch.Tensor:

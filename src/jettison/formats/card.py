@@ -48,6 +48,7 @@ def write_card(manifest: dict[str, Any]) -> str:
         lines += ["**The original states no licence: ask its makers before you pass this on.**", ""]
     lines += _results(manifest.get("results") or {}, stage_words(recipe))
     lines += _depth(manifest.get("depth"))
+    lines += _program(manifest.get("program"))
     lines += [
         "## The recipe",
         "",
@@ -80,6 +81,27 @@ def _depth(depth: dict[str, Any] | None) -> list[str]:
         f"{len(pruned)} of {depth['blocks']} blocks were {how} by the method `{depth['method']}` (numbers {numbers}, "
         f"from 0). On {accuracy['images']} images that were not trained on, accuracy is {accuracy['pruned']:.1%}; the "
         f"original's is {accuracy['original']:.1%}.",
+        "",
+    ]  # fmt: skip
+
+
+def program_words(section: Mapping[str, Any]) -> str:
+    """Return in words what a program saves. section: the section ``program`` of jettison.json."""
+    return (
+        f"{section['computed']} of {section['blocks']} blocks are computed in a run of {section['sampler']}, found by "
+        f"{section['method']}: {1 - section['flops']:.1%} fewer FLOPs than {section['steps']} full steps, which is "
+        f"{section['speedup']:.2f} times as fast, as counted"
+    )
+
+
+def _program(section: dict[str, Any] | None) -> list[str]:
+    """Return the section about the program of a pipeline."""
+    if not section:
+        return []
+    return [
+        "## Program", "",
+        f"`program.json` says which blocks are computed at which step: {program_words(section)}. "
+        "`jettison.load(folder).pipeline()` runs it; `.pipeline(program=False)` does not, and neither does diffusers.",
         "",
     ]  # fmt: skip
 

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from jettison.core.errors import JettisonError
 from jettison.formats.depth_schema import Depth
 from jettison.formats.plan_schema import Part, Plan, Positive
+from jettison.formats.program_schema import FoundProgram
 
 Values = TypeVar("Values", bound=dict[str, Any])
 
@@ -203,6 +204,7 @@ class Request(Part):
     memory: str | float | None = None
     latency: float | None = None
     fps: float | None = None
+    speedup: float | None = None
     context: int | None = None
     engine: str | None = None
     recovery: bool = True
@@ -281,6 +283,7 @@ class Manifest(Part):
     request: Request | None = None
     plan: Plan | None = None
     depth: Depth | None = None
+    program: FoundProgram | None = None
     recovery: Recovery | None = None
     results: dict[str, Stage] = {}
     tasks: list[Share] | None = None

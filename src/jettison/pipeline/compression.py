@@ -36,18 +36,19 @@ from jettison.graph.experts import stacked_left
 from jettison.graph.folder import ModelFolder
 from jettison.graph.source_check import check_source
 from jettison.graph.whole import open_walk, require_runs
-from jettison.pipeline import depth
+from jettison.pipeline import depth, program
 from jettison.pipeline.applying import one_by_one
 from jettison.pipeline.depth import check_depth, depth_step, prune_folder
 from jettison.pipeline.extra_jobs import assign_extra, say_extra
 from jettison.pipeline.jobs import Job, adjusted, assign, pick_format, say_adjusted
+from jettison.pipeline.program import Found, carried, check_program, find_program, program_step
 from jettison.pipeline.trained import written_shards
 from jettison.pipeline.units import AnyWalk, compress_unit, replay, unties
 from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_windows
 from jettison.statistics.allocation import allocate
 
 JOURNAL, SPILL = "journal.jsonl", "activations"
-BEFORE = (depth.FOLDER, LOG)  # what a depth step leaves beside the journal of the run
+BEFORE = (depth.FOLDER, program.FOLDER, LOG)  # what the first step may leave beside the journal of the run
 STACKED = 0.01  # of the weights: from this share on, the run says that stacked matrices were not compressed
 
 
@@ -103,6 +104,11 @@ def compress(
         with locked(out):
             source = prune_folder(source, recipe, data, out, seed)
         jobs = assign(source, recipe, runtime)
+    own = carried(source)
+    if program_step(recipe):
+        check_program(source, recipe)
+        with locked(out):
+            own = find_program(source, recipe, out, seed)
     jobs += (extra := assign_extra(source, recipe, runtime))
     writer = Writer(source, pick_format(source, jobs, runtime, format))
     for note in filter(None, (say_adjusted(jobs), say_extra(source, extra))):
@@ -113,7 +119,7 @@ def compress(
     with locked(out):
         serial = workers == 1 and address is None
         pool = one_by_one if serial else partial(parallel.map, workers=workers, address=address)
-        _compress(writer, recipe, jobs, out, seed, out / SPILL if spill else None, pool)
+        _compress(writer, recipe, jobs, out, seed, out / SPILL if spill else None, pool, own)
     for note in not_in_transformers(writer.format, source, _packed_grids(writer, jobs)):
         say(f"note: {note}")
     options = {"recipe": asked, "set": changes, "seed": seed, "runtime": runtime, "format": format, "images": images}
@@ -125,13 +131,15 @@ def compress(
 
 def check_run_folder(out: str | Path) -> Path:
     """Check the folder of a run, new or begun, before the work. Raises UsageError as ``check_folder``."""
-    begun = os.path.isfile(Path(out) / depth.FOLDER / depth.JOURNAL)  # a depth step comes before the run's own journal
+    # Depth and program steps come before the run's own journal.
+    begun = any(os.path.isfile(Path(out) / first.FOLDER / first.JOURNAL) for first in (depth, program))
     return check_folder(out, JOURNAL, also=BEFORE if begun else ())
 
 
 def _compress(
-    writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, seed: int, spill: Path | None, pool: Callable
-) -> None:
+    writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, seed: int, spill: Path | None, pool: Callable,
+    own: Found | None,
+) -> None:  # fmt: skip
     """Run or continue the compression of a locked folder, unless it is finished already."""
     source = writer.source
     adaptive = any(job.adaptive for job in jobs)
@@ -145,7 +153,10 @@ def _compress(
     fresh = not (out / JOURNAL).exists()
     # Checked before the journal exists: after a failure here the folder is still free for another run.
     tokens = checked_inputs() if fresh else None
-    journal = Journal(out / JOURNAL, _inputs(source, recipe, jobs, seed, calibrated), also=BEFORE)
+    inputs = _inputs(source, recipe, jobs, seed, calibrated)
+    inputs |= {"program": file_digest(own.path)} if own else {}
+    journal = Journal(out / JOURNAL, inputs, also=BEFORE)
+    placed = own.place(out) if own else {}
     finished = journal.last(finished=True)
     kept = _intact(out, journal)
     if finished and len(kept) == source.anatomy.blocks + 1:
@@ -159,7 +170,8 @@ def _compress(
         walk = open_walk(source, tokens, twice="cross" in needs, spill=spill)
     _run(writer, jobs, out, journal, kept, walk, pool)
     shutil.rmtree(out / SPILL, ignore_errors=True)
-    _finish(writer, recipe, jobs, out, journal, seed)
+    more = {"program": own.section} if own else {}
+    _finish(writer, recipe, jobs, out, journal, seed, placed, **more)
     journal.add(finished=True)
 
 
@@ -247,8 +259,15 @@ def _packed_grids(writer: Writer, jobs: list[Job]) -> dict[str, Grid]:
     return {job.linear.name: job.grid for job in jobs if job.grid and writer.format.packs(job.linear)}
 
 
-def _finish(writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, journal: Journal, seed: int) -> None:
-    """Write the config and other companion files, and jettison.json."""
+def _finish(
+    writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, journal: Journal, seed: int, hashes: dict[str, str],
+    **more: Any,
+) -> None:  # fmt: skip
+    """Write the config and other companion files, and jettison.json.
+
+    hashes: of files beside the shards.
+    more: other sections of jettison.json.
+    """
     source = writer.source
     entries = [journal.last(unit=unit) for unit in range(source.anatomy.blocks + 1)]
     grids = _packed_grids(writer, jobs)
@@ -266,7 +285,7 @@ def _finish(writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, journal:
         depth=read_manifest(source.folder).get("depth") if (source.folder / MANIFEST).exists() else None,
         versions={name: version(name) for name in ("torch", source.layout.library, *writer.format.LIBRARIES)},
         format=writer.name,
-        hashes={entry["file"]: entry["sha256"] for entry in entries},
+        hashes={entry["file"]: entry["sha256"] for entry in entries} | hashes,
         not_in_transformers=not_in_transformers(writer.format, source, grids),
         stored_dense=[job.linear.name for job in jobs if job.grid and job.linear.name not in grids],
         uncalibrated=unseen,
@@ -274,6 +293,7 @@ def _finish(writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, journal:
         **({"library": source.layout.library} if source.layout.part else {}),
         check=_check(source, jobs, out, entries),
         blocks=[{"error": entry["error"], "linears": entry["linears"]} for entry in entries],
+        **more,
     )
 
 

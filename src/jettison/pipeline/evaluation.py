@@ -56,11 +56,11 @@ def evaluate(
     models = [source, original] if original else [source]  # both are in memory at once
     require_memory(sum(loaded.checkpoint.tensor_bytes for loaded in models), f"evaluating {source.name}")
     student = load(model, adapter=adapter)
-    reference = load(original.folder).logits if original else None
+    reference = load(original.folder) if original else None
     result: dict[str, Any] = {"size": measure_size(source.folder)}
     if other_name:
         result["teacher"] = other_name
-    return result | domain.scores(source, student.logits, reference, sources)
+    return result | domain.scores(source, student, reference, sources)
 
 
 def _find_original(source: ModelFolder, teacher: str | Path | None, domain: Domain) -> tuple[ModelFolder | None, str]:

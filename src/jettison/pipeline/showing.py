@@ -31,8 +31,8 @@ def show(model: str | Path, *, original: str | Path, sources: Sources, adapter: 
         return measure_images(model, original, sources.images, adapter=adapter)
     if sources.texts:
         return measure_generation(model, sample_prompts(original, sources.texts[0]), adapter=adapter)
-    source, reference = ModelFolder(original), load(original)
-    shown = find_domain(source).exhibits(source, load(model, adapter=adapter).logits, reference.logits, sources)
+    source, reference = ModelFolder(model), load(original)
+    shown = find_domain(source).exhibits(source, load(model, adapter=adapter), reference, sources)
     return {"exhibits": shown, "speed": {}}
 
 

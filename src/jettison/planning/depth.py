@@ -4,79 +4,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jettison.core.errors import UsageError, shown
+from jettison.core.errors import UsageError
 from jettison.core.kept import read_record, write_record
-from jettison.core.numbers import check_number, figures
+from jettison.core.numbers import figures
 from jettison.graph.folder import ModelFolder
-from jettison.graph.shape import ModelShape
+from jettison.planning.budget import check_budget, parse_latency
 from jettison.recipe.recipe import Recipe, load_recipe
 from jettison.recipe.registry import default_method, find
 
 MEASURED = ".original.json"  # in the folder of a run: the latency of the original, when the run began
-FASTEST = 1e6  # images per second that may be asked for
 HELD_OUT = 0.1  # of the images, at most: they are not trained on
-
-
-def parse_latency(latency: str | float) -> float:
-    """Return a latency as a share of the original's. Raises UsageError if it is not between 0 and 1.
-
-    latency: a number, or a text such as ``0.7`` or ``0.7x``.
-    """
-    try:
-        share = float(latency.strip().removesuffix("x")) if isinstance(latency, str) else float(latency)
-    except (TypeError, ValueError):
-        share = 0.0
-    if not 0 < share < 1:
-        raise UsageError(
-            f"latency = {shown(latency)}: a share of the original's between 0 and 1 is needed, such as 0.7x"
-        )
-    return share
-
-
-def check_depth_budget(
-    model: ModelShape, latency: str | float | None, fps: float | None, *, device: str = "this",
-    tps: float | None = None, memory: str | float | None = None, recipe: Any = None,
-) -> float | None:  # fmt: skip
-    """Check the budgets of a plan or a fit, by the kind of the model.
-
-    latency, fps: budgets of an image classifier. tps, memory: those of a language model.
-    recipe: the recipe that is given; None if one is to be planned.
-    Returns ``latency`` as a share; None if it is not set.
-    Raises UsageError for budgets of the wrong kind, for two at once or none, and for values that are not valid.
-    """
-    share = None if latency is None else parse_latency(latency)
-    if fps is not None:
-        check_number("fps", fps, 0, FASTEST)
-        if fps == 0:
-            raise UsageError("fps = 0: a number of images per second above 0 is needed")
-    asked = "latency" if latency is not None else "fps"
-    if model.anatomy.family.chain:
-        if latency is not None or fps is not None:
-            raise UsageError(
-                f"{asked} is a budget of image classifiers; {model.name} is a language model: give tps or memory"
-            )
-        return None
-    if latency is not None and fps is not None:
-        raise UsageError(f"latency = {shown(latency)} and fps = {fps:g}: give one of them")
-    if recipe is not None:
-        if latency is not None or fps is not None:
-            raise UsageError(
-                f"{asked} is for a plan, and there is a recipe: let its depth step say it, as --set depth.latency=0.7"
-            )
-        return None
-    if tps is not None or memory is not None:
-        name = "tps" if tps is not None else "memory"
-        raise UsageError(
-            f"{name} is a budget of language models; {model.name} is no language model: give latency or fps, or a "
-            "recipe"
-        )
-    if latency is None and fps is None:
-        raise UsageError(
-            f"{model.name} is no language model: give a budget in latency (such as 0.7x) or fps, or a recipe"
-        )
-    if device != "this":
-        raise UsageError(f"device = {device}: latency is measured, so the plan is for this machine: leave device out")
-    return share
 
 
 def plan_depth(
@@ -91,13 +28,14 @@ def plan_depth(
     images: to train on; only their number is read.
     folder: of the run: the measurement is kept there, so that a killed run continues with the same recipe.
 
-    Returns a recipe without steps if the original meets the budget. Raises UsageError as ``check_depth_budget``, and
+    Returns a recipe without steps if the original meets the budget. Raises UsageError as ``check_budget``, and
     for changes that are not valid or of a method that reaches no latency.
     """
     from jettison.graph.residual import find_residuals
 
     source = model if isinstance(model, ModelFolder) else ModelFolder(model)
-    share, method = check_depth_budget(source, latency, fps), default_method("depth")
+    check_budget(source, {"latency": latency, "fps": fps})
+    share, method = None if latency is None else parse_latency(latency), default_method("depth")
     find_residuals(source.new_skeleton(), source.anatomy)  # raises for a model whose depth cannot be pruned
     why = []
     if share is None:

@@ -18,6 +18,7 @@ from jettison.pipeline.evaluation import TOKENS
 from jettison.pipeline.generation import PROMPTS
 from jettison.pipeline.generation import TOKENS as WRITTEN
 from jettison.pipeline.jobs import assign
+from jettison.pipeline.program_trial import try_program
 from jettison.pipeline.trial import WINDOW, WRITTEN_AT_ONCE
 from jettison.recipe.recipe import Recipe, load_recipe
 
@@ -126,13 +127,20 @@ def how_long(source: ModelFolder, recipe: Recipe, texts: Iterable[str], tokens: 
     return lines
 
 
-def how_long_depth(source: ModelFolder, recipe: Recipe) -> list[str]:
-    """Return a line with the estimated time of the depth step; [] without one. It trains a few images to find out."""
+def how_long_training(source: ModelFolder, recipe: Recipe) -> list[str]:
+    """Return a line with the estimated time of a depth or a program step; [] without one.
+
+    A few images are trained on, or a call of a denoiser is timed, to find out.
+    """
     lines = []
     for step in recipe.of("depth"):
         with silent():
             seconds = try_depth(source, recipe, step).seconds
         lines.append(f"pruning the depth will take roughly {duration(seconds)}")
+    for step in recipe.of("program"):
+        with silent():
+            seconds = try_program(source, step).seconds
+        lines.append(f"finding a program will take roughly {duration(seconds)}")
     return lines
 
 

@@ -18,6 +18,7 @@ from jettison.graph.walk import Walk, require_states
 from jettison.pipeline import trial
 from jettison.pipeline.generation import PROMPTS, TOKENS
 from jettison.pipeline.jobs import Job, assign
+from jettison.pipeline.program import check_program, program_step
 from jettison.pipeline.recovery import recovery_step
 from jettison.pipeline.trial import WRITTEN_AT_ONCE
 from jettison.planning.cost import Setting, predict
@@ -53,6 +54,8 @@ def forecast(
     if not recipe.calibration.get("images"):
         recipe = with_images(recipe, images)
     jobs = assign(source, recipe, runtime)
+    if program_step(recipe):
+        check_program(source, recipe)
     if not source.anatomy.family.chain:
         with silent():
             steps = forecast_whole(source, recipe, jobs, trial.count_images(images, count) if images else None)
@@ -61,6 +64,8 @@ def forecast(
             warnings.insert(
                 0, "depth: a rough estimate, from one training step on a few images; the search may end sooner"
             )
+        if recipe.of("program"):
+            warnings.insert(0, "program: a rough estimate, from one call of the denoiser; evaluating it is not counted")
         return {"steps": steps, "warnings": warnings}
     counts = [trial.count_windows(source, text, tokens) for text in texts]
     with bar("trying", 3) as progress:
@@ -198,6 +203,7 @@ def _warnings(steps: list[dict[str, Any]]) -> list[str]:
     cheaper = {
         "recover": "fewer samples (--set recover.samples=...), fewer or shorter windows, or a machine with a GPU",
         "depth": "fewer epochs (--set depth.epochs=...), fewer images, or a machine with a GPU",
+        "program": "fewer steps of the search (--set program.search_steps=...), or a machine with a GPU",
         "compress": f"a method without calibration (--set quantize.method={at_once}), or a faster machine",
     }
     for step in steps:

@@ -1,4 +1,4 @@
-"""Forecasts for a model that is not walked block by block: an image classifier, which is small beside its images."""
+"""Forecasts for a model that is not walked block by block: an image classifier, or the denoiser of a pipeline."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from jettison.pipeline import trial
 from jettison.pipeline.depth import check_depth
 from jettison.pipeline.depth_trial import try_depth
 from jettison.pipeline.jobs import Job
+from jettison.pipeline.program_trial import try_program
 from jettison.recipe.recipe import Recipe
 
 TRAINING = 4  # forward passes that training on one sample costs: both models forward, the student backward
@@ -33,6 +34,9 @@ def forecast_whole(source: ModelFolder, recipe: Recipe, jobs: list[Job], images:
         check_depth(source, recipe)
         tried = try_depth(source, recipe, step)
         steps.append(_entry("depth", tried.seconds, tried.memory, 3 * model))
+    for step in recipe.of("program"):
+        tried = try_program(source, step)
+        steps.append(_entry("program", tried.seconds, tried.memory, 0.0))
     steps += [_entry("compress", seconds, memory + streams * model, _stored(source, jobs))]
     stages = 2
     for step in recipe.of("recover"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jettison.core.bytesize import format_bytes, parse_bytes
+from jettison.core.bytesize import format_bytes
 from jettison.core.errors import UsageError, shown
 from jettison.core.numbers import check_number, check_seed, format_rate
 from jettison.devices.device import Device, find_device
@@ -16,9 +16,11 @@ from jettison.devices.roofline import Cost, step_cost
 from jettison.formats.runtimes import find_runtime, illegal
 from jettison.graph.folder import open_shape
 from jettison.graph.shape import ModelShape
+from jettison.planning.budget import check_budgets
 from jettison.planning.cost import CONTEXT, Setting, fixed_operators, planned_all, predict, unit_operators
 from jettison.planning.depth import plan_depth
 from jettison.planning.groups import BITS, GROUP_SIZES, Choice, Unit, choices, find_units, tie
+from jettison.planning.program import plan_program
 from jettison.planning.search import Picks, Problem, feasible, least, pareto, quickest, search
 from jettison.planning.writing import changed, check_changes, to_recipe
 from jettison.recipe.recipe import Recipe, load_recipe, preset_names
@@ -26,7 +28,6 @@ from jettison.statistics.known import any_known
 from jettison.statistics.prior import prior_loss, recovered_part
 
 LOSSES = ("auto", "prior", "gradients", "measured")
-RATES = (1e-6, 1e9)  # smallest and largest valid budget, tokens per second
 MOST_PLANS = 100_000  # plans that refinement may measure
 
 
@@ -109,8 +110,11 @@ class Plan:
 def plan(model: str | Path, **options) -> Recipe:
     """Plan a recipe for a device and a budget; its ``why`` holds the reasons.
 
-    Takes the options of ``make_plan``; for an image classifier, those of ``plan_depth``.
+    Takes the options of ``make_plan``; for an image classifier, those of ``plan_depth``; for a diffusion pipeline,
+    those of ``plan_program``.
     """
+    if options.get("speedup") is not None:
+        return plan_program(model, **options)
     if options.get("latency") is not None or options.get("fps") is not None:
         return plan_depth(model, **options)
     return make_plan(model, **options).recipe
@@ -165,7 +169,7 @@ def make_plan(
     setting = Setting(context=context, batch=batch, cache_bits=cache_bits, runtime=loader)
     target = device if isinstance(device, Device) else find_device(device)
     shape = model if isinstance(model, ModelShape) else open_shape(model)
-    shape.require_text("plan an image classifier by latency or fps, or compress it by a recipe")
+    shape.require_text("plan an image classifier by latency or fps, a pipeline by speedup, or compress it by a recipe")
     if loader and loader.name != "jettison":
         shape.require_own_modules(f"{loader.title} would not load this, only jettison.load does")
     if not shape.weights and (refine or losses in ("gradients", "measured")):
@@ -212,19 +216,6 @@ def make_plan(
     if missed := misses(result.cost, problem, target):
         raise UsageError(f"with {', '.join(changes)} the plan misses the budget: {'; '.join(missed)}")
     return replace(result, recipe=replace(recipe, why=tuple(_why(result))))
-
-
-def check_budgets(tps: float | None, memory: str | float | None, needed: bool = True) -> float | None:
-    """Check the budgets and return the bytes of ``memory``, or None.
-
-    needed: whether at least one budget must be set.
-    Raises UsageError for a budget that is not valid, and for none at all if one is needed.
-    """
-    if needed and tps is None and memory is None:
-        raise UsageError("a plan needs a budget: give tokens per second (tps), memory, or both")
-    if tps is not None:
-        check_number("tps", tps, *RATES)
-    return None if memory is None else parse_bytes(memory)
 
 
 def check_losses(losses: str, refine: int) -> None:

@@ -32,7 +32,10 @@ class Gates(StepCachePolicy):
         if self.sampler and trajectory.sampler not in (None, self.sampler):
             raise UsageError(f"the program is for the sampler {self.sampler}; this run has {trajectory.sampler}")
         if trajectory.steps is not None and self.steps not in (None, trajectory.steps):
-            raise UsageError(f"the program is for {self.steps} steps; this run has {trajectory.steps}")
+            raise UsageError(
+                f"the program is for {self.steps} steps; this run has {trajectory.steps}: ask for {self.steps}, or run "
+                "without the program"
+            )
         if trajectory.calls not in (None, len(self.rows)):
             raise UsageError(
                 f"the program is for {len(self.rows)} calls of the denoiser; this run makes {trajectory.calls}"

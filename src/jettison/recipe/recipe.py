@@ -8,56 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
 
 from jettison.core.documents import parse_yaml, read_yaml
 from jettison.core.errors import UsageError, shown, unknown
 from jettison.core.numbers import check_number
 from jettison.core.progress import say
-from jettison.core.validation import Fields, Say, read_fields
+from jettison.core.validation import Say, read_fields
 from jettison.encodings.grid import Grid
 from jettison.encodings.kinds import make_grid
 from jettison.encodings.pattern import Allocation, Pattern
 from jettison.recipe import registry
+from jettison.recipe.fields import CALIBRATION, OWN_OPTIONS, CalibrationFields, GridFields, RecipeFields, RunFields
 from jettison.recipe.where import Where, parse_where
 
-PATTERN_OPTIONS = ("sparsity", "pattern", "scope", "allocation", "spread")
-CALIBRATION = {"text": "books", "samples": 128, "length": 256}
 PRESETS = files("jettison.recipe") / "presets"
-
-
-class RecipeFields(Fields):
-    """The fields of a recipe file. Other functions read steps and calibration."""
-
-    name: str = Field("custom", min_length=1, description="a text is needed")
-    use: str = Field("", description="a text is needed")
-    calibration: Any = None
-    steps: Any = None
-    why: Any = None
-    loss: Any = None
-
-
-class CalibrationFields(Fields):
-    """The fields of ``calibration`` in a recipe file."""
-
-    text: str = Field(CALIBRATION["text"], min_length=1, description="a text is needed")
-    samples: int = Field(CALIBRATION["samples"], ge=1, description="a positive whole number is needed")
-    length: int = Field(CALIBRATION["length"], ge=1, description="a positive whole number is needed")
-    images: str | None = Field(None, min_length=1, description="a text is needed")  # for image classifiers
-
-
-class GridFields(Fields):
-    """The options that determine the grid of a quantize step."""
-
-    bits: int | None = Field(None, description="int is needed")
-    group_size: int | None = Field(None, description="int is needed")
-    symmetric: bool | None = Field(None, description="bool is needed")
-    mtp: int | None = Field(None, description="a number of bits is needed")
-    values: str | None = Field(None, description="str is needed")
-
-
-# Options that belong to a verb, whatever the method.
-OWN_OPTIONS = {"quantize": tuple(GridFields.model_fields), "prune": PATTERN_OPTIONS}
 
 
 @dataclass(frozen=True)
@@ -67,6 +31,7 @@ class Step:
     grid: only for a quantize step.
     pattern, allocation: only for a prune step.
     mtp: the grid of the same roles in blocks for multi-token prediction; only for a quantize step, None leaves them.
+    run: only for a program step.
     """
 
     verb: str
@@ -77,6 +42,7 @@ class Step:
     pattern: Pattern | None = None
     allocation: Allocation | None = None
     mtp: Grid | None = None
+    run: RunFields | None = None
 
     def __str__(self) -> str:
         what = f"{self.method} to {self.grid or self.pattern}" if self.grid or self.pattern else self.method
@@ -95,6 +61,8 @@ class Step:
         """The options that belong to the verb, as in a recipe file."""
         if self.pattern:
             return self.pattern.options() | (self.allocation.options() if self.allocation else {})
+        if self.run:
+            return self.run.model_dump()
         mtp = {"mtp": self.mtp.bits} if self.mtp else {}
         return self.grid.options() | mtp if self.grid else {}
 
@@ -245,7 +213,7 @@ def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[
     options = _mapping(data[verb], f"the options of {verb} are a mapping such as {{method: ...}}")
     changed = [(option, value) for target, option, value in changes if target == verb]
     name = dict(changed).get(
-        "method", options.pop("method", registry.default_method(verb) if verb == "recover" else "")
+        "method", options.pop("method", registry.default_method(verb) if verb in ("recover", "program") else "")
     )
     method = registry.find(verb, name)
     known = {*method.defaults, *OWN_OPTIONS.get(verb, ())}
@@ -261,8 +229,22 @@ def _parse_step(data: Any, changes: list[tuple[str, str, Any]], used: set[tuple[
         verb_fields["grid"], verb_fields["mtp"] = _parse_grids(verb_options)
     if verb == "prune":
         verb_fields["pattern"], verb_fields["allocation"] = _parse_pattern(verb_options, dict(changed), data)
+    if verb == "program":
+        verb_fields["run"] = _parse_run(verb_options, dict(changed), data)
     where = parse_where(data["where"]) if "where" in data else Where()
     return Step(verb, method.name, method.check(options), where, **verb_fields)
+
+
+def _parse_run(options: dict[str, Any], changed: dict[str, Any], data: Any) -> RunFields:
+    """Read the options of a program step that all methods have. The arguments are those of ``_parse_pattern``."""
+    for name, other in (("ratio", "speedup"), ("speedup", "ratio")):
+        if name in changed and other not in changed:  # a change of one replaces the other
+            options.pop(other, None)
+    options = {name: value for name, value in options.items() if value is not None}
+    if ("ratio" in options) == ("speedup" in options):
+        valid = "a program step needs one of 'ratio' (such as 0.6) and 'speedup' (such as 2.5)"
+        raise UsageError(f"{valid}; this is {shown(data)}")
+    return read_fields(RunFields, options, _message_of("program option"), "program option")
 
 
 def _parse_pattern(options: dict[str, Any], changed: dict[str, Any], data: Any) -> tuple[Pattern, Allocation]:

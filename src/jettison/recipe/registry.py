@@ -30,12 +30,13 @@ from jettison.recipe.outline import Unreadable, outlines
 class Method:
     """A named way to carry out a step of a recipe.
 
-    verb: the kind of step (``prune``, ``quantize``, ``recover``, ``depth``).
+    verb: the kind of step (``prune``, ``quantize``, ``recover``, ``depth``, ``program``).
     paper: the source of the method.
     needs: the statistics that it needs, names of ``STATISTICS``.
     choose: a function from options to the statistics that are needed with them; None if they are always ``needs``.
     scope: what the function receives: one ``linear``, a ``block`` (it then returns edits), or the whole ``run``.
-    traits: other properties that the pipeline must know. ``joint``: a pruner may quantize in its place.
+    traits: other properties that the pipeline must know. ``joint``: a pruner may quantize in its place. ``rival``: the
+        report compares other methods of the verb with it.
     """
 
     verb: str
@@ -147,6 +148,7 @@ SIGNATURES = {
     ("prune", "linear"): ("weight", "pattern", "stats"),
     ("recover", "run"): ("pupil",),
     ("depth", "run"): ("task",),
+    ("program", "run"): ("task",),
 }
 
 
@@ -175,8 +177,10 @@ pruner = partial(method, "prune")
 quantizer = partial(method, "quantize")
 recoverer = partial(method, "recover", scope="run")
 depth_pruner = partial(method, "depth", scope="run")
+program_finder = partial(method, "program", scope="run")
 DECORATORS = {
     "method": method, "pruner": pruner, "quantizer": quantizer, "recoverer": recoverer, "depth_pruner": depth_pruner,
+    "program_finder": program_finder,
 }  # fmt: skip
 
 

@@ -3,17 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from jettison.core.errors import JettisonError
-from jettison.core.journal import read_records
 from jettison.core.numbers import figures
-from jettison.core.progress import say
 from jettison.formats.depth_schema import Gates, Latency, Loss, Subnet, Without
-from jettison.formats.plan_schema import Part
 from jettison.pipeline.depth import FOLDER, JOURNAL
 from jettison.reports import charts, depth_charts
-from jettison.reports.run import Run, read_run
+from jettison.reports.run import Run, read_entries, read_run, valid_entries
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 STAGES = {
@@ -34,15 +28,15 @@ def read_depth(run: Run) -> dict[str, Any] | None:
     section = run.manifest.get("depth")
     if not section:
         return None
-    entries = _entries(run.folder / FOLDER / JOURNAL)
-    subnets = {entry.genome: (entry.accuracy, entry.latency) for entry in _of(entries, "genome", Subnet)}
-    for entry in _of(entries, "tried", Without):
+    entries = read_entries(run.folder / FOLDER / JOURNAL, "how depth was pruned")
+    subnets = {entry.genome: (entry.accuracy, entry.latency) for entry in valid_entries(entries, "genome", Subnet)}
+    for entry in valid_entries(entries, "tried", Without):
         genome = "".join(str(int(number in entry.tried)) for number in range(section["blocks"]))
         subnets[genome] = (entry.accuracy, None)
     losses: dict[str, dict[int, float]] = {}
-    for entry in _of(entries, "training", Loss):
+    for entry in valid_entries(entries, "training", Loss):
         losses.setdefault(entry.training, {})[entry.step] = entry.loss
-    gates, times = _of(entries, "gates", Gates), _of(entries, "milliseconds", Latency)
+    gates, times = valid_entries(entries, "gates", Gates), valid_entries(entries, "milliseconds", Latency)
     times = [entry.milliseconds for entry in times if {"original", "pruned"} <= set(entry.milliseconds)]
     return section | {
         "subnets": {name: subnet for name, subnet in subnets.items() if len(name) == section["blocks"]},
@@ -50,27 +44,6 @@ def read_depth(run: Run) -> dict[str, Any] | None:
         "gates": gates[-1].gates if gates and len(gates[-1].gates) == section["blocks"] else [],
         "milliseconds": times[-1] if times else {},
     }
-
-
-def _entries(path: Path) -> list[dict[str, Any]]:
-    """Return the intact records of a journal; [] with a note if it cannot be read."""
-    try:
-        return [record for record in read_records(path)[0] if record] if path.exists() else []
-    except (JettisonError, OSError) as error:
-        say(f"note: the report leaves out how depth was pruned: {error}")
-        return []
-
-
-def _of(entries: list[dict[str, Any]], field: str, kind: type[Part]) -> list[Any]:
-    """Return the entries that have a field and are valid, as objects."""
-    valid = []
-    for entry in entries:
-        if field in entry:
-            try:
-                valid.append(kind.model_validate(entry))
-            except ValidationError:
-                continue
-    return valid
 
 
 def depth_figures(folder: str | Path) -> dict[str, Any] | None:

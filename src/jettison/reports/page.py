@@ -11,6 +11,7 @@ from jettison.reports.error_map import read_error_map
 from jettison.reports.exhibits import exhibits, score_tables
 from jettison.reports.images import image_quality, latency_chart
 from jettison.reports.plan_page import plan_charts
+from jettison.reports.program import program_section
 from jettison.reports.render import render
 from jettison.reports.run import Run, read_run
 
@@ -40,6 +41,7 @@ def _sections(run: Run) -> dict[str, Any]:
         "quality": sections.quality(run),
         "images": image_quality(run),
         "depth": depth_section(run),
+        "program": program_section(run),
         "score_tables": score_tables(run),
         "exhibits": exhibits(run),
         "tasks": sections.tasks(run),

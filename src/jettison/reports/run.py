@@ -6,13 +6,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from jettison.core.documents import read_json
 from jettison.core.errors import JettisonError
+from jettison.core.journal import read_records
 from jettison.core.kept import read_record
 from jettison.core.progress import say
 from jettison.formats.card import stage_words
 from jettison.formats.draft_schema import Drafts
 from jettison.formats.manifest import read_manifest
+from jettison.formats.plan_schema import Part
 from jettison.formats.schema import Speeds, checked
 from jettison.runtime.speculative.draft import NAME as DRAFT
 
@@ -130,3 +134,24 @@ def _draft(path: Path) -> dict[str, Any] | None:
 def read_speed(file: Path) -> dict[str, Any]:
     """Read speed.json. Raises JettisonError if it is damaged."""
     return checked(read_json(file), Speeds, str(file))
+
+
+def read_entries(path: Path, what: str) -> list[dict[str, Any]]:
+    """Return the intact records of a journal; [] with a note if it cannot be read. what: is left out then, in words."""
+    try:
+        return [record for record in read_records(path)[0] if record] if path.exists() else []
+    except (JettisonError, OSError) as error:
+        say(f"note: the report leaves out {what}: {error}")
+        return []
+
+
+def valid_entries(entries: list[dict[str, Any]], field: str, kind: type[Part]) -> list[Any]:
+    """Return the entries that have a field and are valid, as objects."""
+    valid = []
+    for entry in entries:
+        if field in entry:
+            try:
+                valid.append(kind.model_validate(entry))
+            except ValidationError:
+                continue
+    return valid

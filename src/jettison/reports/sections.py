@@ -10,9 +10,11 @@ from jettison.core.numbers import format_rate
 from jettison.encodings.kinds import make_grid
 from jettison.reports.commands import commands
 from jettison.reports.images import accuracy_line, image_tiles
+from jettison.reports.program import program_headline, program_tiles
 from jettison.reports.run import Run
 
 GRID_OPTIONS = ("values", "bits", "group_size", "symmetric")
+CHOOSING = {"depth": "blocks that it chooses", "program": "blocks and steps that it chooses"}
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -31,7 +33,10 @@ def headline(run: Run) -> str:
     if run.last is None:
         return f"{run.name}, compressed by the recipe {run.manifest['recipe']['name']}"
     sizes = [run.results[stage]["size"]["bytes"] for stage in ("original", run.last) if stage in run.results]
-    line = f"{run.name}: {' → '.join(size(count) for count in sizes)}"
+    faster = program_headline(run)
+    if faster and len(set(sizes)) == 1:
+        return f"{run.name}: {faster}"
+    line = f"{run.name}: {' → '.join(size(count) for count in sizes)}" + (f", {faster}" if faster else "")
     if not run.texts or "original" not in run.results:
         return line + accuracy_line(run)
     text = run.texts[0]
@@ -60,8 +65,9 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
         return []
     before, after = run.results["original"], run.results[run.last]
     large, small = before["size"], after["size"]
-    ratio = f"{large['bytes'] / small['bytes']:.1f}×"
-    tiles = [(ratio, "smaller", f"{size(large['bytes'])} → {size(small['bytes'])}")]
+    ratio, tiles = f"{large['bytes'] / small['bytes']:.1f}×", program_tiles(run)
+    if not tiles or large["bytes"] != small["bytes"]:  # a program alone leaves the size as it is
+        tiles.append((ratio, "smaller", f"{size(large['bytes'])} → {size(small['bytes'])}"))
     bits = [f"{stage['bits_per_weight']:.2f}" for stage in (small, large)]
     if bits[0] != bits[1]:  # depth alone changes none
         tiles.append((bits[0], "bits per weight", f"{bits[1]} before"))
@@ -131,6 +137,7 @@ def asked(run: Run) -> dict[str, Any] | None:
         ("recipe", recipe if recipe else "the planner's choice"),
         ("latency", f"at most {request['latency']:g} of the original's" if request.get("latency") else ""),
         ("images per second", f"at least {request['fps']:g}" if request.get("fps") else ""),
+        ("speedup", f"at least {request['speedup']:g} times as fast" if request.get("speedup") else ""),
         ("changes to it", ", ".join(request.get("changes") or [])),
         ("measured on", ", ".join(measured)),
     ]
@@ -199,11 +206,11 @@ def _step(entry: Mapping[str, Any]) -> dict[str, str]:
     if "train" in options:
         what.append(f"trains {' and '.join(options['train'])}")
     named = ("rank", "samples", "length", "lr")
-    if verb == "depth":
+    if verb in CHOOSING:
         named = tuple(name for name in options if name != "method" and options[name] is not None)
     what += [f"{name.replace('_', ' ')} {options[name]}" for name in named if name in options]
     where = entry.get("where") or {}
-    selection = "blocks that it chooses" if verb == "depth" else ""
+    selection = CHOOSING.get(verb, "")
     selection = selection or "; ".join(map(_roles_and_blocks, where if isinstance(where, list) else [where]))
     return {"verb": verb, "method": options.get("method", ""), "what": ", ".join(what), "where": selection}
 

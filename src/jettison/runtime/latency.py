@@ -1,4 +1,4 @@
-"""Times image classifiers side by side, in PyTorch or in ONNX Runtime.
+"""Times image classifiers side by side, in PyTorch or in ONNX Runtime, and any other functions.
 
 - In every round every model is measured once, in an order drawn anew, so that slow drift and other work hit all alike.
 - Batch normalizations are folded into convolutions for both runtimes.
@@ -63,7 +63,14 @@ def latencies(
     with _threads(threads), torch.inference_mode():
         prepare = _in_pytorch if runtime == "pytorch" else _in_onnxruntime
         runs = {name: prepare(model, example, threads) for name, model in models.items()}
-        samples, foreign = watched(lambda: _measure(runs, rounds, seconds, random.Random(seed)))
+        return in_turns(runs, rounds=rounds, seconds=seconds, seed=seed)
+
+
+def in_turns(
+    runs: Mapping[str, Run], *, rounds: int = 100, seconds: float = 60.0, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Measure how long functions take, each once in every round. Arguments and result are those of ``latencies``."""
+    samples, foreign = watched(lambda: _measure(runs, rounds, seconds, random.Random(seed)))
     if foreign > FOREIGN:
         say(
             f"note: other processes used {figures(foreign, 2)} cores during these measurements, which are then too slow"

@@ -100,23 +100,25 @@ class Loaded:
         """
         return run_model(self.model, inputs.to(self.model.device)).logits
 
-    def pipeline(self, program: str | Path | None = None):
+    def pipeline(self, program: str | Path | bool | None = True):
         """Return the pipeline of diffusers that the folder holds, with this model as its denoiser.
 
-        program: the file of a program, which is attached: what it skips is not computed. It may have been found on this
-            model, or on the original that it was compressed from. All pipelines of this model share the denoiser: a
-            program that was attached before is detached.
+        program: what it skips is not computed. True: the folder's own program, if it has one. False or None: none, so
+            everything is computed. Or the file of a program, which may have been found on this model, or on the
+            original that it was compressed from. All pipelines of this model share the denoiser: a program that was
+            attached before is detached.
         Raises UsageError if the folder holds no pipeline, diffusers cannot load its other parts, or the program is for
         another model or sampler.
         """
         if not self.source.layout.part:
             raise UsageError(f"{self.source.name} is no pipeline of diffusers")
-        from jettison.domains.diffusion.pipelines import attach_to_folder, open_pipeline
+        from jettison.domains.diffusion.pipelines import attach_to_folder, open_pipeline, own_program
 
         pipe = open_pipeline(self.source, self.model)
         if self.running is not None:
             self.running.detach()
-        self.running = None if program is None else attach_to_folder(pipe, self.source, program)
+        path = own_program(self.source) if program is True else program or None
+        self.running = None if path is None else attach_to_folder(pipe, self.source, path)
         return pipe
 
     def generate(self, prompt: Prompt | list[str], **options) -> Generation | list[Generation]:

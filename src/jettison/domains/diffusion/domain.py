@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from jettison.core.errors import JettisonError, UsageError
+from jettison.domains.diffusion.judging import checked_program, draw_pair, weights_changed
+from jettison.domains.diffusion.pipelines import own_program
 from jettison.domains.diffusion.trajectories import (
+    Run,
     decode,
     inputs_for,
     make_conditions,
@@ -18,7 +21,7 @@ from jettison.domains.diffusion.trajectories import (
     run,
     sample_shape,
 )
-from jettison.domains.domain import Logits, Sources
+from jettison.domains.domain import Logits, Ready, Sources
 from jettison.graph.folder import ModelFolder
 from jettison.metrics.ssim import ssim
 from jettison.recipe.recipe import Recipe, Step
@@ -32,8 +35,9 @@ EXAMPLE_TIME = 500.0
 
 
 def check_reader(source: ModelFolder) -> str:
-    """Describe the scheduler. Raises UsageError if it is missing or cannot be used."""
-    return f"a scheduler, {type(open_scheduler(source)).__name__}"
+    """Describe the scheduler, and the program if there is one. Raises UsageError if one of them cannot be used."""
+    reader = f"a scheduler, {type(open_scheduler(source)).__name__}"
+    return f"{reader}, and a program for {checked_program(source).steps} steps" if own_program(source) else reader
 
 
 def example(source: ModelFolder) -> tuple[torch.Tensor, str]:
@@ -92,44 +96,86 @@ def same_outputs(source: ModelFolder, original: ModelFolder) -> None:
 
 
 @torch.no_grad()
-def scores(source: ModelFolder, student: Logits, original: Logits | None, sources: Sources) -> dict[str, Any]:
+def scores(source: ModelFolder, student: Ready, original: Ready | None, sources: Sources) -> dict[str, Any]:
     """Compare predictions on the inputs of the original's runs, and the images that both end in.
 
     Returns for every step of the run, and for all of them, ``noise_error``: the squared error of the predicted noise,
     divided by its square; and for all ``image_error``, the root mean square difference of the final images from 0 to 1
     (of the samples, relative, where the pipeline has no decoder), and ``ssim``, their mean structural similarity (where
     it has one). Without an original, the samples are only checked.
+    A folder with a program runs it, with guidance, and is compared with full runs of the original. Noise errors are
+    then left out where no weights changed. ``program`` has its cost: the share of a full run's FLOPs, and how many
+    blocks were computed, of all in its calls.
     Raises JettisonError if the outputs are not finite.
     """
     count = sources.count or SEEDS
-    own = run(source, student, count=count, steps=STEPS)
+    if own_program(source):
+        return _program_scores(source, student, original, count)
+    own = run(source, student.logits, count=count, steps=STEPS)
     if not own.sample.isfinite().all():
         raise JettisonError("the model's outputs are not finite")
     name = f"{count} seeds, {STEPS} steps"
     if original is None:
         return {"denoising": {name: {"mean": round(float(own.sample.mean()), 6)}}}
-    reference = run(source, original, count=count, steps=STEPS)
-    errors, size, rows = [], [], {}
-    for time, inputs in zip(reference.times, reference.rows, strict=True):
-        expected, actual = original(inputs).float(), student(inputs).float()
-        errors.append(float((actual - expected).square().mean()))
-        size.append(float(expected.square().mean()))
-        rows[f"t = {time:g}"] = {"noise_error": round(errors[-1] / max(size[-1], 1e-30), 9)}
+    reference = run(source, original.logits, count=count, steps=STEPS)
+    error, rows = _noise_errors(reference, student, original)
     images = [decode(source, sample) for sample in (own.sample, reference.sample)]
-    pair = images if images[0] is not None else [own.sample, reference.sample]
-    difference = float((pair[0] - pair[1]).square().mean().sqrt())
-    if images[0] is None:
-        difference /= float(pair[1].square().mean().sqrt()) + 1e-30
-    total = {"noise_error": round(sum(errors) / max(sum(size), 1e-30), 9), "image_error": round(difference, 6)}
-    if images[0] is not None:
-        total["ssim"] = round(float(ssim(*images).mean()), 6)
+    pictured = images[0] is not None
+    total = error | _image_errors(*(images if pictured else (own.sample, reference.sample)), pictured)
     return {"denoising": {name: total} | rows}
 
 
-def exhibits(source: ModelFolder, student: Logits, original: Logits, sources: Sources) -> list[dict[str, Any]]:
+def _program_scores(source: ModelFolder, student: Ready, original: Ready | None, count: int) -> dict[str, Any]:
+    pair = draw_pair(source, student, original, count)
+    costs, computed = pair.program.costs, pair.counts["computed"]
+    cost = {
+        "share_of_flops": round(costs.run / costs.full, 6), "computed_blocks": computed,
+        "blocks": len(pair.program.gates) * len(pair.program.units),
+    }  # fmt: skip
+    name = f"{count} seeds, {pair.note}"
+    if pair.full is None:
+        return {"denoising": {name: {"mean": round(float(pair.now.mean()), 6)}}, "program": {pair.note: cost}}
+    total, rows = _image_errors(pair.now, pair.full, pair.pictured), {}
+    if weights_changed(source):
+        reference = run(source, original.logits, count=count, steps=pair.full_steps)
+        error, rows = _noise_errors(reference, student, original)
+        total = error | total
+    return {"denoising": {name: total} | rows, "program": {pair.note: cost}}
+
+
+def _noise_errors(reference: Run, student: Ready, original: Ready) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the error of the predicted noise on the inputs of a run: for all steps together, and for each."""
+    errors, size, rows = [], [], {}
+    for time, inputs in zip(reference.times, reference.rows, strict=True):
+        expected, actual = original.logits(inputs).float(), student.logits(inputs).float()
+        errors.append(float((actual - expected).square().mean()))
+        size.append(float(expected.square().mean()))
+        rows[f"t = {time:g}"] = {"noise_error": round(errors[-1] / max(size[-1], 1e-30), 9)}
+    return {"noise_error": round(sum(errors) / max(sum(size), 1e-30), 9)}, rows
+
+
+def _image_errors(now: torch.Tensor, before: torch.Tensor, pictured: bool) -> dict[str, float]:
+    """Compare two batches of images from 0 to 1, or of latents."""
+    difference = float((now - before).square().mean().sqrt())
+    if not pictured:
+        return {"image_error": round(difference / (float(before.square().mean().sqrt()) + 1e-30), 6)}
+    return {"image_error": round(difference, 6), "ssim": round(float(ssim(now, before).mean()), 6)}
+
+
+@torch.no_grad()
+def exhibits(source: ModelFolder, student: Ready, original: Ready, sources: Sources) -> list[dict[str, Any]]:
     """Return pairs of images from the same seeds, for the report; [] if the pipeline has no decoder."""
     count = min(PICTURES, sources.count or SEEDS)
-    images = [decode(source, run(source, model, count=count, steps=STEPS).sample) for model in (original, student)]
+    if own_program(source):
+        pair = draw_pair(source, student, original, count)
+        images, names = ([pair.full, pair.now] if pair.pictured else [None]), ("full run", "program")
+        note = f"a full run of the original, and the program. {pair.note}."
+        if pair.full_steps != pair.program.steps:
+            note = f"a full run of the original, of {pair.full_steps} steps, and the program, of {pair.note}."
+    else:
+        runs = (run(source, ready.logits, count=count, steps=STEPS) for ready in (original, student))
+        images, names = [decode(source, ended.sample) for ended in runs], ("original", "now")
+        note = f"the original, and this stage. {STEPS} steps of the pipeline's scheduler, without guidance."
     if images[0] is None:
         return []
     alike = ssim(*images).tolist()
@@ -139,12 +185,10 @@ def exhibits(source: ModelFolder, student: Logits, original: Logits, sources: So
             "png": _png(images[number][seed]),
         }
         for seed in range(count)
-        for number, which in enumerate(("original", "now"))
+        for number, which in enumerate(names)
     ]
-    note = (
-        f"Each pair starts from the same noise: the original, and this stage. {STEPS} steps of the pipeline's scheduler"
-    )
-    return [{"title": "Images from the same seeds", "note": note + ", without guidance.", "pictures": pictures}]
+    note = f"Each pair starts from the same noise: {note}"
+    return [{"title": "Images from the same seeds", "note": note, "pictures": pictures}]
 
 
 def _png(image: torch.Tensor) -> str:

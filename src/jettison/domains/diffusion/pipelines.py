@@ -14,8 +14,10 @@ from torch import nn
 
 from jettison.core.documents import read_json
 from jettison.core.errors import UsageError, guarded, shown
+from jettison.core.files import file_digest
 from jettison.domains.diffusion.denoisers import denoiser_of
-from jettison.domains.diffusion.identity import difference, identify
+from jettison.domains.diffusion.identity import Identity, difference, identify
+from jettison.domains.diffusion.program import NAME as PROGRAM
 from jettison.domains.diffusion.program import attach_program, read_program
 from jettison.domains.diffusion.running import Handle
 from jettison.formats.manifest import NAME, read_manifest
@@ -62,30 +64,59 @@ def open_pipeline(source: ModelFolder, denoiser: nn.Module, kind: type | None = 
         )  # fmt: skip
 
 
+def own_program(source: ModelFolder) -> Path | None:
+    """Return the file of the program that a folder of Jettison runs by default; None if it has none."""
+    path = source.folder / PROGRAM
+    written = (source.folder / NAME).exists() and read_manifest(source.folder).get("program")
+    return path if written else None
+
+
 def attach_to_folder(pipe: Any, source: ModelFolder, path: str | Path) -> Handle:
     """Run a program in the pipeline of a folder; see ``program.attach_program``.
 
-    A program that was found on the original of a compressed model is for that one, too, if the original is where it
-    was, and unchanged.
+    The folder's own program was found on the original, before weights were packed: jettison.json, with its hash, is
+    what says that they belong together. Another program that was found on the original of a compressed model is for
+    that one, too, if the original is where it was, and unchanged.
     Raises UsageError for a program of another model or sampler, and if the original is needed and not there.
     """
     program, original = read_program(path), None
     if (source.folder / NAME).exists() and difference(denoiser_of(pipe), program.model) == "weights":
-        recorded = read_manifest(source.folder)["teacher"]
-        if not Path(recorded["folder"]).is_dir():
-            raise UsageError(
-                f"program {path}: {source.name} has other weights, and its original, which it may be for, is not at "
-                f"{recorded['folder']} any more"
-            )
-        folder = ModelFolder(recorded["folder"])
-        if folder.fingerprint() == recorded["fingerprint"]:
-            original = identify(load_dense(folder, stored_dtype(folder)))
+        manifest = read_manifest(source.folder)
+        if file_digest(Path(path)) == manifest["hashes"].get(PROGRAM):
+            original = program.model
+        else:
+            original = _identity_of_original(source, manifest["teacher"], path)
     return attach_program(pipe, program, original=original)
 
 
-@lru_cache(1)
-def prompt_conditions(source: ModelFolder, count: int) -> dict[str, torch.Tensor] | None:
+def _identity_of_original(source: ModelFolder, recorded: dict[str, str], path: str | Path) -> Identity | None:
+    """Return the identity of a folder's original; None if it has changed. Raises UsageError if it is not there."""
+    if not Path(recorded["folder"]).is_dir():
+        raise UsageError(
+            f"program {path}: {source.name} has other weights, and its original, which it may be for, is not at "
+            f"{recorded['folder']} any more"
+        )
+    folder = ModelFolder(recorded["folder"])
+    if folder.fingerprint() != recorded["fingerprint"]:
+        return None
+    return identify(load_dense(folder, stored_dtype(folder)))
+
+
+def prompt_conditions(
+    source: ModelFolder, count: int, prompts: tuple[str, ...] = PROMPTS
+) -> dict[str, torch.Tensor] | None:
     """Return what the denoiser reads for ``count`` prompts, beside the state and the time; None without text encoders.
+
+    prompts: taken in turn; each is encoded once.
+    """
+    encoded = _encoded(source, prompts[:count])
+    order = torch.arange(count) % len(prompts)
+    return None if encoded is None else {name: value[order] for name, value in encoded.items()}
+
+
+@lru_cache(2)
+def _encoded(source: ModelFolder, prompts: tuple[str, ...]) -> dict[str, torch.Tensor] | None:
+    """Return the conditions of prompts; None without text encoders.
 
     The pipeline runs until it calls the denoiser, which is a model without weights here. Guidance is off.
     """
@@ -104,9 +135,8 @@ def prompt_conditions(source: ModelFolder, count: int) -> dict[str, torch.Tensor
     kind = type(own.__name__, (own,), {"device": on_cpu, "_execution_device": on_cpu, "__module__": own.__module__})
     pipe = open_pipeline(source, stub, kind)
     pipe.set_progress_bar_config(disable=True)
-    prompts = [PROMPTS[number % len(PROMPTS)] for number in range(count)]
     with guarded(f"{own.__name__} of {source.name} does not run"), quiet(), suppress(Stop), torch.no_grad():
-        pipe(prompt=prompts, num_inference_steps=2, guidance_scale=1.0)
+        pipe(prompt=list(prompts), num_inference_steps=2, guidance_scale=1.0)
     if not calls:
         raise UsageError(f"{own.__name__} of {source.name} does not call its denoiser")
     conditions = {}
@@ -115,5 +145,5 @@ def prompt_conditions(source: ModelFolder, count: int) -> dict[str, torch.Tensor
         value = calls[0].get(outer)
         value = value.get(inner) if inner and value else value
         if isinstance(value, torch.Tensor) and name not in ("timestep", "guidance"):
-            conditions[name] = value[-count:].float()
+            conditions[name] = value[-len(prompts) :].float()
     return conditions

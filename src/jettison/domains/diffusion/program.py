@@ -19,6 +19,9 @@ from jettison.domains.diffusion.identity import Identity, difference
 from jettison.domains.diffusion.running import Handle, attach
 from jettison.policies.gates import Gates
 
+NAME = "program.json"  # of the program of a pipeline's folder
+LIMIT = 1 << 26  # bytes of such a file
+
 
 class Costs(Fields):
     """FLOPs of one call of the denoiser for one image, guidance included.

@@ -6,6 +6,7 @@ Example:
     write_program("program.json", program)
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -90,16 +91,31 @@ class SearchResult:
     reuse: What = "output"
     source: str = ""
 
+    @property
+    def calls(self) -> int:
+        """How often a run calls the denoiser."""
+        return len(self.scores)
+
+    @property
+    def most(self) -> float:
+        """The largest share of the FLOPs of a run that a program can save: only the first call is computed."""
+        return self.graph.pruned([[call == 0] * self.graph.units for call in range(self.calls)], self.reuse)
+
     def program(self, ratio: float, how: str = "bisection") -> Program:
         """Return the program that saves the share ``ratio`` of the FLOPs of a run; see ``policies.cut.cut``."""
         chosen = cut(self.scores, ratio, self.graph, self.reuse, how)
+        return self.of_gates(chosen.rows, f"{self.source}, {how}, ratio {ratio:g}")
+
+    def of_gates(self, rows: Sequence[Sequence[bool]], source: str) -> Program:
+        """Return the program of a table of gates, (calls, units). Open are exactly the units that are then computed."""
+        rows = [self.graph.computed(row, self.reuse) for row in rows]
         costs = Costs(
-            units=list(self.graph.flops), rest=self.graph.rest, run=self.graph.cost(chosen.rows, self.reuse),
-            full=len(chosen.rows) * self.graph.call,
+            units=list(self.graph.flops), rest=self.graph.rest, run=self.graph.cost(rows, self.reuse),
+            full=len(rows) * self.graph.call,
         )  # fmt: skip
         return Program(
             model=self.model, sampler=self.sampler, steps=self.steps, units=list(self.units),
-            gates=gate_texts(chosen.rows), reuse=self.reuse, costs=costs, source=f"{self.source}, {how}, ratio {ratio}",
+            gates=gate_texts(rows), reuse=self.reuse, costs=costs, source=source,
         )  # fmt: skip
 
 
@@ -108,15 +124,21 @@ def describe(sampling: Sampling, scores: Scores, reuse: What = "output", source:
 
     Raises UsageError if the run of the sampling has another number of calls or units.
     """
-    result = _start(sampling, reuse, source)
-    calls, units = _calls(sampling), len(result.units)
-    if len(scores) != calls or any(len(row) != units for row in scores):
-        raise UsageError(f"scores: {calls} calls of {units} units are needed")
-    return replace(result, scores=scores)
+    return with_scores(traced(sampling, reuse), scores, source)
 
 
-def _start(sampling: Sampling, reuse: What, source: str) -> SearchResult:
-    """Trace a sampling. Returns a result that lacks the scores."""
+def with_scores(run: SearchResult, scores: Scores, source: str) -> SearchResult:
+    """Return a traced run with scores, (calls, units). Raises UsageError for another number of calls or units."""
+    if len(scores) != run.calls or any(len(row) != len(run.units) for row in scores):
+        raise UsageError(f"scores: {run.calls} calls of {len(run.units)} units are needed")
+    return replace(run, scores=scores, source=source)
+
+
+def traced(sampling: Sampling, reuse: What = "output") -> SearchResult:
+    """Trace a sampling: find what a program of it must know. All scores of the result are 0.
+
+    Raises UsageError for a denoiser that cannot reuse what is asked for.
+    """
     denoiser = sampling.denoiser
     units = places(denoiser)
     if reuse == "residual" and not all(place.unit.aligned for place in units):
@@ -124,7 +146,8 @@ def _start(sampling: Sampling, reuse: What, source: str) -> SearchResult:
     graph = trace(sampling.target, lambda: sampling.images([0]), sampling.scheduler)
     sampler, steps = type(sampling.scheduler).__name__, int(sampling.scheduler.num_inference_steps)
     names = tuple(place.unit.name for place in units)
-    return SearchResult((), graph, identify(denoiser), sampler, steps, names, reuse, source)
+    scores = [[0.0] * len(names) for _ in range(_calls(sampling))]
+    return SearchResult(scores, graph, identify(denoiser), sampler, steps, names, reuse)
 
 
 def _calls(sampling: Sampling) -> int:
@@ -144,14 +167,14 @@ def search(
     The weights of the model stay as they are.
     Raises UsageError for a folder of another search, and for a denoiser that cannot reuse what the options say.
     """
-    denoiser, result = sampling.denoiser, _start(sampling, options.reuse, f"DiP-GO, {options.steps} steps")
+    denoiser, result = sampling.denoiser, traced(sampling, options.reuse)
     graph = result.graph
     run = {
         "kind": "search", "model": result.model.model_dump(), "sampler": result.sampler, "steps": result.steps,
         "options": asdict(options), "count": count, "samples": note, "torch": torch.__version__,
     }  # fmt: skip
     journal = Journal(folder / JOURNAL, run)
-    net = GateNet(_calls(sampling), graph.units, options.width, options.encoder, options.seed)
+    net = GateNet(result.calls, graph.units, options.width, options.encoder, options.seed)
     net.to(next(denoiser.parameters()).device)
     frozen = [
         weight for module in sampling.modules or (denoiser,) for weight in module.parameters() if weight.requires_grad
@@ -175,8 +198,7 @@ def search(
         for weight in frozen:
             weight.requires_grad_(True)
     net.load_state_dict(trained)
-    scores = net.scores().cpu().double().tolist()
-    return replace(result, scores=scores)
+    return with_scores(result, net.scores().cpu().double().tolist(), f"DiP-GO, {options.steps} steps")
 
 
 def default_rate(denoiser: nn.Module, shape: tuple[int, int]) -> float:
@@ -223,14 +245,17 @@ class SearchLesson(nn.Module):
         return loss
 
 
-def _unlike_ssim(gated: torch.Tensor, full: torch.Tensor, span: float | None) -> torch.Tensor:
-    """Return 1 - SSIM. Without a span, that of each sample of the full run counts."""
+def per_sample_ssim(gated: torch.Tensor, full: torch.Tensor, span: float | None) -> torch.Tensor:
+    """Return the structural similarity of every sample with its full run, (samples,).
+
+    span: see ``Sampling``; without one, that of each sample of the full run counts.
+    """
     flat = full.flatten(1)
-    return 1 - ssim(gated, full, (flat.amax(1) - flat.amin(1)).clamp(min=1e-6) if span is None else span).mean()
+    return ssim(gated, full, (flat.amax(1) - flat.amin(1)).clamp(min=1e-6) if span is None else span)
 
 
 LIKENESS = {
-    "ssim": _unlike_ssim,
+    "ssim": lambda gated, full, span: 1 - per_sample_ssim(gated, full, span).mean(),
     "l1": lambda gated, full, span: (gated - full).abs().mean(),
     "l2": lambda gated, full, span: (gated - full).square().mean(),
 }

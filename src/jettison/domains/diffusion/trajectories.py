@@ -4,10 +4,10 @@
   models of all architectures go the same way.
 - Classes are taken in turn. Text is encoded by the pipeline's own encoders. In a pipeline without them, conditions are
   standard normal numbers of a fixed seed: enough to compare two denoisers, not to judge images.
-- Guidance is left out, so a step is one call of the denoiser.
+- ``run`` leaves guidance out. ``folder_sampling`` has it, in the batch. Both make one call of the denoiser per step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -23,6 +23,7 @@ from jettison.graph.folder import ModelFolder
 from jettison.graph.layout import read_parts
 
 Denoise = Callable[[torch.Tensor], torch.Tensor]  # rows (batch, numbers) -> prediction (batch, ...)
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 TOKENS, SIDE = 8, 8  # of a condition; of a sample, where the config states no size
 SCHEDULER, VAE = "scheduler", "vae"
 
@@ -97,34 +98,66 @@ def make_conditions(source: ModelFolder, count: int, seed: int) -> dict[str, tor
     return conditions
 
 
+def conditions_of(source: ModelFolder, count: int, seed: int) -> dict[str, torch.Tensor]:
+    """Return all inputs but the state and the time, for ``count`` samples, with text encoders if there are any."""
+    return make_conditions(source, count, seed) | (prompt_conditions(source, count) or {})
+
+
+def walk(
+    source: ModelFolder, scheduler: Any, predict: Predict, x: torch.Tensor, steps: int, seeds: Sequence[int]
+) -> torch.Tensor:
+    """Run a scheduler over ``steps`` steps. Gradients pass through.
+
+    predict: the state and its time, a scalar of the scheduler -> the prediction, in the shape of the state.
+    x: the noise that the run starts from, (samples, channels, height, width).
+    seeds: of every sample, for schedulers that add noise.
+    Returns the last state. Raises UsageError if the scheduler cannot run so many steps.
+    """
+    set_steps(source, scheduler, steps)
+    x = x * getattr(scheduler, "init_noise_sigma", 1.0)
+    rngs = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    extra = {"generator": rngs} if "generator" in signature(scheduler.step).parameters else {}
+    for time in scheduler.timesteps:
+        guess = predict(x, time)
+        with guarded(f"the scheduler of {source.name} cannot run {steps} steps"):
+            x = scheduler.step(guess, time, x, **extra).prev_sample.float()
+    return x
+
+
+def set_steps(source: ModelFolder, scheduler: Any, steps: int) -> int:
+    """Set the steps of a scheduler. Returns how often a run calls the denoiser. Raises UsageError if it cannot."""
+    # Flow matching shifts its times by the size of an image where the config asks for it.
+    shifts = getattr(scheduler.config, "use_dynamic_shifting", False)
+    with guarded(f"the scheduler of {source.name} cannot run {steps} steps"):
+        scheduler.set_timesteps(steps, **({"mu": 1.0} if shifts else {}))
+    return len(scheduler.timesteps)
+
+
+def scaled(scheduler: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """Return a state as the denoiser reads it."""
+    return getattr(scheduler, "scale_model_input", lambda sample, _: sample)(x, time)
+
+
 @torch.no_grad()
 def run(source: ModelFolder, denoise: Denoise, *, count: int, steps: int, seed: int = 0) -> Run:
     """Run a denoiser from the noise of ``count`` seeds, which start at ``seed``, over ``steps`` steps.
 
     Raises UsageError if the scheduler cannot be used.
     """
-    scheduler, shape = open_scheduler(source), sample_shape(source)
-    conditions = make_conditions(source, count, seed)
-    if encoded := prompt_conditions(source, count):
-        conditions |= encoded
-    x = start_noise(shape, range(seed, seed + count))
-    with guarded(f"the scheduler of {source.name} cannot run {steps} steps"):
-        # Flow matching shifts its times by the size of an image where the config asks for it.
-        shifts = getattr(scheduler.config, "use_dynamic_shifting", False)
-        scheduler.set_timesteps(steps, **({"mu": 1.0} if shifts else {}))
-        x = x * getattr(scheduler, "init_noise_sigma", 1.0)
-        scale = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
-        takes = signature(scheduler.step).parameters
-        extra = {"generator": torch.Generator().manual_seed(seed)} if "generator" in takes else {}
-        rows, times = [], []
-        with bar("sample", len(scheduler.timesteps)) as progress:
-            for time in scheduler.timesteps:
-                rows.append(inputs_for(source, scale(x, time), time, conditions))
-                times.append(float(time))
-                guess = as_state(source, denoise(rows[-1]).float().cpu(), x)
-                x = scheduler.step(guess, time, x, **extra).prev_sample.float()
-                progress.advance()
-    return Run(rows, times, x)
+    scheduler, conditions = open_scheduler(source), conditions_of(source, count, seed)
+    rows: list[torch.Tensor] = []
+    times: list[float] = []
+    with bar("sample", set_steps(source, scheduler, steps)) as progress:
+
+        def predict(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            rows.append(inputs_for(source, scaled(scheduler, x, time), time, conditions))
+            times.append(float(time))
+            progress.advance()
+            return as_state(source, denoise(rows[-1]).float().cpu(), x)
+
+        seeds = range(seed, seed + count)
+        sample = walk(source, scheduler, predict, start_noise(sample_shape(source), seeds), steps, seeds)
+    return Run(rows, times, sample)
 
 
 def as_state(source: ModelFolder, guess: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
@@ -134,19 +167,34 @@ def as_state(source: ModelFolder, guess: torch.Tensor, state: torch.Tensor) -> t
     return guess[:, : state.shape[1]]
 
 
-@torch.no_grad()
-def decode(source: ModelFolder, sample: torch.Tensor) -> torch.Tensor | None:
-    """Return images (batch, 3, height, width) from 0 to 1; None if the pipeline has no decoder for this sample."""
+def open_vae(source: ModelFolder) -> Any:
+    """Return the pipeline's VAE in float32; None if it has none that is known."""
     parts = read_parts(source.folder)
-    if VAE not in parts:
-        return (sample / 2 + 0.5).clamp(0, 1) if sample.shape[1] == 3 else None
-    diffusers, (library, kind) = require_diffusers(), parts[VAE]
+    diffusers, (library, kind) = require_diffusers(), parts.get(VAE, ("", ""))
     known = getattr(diffusers, kind, None) if library == "diffusers" and kind.startswith("Autoencoder") else None
     if known is None:
         return None
     with guarded(f"the VAE of {source.name} cannot be used"):
-        vae = known.from_pretrained(source.folder / VAE, use_safetensors=True).eval().float()
-        if source.config.model_type == "FluxTransformer2DModel":
-            sample = torch.nn.functional.pixel_shuffle(sample, 2)
-        sample = sample / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        return (vae.decode(sample).sample / 2 + 0.5).clamp(0, 1)
+        return known.from_pretrained(source.folder / VAE, use_safetensors=True).eval().float()
+
+
+def to_images(source: ModelFolder, vae: Any, sample: torch.Tensor) -> torch.Tensor | None:
+    """Return images (batch, 3, height, width) from 0 to 1; None if there is no decoder for this sample.
+
+    vae: from ``open_vae``. Samples of three channels are pixels from -1 to 1 where a pipeline has no VAE.
+    """
+    if vae is None:
+        pixels = sample.shape[1] == 3 and VAE not in read_parts(source.folder)
+        return (sample / 2 + 0.5).clamp(0, 1) if pixels else None
+    if source.config.model_type == "FluxTransformer2DModel":
+        sample = torch.nn.functional.pixel_shuffle(sample, 2)
+    sample = sample / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+    return (vae.decode(sample).sample / 2 + 0.5).clamp(0, 1)
+
+
+@torch.no_grad()
+def decode(source: ModelFolder, sample: torch.Tensor) -> torch.Tensor | None:
+    """Return images (batch, 3, height, width) from 0 to 1; None if the pipeline has no decoder for this sample."""
+    vae = open_vae(source)
+    with guarded(f"the VAE of {source.name} cannot be used"):
+        return to_images(source, vae, sample)

@@ -9,7 +9,7 @@ from torch import nn
 
 from jettison.core.errors import JettisonError, UsageError
 from jettison.core.progress import say
-from jettison.domains.domain import Logits, Sources
+from jettison.domains.domain import Ready, Sources
 from jettison.domains.text.data import read_documents, text_digest, token_windows
 from jettison.domains.text.lesson import Lesson
 from jettison.domains.text.scores import compare
@@ -92,17 +92,17 @@ def same_outputs(source: ModelFolder, original: ModelFolder) -> None:
         raise UsageError(f"{original.name} has {sizes[1]} tokens and {source.name} {sizes[0]}: they cannot be compared")
 
 
-def scores(source: ModelFolder, student: Logits, original: Logits | None, sources: Sources) -> dict[str, Any]:
+def scores(source: ModelFolder, student: Ready, original: Ready | None, sources: Sources) -> dict[str, Any]:
     """Measure a model on every text, see ``compare``.
 
     Returns by text: log-perplexity in nats per token, perplexity, KL(original ‖ student), and the share of positions
     where both models predict the same token.
     """
     window = source.window(WINDOW) if sources.window is None else sources.window
-    measured = {}
+    measured, reference = {}, original.logits if original else None
     for text in sources.texts:
         ids = text_windows(source, text, window, sources.tokens)
-        measured[str(text)] = compare(student, original, ids, str(text), sources.windows)
+        measured[str(text)] = compare(student.logits, reference, ids, str(text), sources.windows)
     return {"texts": measured}
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from jettison.core.errors import JettisonError, UsageError
 from jettison.core.progress import bar
-from jettison.domains.domain import Logits, Sources
+from jettison.domains.domain import Logits, Ready, Sources
 from jettison.domains.vision.data import Images, image_processor, open_images
 from jettison.domains.vision.training_data import labelled as label_images
 from jettison.graph.dense import has_fast_bfloat16
@@ -87,10 +87,11 @@ def same_outputs(source: ModelFolder, original: ModelFolder) -> None:
         )
 
 
-def scores(source: ModelFolder, student: Logits, original: Logits | None, sources: Sources) -> dict[str, Any]:
+def scores(source: ModelFolder, student: Ready, original: Ready | None, sources: Sources) -> dict[str, Any]:
     """Measure a model on the images, see ``compare``. The result is stored under the path of the images."""
     images = open_images(sources.images, source)
-    return {"images": {str(sources.images): compare(student, original, images, sources.count)}}
+    reference = original.logits if original else None
+    return {"images": {str(sources.images): compare(student.logits, reference, images, sources.count)}}
 
 
 @torch.no_grad()

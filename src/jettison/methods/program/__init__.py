@@ -1,0 +1,1 @@
+"""Methods that find a program for a diffusion pipeline, one file each."""

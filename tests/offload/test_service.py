@@ -43,6 +43,7 @@ class Held:
 
     def __init__(self, half):
         self.half, self.latent, self.outputs, self.gate, self.batches = half, half.latent, half.outputs, Event(), []
+        self.digest = half.digest
 
     def run(self, latents):
         self.batches.append(len(latents))

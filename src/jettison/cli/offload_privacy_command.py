@@ -101,16 +101,15 @@ def attack(
     """
     from jettison.core.numbers import check_seed, figures
     from jettison.offload.accounting import Terms, describe
-    from jettison.offload.experiment import Experiment, Setup
+    from jettison.offload.experiment import Experiment, read_setup, train_synthetic
 
     common.begin(quiet, json, page)
     check_seed(seed)
-    setup = Setup(
-        texture=texture, expressions=expressions, frames=frames, offloaded=offloaded, choose=choose, steps=steps,
-        encoder=encoder, seed=seed,
-    )  # fmt: skip
-    known, other = _frames(setup, data)
-    experiment = Experiment(setup, out, known, other)
+    setup = read_setup({
+        "texture": texture, "expressions": expressions, "frames": frames, "offloaded": offloaded, "choose": choose,
+        "steps": steps, "encoder": encoder, "seed": seed,
+    })  # fmt: skip
+    experiment = train_synthetic(setup, out) if data is None else Experiment(setup, out, *_recorded(setup, data))
     grants = [Terms(value, number, experiment.secrets) for value in limit for number in draws]
     noises = {(terms, name): experiment.noise(terms.budget, name) for terms in grants for name in rule}
     results, rows = [], []
@@ -150,15 +149,12 @@ def attack(
     common.finish(experiment.to_dict() | {"results": results}, json)
 
 
-def _frames(setup: Any, data: Path | None) -> tuple[Any, Any]:
-    """Return the frames to train on, and those that are attacked."""
-    from jettison.offload.experiment import shared_expressions, synthetic_frames
-
-    if data is None:
-        return synthetic_frames(setup)
+def _recorded(setup: Any, data: Path) -> tuple[Any, Any]:
+    """Return recorded frames to train on, and those that are attacked."""
     import torch
 
     from jettison.domains.perception.avatars.multiface import Multiface
+    from jettison.offload.experiment import shared_expressions
 
     recorded = Multiface(data, setup.texture)
     places = torch.randperm(len(recorded), generator=torch.Generator().manual_seed(setup.seed))[: setup.frames * 3 // 2]

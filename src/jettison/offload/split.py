@@ -41,20 +41,22 @@ class SplitModel(Protocol):
         """Return the result. offloaded: None if there is none: the result is then made of the local part alone."""
 
 
-def plain_half(model: SplitModel) -> Half:
-    """Return the half that leaves as a worker runs it, a copy; normalized weights become plain ones.
-
-    Raises UsageError if it does not read the model's latents.
-    """
-    half = deepcopy(model.offloaded).cpu()
-    for module in filter(is_parametrized, list(half.modules())):
-        values = {name: chain().detach() for name, chain in module.parametrizations.items()}
+def plain(module: nn.Module) -> nn.Module:
+    """Return a copy that computes the same with plain weights, where they are normalized (parametrized)."""
+    copy = deepcopy(module).cpu()
+    for part in filter(is_parametrized, list(copy.modules())):
+        values = {name: chain().detach() for name, chain in part.parametrizations.items()}
         # torch's remove_parametrizations would change the class, which the copy shares with the original.
-        module.__class__ = type(module).__bases__[0]
-        del module._modules["parametrizations"]
+        part.__class__ = type(part).__bases__[0]
+        del part._modules["parametrizations"]
         for name, value in values.items():
-            module.register_parameter(name, nn.Parameter(value))
-    return Half(half, model.latents, "the half that leaves")
+            part.register_parameter(name, nn.Parameter(value))
+    return copy
+
+
+def plain_half(model: SplitModel) -> Half:
+    """Return the half that leaves as a worker runs it, a copy. Raises UsageError if it does not read the latents."""
+    return Half(plain(model.offloaded), model.latents, "the half that leaves")
 
 
 def save_half(model: SplitModel, folder: str | Path) -> None:

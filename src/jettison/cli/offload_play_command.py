@@ -9,6 +9,9 @@ import typer
 from jettison.cli import common
 from jettison.core.errors import UsageError
 
+MOST_FRAMES = 100_000
+REASONS = ("unconnected", "full", "busy", "late", "failed", "lost")  # why an answer is missing
+
 
 def play(
     avatar: Annotated[Path, typer.Argument(help="Folder of a synthetic avatar, as `offload attack --out` trains it.")],
@@ -64,6 +67,7 @@ def play(
     check_seed(seed)
     for name, value, least, most in (("fps", fps, 0.001, 10_000), ("wait", wait, 0, 3600)):
         check_number(name, value, least, most)
+    check_number("count", count, 1, MOST_FRAMES, whole=True)
     check_number("deadline_ms", 1e3 / fps if deadline_ms is None else deadline_ms, 0.001, 3_600_000)
     tls = device_tls(tls_ca)
     if worker is None and (token_file is not None or tls is not None):
@@ -109,9 +113,10 @@ def play(
         "local part alone": measure(model, sequence, local=True)["loss"], "no noise": measure(model, sequence)["loss"]
     }  # fmt: skip
     report = played.to_dict() | {"bounds": bounds, "limit": limit, "counts": counts, "trouble": trouble}
+    reasons = ", ".join(f"{counts[reason]} {reason}" for reason in REASONS if counts.get(reason))
     common.out.print(
         f"{report['frames']} frames: {report['fresh']} fresh, {report['reused']} reused, {report['local']} local, "
-        f"{report['late']} late", markup=False, soft_wrap=True,
+        f"{report['late']} late{f' ({reasons})' if reasons else ''}", markup=False, soft_wrap=True,
     )  # fmt: skip
     losses = ", ".join(f"{figures(loss)} {name}" for name, loss in bounds.items())
     common.out.print(f"loss {figures(played.loss)} ({losses})", markup=False, soft_wrap=True)

@@ -99,12 +99,25 @@ def attack(
 
     The training in --out is continued if it was killed, and reused if it is done.
     """
-    from jettison.core.numbers import check_seed, figures
+    from jettison.core.errors import unknown
+    from jettison.core.numbers import check_number, check_seed, figures
     from jettison.offload.accounting import Terms, describe
+    from jettison.offload.avatar import HALF
     from jettison.offload.experiment import Experiment, read_setup, train_synthetic
+    from jettison.offload.local_dp import SENSITIVITIES
+    from jettison.offload.noise import RULES
 
     common.begin(quiet, json, page)
     check_seed(seed)
+    check_number("tries", tries, 1, 10**7, whole=True)
+    for name in rule:
+        if name not in (valid := (*RULES, *(f"dp-{kind}" for kind in SENSITIVITIES))):
+            raise unknown("rule", name, valid)
+    if not limit or not draws or not rule:
+        raise UsageError("limit, draws and rule are needed")
+    for value in limit:  # before the training, though the number of secrets is known after it
+        for number in draws:
+            Terms(value, number)
     setup = read_setup({
         "texture": texture, "expressions": expressions, "frames": frames, "offloaded": offloaded, "choose": choose,
         "steps": steps, "encoder": encoder, "seed": seed,
@@ -139,6 +152,7 @@ def attack(
         )  # fmt: skip
     lead = describe(grants[0], noises[grants[0], rule[0]])
     common.out.print(lead, markup=False, soft_wrap=True)
+    common.out.print(f"the half for a worker: {out / HALF}", markup=False, soft_wrap=True)
     if page is not None:
         from jettison.offload.gallery import write_page
 

@@ -26,7 +26,7 @@ from jettison.core.errors import UsageError
 from jettison.core.numbers import check_number, figures
 from jettison.numerics.information import posterior_success
 from jettison.offload.covariance import RunningCovariance
-from jettison.offload.noise import LEAST, Noise, make_noise
+from jettison.offload.noise import LEAST, MOST, Noise, make_noise
 from jettison.offload.noised import Noised
 
 WATCHED = 10_000  # latents: half-life of the covariance of what was sent
@@ -55,7 +55,7 @@ class Terms:
     count_timing: bool = False
 
     def __post_init__(self) -> None:
-        check_number("limit", self.limit, LEAST)
+        check_number("limit", self.limit, LEAST, MOST)
         check_number("draws", self.draws, 1, 10**9, whole=True)
         check_number("secrets", self.secrets, 2, 10**9, whole=True)
         check_number("delta", self.delta, 0)

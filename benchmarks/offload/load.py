@@ -38,7 +38,7 @@ from benchmarks.witness import cell, claim
 from jettison.core.progress import set_quiet
 from jettison.graph.described_files import save_described
 from jettison.offload.noised import noise_alone
-from jettison.offload.service.device import RemoteHalf
+from jettison.offload.service.device import REASONS, RemoteHalf
 from jettison.offload.service.half import Half
 from jettison.offload.service.limits import Limits
 from jettison.offload.service.messages import Answer
@@ -48,7 +48,6 @@ from jettison.offload.service.worker import Worker
 NAME = "privatar"
 DEVICES, FPS, SECONDS = 8, 30, 30
 WORKER_MESSAGES, DEVICE_MESSAGES = 40_000, 10_000
-LOCAL = ("unconnected", "full", "busy", "late", "failed", "lost")
 
 
 async def device(number: int, address: str, half: Half, seconds: float, start: float) -> dict[str, Any]:
@@ -87,8 +86,8 @@ def load(seconds: float = SECONDS) -> dict[str, Any]:
         return {
             "frames": frames,
             "remote": counts["remote"],
-            "local": {reason: counts[reason] for reason in LOCAL},
-            "unaccounted": frames - counts["remote"] - sum(counts[reason] for reason in LOCAL),
+            "local": {reason: counts[reason] for reason in REASONS},
+            "unaccounted": frames - counts["remote"] - sum(counts[reason] for reason in REASONS),
             "wrong": sum(one["wrong"] for one in devices),
             "least_share": min(one["counts"].get("remote", 0) / one["frames"] for one in devices),
             "latency_ms": {"samples": [value for one in devices for value in one["samples"]]},
@@ -141,7 +140,7 @@ async def fuzzed_device(half: Half, count: int) -> dict[str, Any]:
             while remote.welcome is not None and remote.counts["sessions"] == session:
                 await asyncio.sleep(0.001)
         counts = remote.counts
-    unaccounted = count - counts["remote"] - sum(counts[reason] for reason in LOCAL)
+    unaccounted = count - counts["remote"] - sum(counts[reason] for reason in REASONS)
     return {"messages": count, "counts": dict(counts), "malformed": malformed, "unaccounted": unaccounted}
 
 

@@ -10,7 +10,6 @@ from jettison.cli import common
 from jettison.core.errors import UsageError
 
 MOST_FRAMES = 100_000
-REASONS = ("unconnected", "full", "busy", "late", "failed", "lost")  # why an answer is missing
 
 
 def play(
@@ -84,6 +83,7 @@ def play(
     from jettison.offload.avatar import HALF
     from jettison.offload.experiment import open_synthetic
     from jettison.offload.service.blocking import BlockingRemoteHalf
+    from jettison.offload.service.device import REASONS
     from jettison.offload.service.serving import WorkerProcess
     from jettison.offload.split import plain_half
     from jettison.offload.training import measure
@@ -100,7 +100,6 @@ def play(
 
             token = token_bytes(32).hex().encode()
             worker = stack.enter_context(WorkerProcess(avatar / HALF, token)).address
-            wait = max(wait, 60.0)
         link = stack.enter_context(BlockingRemoteHalf(worker, token, half=plain_half(model), tls=tls))
         if not link.connected(wait):
             say(f"note: no worker at {worker}, so frames stay local: {link.remote.trouble or 'it does not answer'}")

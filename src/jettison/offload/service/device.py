@@ -43,6 +43,7 @@ from jettison.offload.service.messages import (
 )
 
 Output = dict[str, np.ndarray]  # name -> (...) float32, of one frame
+REASONS = ("unconnected", "full", "busy", "late", "failed", "lost")  # why a frame stays local
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ class RemoteHalf:
     token: bytes that the worker knows too.
     half: the half that the worker must compute; None accepts what it announces.
     tls: of ``endpoint.device_tls``; None for none.
-    counts: of frames, ``submitted`` = ``remote`` + those that stayed local: ``unconnected``, ``full``, ``busy``,
-        ``late``, ``failed``, ``lost``, ``cancelled``. Also ``dropped`` (answers that came late), ``sessions``,
-        ``faults`` (of the worker), and bytes ``sent`` and ``received`` by sessions that have ended.
+    counts: of frames, ``submitted`` = ``remote`` + those that stayed local: ``REASONS`` and ``cancelled``. Also
+        ``dropped`` (answers that came late), ``sessions``, ``faults`` (of the worker), and bytes ``sent`` and
+        ``received`` by sessions that have ended.
     round_trips: (seconds from sending to the answer, seconds of these that the worker names), the newest 10,000.
     bytes_up, bytes_down: on the wire, of the last request and of the last answer, without TCP's own; 0 without one.
     trouble: why there is no connection, or why the last one ended; empty if neither has happened.

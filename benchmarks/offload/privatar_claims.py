@@ -288,7 +288,9 @@ def summarize(done: Mapping[str, Any]) -> None:
 
 def check() -> None:
     """Recompute what needs no training, and compare it with the recorded result."""
-    recorded = {entry["id"]: entry["value"] for entry in json.loads((RESULTS / f"{NAME}.json").read_text())["claims"]}
+    if not (file := RESULTS / f"{NAME}.json").exists():
+        raise SystemExit(f"no result is recorded yet: {file} is missing")
+    recorded = {entry["id"]: entry["value"] for entry in json.loads(file.read_text())["claims"]}
     vectors, ratio = reference(), next(row["ratio"] for row in paper_table() if row["k"] == 14)
     compare({
         "noise_trace_rel_error": (vectors["error"], recorded["noise_trace_rel_error"], 1e-6),

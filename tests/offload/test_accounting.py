@@ -71,6 +71,15 @@ def test_the_bound_of_the_pattern_is_the_logarithm_of_the_number_of_patterns():
     assert len(patterns) == 1 + 4 + comb(4, 2)
 
 
+def test_the_bound_of_very_many_patterns_takes_no_time(monkeypatch):
+    bound = lambda draws, frames: Terms(1.0, draws, delta=0.1, frames=frames).timing_bound
+    exact = [bound(draws, 2001) for draws in (50, 900, 1100)]
+    monkeypatch.setattr("jettison.offload.accounting.COUNTED", 10)
+    for counted, draws in zip(exact, (50, 900, 1100), strict=True):
+        assert counted <= bound(draws, 2001) <= 1.03 * counted
+    assert bound(10**9, 10**12) == pytest.approx(1e12 * 0.0079, rel=0.02)
+
+
 def test_the_pattern_can_count_against_the_limit():
     terms = Terms(10.0, 2, delta=0.1, frames=11, count_timing=True)
     assert terms.budget == pytest.approx((10 - log(1 + 10 + 45)) / 2)

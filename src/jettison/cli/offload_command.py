@@ -193,6 +193,8 @@ def capacity(
     from jettison.offload import capacity as model
 
     common.begin(quiet, json)
+    check_number("fps", fps, 0.001, 10_000)
+    chosen = model.find_constants(radio, processor, constants)
     if report is None:
         rows, claims = model.paper_table(), model.headlines()
         figures = lambda row: [f"{row[name]:.3f}" for name in ("local_s", "transfer_s", "worker_s")]
@@ -206,10 +208,9 @@ def capacity(
                 common.out.print(f"{name.replace('_', ' ')}: published {claim['published']}, that of {from_rows}")
         common.out.print(f"both at once: {', '.join(map(str, claims['both'])) or 'no row'}")
         return common.finish({"table": rows, "headlines": claims}, json)
-    check_number("fps", fps, 0.001, 10_000)
     times = model.read_times(report)
     served = model.users(times, 1 / fps)
-    spent = model.energy(times, *model.find_constants(radio, processor, constants))
+    spent = model.energy(times, *chosen)
     split = f"{served.offloaded:.2f} offloaded, {served.extra:.2f} entirely local"
     common.out.print(f"{served.total:.2f} users at {fps:g} Hz ({split}); {served.whole:.2f} without offloading: "
                      f"{served.ratio:.2f}x")  # fmt: skip

@@ -17,7 +17,7 @@ only where it is independent of the last.
 """
 
 from dataclasses import dataclass
-from math import inf, lgamma, log
+from math import inf, lgamma, log, log1p
 from typing import Literal
 
 import torch
@@ -29,6 +29,7 @@ from jettison.offload.covariance import RunningCovariance
 from jettison.offload.noise import LEAST, MOST, Noise, make_noise
 from jettison.offload.noised import Noised
 
+COUNTED = 100_000  # draws whose patterns are counted one by one
 WATCHED = 10_000  # latents: half-life of the covariance of what was sent
 
 
@@ -73,7 +74,8 @@ class Terms:
         """The most that the pattern of draws can tell, in nats: the logarithm of the number of patterns.
 
         The first frame is always sent; of the other times at which a draw is allowed, up to N have an event: a draw,
-        or the moment at which the limit is reached and nothing is sent any more.
+        or the moment at which the limit is reached and nothing is sent any more. For very many places, the entropy
+        bound of the number of patterns is taken, which is a little larger.
         """
         if self.delta == 0:
             return 0.0
@@ -83,6 +85,9 @@ class Terms:
         most = min(self.draws, places)
         if most == places:
             return places * log(2)
+        if most > COUNTED:
+            share = min(most / places, 0.5)
+            return places * (-share * log(share) - (1 - share) * log1p(-share))
         logs = [lgamma(places + 1) - lgamma(k + 1) - lgamma(places - k + 1) for k in range(most + 1)]
         return float(torch.tensor(logs, dtype=torch.float64).logsumexp(0))
 

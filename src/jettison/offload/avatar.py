@@ -34,7 +34,8 @@ from jettison.offload.split import save_half
 CONFIG, WEIGHTS, HALF = "avatar.json", "avatar.safetensors", "half"
 FIRST = 4  # side of the smallest maps
 SLOPE = 0.2
-Size = Annotated[int, Field(ge=1, le=1 << 20, description="a whole number of at least 1 is needed")]
+LARGEST = 1 << 20
+Size = Annotated[int, Field(ge=1, le=LARGEST, description=f"a whole number from 1 to {LARGEST:,} is needed")]
 
 
 class AvatarConfig(Fields):

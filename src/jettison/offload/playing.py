@@ -27,7 +27,7 @@ WATCHED = 4  # times d: draws of which a covariance says something
 
 
 class Answers(Protocol):
-    """Whoever runs the half: ``service.blocking.BlockingRemoteHalf``, or ``InProcess``."""
+    """What runs the half: ``service.blocking.BlockingRemoteHalf``, or ``InProcess``."""
 
     def submit(self, noised: Noised, deadline: float) -> dict[str, np.ndarray] | None:
         """Return the outputs of a frame by ``deadline``, in seconds of ``time.monotonic``, or None."""

@@ -9,11 +9,11 @@ import torch
 
 from benchmarks.calm import calm
 from benchmarks.fixtures.offload import TOKEN
-from jettison.offload.avatar import HALF, AvatarVAE
+from jettison.offload.avatar import HALF, AvatarVAE, load_half
 from jettison.offload.noised import noise_alone
 from jettison.offload.service.blocking import BlockingRemoteHalf
 from jettison.offload.service.serving import WorkerProcess
-from jettison.offload.split import plain, plain_half, run, run_local
+from jettison.offload.split import plain, run, run_local
 
 
 def times(bench: Any, whole: Mapping[str, AvatarVAE]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def in_turns(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, fl
 
 def on_a_worker(bench: Any, k: int) -> dict[str, float]:
     """Send frames one after another to a worker process; return median seconds of the transfer and of the worker."""
-    half = plain_half(bench.experiment(k).model)
+    half = load_half(bench.folder(k), bench.experiment(k).model)
     with (
         WorkerProcess(bench.folder(k) / HALF, TOKEN) as worker,
         BlockingRemoteHalf(worker.address, TOKEN, half=half) as link,

@@ -32,7 +32,7 @@ def test_channels_without_weights_can_be_left_out():
             kernels = [step for step in decoder if isinstance(step, nn.ConvTranspose2d)]
             for kernel in kernels[:-1]:
                 kernel.weight[:, :2] = 0
-            decoder[0].weight[: 2 * 16], decoder[0].bias[: 2 * 16] = 0, 0
+            decoder[0].weight[: 4 * 16], decoder[0].bias[: 4 * 16] = 0, 0
     small = narrowed(model, 0.1)
     count = lambda network: sum(value.numel() for value in network.parameters())
     assert count(small) < count(model)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from shutil import copytree
 from threading import Thread
 
 import pytest
@@ -14,10 +15,11 @@ from benchmarks.fixtures.offload import TOKEN, Proxy, messages_of
 from jettison.core.errors import JettisonError, UsageError
 from jettison.domains.perception.avatars.synthetic import SyntheticAvatars
 from jettison.offload.accounting import Terms
+from jettison.offload.avatar import load_half
 from jettison.offload.experiment import Setup, open_synthetic, train_synthetic
 from jettison.offload.service.blocking import BlockingRemoteHalf
-from jettison.offload.split import plain_half
-from jettison.offload.training import measure
+from jettison.offload.split import plain_half, save_half
+from jettison.offload.training import measure, new_avatar
 
 SETUP = Setup(
     texture=16, grid=(5, 5), expressions=4, frames=40, block=2, offloaded=3, latents=6, offloaded_latents=4, width=3,
@@ -66,7 +68,7 @@ def test_a_worker_gives_the_same_as_this_process(folder, experiment, follow):
     with (
         serving(folder / "half") as worker,
         recording(worker.address) as proxy,
-        BlockingRemoteHalf(proxy.address, TOKEN, half=plain_half(experiment.model)) as link,
+        BlockingRemoteHalf(proxy.address, TOKEN, half=load_half(folder, experiment.model)) as link,
     ):
         assert link.connected(60)
         away = experiment.play(TERMS, sequence(), follow=follow, answers=link, **PATIENT)
@@ -149,9 +151,7 @@ def test_bad_usage(jettison, folder, tmp_path, monkeypatch, change, message):
     assert code == 2 and message in err
 
 
-def test_folders_with_missing_or_foreign_files_are_refused(folder, tmp_path, jettison):
-    from shutil import copytree
-
+def test_folders_with_missing_or_foreign_files_are_refused(folder, experiment, tmp_path, jettison):
     copy = copytree(folder, tmp_path / "copy")
     setup = json.loads((copy / "setup.json").read_text())
     (copy / "setup.json").write_text(json.dumps(setup | {"texture": 32}))
@@ -161,6 +161,10 @@ def test_folders_with_missing_or_foreign_files_are_refused(folder, tmp_path, jet
     with pytest.raises(UsageError, match=r"setup.json: frames = 'many'"):
         open_synthetic(copy)
     (copy / "setup.json").write_text(json.dumps(setup))
+    other = new_avatar(experiment.known, experiment.config, seed=1)
+    save_half(other, copy / "half")
+    code, _, err = jettison("offload", "play", copy, "--count", 2, "-q")
+    assert code == 1 and "is the half of another avatar" in err
     (copy / "half" / "model.safetensors").unlink()
     code, _, err = jettison("offload", "play", copy, "--count", 2, "-q")
     assert code == 1 and "model.safetensors" in err and "Traceback" not in err

@@ -80,16 +80,16 @@ def play(
     from jettison.core.progress import say
     from jettison.domains.perception.avatars.synthetic import SyntheticAvatars
     from jettison.offload.accounting import Terms, describe
-    from jettison.offload.avatar import HALF
+    from jettison.offload.avatar import HALF, load_half
     from jettison.offload.experiment import open_synthetic
     from jettison.offload.service.blocking import BlockingRemoteHalf
     from jettison.offload.service.device import REASONS
     from jettison.offload.service.serving import WorkerProcess
-    from jettison.offload.split import plain_half
     from jettison.offload.training import measure
 
     experiment = open_synthetic(avatar)
     setup, model = experiment.setup, experiment.model
+    half = load_half(avatar, model)
     terms = Terms(limit, draws, experiment.secrets, delta, every)
     noise = experiment.noise(terms.budget, rule)
     avatars = SyntheticAvatars(setup.texture, setup.grid, setup.expressions, seed=setup.seed)
@@ -100,7 +100,7 @@ def play(
 
             token = token_bytes(32).hex().encode()
             worker = stack.enter_context(WorkerProcess(avatar / HALF, token)).address
-        link = stack.enter_context(BlockingRemoteHalf(worker, token, half=plain_half(model), tls=tls))
+        link = stack.enter_context(BlockingRemoteHalf(worker, token, half=half, tls=tls))
         if not link.connected(wait):
             say(f"note: no worker at {worker}, so frames stay local: {link.remote.trouble or 'it does not answer'}")
         played = experiment.play(

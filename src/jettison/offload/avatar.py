@@ -29,7 +29,8 @@ from jettison.domains.perception.avatars.frames import AvatarFrames, Normalizati
 from jettison.graph.blocks import TexelBias
 from jettison.numerics.block_dct import block_dct, inverse_block_dct
 from jettison.offload.partition import Partition
-from jettison.offload.split import save_half
+from jettison.offload.service.half import Half
+from jettison.offload.split import plain_half, save_half
 
 CONFIG, WEIGHTS, HALF = "avatar.json", "avatar.safetensors", "half"
 FIRST = 4  # side of the smallest maps
@@ -246,3 +247,20 @@ def load_avatar(folder: str | Path) -> AvatarVAE:
         raise JettisonError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: they are of two networks")
     model.load_state_dict(stored[0])
     return model.eval()
+
+
+def load_half(folder: str | Path, model: AvatarVAE) -> Half:
+    """Load the half that ``save_avatar`` wrote for the worker, the same file that a worker gets a copy of.
+
+    A half that is made of the model again on another processor may differ in the last bit, and then in its digest.
+    Raises JettisonError if it is missing, or of another avatar.
+    """
+    path = Path(folder) / HALF
+    half, own = Half.load(path, model.latents), plain_half(model)
+    mine, stored = own.module.state_dict(), half.module.state_dict()
+    same = [name for name in mine.keys() & stored.keys() if mine[name].shape == stored[name].shape]
+    if len(same) != len(mine) or not all(torch.allclose(mine[name], stored[name].cpu(), atol=1e-5) for name in same):
+        raise JettisonError(
+            f"{path} is the half of another avatar: write it again with jettison.offload.split.save_half"
+        )
+    return half

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from shutil import copytree
 from threading import Thread
@@ -107,6 +108,25 @@ def test_without_answers_frames_are_made_of_the_local_part_and_sent_again(experi
     assert numbers == [n for n, kind in enumerate(played.kinds) if kind == "late"]
     unique = {noised.latent.tobytes() for noised in deaf.asked}
     assert len(unique) == sum(map(len, played.seen)), "no draw beyond the account, whatever comes back"
+
+
+def test_the_clock_waits_for_a_slow_device(experiment):
+    """A frame has its whole time to its deadline, however long the frames before it took."""
+
+    class Slow:
+        def __init__(self):
+            self.left = []
+
+        def submit(self, noised, deadline):
+            self.left.append(deadline - time.monotonic())
+            time.sleep(0.2)
+
+    slow = Slow()
+    played = experiment.play(TERMS, sequence(16), answers=slow, fps=50)
+    assert len(slow.left) == played.kinds.count("late") >= 6 and played.behind >= len(slow.left) - 2
+    assert slow.left[-1] > -0.09 * len(slow.left), "0.18 s too much a frame would add up"
+    assert experiment.play(TERMS, sequence(3), answers=slow, fps=1e4).to_dict()["behind"] >= 1
+    assert experiment.play(TERMS, sequence(3)).behind == 0
 
 
 def test_the_command_with_a_process_of_its_own(jettison, folder, experiment, tmp_path):

@@ -117,6 +117,8 @@ def play(
         f"{report['frames']} frames: {report['fresh']} fresh, {report['reused']} reused, {report['local']} local, "
         f"{report['late']} late{f' ({reasons})' if reasons else ''}", markup=False, soft_wrap=True,
     )  # fmt: skip
+    if played.behind:
+        common.out.print(f"this machine fell behind the clock at {played.behind} frames, and the clock waited")
     losses = ", ".join(f"{figures(loss)} {name}" for name, loss in bounds.items())
     common.out.print(f"loss {figures(played.loss)} ({losses})", markup=False, soft_wrap=True)
     common.out.print(

@@ -56,6 +56,7 @@ class Played:
     spent: nats that the draws for each of these may have told.
     overspent: nats that a draw of the last noise tells beyond its budget, by the covariance of all that was sent, see
         ``Account.overspent``; None for fewer draws than 4 d, which say too little.
+    behind: how often this process was more than a frame behind the clock, which then waited for it.
     """
 
     kinds: tuple[str, ...]
@@ -64,6 +65,7 @@ class Played:
     secrets: torch.Tensor
     spent: tuple[float, ...]
     overspent: float | None
+    behind: int = 0
 
     @property
     def loss(self) -> float:
@@ -85,7 +87,7 @@ class Played:
         return {
             "frames": len(self.kinds), **{kind: count[kind] for kind in KINDS}, "loss": self.loss,
             "secrets": len(self.secrets), "returned": self.returned, "draws": sum(map(len, self.seen)),
-            "spent_most": max(self.spent), "spent": sum(self.spent), "overspent": self.overspent,
+            "spent_most": max(self.spent), "spent": sum(self.spent), "overspent": self.overspent, "behind": self.behind,
         }  # fmt: skip
 
 
@@ -103,7 +105,8 @@ def play(
     answers: who runs the half; None means this process.
     follow: takes in the latents, and the noise of every new secret is made for its estimate; None keeps the noise.
     fps: frames per second of the clock; None plays as fast as it can. deadline_s: from a frame's arrival to its
-        deadline; None means the time between two frames, or 60 s without a clock.
+        deadline; None means the time between two frames, or 60 s without a clock. The clock waits for a process that is
+        more than a frame behind.
 
     A frame that stays on the device, or whose answer does not come in time, is made of the local part alone. A noised
     latent without an answer is sent again with the next frame that reuses it.
@@ -117,6 +120,8 @@ def play(
     check_number("deadline_s", patience, 1e-6, 3600)
     answers = answers or InProcess(plain_half(model))
     kinds, losses, seen, names, spent, answer = [], [], [], [], [], None
+    behind, period = 0, 0.0 if fps is None else 1 / fps
+    model.combine(model.decode_local(model.encode(frames[0])[0]), None)  # the first run of a network is slow
     start = time.monotonic()
     with bar("play", len(frames)) as progress:
         for number, (inputs, secret) in enumerate(zip(frames, secrets, strict=True)):
@@ -128,7 +133,9 @@ def play(
                 seen.append([])
                 spent.append(0.0)
                 names.append(int(secret))
-            arrival = time.monotonic() if fps is None else start + number / fps
+            arrival = time.monotonic() if fps is None else start + number * period
+            if (lag := time.monotonic() - arrival) > period and fps is not None:
+                start, arrival, behind = start + lag, arrival + lag, behind + 1
             time.sleep(max(0.0, arrival - time.monotonic()))
             kept, latents = model.encode(inputs)
             sent = account.frame(latents[0])
@@ -146,4 +153,4 @@ def play(
             progress.advance()
     overspent = account.overspent() if sum(map(len, seen)) >= WATCHED * model.latents else None
     observed = tuple(map(torch.stack, seen))  # every secret begins with a draw
-    return Played(tuple(kinds), torch.tensor(losses), observed, torch.tensor(names), tuple(spent), overspent)
+    return Played(tuple(kinds), torch.tensor(losses), observed, torch.tensor(names), tuple(spent), overspent, behind)

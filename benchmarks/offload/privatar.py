@@ -1,7 +1,7 @@
 """Private offloading on synthetic avatars: loss, attacks, users and energy, beside other ways to make a decoder fit.
 
-    python -m benchmarks.offload.privatar            # trains, measures losses and attacks
-    python -m benchmarks.offload.privatar --finish   # then times, on a machine that does nothing else; the result
+    python -m benchmarks.offload.privatar            # trains, measures losses and attacks: half an hour on 2 cores
+    python -m benchmarks.offload.privatar --finish   # then times, five minutes, nothing else may run; the result
     python -m benchmarks.offload.privatar --check    # the figures that need no training, against the result
     python -m benchmarks.offload.privatar --tiny     # all paths with tiny settings; it measures nothing
 
@@ -63,7 +63,7 @@ class Plan:
 
 FULL = Plan(
     "privatar", Setup(texture=32, expressions=24, frames=1200, steps=3000, batch=16, rate=3e-3), (4, 8, 12, 14), 12,
-    (0.1, 1.0, 4.0), (1, 30, 1800), 2000, 600,
+    (0.1, 1.0, 2.5), (1, 30, 1800), 2000, 600,
     ((30, 1, 30), (30, 30, 1), (1800, 1, 1800), (1800, 30, 60), (1800, 1800, 1)), (24, 2), 400, 200,
 )  # fmt: skip
 TINY = Plan(
@@ -186,8 +186,7 @@ class Bench:
     @cached_property
     def timed(self) -> dict[str, Any]:
         """The times of all avatars, for --finish."""
-        whole = {"pruned": self.pruned(self.plan.main)}
-        return self.cell("times", lambda: times(self, whole))
+        return self.cell("times", lambda: times(self, {"pruned": self.pruned(self.plan.main)}))
 
 
 @torch.no_grad()

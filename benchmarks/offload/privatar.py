@@ -11,6 +11,7 @@ about one expression; N draws of noise share a limit.
 """
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +45,7 @@ class Plan:
     tries: guesses of an attack; network: steps of training of the guesser's network.
     programs: of sequences: frames for which an expression is held, draws, and the frames between two of them.
     played: expressions in a sequence of short holds, and of long ones. tuned: steps of training after pruning.
-    frames: that are timed.
+    frames: that are timed. sizes: of the networks that are timed; none means the paper's.
     """
 
     name: str
@@ -59,18 +60,20 @@ class Plan:
     played: tuple[int, int]
     tuned: int
     frames: int
+    sizes: Mapping[str, int]
 
 
 FULL = Plan(
     "privatar", Setup(texture=32, expressions=24, frames=1200, steps=3000, batch=16, rate=3e-3), (4, 8, 12, 14), 12,
     (0.1, 1.0, 2.5), (1, 30, 1800), 2000, 600,
-    ((30, 1, 30), (30, 30, 1), (1800, 1, 1800), (1800, 30, 60), (1800, 1800, 1)), (24, 2), 400, 200,
+    ((30, 1, 30), (30, 30, 1), (1800, 1, 1800), (1800, 30, 60), (1800, 1800, 1)), (24, 2), 400, 40, {},
 )  # fmt: skip
 TINY = Plan(
     "privatar-tiny",
     Setup(texture=32, grid=(6, 6), expressions=4, frames=24, steps=4, batch=8, rate=3e-3, latents=6,
           offloaded_latents=4, width=4, encoder_width=4),
     (12, 14), 12, (0.1, 1.0), (1, 3), 60, 5, ((3, 1, 3), (3, 3, 1)), (3, 2), 2, 3,
+    {"texture": 32, "vertices": 20, "latents": 4, "offloaded_latents": 4},
 )  # fmt: skip
 
 
@@ -161,7 +164,7 @@ class Bench:
             "no noise": measure(experiment.model, self._sequence(hold))["loss"],
             "local": measure(experiment.model, self._sequence(hold), local=True)["loss"],
         }
-        return {"limit": limit, "hold": hold, "draws": draws, **played.to_dict(), "bounds": bounds}
+        return {"limit": limit, "hold": hold, "allowed": draws, **played.to_dict(), "bounds": bounds}
 
     def _sequence(self, hold: int) -> Any:
         setup, short = self.plan.setup, hold == min(program[0] for program in self.plan.programs)
@@ -186,7 +189,7 @@ class Bench:
     @cached_property
     def timed(self) -> dict[str, Any]:
         """The times of all avatars, for --finish."""
-        return self.cell("times", lambda: times(self, {"pruned": self.pruned(self.plan.main)}))
+        return self.cell("times", lambda: times(self.plan, {"pruned": lambda model: narrowed(model, 0.1)}))
 
 
 @torch.no_grad()

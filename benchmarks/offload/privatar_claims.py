@@ -94,8 +94,12 @@ def against_dp(done: Mapping[str, Any]) -> list[float]:
 
 
 def recovered(loss: float, bounds: Mapping[str, float]) -> float:
-    """Return the share of what the local part alone loses that offloading recovers; negative if it is worse."""
-    return (bounds["local"] - loss) / max(bounds["local"] - bounds["no noise"], 1e-12)
+    """Return the share of what the local part alone loses that offloading recovers; negative if it is worse.
+
+    0 if even without noise there is nothing to recover.
+    """
+    gap = bounds["local"] - bounds["no noise"]
+    return (bounds["local"] - loss) / gap if gap > 0 else 0.0
 
 
 def loss_table(done: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +161,7 @@ def percent(share: float) -> str:
 def pareto(done: Mapping[str, Any], plan: Any) -> list[dict[str, Any]]:
     """Return the points of the Pareto plot: users and energy of a device against loss, and the bound of each."""
     timed, points = done["times"], []
+    whole = timed["whole"][str(plan.main)]
     constants = find_constants()
     for k, limit in product(plan.ks, plan.limits):
         times = split_times(timed, k, 1.0)
@@ -165,9 +170,10 @@ def pareto(done: Mapping[str, Any], plan: Any) -> list[dict[str, Any]]:
             if (row["limit"], row["draws"], row["rule"]) == (limit, plan.draws[0], "exact")
         )  # fmt: skip
         bound = next(row["bound"] for row in done["attacks"][k]["rows"] if row.get("limit") == limit)
-        points.append(point(f"k = {k}, V = {limit:g}", f"offloaded, V = {limit:g}", times, loss, bound, constants))
-    main, based = done["baselines"], lambda whole: Times(local_s=whole, transfer_s=0, worker_s=0, whole_s=whole)
-    whole = timed["whole"][str(plan.main)]
+        points.append(
+            point(f"k = {k}, V = {limit:g}", f"offloaded, V = {limit:g}", times, loss, bound, constants, whole)
+        )
+    main, based = done["baselines"], lambda seconds: Times(local_s=seconds, transfer_s=0, worker_s=0, whole_s=seconds)
     for name, title, seconds in (
         ("whole", "local only", whole), ("int8", "int8 (time of local only)", whole),
         ("pruned", "pruned 10 %", timed["others"]["pruned"]),
@@ -177,14 +183,13 @@ def pareto(done: Mapping[str, Any], plan: Any) -> list[dict[str, Any]]:
         loss = done["avatars"][k]["local_loss"]
         points.append(
             point(f"k = {k}, local part alone", "local part alone", based(timed["local"][str(k)]), loss, None,
-                  constants, timed["whole"][str(k)])
+                  constants, whole)
         )  # fmt: skip
     return points
 
 
-def point(name, kind, times, loss, bound, constants, whole=None) -> dict[str, Any]:
-    """Return one point. whole: seconds of the network that users are counted against; None: of ``times``."""
-    whole = times.whole_s if whole is None else whole
+def point(name, kind, times, loss, bound, constants, whole) -> dict[str, Any]:
+    """Return one point. whole: seconds of the network that users are counted against."""
     served = PERIOD_S / times.whole_s if times.transfer_s == 0 else users(times, PERIOD_S).total
     spent = energy(times, *constants)
     total = spent.compute_mj + spent.radio_mj

@@ -57,6 +57,7 @@ def test_a_point_that_another_beats_has_no_star():
     ])["rows"]  # fmt: skip
     assert [row[0] for row in rows] == ["good", "* safe", "worse", "* many"]
     assert privatar_claims.recovered(0.3, {"local": 0.4, "no noise": 0.2}) == pytest.approx(0.5)
+    assert privatar_claims.recovered(0.3, {"local": 0.2, "no noise": 0.2}) == 0
 
 
 def test_the_reference_needs_no_training():

@@ -34,6 +34,7 @@ PAGES = {
     "studies/drafting.md": study_pages.drafting,
     "studies/depth.md": study_pages.depth,
     "studies/diffusion.md": study_pages.diffusion,
+    "studies/offload.md": study_pages.offload,
     "studies/xrbench.md": study_pages.xr,
     "studies/xr-tuned.svg": study_pages.xr_timelines,
 }

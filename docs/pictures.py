@@ -89,3 +89,41 @@ def gate_map(programs: Mapping[str, Sequence[str]]) -> str:
     box = f'viewBox="0 0 {LEFT + CELL * steps + 26} {TITLE + CELL * blocks + 8}"'
     style = 'font-family="sans-serif" font-size="12" fill="currentColor" role="img"'
     return f"<svg {box} {style}>" + "".join(parts) + "</svg>"
+
+
+def pareto(points: Sequence[Mapping]) -> str:
+    """Draw loss against users, an inline SVG in the colours of the page. Points of one kind are joined.
+
+    points: name, kind, ratio (users against a device that offloads nothing), loss.
+    """
+    width, height, left, top, side = 460, 260, 60, 20, 210
+    most, highest = max(point["ratio"] for point in points) * 1.1, max(point["loss"] for point in points) * 1.1
+    x_of, y_of = lambda ratio: left + width * ratio / most, lambda loss: top + height * (1 - loss / highest)
+    parts = [f'<path d="M{left} {top}v{height}h{width}" fill="none"/>']
+    for number in range(5):
+        x, y = left + width * (number + 1) / 5, top + height * number / 5
+        parts.append(
+            f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="middle">{most * (number + 1) / 5:.2f}x</text>'
+        )
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{highest * (1 - number / 5):.3g}</text>')
+    parts.append(f'<text x="{left - 8}" y="{top - 8}" text-anchor="end">loss</text>')
+    parts.append(f'<text x="{left + width}" y="{top + height + 36}" text-anchor="end">users</text>')
+    for number, kind in enumerate(dict.fromkeys(point["kind"] for point in points)):
+        colour = RUN_COLOURS[number % len(RUN_COLOURS)]
+        own = sorted((point for point in points if point["kind"] == kind), key=lambda point: point["ratio"])
+        places = [(x_of(point["ratio"]), y_of(point["loss"])) for point in own]
+        if kind != "on the device":
+            line = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+            parts.append(f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        for point, (x, y) in zip(own, places, strict=True):
+            title = f"<title>{escape(point['name'])}</title>"
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" stroke="none" fill="{colour}">{title}</circle>')
+            short = escape(point["name"].split(",")[0])
+            parts.append(f'<text x="{x + 6:.1f}" y="{y - 6:.1f}" font-size="10">{short}</text>')
+        row = top + 18 * number
+        parts.append(f'<circle cx="{left + width + 40}" cy="{row}" r="4" stroke="none" fill="{colour}"/>')
+        parts.append(f'<text x="{left + width + 52}" y="{row + 4}">{escape(kind)}</text>')
+    box = f'viewBox="0 0 {left + width + side} {top + height + 44}"'
+    style = 'font-family="sans-serif" font-size="12" stroke="currentColor" stroke-width="1"'
+    body = "".join(parts).replace("<text ", '<text stroke="none" fill="currentColor" ')
+    return f'<svg {box} {style} role="img">{body}</svg>'

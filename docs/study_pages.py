@@ -5,7 +5,7 @@ import re
 from html import escape
 from pathlib import Path
 
-from pictures import gate_map, timelines
+from pictures import gate_map, pareto, timelines
 
 from jettison.xr.definitions import find_scenario
 
@@ -157,6 +157,38 @@ def diffusion() -> str:
         lines[1:1] = parts
     else:
         lines[1:1] = ["**No result is recorded yet:** the model is not trained.", ""]
+    return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
+
+
+def offload(name: str = "privatar") -> str:
+    """Return studies/offload.md, made anew from the result of benchmarks/offload/privatar.py.
+
+    name: of the result.
+    """
+    text = (STUDIES / "offload.md").read_text(encoding="utf-8")
+    file = ROOT / "benchmarks" / "results" / f"{name}.json"
+    lines = ["<!-- made by generate.py -->", "<!-- end -->"]
+    if file.exists():
+        result = json.loads(file.read_text(encoding="utf-8"))
+        details = result["details"]
+        parts = [
+            f"`{result['command']}`; claims and targets are on the [results page](results.md#{name}). "
+            f"{details['secrets']} expressions: {100 / details['secrets']:.1f} % are guessed without seeing anything.",
+            "",
+            "![Original, local part alone, offloaded, and the guesser's view](offload-row.png)",
+            "",
+            "From the left: the original, the local part alone, offloaded with noise of one nat, the guesser's view.",
+            "",
+            "### Loss against users",
+            "",
+            pareto(details["pareto"]),
+            "",
+        ]
+        for title, table in details["tables"].items():
+            parts += [f"### {title[0].upper()}{title[1:]}", "", *_lines(table), ""]
+        lines[1:1] = parts
+    else:
+        lines[1:1] = ["**No result is recorded yet:** the avatars are not trained.", ""]
     return re.sub(f"{lines[0]}.*{lines[-1]}", lambda _: "\n".join(lines), text, flags=re.DOTALL)
 
 

@@ -7,13 +7,16 @@ from threading import Thread
 
 from benchmarks.fixtures.offload import TOKEN
 from jettison.offload.service.half import Half
+from jettison.offload.service.limits import Limits
 from jettison.offload.service.worker import Worker
+
+LIMITS = Limits(window=64)  # a busy machine may fall behind the clock of a stream
 
 
 @contextmanager
 def serving(folder) -> Iterator[Worker]:
     """Serve the described model of a folder during the block."""
-    loop, worker = asyncio.new_event_loop(), Worker(Half.load(folder), TOKEN)
+    loop, worker = asyncio.new_event_loop(), Worker(Half.load(folder), TOKEN, limits=LIMITS)
     thread = Thread(target=loop.run_forever, daemon=True)
     thread.start()
     wait = lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(60)

@@ -1,10 +1,9 @@
 """Offloading under load: eight devices at 30 Hz against one worker process, and 50,000 fuzzed messages.
 
-    python -m benchmarks.offload.load                # all: about ten minutes on 2 cores that do nothing else
-    python -m benchmarks.offload.load --parts load   # some parts, which are kept; no result is written
+    python -m benchmarks.offload.load --parts load   # one part, which benchmarks.offload.privatar then uses
     python -m benchmarks.offload.load --check        # the load for five seconds, and 2,000 fuzzed messages
 
-A part is computed once and kept in runs/offload; remove its file to have it computed again. The parts need:
+A part is computed once and kept in runs/privatar; remove its file to have it computed again. The parts need:
 
     load     a minute        nothing else may run; a disturbed run is repeated, three times at most
     fuzz     some minutes    on any machine, however busy
@@ -35,22 +34,20 @@ from benchmarks.fixtures.offload import (
     small_module,
     write_body,
 )
-from benchmarks.witness import cell, claim, write_result
+from benchmarks.witness import cell, claim
 from jettison.core.progress import set_quiet
 from jettison.graph.described_files import save_described
 from jettison.offload.noised import noise_alone
-from jettison.offload.service.device import RemoteHalf
+from jettison.offload.service.device import REASONS, RemoteHalf
 from jettison.offload.service.half import Half
 from jettison.offload.service.limits import Limits
 from jettison.offload.service.messages import Answer
 from jettison.offload.service.serving import WorkerProcess
 from jettison.offload.service.worker import Worker
 
-NAME = "offload"
+NAME = "privatar"
 DEVICES, FPS, SECONDS = 8, 30, 30
 WORKER_MESSAGES, DEVICE_MESSAGES = 40_000, 10_000
-PARTS = ("load", "fuzz")
-LOCAL = ("unconnected", "full", "busy", "late", "failed", "lost")
 
 
 async def device(number: int, address: str, half: Half, seconds: float, start: float) -> dict[str, Any]:
@@ -89,8 +86,8 @@ def load(seconds: float = SECONDS) -> dict[str, Any]:
         return {
             "frames": frames,
             "remote": counts["remote"],
-            "local": {reason: counts[reason] for reason in LOCAL},
-            "unaccounted": frames - counts["remote"] - sum(counts[reason] for reason in LOCAL),
+            "local": {reason: counts[reason] for reason in REASONS},
+            "unaccounted": frames - counts["remote"] - sum(counts[reason] for reason in REASONS),
             "wrong": sum(one["wrong"] for one in devices),
             "least_share": min(one["counts"].get("remote", 0) / one["frames"] for one in devices),
             "latency_ms": {"samples": [value for one in devices for value in one["samples"]]},
@@ -143,13 +140,13 @@ async def fuzzed_device(half: Half, count: int) -> dict[str, Any]:
             while remote.welcome is not None and remote.counts["sessions"] == session:
                 await asyncio.sleep(0.001)
         counts = remote.counts
-    unaccounted = count - counts["remote"] - sum(counts[reason] for reason in LOCAL)
+    unaccounted = count - counts["remote"] - sum(counts[reason] for reason in REASONS)
     return {"messages": count, "counts": dict(counts), "malformed": malformed, "unaccounted": unaccounted}
 
 
 def claims(loaded: dict[str, Any], fuzzed: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the claims of both parts."""
-    messages = sum(part["messages"] for part in fuzzed.values())
+    messages = fuzzed["worker"]["messages"] + fuzzed["device"]["messages"]
     local = sum(loaded["local"].values())
     held = loaded["unaccounted"] == loaded["wrong"] == 0 and loaded["least_share"] >= 0.99
     bad = fuzzed["device"]["malformed"] + fuzzed["device"]["unaccounted"] + fuzzed["worker"]["connections_left"]
@@ -163,14 +160,24 @@ def claims(loaded: dict[str, Any], fuzzed: dict[str, Any]) -> list[dict[str, Any
     ]  # fmt: skip
 
 
+def part(name: str) -> dict[str, Any]:
+    """Return a part, computed once."""
+    return cell(NAME, name, PARTS[name])
+
+
+PARTS = {"load": load, "fuzz": fuzz}
+
+
 def main() -> None:
-    """Compute the parts and write the result, or check a smaller run."""
+    """Compute parts, or check a smaller run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=[])
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     set_quiet(True)
     torch.set_num_threads(1)
+    for name in options.parts:
+        part(name)
     if options.check:
         loaded, fuzzed = load(5), fuzz(1500, 500)
         wrong = [
@@ -178,13 +185,6 @@ def main() -> None:
         ]
         print(loaded["frames"], "frames;", f"not as claimed: {', '.join(wrong)}" if wrong else "as claimed")
         raise SystemExit(bool(wrong))
-    work = {"load": load, "fuzz": fuzz}
-    parts = {part: cell(NAME, part, work[part]) for part in options.parts or PARTS}
-    if not options.parts:
-        seconds = sum(part["seconds"] for part in parts.values())
-        details = {"devices": DEVICES, "fps": FPS, **parts}
-        bare = {name: {key: part[key] for key in ("worker", "device") if key in part} for name, part in parts.items()}
-        write_result(NAME, claims(parts["load"], bare["fuzz"]), seconds, details, script=__file__, seed=1)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,8 @@ def test_the_papers_table(jettison, folder):
         (("join", "127.0.0.1:1", "frames", "--fallback", "decoder", "-t", "missing"), "cannot read the token"),
         (("join", "127.0.0.1:1", "frames", "--fallback", "decoder", "-t", "token", "--fps", "0", "--wait", "0"), "fps"),
         (("capacity", "--report", "nowhere.json"), "cannot read a report"),
+        (("capacity", "--fps", "nan"), "fps = nan"),
+        (("capacity", "--radio", "5g"), "unknown radio '5g'"),
     ],
 )
 def test_bad_usage(jettison, folder, arguments, message):

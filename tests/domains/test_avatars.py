@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from recordings import write_multiface
 
 from jettison.core.errors import JettisonError, UsageError
 from jettison.domains.perception.avatars.face import MUSCLES
@@ -110,40 +110,6 @@ def test_wrong_sizes_are_refused(wrong):
         SyntheticAvatars(**wrong)
 
 
-def write_multiface(folder):
-    """Write a tiny folder in the layout: two expressions with two frames, two cameras, one texture is missing."""
-    rng = np.random.default_rng(0)
-    cameras = {"400002": [0.0, 0.0, -2.0], "400004": [2.0, 0.0, 0.0]}
-    identity = "\n".join(f"{int(i == 0)} {int(i == 1)} {int(i == 2)}" for i in range(3))
-    krt = ""
-    for name, position in cameras.items():  # R is the identity, so t is minus the position
-        rows = "\n".join(f"{int(i == 0)} {int(i == 1)} {int(i == 2)} {-position[i]}" for i in range(3))
-        krt += f"{name}\n{identity}\n0 0 0 0 0\n{rows}\n\n"
-    (folder / "KRT").write_text(krt)
-    frames = [("E001_Neutral", "000102"), ("E001_Neutral", "000105"), ("E002_Swallow", "000201")]
-    (folder / "frame_list.txt").write_text("".join(f"{a} {b}\n" for a, b in frames))
-
-    def image(path, value):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.full((16, 16, 3), value, dtype=np.uint8)
-        pixels[:4] = 0  # in the file the first rows, after turning the last ones
-        Image.fromarray(pixels).save(path)
-
-    for number, (expression, frame) in enumerate(frames):
-        for place, camera in enumerate(("average", *cameras)):
-            if (frame, camera) != ("000105", "400004"):
-                image(folder / "unwrapped_uv_1024" / expression / camera / f"{frame}.png", 51 * (number + 1) + place)
-        mesh = folder / "tracked_mesh" / expression
-        mesh.mkdir(parents=True, exist_ok=True)
-        rng.normal(size=(5, 3)).astype("<f4").tofile(mesh / f"{frame}.bin")
-        (mesh / f"{frame}_transform.txt").write_text("0 0 1 0\n0 1 0 0\n-1 0 0 0\n")
-    image(folder / "tex_mean.png", 100)
-    rng.normal(size=(5, 3)).astype("<f4").tofile(folder / "vert_mean.bin")
-    (folder / "tex_var.txt").write_text("650.25\n")
-    (folder / "vert_var.txt").write_text("4.0\n")
-    return folder
-
-
 def test_the_layout_of_multiface(tmp_path):
     data = Multiface(write_multiface(tmp_path), texture=8)
     assert len(data) == 5 and data.expressions == ["E001_Neutral", "E002_Swallow"]
@@ -184,6 +150,13 @@ def test_a_damaged_folder_is_refused(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=message):
         Multiface(tmp_path, 8).load(torch.tensor([0]))
+
+
+def test_meshes_of_several_sizes_are_refused(tmp_path):
+    write_multiface(tmp_path)
+    np.zeros((4, 3), "<f4").tofile(tmp_path / "tracked_mesh" / "E002_Swallow" / "000201.bin")
+    with pytest.raises(UsageError, match="E002_Swallow 000201 has 4 vertices, and that of E001_Neutral 000102 5"):
+        Multiface(tmp_path, 8).load(torch.arange(5))
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -14,7 +14,7 @@ from transformers.models.mobilenet_v2.modeling_mobilenet_v2 import apply_tf_padd
 
 from jettison import compress, evaluate, load, verify
 from jettison.core.errors import JettisonError, UsageError
-from jettison.graph.blocks import ChannelScale, ResidualBlock, SamePadConv2d, TokenBatchNorm
+from jettison.graph.blocks import ChannelScale, ResidualBlock, SamePadConv2d, TexelBias, TokenBatchNorm
 from jettison.graph.described import DEEPEST, build, describe
 from jettison.graph.described_files import load_described, save_described
 from jettison.graph.described_kinds import KINDS
@@ -43,6 +43,14 @@ SAMPLES = {  # kind -> modules, and the shape of their input
         IMAGE,
     ),
     "same_pad_conv2d": ([SamePadConv2d(8, 4, 3, stride=2), SamePadConv2d(8, 8, 4, groups=8, bias=False)], IMAGE),
+    "conv_transpose2d": (
+        [
+            nn.ConvTranspose2d(8, 4, 4, 2, 1, bias=False),
+            nn.ConvTranspose2d(8, 8, (3, 2), (3, 1), (1, 0), output_padding=(2, 0), groups=4, dilation=(2, 1)),
+        ],
+        IMAGE,
+    ),
+    "texel_bias": ([TexelBias(8, 9, 7)], IMAGE),
     "channel_scale": ([ChannelScale(8)], IMAGE),
     "batch_norm1d": ([nn.BatchNorm1d(8), nn.BatchNorm1d(8, affine=False, momentum=None)], (4, 8)),
     "batch_norm2d": ([nn.BatchNorm2d(8, eps=1e-3), nn.BatchNorm2d(8, track_running_stats=False)], IMAGE),
@@ -67,6 +75,7 @@ SAMPLES = {  # kind -> modules, and the shape of their input
     "adaptive_avg_pool2d": ([nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((3, 2))], IMAGE),
     "zero_pad2d": ([nn.ZeroPad2d(1), nn.ZeroPad2d((0, 1, 2, 3))], IMAGE),
     "flatten": ([nn.Flatten(), nn.Flatten(2)], IMAGE),
+    "unflatten": ([nn.Unflatten(1, (4, 2)), nn.Unflatten(-1, (7,))], IMAGE),
     "dropout": ([nn.Dropout(0.3)], IMAGE),
 }
 

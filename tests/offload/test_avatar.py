@@ -9,7 +9,7 @@ from torch import nn
 
 from jettison.core.errors import JettisonError, UsageError
 from jettison.domains.perception.avatars.synthetic import SyntheticAvatars
-from jettison.offload.avatar import AvatarConfig, BranchDecoder, BranchEncoder, Local, load_avatar, read_config
+from jettison.offload.avatar import AvatarConfig, BranchEncoder, Local, branch_decoder, load_avatar, read_config
 from jettison.offload.noise import make_noise
 from jettison.offload.split import collect_latents, run, run_local
 from jettison.offload.training import AvatarLesson, measure, new_avatar, train_avatar, train_for_noise
@@ -93,7 +93,7 @@ def test_the_worker_decodes(trained):
 
     def worker(latents):
         seen.append(latents)
-        return trained.decode_offloaded(latents)
+        return trained.offloaded(latents)
 
     noise = make_noise(torch.eye(4), 1.0)
     rng = lambda: torch.Generator().manual_seed(1)
@@ -156,7 +156,7 @@ def test_the_lesson_counts_both_branches(trained):
         name for name, value in trained.named_parameters() if value.grad is not None and value.grad.abs().max() > 0
     ]
     assert {name.partition(".")[0] for name in names} == {
-        "encoder", "encoder_offloaded", "decoder", "decoder_offloaded", "view", "mesh", "gain", "offset",
+        "encoder", "encoder_offloaded", "decoder", "offloaded", "view", "mesh", "gain", "offset",
     }  # fmt: skip
     trained.zero_grad()
 
@@ -182,9 +182,9 @@ def test_the_sizes_of_the_paper():
     config = AvatarConfig()
     assert config.levels == 6 and config.partition.local == (0, 1)
     with torch.device("meta"):
-        encoder, decoder = BranchEncoder(42, 6, 256, 48, 0), BranchDecoder(256, 42, 6, 9)
+        encoder, decoder = BranchEncoder(42, 6, 256, 48, 0), branch_decoder(256, 14, 6, 9)
         assert encoder.convs(torch.zeros(1, 42, 256, 256)).flatten(1).shape == (1, 2048)
-        assert decoder(torch.zeros(1, 256)).shape == (1, 42, 256, 256)
+        assert decoder(torch.zeros(1, 256)).shape == (1, 14, 3, 256, 256)
 
 
 def test_damaged_files_are_refused(tmp_path):
@@ -208,6 +208,8 @@ class Pictures(nn.Module):
     def __init__(self):
         super().__init__()
         self.matrix = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))[0]
+        self.offloaded = nn.Linear(3, 6, bias=False)
+        self.offloaded.weight.data = self.matrix[:, 3:]
 
     def encode(self, inputs):
         code = inputs @ self.matrix
@@ -215,9 +217,6 @@ class Pictures(nn.Module):
 
     def decode_local(self, kept):
         return kept @ self.matrix.T[:3]
-
-    def decode_offloaded(self, latents):
-        return latents @ self.matrix.T[3:]
 
     def combine(self, local, offloaded):
         return local if offloaded is None else local + offloaded

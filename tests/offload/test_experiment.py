@@ -6,12 +6,20 @@ import re
 import pytest
 import torch
 import typer
+from recordings import write_multiface
 from typer.testing import CliRunner
 
 from jettison.core.errors import UsageError
 from jettison.domains.perception.avatars.synthetic import SyntheticAvatars
 from jettison.offload.accounting import Terms
-from jettison.offload.experiment import Experiment, Setup, choose, shared_expressions, synthetic_frames
+from jettison.offload.experiment import (
+    Experiment,
+    Setup,
+    choose,
+    open_synthetic,
+    shared_expressions,
+    synthetic_frames,
+)
 from jettison.offload.gallery import pictures, write_page
 
 SETUP = Setup(
@@ -128,3 +136,45 @@ def test_the_command_attack(tmp_path):
     assert (out / "avatar.safetensors").exists() and {row["repeats"] for row in result["results"][3:]} == {2}
     with pytest.raises(UsageError, match="holds another run"):
         command("attack", "--out", out, "--limit", 0.5, *small, "--seed", 1)
+
+
+def test_the_command_attack_on_a_recording(tmp_path):
+    """Frames of two expressions, two cameras each, in the layout of multiface."""
+    frames = [(f"E00{number % 2}", f"{number:06}") for number in range(12)]
+    data = write_multiface(tmp_path, frames)
+    small = ("--texture", 32, "--frames", 20, "--steps", 3, "--tries", 20, "--quiet", "--page", tmp_path / "page.html")
+    said = command("attack", "--out", tmp_path / "run", "--data", data, *small)
+    assert "local part alone" in said and (tmp_path / "run" / "half" / "modules.json").exists()
+    assert (tmp_path / "page.html").read_text().count("<img") >= 4
+    with pytest.raises(UsageError, match="has no setup.json"):
+        open_synthetic(tmp_path / "run")
+    with pytest.raises(UsageError, match="at least 3"):
+        command("attack", "--out", tmp_path / "few", "--data", data, "--frames", 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--limit", 0), "limit = 0"),
+        (("--limit", "nan"), "limit = nan"),
+        (("--limit", 1e300), "limit = 1e"),
+        (("--draws", 0), "draws = 0"),
+        (("--rule", "exakt"), "did you mean 'exact'"),
+        (("--tries", 0), "tries = 0"),
+        (("--texture", 20), "texture = 20"),
+        (("--texture", 0), "texture = 0"),
+        (("--expressions", 1), "expressions = 1"),
+        (("--frames", 5), "frames = 5"),
+        (("--offloaded", 16), "offloaded = 16"),
+        (("--offloaded", 0), "offloaded = 0"),
+        (("--steps", 0), "steps = 0"),
+        (("--choose", "los"), "did you mean 'loss'"),
+        (("--encoder", "none"), "unknown encoder"),
+        (("--seed", -1), "seed = -1"),
+        (("--data", "nowhere"), "has no KRT"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(tmp_path, change, message):
+    with pytest.raises(UsageError, match=message):
+        command("attack", "--out", tmp_path / "avatar", *change, "--quiet")
+    assert not (tmp_path / "avatar" / "avatar.safetensors").exists()

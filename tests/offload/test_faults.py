@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from benchmarks.fixtures.offload import (
+    DIGEST,
     LATENT,
     OUTPUTS,
     TOKEN,
@@ -68,6 +69,11 @@ async def settled(worker):
 
 def right(answer: np.ndarray, half, frame: int) -> bool:
     return np.allclose(answer, expected(half, noise_alone(LATENT, frame)), atol=1e-5)
+
+
+def welcome(**changes):
+    values = {"latent": LATENT, "outputs": {"output": [OUTPUTS]}, "digest": DIGEST, "window": 4}
+    return Welcome(**values | changes)
 
 
 class TestWorkers:
@@ -178,18 +184,20 @@ class TestWorkers:
     @pytest.mark.parametrize(
         ("welcome", "trouble"),
         [
-            (Welcome(latent=LATENT, outputs={"output": [OUTPUTS + 1]}, window=4), "the worker computes"),
-            (Welcome(latent=LATENT, outputs={"output": [1 << 24, 8]}, window=4), "the worker computes"),
+            (welcome(), "it is of another model"),
+            (welcome(latent=LATENT + 1), "from 9 numbers"),
+            (welcome(outputs={"output": [OUTPUTS + 1]}), "the worker computes"),
+            (welcome(outputs={"output": [1 << 24, 8]}), "the worker computes"),
             (b"\x81\xa4kind\xa7welcome", "welcome message is not valid"),
             (b"\0", "another kind"),
             (encode(Ping()), "another kind"),
         ],
     )
-    def test_announcing_something_else(self, welcome, trouble):
+    def test_announcing_something_else(self, half, welcome, trouble):
         async def work():
             async with (
                 HostileWorker(None, welcome) as worker,
-                RemoteHalf(worker.address, TOKEN, outputs={"output": (OUTPUTS,)}, limits=RETRY) as remote,
+                RemoteHalf(worker.address, TOKEN, half=half, limits=RETRY) as remote,
             ):
                 await until(lambda: remote.counts["faults"])
                 assert remote.welcome is None and trouble in remote.trouble
@@ -199,9 +207,9 @@ class TestWorkers:
 
     def test_announcing_too_much(self):
         async def work():
-            welcome = Welcome(latent=LATENT, outputs={"output": [1 << 24, 8]}, window=4)
+            large = welcome(outputs={"output": [1 << 24, 8]})
             async with (
-                HostileWorker(None, welcome) as worker,
+                HostileWorker(None, large) as worker,
                 RemoteHalf(worker.address, TOKEN, limits=RETRY) as remote,
             ):
                 await until(lambda: remote.counts["faults"])
@@ -238,7 +246,7 @@ class TestWorkers:
 
     def test_a_model_that_fails(self, half):
         class Failing:
-            latent, outputs = half.latent, half.outputs
+            latent, outputs, digest = half.latent, half.outputs, half.digest
 
             def run(self, latents):
                 outputs = half.run(latents)
@@ -395,7 +403,7 @@ class TestDevices:
         """Its answers would fill the worker's memory."""
 
         class Large:
-            latent, outputs = LATENT, {"output": (1 << 18,)}  # 1 MB a frame
+            latent, outputs, digest = LATENT, {"output": (1 << 18,)}, DIGEST  # 1 MB a frame
 
             def run(self, latents):
                 return {"output": np.zeros((len(latents), 1 << 18), np.float32)}

@@ -38,7 +38,7 @@ EXAMPLES = [
     Challenge(nonce=b"n" * 32),
     Proof(nonce=b"n" * 32, proof=b"p" * 32),
     Denied(reason="full"),
-    Welcome(latent=4, outputs={"output": [2, 3], "scalar": []}, window=4),
+    Welcome(latent=4, outputs={"output": [2, 3], "scalar": []}, digest="0" * 32, window=4),
     Request(frame=7, budget_us=100, latent=b"\0" * 16),
     Answer(frame=7, worker_us=3, outputs={"output": b"\0" * 24, "scalar": b"\0" * 4}),
     Refusal(frame=7, reason="busy"),

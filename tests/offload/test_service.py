@@ -43,6 +43,7 @@ class Held:
 
     def __init__(self, half):
         self.half, self.latent, self.outputs, self.gate, self.batches = half, half.latent, half.outputs, Event(), []
+        self.digest = half.digest
 
     def run(self, latents):
         self.batches.append(len(latents))
@@ -292,7 +293,8 @@ class TestStream:
         stream, inputs = [noise_alone(LATENT, n) for n in range(12)], torch.zeros(12, LATENT)
 
         async def work():
-            async with Worker(half, TOKEN) as worker, RemoteHalf(worker.address, TOKEN) as remote:
+            limits = Limits(window=len(stream))  # a busy machine may fall behind the clock
+            async with Worker(half, TOKEN, limits=limits) as worker, RemoteHalf(worker.address, TOKEN) as remote:
                 assert await remote.connected(SOON)
                 return await run_stream(
                     remote, stream, half, fps=50, deadline_ms=1e3 * SOON, half=Half(small_module(1)), local=inputs

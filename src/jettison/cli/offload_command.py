@@ -1,11 +1,11 @@
-"""The commands of ``jettison offload``: serve, join and capacity."""
+"""The commands of ``jettison offload``: serve, join and capacity; others are in files of their own."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jettison.cli import common, offload_privacy_command
+from jettison.cli import common, offload_play_command, offload_privacy_command
 from jettison.core.errors import UsageError
 
 Latent = Annotated[
@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
          "jettison offload serve decoder --host 0.0.0.0 --expose --tls-cert cert.pem --tls-key key.pem -t token.txt"),
         (join, "jettison offload join 127.0.0.1:7007 frames.safetensors --fallback decoder --token-file token.txt"),
         (capacity, "jettison offload capacity", "jettison offload capacity --report joined.json --fps 30"),
+        *offload_play_command.COMMANDS,
         *offload_privacy_command.COMMANDS,
     ):  # fmt: skip
         group.command(function.__name__, epilog=common.example(*examples))(function)
@@ -77,6 +78,11 @@ def serve(
     if seconds is not None:
         check_number("seconds", seconds, 0, 1e7)
     limits, tls = Limits(devices=devices, window=window, batch=batch), worker_tls(tls_cert, tls_key)
+    from jettison.graph.described_files import is_described
+    from jettison.offload.avatar import HALF
+
+    if not is_described(model) and is_described(model / HALF):
+        raise UsageError(f"{model} holds a whole avatar, which a worker must not have: serve {model / HALF}")
     token = make_token(token_file)
     from jettison.core.progress import say
     from jettison.offload.service.half import Half
@@ -147,7 +153,7 @@ def join(
     own = Half.load(fallback, stream[0].latent.size)
 
     async def work() -> dict:
-        async with RemoteHalf(address, token, outputs=own.outputs, tls=tls) as remote:
+        async with RemoteHalf(address, token, half=own, tls=tls) as remote:
             if not await remote.connected(wait):
                 say(f"note: no worker at {address}, so frames stay local: {remote.trouble or 'it does not answer'}")
             return await run_stream(remote, stream, own, fps=fps, deadline_ms=deadline_ms, half=half, local=inputs)
@@ -187,6 +193,8 @@ def capacity(
     from jettison.offload import capacity as model
 
     common.begin(quiet, json)
+    check_number("fps", fps, 0.001, 10_000)
+    chosen = model.find_constants(radio, processor, constants)
     if report is None:
         rows, claims = model.paper_table(), model.headlines()
         figures = lambda row: [f"{row[name]:.3f}" for name in ("local_s", "transfer_s", "worker_s")]
@@ -200,10 +208,9 @@ def capacity(
                 common.out.print(f"{name.replace('_', ' ')}: published {claim['published']}, that of {from_rows}")
         common.out.print(f"both at once: {', '.join(map(str, claims['both'])) or 'no row'}")
         return common.finish({"table": rows, "headlines": claims}, json)
-    check_number("fps", fps, 0.001, 10_000)
     times = model.read_times(report)
     served = model.users(times, 1 / fps)
-    spent = model.energy(times, *model.find_constants(radio, processor, constants))
+    spent = model.energy(times, *chosen)
     split = f"{served.offloaded:.2f} offloaded, {served.extra:.2f} entirely local"
     common.out.print(f"{served.total:.2f} users at {fps:g} Hz ({split}); {served.whole:.2f} without offloading: "
                      f"{served.ratio:.2f}x")  # fmt: skip

@@ -99,18 +99,30 @@ def attack(
 
     The training in --out is continued if it was killed, and reused if it is done.
     """
-    from jettison.core.numbers import check_seed, figures
+    from jettison.core.errors import unknown
+    from jettison.core.numbers import check_number, check_seed, figures
     from jettison.offload.accounting import Terms, describe
-    from jettison.offload.experiment import Experiment, Setup
+    from jettison.offload.avatar import HALF
+    from jettison.offload.experiment import Experiment, read_setup, train_synthetic
+    from jettison.offload.local_dp import SENSITIVITIES
+    from jettison.offload.noise import RULES
 
     common.begin(quiet, json, page)
     check_seed(seed)
-    setup = Setup(
-        texture=texture, expressions=expressions, frames=frames, offloaded=offloaded, choose=choose, steps=steps,
-        encoder=encoder, seed=seed,
-    )  # fmt: skip
-    known, other = _frames(setup, data)
-    experiment = Experiment(setup, out, known, other)
+    check_number("tries", tries, 1, 10**7, whole=True)
+    for name in rule:
+        if name not in (valid := (*RULES, *(f"dp-{kind}" for kind in SENSITIVITIES))):
+            raise unknown("rule", name, valid)
+    if not limit or not draws or not rule:
+        raise UsageError("limit, draws and rule are needed")
+    for value in limit:  # before the training, though the number of secrets is known after it
+        for number in draws:
+            Terms(value, number)
+    setup = read_setup({
+        "texture": texture, "expressions": expressions, "frames": frames, "offloaded": offloaded, "choose": choose,
+        "steps": steps, "encoder": encoder, "seed": seed,
+    })  # fmt: skip
+    experiment = train_synthetic(setup, out) if data is None else Experiment(setup, out, *_recorded(setup, data))
     grants = [Terms(value, number, experiment.secrets) for value in limit for number in draws]
     noises = {(terms, name): experiment.noise(terms.budget, name) for terms in grants for name in rule}
     results, rows = [], []
@@ -140,6 +152,7 @@ def attack(
         )  # fmt: skip
     lead = describe(grants[0], noises[grants[0], rule[0]])
     common.out.print(lead, markup=False, soft_wrap=True)
+    common.out.print(f"the half for a worker: {out / HALF}", markup=False, soft_wrap=True)
     if page is not None:
         from jettison.offload.gallery import write_page
 
@@ -150,15 +163,12 @@ def attack(
     common.finish(experiment.to_dict() | {"results": results}, json)
 
 
-def _frames(setup: Any, data: Path | None) -> tuple[Any, Any]:
-    """Return the frames to train on, and those that are attacked."""
-    from jettison.offload.experiment import shared_expressions, synthetic_frames
-
-    if data is None:
-        return synthetic_frames(setup)
+def _recorded(setup: Any, data: Path) -> tuple[Any, Any]:
+    """Return recorded frames to train on, and those that are attacked."""
     import torch
 
     from jettison.domains.perception.avatars.multiface import Multiface
+    from jettison.offload.experiment import shared_expressions
 
     recorded = Multiface(data, setup.texture)
     places = torch.randperm(len(recorded), generator=torch.Generator().manual_seed(setup.seed))[: setup.frames * 3 // 2]

@@ -57,6 +57,24 @@ class ChannelScale(nn.Module):
         return str(self.channels)
 
 
+class TexelBias(nn.Module):
+    """Add a number of its own to every pixel of every channel of an image, (batch, channels, height, width).
+
+    bias: (channels, height, width).
+    """
+
+    def __init__(self, channels: int, height: int, width: int):
+        super().__init__()
+        self.channels, self.height, self.width = channels, height, width
+        self.bias = nn.Parameter(torch.zeros(channels, height, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, {self.height}, {self.width}"
+
+
 class TokenBatchNorm(nn.BatchNorm1d):
     """Batch normalization of tokens, (..., channels): statistics are over all dimensions but the last."""
 

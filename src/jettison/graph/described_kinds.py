@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 
 from jettison.core.validation import Fields
-from jettison.graph.blocks import ChannelScale, ResidualBlock, SamePadConv2d, TokenBatchNorm
+from jettison.graph.blocks import ChannelScale, ResidualBlock, SamePadConv2d, TexelBias, TokenBatchNorm
 
 SIZE, LENGTH, DIMENSIONS = 1 << 24, 1 << 12, 8  # the largest number of channels, side of a kernel, and dimensions
 pair = lambda value: [value, value] if type(value) is int else value
@@ -70,6 +70,12 @@ class ConvOptions(SamePadOptions):
     """Options of a convolution. padding: zeros at both sides of height and width."""
 
     padding: Padding = [0, 0]
+
+
+class ConvTransposeOptions(ConvOptions):
+    """Options of a transposed convolution. output_padding: rows and columns that are added at one side."""
+
+    output_padding: Padding = [0, 0]
 
 
 class BatchNormOptions(Fields):
@@ -156,6 +162,15 @@ class FlattenOptions(Fields):
     end_dim: Dimension = -1
 
 
+class UnflattenOptions(Fields):
+    """Options of unflattening. dim: the dimension that is divided; unflattened_size: into these."""
+
+    dim: Dimension
+    unflattened_size: Annotated[
+        list[Size], Field(min_length=1, max_length=DIMENSIONS, description="a list of sizes is needed")
+    ]
+
+
 class DropoutOptions(InPlace):
     """Options of dropout. p: the probability."""
 
@@ -166,6 +181,14 @@ class ChannelOptions(Fields):
     """Options of a scale per channel."""
 
     channels: Size
+
+
+class TexelOptions(Fields):
+    """Options of a bias per pixel."""
+
+    channels: Size
+    height: Side
+    width: Side
 
 
 class SequentialOptions(Fields):
@@ -201,6 +224,8 @@ KINDS = {
     "linear": Kind(nn.Linear, LinearOptions),
     "conv2d": Kind(nn.Conv2d, ConvOptions, ZERO_PADDING),
     "same_pad_conv2d": Kind(SamePadConv2d, SamePadOptions, ZERO_PADDING | {"padding": (0, 0)}),
+    "conv_transpose2d": Kind(nn.ConvTranspose2d, ConvTransposeOptions, ZERO_PADDING),
+    "texel_bias": Kind(TexelBias, TexelOptions),
     "channel_scale": Kind(ChannelScale, ChannelOptions),
     "batch_norm1d": Kind(nn.BatchNorm1d, BatchNormOptions),
     "batch_norm2d": Kind(nn.BatchNorm2d, BatchNormOptions),
@@ -222,6 +247,7 @@ KINDS = {
     "adaptive_avg_pool2d": Kind(nn.AdaptiveAvgPool2d, AdaptivePoolOptions),
     "zero_pad2d": Kind(nn.ZeroPad2d, ZeroPadOptions),
     "flatten": Kind(nn.Flatten, FlattenOptions),
+    "unflatten": Kind(nn.Unflatten, UnflattenOptions),
     "dropout": Kind(nn.Dropout, DropoutOptions),
 }
 KIND_OF = {kind.module: name for name, kind in KINDS.items()}

@@ -17,7 +17,7 @@ only where it is independent of the last.
 """
 
 from dataclasses import dataclass
-from math import inf, lgamma, log
+from math import inf, lgamma, log, log1p
 from typing import Literal
 
 import torch
@@ -26,8 +26,10 @@ from jettison.core.errors import UsageError
 from jettison.core.numbers import check_number, figures
 from jettison.numerics.information import posterior_success
 from jettison.offload.covariance import RunningCovariance
-from jettison.offload.noise import LEAST, Noise, make_noise
+from jettison.offload.noise import LEAST, MOST, Noise, make_noise
+from jettison.offload.noised import Noised
 
+COUNTED = 100_000  # draws whose patterns are counted one by one
 WATCHED = 10_000  # latents: half-life of the covariance of what was sent
 
 
@@ -54,7 +56,7 @@ class Terms:
     count_timing: bool = False
 
     def __post_init__(self) -> None:
-        check_number("limit", self.limit, LEAST)
+        check_number("limit", self.limit, LEAST, MOST)
         check_number("draws", self.draws, 1, 10**9, whole=True)
         check_number("secrets", self.secrets, 2, 10**9, whole=True)
         check_number("delta", self.delta, 0)
@@ -72,7 +74,8 @@ class Terms:
         """The most that the pattern of draws can tell, in nats: the logarithm of the number of patterns.
 
         The first frame is always sent; of the other times at which a draw is allowed, up to N have an event: a draw,
-        or the moment at which the limit is reached and nothing is sent any more.
+        or the moment at which the limit is reached and nothing is sent any more. For very many places, the entropy
+        bound of the number of patterns is taken, which is a little larger.
         """
         if self.delta == 0:
             return 0.0
@@ -82,6 +85,9 @@ class Terms:
         most = min(self.draws, places)
         if most == places:
             return places * log(2)
+        if most > COUNTED:
+            share = min(most / places, 0.5)
+            return places * (-share * log(share) - (1 - share) * log1p(-share))
         logs = [lgamma(places + 1) - lgamma(k + 1) - lgamma(places - k + 1) for k in range(most + 1)]
         return float(torch.tensor(logs, dtype=torch.float64).logsumexp(0))
 
@@ -104,14 +110,14 @@ class Terms:
 class Sent:
     """What the account decides about one frame.
 
-    kind: ``fresh``: send ``latent``. ``reused``: ``latent`` is the last one unchanged, so its answer can be used again.
-        ``local``: send nothing.
-    latent: noised, (d,); None if nothing may be sent.
+    kind: ``fresh``: send ``noised``. ``reused``: ``noised`` is the last one with the same noise, so its answer can be
+        used again. ``local``: send nothing.
+    noised: of this frame; None if nothing may be sent.
     draws: fresh draws for this secret so far.
     """
 
     kind: Literal["fresh", "reused", "local"]
-    latent: torch.Tensor | None
+    noised: Noised | None
     draws: int
 
 
@@ -120,11 +126,13 @@ class Account:
 
     noise: for the latents of this device, with a budget of at most ``terms.budget``.
     generator: see ``Noise.draw``; None outside experiments.
+    number: of the next frame; numbers rise over all secrets.
     Raises UsageError for noise that tells more than the terms allow.
     """
 
     def __init__(self, terms: Terms, noise: Noise, generator: torch.Generator | None = None):
         self.terms, self.generator = terms, generator
+        self.number = 0
         self._watched = RunningCovariance(len(noise.variances), WATCHED, shrinkage=0, floor=1e-12, margin=1)
         self.begin_secret(noise)
 
@@ -141,7 +149,7 @@ class Account:
         self.draws = self.frames = 0
         self.stopped = False
         self._true: torch.Tensor | None = None
-        self._sent: torch.Tensor | None = None
+        self._sent: Noised | None = None
 
     @property
     def spent(self) -> float:
@@ -153,20 +161,21 @@ class Account:
 
         latent: the true one, (d,).
         """
-        number, self.frames = self.frames, self.frames + 1
+        number, name = self.frames, self.number
+        self.frames, self.number = self.frames + 1, self.number + 1
         if self.terms.frames is not None and number >= self.terms.frames:
             self.stopped = True
         if self.stopped:
             return Sent("local", None, self.draws)
         if self._sent is not None and (number % self.terms.every or self._near(latent)):
-            return Sent("reused", self._sent, self.draws)
+            return Sent("reused", self._sent.again(name), self.draws)
         if self.draws >= self.terms.draws:  # once for all: to send again when the latent returns would tell that it did
             self.stopped = True
             return Sent("local", None, self.draws)
         if not torch.isfinite(latent).all():
             raise UsageError("a latent is not finite: the encoder is broken")
         self._watched.update(latent[None])
-        self._true, self._sent = latent.detach().clone(), self.noise.protect(latent[None], self.generator)[0]
+        self._true, self._sent = latent.detach().clone(), self.noise.send(latent, name, self.generator)
         self.draws += 1
         return Sent("fresh", self._sent, self.draws)
 

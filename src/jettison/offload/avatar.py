@@ -26,13 +26,17 @@ from jettison.core.files import write_json
 from jettison.core.sealed import read_sealed, write_sealed
 from jettison.core.validation import Fields, read_fields
 from jettison.domains.perception.avatars.frames import AvatarFrames, Normalization
+from jettison.graph.blocks import TexelBias
 from jettison.numerics.block_dct import block_dct, inverse_block_dct
 from jettison.offload.partition import Partition
+from jettison.offload.service.half import Half
+from jettison.offload.split import plain_half, save_half
 
-CONFIG, WEIGHTS = "avatar.json", "avatar.safetensors"
+CONFIG, WEIGHTS, HALF = "avatar.json", "avatar.safetensors", "half"
 FIRST = 4  # side of the smallest maps
 SLOPE = 0.2
-Size = Annotated[int, Field(ge=1, le=1 << 20, description="a whole number of at least 1 is needed")]
+LARGEST = 1 << 20
+Size = Annotated[int, Field(ge=1, le=LARGEST, description=f"a whole number from 1 to {LARGEST:,} is needed")]
 
 
 class AvatarConfig(Fields):
@@ -106,18 +110,6 @@ def _conv(inside: int, outside: int) -> nn.Module:
     return nn.Sequential(weight_norm(nn.Conv2d(inside, outside, 4, 2, 1)), nn.LeakyReLU(SLOPE))
 
 
-class _Up(nn.Module):
-    """A transposed convolution that doubles the side, with a bias per texel."""
-
-    def __init__(self, inside: int, outside: int, side: int):
-        super().__init__()
-        self.conv = weight_norm(nn.ConvTranspose2d(inside, outside, 4, 2, 1, bias=False))
-        self.bias = nn.Parameter(torch.zeros(outside, side, side))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x) + self.bias
-
-
 class BranchEncoder(nn.Module):
     """Codes maps of components, and a mesh if ``vertices`` is not 0.
 
@@ -142,21 +134,19 @@ class BranchEncoder(nn.Module):
         return 0.1 * self.mean(hidden), 0.01 * self.log_std(hidden)
 
 
-class BranchDecoder(nn.Module):
-    """Decodes latents (batch, d) to maps of components (batch, channels, side, side)."""
+def branch_decoder(latents: int, components: int, levels: int, width: int) -> nn.Sequential:
+    """Make the decoder of a branch: latents (batch, d) -> maps of components (batch, components, 3, side, side).
 
-    def __init__(self, latents: int, channels: int, levels: int, width: int):
-        super().__init__()
-        inner = [8 * width, *(width * (4 if level < 2 else 3) for level in range(levels - 1))]
-        self.first = nn.Sequential(weight_norm(nn.Linear(latents, inner[0] * FIRST**2)), nn.LeakyReLU(SLOPE))
-        steps: list[nn.Module] = []
-        for level, pair in enumerate(zip(inner, [*inner[1:], channels], strict=True)):
-            steps += [_Up(*pair, FIRST << (level + 1)), nn.LeakyReLU(SLOPE)]
-        self.steps = nn.Sequential(*steps[:-1])  # no activation at the end
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        x = self.first(latents)
-        return self.steps(x.view(len(x), -1, FIRST, FIRST))
+    Its modules are of described kinds, so ``split.save_half`` can write it.
+    """
+    inner = [8 * width, *(width * (4 if level < 2 else 3) for level in range(levels - 1))]
+    steps = [weight_norm(nn.Linear(latents, inner[0] * FIRST**2)), nn.LeakyReLU(SLOPE)]
+    steps.append(nn.Unflatten(1, (inner[0], FIRST, FIRST)))
+    for level, (inside, outside) in enumerate(pairwise([*inner, 3 * components])):
+        side = FIRST << (level + 1)
+        steps.append(weight_norm(nn.ConvTranspose2d(inside, outside, 4, 2, 1, bias=False)))
+        steps += [TexelBias(outside, side, side), nn.LeakyReLU(SLOPE)]
+    return nn.Sequential(*steps[:-1], nn.Unflatten(1, (components, 3)))  # no activation at the end
 
 
 class AvatarVAE(nn.Module):
@@ -178,10 +168,10 @@ class AvatarVAE(nn.Module):
         self.encoder = encoder(partition.local, config.latents, config.vertices)
         self.encoder_offloaded = encoder(partition.offloaded, config.offloaded_latents, config.vertices * both)
         self.view = nn.Sequential(nn.Linear(3, 8), nn.LeakyReLU(SLOPE))
-        self.decoder = BranchDecoder(config.latents + 8, channels(partition.local), levels, config.width)
+        self.decoder = branch_decoder(config.latents + 8, len(partition.local), levels, config.width)
         self.mesh = nn.Linear(config.latents, 3 * config.vertices)
-        self.decoder_offloaded = BranchDecoder(
-            config.offloaded_latents, channels(partition.offloaded), levels, config.offloaded_width
+        self.offloaded = branch_decoder(
+            config.offloaded_latents, len(partition.offloaded), levels, config.offloaded_width
         )
         self.gain = nn.Parameter(torch.ones(config.cameras, 3))
         self.offset = nn.Parameter(torch.zeros(config.cameras, 3))
@@ -216,14 +206,13 @@ class AvatarVAE(nn.Module):
         """Decode the local components and the mesh."""
         maps = self.decoder(torch.cat([kept.latents, self.view(kept.view)], 1))
         mesh = self.mesh(kept.latents).unflatten(1, (-1, 3))
-        return Local(maps.unflatten(1, (-1, 3)), mesh * self.mesh_std + self.mesh_mean, kept.camera)
-
-    def decode_offloaded(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode the offloaded components, (batch, offloaded, 3, rows, columns), from latents (batch, d)."""
-        return self.decoder_offloaded(latents).unflatten(1, (-1, 3))
+        return Local(maps, mesh * self.mesh_std + self.mesh_mean, kept.camera)
 
     def combine(self, local: Local, offloaded: torch.Tensor | None) -> Outputs:
-        """Join the components to a texture. Without the offloaded ones, their means are taken."""
+        """Join the components to a texture. Without the offloaded ones, their means are taken.
+
+        offloaded: what ``offloaded`` returns, (batch, offloaded, 3, rows, columns).
+        """
         shape = list(local.components.shape)
         components = local.components.new_zeros(shape[0], self.partition.count, *shape[2:])
         components[:, list(self.partition.local)] = local.components
@@ -238,7 +227,8 @@ class AvatarVAE(nn.Module):
 
 
 def save_avatar(folder: Path, model: AvatarVAE) -> None:
-    """Write a network to a folder: ``avatar.json`` and ``avatar.safetensors``."""
+    """Write a network to a folder: ``avatar.json``, ``avatar.safetensors``, and ``half`` for the worker."""
+    save_half(model, folder / HALF)
     write_sealed(folder / WEIGHTS, model.state_dict())
     write_json(folder / CONFIG, model.config.model_dump())
 
@@ -257,3 +247,20 @@ def load_avatar(folder: str | Path) -> AvatarVAE:
         raise JettisonError(f"{folder / WEIGHTS} does not fit {folder / CONFIG}: they are of two networks")
     model.load_state_dict(stored[0])
     return model.eval()
+
+
+def load_half(folder: str | Path, model: AvatarVAE) -> Half:
+    """Load the half that ``save_avatar`` wrote for the worker, the same file that a worker gets a copy of.
+
+    A half that is made of the model again on another processor may differ in the last bit, and then in its digest.
+    Raises JettisonError if it is missing, or of another avatar.
+    """
+    path = Path(folder) / HALF
+    half, own = Half.load(path, model.latents), plain_half(model)
+    mine, stored = own.module.state_dict(), half.module.state_dict()
+    same = [name for name in mine.keys() & stored.keys() if mine[name].shape == stored[name].shape]
+    if len(same) != len(mine) or not all(torch.allclose(mine[name], stored[name].cpu(), atol=1e-5) for name in same):
+        raise JettisonError(
+            f"{path} is the half of another avatar: write it again with jettison.offload.split.save_half"
+        )
+    return half

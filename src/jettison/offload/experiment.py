@@ -1,21 +1,26 @@
 """An avatar that is trained, noised and attacked: the study behind ``jettison offload attack`` and the benchmarks."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator, Field
 
-from jettison.core.errors import UsageError, unknown
-from jettison.core.numbers import check_number
+from jettison.core.documents import read_json
+from jettison.core.errors import JettisonError, UsageError, unknown
+from jettison.core.files import write_json
+from jettison.core.numbers import LAST_SEED, check_number
+from jettison.core.validation import Fields, read_fields
 from jettison.domains.perception.avatars.frames import AvatarFrames, normalization
 from jettison.domains.perception.avatars.synthetic import CAMERAS, SyntheticAvatars
 from jettison.numerics.block_dct import block_dct
 from jettison.numerics.information import posterior_success
 from jettison.offload.accounting import Account, Terms
 from jettison.offload.attacks import Result, balanced, bench
-from jettison.offload.avatar import AvatarVAE, read_config
+from jettison.offload.avatar import AvatarVAE, Size, load_avatar, read_config
 from jettison.offload.covariance import RunningCovariance, shortfall
 from jettison.offload.local_dp import make_dp_noise
 from jettison.offload.noise import Noise, make_noise
@@ -34,15 +39,16 @@ from jettison.offload.playing import Played, play
 from jettison.offload.split import collect_latents
 from jettison.offload.training import AT_ONCE, frame_losses, measure, train_avatar
 
+SETUP = "setup.json"
 CHOICES = ("energy", "loss", "search", "released")
 FEW = 200  # frames by which components are chosen
 REFERENCE = 1.0  # nats, for the proxy loss by which components are chosen
 HALF_LIFE = 1e6  # latents: all weigh about the same
+FOLLOW = 3000.0  # latents, of an estimate that follows a drift
 MOST_BALANCED = 4000  # latents of which a covariance is estimated at least
 
 
-@dataclass(frozen=True)
-class Setup:
+class Setup(Fields):
     """What is trained, with small defaults that take some minutes on a processor.
 
     texture, grid, expressions, frames: of the synthetic avatar; frames are trained on, and half as many attacked.
@@ -51,22 +57,28 @@ class Setup:
     steps, batch, rate, encoder: of the training.
     """
 
-    texture: int = 32
-    grid: tuple[int, int] = (14, 14)
-    expressions: int = 20
-    frames: int = 600
-    block: int = 4
-    offloaded: int = 12
+    texture: Size = 32
+    grid: Annotated[tuple[Size, Size], BeforeValidator(tuple)] = (14, 14)
+    expressions: Size = 20
+    frames: Size = 600
+    block: Size = 4
+    offloaded: Size = 12
     choose: str = "energy"
-    latents: int = 24
-    offloaded_latents: int = 16
-    width: int = 8
-    encoder_width: int = 16
-    steps: int = 1500
-    batch: int = 16
-    rate: float = 2e-3
+    latents: Size = 24
+    offloaded_latents: Size = 16
+    width: Size = 8
+    encoder_width: Size = 16
+    steps: Size = 1500
+    batch: Size = 16
+    rate: Annotated[float, Field(gt=0, le=1, description="a number above 0, up to 1, is needed")] = 2e-3
     encoder: str = "trained"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=LAST_SEED, description=f"a whole number from 0 to {LAST_SEED} is needed")] = 0
+
+
+def read_setup(data: Mapping[str, Any], where: str = "") -> Setup:
+    """Validate a setup. where: its file, for errors. Raises UsageError for unknown fields and wrong values."""
+    say = lambda name, value, needed: f"{where}{': ' if where else ''}{name} = {value}: {needed}"
+    return read_fields(Setup, data, say, "field", f" of {where}" if where else "")
 
 
 def synthetic_frames(setup: Setup) -> tuple[AvatarFrames, AvatarFrames]:
@@ -122,11 +134,17 @@ class Experiment:
     """An avatar in a folder: it is trained on the first use, or loaded.
 
     known: frames to train on, which the guesser knows; other: frames that are attacked. Both have all expressions.
+    model: of the folder, if it is loaded already.
     """
 
-    def __init__(self, setup: Setup, folder: str | Path, known: AvatarFrames, other: AvatarFrames):
+    def __init__(
+        self, setup: Setup, folder: str | Path, known: AvatarFrames, other: AvatarFrames, model: AvatarVAE | None = None
+    ):
         self.setup, self.folder, self.known, self.other = setup, Path(folder), known, other
         self.secrets = int(known.expression.max()) + 1
+        if model is not None:
+            self.model, self.config, self.partition = model, model.config, model.partition
+            return
         self.partition, shares = choose(known, setup)
         self.config = read_config({
             "texture": known.average.shape[-1], "vertices": known.mesh.shape[1], "block": setup.block,
@@ -153,7 +171,10 @@ class Experiment:
     @cached_property
     def covariance(self) -> RunningCovariance:
         """The covariance of the latents of the known frames, as a device estimates it, all secrets equally frequent."""
-        running = RunningCovariance(self.config.offloaded_latents, HALF_LIFE)
+        return self._estimate(HALF_LIFE)
+
+    def _estimate(self, half_life: float) -> RunningCovariance:
+        running = RunningCovariance(self.config.offloaded_latents, half_life)
         running.update(self.latents[0][self._balanced(self.known)])
         return running
 
@@ -186,23 +207,58 @@ class Experiment:
         known, other = self.latents
         return bench(
             other, self.other.expression, known, self.known.expression, noise,
-            **{"decode": torch.no_grad()(self.model.decode_offloaded), "seed": self.setup.seed} | options,
+            **{"decode": torch.no_grad()(self.model.offloaded), "seed": self.setup.seed} | options,
         )  # fmt: skip
 
-    def play(self, terms: Terms, sequence: AvatarFrames, rule: str = "exact") -> Played:
-        """Play consecutive frames under these terms; expressions are the secrets. The loss is as in ``losses``."""
-        noise = self.noise(terms.budget, rule)
-        account = Account(terms, noise, torch.Generator().manual_seed(self.setup.seed))
+    def play(
+        self, terms: Terms, sequence: AvatarFrames, rule: str = "exact", follow: bool = False, **options: Any
+    ) -> Played:
+        """Play consecutive frames under these terms; expressions are the secrets. The loss is as in ``losses``.
+
+        follow: whether the noise of every secret is made for the covariance as it is estimated then.
+        options: of ``playing.play``. The same seed of the setup gives the same noise.
+        """
+        account = Account(terms, self.noise(terms.budget, rule), torch.Generator().manual_seed(self.setup.seed))
+        if follow:
+            options["follow"] = self._estimate(FOLLOW)
 
         def loss(outputs: Any, inputs: AvatarFrames) -> float:
             return float(sum(frame_losses(self.model, outputs, inputs.texture, inputs.mask, inputs.mesh)))
 
         frames = [sequence[number : number + 1] for number in range(len(sequence))]
-        return play(self.model, account, frames, sequence.expression.tolist(), loss)
+        return play(self.model, account, frames, sequence.expression.tolist(), loss, **options)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what was trained, for JSON."""
         return {
-            "setup": asdict(self.setup), "offloaded": list(self.partition.offloaded), "shortfall": self.shortfall(),
-            "loss": self.losses()["loss"], "local_loss": self.losses(local=True)["loss"],
+            "setup": self.setup.model_dump(mode="json"), "offloaded": list(self.partition.offloaded),
+            "shortfall": self.shortfall(), "loss": self.losses()["loss"], "local_loss": self.losses(local=True)["loss"],
         }  # fmt: skip
+
+
+def train_synthetic(setup: Setup, folder: str | Path) -> Experiment:
+    """Train a synthetic avatar, or load a finished one; ``open_synthetic`` finds it again. Raises as training does."""
+    experiment = Experiment(setup, folder, *synthetic_frames(setup))
+    _ = experiment.model
+    write_json(experiment.folder / SETUP, setup.model_dump(mode="json"))
+    return experiment
+
+
+def open_synthetic(folder: str | Path) -> Experiment:
+    """Open the folder of a synthetic avatar that ``train_synthetic`` finished; its frames are made again.
+
+    Raises UsageError for a folder without one, JettisonError for damaged files or files of two avatars.
+    """
+    file = Path(folder) / SETUP
+    if not file.is_file():
+        raise UsageError(
+            f"{folder} holds no trained synthetic avatar, it has no {SETUP}: make one with "
+            "`jettison offload attack --out FOLDER`"
+        )
+    setup, model = read_setup(read_json(file), str(file)), load_avatar(folder)
+    config = model.config
+    mine = (config.texture, config.vertices, config.block, len(config.offloaded), config.offloaded_latents)
+    rows, columns = setup.grid
+    if mine != (setup.texture, rows * columns, setup.block, setup.offloaded, setup.offloaded_latents):
+        raise JettisonError(f"{file} is of another avatar than {folder}")
+    return Experiment(setup, folder, *synthetic_frames(setup), model)

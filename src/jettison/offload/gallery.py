@@ -54,7 +54,7 @@ def pictures(
 
 def _offloaded_texture(experiment: Experiment, latents: torch.Tensor) -> torch.Tensor:
     """Return what an observer can draw from a latent (1, d): the offloaded components on the mean texture."""
-    model, offloaded = experiment.model, experiment.model.decode_offloaded(latents.float())
+    model, offloaded = experiment.model, experiment.model.offloaded(latents.float())
     shape = 1, len(model.partition.local), *offloaded.shape[2:]
     local = Local(torch.zeros(shape), model.mesh_mean[None], torch.zeros(1, dtype=torch.int64))
     return model.combine(local, offloaded).texture[0]

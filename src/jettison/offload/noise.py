@@ -22,6 +22,7 @@ from scipy.special import ndtri
 from jettison.core.errors import UsageError, unknown
 from jettison.core.numbers import check_number
 from jettison.numerics.information import gaussian_information
+from jettison.offload.noised import Noised
 
 LEAST, MOST = 1e-9, 1e6  # nats of a budget
 FLOOR = 1e-6  # of the mean eigenvalue: below it, directions count as if they had so much variance
@@ -180,6 +181,13 @@ class Noise:
     def protect(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Return what may leave the device for latents (batch, d): noise is added, then they are shrunk."""
         return self.shrink(self.add(latents, generator))
+
+    def send(self, latent: torch.Tensor, frame: int, generator: torch.Generator | None = None) -> Noised:
+        """Return what may leave the device for the latent (d,) of a frame, with fresh noise. generator: see ``draw``.
+
+        Raises UsageError for a latent that is not finite, or so large that it is not finite as float32.
+        """
+        return Noised(self.protect(latent[None], generator)[0].float().cpu().numpy(), frame)
 
 
 def make_noise(

@@ -50,6 +50,10 @@ class Noised:
         copy.setflags(write=False)
         object.__setattr__(self, "latent", copy)
 
+    def again(self, frame: int) -> "Noised":
+        """Return the same noised latent for a later frame: with the same noise it tells nothing new."""
+        return Noised(self.latent, frame)
+
 
 def noise_alone(size: int, frame: int = 0, seed: int = 0) -> Noised:
     """Return a latent of standard normal noise and nothing else, for measuring a worker without any data.

@@ -61,7 +61,7 @@ class AvatarLesson(nn.Module):
             offloaded = offloaded + offloaded_log.exp() * torch.randn_like(offloaded)
         else:
             offloaded = self.noise.protect(offloaded, torch.default_generator)
-        outputs = model.combine(model.decode_local(Kept(local, view, camera)), model.decode_offloaded(offloaded))
+        outputs = model.combine(model.decode_local(Kept(local, view, camera)), model.offloaded(offloaded))
         texture_loss, mesh_loss = frame_losses(model, outputs, texture, mask, mesh)
         return texture_loss.mean() + mesh_loss.mean() + DIVERGENCE * divergence
 

@@ -75,7 +75,7 @@ class RemoteRun:
 
         self.source, self.outcomes = source, Counter()
         self.fallback = Half.load(source.fallback)
-        self.link = BlockingRemoteHalf(source.address, source.token, outputs=self.fallback.outputs).__enter__()
+        self.link = BlockingRemoteHalf(source.address, source.token, half=self.fallback).__enter__()
         if not self.link.connected(CONNECT_SECONDS):
             trouble = self.link.remote.trouble or "it does not answer"
             self.close()

@@ -13,7 +13,6 @@ import random
 import secrets
 import ssl
 from collections import Counter, deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ from jettison.core.errors import UsageError, shown
 from jettison.offload.noised import Noised
 from jettison.offload.service.channel import LOST, Channel, prove
 from jettison.offload.service.endpoint import check_token, parse_address
+from jettison.offload.service.half import Half
 from jettison.offload.service.limits import Limits
 from jettison.offload.service.messages import (
     LONGEST_US,
@@ -43,6 +43,7 @@ from jettison.offload.service.messages import (
 )
 
 Output = dict[str, np.ndarray]  # name -> (...) float32, of one frame
+REASONS = ("unconnected", "full", "busy", "late", "failed", "lost")  # why a frame stays local
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ class RemoteHalf:
 
     address: HOST:PORT, or a file that ``jettison offload serve --announce`` wrote.
     token: bytes that the worker knows too.
-    outputs: name -> shape that the worker's outputs must have; None accepts what it announces.
+    half: the half that the worker must compute; None accepts what it announces.
     tls: of ``endpoint.device_tls``; None for none.
-    counts: of frames, ``submitted`` = ``remote`` + those that stayed local: ``unconnected``, ``full``, ``busy``,
-        ``late``, ``failed``, ``lost``, ``cancelled``. Also ``dropped`` (answers that came late), ``sessions``,
-        ``faults`` (of the worker), and bytes ``sent`` and ``received`` by sessions that have ended.
+    counts: of frames, ``submitted`` = ``remote`` + those that stayed local: ``REASONS`` and ``cancelled``. Also
+        ``dropped`` (answers that came late), ``sessions``, ``faults`` (of the worker), and bytes ``sent`` and
+        ``received`` by sessions that have ended.
     round_trips: (seconds from sending to the answer, seconds of these that the worker names), the newest 10,000.
     bytes_up, bytes_down: on the wire, of the last request and of the last answer, without TCP's own; 0 without one.
     trouble: why there is no connection, or why the last one ended; empty if neither has happened.
@@ -83,13 +84,13 @@ class RemoteHalf:
         address: str,
         token: bytes,
         *,
-        outputs: Mapping[str, tuple[int, ...]] | None = None,
+        half: Half | None = None,
         tls: ssl.SSLContext | None = None,
         limits: Limits | None = None,
     ):
         self.host, self.port = parse_address(address)
         self.token, self.tls, self.limits = check_token(token), tls, limits or Limits()
-        self.expected = None if outputs is None else {name: list(shape) for name, shape in outputs.items()}
+        self.half = half
         self.counts: Counter[str] = Counter()
         self.round_trips: deque[tuple[float, float]] = deque(maxlen=10_000)
         self.trouble = ""
@@ -227,10 +228,22 @@ class RemoteHalf:
         if isinstance(welcome, Denied):
             reason = "it knows another token" if welcome.reason == "token" else "it has too many devices"
             raise ConnectionRefusedError(f"the worker refuses this device: {reason}")
-        if self.expected is not None and welcome.outputs != self.expected:
-            raise ProtocolError(f"the worker computes {shown(welcome.outputs)}; {shown(self.expected)} is needed")
+        self._check(welcome)
         channel.most = answer_bytes(welcome.outputs) + ROOM
         return welcome
+
+    def _check(self, welcome: Welcome) -> None:
+        """Raise ProtocolError if the worker computes another half than it must."""
+        if (half := self.half) is None:
+            return
+        expected = {name: list(shape) for name, shape in half.outputs.items()}
+        if (welcome.latent, welcome.outputs) != (half.latent, expected):
+            raise ProtocolError(
+                f"the worker computes {shown(welcome.outputs)} from {welcome.latent} numbers; "
+                f"{shown(expected)} from {half.latent} is needed"
+            )
+        if welcome.digest != half.digest:
+            raise ProtocolError(f"the worker's half has other weights than {half.where}: it is of another model")
 
     def _take(self, link: Link, message: Answer | Refusal | Pong, size: int) -> None:
         """Give an answer of ``size`` bytes to its frame. Raises ProtocolError for one that no frame waits for."""

@@ -1,6 +1,7 @@
 """The offloaded half of a network, as a worker runs it: a module, and the shapes of what it reads and writes."""
 
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class Half:
     module: it is put into eval mode, and runs without gradients, in the types of its parameters.
     latent: d; None means that of the first linear.
     outputs: name -> shape of the output of one frame, found by running the module on zeros.
+    digest: of the parameters, by which a device sees that a worker computes another half.
     Raises UsageError if the module does not run on such latents or returns anything else.
     """
 
@@ -36,6 +38,7 @@ class Half:
         if {name: shape[1:] for name, shape in one.items()} != {name: shape[1:] for name, shape in two.items()}:
             raise UsageError(f"{where}: the shapes of the outputs depend on the size of the batch: {one}, {two}")
         self.outputs = {name: tuple(shape[1:]) for name, shape in one.items()}
+        self.digest = _digest(module)
 
     @classmethod
     def load(cls, folder: str | Path, latent: int | None = None) -> "Half":
@@ -65,6 +68,14 @@ class Half:
         if not named or not all(isinstance(value, torch.Tensor) and value.dim() for value in named.values()):
             raise UsageError(f"{self.where} returns {shown(type(outputs).__name__)}; tensors (batch, ...) are needed")
         return {str(name): value.float().cpu().numpy() for name, value in named.items()}
+
+
+def _digest(module: nn.Module) -> str:
+    hasher = blake2b(digest_size=16)
+    for name, value in sorted(module.state_dict().items()):
+        hasher.update(f"{name} {tuple(value.shape)}".encode())
+        hasher.update(value.detach().cpu().double().contiguous().numpy())
+    return hasher.hexdigest()
 
 
 def _latent(module: nn.Module, where: str) -> int:

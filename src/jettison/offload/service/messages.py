@@ -66,13 +66,14 @@ class Welcome(Fields):
     """What a worker computes, and its limits.
 
     latent: d. outputs: name -> shape of the output of one frame, without the batch; all are float32.
-    window: frames that a device may have without an answer.
+    digest: of the parameters of its half. window: frames that a device may have without an answer.
     """
 
     kind: Literal["welcome"] = "welcome"
     dtype: Literal["float32"] = "float32"
     latent: Annotated[int, Field(ge=1, le=LARGEST)]
     outputs: Annotated[dict[Name, Shape], Field(min_length=1, max_length=MOST_OUTPUTS)]
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     window: Annotated[int, Field(ge=1, le=1024)]
 
 

@@ -15,7 +15,7 @@ from jettison.core.errors import UsageError
 from jettison.core.numbers import check_number
 from jettison.core.progress import bar
 from jettison.offload.noised import Noised
-from jettison.offload.service.device import RemoteHalf
+from jettison.offload.service.device import REASONS, RemoteHalf
 from jettison.offload.service.half import Half
 
 TIMED = 5  # runs by which the device's own models are timed
@@ -108,14 +108,13 @@ def _report(
     remote: RemoteHalf, done: Sequence[Done], before: Counter[str], fallback_s: float, half_s: float
 ) -> dict[str, Any]:
     counts = remote.counts - before
-    reasons = ("unconnected", "full", "busy", "late", "failed", "lost")
     trips = np.array(remote.round_trips).reshape(-1, 2)
     report: dict[str, Any] = {
         "frames": len(done),
         "remote": sum(one.remote for one in done),
         "local": sum(not one.remote for one in done),
         "late": sum(one.late for one in done),
-        "reasons": {reason: counts[reason] for reason in reasons if counts[reason]},
+        "reasons": {reason: counts[reason] for reason in REASONS if counts[reason]},
         "dropped_answers": counts["dropped"],
         "latency_ms": {
             "all": _percentiles([one.seconds for one in done]),

@@ -43,9 +43,13 @@ from jettison.offload.service.messages import (
 
 
 class Runs(Protocol):
-    """What a worker computes; ``half.Half`` is one. latent: d. outputs: name -> shape of the output of one frame."""
+    """What a worker computes; ``half.Half`` is one. latent: d. outputs: name -> shape of the output of one frame.
+
+    digest: of its parameters, 32 hexadecimal digits.
+    """
 
     latent: int
+    digest: str
     outputs: Mapping[str, tuple[int, ...]]
 
     def run(self, latents: np.ndarray) -> Mapping[str, np.ndarray]:
@@ -189,7 +193,9 @@ class Worker:
             return False
         channel.seal(self.token, nonce, answer.nonce)
         outputs = {name: list(shape) for name, shape in self.half.outputs.items()}
-        channel.send(Welcome(latent=self.half.latent, outputs=outputs, window=self.limits.window))
+        channel.send(
+            Welcome(latent=self.half.latent, outputs=outputs, digest=self.half.digest, window=self.limits.window)
+        )
         channel.most = 4 * self.half.latent + ROOM
         return True
 

@@ -78,12 +78,19 @@ class Multiface:
         """Load frames by their places in ``shots``, (n,). Raises UsageError for files that cannot be read."""
         shots = [self.shots[place] for place in places.tolist()]
         textures = [self._texture(self._image(shot)) for shot in shots]
+        meshes = [self._mesh(shot) for shot in shots]
+        for shot, mesh in zip(shots, meshes, strict=True):
+            if len(mesh) != len(meshes[0]):
+                raise UsageError(
+                    f"{self.folder}: the mesh of {shot.expression} {shot.frame} has {len(mesh)} vertices, and that of "
+                    f"{shots[0].expression} {shots[0].frame} {len(meshes[0])}: all need as many"
+                )
         averages = [self._texture(self._image(Shot(shot.expression, shot.frame, AVERAGE)))[0] for shot in shots]
         return AvatarFrames(
             torch.stack(averages),
             torch.stack([texture for texture, _ in textures]),
             torch.stack([seen for _, seen in textures]),
-            torch.stack([self._mesh(shot) for shot in shots]),
+            torch.stack(meshes),
             torch.stack([self._view(shot) for shot in shots]),
             torch.tensor([self.cameras.index(shot.camera) for shot in shots]),
             torch.tensor([self.expressions.index(shot.expression) for shot in shots]),

@@ -50,7 +50,7 @@ def camera_sheet(frame: Frame, labels: bool = True, columns: int = 3) -> np.ndar
 
     labels: whether to draw lanes, centerlines and traffic elements over them.
     """
-    return _sheet([_camera_image(frame, name, labels) for name in ordered(frame)], columns)
+    return stacked([_camera_image(frame, name, labels) for name in ordered(frame)], columns)
 
 
 def depth_sheet(frame: Frame, columns: int = 3) -> np.ndarray:
@@ -58,7 +58,7 @@ def depth_sheet(frame: Frame, columns: int = 3) -> np.ndarray:
     maps = [view.depth() for name in ordered(frame) if (view := frame.views[name]).depth is not None]
     if not maps:
         raise UsageError(f"frame {frame.name} has no depth: a dataset with depth maps or a lidar is needed")
-    return _sheet([depth_colours(depth) for depth in maps], columns)
+    return stacked([depth_colours(depth) for depth in maps], columns)
 
 
 def depth_colours(depth: np.ndarray) -> np.ndarray:
@@ -69,7 +69,8 @@ def depth_colours(depth: np.ndarray) -> np.ndarray:
     return np.where(depth[..., None] > 0, SCALE[low] * (1 - part) + SCALE[low + 1] * part, 0).astype(np.uint8)
 
 
-def _sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
+def stacked(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Return images beside and below each other, row by row, on white."""
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (height + 2) - 2, columns * (width + 2) - 2, 3), 255, np.uint8)

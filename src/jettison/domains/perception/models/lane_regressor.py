@@ -1,8 +1,11 @@
-"""A baseline: up to four straight lanes, regressed from the image of the front camera by a small CNN.
+"""A baseline: up to four straight lanes, from the image of the front camera by a small CNN.
 
 - Each of four slots predicts one line: presence, intercept and slope, and the rows in which the line begins and ends.
   Two slots are for lanes on the left of the middle, two for lanes on the right, the nearest lane first, as in SCNN
-  (arXiv:1712.06080). All of it is our own simple design, to have something that other models must beat.
+  (arXiv:1712.06080).
+- In every row of its feature map the network says where the lane is, by a softmax over the columns as in
+  arXiv:2004.11757, and how sure it is. The line is the weighted least-squares fit through the rows, which is
+  differentiable (arXiv:1902.00293). The rest is our own simple design, to have something that other models must beat.
 - Lines are x = intercept + slope · (y − REFERENCE), where x and y are shares of the image's width and height.
 """
 
@@ -37,23 +40,26 @@ WIDTH = Annotated[int, Field(ge=4, le=1024, description="a whole number from 4 t
 
 
 class Config(Fields):
-    """The fields of config.json. height, width: of the images that the network sees. channels: of its blocks."""
+    """The fields of config.json. height, width: of the images that the network sees. channels: of its blocks.
+
+    The first two blocks halve the sides of their inputs; the others see ever farther.
+    """
 
     height: SIDE = 80
     width: SIDE = 200
-    channels: Annotated[list[WIDTH], Field(min_length=1, max_length=8)] = Field(default=[16, 32, 64, 96])
+    channels: Annotated[list[WIDTH], Field(min_length=3, max_length=8)] = Field(default=[16, 32, 48, 48, 48])
 
 
 class Block(nn.Module):
-    """A convolution that halves the sides of its input."""
+    """A convolution of 3 x 3 pixels, batch normalization, ReLU."""
 
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, inputs: int, outputs: int, stride: int, dilation: int):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+        self.conv = nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (batch, inputs, height, width). Returns (batch, outputs, height / 2, width / 2), rounded up."""
+        """x: (batch, inputs, height, width). Returns (batch, outputs, height / stride, width / stride), rounded up."""
         return functional.relu(self.norm(self.conv(x)))
 
 
@@ -64,26 +70,48 @@ class LaneRegressor(OwnModel):
         super().__init__()
         self.inputs = {"pixels": (3, config.height, config.width)}
         self.outputs = {"lines": (SLOTS, NUMBERS)}
-        widths, height, width = [3, *config.channels], config.height, config.width
-        self.blocks = nn.ModuleList(Block(*pair) for pair in pairwise(widths))
-        for _ in self.blocks:
-            height, width = -(-height // 2), -(-width // 2)
-        self.head = nn.Linear(widths[-1] * height * width, SLOTS * NUMBERS)
-        nn.init.normal_(self.head.weight, std=1e-3)
-        nn.init.zeros_(self.head.bias)
+        widths = [5, *config.channels]  # colours and the pixel's own place
+        self.blocks = nn.ModuleList(
+            Block(before, after, 2 if number < 2 else 1, 1 if number < 2 else 2 ** min(number - 1, 4))
+            for number, (before, after) in enumerate(pairwise(widths))
+        )
+        self.maps = nn.Conv2d(widths[-1], 2 * SLOTS, 1)  # where the lane is in a row, and how sure that is
+        self.head = nn.Linear(widths[-1], 3)  # presence, top and bottom row
 
     def compute(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return ``lines``; numbers: logit of presence, intercept and slope of the line, top and bottom row."""
-        x = 2 * pixels - 1
+        return {"lines": self.locate(pixels)[0]}
+
+    def locate(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return lines (batch, 4, 5), x in every row of the feature map (batch, 4, rows), and y of the rows (rows,)."""
+        down, across = (_middles(side, pixels) for side in pixels.shape[-2:])
+        places = torch.stack(torch.meshgrid(down, across, indexing="ij")).expand(len(pixels), -1, -1, -1)
+        x = 2 * torch.cat([pixels, places], 1) - 1  # (batch, 5, height, width)
         for block in self.blocks:
-            x = block(x)  # (batch, channels, height / 2^n, width / 2^n)
-        raw = self.head(x.flatten(1)).unflatten(1, (SLOTS, NUMBERS))
-        presence, intercept, slope, top, bottom = raw.unbind(-1)
-        return {
-            "lines": torch.stack(
-                [presence, 0.5 + intercept, STEEP * torch.tanh(slope), torch.sigmoid(top), torch.sigmoid(bottom)], -1
-            )
-        }
+            x = block(x)  # (batch, channels, height / 4, width / 4)
+        where, sure = self.maps(x).chunk(2, 1)  # (batch, 4, rows, columns)
+        y, columns = (_middles(side, pixels) for side in x.shape[-2:])
+        share = where.softmax(-1)
+        at = (share * columns).sum(-1)  # (batch, 4, rows)
+        intercept, slope = _fit(at, y - REFERENCE, sure.mean(-1).sigmoid() + 1e-3)
+        seen = torch.einsum("bsrc,bfrc->bsf", share, x) / len(y)  # features along the lane, (batch, 4, channels)
+        presence, top, bottom = self.head(seen).unbind(-1)
+        lines = torch.stack([presence, intercept, slope.clamp(-STEEP, STEEP), top.sigmoid(), bottom.sigmoid()], -1)
+        return lines, at, y
+
+
+def _middles(count: int, like: torch.Tensor) -> torch.Tensor:
+    """Return the middles of ``count`` equal parts of 0 to 1."""
+    return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count
+
+
+def _fit(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit x = intercept + slope · y by weighted least squares. x, weight: (batch, 4, rows), y: (rows,)."""
+    weight = weight / weight.sum(-1, keepdim=True)
+    middle_x, middle_y = (weight * x).sum(-1), (weight * y).sum(-1)
+    apart = y - middle_y[..., None]
+    slope = (weight * apart * (x - middle_x[..., None])).sum(-1) / ((weight * apart**2).sum(-1) + 1e-4)
+    return middle_x - slope * middle_y, slope
 
 
 def build(config: OwnConfig) -> LaneRegressor:
@@ -139,12 +167,15 @@ def loss(model: OwnModel, inputs: Tensors, targets: Tensors, stage: str) -> torc
     pixels, lines = inputs["pixels"], targets["lines"]
     if model.training:
         pixels, lines = _augment(pixels, lines)
-    guess = model.compute(pixels)["lines"]
+    guess, at, y = model.locate(pixels)
     there = lines[..., 0]
     presence = functional.binary_cross_entropy_with_logits(guess[..., 0], there)
-    rows = lines[..., 3:4] + (lines[..., 4:5] - lines[..., 3:4]) * torch.linspace(0, 1, ROWS, device=lines.device)
+    top, bottom = lines[..., 3:4], lines[..., 4:5]
+    rows = top + (bottom - top) * torch.linspace(0, 1, ROWS, device=lines.device)
     apart = (_x(guess, rows) - _x(lines, rows)).abs().mean(-1) + 0.5 * (guess[..., 3:] - lines[..., 3:]).abs().mean(-1)
-    return presence + 5 * (apart * there).sum() / there.sum().clamp(min=1)
+    within = ((y >= top) & (y <= bottom)).to(at.dtype)  # rows of the feature map, (batch, 4, rows)
+    row = ((at - _x(lines, y.expand_as(at))).abs() * within).sum(-1) / within.sum(-1).clamp(min=1)
+    return presence + 5 * ((apart + row) * there).sum() / there.sum().clamp(min=1)
 
 
 def _x(lines: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

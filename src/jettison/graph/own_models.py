@@ -104,7 +104,7 @@ def pack(tensors: Mapping[str, torch.Tensor], shapes: Shapes) -> torch.Tensor:
             raise UsageError(f"{name} of a sample is {found}: the shape {tuple(shape)} is needed")
     if len(shapes) == 1:
         return tensors[next(iter(shapes))]
-    return torch.cat([tensors[name].flatten(1).float() for name in shapes], 1)
+    return torch.cat([tensors[name].reshape(len(tensors[name]), -1).float() for name in shapes], 1)
 
 
 def unpack(packed: torch.Tensor, shapes: Shapes) -> dict[str, torch.Tensor]:

@@ -100,8 +100,8 @@ def pack(tensors: Mapping[str, torch.Tensor], shapes: Shapes) -> torch.Tensor:
     """
     for name, shape in shapes.items():
         if name not in tensors or tuple(tensors[name].shape[1:]) != tuple(shape):
-            found = tuple(tensors[name].shape[1:]) if name in tensors else "missing"
-            raise UsageError(f"{name} of a sample is {found}: the shape {tuple(shape)} is needed")
+            actual = tuple(tensors[name].shape[1:]) if name in tensors else "missing"
+            raise UsageError(f"{name} of a sample is {actual}: the shape {tuple(shape)} is needed")
     if len(shapes) == 1:
         return tensors[next(iter(shapes))]
     return torch.cat([tensors[name].reshape(len(tensors[name]), -1).float() for name in shapes], 1)

@@ -27,13 +27,13 @@ def layout_for(task: str, folder: str | Path, layout: str | None = None) -> str:
     Raises UsageError if the folder fits none, or the task does not read the layout.
     """
     valid = TASKS[task]
-    found = [name for name in fitting_layouts(folder, layout) if name in valid]
-    if not found:
+    fitting = [name for name in fitting_layouts(folder, layout) if name in valid]
+    if not fitting:
         known = ", ".join(name for name in fitting_layouts(folder, layout) if name != WORLD)
         raise UsageError(
             f"{folder} has the layout {known or 'of no known dataset'}: a model of {task} needs {' or '.join(valid)}"
         )
-    return found[0]
+    return fitting[0]
 
 
 class Samples:

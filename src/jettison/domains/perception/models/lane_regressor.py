@@ -59,7 +59,7 @@ class Block(nn.Module):
         self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (batch, inputs, height, width). Returns (batch, outputs, height / stride, width / stride), rounded up."""
+        """Return (batch, outputs, height / stride, width / stride), rounded up. x: (batch, inputs, height, width)."""
         return functional.relu(self.norm(self.conv(x)))
 
 

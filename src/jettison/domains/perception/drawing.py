@@ -31,7 +31,7 @@ STYLE = (
     "@media(max-width:800px){section{grid-template-columns:1fr}}"
 )
 LEGEND = (
-    "Thick lines in the front image are the lines beside the own lane and its neighbours. Thin lines are the middles of "
+    "Thick lines in the front image are the lines beside the own lane and the next ones. Thin lines are the middles of "
     "lanes: blue on streets, violet in junctions. Boxes are traffic lights and signs. From above: green dots where "
     "lanes continue, squares at the lanes that a light or sign holds for."
 )

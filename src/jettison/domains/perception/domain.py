@@ -140,7 +140,7 @@ def exhibits(source: ModelFolder, student: Logits, original: Logits, sources: So
             sample, prediction = pairs[place]
             for what, image in picture_prediction(samples.model.TASK, sample, prediction).items():
                 png = base64.b64encode(picture_bytes(image, "png")).decode()
-                pictures.append({"caption": f"{sample.frame.name}, {name}: {what}", "png": png})
+                pictures.append({"caption": f"frame {numbers[place] + 1}, {name}: {what}", "png": png})
     return [{"title": "Frames and predictions", "note": "Frames spread over the test split.", "pictures": pictures}]
 
 

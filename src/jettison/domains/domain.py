@@ -88,7 +88,8 @@ class Domain(Protocol):
     ) -> list[dict[str, Any]]:
         """Return what the report shows of a stage: each {"title", "note", "pictures": [{"caption", "png"}]}.
 
-        png: in base64. Asked only of domains whose data is neither ``text`` nor ``images``.
+        png: in base64. With the entry ``wide``, they are shown large. Asked only of domains whose data is neither
+        ``text`` nor ``images``.
         """
 
     def training(self, source: ModelFolder, recipe: Recipe, step: Step, process: tuple[int, int], wait) -> torch.Tensor:

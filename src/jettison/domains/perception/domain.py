@@ -141,7 +141,8 @@ def exhibits(source: ModelFolder, student: Logits, original: Logits, sources: So
             for what, image in picture_prediction(samples.model.TASK, sample, prediction).items():
                 png = base64.b64encode(picture_bytes(image, "png")).decode()
                 pictures.append({"caption": f"frame {numbers[place] + 1}, {name}: {what}", "png": png})
-    return [{"title": "Frames and predictions", "note": "Frames spread over the test split.", "pictures": pictures}]
+    note = "Frames spread over the test split."
+    return [{"title": "Frames and predictions", "note": note, "wide": True, "pictures": pictures}]
 
 
 def training(source: ModelFolder, recipe: Recipe, step: Step, process: tuple[int, int], wait) -> torch.Tensor:

@@ -40,8 +40,8 @@ FAILED, BAD_USAGE, BROKEN_PIPE = 1, 2, 141  # 141 is the code that a shell repor
 OUTPUT_FAILS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of writing to stdout
 CODES = (
     "Exit codes: 0 success; 1 failure; 2 wrong arguments or input; 130 stopped by Ctrl-C, 143 by SIGTERM. "
-    "After a stop, fit, compress, recover, perceive world and offload attack continue when you run the same command "
-    "again."
+    "After a stop, fit, compress, recover, perceive world, perceive train and offload attack continue when you run the "
+    "same command again."
 )
 
 

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from jettison.cli import common
+from jettison.cli.perceive_models_command import EXAMPLES as OF_MODELS
+from jettison.cli.perceive_models_command import evaluate, show_scores, train
 from jettison.cli.perceive_world_command import EXAMPLES, show, world
 
 
@@ -13,12 +15,17 @@ def register(app: typer.Typer) -> None:
     """Add the group of commands to the program."""
     group = typer.Typer(
         no_args_is_help=True,
-        help="Perception for driving: lanes, roads and depth. Render a synthetic world, score predictions.",
-        epilog=common.example("jettison perceive world --out world --scenes 10"),
+        help="Perception for driving: lanes, roads and depth. Render a world, train models, score predictions.",
+        epilog=common.example(
+            "jettison perceive world --out world --scenes 10",
+            "jettison perceive train lane_regressor --data world --out lanes",
+        ),
     )
     for function, *examples in (
         (world, *EXAMPLES["world"]),
         (show, *EXAMPLES["show"]),
+        (train, *OF_MODELS["train"]),
+        (evaluate, *OF_MODELS["evaluate"]),
         (score, "jettison perceive score predictions/ CULane/",
          "jettison perceive score results.json OpenLane-V2/ --subset A --json scores.json",
          "jettison perceive score depth.npz nuscenes/ --incomplete"),
@@ -56,11 +63,5 @@ def score(
 
     common.begin(quiet, json)
     result = run(predictions, folder, layout=layout, split=split, incomplete=incomplete, rule=rule, subset=subset)
-    cell = lambda value: f"{value:,.0f}" if value == int(value) and abs(value) > 1 else f"{value:.4f}"
-    common.table("", *result.columns, rows=[[name, *map(cell, row)] for name, row in result.rows.items()])
-    common.out.print(f"\n{result.frames:,} frames of {result.layout}")
-    if result.left_out:
-        common.out.print(
-            f"{len(result.left_out):,} images have no true depth, such as {result.left_out[0]}", markup=False
-        )
+    show_scores(result)
     common.finish(result.to_dict(), json)

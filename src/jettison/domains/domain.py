@@ -37,7 +37,7 @@ class Sources:
     """The data that quality is measured on.
 
     texts, tokens, window, windows: for language models, see ``evaluate``.
-    images: a folder or parquet file with labels.
+    images: a folder or parquet file with labels; for perception models, the folder of a driving dataset.
     count: how many images to use; None for all.
     """
 
@@ -79,6 +79,9 @@ class Domain(Protocol):
     def contents(self, sources: Sources) -> dict[str, str]:
         """Return name -> 16 hex digits of the content, for everything that quality is measured on."""
 
+    def amount(self, source: ModelFolder, sources: Sources) -> int:
+        """Return how many inputs an evaluation reads, for a forecast. Asked only of models that are no chain."""
+
     def same_outputs(self, source: ModelFolder, original: ModelFolder) -> None:
         """Raise UsageError if the outputs of the two models cannot be compared."""
 
@@ -92,8 +95,8 @@ class Domain(Protocol):
     def exhibits(self, source: ModelFolder, student: Ready, original: Ready, sources: Sources) -> list[dict[str, Any]]:
         """Return what the report shows of a stage: each {"title", "note", "pictures": [{"caption", "png"}]}.
 
-        Pictures are shown in pairs. png: in base64. Asked only of domains that are measured on neither texts nor
-        images.
+        png: in base64. Pictures are shown in pairs; with the entry ``wide``, large. Asked only of domains whose data is
+        neither ``text`` nor ``images``.
         """
 
     def training(self, source: ModelFolder, recipe: Recipe, step: Step, process: tuple[int, int], wait) -> torch.Tensor:

@@ -144,6 +144,7 @@ class Exhibit(Part):
 
     title: str
     note: str = ""
+    wide: bool = False
     pictures: list[Shown] = []
 
 

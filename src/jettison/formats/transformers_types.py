@@ -26,8 +26,10 @@ def not_in_transformers(format: Format, source: ModelFolder, grids: Mapping[str,
     if source.replaced:
         reasons = [*reasons, _replaced(source)]
     kind = source.config.get_text_config().model_type
-    if grids and source.layout.library != "transformers":  # so no sentence about transformers is to the point
-        library = source.layout.library
+    if source.library == "jettison":
+        reasons = [f"{kind} is a model of Jettison's own: jettison.load does"]
+    elif grids and source.library != "transformers":  # so no sentence about transformers is to the point
+        library = source.library
         reasons = [f"{library} cannot load a packed {kind}: {OTHERS[library]}; jettison.load does"]
     elif grids and not reasons and (failure := _failures().get(kind)):
         reasons = [f"transformers cannot load a packed {kind}: {failure}; jettison.load does"]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down", "expert", "router", "head", "embed", "linear")
 ROLES += ("conv", "depthwise", "stem")  # of image classifiers
+OWN = "jettison_"  # how the model_type of a model of our own begins, see ``graph.own_models``
 # The usual names of linears, for models without a row in families.yaml: role -> last part of the module path.
 USUAL_NAMES = {
     "q": ("q_proj", "query", "wq", "q_lin", "to_q"),
@@ -34,7 +35,7 @@ class Family:
     """A row of families.yaml, whose head explains the fields.
 
     name: the model_type, or "generic" for a model without a row.
-    domain: the kind of model, "text", "vision" or "diffusion".
+    domain: the kind of model, "text", "vision", "diffusion" or "perception".
     inputs: of a denoiser, see ``graph.denoisers``.
     caching: of a denoiser, see ``graph.families.CachingRow``.
     folds, norm_offset: see ``graph.edits.find_folds``.
@@ -55,6 +56,11 @@ class Family:
     residual: dict[str, Any] | None = None
     inputs: dict[str, str] = field(default_factory=dict)
     caching: "CachingRow | None" = None
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a model of Jettison's own, which no library has."""
+        return self.name.startswith(OWN)
 
     @property
     def chain(self) -> bool:

@@ -15,7 +15,7 @@ import yaml
 
 from jettison.core.errors import UsageError
 from jettison.graph import described_files
-from jettison.graph.anatomy import Anatomy, Family
+from jettison.graph.anatomy import OWN, Anatomy, Family
 from jettison.graph.layout import Layout
 from jettison.graph.sizes import Sizes, read_sizes
 
@@ -61,6 +61,12 @@ class ModelShape:
         return cls(name, shapes()[name]["config"])
 
     @property
+    def library(self) -> str:
+        """Who has the class of the model: ``transformers``, ``diffusers`` or ``jettison`` (``graph.own_models``)."""
+        own = str(self.raw_config.get("model_type")).startswith(OWN)
+        return "jettison" if own else self.layout.library
+
+    @property
     def hub(self) -> str:
         """The Hugging Face hub id of a known shape, which has the weights; '' for a model on disk."""
         return shapes()[self.name]["hub"] if self.path is None else ""
@@ -91,8 +97,10 @@ class ModelShape:
     def config(self) -> "PretrainedConfig":
         """The config, read by the library that has the model. Raises UsageError, see ``graph.config``."""
         _ = self.quantization  # raises a clearer error than the library
-        if self.layout.library == "diffusers":
+        if self.library == "diffusers":
             from jettison.graph.denoisers import read_config
+        elif self.library == "jettison":
+            from jettison.graph.own_models import read_config
         else:
             from jettison.graph.config import read_config
 
@@ -151,8 +159,10 @@ class ModelShape:
         return self._build()
 
     def _build(self) -> "tuple[torch.nn.Module, Family]":
-        if self.layout.library == "diffusers":
+        if self.library == "diffusers":
             from jettison.graph.denoisers import build_skeleton
+        elif self.library == "jettison":
+            from jettison.graph.own_models import build_skeleton
         else:
             from jettison.graph.skeleton import build_skeleton
 

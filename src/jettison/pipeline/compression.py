@@ -283,7 +283,7 @@ def _finish(
         recipe=recipe.to_dict(),
         seed=seed,
         depth=read_manifest(source.folder).get("depth") if (source.folder / MANIFEST).exists() else None,
-        versions={name: version(name) for name in ("torch", source.layout.library, *writer.format.LIBRARIES)},
+        versions={name: version(name) for name in ("torch", source.library, *writer.format.LIBRARIES)},
         format=writer.name,
         hashes={entry["file"]: entry["sha256"] for entry in entries} | hashes,
         not_in_transformers=not_in_transformers(writer.format, source, grids),

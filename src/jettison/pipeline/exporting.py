@@ -13,7 +13,6 @@ from jettison.core.numbers import check_number, figures
 from jettison.core.progress import say, waiting
 from jettison.domains.vision.data import image_processor
 from jettison.formats.onnx_file import INPUT, OPSET, OUTPUT, check_onnx, required, write_onnx
-from jettison.graph.config import kind_of
 from jettison.graph.folder import ModelFolder
 from jettison.graph.skeleton import KINDS
 from jettison.runtime.load import load
@@ -45,8 +44,10 @@ def export(model: str | Path, out: str | Path, *, to: str = "onnx", size: str | 
         raise unknown("target", to, TARGETS)
     sides = _parse_size(size) if size is not None else None
     path, source = writable_file(Path(out)), ModelFolder(model)
-    if (kind := kind_of(source.config)) != "vision":
-        raise UsageError(f"{source.name} is a {KINDS[kind]}: only an {KINDS['vision']} can be written as {to}")
+    if (kind := source.anatomy.family.domain) != "vision":
+        raise UsageError(
+            f"{source.name} is a {KINDS.get(kind, f'{kind} model')}: only an {KINDS['vision']} can be written as {to}"
+        )
     required("onnx")
     pixels = _noise(source, sides or _stated_size(source))
     loaded = load(source.folder, exact=True, dtype=torch.float32)

@@ -27,12 +27,13 @@ def show(model: str | Path, *, original: str | Path, sources: Sources, adapter: 
     original: the folder of the original; the model is compared with it on images, and its tokenizer cuts prompts.
     sources: the texts or images that quality was measured on.
     """
-    if sources.images is not None:
+    source = ModelFolder(original)
+    domain = find_domain(source)
+    if domain.DATA == "images":
         return measure_images(model, original, sources.images, adapter=adapter)
     if sources.texts:
         return measure_generation(model, sample_prompts(original, sources.texts[0]), adapter=adapter)
-    source, reference = ModelFolder(model), load(original)
-    shown = find_domain(source).exhibits(source, load(model, adapter=adapter), reference, sources)
+    shown = domain.exhibits(ModelFolder(model), load(model, adapter=adapter), load(original), sources)
     return {"exhibits": shown, "speed": {}}
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from jettison.core.tensors import write_tensors
-from jettison.domains.domain import find_domain
+from jettison.domains.domain import Sources, find_domain
 from jettison.domains.text.domain import WINDOW, check_tokens, lesson, text_windows
 from jettison.domains.text.scores import BATCH, compare
 from jettison.domains.text.synthesize import BATCH as WRITTEN_AT_ONCE
@@ -118,6 +118,11 @@ def count_windows(source: ModelFolder, text: str | Path, tokens: int | None) -> 
 def count_images(images: str | Path, count: int | None) -> int:
     """Count the images that an evaluation uses."""
     return len(open_images(images).spread(count))
+
+
+def amount(source: ModelFolder, images: str | Path, count: int | None) -> int:
+    """Count the inputs that an evaluation of a model reads, which is no chain of blocks."""
+    return find_domain(source).amount(source, Sources(images=images, count=count))
 
 
 def sample_seconds(source: ModelFolder) -> float:

@@ -58,7 +58,7 @@ def forecast(
         check_program(source, recipe)
     if not source.anatomy.family.chain:
         with silent():
-            steps = forecast_whole(source, recipe, jobs, trial.count_images(images, count) if images else None)
+            steps = forecast_whole(source, recipe, jobs, trial.amount(source, images, count) if images else None)
         warnings = _warnings(steps)
         if recipe.of("depth"):
             warnings.insert(

@@ -87,6 +87,11 @@ def contents(sources: Sources) -> dict[str, str]:
     return {}
 
 
+def amount(source: ModelFolder, sources: Sources) -> int:
+    """Return the number of samples that are denoised: steps of all seeds."""
+    return (sources.count or SEEDS) * STEPS
+
+
 def same_outputs(source: ModelFolder, original: ModelFolder) -> None:
     """Raise UsageError if the two models are of different classes or read samples of different shapes."""
     shapes = [(model.config.model_type, *sample_shape(model)) for model in (source, original)]

@@ -24,6 +24,17 @@ NEAR, DEEP = 2.0, 120.0  # metres, the ends of the scale of depth
 SCALE = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], np.float64)[::-1]
 PIXELS = 10  # of a metre, seen from above
 SPAN = (51.2, 25.6)  # metres ahead and behind, left and right
+STYLE = (
+    "body{font-family:sans-serif;max-width:1500px;margin:1em auto;padding:0 1em;color:#222;background:#fff}"
+    "section{display:grid;grid-template-columns:5fr 2fr;gap:1em;align-items:start}h2{font-size:1.1em;margin:1.5em 0 0}"
+    "figure{margin:.6em 0}figcaption,p{color:#555;margin:.2em 0}img{width:100%;display:block}"
+    "@media(max-width:800px){section{grid-template-columns:1fr}}"
+)
+LEGEND = (
+    "Thick lines in the front image are the lines beside the own lane and the next ones. Thin lines are the middles of "
+    "lanes: blue on streets, violet in junctions. Boxes are traffic lights and signs. From above: green dots where "
+    "lanes continue, squares at the lanes that a light or sign holds for."
+)
 LINE_LIFT = 0.02  # metres between a drawn line and the ground
 
 
@@ -50,7 +61,7 @@ def camera_sheet(frame: Frame, labels: bool = True, columns: int = 3) -> np.ndar
 
     labels: whether to draw lanes, centerlines and traffic elements over them.
     """
-    return _sheet([_camera_image(frame, name, labels) for name in ordered(frame)], columns)
+    return stacked([_camera_image(frame, name, labels) for name in ordered(frame)], columns)
 
 
 def depth_sheet(frame: Frame, columns: int = 3) -> np.ndarray:
@@ -58,7 +69,7 @@ def depth_sheet(frame: Frame, columns: int = 3) -> np.ndarray:
     maps = [view.depth() for name in ordered(frame) if (view := frame.views[name]).depth is not None]
     if not maps:
         raise UsageError(f"frame {frame.name} has no depth: a dataset with depth maps or a lidar is needed")
-    return _sheet([depth_colours(depth) for depth in maps], columns)
+    return stacked([depth_colours(depth) for depth in maps], columns)
 
 
 def depth_colours(depth: np.ndarray) -> np.ndarray:
@@ -69,7 +80,8 @@ def depth_colours(depth: np.ndarray) -> np.ndarray:
     return np.where(depth[..., None] > 0, SCALE[low] * (1 - part) + SCALE[low + 1] * part, 0).astype(np.uint8)
 
 
-def _sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
+def stacked(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Return images beside and below each other, row by row, on white."""
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (height + 2) - 2, columns * (width + 2) - 2, 3), 255, np.uint8)
@@ -185,26 +197,22 @@ def picture_bytes(image: np.ndarray, kind: str = "webp", quality: int = 82) -> b
 
 
 def write_page(path: Path, title: str, frames: Sequence[Frame]) -> None:
-    """Write frames as one HTML page that needs no other file."""
-    parts = [f"<h1>{escape(title)}</h1>"]
+    """Write frames as one HTML page that needs no other file: cameras, depth, and the road from above beside them."""
+    parts = [f"<h1>{escape(title)}</h1><p>{LEGEND}</p>"]
     for frame in frames:
-        parts.append(f"<h2>{escape(frame.name)}</h2>")
         sheets = {"Cameras": camera_sheet(frame, labels=False), "Lanes, ways and traffic elements": camera_sheet(frame)}
         if any(view.depth is not None for view in frame.views.values()):
-            sheets[f"Depth, {NEAR:g} to {DEEP:g} m"] = depth_sheet(frame)
+            sheets[f"Depth, {NEAR:g} m (yellow) to {DEEP:g} m (blue)"] = depth_sheet(frame)
+        columns = ["".join(_figure(name, sheet) for name, sheet in sheets.items())]
         if frame.road is not None:
-            sheets["The road from above"] = birds_eye(frame.road)
-        for name, sheet in sheets.items():
-            data = base64.b64encode(picture_bytes(sheet)).decode("ascii")
-            width = f"{min(100, 100 * sheet.shape[1] // 1200)}%" if sheet.shape[1] < 1200 else "100%"
-            parts.append(
-                f'<figure><figcaption>{escape(name)}</figcaption><img alt="{escape(name)}" style="width:{width}" '
-                f'src="data:image/webp;base64,{data}"></figure>'
-            )
-    write_text(
-        path,
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>body{{font-family:'
-        "sans-serif;max-width:1400px;margin:1em auto;padding:0 1em}figure{margin:1em 0}figcaption{color:#555}</style>"
-        + "\n".join(parts)
-        + "</html>\n",
-    )
+            columns.append(_figure("The road from above", birds_eye(frame.road)))
+        parts.append(f"<h2>{escape(frame.name)}</h2><section>" + "".join(f"<div>{one}</div>" for one in columns))
+        parts.append("</section>")
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    write_text(path, head + "\n".join(parts) + "</html>\n")
+
+
+def _figure(name: str, image: np.ndarray) -> str:
+    data = base64.b64encode(picture_bytes(image)).decode("ascii")
+    picture = f'<img alt="{escape(name)}" src="data:image/webp;base64,{data}">'
+    return f"<figure><figcaption>{escape(name)}</figcaption>{picture}</figure>"

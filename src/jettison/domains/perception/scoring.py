@@ -5,10 +5,13 @@
 - OpenLane-V2: results as JSON, see ``layouts/openlanev2.py``.
 - DDAD and nuScenes: depth maps in metres, of any size; a folder with SCENE/FRAME/CAMERA.npz, .npy or .safetensors, or
   one .npz or .safetensors file with the names SCENE/FRAME/CAMERA.
+
+A rendered world fits several layouts: the predictions then say which one is meant. Its lanes are scored in the sizes of
+images that the benchmarks have (1640 x 590, 1280 x 720), so that widths and distances in pixels mean the same.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +19,21 @@ from typing import Any
 import numpy as np
 
 from jettison.core.errors import UsageError, guarded, unknown
-from jettison.core.progress import bar
+from jettison.core.progress import bar, say
 from jettison.domains.perception.depth_files import depth_maps
 from jettison.domains.perception.layouts import culane, openlanev2, tusimple
-from jettison.domains.perception.layouts.opening import find_layout, open_scenes
-from jettison.domains.perception.layouts.reading import DataFolder, refuse_pickle, within
+from jettison.domains.perception.layouts.opening import WORLD, find_layout, open_scenes
+from jettison.domains.perception.layouts.reading import DataFolder, LazyFrames, refuse_pickle, within
 from jettison.domains.perception.scenes import Frame, Road, Scene
+from jettison.domains.perception.world.loading import world_size
 from jettison.metrics.culane import MEAN_THRESHOLDS, Counts, culane_counts, mean_f1, total_counts
 from jettison.metrics.depth import RANGES, DepthErrors, mean_over_cameras, resized, score_depth_map
 from jettison.metrics.openlanev2 import RULES, RoadGraph, openlanev2_score
 from jettison.metrics.tusimple import tusimple_image, tusimple_score
+
+TUSIMPLE_SIZE = (1280, 720)  # width, height of an image
+DEPTH_FILES = (".npz", ".safetensors")
+HEAD = 1 << 16  # bytes of a file of predictions that tell its layout
 
 
 @dataclass(frozen=True)
@@ -57,33 +65,62 @@ def score(
     incomplete: bool = False,
     rule: str = "v2.1",
     subset: str | None = None,
+    only: Collection[str] | None = None,
 ) -> Scores:
     """Score prediction files against a dataset folder.
 
     predictions: a file or folder, see the head of this module.
-    layout: of the folder; None to look at its files.
+    layout: of the folder; None to look at its files, and for a rendered world at the predictions.
     split: train, val or test; None for test (CULane, TuSimple) or val. nuScenes has no splits: all scenes are scored.
     incomplete: whether frames whose labels are missing may be left out. Predictions must be there for all others.
     rule: of the OpenLane-V2 score. subset: of OpenLane-V2, such as A.
+    only: names of the frames to score; None for all.
     Raises UsageError for missing or broken labels and predictions.
     """
     name, predictions = find_layout(folder, layout), Path(predictions)
     refuse_pickle(predictions)
     if not os.path.exists(predictions):
         raise UsageError(f"predictions {predictions} do not exist: a file or folder for the layout {name} is needed")
+    if name == WORLD:
+        name = _meant(predictions)
+        say(f"note: {folder} holds rendered worlds; the predictions are scored as those of the layout {name}")
     if rule not in RULES:
         raise unknown("rule", rule, RULES)
     if name == "culane":
-        return _score_culane(predictions, folder, split or "test", incomplete)
+        return _score_culane(predictions, folder, split or "test", incomplete, only)
     if name == "tusimple":
-        return _score_tusimple(predictions, folder, split or "test", incomplete)
+        return _score_tusimple(predictions, folder, split or "test", incomplete, only)
     if name == "openlanev2":
         options = {"split": split or "val", "subset": subset, "images": False}
-        return _score_openlanev2(predictions, open_scenes(folder, name, incomplete=incomplete, **options), rule)
+        return _score_openlanev2(
+            predictions, _only(open_scenes(folder, name, incomplete=incomplete, **options), only), rule
+        )
     if name == "nuscenes" and split is not None:
         raise UsageError(f"split = {split!r}: nuScenes states its splits nowhere in the folder; leave it out")
     options = {} if name == "nuscenes" else {"split": split or "val"}
-    return _score_depth(predictions, open_scenes(folder, name, incomplete=incomplete, **options), name)
+    return _score_depth(predictions, _only(open_scenes(folder, name, incomplete=incomplete, **options), only), name)
+
+
+def _only(scenes: list[Scene], names: Collection[str] | None) -> list[Scene]:
+    """Return the scenes with the frames of these names; None for all."""
+    if names is None:
+        return scenes
+    chosen = []
+    for scene in scenes:
+        kept = [place for place, name in enumerate(scene.frames.names) if name in names]
+        read = lambda index, kept=kept, frames=scene.frames: frames[kept[index]]
+        chosen.append(Scene(scene.name, LazyFrames([scene.frames.names[place] for place in kept], read)))
+    return chosen
+
+
+def _meant(predictions: Path) -> str:
+    """Return the layout that predictions for a rendered world are in."""
+    if predictions.is_dir():
+        return "culane" if next(predictions.rglob(f"*{culane.LABELS}"), None) else "ddad"
+    if predictions.suffix in DEPTH_FILES:
+        return "ddad"
+    with guarded(f"{predictions} cannot be read"), open(predictions, "rb") as file:
+        return "openlanev2" if b'"results"' in file.read(HEAD) else "tusimple"
 
 
 def _check_folder(predictions: Path, what: str) -> None:
@@ -111,16 +148,17 @@ def _frames(scenes: Sequence[Scene], what: str) -> Iterator[tuple[Scene, Frame]]
                 progress.advance()
 
 
-def _score_culane(predictions: Path, folder: str | Path, split: str, incomplete: bool) -> Scores:
+def _score_culane(predictions: Path, folder: str | Path, split: str, incomplete: bool, only) -> Scores:
     _check_folder(predictions, "a folder with a file .lines.txt for every image")
-    scenes = culane.read(folder, split, incomplete, images=False)
+    scenes = _only(culane.read(folder, split, incomplete, images=False), only)
     made = DataFolder(predictions, culane.NAME)
     names = scenes[0].frames.names
     _check_named(predictions, map(culane.label_name, names), made.has, "the file")
     counts: dict[str, dict[float, Counts]] = {}
+    scale = _scale(folder, (culane.SHAPE[1], culane.SHAPE[0]))
     for _, frame in _frames(scenes, "lanes"):
         pair = frame.views[culane.CAMERA].lanes, culane.read_lanes(made.file(culane.label_name(frame.name)))
-        true, guess = ([lane.points for lane in lanes] for lanes in pair)
+        true, guess = ([lane.points * scale for lane in lanes] for lanes in pair)
         counts[frame.name] = culane_counts(true, guess, MEAN_THRESHOLDS)
     groups = {kind: images & set(names) for kind, images in culane.kinds(folder).items()} if split == "test" else {}
     groups = {kind: images for kind, images in groups.items() if images} | {"all": set(names)}
@@ -133,11 +171,13 @@ def _score_culane(predictions: Path, folder: str | Path, split: str, incomplete:
     return Scores("culane", len(names), columns, rows)
 
 
-def _score_tusimple(predictions: Path, folder: str | Path, split: str, incomplete: bool) -> Scores:
+def _score_tusimple(predictions: Path, folder: str | Path, split: str, incomplete: bool, only) -> Scores:
     labels = tusimple.read_labels(DataFolder(Path(folder), tusimple.NAME), split, incomplete)
+    labels = [label for label in labels if only is None or label.image in only]
     made = {lanes.image: lanes for lanes in tusimple.read_lines(predictions)}
     _check_named(predictions, (label.image for label in labels), made.__contains__, "the line")
     scores = []
+    across, down = _scale(folder, TUSIMPLE_SIZE)
     for label in labels:
         guess = made[label.image]
         with within(f"{predictions}, {label.image}"):
@@ -145,10 +185,16 @@ def _score_tusimple(predictions: Path, folder: str | Path, split: str, incomplet
                 raise UsageError(f"lanes have {guess.lanes.shape[1]} values for {len(label.rows)} rows")
             if guess.rows is not None and guess.rows.tolist() != label.rows.tolist():
                 raise UsageError("h_samples differ from those of the label")
-        scores.append(tusimple_image(label.lanes, guess.lanes, label.rows, guess.run_time))
+        scores.append(tusimple_image(label.lanes * across, guess.lanes * across, label.rows * down, guess.run_time))
     mean = tusimple_score(scores)
     columns = ("accuracy", "FP", "FN", "F1")
     return Scores("tusimple", len(labels), columns, {"all": (*mean, mean.f1)})
+
+
+def _scale(folder: str | Path, size: tuple[int, int]) -> np.ndarray:
+    """Return the factors of x and y that bring a rendered world to images of a benchmark's (width, height)."""
+    own = world_size(Path(folder))
+    return np.ones(2) if own is None else np.array(size) / own[::-1]
 
 
 def _score_openlanev2(predictions: Path, scenes: Sequence[Scene], rule: str) -> Scores:

@@ -78,6 +78,11 @@ def contents(sources: Sources) -> dict[str, str]:
     return {str(sources.images): open_images(sources.images).digest}
 
 
+def amount(source: ModelFolder, sources: Sources) -> int:
+    """Return the number of images that an evaluation uses."""
+    return len(open_images(sources.images).spread(sources.count))
+
+
 def same_outputs(source: ModelFolder, original: ModelFolder) -> None:
     """Raise UsageError if the two models differ in their number of classes."""
     classes = [model.config.num_labels for model in (source, original)]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from jettison.core.documents import read_json
 from jettison.core.errors import UsageError, unknown
+from jettison.core.journal import read_records
 from jettison.domains.perception.layouts import openlanev2
 from jettison.domains.perception.layouts.culane import label_name, read_lanes
-from jettison.domains.perception.layouts.reading import SPLITS, LazyFrames, load_depth
+from jettison.domains.perception.layouts.reading import SPLITS, LazyFrames, entry, load_depth, within
 from jettison.domains.perception.scenes import Frame, Scene
 from jettison.domains.perception.world.cameras import FRONT
 from jettison.domains.perception.world.listing import LISTED
@@ -42,6 +43,20 @@ def read(folder: str | Path, split: str | None = None) -> list[Scene]:
             f"{folder} has no scenes of the split {split!r}; of five scenes, the second is val, the third test"
         )
     return scenes
+
+
+def world_size(folder: Path) -> tuple[int, int] | None:
+    """Return the (height, width) of the images of rendered worlds; None for a folder that holds something else.
+
+    Raises UsageError if the file that says so is damaged.
+    """
+    if not recognizes(folder):
+        return None
+    with within(str(folder / RUN)):
+        records, _ = read_records(folder / RUN)
+        run = entry(records[0] if records else None, "run", dict, "its first line")
+        height, width = entry(run, "size", list, "its first line")
+    return height, width
 
 
 def _complete(folder: Path, scene: Scene) -> Scene:

@@ -1,0 +1,210 @@
+"""``train``: learn a perception model from a dataset folder, and write it as a model folder.
+
+- The stages of the model follow each other. Each is one training of ``training.loop``: resumable, and with the best
+  parameters by the score on the split ``val``; of equal scores, those of the smaller loss.
+- A run that was killed continues, and gives the same bytes. ``training.jsonl`` says what was asked for, and records
+  the loss of every step and the scores.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from jettison.core.errors import UsageError, shown
+from jettison.core.files import check_folder, write_json
+from jettison.core.journal import Journal
+from jettison.core.locks import locked
+from jettison.core.numbers import check_number, check_seed
+from jettison.core.progress import logged, say, silent
+from jettison.core.tensors import write_tensors
+from jettison.domains.perception.judging import headline, judge
+from jettison.domains.perception.modelling import Stage, find_model
+from jettison.domains.perception.samples import Samples, folder_digest
+from jettison.domains.perception.world.loading import recognizes
+from jettison.graph.anatomy import OWN
+from jettison.graph.own_models import OwnModel, make_config, make_model
+from jettison.training.loop import Group, Judge, Plan
+from jettison.training.loop import train as run_loop
+
+JOURNAL, RESULT, WEIGHTS = "training.jsonl", "training.json", "model.safetensors"
+TRAIN, VALIDATE = "train", "val"
+JUDGED, VALIDATED = 10, 64  # times in a stage; frames of ``val`` at most, spread evenly
+MOST_STEPS, MOST_BATCH = 10_000_000, 4096
+
+
+@logged("out")
+def train(
+    name: str,
+    data: str | Path,
+    out: str | Path,
+    *,
+    steps: int | None = None,
+    batch: int | None = None,
+    rate: float | None = None,
+    seed: int = 0,
+    changes: Iterable[str] = (),
+    layout: str | None = None,
+    save_every: float = 60.0,
+) -> dict[str, Any]:
+    """Train a perception model from scratch on the split ``train``, and judge it on ``val``.
+
+    name: of the model, see ``modelling.model_names``.
+    data: folder of a driving dataset in a layout of the model's task, or of rendered worlds.
+    out: folder of the model, new or of the same run; a run that was killed continues.
+    steps, batch, rate: of every stage; None for the model's own.
+    changes: of its config, ``field=value``.
+    layout: of ``data``; None to look at its files.
+    Returns model, data, frames (train and val), and for every stage steps, loss (of the last step) and score, the best
+    one on ``val``.
+    Raises UsageError for unknown names, data that the model cannot read, and a folder that holds another run.
+    """
+    model, config = find_model(name), make_config(OWN + name, _parse(changes), name)
+    stages = [_changed(stage, steps, batch, rate) for stage in model.STAGES]
+    check_seed(seed)
+    check_number("save_every", save_every, 0)
+    sets = {split: Samples(model, config, data, split, layout) for split in (TRAIN, VALIDATE)}
+    out = check_folder(out, JOURNAL)
+    fields = config.fields.model_dump(mode="json")
+    run = {"kind": "perceive train", "model": name, "config": fields, "data": folder_digest(data)}
+    run |= {"layout": sets[TRAIN].layout, "seed": seed, "stages": [vars(stage) for stage in stages]}
+    with locked(out):
+        journal = Journal(out / JOURNAL, run)
+        if journal.last(kind="finished") and (out / RESULT).exists():
+            say(f"{out} is trained already")
+            return journal.last(kind="finished")["result"]
+        torch.manual_seed(seed)
+        network = make_model(config)
+        for number, stage in enumerate(stages):
+            _learn(network, stage, sets, journal, out / f".{number}-{stage.name}.safetensors", seed, save_every)
+        frames = {split: len(samples) for split, samples in sets.items()}
+        result = {"model": name, "data": str(data), "synthetic": recognizes(Path(data)), "frames": frames}
+        result |= {"seed": seed, "stages": [_summary(journal, stage) for stage in stages]}
+        write_tensors(out / WEIGHTS, {key: value.cpu() for key, value in network.state_dict().items()})
+        write_json(out / RESULT, result)
+        write_json(out / "config.json", {"model_type": config.model_type, **fields})  # last: the folder is now a model
+        journal.add(kind="finished", result=result)
+        for number, stage in enumerate(stages):
+            (out / f".{number}-{stage.name}.safetensors").unlink(missing_ok=True)
+    return result
+
+
+def _parse(changes: Iterable[str]) -> dict[str, Any]:
+    """Return the fields that changes set, as YAML reads their values."""
+    fields = {}
+    for change in changes:
+        field, mark, value = change.partition("=")
+        if not mark or not field:
+            raise UsageError(f"change {shown(change)}: field=value is needed, such as height=160")
+        try:
+            fields[field] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"change {shown(change)}: the value is no YAML ({error})") from error
+    return fields
+
+
+def _changed(stage: Stage, steps: int | None, batch: int | None, rate: float | None) -> Stage:
+    """Return a stage with other settings."""
+    for setting, value, least, most in (("steps", steps, 1, MOST_STEPS), ("batch", batch, 2, MOST_BATCH)):
+        if value is not None:
+            check_number(setting, value, least, most, whole=True)
+            stage = replace(stage, **{setting: value})
+    if rate is not None:
+        check_number("rate", rate, 0, 10)
+        stage = replace(stage, rate=rate)
+    return stage
+
+
+class _Lesson(nn.Module):
+    """Maps a batch, input tensors and then target tensors, to the loss of a stage."""
+
+    def __init__(self, loss: Any, network: OwnModel, names: tuple[list[str], list[str]], stage: str):
+        super().__init__()
+        self.network, self._loss, self._names, self._stage = network, loss, names, stage
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """Return the loss. tensors: (batch, ...) in the order of the names."""
+        inputs, targets = self._names
+        return self._loss(
+            self.network,
+            dict(zip(inputs, tensors[: len(inputs)], strict=True)),
+            dict(zip(targets, tensors[len(inputs) :], strict=True)),
+            self._stage,
+        )
+
+
+def _learn(
+    network: OwnModel, stage: Stage, sets: Mapping[str, Samples], journal: Journal, state: Path, seed: int,
+    save_every: float,
+) -> None:  # fmt: skip
+    """Train a stage, and leave its best parameters in the network."""
+    training, model = sets[TRAIN], sets[TRAIN].model
+    first = (training.inputs([0]), training.targets([0]))
+    names = (list(first[0]), list(first[1]))
+    parameters = {
+        name: parameter.requires_grad_(name.startswith(stage.trains)) for name, parameter in network.named_parameters()
+    }
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    buffers = {name: buffer for name, buffer in network.named_buffers() if name in network.state_dict()}
+    lesson = _Lesson(model.loss, network, names, stage.name)
+    every = max(1, stage.steps // JUDGED)
+
+    def fetch(indices: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
+        numbers = indices.tolist()
+        return (*training.inputs(numbers).values(), *training.targets(numbers).values())
+
+    def score() -> float:
+        network.eval()
+        with silent():
+            value, loss = _validate(network, sets[VALIDATE], lesson, stage)
+        journal.add(stage=stage.name, score=value, validation_loss=loss)
+        network.train()
+        return value + 1e-6 / (1 + max(loss, 0.0))  # of equal scores, the smaller loss
+
+    def record(step: int, loss: float) -> None:
+        journal.add(stage=stage.name, step=step, loss=round(loss, 6))
+
+    network.train()
+    best = run_loop(
+        lesson,
+        [Group(trained, stage.rate)],
+        fetch,
+        Plan(stage.steps, stage.batch, len(training), seed, weight_decay=stage.weight_decay, betas=(0.9, 0.999)),
+        state,
+        buffers=buffers,
+        judge=Judge(score, every),
+        save_every=save_every,
+        record=record,
+        name=stage.name,
+    )
+    network.load_state_dict(best, strict=False)
+
+
+@torch.no_grad()
+def _validate(network: OwnModel, samples: Samples, lesson: _Lesson, stage: Stage) -> tuple[float, float]:
+    """Return the score of a network on the validation samples, and its mean loss."""
+    device = network.device
+    run = lambda inputs: network(inputs.to(device)).logits
+    value = headline(judge(samples, run, (network.inputs, network.outputs), count=VALIDATED))
+    total, every = 0.0, samples.spread(VALIDATED)
+    for first in range(0, len(every), stage.batch):
+        numbers = every[first : first + stage.batch]
+        tensors = (*samples.inputs(numbers).values(), *samples.targets(numbers).values())
+        total += len(numbers) * float(lesson(*(tensor.to(device) for tensor in tensors)))
+    return round(value, 6), round(total / len(every), 6)
+
+
+def _summary(journal: Journal, stage: Stage) -> dict[str, Any]:
+    """Return what the journal says of a finished stage."""
+    entries = [entry for entry in journal.entries if entry.get("stage") == stage.name]
+    losses = {entry["step"]: entry["loss"] for entry in entries if "step" in entry}
+    return {
+        "stage": stage.name,
+        "steps": stage.steps,
+        "loss": losses.get(stage.steps - 1),
+        "score": max(entry["score"] for entry in entries if "score" in entry),
+    }

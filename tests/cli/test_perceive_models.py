@@ -1,0 +1,78 @@
+"""The commands ``train`` and ``evaluate`` of ``jettison perceive``, and scores of worlds without a layout."""
+
+import json
+
+import pytest
+
+from jettison.domains.perception.world.order import Order
+from jettison.domains.perception.world.store import write_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("driving") / "world"
+    write_world(folder, Order(seed=5, size=(32, 80), frames=1, place="road"), 3)
+    return folder
+
+
+def test_train_evaluate_and_score(jettison, world, tmp_path):
+    out = tmp_path / "lanes"
+    tiny = ("--steps", 2, "--batch", 2, "--set", "height=32", "--set", "width=80", "--json", tmp_path / "t.json", "-q")
+    code, text, err = jettison("perceive", "train", "lane_regressor", "--data", world, "--out", out, *tiny)
+    assert (code, err) == (0, "") and "best score on val" in text
+    assert json.loads((tmp_path / "t.json").read_text())["frames"] == {"train": 1, "val": 1}
+    code, text, err = jettison(
+        "perceive",
+        "evaluate",
+        out,
+        "--data",
+        world,
+        "--predictions",
+        tmp_path / "made",
+        "--json",
+        tmp_path / "e.json",
+        "-q",
+    )
+    assert (code, err) == (0, "") and "1 frames of culane" in text
+    for refused, words in (
+        (("plan", out, "--memory", "100KB"), "is no language model"),
+        (("export", out, "--to", "onnx", "--out", tmp_path / "a.onnx"), "is a perception model"),
+    ):
+        code, text, err = jettison(*refused)
+        assert code == 2 and words in err
+    code, text, err = jettison("perceive", "score", tmp_path / "made", world, "--json", tmp_path / "s.json", "-q")
+    assert (code, err) == (0, "")
+    evaluated, scored = (json.loads((tmp_path / file).read_text()) for file in ("e.json", "s.json"))
+    assert evaluated["scores"] == scored["scores"] and evaluated["split"] == "test"
+
+
+def test_a_world_is_scored_by_the_predictions_layout(jettison, world):
+    for predictions, split, layout in (
+        (world, "test", "culane"),
+        (world / "label_data_0531.json", "val", "tusimple"),
+    ):
+        code, text, err = jettison("perceive", "score", predictions, world, "--split", split)
+        assert code == 0 and f"scored as those of the layout {layout}" in err and f"frames of {layout}" in text
+
+
+def test_errors_are_one_line(jettison, world, tmp_path):
+    new = ("perceive", "train", "lane_regressor", "--data", world, "--out", tmp_path / "m")
+    scribe = ("perceive", "evaluate", "scribe", "--data", world)
+    for arguments, words in (
+        (("perceive", "train", "lanes", *new[3:]), "unknown model 'lanes'"),
+        ((*new, "--steps", 0), "steps = 0"),
+        ((*new, "--batch", 1), "batch = 1"),
+        ((*new, "--rate", -1), "rate = -1"),
+        ((*new, "--seed", -1), "seed = -1"),
+        ((*new, "--set", "height"), "field=value is needed"),
+        ((*new, "--set", "height=big"), "height = 'big'"),
+        ((*new, "--set", "size=3"), "unknown field 'size'"),
+        ((*new, "--layout", "ddad"), "needs culane or tusimple"),
+        ((*new, "--layout", "kitti"), "unknown layout 'kitti'"),
+        ((*new[:4], tmp_path / "no", *new[5:]), "does not exist"),
+        (scribe, "no perception model"),
+        (("perceive", "evaluate", tmp_path, "--data", world), "is not a model folder"),
+    ):
+        code, out, err = jettison(*arguments)
+        assert code == 2 and not out and words in err and len(err.splitlines()) == 1, (arguments, err)
+    assert not (tmp_path / "m").exists()

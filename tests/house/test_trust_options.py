@@ -14,6 +14,9 @@ PLAN = "plan qwen3-4b --device strix-halo --memory 3GB"
 FIT, CHOSEN = "fit scribe -o OUT --memory 8MB", "fit scribe -o OUT --recipe w4"
 COMPRESS, SHAPE = "compress scribe -o OUT --recipe w4", "bench decode --shape qwen3-4b"
 RUN, SWEEP, LIVE, TUNE = (f"xr {verb} vr-gaming" for verb in ("run", "sweep", "live", "tune"))
+SPEEDUP = {
+    "--speedup": [(value, "speedup = ") for value in ("1", "0.5", "nan", "1e9", "x")] + [("2", "language model")]
+}
 SEEDS = {"--seed": [("-1", "seed = -1: "), (str(2**64), f"from 0 to {LAST_SEED:,}"), ("1.5", "")]}
 BUDGET = {
     "--tps": [(value, "tps = ") for value in ("0", "-1", "nan", "inf", "1e300")] + [("fast", "")],
@@ -58,10 +61,12 @@ IMAGES = {"--images": [("none", "scribe is a language model"), ("", "--images is
 OF_IMAGES = {"--latency": [(value, "latency = ") for value in ("1.5x", "0", "x")],
              "--fps": [("0", "fps = 0"), ("nan", "fps = nan"), ("30", "language model")]}  # fmt: skip
 OPTIONS = {
+    "plan scribe": SPEEDUP,
     PLAN: BUDGET | SEEDS | CHANGES | {
         "--batch": [("0", "batch = 0"), ("-1", "batch = -1")], "--cache-bits": [("5", "cache_bits = 5: 4, 8, 16")],
         "--out": FILES, "--report": FILES,
     },
+    "fit scribe -o OUT": SPEEDUP,
     FIT: BUDGET | OF_IMAGES | QUALITY | SEEDS | IMAGES | {
         "--recipe": [("w5", "unknown recipe 'w5'"), ("", "--recipe is empty")]},
     CHOSEN: {name: BUDGET[name] for name in ("--tps", "--memory", "--losses", "--refine", "--runtime")} | CHANGES,
@@ -103,6 +108,7 @@ OPTIONS = {
         "--device": [("abacus", "unknown device 'abacus'")], "--costs": [("none.yaml", "none.yaml"), ("", "is empty")],
         "--workload": [("x", "unknown workload 'x'")], "--recipe": [("x", "only native models on devices")],
         "--seeds": [("0", "seeds = 0"), ("-1", "seeds = -1")], "--csv": FILES,
+        "--offload": [("x", "MODEL=VALUE is needed"), ("GE=none.json", "none.json does not exist")],
         "--device=strix-halo --recipe": [("x", "unknown part 'x'"), ("ZZ=w4", "unknown model 'ZZ'")],
     },
     SWEEP: SIZES | TIMED | COMPAT | WORKERS | {
@@ -115,7 +121,7 @@ OPTIONS = {
     f"{SWEEP} --exact": {"--seconds": [("1", "only the outcomes of the official runtime")]},
     LIVE: SIZES | TIMED | SEEDS | PARTS | {
         "--recipe": [("x", "unknown part 'x'")], "--model": [("x", "MODEL=VALUE is needed")], "--trace": FILES,
-        "--rounds": [("0", "rounds = 0")],
+        "--rounds": [("0", "rounds = 0")], "--offload": [("HT=127.0.0.1:1", "needs the workers' token")],
     },
     TUNE: SIZES | TIMED | SEEDS | PARTS | {
         "--device": [("abacus", "unknown device 'abacus'")], "--recipe": [("x", "unknown part 'x'")],
@@ -130,6 +136,53 @@ OPTIONS = {
         "--to": [("x", "unknown target 'x'; valid: onnx"), ("", "--to is empty")],
         "--size": [("0", "size = 0: "), ("9999", "from 1 to 4,096"), ("1x", "size = '1x': "), ("", "--size is empty")],
     },
+    f"{LIVE} --offload HT=127.0.0.1:1": {"--token-file": [("none", "none does not exist"), ("", "is empty")]},
+    "offload serve FOLDER --token-file FILE": {
+        "--port": [("-1", "port = -1"), ("99999", "port = 99999")], "--devices": [("0", "devices = 0")],
+        "--host": [("nowhere.invalid", "--expose"), ("", "--host is empty")],
+        "--tls-cert": [("none.pem", "both")], "--tls-key": [("none.pem", "both")], "--announce": FILES,
+    },
+    "offload serve FOLDER": {"--token-file": [("FILE", "has 4 bytes"), ("/", "is a folder"), ("", "is empty")]},
+    "offload join 127.0.0.1:1 none.safetensors --token-file FILE --fallback FOLDER": {
+        "--fps": [("0", "fps = 0"), ("nan", "fps = nan")], "--wait": [("-1", "wait = -1"), ("nan", "wait = nan")],
+        "--deadline-ms": [("0", "deadline_ms = 0"), ("nan", "deadline_ms = nan")], "--local": [("", "is empty")],
+        "--fallback": [("", "is empty")], "--tls-ca": [("", "is empty")],
+    },
+    "offload capacity": {
+        "--radio": [("x", "unknown radio 'x'")], "--processor": [("x", "unknown processor 'x'")],
+        "--constants": [("none.yaml", "none.yaml does not exist")],
+    },
+    "offload play FOLDER": {
+        "--fps": [("0", "fps = 0")], "--wait": [("-1", "wait = -1")], "--worker": [("nowhere", "HOST:PORT")],
+        "--deadline-ms": [("nan", "deadline_ms = nan")], "--limit": [("1", "it has no setup.json")],
+    },
+    "offload attack --out OUT": SEEDS | {
+        "--limit": [("0", "limit = 0"), ("nan", "limit = nan")], "--draws": [("0", "draws = 0")],
+        "--rule": [("x", "unknown rule 'x'")], "--data": [("none", "none has no KRT"), ("", "--data is empty")],
+        "--texture": [("0", "texture = 0"), ("33", "a side that divides 33")], "--tries": [("0", "tries = 0")],
+        "--expressions": [("0", "expressions = 0"), ("1", "expressions = 1")], "--frames": [("0", "frames = 0")],
+        "--offloaded": [("0", "offloaded = 0"), ("99", "from 1 to 15")], "--choose": [("x", "unknown choose 'x'")],
+        "--encoder": [("x", "unknown encoder 'x'")], "--steps": [("0", "steps = 0")],
+    },
+    "offload budget": {
+        "--limit": [("0", "limit = 0"), ("nan", "limit = nan")], "--draws": [("0", "draws = 0")],
+        "--secrets": [("1", "secrets = 1")], "--delta": [("-1", "delta = -1")], "--every": [("0", "every = 0")],
+        "--frames": [("0", "frames = 0")],
+    },
+    "perceive world --out OUT": SEEDS | {
+        "--scenes": [("0", "scenes = 0"), ("-1", "scenes = -1")], "--frames": [("0", "frames = 0")],
+        "--interval": [("0", "interval = 0"), ("nan", "interval = nan")], "--processes": [("0", "processes = 0")],
+        "--place": [("x", "unknown place 'x'")], "--weather": [("x", "unknown weather 'x'")],
+        "--size": [("x", "such as 160x400"), ("0x5", "from 16 to"), ("99999x99999", "from 16 to")],
+    },
+    "perceive show FOLDER": {"--split": [("x", "unknown split 'x'")], "--frames": [("0", "frames = 0")]},
+    "perceive score FOLDER FOLDER": {"--layout": [("x", "unknown layout 'x'"), ("", "--layout is empty")]},
+    "perceive train lane_regressor --data FOLDER --out OUT": SEEDS | {
+        "--steps": [("0", "steps = 0")], "--batch": [("0", "batch = 0")], "--rate": [("nan", "rate = nan")],
+        "--set": [("x", "field=value is needed"), ("zz=1", "unknown field 'zz'")],
+        "--layout": [("x", "unknown layout 'x'")], "--save-every": [("nan", "")],
+    },
+    "perceive evaluate FOLDER": {"--data": [("", "is empty")], "--data FOLDER --predictions": [("", "is empty")]},
     "report FOLDER": {"--out": FILES}, "compare FOLDER FOLDER": {"--out": FILES},
 }  # fmt: skip
 CASES = [
@@ -218,7 +271,8 @@ def test_every_option_is_tried():
 FREE = {  # switches, and options that the tests of other rooms cover
     "--help", "--json", "--quiet", "--recovery", "--pareto", "--dry-run", "--spill", "--restart", "--adapter", "--chat",
     "--halves", "--preempt", "--jitter", "--prompt", "--stop", "--exact", "--window", "--top-k", "--top-p", "--min-p",
-    "--repetition-penalty", "--live", "--original",
+    "--repetition-penalty", "--live", "--original", "--expose", "--hold", "--drift", "--follow", "--count-timing",
+    "--subset", "--incomplete", "--latent",
     "--version", "--install-completion", "--show-completion",
 }  # fmt: skip
 

@@ -133,9 +133,11 @@ def join(
     """Be the device: send a stream of noised latents by the clock, and compute here what does not come back in time."""
     from jettison.core.numbers import check_number
     from jettison.offload.service.endpoint import device_tls, parse_address, read_token
+    from jettison.offload.service.limits import check_clock
 
     common.begin(quiet, json)
     check_number("wait", wait, 0, 3600)
+    check_clock(fps, deadline_ms)
     parse_address(address)
     token, tls = read_token(token_file), device_tls(tls_ca)
     import asyncio

@@ -61,13 +61,13 @@ def play(
     """
     from jettison.core.numbers import check_number, check_seed
     from jettison.offload.service.endpoint import device_tls, parse_address, read_token
+    from jettison.offload.service.limits import check_clock
 
     common.begin(quiet, json)
     check_seed(seed)
-    for name, value, least, most in (("fps", fps, 0.001, 10_000), ("wait", wait, 0, 3600)):
-        check_number(name, value, least, most)
+    check_number("wait", wait, 0, 3600)
     check_number("count", count, 1, MOST_FRAMES, whole=True)
-    check_number("deadline_ms", 1e3 / fps if deadline_ms is None else deadline_ms, 0.001, 3_600_000)
+    check_clock(fps, deadline_ms)
     tls = device_tls(tls_ca)
     if worker is None and (token_file is not None or tls is not None):
         raise UsageError("--token-file and --tls-ca are for a worker that runs already: name it with --worker")

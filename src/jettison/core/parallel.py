@@ -56,9 +56,9 @@ def map(
     return results
 
 
-def check_workers(workers: int, address: str | None) -> None:
-    """Check arguments of ``map``. Raises UsageError."""
-    check_number("workers", workers, 1, MOST, whole=True)
+def check_workers(workers: int, address: str | None, name: str = "workers") -> None:
+    """Check arguments of ``map``. name: what the caller calls the workers. Raises UsageError."""
+    check_number(name, workers, 1, MOST, whole=True)
     if address is not None and not re.fullmatch(r"auto|local|(ray://)?[^\s/:]+:[0-9]+", address):
         raise UsageError(f"address = {shown(address)}: auto, local, HOST:PORT or ray://HOST:PORT is needed")
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from jettison.core.errors import UsageError, shown
+from jettison.core.errors import JettisonError, UsageError, shown
 from jettison.core.files import check_regular
 from jettison.core.numbers import check_number, check_seed
 from jettison.core.tensors import write_tensors
@@ -89,10 +89,13 @@ def write_noised(path: str | Path, stream: Sequence[Noised], local: torch.Tensor
 def read_noised(path: str | Path) -> tuple[list[Noised], torch.Tensor | None]:
     """Read a file that ``write_noised`` wrote. Returns the noised latents, and the inputs of the local half or None.
 
-    Raises UsageError for a file without the mark of ``write_noised``: its latents may have no noise.
+    Raises UsageError for a file that is missing or without the mark of ``write_noised``: its latents may have no noise.
     """
     path = Path(path)
-    check_regular(path, MOST_BYTES)
+    try:
+        check_regular(path, MOST_BYTES)
+    except JettisonError as error:
+        raise UsageError(str(error)) from error
     try:
         with safe_open(path, framework="pt") as file:
             metadata, names = file.metadata() or {}, set(file.keys())

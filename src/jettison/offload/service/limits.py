@@ -5,6 +5,17 @@ from dataclasses import dataclass
 from jettison.core.numbers import check_number
 
 
+def check_clock(fps: float, deadline_ms: float | None) -> tuple[float, float]:
+    """Return the seconds between frames, and from a frame's arrival to its deadline.
+
+    deadline_ms: milliseconds; None means the time between frames. Raises UsageError.
+    """
+    check_number("fps", fps, 0.001, 10_000)
+    deadline_ms = 1e3 / fps if deadline_ms is None else deadline_ms
+    check_number("deadline_ms", deadline_ms, 0.001, 3_600_000)
+    return 1 / fps, 1e-3 * deadline_ms
+
+
 @dataclass(frozen=True)
 class Limits:
     """Limits of a worker or a device. Times are in seconds.

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from jettison.core.errors import UsageError
-from jettison.core.numbers import check_number
 from jettison.core.progress import bar
 from jettison.offload.noised import Noised
 from jettison.offload.service.device import REASONS, RemoteHalf
 from jettison.offload.service.half import Half
+from jettison.offload.service.limits import check_clock
 
 TIMED = 5  # runs by which the device's own models are timed
 SHARES = {"p50": 50, "p95": 95, "p99": 99}
@@ -53,10 +53,7 @@ async def run_stream(
     why frames stayed local; ``latency_ms``; ``measured``, the times and bytes that ``capacity`` takes; ``trouble``.
     Raises UsageError for an empty stream, and for models that do not fit it.
     """
-    check_number("fps", fps, 0.001, 10_000)
-    period = 1 / fps
-    deadline = period if deadline_ms is None else 1e-3 * deadline_ms
-    check_number("deadline_ms", 1e3 * deadline, 0.001, 3_600_000)
+    period, deadline = check_clock(fps, deadline_ms)
     if not stream:
         raise UsageError("the stream has no frames")
     if fallback.latent != stream[0].latent.size:

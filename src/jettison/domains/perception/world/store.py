@@ -82,7 +82,7 @@ def write_world(folder: Path, order: Order, scenes: int, processes: int = 1) -> 
     """
     check_number("scenes", scenes, 1, MOST_SCENES, whole=True)
     check_number("seed + scenes", order.seed + scenes - 1, 0, LAST_SEED, whole=True)
-    check_workers(processes, None)
+    check_workers(processes, None, "processes")
     _need_pillow()
     folder = Path(folder)
     _world(order.seed, order.place, order.weather)  # refuses unknown names before anything is written

@@ -31,7 +31,7 @@ def test_errors_are_one_line(jettison, tmp_path):
         ((*new, "--seed", -1), "seed = -1"),
         ((*new, "--weather", "nite"), "did you mean 'night'?"),
         ((*new, "--place", "field"), "valid: fork, junction, road"),
-        ((*new, "--processes", 0), "workers = 0"),
+        ((*new, "--processes", 0), "processes = 0"),
         (("perceive", "show", tmp_path), "holds no rendered worlds"),
         (("perceive", "show", tmp_path / "no"), "holds no rendered worlds"),
         (("perceive", "show", tmp_path, "--out", tmp_path / "a.png"), "must end in .html"),

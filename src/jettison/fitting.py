@@ -18,9 +18,10 @@ from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline import depth, program
 from jettison.pipeline.compression import JOURNAL, check_run_folder, compress
-from jettison.pipeline.depth import check_depth, depth_step
+from jettison.pipeline.depth import check_depth
 from jettison.pipeline.evaluation import TEXTS, TOKENS, evaluate
-from jettison.pipeline.program import check_program, program_step
+from jettison.pipeline.first_step import first_step
+from jettison.pipeline.program import check_program
 from jettison.pipeline.program_curve import measure_curve
 from jettison.pipeline.recovery import recover
 from jettison.pipeline.showing import show
@@ -144,9 +145,9 @@ def fit(
             cost = predict(source, candidate, target, setting)
             predicted[name] = {"tokens_per_second": cost.tokens_per_second, "memory": cost.memory}
     planned = {"recipe": chosen.to_dict(), "predicted": predicted.get("result", {}) | asked}
-    if depth_step(chosen):
+    if first_step(chosen, "depth"):
         check_depth(source, chosen)
-    if program_step(chosen):
+    if first_step(chosen, "program"):
         check_program(source, chosen)
     for step in chosen.of("recover"):
         find_domain(source).training_digests(chosen, step)  # raises, before any work, if its data is missing
@@ -199,7 +200,7 @@ def fit(
         if tasks and "recovered" in results:
             compared["tasks"] = compare_tasks(*(results[stage]["tasks"] for stage in stages))
             update_manifest(out, **compared)
-        if program_step(chosen):
+        if first_step(chosen, "program"):
             measure_curve(source, chosen, out, seed)
         for name, figures in (("depth", depth_figures(out)), ("program", program_figures(out))):
             compared |= {name: figures} if figures else {}

@@ -19,7 +19,7 @@ from jettison.core.journal import Journal
 from jettison.formats.packed import read_grids
 from jettison.graph.blocks import ResidualBlock
 from jettison.graph.folder import ModelFolder
-from jettison.pipeline import compression, depth
+from jettison.pipeline import depth
 
 FAMILIES = ["resnet", "convnext", "mobilenet_v2", "vit", "deit"]
 SHORT = {"epochs": 1, "batch": 16}
@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_bytes(tiny, images, tmp_path):
 @pytest.fixture
 def saved_often(monkeypatch):
     """Save the state of a training after every step."""
-    monkeypatch.setattr(compression, "prune_folder", partial(depth.prune_folder, save_every=0.0))
+    monkeypatch.setattr(depth, "prune_folder", partial(depth.prune_folder, save_every=0.0))
 
 
 EVERY = [("updp", "resnet"), ("drop", "resnet"), ("depthshrinker", "vit"), ("drop", "vit"), ("chosen", "vit")]

@@ -19,7 +19,7 @@ from programs import NAMES, SEARCH, STEPS, replace_clock, save, step
 from jettison.domains.diffusion.program import attach_program, read_program
 from jettison.graph.dense import load_dense
 from jettison.graph.folder import ModelFolder
-from jettison.pipeline import compression, program
+from jettison.pipeline import program
 from jettison.pipeline.verification import verify
 
 RTN = {"quantize": {"method": "rtn", "bits": 4, "group_size": -1}}
@@ -133,7 +133,7 @@ def test_fewer_steps_are_compared_with_all(pipelines, tmp_path):
 @pytest.mark.parametrize("method", ["dip_go", pytest.param("greedy", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_same_bytes(pipelines, tmp_path, monkeypatch, method):
     """Also in the middle of a search, whose state is saved after every step here."""
-    monkeypatch.setattr(compression, "find_program", partial(program.find_program, save_every=0.0))
+    monkeypatch.setattr(program, "find_program", partial(program.find_program, save_every=0.0))
     recipe = {"steps": [*step(method)["steps"], RTN]}
     check_kills(lambda out: jettison.compress(pipelines("dit"), recipe, out), tmp_path, 4)
 

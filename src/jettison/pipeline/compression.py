@@ -38,10 +38,9 @@ from jettison.graph.source_check import check_source
 from jettison.graph.whole import open_walk, require_runs
 from jettison.pipeline import depth, program
 from jettison.pipeline.applying import one_by_one
-from jettison.pipeline.depth import check_depth, depth_step, prune_folder
 from jettison.pipeline.extra_jobs import assign_extra, say_extra
+from jettison.pipeline.first_step import first_step
 from jettison.pipeline.jobs import Job, adjusted, assign, pick_format, say_adjusted
-from jettison.pipeline.program import Found, carried, check_program, find_program, program_step
 from jettison.pipeline.trained import written_shards
 from jettison.pipeline.units import AnyWalk, compress_unit, replay, unties
 from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_windows
@@ -99,16 +98,16 @@ def compress(
         read_manifest(source.folder)  # raises if damaged; its teacher is recorded only at the end of the run
     _ = source.skeleton  # raises, before any work, for a model that transformers cannot build
     jobs, out = assign(source, recipe, runtime), check_run_folder(out)
-    if depth_step(recipe):
-        data = check_depth(source, recipe)
+    if first_step(recipe, "depth"):
+        data = depth.check_depth(source, recipe)
         with locked(out):
-            source = prune_folder(source, recipe, data, out, seed)
+            source = depth.prune_folder(source, recipe, data, out, seed)
         jobs = assign(source, recipe, runtime)
-    own = carried(source)
-    if program_step(recipe):
-        check_program(source, recipe)
+    own = program.carried(source)
+    if first_step(recipe, "program"):
+        program.check_program(source, recipe)
         with locked(out):
-            own = find_program(source, recipe, out, seed)
+            own = program.find_program(source, recipe, out, seed)
     jobs += (extra := assign_extra(source, recipe, runtime))
     writer = Writer(source, pick_format(source, jobs, runtime, format))
     for note in filter(None, (say_adjusted(jobs), say_extra(source, extra))):
@@ -138,7 +137,7 @@ def check_run_folder(out: str | Path) -> Path:
 
 def _compress(
     writer: Writer, recipe: Recipe, jobs: list[Job], out: Path, seed: int, spill: Path | None, pool: Callable,
-    own: Found | None,
+    own: program.Found | None,
 ) -> None:  # fmt: skip
     """Run or continue the compression of a locked folder, unless it is finished already."""
     source = writer.source

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from jettison.core.errors import UsageError
 from jettison.core.files import file_digest, write_json
 from jettison.core.journal import Journal
 from jettison.core.tensors import write_tensors
@@ -25,38 +24,12 @@ from jettison.graph.described_files import write_replaced
 from jettison.graph.folder import ModelFolder
 from jettison.graph.residual import Residual, find_residuals
 from jettison.graph.surgery import shortened
-from jettison.pipeline.depth_run import (
-    COPIES,
-    check_options,
-    hashes_of,
-    logits_on_device,
-    milliseconds,
-    remove_states,
-    run_depth,
-    undone_if_refused,
-)
-from jettison.pipeline.depth_run import (
-    JOURNAL as JOURNAL,
-)
+from jettison.pipeline.depth_run import COPIES, check_options, hashes_of, logits_on_device, milliseconds, run_depth
+from jettison.pipeline.first_step import JOURNAL, first_step, remove_states, undone_if_refused
 from jettison.recipe.recipe import Recipe, Step
 from jettison.training.depth import DepthTask, Labelled
 
 FOLDER, MODEL = "depth", "model"
-
-
-def depth_step(recipe: Recipe) -> Step | None:
-    """Return the depth step of a recipe; None if it has none.
-
-    Raises UsageError if there are several, if it is not the first step, or if it names a part of the model.
-    """
-    steps = recipe.of("depth")
-    if not steps:
-        return None
-    if len(steps) > 1 or recipe.steps[0] is not steps[0]:
-        raise UsageError(f"«{steps[-1]}»: a recipe has at most one depth step, and it comes first")
-    if steps[0].where.role or steps[0].where.blocks:
-        raise UsageError(f"«{steps[0]}»: a depth step chooses its blocks itself; leave out 'where'")
-    return steps[0]
 
 
 def check_depth(source: ModelFolder, recipe: Recipe) -> Labelled:
@@ -66,7 +39,7 @@ def check_depth(source: ModelFolder, recipe: Recipe) -> Labelled:
     """
     data = find_domain(source).labelled(source, recipe)
     residuals = find_residuals(source.new_skeleton(), source.anatomy)
-    check_options(depth_step(recipe).options, len(residuals), data.count, source.name)
+    check_options(first_step(recipe, "depth").options, len(residuals), data.count, source.name)
     for residual in residuals:
         if after := residual.pruned_after or residual.after:
             describe(after, f"{residual.path}, the activation after it")
@@ -82,7 +55,7 @@ def prune_folder(
     Raises UsageError as the method does, and leaves nothing behind; JettisonError if the model does not fit in memory,
     or if the merged model computes something else.
     """
-    step, folder = depth_step(recipe), out / FOLDER
+    step, folder = first_step(recipe, "depth"), out / FOLDER
     with undone_if_refused(folder):
         journal = Journal(folder / JOURNAL, _inputs(source, recipe, step, seed))
         model_folder = folder / MODEL
@@ -163,7 +136,7 @@ def _write(
         jettison=version("jettison"),
         teacher={"name": source.name, "folder": str(source.folder), "fingerprint": source.fingerprint()},
         license=source.license,
-        recipe=Recipe(recipe.name, (depth_step(recipe),), recipe.use, recipe.calibration).to_dict(),
+        recipe=Recipe(recipe.name, (first_step(recipe, "depth"),), recipe.use, recipe.calibration).to_dict(),
         seed=task.seed,
         versions={"torch": version("torch"), "transformers": version("transformers")},
         hashes={"model.safetensors": file_digest(folder / "model.safetensors")},

@@ -3,9 +3,7 @@
 The depth step of a recipe (``pipeline.depth``) and ``prune_depth`` for a module of your own share this.
 """
 
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ from jettison.recipe.registry import find
 from jettison.runtime.latency import latencies
 from jettison.training.depth import DepthTask, Pruned
 
-JOURNAL = "journal.jsonl"
 MOST_DIFFERENT = 1e-3  # of the logits before and after merging, relative to their largest value
 COPIES = 6  # bytes of memory per byte of weights: model, teacher, optimizer, gradients, a merged copy
 EXAMPLES = 8  # images on which the merged model is compared
@@ -42,18 +39,6 @@ def check_options(options: Mapping[str, Any], blocks: int, images: int, name: st
         raise UsageError(f"blocks = {asked}: {name} has {blocks} blocks that can be pruned")
     if options["batch"] > images:
         raise UsageError(f"depth.batch = {options['batch']}: there are {images} images to train on")
-
-
-@contextmanager
-def undone_if_refused(folder: Path) -> Iterator[None]:
-    """Remove the folder of a run that begins here and is refused by a UsageError."""
-    fresh = not folder.exists()
-    try:
-        yield
-    except UsageError:
-        if fresh:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def run_depth(task: DepthTask, method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, nn.Module]]:
@@ -126,12 +111,6 @@ def milliseconds(models: Mapping[str, nn.Module], example: torch.Tensor) -> dict
         if getattr(model, "_supports_sdpa", False):
             model.set_attn_implementation("sdpa")
     return {name: times["median_ms"] for name, times in latencies(copies, example).items()}
-
-
-def remove_states(folder: Path) -> None:
-    """Remove the states of the trainings of a finished run."""
-    for state in folder.glob("*.safetensors"):
-        state.unlink()
 
 
 def hashes_of(folder: Path) -> dict[str, str]:

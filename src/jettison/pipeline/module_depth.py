@@ -20,17 +20,8 @@ from jettison.graph.dense import require_memory
 from jettison.graph.described_files import load_described, save_described
 from jettison.graph.parts import check_parts, described_blocks
 from jettison.graph.residual import Residual
-from jettison.pipeline.depth_run import (
-    COPIES,
-    JOURNAL,
-    check_options,
-    hashes_of,
-    logits_on_device,
-    milliseconds,
-    remove_states,
-    run_depth,
-    undone_if_refused,
-)
+from jettison.pipeline.depth_run import COPIES, check_options, hashes_of, logits_on_device, milliseconds, run_depth
+from jettison.pipeline.first_step import JOURNAL, remove_states, undone_if_refused
 from jettison.recipe.registry import default_method, find
 from jettison.training.depth import DepthTask, Labelled
 

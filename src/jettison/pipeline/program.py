@@ -26,8 +26,7 @@ from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest
 from jettison.graph.dense import compute_device, load_dense, require_memory
 from jettison.graph.folder import ModelFolder
-from jettison.pipeline.depth_run import JOURNAL as JOURNAL
-from jettison.pipeline.depth_run import remove_states, undone_if_refused
+from jettison.pipeline.first_step import JOURNAL, first_step, remove_states, undone_if_refused
 from jettison.recipe.fields import RunFields
 from jettison.recipe.recipe import Recipe, Step
 from jettison.recipe.registry import find
@@ -55,27 +54,12 @@ class Found:
         return {NAME: file_digest(file)}
 
 
-def program_step(recipe: Recipe) -> Step | None:
-    """Return the program step of a recipe; None if it has none.
-
-    Raises UsageError if there are several, if it is not the first step, or if it names a part of the model.
-    """
-    steps = recipe.of("program")
-    if not steps:
-        return None
-    if len(steps) > 1 or recipe.steps[0] is not steps[0]:
-        raise UsageError(f"«{steps[-1]}»: a recipe has at most one program step, and it comes first")
-    if steps[0].where.role or steps[0].where.blocks:
-        raise UsageError(f"«{steps[0]}»: a program step chooses its blocks itself; leave out 'where'")
-    return steps[0]
-
-
 def check_program(source: ModelFolder, recipe: Recipe) -> None:
     """Check, before any work, that a program can be found for a model.
 
     Raises UsageError for a model that is no diffusion pipeline, and for steps that its scheduler cannot run.
     """
-    step, family = program_step(recipe), source.anatomy.family
+    step, family = first_step(recipe, "program"), source.anatomy.family
     if family.domain != "diffusion":
         kind, valid = ("a language model", "prune") if family.chain else ("an image classifier", "depth")
         raise UsageError(
@@ -95,7 +79,7 @@ def find_program(source: ModelFolder, recipe: Recipe, out: Path, seed: int, save
 
     Raises UsageError as the method does, and for a ratio that no program reaches; it then leaves nothing behind.
     """
-    step, folder = program_step(recipe), out / FOLDER
+    step, folder = first_step(recipe, "program"), out / FOLDER
     with undone_if_refused(folder):
         journal = Journal(folder / JOURNAL, inputs_of(source, step, seed))
         done, path = journal.last(finished=True), folder / NAME

@@ -17,8 +17,8 @@ from jettison.domains.diffusion.search import per_sample_ssim
 from jettison.domains.diffusion.task import ProgramTask, at_work, draw
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.graph.folder import ModelFolder
-from jettison.pipeline.depth_run import JOURNAL
-from jettison.pipeline.program import FOLDER, inputs_of, open_task, program_step, programs_of
+from jettison.pipeline.first_step import JOURNAL, first_step
+from jettison.pipeline.program import FOLDER, inputs_of, open_task, programs_of
 from jettison.recipe.recipe import Recipe
 from jettison.recipe.registry import methods
 
@@ -35,7 +35,7 @@ def measure_curve(source: ModelFolder, recipe: Recipe, out: Path, seed: int) -> 
     section = read_manifest(out)["program"]
     if section.get("curve"):
         return
-    step = program_step(recipe)
+    step = first_step(recipe, "program")
     journal = Journal(out / FOLDER / JOURNAL, inputs_of(source, step, seed))
     task = open_task(source, step, out / FOLDER, journal, seed)
     sampler = FolderSampler(source, task.sampler.denoiser, count=SEEDS, guidance=section["guidance"])

@@ -16,9 +16,10 @@ from jettison.graph.dense import training_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.graph.walk import Walk, require_states
 from jettison.pipeline import trial
+from jettison.pipeline.first_step import first_step
 from jettison.pipeline.generation import PROMPTS, TOKENS
 from jettison.pipeline.jobs import Job, assign
-from jettison.pipeline.program import check_program, program_step
+from jettison.pipeline.program import check_program
 from jettison.pipeline.recovery import recovery_step
 from jettison.pipeline.trial import WRITTEN_AT_ONCE
 from jettison.planning.cost import Setting, predict
@@ -54,7 +55,7 @@ def forecast(
     if not recipe.calibration.get("images"):
         recipe = with_images(recipe, images)
     jobs = assign(source, recipe, runtime)
-    if program_step(recipe):
+    if first_step(recipe, "program"):
         check_program(source, recipe)
     if not source.anatomy.family.chain:
         with silent():

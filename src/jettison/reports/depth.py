@@ -5,7 +5,8 @@ from typing import Any
 
 from jettison.core.numbers import figures
 from jettison.formats.depth_schema import Gates, Latency, Loss, Subnet, Without
-from jettison.pipeline.depth import FOLDER, JOURNAL
+from jettison.pipeline.depth import FOLDER
+from jettison.pipeline.first_step import JOURNAL
 from jettison.reports import charts, depth_charts
 from jettison.reports.run import Run, read_entries, read_run, valid_entries
 

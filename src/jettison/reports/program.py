@@ -10,7 +10,7 @@ from jettison.domains.diffusion.program import NAME, read_program
 from jettison.domains.diffusion.search import JOURNAL as SEARCH_JOURNAL
 from jettison.formats.card import program_words
 from jettison.formats.program_schema import SearchStep, Timed
-from jettison.pipeline.depth_run import JOURNAL
+from jettison.pipeline.first_step import JOURNAL
 from jettison.pipeline.program import FOLDER, SEARCH
 from jettison.reports import charts, program_charts
 from jettison.reports.run import Run, read_entries, read_run, valid_entries

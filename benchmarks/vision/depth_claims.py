@@ -167,7 +167,10 @@ def table(dense: dict[str, Any], rows: Sequence[Row], timed: dict[str, Any]) -> 
 
 
 def curve(models: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the points of the curve of a model: its dense widths, its progressive subnets, and the baselines."""
+    """Return the points of the curve of a model: its dense widths, its progressive subnets, and the baselines.
+
+    The first attempt stands in the tables only.
+    """
     kinds = {"dense": "dense", "progressive": "progressive"}
     kind_of = lambda name: (
         kinds.get(name) or ("dense" if "width" in name else "progressive" if "blocks" in name else name)
@@ -175,6 +178,7 @@ def curve(models: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {"name": name, "kind": kind_of(name), "ms": row["ms"]["onnxruntime"], "accuracy": row["accuracy"]}
         for name, row in models.items()
+        if "first attempt" not in name
     ]
 
 

@@ -57,7 +57,7 @@ class Line:
     """A painted line of a street.
 
     offset: metres to the left of the reference line. kind: ``solid`` or ``dashed``. yellow: else white.
-    wear: share of the paint that is gone, 0 to 1.
+    wear: share of the paint that is worn off, 0 to 1. width: metres.
     """
 
     offset: float

@@ -63,6 +63,7 @@ def test_errors_are_one_line(jettison, world, tmp_path):
         ((*new, "--steps", 0), "steps = 0"),
         ((*new, "--batch", 1), "batch = 1"),
         ((*new, "--rate", -1), "rate = -1"),
+        ((*new, "--rate", 0), "rate = 0.0: a number from 1e-09 to 10.0 is needed"),
         ((*new, "--seed", -1), "seed = -1"),
         ((*new, "--set", "height"), "field=value is needed"),
         ((*new, "--set", "height=big"), "height = 'big'"),

@@ -69,6 +69,7 @@ def test_errors_are_one_line(jettison, world, tmp_path):
         ((*new, "--set", "height=big"), "height = 'big'"),
         ((*new, "--set", "size=3"), "unknown field 'size'"),
         ((*new, "--layout", "ddad"), "needs culane or tusimple"),
+        ((*new, "--layout", "world"), "has the layout world: a model of lanes needs culane or tusimple"),
         ((*new, "--layout", "kitti"), "unknown layout 'kitti'"),
         ((*new[:4], tmp_path / "no", *new[5:]), "does not exist"),
         (scribe, "no perception model"),

@@ -255,6 +255,13 @@ class TestRig:
             overlap = (edges[1][0] - edges[0][1]) % 360  # the next camera is to the right
             assert 10 < overlap < 25, (one, other)
 
+    def test_cameras_are_on_the_side_to_which_they_look(self):
+        for name, camera in make_rig((16, 40)).items():
+            ahead, left, _ = camera.camera_to_ego[:3, 2].round(6)
+            assert ahead > 0 if "FRONT" in name else ahead < 0
+            side = {"LEFT": 1, "RIGHT": -1}.get(name.rpartition("_")[2], 0)
+            assert np.sign(left) == np.sign(camera.camera_to_ego[1, 3]) == side
+
     def test_a_mounted_rig_differs_a_little(self):
         exact, mounted = make_rig((60, 150)), make_rig((60, 150), 3)
         for name in NAMES:

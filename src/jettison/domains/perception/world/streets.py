@@ -82,7 +82,7 @@ class Street:
     lane: float
     lines: tuple[Line, ...]
     shoulder: float = 0.6
-    _samples: np.ndarray = field(init=False, repr=False)  # (n, 5): x, y, tangent, curvature, float32
+    _samples: np.ndarray = field(init=False, repr=False)  # (n, 5): x, y, tangent, curvature
     _grid: tuple = field(init=False, repr=False)
 
     def __post_init__(self):

@@ -155,9 +155,15 @@ def test_a_killed_training_gives_the_same_bytes(world, model, tmp_path, monkeypa
     result = train(NAME, world, tmp_path / "m", **TINY)
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "m" / file).read_bytes() == (model / file).read_bytes()
-    assert train(NAME, world, tmp_path / "m", **TINY) == result, "a finished run is not run again"
-    with pytest.raises(UsageError, match="holds another run: its seed"):
-        train(NAME, world, tmp_path / "m", **TINY, seed=1)
+    journal = (tmp_path / "m" / learning.JOURNAL).read_text()
+    steps = [entry["step"] for entry in map(json.loads, journal.splitlines()) if "step" in entry]
+    assert steps.count(0) == 1 and steps[-1] == 3, "it continued, and did not begin anew"
+    assert not list((tmp_path / "m").glob(".*.safetensors")), "states of the training are removed"
+    assert train(NAME, world, tmp_path / "m", **TINY) == result
+    assert (tmp_path / "m" / learning.JOURNAL).read_text() == journal, "a finished run is not run again"
+    for other, words in (({"seed": 1}, "its seed"), ({"layout": "tusimple"}, "its layout")):
+        with pytest.raises(UsageError, match=f"holds another run: {words}"):
+            train(NAME, world, tmp_path / "m", **TINY, **other)
 
 
 def test_the_model_learned_something(model):

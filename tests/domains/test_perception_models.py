@@ -24,6 +24,7 @@ from jettison.domains.perception.world.order import Order
 from jettison.domains.perception.world.store import write_world
 from jettison.graph.folder import ModelFolder
 from jettison.graph.own_models import make_config, make_model, pack, unpack
+from jettison.metrics.tusimple import tusimple_image, tusimple_score
 from jettison.pipeline.compression import compress
 from jettison.pipeline.evaluation import evaluate
 from jettison.pipeline.perceiving import evaluate_perception
@@ -277,3 +278,19 @@ def test_lanes_of_a_world_are_scored_at_the_benchmarks_size(world, tmp_path):
         path.write_text("\n".join(lanes))
     scores = score(made, world)
     assert scores.layout == "culane" and scores.rows["all"][0] < 0.5, "two of 80 pixels are 41 of 1640"
+
+
+def test_points_of_a_world_are_scored_at_the_size_of_tusimple(world, tmp_path):
+    """x and y have factors of their own, 16 and 22.5, and the tolerance depends on the angle of a lane."""
+    labels = [json.loads(line) for line in (world / "test_label.json").read_text().splitlines()]
+    moved = [[[x + 2 if x >= 0 else x for x in lane] for lane in label["lanes"]] for label in labels]
+    lines = [json.dumps({**label, "lanes": lanes}) + "\n" for label, lanes in zip(labels, moved, strict=True)]
+    (tmp_path / "made.json").write_text("".join(lines))
+    bigger = lambda lanes: np.array(lanes) * 16
+    scaled = [
+        tusimple_image(bigger(label["lanes"]), bigger(lanes), np.array(label["h_samples"]) * 22.5)
+        for label, lanes in zip(labels, moved, strict=True)
+    ]
+    expected = tusimple_score(scaled)
+    assert 0.02 < expected.accuracy < 0.98
+    assert score(tmp_path / "made.json", world).rows["all"][:3] == pytest.approx(expected)

@@ -167,6 +167,20 @@ def test_a_killed_training_gives_the_same_bytes(world, model, tmp_path, monkeypa
             train(NAME, world, tmp_path / "m", **TINY, **other)
 
 
+def test_of_equal_scores_the_parameters_of_the_smallest_loss_are_kept(world, tmp_path, monkeypatch):
+    losses, seen = iter([3.0, 1.0, 2.0, 4.0, 5.0]), []
+
+    def validate(network, samples, lesson, stage):
+        seen.append((next(losses), {name: value.clone() for name, value in network.state_dict().items()}))
+        return 0.5, seen[-1][0]
+
+    monkeypatch.setattr(learning, "_validate", validate)
+    train(NAME, world, tmp_path / "m", **TINY)
+    assert len(seen) > 2
+    kept, best = load_file(tmp_path / "m/model.safetensors"), next(state for loss, state in seen if loss == 1.0)
+    assert all(torch.equal(kept[name], value) for name, value in best.items())
+
+
 def test_the_model_learned_something(model):
     entries = [json.loads(line) for line in (model / learning.JOURNAL).read_text().splitlines()]
     losses = [entry["loss"] for entry in entries if "loss" in entry]

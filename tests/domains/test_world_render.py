@@ -10,12 +10,12 @@ from jettison.domains.perception.scenes import ATTRIBUTES
 from jettison.domains.perception.world.cameras import FRONT, NAMES, make_rig, parse_size
 from jettison.domains.perception.world.consistency import Seen, carry, lift, misalignment
 from jettison.domains.perception.world.labels import RANGE, label_road
-from jettison.domains.perception.world.layout import make_world
 from jettison.domains.perception.world.pictures import face, paint
 from jettison.domains.perception.world.render import GROUND, SKY, Renderer, meet_ground
 from jettison.domains.perception.world.solids import Ball, Board, Solid
 from jettison.domains.perception.world.store import render_frame
 from jettison.domains.perception.world.streets import Hills
+from jettison.domains.perception.world.world import make_world
 
 SIZE, SEED = (120, 300), 2
 

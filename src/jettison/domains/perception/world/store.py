@@ -33,10 +33,10 @@ from jettison.domains.perception.layouts.reading import pillow
 from jettison.domains.perception.scenes import Camera, Frame, Road, View
 from jettison.domains.perception.world.cameras import FRONT, make_rig
 from jettison.domains.perception.world.labels import label_lanes, label_road
-from jettison.domains.perception.world.layout import World, make_world
 from jettison.domains.perception.world.listing import write_lists
 from jettison.domains.perception.world.order import Order, base, stamp
 from jettison.domains.perception.world.render import Picture, Renderer
+from jettison.domains.perception.world.world import World, make_world
 
 RUN = "world.jsonl"
 QUALITY = 95  # of JPEG

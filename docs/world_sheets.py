@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from jettison.core.files import write_atomic
-from jettison.domains.perception.drawing import birds_eye, camera_sheet, depth_sheet, picture_bytes, pillow
+from jettison.domains.perception.drawing import birds_eye, camera_sheet, depth_sheet, picture_bytes
+from jettison.domains.perception.layouts.reading import pillow
 from jettison.domains.perception.world.loading import read
 from jettison.domains.perception.world.order import Order
 from jettison.domains.perception.world.store import write_world

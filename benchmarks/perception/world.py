@@ -29,9 +29,9 @@ from benchmarks.witness import RESULTS, cell, claim, compare, write_result
 from jettison.core.documents import read_json
 from jettison.domains.perception.world.cameras import FRONT, NAMES, make_rig
 from jettison.domains.perception.world.consistency import Seen, carry, lift, misalignment, project
-from jettison.domains.perception.world.layout import WEATHERS, make_world
 from jettison.domains.perception.world.render import GROUND
 from jettison.domains.perception.world.store import render_frame
+from jettison.domains.perception.world.world import WEATHERS, make_world
 
 NAME = "world"
 SCENES, CHECKED = 24, 1

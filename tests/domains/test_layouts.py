@@ -50,6 +50,7 @@ def test_a_folder_without_a_layout(tmp_path):
     refused(lambda: find_layout(tmp_path), "layout of no known dataset", "culane, tusimple")
     refused(lambda: find_layout(tmp_path / "no"), "does not exist")
     refused(lambda: find_layout(tmp_path, "kitti"), "unknown layout 'kitti'")
+    refused(lambda: find_layout(tmp_path, "wold"), "unknown layout 'wold'", "did you mean 'world'")
     MAKERS["culane"](tmp_path)
     MAKERS["tusimple"](tmp_path)
     refused(lambda: find_layout(tmp_path), "fits the layouts culane, tusimple: name one")

@@ -24,6 +24,7 @@ from jettison.domains.perception.world.order import Order
 from jettison.domains.perception.world.store import write_world
 from jettison.graph.folder import ModelFolder
 from jettison.graph.own_models import make_config, make_model, pack, unpack
+from jettison.metrics.tusimple import tusimple_image, tusimple_score
 from jettison.pipeline.compression import compress
 from jettison.pipeline.evaluation import evaluate
 from jettison.pipeline.perceiving import evaluate_perception
@@ -155,9 +156,29 @@ def test_a_killed_training_gives_the_same_bytes(world, model, tmp_path, monkeypa
     result = train(NAME, world, tmp_path / "m", **TINY)
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "m" / file).read_bytes() == (model / file).read_bytes()
-    assert train(NAME, world, tmp_path / "m", **TINY) == result, "a finished run is not run again"
-    with pytest.raises(UsageError, match="holds another run: its seed"):
-        train(NAME, world, tmp_path / "m", **TINY, seed=1)
+    journal = (tmp_path / "m" / learning.JOURNAL).read_text()
+    steps = [entry["step"] for entry in map(json.loads, journal.splitlines()) if "step" in entry]
+    assert steps.count(0) == 1 and steps[-1] == 3, "it continued, and did not begin anew"
+    assert not list((tmp_path / "m").glob(".*.safetensors")), "states of the training are removed"
+    assert train(NAME, world, tmp_path / "m", **TINY) == result
+    assert (tmp_path / "m" / learning.JOURNAL).read_text() == journal, "a finished run is not run again"
+    for other, words in (({"seed": 1}, "its seed"), ({"layout": "tusimple"}, "its layout")):
+        with pytest.raises(UsageError, match=f"holds another run: {words}"):
+            train(NAME, world, tmp_path / "m", **TINY, **other)
+
+
+def test_of_equal_scores_the_parameters_of_the_smallest_loss_are_kept(world, tmp_path, monkeypatch):
+    losses, seen = iter([3.0, 1.0, 2.0, 4.0, 5.0]), []
+
+    def validate(network, samples, lesson, stage):
+        seen.append((next(losses), {name: value.clone() for name, value in network.state_dict().items()}))
+        return 0.5, seen[-1][0]
+
+    monkeypatch.setattr(learning, "_validate", validate)
+    train(NAME, world, tmp_path / "m", **TINY)
+    assert len(seen) > 2
+    kept, best = load_file(tmp_path / "m/model.safetensors"), next(state for loss, state in seen if loss == 1.0)
+    assert all(torch.equal(kept[name], value) for name, value in best.items())
 
 
 def test_the_model_learned_something(model):
@@ -271,3 +292,19 @@ def test_lanes_of_a_world_are_scored_at_the_benchmarks_size(world, tmp_path):
         path.write_text("\n".join(lanes))
     scores = score(made, world)
     assert scores.layout == "culane" and scores.rows["all"][0] < 0.5, "two of 80 pixels are 41 of 1640"
+
+
+def test_points_of_a_world_are_scored_at_the_size_of_tusimple(world, tmp_path):
+    """x and y have factors of their own, 16 and 22.5, and the tolerance depends on the angle of a lane."""
+    labels = [json.loads(line) for line in (world / "test_label.json").read_text().splitlines()]
+    moved = [[[x + 2 if x >= 0 else x for x in lane] for lane in label["lanes"]] for label in labels]
+    lines = [json.dumps({**label, "lanes": lanes}) + "\n" for label, lanes in zip(labels, moved, strict=True)]
+    (tmp_path / "made.json").write_text("".join(lines))
+    bigger = lambda lanes: np.array(lanes) * 16
+    scaled = [
+        tusimple_image(bigger(label["lanes"]), bigger(lanes), np.array(label["h_samples"]) * 22.5)
+        for label, lanes in zip(labels, moved, strict=True)
+    ]
+    expected = tusimple_score(scaled)
+    assert 0.02 < expected.accuracy < 0.98
+    assert score(tmp_path / "made.json", world).rows["all"][:3] == pytest.approx(expected)

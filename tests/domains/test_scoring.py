@@ -158,6 +158,22 @@ class TestDepth:
         np.savez(tmp_path / "pickled.npz", **{first: np.array([{}], dtype=object)})
         refused(lambda: score(tmp_path / "pickled.npz", folder), first)
 
+    def test_depths_beyond_the_range_do_not_count(self, tmp_path, made, layout):
+        """A point 100 m away counts for DDAD, which scores up to 200 m, and not for nuScenes, up to 80 m."""
+        folder, depths = made
+        cloud = sorted(path for path in folder.rglob("*") if path.suffix in (".bin", ".npz"))[0]
+        point = np.array([[102.5, 0, 1.6, 0, 0]], np.float32)  # the camera is 2.5 m ahead
+        if layout == "ddad":
+            np.savez(cloud, data=point)
+        else:
+            cloud.write_bytes(point.tobytes())
+        result = score(save(tmp_path, depths, "npz"), folder)
+        far = next(iter(depths))
+        assert result.left_out == ([] if layout == "ddad" else [far])
+        error = (100 - depths[far][12, 20]) / 100
+        expected = error / 2 if layout == "ddad" else 0  # the mean of two frames
+        assert result.rows["all, metric scale"][0] == pytest.approx(expected)
+
     def test_frames_without_true_depth(self, tmp_path, made, layout):
         folder, depths = made
         cloud = sorted(path for path in folder.rglob("*") if path.suffix in (".bin", ".npz"))[0]

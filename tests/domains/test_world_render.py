@@ -10,12 +10,12 @@ from jettison.domains.perception.scenes import ATTRIBUTES
 from jettison.domains.perception.world.cameras import FRONT, NAMES, make_rig, parse_size
 from jettison.domains.perception.world.consistency import Seen, carry, lift, misalignment
 from jettison.domains.perception.world.labels import RANGE, label_road
-from jettison.domains.perception.world.layout import make_world
 from jettison.domains.perception.world.pictures import face, paint
 from jettison.domains.perception.world.render import GROUND, SKY, Renderer, meet_ground
 from jettison.domains.perception.world.solids import Ball, Board, Solid
 from jettison.domains.perception.world.store import render_frame
 from jettison.domains.perception.world.streets import Hills
+from jettison.domains.perception.world.world import make_world
 
 SIZE, SEED = (120, 300), 2
 
@@ -254,6 +254,13 @@ class TestRig:
                 edges.append(np.degrees(np.arctan2(y, x)))  # of the left and the right border
             overlap = (edges[1][0] - edges[0][1]) % 360  # the next camera is to the right
             assert 10 < overlap < 25, (one, other)
+
+    def test_cameras_are_on_the_side_to_which_they_look(self):
+        for name, camera in make_rig((16, 40)).items():
+            ahead, left, _ = camera.camera_to_ego[:3, 2].round(6)
+            assert ahead > 0 if "FRONT" in name else ahead < 0
+            side = {"LEFT": 1, "RIGHT": -1}.get(name.rpartition("_")[2], 0)
+            assert np.sign(left) == np.sign(camera.camera_to_ego[1, 3]) == side
 
     def test_a_mounted_rig_differs_a_little(self):
         exact, mounted = make_rig((60, 150)), make_rig((60, 150), 3)

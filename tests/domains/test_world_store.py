@@ -14,9 +14,9 @@ from jettison.domains.perception.scenes import Road
 from jettison.domains.perception.scoring import score
 from jettison.domains.perception.world import loading, store
 from jettison.domains.perception.world.cameras import FRONT, NAMES, make_rig
-from jettison.domains.perception.world.layout import make_world
 from jettison.domains.perception.world.order import Order, split_of
 from jettison.domains.perception.world.store import render_frame, write_world
+from jettison.domains.perception.world.world import make_world
 
 ORDER = Order(seed=2, size=(64, 160), frames=2, place="junction", weather="day")
 

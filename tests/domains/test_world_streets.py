@@ -7,9 +7,9 @@ from jettison.core.errors import UsageError
 from jettison.domains.perception.scenes import ATTRIBUTES, LIGHT
 from jettison.domains.perception.world.driving import Drive, queue
 from jettison.domains.perception.world.ground import cover, stripes
-from jettison.domains.perception.world.layout import make_world
 from jettison.domains.perception.world.noise import sample, texture, tile
 from jettison.domains.perception.world.streets import Hills, Street, trace
+from jettison.domains.perception.world.world import make_world
 
 SEEDS = range(40, 46)
 COMPLETE = (0, 1, 2, 3, 5, 23)  # their signs and lights have all attributes

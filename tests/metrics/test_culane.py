@@ -51,6 +51,14 @@ def test_counts_and_f1_equal_the_official_programs(counted, name):
     assert mean == pytest.approx(group["expected_mF1_0.50_0.95_clrnet"]["F1"], abs=0.02)
 
 
+def test_a_lane_at_the_threshold_is_not_found():
+    lane, other = (np.array([[x, 100.0], [x, 500.0]]) for x in (800.0, 808.0))
+    iou = float(lane_ious([lane], [other])[0, 0])
+    below = float(np.nextafter(iou, 0))
+    counts = culane_counts([lane], [other], (below, iou))
+    assert counts == {below: Counts(1, 0, 0), iou: Counts(0, 1, 1)}
+
+
 def test_all_sets_together(counted):
     total = total_counts(counts for group in counted.values() for counts in group)
     for limit, expected in CASES["expected_all_pooled"].items():

@@ -45,7 +45,9 @@ def score(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the dataset, in its public layout.")],
     layout: Annotated[
         str | None,
-        typer.Option("--layout", help="Layout of DIR: culane, tusimple, openlanev2, ddad, nuscenes. Default: guessed."),
+        typer.Option(
+            "--layout", help="Layout of DIR: culane, tusimple, openlanev2, ddad, nuscenes or world. Default: guessed."
+        ),
     ] = None,
     split: Annotated[
         str | None, typer.Option("--split", help="train, val or test. Default: test for CULane and TuSimple, else val.")

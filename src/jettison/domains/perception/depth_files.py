@@ -10,9 +10,16 @@ import numpy as np
 from jettison.core.errors import UsageError, guarded, shown
 from jettison.core.files import check_regular
 from jettison.domains.perception.layouts.reading import FILE_LIMIT, DataFolder, load_array, within
+from jettison.domains.perception.scenes import Frame, Scene
 
-ENDINGS = (".npz", ".safetensors", ".npy")
+ARCHIVES = (".npz", ".safetensors")  # of many maps
+ENDINGS = (*ARCHIVES, ".npy")
 KEY = "depth"  # name of the map in a file of its own
+
+
+def frame_path(scene: Scene, frame: Frame) -> str:
+    """Return SCENE/FRAME, the first parts of the names of the depth maps of a frame."""
+    return frame.name if frame.name.startswith(f"{scene.name}/") else f"{scene.name}/{frame.name}"
 
 
 @contextmanager
@@ -26,7 +33,7 @@ def depth_maps(predictions: Path) -> Iterator[Callable[[str], np.ndarray]]:
     if predictions.is_dir():
         folder = DataFolder(predictions, "depth maps")
         yield lambda name: _checked(_read_single(folder, name), f"{predictions}, {name}")
-    elif predictions.suffix in ENDINGS[:2]:
+    elif predictions.suffix in ARCHIVES:
         with within(str(predictions)):
             check_regular(predictions)
         with _opened(predictions) as arrays:

@@ -132,7 +132,7 @@ def exhibits(source: ModelFolder, student: Ready, original: Ready, sources: Sour
     samples, shapes = open_samples(source, sources.images, TEST), shapes_of(source)
     numbers = samples.spread(PICTURES)
     runs = {"original": original.logits, "now": student.logits}
-    made = {name: [pair for pair in predict(samples, run, shapes, numbers)] for name, run in runs.items()}
+    made = {name: list(predict(samples, run, shapes, numbers)) for name, run in runs.items()}
     pictures = []
     for place in range(len(numbers)):
         for name, pairs in made.items():

@@ -12,7 +12,8 @@ import numpy as np
 
 from jettison.core.errors import UsageError
 from jettison.core.files import write_text
-from jettison.domains.perception.layouts.reading import read_image
+from jettison.domains.perception.images import FRONT
+from jettison.domains.perception.layouts.reading import pillow, read_image
 from jettison.domains.perception.scenes import ATTRIBUTES, Camera, Frame, Road
 
 ORDER = ("FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RIGHT")  # ends of names, row by row
@@ -36,15 +37,6 @@ LEGEND = (
     "lanes continue, squares at the lanes that a light or sign holds for."
 )
 LINE_LIFT = 0.02  # metres between a drawn line and the ground
-
-
-def pillow() -> Any:
-    """Return the modules Image and ImageDraw of Pillow. Raises UsageError if it is missing."""
-    try:
-        from PIL import Image, ImageDraw
-    except ImportError as error:
-        raise UsageError("images need pillow: pip install 'jettison[vision]'") from error
-    return Image, ImageDraw
 
 
 def ordered(frame: Frame) -> list[str]:
@@ -109,7 +101,7 @@ def _camera_image(frame: Frame, name: str, labels: bool) -> np.ndarray:
                 draw.line(part, fill=colour, width=thick)
     for place, lane in enumerate(view.lanes or ()):
         draw.line([tuple(point) for point in lane.points.tolist()], fill=LANES[place % len(LANES)], width=2 * thick)
-    if frame.road is not None and name.endswith(("FRONT", "front_center", "front")):
+    if frame.road is not None and name.endswith(FRONT):
         for element in frame.road.elements:
             colour = COLOURS.get(ATTRIBUTES[element.attribute], SIGN_COLOUR)
             (x1, y1), (x2, y2) = element.box.tolist()

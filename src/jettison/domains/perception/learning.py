@@ -35,6 +35,7 @@ JOURNAL, RESULT, WEIGHTS = "training.jsonl", "training.json", "model.safetensors
 TRAIN, VALIDATE = "train", "val"
 JUDGED, VALIDATED = 10, 64  # times in a stage; frames of ``val`` at most, spread evenly
 MOST_STEPS, MOST_BATCH = 10_000_000, 4096
+RATES = (1e-9, 10.0)  # least, most: with a rate of 0 nothing is learned
 
 
 @logged("out")
@@ -114,7 +115,7 @@ def _changed(stage: Stage, steps: int | None, batch: int | None, rate: float | N
             check_number(setting, value, least, most, whole=True)
             stage = replace(stage, **{setting: value})
     if rate is not None:
-        check_number("rate", rate, 0, 10)
+        check_number("rate", rate, *RATES)
         stage = replace(stage, rate=rate)
     return stage
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from jettison.domains.perception.drawing import birds_eye, depth_colours, pillow, stacked
+from jettison.domains.perception.drawing import birds_eye, depth_colours, stacked
 from jettison.domains.perception.images import front_view
-from jettison.domains.perception.layouts.reading import read_image
+from jettison.domains.perception.layouts.reading import pillow, read_image
 from jettison.domains.perception.modelling import Prediction, Sample
 
 TRUE, MADE = (255, 255, 255), (235, 60, 60)

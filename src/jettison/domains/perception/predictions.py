@@ -9,13 +9,12 @@ import numpy as np
 
 from jettison.core.errors import UsageError
 from jettison.core.files import check_folder, writable_file, write_atomic, write_json, write_text
+from jettison.domains.perception.depth_files import KEY, frame_path
 from jettison.domains.perception.layouts import culane, openlanev2, tusimple
 from jettison.domains.perception.layouts.reading import DataFolder, within
 from jettison.domains.perception.modelling import Prediction, Sample
 from jettison.domains.perception.samples import Samples
-from jettison.domains.perception.scenes import ImageLane
 
-ABSENT = -2.0  # x of a lane in a row where it is not
 Predicted = Iterable[tuple[Sample, Prediction]]
 FOLDERS = ("culane", "ddad", "nuscenes")  # layouts whose predictions are a folder
 
@@ -50,16 +49,9 @@ def _write_tusimple(path: Path, samples: Samples, predicted: Predicted) -> None:
     lines = []
     for sample, prediction in predicted:
         own = rows[sample.frame.name]
-        lanes = [_at_rows(lane, own) for lane in prediction.lanes]
+        lanes = [tusimple.at_rows(lane, own) for lane in prediction.lanes]
         lines.append(json.dumps({"raw_file": sample.frame.name, "lanes": lanes, "h_samples": own.tolist()}) + "\n")
     write_text(path, "".join(lines))
-
-
-def _at_rows(lane: ImageLane, rows: np.ndarray) -> list[float]:
-    """Return x of a lane at some rows."""
-    x, y = lane.points[np.argsort(lane.points[:, 1], kind="stable")].T
-    there = (rows >= y[0]) & (rows <= y[-1])
-    return [round(float(value), 3) for value in np.where(there, np.interp(rows, y, x), ABSENT)]
 
 
 def _write_road(path: Path, samples: Samples, predicted: Predicted) -> None:
@@ -72,8 +64,7 @@ def _write_road(path: Path, samples: Samples, predicted: Predicted) -> None:
 
 def _write_depth(path: Path, samples: Samples, predicted: Predicted) -> None:
     for sample, prediction in predicted:
-        frame, scene = sample.frame.name, sample.scene.name
-        name = frame if frame.startswith(f"{scene}/") else f"{scene}/{frame}"
+        name = frame_path(sample.scene, sample.frame)
         for camera, depth in prediction.depth.items():
             with within(f"depth of {name}/{camera}"):
                 if depth.ndim != 2 or not np.isfinite(depth).all():
@@ -83,7 +74,7 @@ def _write_depth(path: Path, samples: Samples, predicted: Predicted) -> None:
 
 def _save(path: Path, depth: np.ndarray) -> None:
     with open(path, "wb") as file:
-        np.savez_compressed(file, depth=depth.astype(np.float32))
+        np.savez_compressed(file, **{KEY: depth.astype(np.float32)})
 
 
 WRITERS: dict[str, Callable[[Path, Samples, Predicted], Any]] = {

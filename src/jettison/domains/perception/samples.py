@@ -11,7 +11,7 @@ import torch
 from jettison.core.errors import UsageError
 from jettison.core.files import content_digest, digest
 from jettison.core.progress import bar
-from jettison.domains.perception.layouts.opening import WORLD, fitting_layouts, reader
+from jettison.domains.perception.layouts.opening import fitting_layouts, reader
 from jettison.domains.perception.layouts.reading import within
 from jettison.domains.perception.modelling import TASKS, PerceptionModel, Sample
 from jettison.graph.own_models import OwnConfig
@@ -26,14 +26,12 @@ def layout_for(task: str, folder: str | Path, layout: str | None = None) -> str:
     layout: the one to take; None for the first layout of the task that the folder fits.
     Raises UsageError if the folder fits none, or the task does not read the layout.
     """
-    valid = TASKS[task]
-    fitting = [name for name in fitting_layouts(folder, layout) if name in valid]
-    if not fitting:
-        known = ", ".join(name for name in fitting_layouts(folder, layout) if name != WORLD)
-        raise UsageError(
-            f"{folder} has the layout {known or 'of no known dataset'}: a model of {task} needs {' or '.join(valid)}"
-        )
-    return fitting[0]
+    valid, fitting = TASKS[task], fitting_layouts(folder, layout)
+    readable = [name for name in fitting if name in valid]
+    if not readable:
+        known = ", ".join(fitting) or "of no known dataset"
+        raise UsageError(f"{folder} has the layout {known}: a model of {task} needs {' or '.join(valid)}")
+    return readable[0]
 
 
 class Samples:

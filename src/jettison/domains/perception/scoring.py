@@ -20,19 +20,18 @@ import numpy as np
 
 from jettison.core.errors import UsageError, guarded, unknown
 from jettison.core.progress import bar, say
-from jettison.domains.perception.depth_files import depth_maps
+from jettison.domains.perception.depth_files import ARCHIVES, depth_maps, frame_path
 from jettison.domains.perception.layouts import culane, openlanev2, tusimple
 from jettison.domains.perception.layouts.opening import WORLD, find_layout, open_scenes
 from jettison.domains.perception.layouts.reading import DataFolder, LazyFrames, refuse_pickle, within
 from jettison.domains.perception.scenes import Frame, Road, Scene
 from jettison.domains.perception.world.loading import world_size
-from jettison.metrics.culane import MEAN_THRESHOLDS, Counts, culane_counts, mean_f1, total_counts
+from jettison.metrics.culane import HEIGHT, MEAN_THRESHOLDS, WIDTH, Counts, culane_counts, mean_f1, total_counts
 from jettison.metrics.depth import RANGES, DepthErrors, mean_over_cameras, resized, score_depth_map
 from jettison.metrics.openlanev2 import RULES, RoadGraph, openlanev2_score
 from jettison.metrics.tusimple import tusimple_image, tusimple_score
 
-TUSIMPLE_SIZE = (1280, 720)  # width, height of an image
-DEPTH_FILES = (".npz", ".safetensors")
+CULANE_SIZE, TUSIMPLE_SIZE = (WIDTH, HEIGHT), (1280, 720)  # width, height of the images
 HEAD = 1 << 16  # bytes of a file of predictions that tell its layout
 
 
@@ -117,7 +116,7 @@ def _meant(predictions: Path) -> str:
     """Return the layout that predictions for a rendered world are in."""
     if predictions.is_dir():
         return "culane" if next(predictions.rglob(f"*{culane.LABELS}"), None) else "ddad"
-    if predictions.suffix in DEPTH_FILES:
+    if predictions.suffix in ARCHIVES:
         return "ddad"
     with guarded(f"{predictions} cannot be read"), open(predictions, "rb") as file:
         return "openlanev2" if b'"results"' in file.read(HEAD) else "tusimple"
@@ -155,7 +154,7 @@ def _score_culane(predictions: Path, folder: str | Path, split: str, incomplete:
     names = scenes[0].frames.names
     _check_named(predictions, map(culane.label_name, names), made.has, "the file")
     counts: dict[str, dict[float, Counts]] = {}
-    scale = _scale(folder, (culane.SHAPE[1], culane.SHAPE[0]))
+    scale = _scale(folder, CULANE_SIZE)
     for _, frame in _frames(scenes, "lanes"):
         pair = frame.views[culane.CAMERA].lanes, culane.read_lanes(made.file(culane.label_name(frame.name)))
         true, guess = ([lane.points * scale for lane in lanes] for lanes in pair)
@@ -235,7 +234,7 @@ def _score_depth(predictions: Path, scenes: Sequence[Scene], layout: str) -> Sco
     left_out: list[str] = []
     with depth_maps(predictions) as find:
         for scene, frame in _frames(scenes, "depth"):
-            name = frame.name if frame.name.startswith(f"{scene.name}/") else f"{scene.name}/{frame.name}"
+            name = frame_path(scene, frame)
             for camera, view in frame.views.items():
                 if view.depth is None:
                     continue

@@ -26,7 +26,6 @@ from jettison.domains.perception.scenes import Frame, ImageLane, Scene, View, ch
 NAME, LABELS = "CULane", ".lines.txt"
 LISTS = {"train": ("train_gt.txt", "train.txt"), "val": ("val_gt.txt", "val.txt"), "test": ("test.txt",)}
 KINDS = "list/test_split"
-SHAPE = (590, 1640)  # height, width of an image
 CAMERA = "front"
 
 

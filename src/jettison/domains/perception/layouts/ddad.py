@@ -34,7 +34,8 @@ from jettison.domains.perception.layouts.reading import (
 )
 from jettison.domains.perception.scenes import Camera, Frame, Scene, View
 
-NAME, DENSE = "DDAD", "6"
+NAME = "DDAD"
+DENSE = "6"  # number of dense depth among the annotations
 INDICES = ("ddad.json", "scene_dataset_v1.0.json")
 LIDARS = ("LIDAR", "lidar")
 

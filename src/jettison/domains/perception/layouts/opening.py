@@ -9,12 +9,12 @@ from jettison.core.errors import UsageError, unknown
 from jettison.domains.perception.layouts.reading import DataFolder
 from jettison.domains.perception.scenes import Scene
 
-LAYOUTS = ("culane", "tusimple", "openlanev2", "ddad", "nuscenes")
 WORLD = "world"  # rendered by `jettison perceive world`: fits most other layouts, too
+LAYOUTS = ("culane", "tusimple", "openlanev2", "ddad", "nuscenes", WORLD)
 
 
 def find_layout(folder: str | Path, layout: str | None = None) -> str:
-    """Return the layout of a folder: one of ``LAYOUTS``, or ``world`` for rendered worlds.
+    """Return the layout of a folder, one of ``LAYOUTS``. A folder of rendered worlds has the layout ``world``.
 
     layout: a layout to take for granted; None to look at the files.
     Raises UsageError if it has none or several, and for an unknown layout.
@@ -31,11 +31,11 @@ def find_layout(folder: str | Path, layout: str | None = None) -> str:
 def fitting_layouts(folder: str | Path, layout: str | None = None) -> list[str]:
     """Return all layouts that a folder fits; only ``layout`` if one is given. Raises UsageError for an unknown one."""
     if layout is not None:
-        if layout not in (*LAYOUTS, WORLD):
+        if layout not in LAYOUTS:
             raise unknown("layout", layout, LAYOUTS)
         return [layout]
     path = DataFolder(Path(folder), "a driving dataset").path
-    return [name for name in (*LAYOUTS, WORLD) if reader(name).recognizes(path)]
+    return [name for name in LAYOUTS if reader(name).recognizes(path)]
 
 
 def reader(layout: str) -> ModuleType:

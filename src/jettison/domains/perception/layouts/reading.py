@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -170,15 +171,21 @@ def image_size(path: Path) -> tuple[int, int]:
         return picture.size
 
 
-@contextmanager
-def _opened_image(path: Path) -> Iterator[Any]:
+def pillow() -> tuple[ModuleType, ModuleType]:
+    """Return the modules Image and ImageDraw of Pillow. Raises UsageError if it is missing."""
     try:
-        from PIL import Image
+        from PIL import Image, ImageDraw
     except ImportError as error:
         raise UsageError("images need pillow: pip install 'jettison[vision]'") from error
+    return Image, ImageDraw
+
+
+@contextmanager
+def _opened_image(path: Path) -> Iterator[Any]:
+    image_module, _ = pillow()
     with within(f"image {path}"), guarded(f"image {path} cannot be read"):
         data = load_bytes(path)
-        with Image.open(io.BytesIO(data)) as picture:
+        with image_module.open(io.BytesIO(data)) as picture:
             if picture.width * picture.height > MOST_PIXELS or max(picture.size) > MOST_SIDE:
                 raise UsageError(
                     f"it has {picture.width:,} x {picture.height:,} pixels: at most {MOST_PIXELS:,} in all and "

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from jettison.domains.perception.world import noise
-from jettison.domains.perception.world.layout import World
 from jettison.domains.perception.world.pictures import arrow
 from jettison.domains.perception.world.streets import Line, Street
+from jettison.domains.perception.world.world import World
 
 CORNER = 5.0  # metres by which corners between streets are rounded
 PAVEMENT, KERB = 2.4, 0.18  # metres beside the asphalt

@@ -7,10 +7,10 @@ own lane and of the lanes beside it, also where cars hide them, but not behind a
 import numpy as np
 
 from jettison.domains.perception.scenes import Camera, Centerline, ImageLane, LaneLine, Road, TrafficElement
-from jettison.domains.perception.world.layout import World
 from jettison.domains.perception.world.network import LanePath
 from jettison.domains.perception.world.render import Picture, meet_ground
 from jettison.domains.perception.world.solids import Board
+from jettison.domains.perception.world.world import World
 
 RANGE = np.array([51.2, 25.6])  # metres ahead and behind, left and right, as in OpenLane-V2
 POINTS = 21  # of a centerline

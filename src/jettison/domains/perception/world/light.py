@@ -3,7 +3,7 @@
 import numpy as np
 
 from jettison.domains.perception.world import noise
-from jettison.domains.perception.world.layout import World
+from jettison.domains.perception.world.world import World
 
 NIGHT_LAMPS = 10  # nearest street lamps that give light
 LAMP_COLOUR, BEAM_COLOUR = np.array([1.0, 0.8, 0.52], np.float32), np.array([1.0, 0.97, 0.88], np.float32)

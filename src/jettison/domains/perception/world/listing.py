@@ -10,18 +10,16 @@ from scipy.spatial.transform import Rotation
 from jettison.core.documents import read_json
 from jettison.core.files import write_json, write_text
 from jettison.domains.perception.layouts.culane import read_lanes
+from jettison.domains.perception.layouts.ddad import DENSE
 from jettison.domains.perception.layouts.reading import SPLITS
-from jettison.domains.perception.layouts.tusimple import LABELS
-from jettison.domains.perception.scenes import ImageLane
+from jettison.domains.perception.layouts.tusimple import LABELS, at_rows
 from jettison.domains.perception.world.cameras import FRONT, make_rig
-from jettison.domains.perception.world.order import Order, base, split_of, stamp
+from jettison.domains.perception.world.order import Order, base, depth_name, split_of, stamp
 
 LISTED = "data_dict_subset_world.json"  # which scenes and frames there are
 CULANE = {"train": "train_gt.txt", "val": "val_gt.txt", "test": "test.txt"}
 KINDS = {"day": "test0_normal", "rain": "test1_rain", "night": "test8_night"}  # lists of CULane's test scenes
 TUSIMPLE_ROWS = 72  # rows of an image of 720 pixels, 10 pixels apart
-ABSENT = -2  # x of a lane in a row where it is not
-DENSE = "6"  # number of dense depth among the annotations of DDAD
 
 
 def write_lists(folder: Path, order: Order, scenes: int) -> None:
@@ -58,16 +56,11 @@ def _infos(folder: Path, order: Order, scene: int) -> list[dict[str, Any]]:
 
 def _tusimple(folder: Path, image: str, size: tuple[int, int]) -> dict[str, Any]:
     """A line of a label file: x of every lane at fixed rows."""
-    lanes: list[ImageLane] = read_lanes((folder / image).with_suffix(".lines.txt"))
+    lanes = read_lanes((folder / image).with_suffix(".lines.txt"))
     height = size[0]
     rows = [round(row * height / TUSIMPLE_ROWS) for row in range(TUSIMPLE_ROWS // 4, TUSIMPLE_ROWS)]
     rows = sorted({row for row in rows if row < height})
-    xs = []
-    for lane in lanes:
-        u, v = lane.points[np.argsort(lane.points[:, 1], kind="stable")].T
-        x = np.where((rows >= v[0]) & (rows <= v[-1]), np.interp(rows, v, u), ABSENT)
-        xs.append([round(float(value), 2) for value in x])
-    return {"lanes": xs, "h_samples": rows, "raw_file": image}
+    return {"lanes": [at_rows(lane, rows) for lane in lanes], "h_samples": rows, "raw_file": image}
 
 
 def _ddad_name(scene: int) -> str:
@@ -96,14 +89,13 @@ def _write_ddad(folder: Path, order: Order, scene: int, infos: list[dict[str, An
         ego[:3, :3], ego[:3, 3] = info["pose"]["rotation"], info["pose"]["translation"]
         for name, camera in cameras.items():
             image = info["sensor"][name]["image_path"]
-            depth = image.replace("/image/", "/depth/").removesuffix(".jpg") + ".npz"
             record = {
                 "filename": image.removeprefix(f"{base(scene)}/"),
                 "height": camera.height,
                 "width": camera.width,
                 "channels": 3,
                 "pose": _ddad_pose(ego @ camera.camera_to_ego),
-                "annotations": {DENSE: depth},
+                "annotations": {DENSE: depth_name(image)},
             }
             identity = {"log": f"{scene:05d}", "timestamp": time, "name": name, "index": number}
             data.append({"id": identity, "key": f"{number:06d}-{name}", "datum": {"image": record}})

@@ -1,6 +1,5 @@
 """Reads rendered worlds with all that is known of them: images, lanes, depth, lane segments and their topology."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from jettison.domains.perception.layouts.reading import SPLITS, LazyFrames, entr
 from jettison.domains.perception.scenes import Frame, Scene
 from jettison.domains.perception.world.cameras import FRONT
 from jettison.domains.perception.world.listing import LISTED
+from jettison.domains.perception.world.order import depth_name
 from jettison.domains.perception.world.store import RUN
 
 
@@ -61,11 +61,7 @@ def world_size(folder: Path) -> tuple[int, int] | None:
 
 def _complete(folder: Path, scene: Scene) -> Scene:
     frames = scene.frames
-    return Scene(scene.name, LazyFrames(_names(frames), lambda index: _with_views(folder, frames[index])))
-
-
-def _names(frames: Sequence[Frame]) -> Sequence[str]:
-    return frames.names if isinstance(frames, LazyFrames) else [frame.name for frame in frames]
+    return Scene(scene.name, LazyFrames(frames.names, lambda index: _with_views(folder, frames[index])))
 
 
 def _with_views(folder: Path, frame: Frame) -> Frame:
@@ -73,8 +69,7 @@ def _with_views(folder: Path, frame: Frame) -> Frame:
     views = {}
     for name, view in frame.views.items():
         image = view.image.relative_to(folder).as_posix()
-        depth = folder / (image.replace("/image/", "/depth/").removesuffix(".jpg") + ".npz")
         lanes = read_lanes(folder / label_name(image)) if name == FRONT else None
         shape = (view.camera.height, view.camera.width)
-        views[name] = replace(view, lanes=lanes, depth=partial(load_depth, depth, shape))
+        views[name] = replace(view, lanes=lanes, depth=partial(load_depth, folder / depth_name(image), shape))
     return replace(frame, views=views)

@@ -116,11 +116,13 @@ def _bend(start: np.ndarray, before: np.ndarray, end: np.ndarray, after: np.ndar
 class Network:
     """All paths of a world, and which may follow which."""
 
-    def __init__(self, streets: list[Street], junction: Junction | None, banned: set[tuple[int, int, str]]):
+    def __init__(
+        self, streets: list[Street], junction: Junction | None, banned: set[tuple[int, int, str]], u_turns: set[int]
+    ):
         """Build the graph.
 
-        banned: (approach, lane counted from the middle of the street, move): what signs forbid. "u" is allowed only
-            where ("approach", 0, "+u") is in it.
+        banned: what signs forbid: (approach, lane counted from the middle of the street, move).
+        u_turns: approaches whose cars may turn back.
         """
         self.streets, self.junction, self.paths = streets, junction, []
         self.incoming: dict[tuple[int, int], int] = {}  # (approach, lane) -> path
@@ -146,7 +148,7 @@ class Network:
                 move = move_of(turn_of(streets, approach, leave))
                 outs = sorted(lane for number, lane in leaving if number == b)
                 for lane in lanes:
-                    if (a, lane, move) in banned or not self._allowed(move, lane, lanes, (a, 0, "+u") in banned):
+                    if (a, lane, move) in banned or not self._allowed(move, lane, lanes, a in u_turns):
                         continue
                     out = {"left": outs[0], "u": outs[0], "right": outs[-1]}.get(move, min(lane, outs[-1]))
                     self._connect(self.incoming[a, lane], leaving[b, out], move)

@@ -42,6 +42,11 @@ def stamp(order: Order, frame: int) -> int:
     return BEGIN + round(frame * order.interval * 1e6)
 
 
+def depth_name(image: str) -> str:
+    """Return the name of the depth map of an image. Both are from the folder of the worlds."""
+    return image.replace("/image/", "/depth/").removesuffix(".jpg") + ".npz"
+
+
 def base(scene: int) -> str:
     """Return the folder of a scene, from the folder of the worlds."""
     return f"{split_of(scene)}/{scene:05d}"

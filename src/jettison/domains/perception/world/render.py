@@ -11,11 +11,11 @@ import numpy as np
 
 from jettison.domains.perception.scenes import Camera
 from jettison.domains.perception.world.ground import Footprint, Ground
-from jettison.domains.perception.world.layout import World
 from jettison.domains.perception.world.light import Light, rain
 from jettison.domains.perception.world.paints import paint
 from jettison.domains.perception.world.solids import NEAR, Solid
 from jettison.domains.perception.world.streets import Hills
+from jettison.domains.perception.world.world import World
 
 FAR = 250.0  # metres of depth; what is farther is in the haze and has no depth
 SKY, GROUND = -1, 0  # numbers of pixels; solid k has number k + 1

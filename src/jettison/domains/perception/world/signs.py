@@ -88,9 +88,13 @@ def _arrow(move: str, turns: dict[str, float]) -> str:
 
 
 def bans(rules: list[Rule]) -> set[tuple[int, int, str]]:
-    """Return what signs forbid and allow, as ``Network`` takes it."""
-    banned = {(rule.approach, lane, move) for rule in rules for lane in rule.lanes for move in rule.bans}
-    return banned | {(rule.approach, 0, "+u") for rule in rules if rule.attribute == "u_turn"}
+    """Return what signs forbid, as ``Network`` takes it."""
+    return {(rule.approach, lane, move) for rule in rules for lane in rule.lanes for move in rule.bans}
+
+
+def u_turns(rules: list[Rule]) -> set[int]:
+    """Return the numbers of the approaches where a sign allows to turn back."""
+    return {rule.approach for rule in rules if rule.attribute == "u_turn"}
 
 
 class Furniture:

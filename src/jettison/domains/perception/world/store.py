@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from jettison.core.errors import UsageError
 from jettison.core.files import check_folder, write_atomic, write_json, write_text
 from jettison.core.journal import Journal
 from jettison.core.locks import locked
@@ -30,13 +29,14 @@ from jettison.core.parallel import map as parallel_map
 from jettison.core.progress import say
 from jettison.domains.perception.layouts.culane import write_lanes
 from jettison.domains.perception.layouts.openlanev2 import LINES, road_record
+from jettison.domains.perception.layouts.reading import pillow
 from jettison.domains.perception.scenes import Camera, Frame, Road, View
 from jettison.domains.perception.world.cameras import FRONT, make_rig
 from jettison.domains.perception.world.labels import label_lanes, label_road
-from jettison.domains.perception.world.layout import World, make_world
 from jettison.domains.perception.world.listing import write_lists
 from jettison.domains.perception.world.order import Order, base, stamp
 from jettison.domains.perception.world.render import Picture, Renderer
+from jettison.domains.perception.world.world import World, make_world
 
 RUN = "world.jsonl"
 QUALITY = 95  # of JPEG
@@ -83,7 +83,7 @@ def write_world(folder: Path, order: Order, scenes: int, processes: int = 1) -> 
     check_number("scenes", scenes, 1, MOST_SCENES, whole=True)
     check_number("seed + scenes", order.seed + scenes - 1, 0, LAST_SEED, whole=True)
     check_workers(processes, None, "processes")
-    _need_pillow()
+    pillow()  # refuses to start without it
     folder = Path(folder)
     _world(order.seed, order.place, order.weather)  # refuses unknown names before anything is written
     run = {
@@ -101,13 +101,6 @@ def write_world(folder: Path, order: Order, scenes: int, processes: int = 1) -> 
             parallel_map(partial(_write_frame, folder, order), todo, processes, what="frames")
         write_lists(folder, order, scenes)
     return {"scenes": scenes, "frames": len(items), "rendered": len(todo)}
-
-
-def _need_pillow() -> None:
-    try:
-        import PIL  # noqa: F401
-    except ImportError as error:
-        raise UsageError("images need pillow: pip install 'jettison[vision]'") from error
 
 
 def _info(folder: Path, scene: int, frame: int, order: Order) -> Path:
@@ -133,9 +126,7 @@ def _write_frame(folder: Path, order: Order, item: tuple[int, int]) -> None:
 
 
 def _save_jpeg(image: np.ndarray, path: Path) -> None:
-    from PIL import Image
-
-    Image.fromarray(image).save(path, "jpeg", quality=QUALITY, subsampling=0)
+    pillow()[0].fromarray(image).save(path, "jpeg", quality=QUALITY, subsampling=0)
 
 
 def _save_depth(depth: np.ndarray, path: Path) -> None:

@@ -57,7 +57,7 @@ class Line:
     """A painted line of a street.
 
     offset: metres to the left of the reference line. kind: ``solid`` or ``dashed``. yellow: else white.
-    wear: share of the paint that is gone, 0 to 1.
+    wear: share of the paint that is worn off, 0 to 1. width: metres.
     """
 
     offset: float
@@ -82,7 +82,7 @@ class Street:
     lane: float
     lines: tuple[Line, ...]
     shoulder: float = 0.6
-    _samples: np.ndarray = field(init=False, repr=False)  # (n, 5): x, y, tangent, curvature, float32
+    _samples: np.ndarray = field(init=False, repr=False)  # (n, 5): x, y, tangent, curvature
     _grid: tuple = field(init=False, repr=False)
 
     def __post_init__(self):

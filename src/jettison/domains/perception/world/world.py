@@ -15,6 +15,7 @@ from jettison.domains.perception.world.signs import (
     Furniture,
     bans,
     make_rules,
+    u_turns,
 )
 from jettison.domains.perception.world.solids import Ball, Solid
 from jettison.domains.perception.world.streets import STEP, Hills, Line, Street, trace
@@ -77,7 +78,7 @@ def make_world(seed: int, place: str | None = None, weather: str | None = None) 
         side, junction = _make_side(rng, main, crossing, place)
         streets.append(side)
     rules = make_rules(rng, streets, junction) if junction else []
-    network = Network(streets, junction, bans(rules))
+    network = Network(streets, junction, bans(rules), u_turns(rules))
     furniture, state = Furniture(hills, streets), STATES[rng.choice(4, p=(0.4, 0.35, 0.15, 0.1))]
     if junction:
         _furnish(rng, furniture, network, rules, state)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from jettison.cli import common
+from jettison.cli import offload_options as options
 from jettison.core.errors import UsageError
 
 Limits = Annotated[
@@ -24,13 +25,8 @@ def budget(
     limit: Limits = (1.0,),
     draws: Draws = (1, 30, 1800),
     secrets: Annotated[int, typer.Option("--secrets", help="How many equally likely secrets there are.")] = 40,
-    delta: Annotated[
-        float,
-        typer.Option(
-            "--delta", help="Reuse a noised latent while the true one moved less than this share of its spread."
-        ),
-    ] = 0.0,
-    every: Annotated[int, typer.Option("--every", help="Allow a fresh draw at every so many frames.")] = 1,
+    delta: options.Delta = 0.0,
+    every: options.Every = 1,
     frames: Annotated[int | None, typer.Option("--frames", help="Frames that a secret is held, at most.")] = None,
     count_timing: Annotated[
         bool, typer.Option("--count-timing", help="Take what the times of draws can tell off the limit.")

@@ -192,10 +192,9 @@ def point(name, kind, times, loss, bound, constants, whole) -> dict[str, Any]:
     """Return one point. whole: seconds of the network that users are counted against."""
     served = PERIOD_S / times.whole_s if times.transfer_s == 0 else users(times, PERIOD_S).total
     spent = energy(times, *constants)
-    total = spent.compute_mj + spent.radio_mj
     return {
         "name": name, "kind": kind, "users": round(served, 3), "ratio": round(served * whole / PERIOD_S, 3),
-        "loss": round(loss, 5), "energy_mj": round(total, 4), "bound": bound,
+        "loss": round(loss, 5), "energy_mj": round(spent.total_mj, 4), "bound": bound,
     }  # fmt: skip
 
 

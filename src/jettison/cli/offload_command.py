@@ -210,7 +210,6 @@ def capacity(
     split = f"{served.offloaded:.2f} offloaded, {served.extra:.2f} entirely local"
     common.out.print(f"{served.total:.2f} users at {fps:g} Hz ({split}); {served.whole:.2f} without offloading: "
                      f"{served.ratio:.2f}x")  # fmt: skip
-    total = spent.compute_mj + spent.radio_mj
-    common.out.print(f"{total:.3f} mJ a frame ({spent.compute_mj:.3f} compute, {spent.radio_mj:.3f} radio); "
+    common.out.print(f"{spent.total_mj:.3f} mJ a frame ({spent.compute_mj:.3f} compute, {spent.radio_mj:.3f} radio); "
                      f"{spent.whole_mj:.3f} without offloading: {spent.ratio:.2f}x")  # fmt: skip
     common.finish({"times": times.model_dump(), "fps": fps, **served.to_dict(), "energy": spent.to_dict()}, json)

@@ -139,7 +139,7 @@ def test_the_words():
     terms = Terms(1.0, 30, 40, delta=0.1, frames=60)
     text = describe(terms, noise_for(terms, torch.eye(4)), measured_timing=0.25)
     for part in (
-        "sees what is sent, but not when, while one of 40 secrets is held", "right at most 45.4 %",
+        "sees what is sent, but not when, while one of 40 secrets lasts", "right at most 45.4 %",
         "2.5 % without", "1 nats per secret, for 30 draws",
         "0.0333 nats each", "less than 0.1 of the latents' spread", "at least 0.25 were measured",
         "does not include", "times the variance of the latents", "rule exact",

@@ -32,7 +32,7 @@ def play(
         str, typer.Option("--rule", help="Noise: exact, waterfilling, linear, isotropic, released.")
     ] = "exact",
     count: Annotated[int, typer.Option("--count", help="Frames to play.")] = 300,
-    hold: Annotated[int, typer.Option("--hold", help="Frames for which an expression is held.")] = 30,
+    hold: Annotated[int, typer.Option("--hold", help="Frames that an expression lasts.")] = 30,
     drift: Annotated[float, typer.Option("--drift", help="How far the statistics of the frames move meanwhile.")] = 0.3,
     follow: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Whether the noise follows the covariance as it moves.")

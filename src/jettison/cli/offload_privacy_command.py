@@ -27,7 +27,7 @@ def budget(
     secrets: Annotated[int, typer.Option("--secrets", help="How many equally likely secrets there are.")] = 40,
     delta: options.Delta = 0.0,
     every: options.Every = 1,
-    frames: Annotated[int | None, typer.Option("--frames", help="Frames that a secret is held, at most.")] = None,
+    frames: Annotated[int | None, typer.Option("--frames", help="Frames that a secret lasts, at most.")] = None,
     count_timing: Annotated[
         bool, typer.Option("--count-timing", help="Take what the times of draws can tell off the limit.")
     ] = False,
@@ -126,7 +126,7 @@ def attack(
         repeats = (terms.draws,) if terms else (1,)
         loss = experiment.losses(noise)["loss"]
         for result in experiment.attack(noise, repeats=repeats, tries=tries):
-            promised = "" if noise is None else "passed" if result.over > 0 else "held"
+            promised = "" if noise is None else "broken" if result.over > 0 else "kept"
             rows.append([
                 name, figures(terms.limit) if terms else "", f"{result.repeats:,}", result.attack, figures(loss),
                 _percent(result.success.rate), f"{_percent(result.success.low)} to {_percent(result.success.high)}",
@@ -143,7 +143,7 @@ def attack(
     missing = experiment.shortfall()
     if missing > 1:
         common.out.print(
-            f"The estimate of the covariance is too small by {figures(missing)} in a direction: a bound may be passed.",
+            f"The estimate of the covariance is too small by {figures(missing)} in a direction: a bound may be broken.",
             markup=False, soft_wrap=True,
         )  # fmt: skip
     lead = describe(grants[0], noises[grants[0], rule[0]])

@@ -162,7 +162,7 @@ class Result:
 
     @property
     def over(self) -> float:
-        """By how much the lower end of the interval passes the bound; at most 0 means that the bound is kept."""
+        """By how much the lower end of the interval exceeds the bound; at most 0 means that the bound is kept."""
         return self.success.low - self.bound
 
     def to_dict(self) -> dict[str, Any]:

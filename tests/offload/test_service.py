@@ -323,7 +323,8 @@ class TestStream:
             ({"stream": []}, "no frames"),
             ({"stream": [noise_alone(3)]}, "reads 8"),
             ({"half": half}, "none"),
-            ({"half": half, "local": torch.zeros(1, 3)}, r"\(1, 3\)"),
+            ({"half": half, "local": torch.zeros(1, 3)}, r"\(1, 3\); \(1, 8\) are needed"),
+            ({"half": half, "local": torch.zeros(2, LATENT)}, r"\(2, 8\); \(1, 8\) are needed"),
             ({"deadline_ms": -1}, "deadline_ms"),
         ):
             with pytest.raises(UsageError, match=message):

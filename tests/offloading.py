@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from threading import Thread
 
 import numpy as np
@@ -21,20 +21,25 @@ LIMITS = Limits(window=64)  # a busy machine may fall behind the clock of a stre
 
 
 @contextmanager
-def serving(folder) -> Iterator[Worker]:
-    """Serve the described model of a folder during the block."""
-    loop, worker = asyncio.new_event_loop(), Worker(Half.load(folder), TOKEN, limits=LIMITS)
+def in_a_thread(entered: AbstractAsyncContextManager) -> Iterator:
+    """Enter an asynchronous context in a loop of its own thread during the block. Yields what it gives."""
+    loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, daemon=True)
     thread.start()
     wait = lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(60)
-    wait(worker.__aenter__())
+    given = wait(entered.__aenter__())
     try:
-        yield worker
+        yield given
     finally:
-        wait(worker.__aexit__())
+        wait(entered.__aexit__(None, None, None))
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def serving(folder) -> AbstractContextManager[Worker]:
+    """Serve the described model of a folder during the block."""
+    return in_a_thread(Worker(Half.load(folder), TOKEN, limits=LIMITS))
 
 
 def soon() -> float:

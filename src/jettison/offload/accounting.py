@@ -1,8 +1,8 @@
 """The account of what leaves the device: a limit per secret, shared by the draws of noise that it allows.
 
 - The user gives a limit V in nats per secret, such as one expression while it lasts, and a number of draws N. Each
-  fresh draw of noise may tell V / N. Draws add up at most: the noises are independent, so what N noised latents tell together
-  is at most the sum of what each tells (chain rule), however the latents depend on each other.
+  fresh draw of noise may tell V / N. Draws add up at most: the noises are independent, so what N noised latents tell
+  together is at most the sum of what each tells (chain rule), however the latents depend on each other.
 - A noised latent is reused unchanged while the true one stays near, so it tells nothing new. At the limit, frames stay
   on the device until the next secret begins.
 - The noise has to be made for the covariance of the latents that are sent. With ``delta``, these are latents after a

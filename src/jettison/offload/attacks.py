@@ -142,6 +142,7 @@ def averaged(noise: Noise, repeats: int, latents: torch.Tensor, generator: torch
     """Return the average of ``repeats`` noised copies of latents (n, d): what is seen if a secret is sent anew.
 
     One draw with a smaller deviation is taken: it has the distribution of the average.
+    generator: see ``Noise.draw``. Returns (n, d) float64. Raises UsageError for fewer repeats than one.
     """
     check_number("repeats", repeats, 1, whole=True)
     return noise.clipped(latents) + noise.draw(len(latents), generator) / repeats**0.5

@@ -91,7 +91,7 @@ async def run_stream(
 
 
 def _timed(half: Half, latent: np.ndarray) -> float:
-    """The median seconds of a run on one latent."""
+    """Return the median seconds of a run on one latent, of TIMED runs after a first one."""
     half.run(latent[None])
     times = []
     for _ in range(TIMED):
@@ -133,7 +133,7 @@ def _report(
 
 
 def _percentiles(seconds: Sequence[float] | np.ndarray) -> dict[str, float] | None:
-    """The median, 95 % and 99 % percentiles in ms; None without values."""
+    """Return the 50, 95 and 99 % percentiles in ms; None without values."""
     if not len(seconds):
         return None
     return {name: round(1e3 * float(np.percentile(seconds, share)), 3) for name, share in SHARES.items()}

@@ -138,11 +138,6 @@ def claims(loaded: dict[str, Any], fuzzed: dict[str, Any]) -> list[dict[str, Any
     ]  # fmt: skip
 
 
-def part(name: str) -> dict[str, Any]:
-    """Return a part, computed once."""
-    return cell(NAME, name, PARTS[name])
-
-
 PARTS = {"load": load, "fuzz": fuzz}
 
 
@@ -155,7 +150,7 @@ def main() -> None:
     set_quiet(True)
     torch.set_num_threads(1)
     for name in options.parts:
-        part(name)
+        cell(NAME, name, PARTS[name])
     if options.check:
         loaded, fuzzed = load(5), fuzz(1500, 500)
         wrong = [

@@ -148,7 +148,7 @@ def sequence_table(done: Mapping[str, Any], plan: Any) -> dict[str, Any]:
             f"{row['bounds']['local']:.4f}", percent(gain), "" if served is None else f"{served.ratio:.2f}x",
             "yes" if gain >= PAYS else "no", "" if row["overspent"] is None else figures(row["overspent"]),
         ])  # fmt: skip
-    columns = ["V", "frames held", "N", "frames sent", "loss", "local part alone", "recovered", "users", "pays",
+    columns = ["V", "frames per secret", "N", "frames sent", "loss", "local part alone", "recovered", "users", "pays",
                "nats beyond budget"]  # fmt: skip
     return {"columns": columns, "rows": rows}
 

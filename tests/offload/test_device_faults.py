@@ -169,6 +169,20 @@ class TestWorkers:
 
         asyncio.run(work())
 
+    def test_with_other_weights(self, half):
+        """A half of the same shapes, but of another training, has another digest; a copy has the same."""
+
+        async def work():
+            async with (
+                Worker(Half(small_module(1)), TOKEN) as worker,
+                RemoteHalf(worker.address, TOKEN, half=half, limits=RETRY) as remote,
+            ):
+                await until(lambda: remote.counts["faults"] or remote.counts["sessions"])
+                assert not remote.counts["sessions"] and "has other weights than" in remote.trouble
+
+        asyncio.run(work())
+        assert Half(small_module()).digest == half.digest
+
     def test_announcing_too_much(self):
         async def work():
             large = welcome(outputs={"output": [1 << 24, 8]})

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+from threading import Event
 
 import numpy as np
 import psutil
@@ -20,7 +21,7 @@ from benchmarks.fixtures.offload import (
     small_module,
 )
 from jettison.offload.noised import noise_alone
-from jettison.offload.service.channel import HEADER, LOST
+from jettison.offload.service.channel import HEADER, LOST, Channel
 from jettison.offload.service.device import RemoteHalf
 from jettison.offload.service.half import Half
 from jettison.offload.service.limits import Limits
@@ -63,6 +64,36 @@ class TestDevices:
                 assert worker.counts["busy"] == outcomes.count("busy")
                 channel.abort()
                 await settled(worker)
+
+        asyncio.run(work())
+
+    def test_one_that_sends_more_waits_for_its_turn(self, half):
+        """With batches of one frame, two devices are served in turn, whoever was first."""
+
+        class Recording:
+            latent, outputs, digest = half.latent, half.outputs, half.digest
+            gate, served = Event(), []
+
+            def run(self, latents):
+                self.served.append(int(latents[0, 0]))
+                assert self.gate.wait(SOON)
+                return half.run(latents)
+
+        async def work():
+            recording = Recording()
+            async with Worker(recording, TOKEN, limits=Limits(batch=1, silence_s=SOON)) as worker:
+                channels = [(await open_session(worker.address))[0] for _ in range(2)]
+                for device, channel in enumerate(channels):
+                    for frame in range(3):
+                        latent = np.full(LATENT, device, np.float32).tobytes()
+                        channel.send(Request(frame=frame, budget_us=10**9, latent=latent))
+                    await until(lambda n=device: worker.counts["received"] == 3 * (n + 1) and recording.served == [0])
+                recording.gate.set()
+                for channel in channels:
+                    for frame in range(3):
+                        assert (await channel.receive(Answer, seconds=SOON)).frame == frame
+                    channel.abort()
+                assert recording.served == [0, 1] * 3
 
         asyncio.run(work())
 
@@ -197,6 +228,13 @@ class TestDevices:
                 channel.abort()
 
         asyncio.run(work())
+
+
+def test_a_message_sent_back_has_a_wrong_tag():
+    """Each direction has its own key, so a peer's own message is none of the other side."""
+    channel = Channel(None, None, "device", 1, 1 << 10)
+    channel.seal(TOKEN, b"w" * 32, b"d" * 32)
+    assert channel._tag("device", b"body") != channel._tag("worker", b"body")
 
 
 def _message(message) -> bytes:

@@ -43,7 +43,7 @@ class Plan:
 
     ks: components that leave, of 16; main: the k of sequences and baselines. limits: V, nats. draws: N.
     tries: guesses of an attack; network: steps of training of the guesser's network.
-    programs: of sequences: frames for which an expression is held, draws, and the frames between two of them.
+    programs: of sequences: frames that an expression lasts, draws, and the frames between two of them.
     played: expressions in a sequence of short holds, and of long ones. tuned: steps of training after pruning.
     frames: that are timed. sizes: of the networks that are timed; none means the paper's.
     """

@@ -148,7 +148,7 @@ def sequence_table(done: Mapping[str, Any], plan: Any) -> dict[str, Any]:
             f"{row['bounds']['local']:.4f}", percent(gain), "" if served is None else f"{served.ratio:.2f}x",
             "yes" if gain >= PAYS else "no", "" if row["overspent"] is None else figures(row["overspent"]),
         ])  # fmt: skip
-    columns = ["V", "frames held", "N", "frames sent", "loss", "local part alone", "recovered", "users", "pays",
+    columns = ["V", "frames per secret", "N", "frames sent", "loss", "local part alone", "recovered", "users", "pays",
                "nats beyond budget"]  # fmt: skip
     return {"columns": columns, "rows": rows}
 
@@ -192,10 +192,9 @@ def point(name, kind, times, loss, bound, constants, whole) -> dict[str, Any]:
     """Return one point. whole: seconds of the network that users are counted against."""
     served = PERIOD_S / times.whole_s if times.transfer_s == 0 else users(times, PERIOD_S).total
     spent = energy(times, *constants)
-    total = spent.compute_mj + spent.radio_mj
     return {
         "name": name, "kind": kind, "users": round(served, 3), "ratio": round(served * whole / PERIOD_S, 3),
-        "loss": round(loss, 5), "energy_mj": round(total, 4), "bound": bound,
+        "loss": round(loss, 5), "energy_mj": round(spent.total_mj, 4), "bound": bound,
     }  # fmt: skip
 
 

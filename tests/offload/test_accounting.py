@@ -36,6 +36,16 @@ def test_the_limit_is_shared_by_the_draws():
     assert own.spent == 0 and own.frame(still(1)[0]).kind == "fresh"
 
 
+def test_what_is_sent_has_the_noise():
+    """Draws for one latent: their mean is the shrunk latent, their covariance that of the shrunk noise."""
+    own, latent = account(limit=4000.0, draws=4000), torch.tensor([2.0, 0.0, 0.0, -1.0])
+    sent = torch.stack([torch.tensor(own.frame(latent).noised.latent) for _ in range(4000)])
+    variance = float(own.noise.variances[0])  # latents of variance 1: the gain is 1 / (1 + variance)
+    torch.testing.assert_close(sent.mean(0), latent / (1 + variance), atol=0.05, rtol=0)
+    expected = torch.eye(4) * variance / (1 + variance) ** 2
+    torch.testing.assert_close(torch.cov(sent.T), expected, atol=0.02, rtol=0)
+
+
 def test_a_noised_latent_is_reused_unchanged_until_the_true_one_moves():
     own = account(delta=0.5, draws=2)  # the spread of four directions of variance 1 is 2: a move of 1
     path = [0.0, 0.9, -0.9, 1.1, 1.9, 2.2, 1.1]
@@ -139,7 +149,7 @@ def test_the_words():
     terms = Terms(1.0, 30, 40, delta=0.1, frames=60)
     text = describe(terms, noise_for(terms, torch.eye(4)), measured_timing=0.25)
     for part in (
-        "sees what is sent, but not when, while one of 40 secrets is held", "right at most 45.4 %",
+        "sees what is sent, but not when, while one of 40 secrets lasts", "right at most 45.4 %",
         "2.5 % without", "1 nats per secret, for 30 draws",
         "0.0333 nats each", "less than 0.1 of the latents' spread", "at least 0.25 were measured",
         "does not include", "times the variance of the latents", "rule exact",

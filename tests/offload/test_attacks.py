@@ -88,7 +88,7 @@ def test_the_network_sees_about_as_much_as_the_likeliest(rule):
 
 def test_averages_have_less_noise():
     noise = make_noise(torch.eye(3), 0.5)
-    drawn = averaged(noise, torch.zeros(4000, 3), 16, torch.Generator().manual_seed(1))
+    drawn = averaged(noise, 16, torch.zeros(4000, 3), torch.Generator().manual_seed(1))
     assert float(drawn.var()) == pytest.approx(noise.trace / 3 / 16, rel=0.1)
 
 

@@ -1,15 +1,13 @@
 """The whole path: an avatar's half on a worker, noised latents over TCP, an account, and the local part as fallback."""
 
-import asyncio
 import json
 import time
 from pathlib import Path
 from shutil import copytree
-from threading import Thread
 
 import pytest
 import torch
-from offloading import serving
+from offloading import in_a_thread, serving
 from safetensors import safe_open
 
 from benchmarks.fixtures.offload import TOKEN, Proxy, messages_of
@@ -68,7 +66,7 @@ def test_a_worker_gives_the_same_as_this_process(folder, experiment, follow):
     here = experiment.play(TERMS, sequence(), follow=follow)
     with (
         serving(folder / "half") as worker,
-        recording(worker.address) as proxy,
+        in_a_thread(Proxy(worker.address)) as proxy,
         BlockingRemoteHalf(proxy.address, TOKEN, half=load_half(folder, experiment.model)) as link,
     ):
         assert link.connected(60)
@@ -194,24 +192,3 @@ def test_folders_with_missing_or_foreign_files_are_refused(folder, experiment, t
             open_synthetic(copy)
     code, _, err = jettison("offload", "serve", folder, "-t", tmp_path / "token")
     assert code == 2 and "must not have" in err and str(folder / "half") in err
-
-
-class recording:
-    """Run a proxy in a thread of its own during the block. Use: ``with recording(address) as proxy``."""
-
-    def __init__(self, address):
-        self.address = address
-
-    def __enter__(self):
-        self.loop = asyncio.new_event_loop()
-        self.thread = Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-        self.proxy = Proxy(self.address)
-        asyncio.run_coroutine_threadsafe(self.proxy.__aenter__(), self.loop).result(60)
-        return self.proxy
-
-    def __exit__(self, *_):
-        asyncio.run_coroutine_threadsafe(self.proxy.__aexit__(), self.loop).result(60)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()

@@ -13,6 +13,7 @@ from threading import Event
 import numpy as np
 import pytest
 import torch
+from offloading import SOON, soon, until
 from torch import nn
 
 from benchmarks.fixtures.offload import LATENT, OUTPUTS, TOKEN, Proxy, expected, messages_of, small_module
@@ -29,16 +30,13 @@ from jettison.offload.service.serving import WorkerProcess
 from jettison.offload.service.stream import run_stream
 from jettison.offload.service.worker import Worker
 
-SOON = 60.0  # seconds; tests wait for events, and this long only if something is broken
-soon = lambda: time.monotonic() + SOON
-
 
 @pytest.fixture(scope="module")
 def half():
     return Half(small_module())
 
 
-class Held:
+class Gated:
     """A half that computes only while ``gate`` is set, and records the sizes of its batches."""
 
     def __init__(self, half):
@@ -107,8 +105,8 @@ class TestAnswers:
 
     def test_what_waits_is_computed_in_one_batch(self, half):
         async def work():
-            held = Held(half)
-            async with Worker(held, TOKEN, limits=Limits(batch=8)) as worker:
+            gated = Gated(half)
+            async with Worker(gated, TOKEN, limits=Limits(batch=8)) as worker:
                 remotes = [RemoteHalf(worker.address, TOKEN) for _ in range(3)]
                 for remote in remotes:
                     await remote.__aenter__()
@@ -118,32 +116,30 @@ class TestAnswers:
                     for frame in range(4)
                     for remote in remotes
                 ]
-                while worker.counts["received"] < 12:
-                    await asyncio.sleep(0.01)
-                held.gate.set()
+                await until(lambda: worker.counts["received"] >= 12)
+                gated.gate.set()
                 outputs = await asyncio.gather(*tasks)
                 for place, output in enumerate(outputs):
                     right = expected(half, noise_alone(LATENT, place // 3))
                     assert np.allclose(output["output"], right, atol=1e-5)
                 for remote in remotes:
                     await remote.__aexit__()
-            assert sum(held.batches) == 12 and max(held.batches) == 8 and len(held.batches) <= 4
+            assert sum(gated.batches) == 12 and max(gated.batches) == 8 and len(gated.batches) <= 4
 
         asyncio.run(work())
 
     def test_a_full_window_stays_local_at_once(self, half):
         async def work():
-            held = Held(half)
+            gated = Gated(half)
             async with (
-                Worker(held, TOKEN, limits=Limits(window=2)) as worker,
+                Worker(gated, TOKEN, limits=Limits(window=2)) as worker,
                 RemoteHalf(worker.address, TOKEN) as remote,
             ):
                 assert await remote.connected(SOON)
                 waiting = [asyncio.create_task(remote.submit(noise_alone(LATENT, n), soon())) for n in range(2)]
-                while worker.counts["received"] < 2:
-                    await asyncio.sleep(0.01)
+                await until(lambda: worker.counts["received"] >= 2)
                 assert await remote.submit(noise_alone(LATENT, 2), soon()) is None
-                held.gate.set()
+                gated.gate.set()
                 assert all(output is not None for output in await asyncio.gather(*waiting))
                 assert remote.counts["full"] == 1 and remote.counts["remote"] == 2
 
@@ -151,14 +147,14 @@ class TestAnswers:
 
     def test_a_late_answer_is_dropped(self, half):
         async def work():
-            held = Held(half)
-            async with Worker(held, TOKEN) as worker, RemoteHalf(worker.address, TOKEN) as remote:
+            gated = Gated(half)
+            async with Worker(gated, TOKEN) as worker, RemoteHalf(worker.address, TOKEN) as remote:
                 assert await remote.connected(SOON)
                 assert await remote.submit(noise_alone(LATENT, 0), time.monotonic() + 0.2) is None
                 assert await remote.submit(noise_alone(LATENT, 1), time.monotonic() - 1) is None
                 assert remote.counts["late"] == 2
                 second = asyncio.create_task(remote.submit(noise_alone(LATENT, 2), soon()))
-                held.gate.set()
+                gated.gate.set()
                 output = await second
                 assert np.allclose(output["output"], expected(half, noise_alone(LATENT, 2)), atol=1e-5)
                 assert remote.counts["dropped"] <= 1 and remote.counts["remote"] == 1
@@ -174,8 +170,7 @@ class TestAnswers:
         async def work():
             ready, end = [], Event()
             task = asyncio.create_task(serving(ready, end))
-            while not ready:
-                await asyncio.sleep(0.01)
+            await until(lambda: ready)
 
             def device():
                 with BlockingRemoteHalf(ready[0], TOKEN) as remote:
@@ -276,12 +271,10 @@ def test_tls(half, tmp_path):
                 assert np.allclose((await remote.submit(noised, soon()))["output"], expected(half, noised), atol=1e-5)
             assert noised.latent.tobytes() not in bytes(proxy.up[0]) and b"request" not in bytes(proxy.up[0])
             async with RemoteHalf(worker.address, TOKEN, tls=device_tls(tmp_path / "wrong.pem")) as remote:
-                while not remote.trouble:
-                    await asyncio.sleep(0.01)
+                await until(lambda: remote.trouble)
                 assert "certificate verify failed" in remote.trouble
             async with RemoteHalf(worker.address, TOKEN) as remote:  # without TLS
-                while not remote.trouble:
-                    await asyncio.sleep(0.01)
+                await until(lambda: remote.trouble)
                 assert not remote.counts["sessions"]
 
     asyncio.run(work())
@@ -330,7 +323,8 @@ class TestStream:
             ({"stream": []}, "no frames"),
             ({"stream": [noise_alone(3)]}, "reads 8"),
             ({"half": half}, "none"),
-            ({"half": half, "local": torch.zeros(1, 3)}, r"\(1, 3\)"),
+            ({"half": half, "local": torch.zeros(1, 3)}, r"\(1, 3\); \(1, 8\) are needed"),
+            ({"half": half, "local": torch.zeros(2, LATENT)}, r"\(2, 8\); \(1, 8\) are needed"),
             ({"deadline_ms": -1}, "deadline_ms"),
         ):
             with pytest.raises(UsageError, match=message):

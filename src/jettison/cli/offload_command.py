@@ -6,16 +6,8 @@ from typing import Annotated
 import typer
 
 from jettison.cli import common, offload_play_command, offload_privacy_command
+from jettison.cli import offload_options as options
 from jettison.core.errors import UsageError
-
-Latent = Annotated[
-    int | None,
-    typer.Option("--latent", help="Numbers in a latent; by default those that the model's first linear reads."),
-]
-Fallback = Annotated[
-    Path,
-    typer.Option("--fallback", help="Described model that computes the offloaded half here, where no answer comes."),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +40,10 @@ def serve(
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes any free one.")] = 0,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     expose: Annotated[bool, typer.Option("--expose", help="Allow a --host that other machines can reach.")] = False,
-    latent: Latent = None,
+    latent: Annotated[
+        int | None,
+        typer.Option("--latent", help="Numbers in a latent; by default those that the model's first linear reads."),
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", help="Frames that are computed at once, at most.")] = 16,
     window: Annotated[int, typer.Option("--window", help="Frames that a device may have without an answer.")] = 4,
     devices: Annotated[int, typer.Option("--devices", help="Devices that are served at once, at most.")] = 64,
@@ -113,20 +108,19 @@ def join(
         Path, typer.Argument(help="Noised latents, as jettison.offload.noised.write_noised writes them.")
     ],
     token_file: Annotated[Path, typer.Option("--token-file", "-t", help="File with the worker's token.")],
-    fallback: Fallback,
+    fallback: Annotated[
+        Path,
+        typer.Option(
+            "--fallback", help="Described model that computes the offloaded half here, where no answer comes."
+        ),
+    ],
     local: Annotated[
         Path | None, typer.Option("--local", help="Described model of the half that stays; it runs on every frame.")
     ] = None,
-    fps: Annotated[float, typer.Option("--fps", help="Frames per second.")] = 30.0,
-    deadline_ms: Annotated[
-        float | None, typer.Option("--deadline-ms", help="From a frame's arrival to its deadline; by default 1/fps.")
-    ] = None,
-    wait: Annotated[
-        float, typer.Option("--wait", help="Seconds to wait for the worker before the first frame, at most.")
-    ] = 5.0,
-    tls_ca: Annotated[
-        Path | None, typer.Option("--tls-ca", help="Use TLS, and trust this certificate (PEM) only.")
-    ] = None,
+    fps: options.Fps = 30.0,
+    deadline_ms: options.DeadlineMs = None,
+    wait: options.Wait = 5.0,
+    tls_ca: options.TlsCa = None,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
@@ -216,7 +210,6 @@ def capacity(
     split = f"{served.offloaded:.2f} offloaded, {served.extra:.2f} entirely local"
     common.out.print(f"{served.total:.2f} users at {fps:g} Hz ({split}); {served.whole:.2f} without offloading: "
                      f"{served.ratio:.2f}x")  # fmt: skip
-    total = spent.compute_mj + spent.radio_mj
-    common.out.print(f"{total:.3f} mJ a frame ({spent.compute_mj:.3f} compute, {spent.radio_mj:.3f} radio); "
+    common.out.print(f"{spent.total_mj:.3f} mJ a frame ({spent.compute_mj:.3f} compute, {spent.radio_mj:.3f} radio); "
                      f"{spent.whole_mj:.3f} without offloading: {spent.ratio:.2f}x")  # fmt: skip
     common.finish({"times": times.model_dump(), "fps": fps, **served.to_dict(), "energy": spent.to_dict()}, json)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from jettison.cli import common
+from jettison.cli import offload_options as options
 from jettison.core.errors import UsageError
 
 MOST_FRAMES = 100_000
@@ -25,32 +26,21 @@ def play(
         float, typer.Option("--limit", help="Nats that everything sent about one expression may tell.")
     ] = 1.0,
     draws: Annotated[int, typer.Option("--draws", help="Fresh draws of noise that share the limit.")] = 30,
-    delta: Annotated[
-        float,
-        typer.Option(
-            "--delta", help="Reuse a noised latent while the true one moved less than this share of its spread."
-        ),
-    ] = 0.0,
-    every: Annotated[int, typer.Option("--every", help="Allow a fresh draw at every so many frames.")] = 1,
+    delta: options.Delta = 0.0,
+    every: options.Every = 1,
     rule: Annotated[
         str, typer.Option("--rule", help="Noise: exact, waterfilling, linear, isotropic, released.")
     ] = "exact",
     count: Annotated[int, typer.Option("--count", help="Frames to play.")] = 300,
-    hold: Annotated[int, typer.Option("--hold", help="Frames for which an expression is held.")] = 30,
+    hold: Annotated[int, typer.Option("--hold", help="Frames that an expression lasts.")] = 30,
     drift: Annotated[float, typer.Option("--drift", help="How far the statistics of the frames move meanwhile.")] = 0.3,
     follow: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Whether the noise follows the covariance as it moves.")
     ] = True,
-    fps: Annotated[float, typer.Option("--fps", help="Frames per second.")] = 30.0,
-    deadline_ms: Annotated[
-        float | None, typer.Option("--deadline-ms", help="From a frame's arrival to its deadline; by default 1/fps.")
-    ] = None,
-    wait: Annotated[
-        float, typer.Option("--wait", help="Seconds to wait for the worker before the first frame, at most.")
-    ] = 5.0,
-    tls_ca: Annotated[
-        Path | None, typer.Option("--tls-ca", help="Use TLS, and trust this certificate (PEM) only.")
-    ] = None,
+    fps: options.Fps = 30.0,
+    deadline_ms: options.DeadlineMs = None,
+    wait: options.Wait = 5.0,
+    tls_ca: options.TlsCa = None,
     seed: common.Seed = 0,
     json: common.Json = None,
     quiet: common.Quiet = False,

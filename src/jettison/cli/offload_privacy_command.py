@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from jettison.cli import common
+from jettison.cli import offload_options as options
 from jettison.core.errors import UsageError
 
 Limits = Annotated[
@@ -24,14 +25,9 @@ def budget(
     limit: Limits = (1.0,),
     draws: Draws = (1, 30, 1800),
     secrets: Annotated[int, typer.Option("--secrets", help="How many equally likely secrets there are.")] = 40,
-    delta: Annotated[
-        float,
-        typer.Option(
-            "--delta", help="Reuse a noised latent while the true one moved less than this share of its spread."
-        ),
-    ] = 0.0,
-    every: Annotated[int, typer.Option("--every", help="Allow a fresh draw at every so many frames.")] = 1,
-    frames: Annotated[int | None, typer.Option("--frames", help="Frames that a secret is held, at most.")] = None,
+    delta: options.Delta = 0.0,
+    every: options.Every = 1,
+    frames: Annotated[int | None, typer.Option("--frames", help="Frames that a secret lasts, at most.")] = None,
     count_timing: Annotated[
         bool, typer.Option("--count-timing", help="Take what the times of draws can tell off the limit.")
     ] = False,
@@ -130,7 +126,7 @@ def attack(
         repeats = (terms.draws,) if terms else (1,)
         loss = experiment.losses(noise)["loss"]
         for result in experiment.attack(noise, repeats=repeats, tries=tries):
-            promised = "" if noise is None else "passed" if result.over > 0 else "held"
+            promised = "" if noise is None else "broken" if result.over > 0 else "kept"
             rows.append([
                 name, figures(terms.limit) if terms else "", f"{result.repeats:,}", result.attack, figures(loss),
                 _percent(result.success.rate), f"{_percent(result.success.low)} to {_percent(result.success.high)}",
@@ -147,7 +143,7 @@ def attack(
     missing = experiment.shortfall()
     if missing > 1:
         common.out.print(
-            f"The estimate of the covariance is too small by {figures(missing)} in a direction: a bound may be passed.",
+            f"The estimate of the covariance is too small by {figures(missing)} in a direction: a bound may be broken.",
             markup=False, soft_wrap=True,
         )  # fmt: skip
     lead = describe(grants[0], noises[grants[0], rule[0]])

@@ -1,8 +1,8 @@
 """The account of what leaves the device: a limit per secret, shared by the draws of noise that it allows.
 
-- The user gives a limit V in nats per secret (such as one expression that is held), and a number of draws N. Each fresh
-  draw of noise may tell V / N. Draws add up at most: the noises are independent, so what N noised latents tell together
-  is at most the sum of what each tells (chain rule), however the latents depend on each other.
+- The user gives a limit V in nats per secret, such as one expression while it lasts, and a number of draws N. Each
+  fresh draw of noise may tell V / N. Draws add up at most: the noises are independent, so what N noised latents tell
+  together is at most the sum of what each tells (chain rule), however the latents depend on each other.
 - A noised latent is reused unchanged while the true one stays near, so it tells nothing new. At the limit, frames stay
   on the device until the next secret begins.
 - The noise has to be made for the covariance of the latents that are sent. With ``delta``, these are latents after a
@@ -107,7 +107,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Sent:
+class Decision:
     """What the account decides about one frame.
 
     kind: ``fresh``: send ``noised``. ``reused``: ``noised`` is the last one with the same noise, so its answer can be
@@ -156,7 +156,7 @@ class Account:
         """The nats that were spent on this secret by draws, without their pattern."""
         return self.draws * self.noise.budget
 
-    def frame(self, latent: torch.Tensor) -> Sent:
+    def frame(self, latent: torch.Tensor) -> Decision:
         """Decide about the next frame.
 
         latent: the true one, (d,).
@@ -166,18 +166,18 @@ class Account:
         if self.terms.frames is not None and number >= self.terms.frames:
             self.stopped = True
         if self.stopped:
-            return Sent("local", None, self.draws)
+            return Decision("local", None, self.draws)
         if self._sent is not None and (number % self.terms.every or self._near(latent)):
-            return Sent("reused", self._sent.again(name), self.draws)
+            return Decision("reused", self._sent.again(name), self.draws)
         if self.draws >= self.terms.draws:  # once for all: to send again when the latent returns would tell that it did
             self.stopped = True
-            return Sent("local", None, self.draws)
+            return Decision("local", None, self.draws)
         if not torch.isfinite(latent).all():
             raise UsageError("a latent is not finite: the encoder is broken")
         self._watched.update(latent[None])
         self._true, self._sent = latent.detach().clone(), self.noise.send(latent, name, self.generator)
         self.draws += 1
-        return Sent("fresh", self._sent, self.draws)
+        return Decision("fresh", self._sent, self.draws)
 
     def _near(self, latent: torch.Tensor) -> bool:
         return float((latent - self._true).norm()) < self.terms.delta * self.noise.spread
@@ -201,7 +201,7 @@ def describe(terms: Terms, noise: Noise | None = None, measured_timing: float | 
     prior, draws = 1 / terms.secrets, terms.draws
     covered = "everything that is sent" if terms.delta == 0 or terms.count_timing else "what is sent, but not when,"
     text = [
-        f"Somebody who sees {covered} while one of {terms.secrets} secrets is held, and knows how it was made, guesses "
+        f"Somebody who sees {covered} while one of {terms.secrets} secrets lasts, and knows how it was made, guesses "
         f"the secret right at most {_percent(terms.success)} of the time, on average over the secrets; "
         f"{_percent(prior)} without seeing anything.",
         f"The limit is {figures(terms.limit)} nats per secret, for "

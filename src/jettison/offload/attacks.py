@@ -138,10 +138,11 @@ def reconstruction(
     return nearest(flat(observed), labels, flat(known), known_labels)
 
 
-def averaged(noise: Noise, latents: torch.Tensor, repeats: int, generator: torch.Generator) -> torch.Tensor:
+def averaged(noise: Noise, repeats: int, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return the average of ``repeats`` noised copies of latents (n, d): what is seen if a secret is sent anew.
 
     One draw with a smaller deviation is taken: it has the distribution of the average.
+    generator: see ``Noise.draw``. Returns (n, d) float64. Raises UsageError for fewer repeats than one.
     """
     check_number("repeats", repeats, 1, whole=True)
     return noise.clipped(latents) + noise.draw(len(latents), generator) / repeats**0.5
@@ -162,7 +163,7 @@ class Result:
 
     @property
     def over(self) -> float:
-        """By how much the lower end of the interval passes the bound; at most 0 means that the bound held."""
+        """By how much the lower end of the interval exceeds the bound; at most 0 means that the bound is kept."""
         return self.success.low - self.bound
 
     def to_dict(self) -> dict[str, Any]:
@@ -200,8 +201,7 @@ def bench(
     shrunk = lambda seen, count: seen if noise is None else noise.shrink(seen, count)
     results = []
     for count in repeats if noise is not None else (1,):
-        plain = lambda true, generator: true.double()
-        add = plain if noise is None else partial(_add_averaged, noise, count)
+        add = (lambda true, generator: true.double()) if noise is None else partial(averaged, noise, count)
         seen, truth = add(latents[places], rng), labels[places]
         arguments = seen, truth, known.double(), known_labels
         run = {
@@ -216,10 +216,6 @@ def bench(
         missing = {"likeliest": noise is None, "reconstruction": decode is None}
         results += [Result(name, count, run[name](), bound) for name in attacks if not missing.get(name)]
     return results
-
-
-def _add_averaged(noise: Noise, repeats: int, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return averaged(noise, latents, repeats, generator)
 
 
 def balanced(labels: torch.Tensor, classes: int, tries: int, rng: torch.Generator) -> torch.Tensor:

@@ -67,16 +67,19 @@ def by_energy(energy: torch.Tensor, offloaded: int) -> Partition:
 
 
 def by_loss(count: int, offloaded: int, loss: Loss) -> Partition:
-    """Return the partition in which those components leave that alone have the least loss."""
+    """Return the partition in which those components leave that each alone have the least loss.
+
+    count: of all components. offloaded: how many leave. loss: numbers of offloaded components -> their loss.
+    """
     return by_order(sorted(range(count), key=lambda component: loss((component,))), offloaded)
 
 
 def by_search(
     count: int, offloaded: int, loss: Loss, population: int = 24, generations: int = 12, seed: int = 0
 ) -> Partition:
-    """Return the set of ``offloaded`` components with the least loss that an evolutionary search finds.
+    """Return the partition with the least loss that an evolutionary search finds.
 
-    Few sets are all tried, see ``evolution.evolve``.
+    Arguments as ``by_loss``. population, generations: of the search; few sets are all tried, see ``evolution.evolve``.
     """
     check_number("offloaded", offloaded, 1, count - 1, whole=True)
 

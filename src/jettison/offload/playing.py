@@ -23,7 +23,7 @@ from jettison.offload.split import SplitModel, plain_half
 
 KINDS = ("fresh", "reused", "local", "late")
 PATIENCE_S = 60.0  # for an answer, if frames do not come by the clock
-WATCHED = 4  # times d: draws of which a covariance says something
+LEAST_DRAWS = 4  # times d, before the covariance of what was sent says something
 
 
 class Answers(Protocol):
@@ -151,6 +151,6 @@ def play(
             kinds.append("late" if sent.noised is not None and answer is None else sent.kind)
             losses.append(float(loss(outputs, inputs)))
             progress.advance()
-    overspent = account.overspent() if sum(map(len, seen)) >= WATCHED * model.latents else None
+    overspent = account.overspent() if sum(map(len, seen)) >= LEAST_DRAWS * model.latents else None
     observed = tuple(map(torch.stack, seen))  # every secret begins with a draw
     return Played(tuple(kinds), torch.tensor(losses), observed, torch.tensor(names), tuple(spent), overspent, behind)

@@ -72,7 +72,11 @@ def _divergence(mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
 
 
 def frame_losses(model, outputs, texture, mask, mesh) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the squared errors of every frame, (batch,) each: of the seen texels, and of the mesh; both normalized."""
+    """Return the squared errors of every frame, (batch,) each: of the seen texels, and of the mesh; both normalized.
+
+    outputs: of ``AvatarVAE.combine``. texture: (batch, 3, side, side). mask: (batch, 1, side, side), 0 to 1, of texels
+        that the camera sees. mesh: (batch, vertices, 3).
+    """
     error = ((outputs.texture - texture) / model.texture_std).square() * mask
     vertices = ((outputs.mesh - mesh) / model.mesh_std).square().mean((1, 2))
     return error.sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3))).clamp(min=1), vertices

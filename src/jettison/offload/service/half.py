@@ -79,7 +79,7 @@ def _digest(module: nn.Module) -> str:
 
 
 def _latent(module: nn.Module, where: str) -> int:
-    """The size of the latents of a module that begins with a linear."""
+    """Return d, the size of the latents of a module that begins with a linear. Raises UsageError for another module."""
     first = next((inner for inner in module.modules() if inner._parameters), None)
     if not isinstance(first, nn.Linear):
         kind = "no parameters" if first is None else f"a {type(first).__name__} first"

@@ -58,9 +58,9 @@ async def run_stream(
         raise UsageError("the stream has no frames")
     if fallback.latent != stream[0].latent.size:
         raise UsageError(f"latents of {stream[0].latent.size} numbers; {fallback.where} reads {fallback.latent}")
-    if half is not None and (local is None or local.dim() != 2 or local.shape[1] != half.latent):
+    if half is not None and (local is None or local.shape != (len(stream), half.latent)):
         shape = "none" if local is None else f"of shape {tuple(local.shape)}"
-        raise UsageError(f"inputs of the local half are {shape}; (frames, {half.latent}) are needed")
+        raise UsageError(f"inputs of the local half are {shape}; {(len(stream), half.latent)} are needed")
     own = None if half is None else local.numpy()
     fallback_s = _timed(fallback, stream[0].latent)
     half_s = 0.0 if half is None else _timed(half, own[0])
@@ -91,7 +91,7 @@ async def run_stream(
 
 
 def _timed(half: Half, latent: np.ndarray) -> float:
-    """The median seconds of a run on one latent."""
+    """Return the median seconds of a run on one latent, of TIMED runs after a first one."""
     half.run(latent[None])
     times = []
     for _ in range(TIMED):
@@ -133,7 +133,7 @@ def _report(
 
 
 def _percentiles(seconds: Sequence[float] | np.ndarray) -> dict[str, float] | None:
-    """The median, 95 % and 99 % percentiles in ms; None without values."""
+    """Return the 50, 95 and 99 % percentiles in ms; None without values."""
     if not len(seconds):
         return None
     return {name: round(1e3 * float(np.percentile(seconds, share)), 3) for name, share in SHARES.items()}

@@ -87,7 +87,8 @@ class Worker:
     tls: of ``endpoint.worker_tls``; None for none.
     counts: how many frames were ``received``, ``answered``, refused (``busy``, ``late``, ``failed``) or ``lost`` with
         their connection, ``batches``, and connections: ``sessions``, ``denied``, ``full``, ``faults``, ``silent``.
-    Raises UsageError for a host that is not the loopback without ``expose``, and JettisonError if it cannot listen.
+    Raises UsageError for a host that is not the loopback without ``expose``, a port or a token that is not valid, and
+    JettisonError for outputs of more than ``messages.MOST_ANSWER`` bytes, or if it cannot listen.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Worker:
         answer_bytes(half.outputs)
         self.counts: Counter[str] = Counter()
         self.fault = ""  # the last message of an error
-        self.sessions: list[Session] = []
+        self.sessions: deque[Session] = deque()  # the first is served first
         self._strangers = 0
         self._tasks: set[asyncio.Task] = set()
 
@@ -151,7 +152,7 @@ class Worker:
         except TimeoutError:
             self.counts["silent"] += 1
         except LOST:
-            pass  # the device has gone
+            pass  # the device ended the connection
         except asyncio.CancelledError:  # the worker ends; asyncio would report the error of this callback
             channel.abort()
         finally:
@@ -240,7 +241,7 @@ class Worker:
                         self._refuse(session, request.frame, "late")
                     else:
                         batch.append(request)
-        self.sessions.append(self.sessions.pop(0)) if self.sessions else None  # another device is first next time
+        self.sessions.rotate(-1)  # another device is first next time
         return batch
 
     async def _compute(self) -> None:

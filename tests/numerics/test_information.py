@@ -10,6 +10,7 @@ from jettison.core.errors import UsageError
 from jettison.numerics.information import (
     gaussian_information,
     largest_ratio,
+    linear_bound,
     posterior_success,
     success_information,
 )
@@ -19,7 +20,8 @@ from jettison.numerics.information import (
 def test_gaussian_information(case):
     covariance, noise = (tensors()[f"mi{case['index']}_{name}"] for name in ("Sigma", "N"))
     assert gaussian_information(covariance, noise) == pytest.approx(case["mi"], rel=1e-8)
-    assert gaussian_information(covariance, noise) <= case["linear_upper_bound"]  # ½ tr(Σ N⁻¹)
+    assert linear_bound(covariance, noise) == pytest.approx(case["linear_upper_bound"], rel=1e-8)
+    assert gaussian_information(covariance, noise) <= linear_bound(covariance, noise)
 
 
 @pytest.mark.parametrize("case", cases()["posterior_success"], ids=lambda case: f"{case['n']}-{case['v']}")

@@ -8,6 +8,7 @@ from functools import cache
 from math import pi
 
 import torch
+from torch import nn
 
 from jettison.core.errors import UsageError
 
@@ -57,3 +58,24 @@ def inverse_block_dct(components: torch.Tensor, block: int) -> torch.Tensor:
     x = components.transpose(-3, -4).unflatten(-3, (block, block))  # (..., channels, u, v, rows, columns)
     x = torch.einsum("ui,...uvhw,vj->...hiwj", matrix, x, matrix)
     return x.flatten(-2, -1).flatten(-3, -2)
+
+
+class BlockDCT(nn.Module):
+    """The layer of ``block_dct``: (batch, channels, height, width) to (batch, block², channels, rows, columns)."""
+
+    def __init__(self, block: int):
+        super().__init__()
+        self.block = block
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return block_dct(images, self.block)
+
+    def extra_repr(self) -> str:
+        return f"block={self.block}"
+
+
+class InverseBlockDCT(BlockDCT):
+    """The layer of ``inverse_block_dct``."""
+
+    def forward(self, components: torch.Tensor) -> torch.Tensor:
+        return inverse_block_dct(components, self.block)

@@ -27,6 +27,11 @@ def gaussian_information(covariance: torch.Tensor, noise: torch.Tensor) -> float
     return 0.5 * float(torch.log1p(_ratios(covariance, noise)).sum())
 
 
+def linear_bound(covariance: torch.Tensor, noise: torch.Tensor) -> float:
+    """Return ½ tr(Σ N⁻¹), which is at least ``gaussian_information``, since ln(1 + x) ≤ x. Arguments as there."""
+    return 0.5 * float(_ratios(covariance, noise).sum())
+
+
 def largest_ratio(covariance: torch.Tensor, other: torch.Tensor) -> float:
     """Return the largest ratio of the variances of two covariances (d, d) over all directions.
 
@@ -65,10 +70,8 @@ def posterior_success(information: float, prior: float) -> float:
     Raises UsageError for information below 0, or a prior that is not between 0 and 1.
     Source: Fano's inequality; arXiv:2210.03458, theorem 1.
     """
+    check_number("information", information, 0, inf) if information != inf else None
     _check_prior(prior)
-    if information == inf:
-        return 1.0
-    check_number("information", information, 0)
     if information >= -log(prior):
         return 1.0
     # The divergence is 0 at the prior and rises from there to −ln(prior) at 1.

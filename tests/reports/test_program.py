@@ -75,6 +75,25 @@ def test_everything_that_was_recorded_is_shown(made):
     assert losses["y"] == [1, 1 / 2, 1 / 3] and "0.9700" in parsed.text
 
 
+@pytest.mark.parametrize(
+    ("step", "shown"),
+    [
+        ({"program": {"method": "dip_go"}}, False),
+        ({"quantize": {"method": "rtn", "bits": 8}}, False),
+        ({"prune": {"method": "magnitude", "sparsity": 0.5}}, False),
+        ({"recover": {"method": "distill"}}, False),
+        ({"quantize": {"method": "gptq", "bits": 4}}, True),
+        ({"prune": {"method": "magnitude", "sparsity": 0.5, "allocation": "owl"}}, True),
+        ({"depth": {"method": "updp"}}, True),
+        ({"quantize": {"method": "not_installed", "bits": 4}}, True),
+    ],
+)
+def test_calibration_is_shown_where_a_step_reads_it(tmp_path, step, shown):
+    recipe = {"name": "mine", "calibration": {"text": "books", "samples": 8}, "steps": [step]}
+    parsed = page(make_run(tmp_path, recipe=recipe, without=("recovery", "tasks", "request")))
+    assert ("Calibrated on: text books, samples 8." in parsed.text) == shown
+
+
 def test_what_is_missing_is_left_out(made):
     folder = made(section=SECTION | {"curve": [], "asked": {"ratio": 0.5}}, program=None, entries=(), steps=())
     parsed = page(folder)

@@ -189,6 +189,19 @@ class TestSpeedup:
         assert 2 <= len(timed) <= 4
         assert "no program that was tried is 3 times as fast" in (tmp_path / "out" / "progress.log").read_text()
 
+    def test_a_cut_halves_what_is_left_at_most(self, pipelines, tmp_path, monkeypatch):
+        """A time in which other work hides what was saved does not lead to the smallest program at once."""
+        timed = replace_clock(monkeypatch, rest=9.0)
+        jettison.compress(pipelines("dit"), step("random", speedup=1.5), tmp_path / "out")
+        assert timed[0] // 2 <= timed[1] < timed[0] and timed[-1] == 4
+
+    def test_the_next_share(self):
+        again = program.next_share
+        assert again(0.5, 0.5, 1.5, 2.0) == pytest.approx(0.75) == again(0.5, 0.5, 1.01, 2.0) == again(0.5, 0.5, 0.9, 2)
+        assert again(0.5, 0.5, 1.8, 2.0) == pytest.approx(0.5 * 0.5 / (1 - 1 / 1.8))
+        assert again(0.5, 0.6, 1.99, 2.0) == pytest.approx(0.603, abs=1e-3)
+        assert again(0.5, 0.45, 1.99, 2.0) == pytest.approx(0.51), "the next program is another one"
+
     def test_beyond_all_programs_is_refused_before_the_search(self, pipelines, tmp_path, monkeypatch):
         timed = replace_clock(monkeypatch)
         beyond = ({"speedup": 50.0}, "speedup = 50: at most 4.81"), ({"ratio": 0.97}, "ratio = 0.97: at most 0.79")

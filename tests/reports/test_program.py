@@ -1,12 +1,14 @@
 """The section about a program shows what jettison.json, the program and the journals say, and tolerates damage."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from runs import EVIL, Page, drawn, make_run
 
 from jettison.core.errors import JettisonError
 from jettison.core.journal import Journal
+from jettison.reports.exhibits import score_tables
 from jettison.reports.page import write_report
 from jettison.reports.program import program_figures
 
@@ -73,6 +75,17 @@ def test_everything_that_was_recorded_is_shown(made):
     assert own["error_y"]["array"] == pytest.approx([0.05, 0.01]) and other["marker"]["symbol"] == ["circle"]
     losses, _ = drawn(folder / "report.html", "program-loss")
     assert losses["y"] == [1, 1 / 2, 1 / 3] and "0.9700" in parsed.text
+
+
+def test_rows_of_the_original_that_nothing_is_compared_with_are_left_out():
+    both, alone = {"2 seeds": {"ssim": 1.0}}, {"t = 901": {"noise_error": 0.0}}
+    results = {"original": {"denoising": both | alone}, "quantized": {"denoising": {"2 seeds": {"ssim": 0.9}}}}
+    run = SimpleNamespace(results=results)
+    [table] = score_tables(run)
+    assert table["rows"] == [("original", "2 seeds", ["1"]), ("quantized", "2 seeds", ["0.9"])]
+    assert table["columns"] == ["ssim"]
+    del results["quantized"]
+    assert [name for _, name, _ in score_tables(run)[0]["rows"]] == ["2 seeds", "t = 901"]
 
 
 @pytest.mark.parametrize(

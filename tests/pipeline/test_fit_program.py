@@ -57,6 +57,10 @@ def test_a_continued_run_measures_nothing_again(fitted, pipeline, clock):
     assert again == result and not clock and (out / "jettison.json").read_bytes() == before
     with pytest.raises(UsageError, match="holds another run: its step speedup is 2.0, this one's is 3.0"):
         fit(pipeline, out=out, speedup=3, changes=CHANGES, count=3)
+    for count, now in ((2, "2 seeds"), (None, "the usual number of seeds")):
+        with pytest.raises(UsageError, match=f"was measured on 3 seeds, not on {now}: continue with the same"):
+            fit(pipeline, out=out, speedup="2x", changes=CHANGES, count=count)
+    assert (out / "jettison.json").read_bytes() == before
 
 
 def test_the_curve_is_cut_from_the_same_scores(fitted):

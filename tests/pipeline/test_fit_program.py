@@ -6,7 +6,7 @@ import pytest
 import yaml
 from runs import Page, drawn
 
-from jettison import fit, plan
+from jettison import compress, fit, plan
 from jettison.core.errors import UsageError
 from jettison.formats.manifest import read_manifest
 
@@ -93,6 +93,13 @@ def test_its_page_shows_gates_images_curve_and_loss(fitted):
     assert page.text.count("smaller") == 0 and "times as fast" in page.text and "blocks computed" in page.text
     card = (out / "README.md").read_text()
     assert "## Program" in card and "program=False" in card and "| compressed |" in card
+
+
+def test_weights_packed_later_have_no_curve(fitted, tmp_path):
+    """It was measured on the weights of the original."""
+    out, result = fitted
+    later = compress(out, {"steps": [{"quantize": {"method": "rtn", "bits": 8, "group_size": -1}}]}, tmp_path / "later")
+    assert "curve" not in later["program"] and later["program"]["flops"] == result["program"]["flops"]
 
 
 def test_a_recipe_without_a_budget_is_not_timed(pipeline, tmp_path, clock):

@@ -10,6 +10,7 @@ from killing import check_kills
 
 import jettison
 from jettison.core.errors import JettisonError, UsageError
+from jettison.core.journal import Journal
 
 pytest.importorskip("diffusers")
 
@@ -21,6 +22,7 @@ from jettison.graph.dense import load_dense
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline import compression, program
 from jettison.pipeline.verification import verify
+from jettison.recipe.recipe import load_recipe
 
 RTN = {"quantize": {"method": "rtn", "bits": 4, "group_size": -1}}
 
@@ -289,6 +291,13 @@ def test_verify_finds_a_program_of_another_model(found, tmp_path, change, messag
     assert not checks["reader"]["ok"] and message in checks["reader"]["found"]
     with pytest.raises(UsageError):
         jettison.evaluate(folder, count=1)
+
+
+def test_a_search_draws_no_noise_of_an_evaluation(pipelines, tmp_path):
+    source, own = ModelFolder(pipelines("dit")), program.program_step(load_recipe(step("random")))
+    journal = Journal(tmp_path / "journal.jsonl", {})
+    seeds = [program.open_task(source, own, tmp_path, journal, seed).sampler.seed for seed in (0, 1)]
+    assert min(seeds) >= 1_000_000 and seeds[0] != seeds[1]
 
 
 def test_options_are_in_the_record(found):

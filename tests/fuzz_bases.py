@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import tiny as maker
+import tiny_diffusion as diffusion
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -71,6 +72,7 @@ DEVICE = {
     "flops": {"fp32": 1e11, "fp16": 2e11, "int8": 4e11},
     "sources": {"bandwidth": "its maker", "memory": "its label", "flops": "guessed", "cache": "x", "overhead": "y"},
 }  # fmt: skip
+SKIPPING = {"steps": [{"program": {"method": "interval", "ratio": 0.5, "steps": 4, "guidance": 1.0}}]}
 PLAIN_DEVICE = {"bandwidth": "30e9", "memory": 8e9, "flops": 1e11, "source": "its maker"}
 SCENARIO = {
     "mine": {
@@ -140,6 +142,8 @@ def make_bases(folder: Path) -> None:
     update_manifest(folder / "measured", **parts)
     (folder / "measured" / "speed.json").write_text(json.dumps(speed))
     write_draft(ModelFolder(folder / "measured"), Draft(lookup=2, length=4), "a reason", {"rows": [], "tried": []})
+    diffusion.make("dit")[0].save_pretrained(folder / "pipeline")
+    compress(folder / "pipeline", SKIPPING, folder / "programmed")
 
 
 def _results() -> tuple[dict, dict]:

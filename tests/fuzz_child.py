@@ -32,7 +32,7 @@ def kinds() -> dict[str, Callable]:
     """Return the functions that make an input of each kind, by name."""
     functions = (fuzz_kinds.safetensors, fuzz_kinds.index, fuzz_kinds.config, fuzz_kinds.tokenizer)
     functions += (fuzz_yaml.recipe, fuzz_yaml.device, fuzz_yaml.scenario)
-    functions += (fuzz_kinds.journal, fuzz_kinds.manifest, fuzz_kinds.tiles, fuzz_kinds.adapter)
+    functions += (fuzz_kinds.journal, fuzz_kinds.manifest, fuzz_kinds.tiles, fuzz_kinds.adapter, fuzz_kinds.program)
     return {kind.__name__: kind for kind in functions}
 
 
@@ -104,7 +104,7 @@ def run_one(folder: Path, base: Path, kind: str, number: int, seed: int) -> None
         save()
         shutil.rmtree(room.out, ignore_errors=True)
         room.out.mkdir()
-        writes = verb in (fuzz_verbs.continue_compress, fuzz_verbs.continue_recover)
+        writes = verb.__name__.startswith("continue_")
         before, stderr_size = _watched(room, writes), (folder / "stderr").stat().st_size
         outcome, findings = _try(verb, room, case)
         sys.stdout.flush(), sys.stderr.flush()

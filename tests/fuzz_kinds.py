@@ -240,6 +240,19 @@ def manifest(room: Room, rng: random.Random) -> Case:
     return Case(note, chosen(rng, *verbs))
 
 
+def program(room: Room, rng: random.Random) -> Case:
+    """Change program.json of a pipeline, that of its program step, or the step's journal."""
+    room.take("programmed")
+    file = room.given / rng.choice(("program.json",) * 8 + ("program/program.json", "program/journal.jsonl"))
+    before = file.read_bytes()
+    note = changed(rng, room, file, change_line if file.suffix == ".jsonl" else mutate.change_json)
+    if file.parent.name == "program" or rng.random() < 0.2:
+        return Case(f"{file.parent.name}: {note}", (do.continue_program,))  # alone, as it writes the file again
+    wrong = frozenset(("verify",)) if mutate.left(file) != before else NONE
+    verbs = (do.verify, do.report, do.evaluate_program, do.evaluate_program, do.run_program)
+    return Case(note, chosen(rng, *verbs), wrong, "the file is not the one that was written")
+
+
 def tiles(room: Room, rng: random.Random) -> Case:
     """Change a file of the tile cache. The logits must not change."""
     import jettison

@@ -235,6 +235,30 @@ def forecast(room: Room) -> None:
     room.cli("recover", room.given, "--dry-run", *QUIET)
 
 
+def evaluate_program(room: Room) -> None:
+    """Evaluate a pipeline with a program from one seed. Figures must be finite."""
+    file = room.out / "measured.json"
+    room.cli("evaluate", room.given, "--count", 1, "--json", file, *QUIET)
+    check_finite(file, "evaluate")
+
+
+def run_program(room: Room) -> None:
+    """Load the pipeline in Python and let its program run."""
+    import jettison
+
+    pipe = jettison.load(room.given).pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    sample = pipe(class_labels=[1], num_inference_steps=4, guidance_scale=1.0, output_type="np").images
+    if sample.shape[0] != 1:
+        raise Complaint(f"images of shape {sample.shape}")
+
+
+def continue_program(room: Room) -> None:
+    """Continue a run with a program. The files must be those of the run that nothing disturbed."""
+    room.cli("compress", room.base / "pipeline", "--recipe", room.recipe(bases.SKIPPING), "-o", room.given, *QUIET)
+    check_same(room.given, room.base / "programmed", "again")
+
+
 def continue_compress(room: Room) -> None:
     """Continue a run twice. Both times the files must be those of the run that nothing disturbed."""
     for time in ("again", "once more"):
@@ -349,6 +373,7 @@ HEALTHY: dict[str, tuple[Verb, ...]] = {
     "recovered": (load, generate, evaluate, verify, forecast, continue_recover),
     "recovering": (continue_recover,),
     "measured": (report, compare, evaluate, verify, forecast, drafted),
+    "programmed": (verify, report, evaluate_program, continue_program),  # run_program leaves a thread of diffusers
     "files": (
         read_recipe, compress_by, compress_dry, fit_dry, show_device, plan_device, run_device, run_scenario, run_named,
     ),

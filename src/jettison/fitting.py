@@ -168,7 +168,9 @@ def fit(
     request |= {"contents": find_domain(source).contents(sources), "tokens": tokens}
     request |= {"items": items, "seed": seed, "predicted": predicted, "engine": runtime}
     if images:
-        request |= {"images": str(images), "count": count}
+        request |= {"images": str(images)}
+    if not texts:
+        request |= {"count": count}
     request |= {"latency": parse_latency(latency)} if latency is not None else {}
     request |= {"fps": fps} if fps else {}
     request |= {"speedup": parse_speedup(speedup)} if speedup is not None else {}
@@ -286,9 +288,11 @@ def _check_measured(out: Path, request: dict[str, Any]) -> None:
 
 def _measures(request: dict[str, Any]) -> str:
     """Describe in words, with content hashes, the data that a request measures on."""
-    if request.get("images"):
-        name, number = request["images"], request.get("count")
+    number = request.get("count")
+    if name := request.get("images"):
         return f"{name} ({request['contents'][name]}), {f'{number} images' if number else 'all images'}"
+    if not request["texts"]:
+        return f"{number} seeds" if number else "the usual number of seeds"
     texts = [f"{text} ({request['contents'][text]})" for text in request["texts"]]
     tokens = [f"{request['tokens']} tokens" if request["tokens"] else "all tokens"]
     limit = f" ({request['items']} items each)" if request["tasks"] and request["items"] else ""

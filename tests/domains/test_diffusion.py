@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from killing import check_kills
+from safetensors.torch import load_file, save_file
 
 import jettison
 from jettison.core.errors import UsageError
@@ -368,6 +369,14 @@ class TestPrograms:
             assert self.draw(loaded.pipeline(program=path)).isfinite().all()
             assert loaded.running.counts()["computed"] == 6
         own = read_program(path).model_copy(update={"model": identify(loaded.model)})
+        [weights] = (original / "transformer").glob("*.safetensors")
+        before, tensors = weights.read_bytes(), load_file(weights)
+        save_file({name: tensor * 1.5 for name, tensor in tensors.items()}, weights, {"format": "pt"})
+        changed = read_program(path).model_copy(update={"model": identify(own_model("dit", original))})
+        write_program(tmp_path / "changed.json", changed)
+        with pytest.raises(UsageError, match="has other weights"):  # the packed model was not made from these
+            loaded.pipeline(program=tmp_path / "changed.json")
+        weights.write_bytes(before)
         original.rename(tmp_path / "moved")
         with pytest.raises(UsageError, match="its original, which it may be for, is not at"):
             loaded.pipeline(program=path)

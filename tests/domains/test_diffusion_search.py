@@ -272,6 +272,11 @@ def test_programs_are_refused_in_one_line(tmp_path):
         ({"gates": ["0111", *data["gates"][1:]]}, "gates = .*texts of 0 and 1 is needed, the first without 0"),
         ({"gates": [*data["gates"][:-1], "01"]}, "must have 4 entries"),
         ({"steps": 0}, "steps = 0: a positive whole number"),
+        ({"costs": {"units": [1], "rest": 0, "run": 0, "full": 0}}, "costs.full = 0: Input should be greater than 0"),
+        (
+            {"costs": {"units": [1], "rest": -1, "run": 1, "full": 1}},
+            "costs.rest = -1: Input should be greater than or eq",
+        ),
         ({"step": 3}, "unknown field 'step' of program .*; valid: costs"),
         ({"kind": "recipe"}, "kind = 'recipe'"),
     ):

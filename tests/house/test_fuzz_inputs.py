@@ -15,7 +15,7 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 KINDS = ["safetensors", "index", "config", "tokenizer", "recipe", "device", "scenario"]
-KINDS += ["journal", "manifest", "tiles", "adapter"]
+KINDS += ["journal", "manifest", "tiles", "adapter", "program"]
 
 
 def fuzz(file, *arguments):
@@ -32,7 +32,7 @@ def findings_text(summary):
 
 
 def test_a_few_hundred_inputs(tmp_path):
-    code, summary = fuzz(tmp_path / "f.json", "--count", 11 * 20, "--seed", 0)
+    code, summary = fuzz(tmp_path / "f.json", "--count", len(KINDS) * 20, "--seed", 0)
     assert code == 0 and not summary["findings"], findings_text(summary)
     assert list(summary["by_kind"]) == KINDS
     rows = summary["by_kind"].values()
@@ -43,7 +43,7 @@ def test_a_few_hundred_inputs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_thousands_of_inputs(tmp_path, seed):
-    code, summary = fuzz(tmp_path / "f.json", "--count", 11 * 200, "--seed", seed, "--jobs", 2)
+    code, summary = fuzz(tmp_path / "f.json", "--count", len(KINDS) * 200, "--seed", seed, "--jobs", 2)
     assert code == 0 and not summary["findings"], findings_text(summary)
 
 

@@ -167,6 +167,21 @@ def test_guidance_pulls_away_from_the_empty_condition(task, name):
     assert torch.allclose(blank, draw(guided.sampling(2, decode=False), 1), atol=1e-4)
 
 
+def test_guidance_starts_from_the_empty_condition(task):
+    """A denoiser that predicts 1 without a class and 2 with one predicts 1 + 3 (2 - 1) with guidance 3."""
+    sampler = task("dit", steps=2, guidance=3.0).sampler
+
+    def predicting(without, guided):
+        def forward(hidden_states, timestep, class_labels, **_):
+            value = torch.where(class_labels == sampler.empty["class_labels"], without, guided)
+            return (torch.ones_like(hidden_states) * value.view(-1, 1, 1, 1),)
+
+        sampler.denoiser.forward = forward
+        return draw(sampler.sampling(2, decode=False), 1)
+
+    assert torch.equal(predicting(1.0, 2.0), predicting(4.0, 4.0))
+
+
 def test_the_default_guidance_is_that_of_the_class(folders):
     assert [default_guidance(ModelFolder(folders(name))) for name in NAMES] == [4.0, 7.5, 7.0]
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from runs import Page, drawn
 
-from jettison import fit, plan
+from jettison import compress, fit, plan
 from jettison.core.errors import UsageError
 from jettison.formats.manifest import read_manifest
 
@@ -57,6 +57,10 @@ def test_a_continued_run_measures_nothing_again(fitted, pipeline, clock):
     assert again == result and not clock and (out / "jettison.json").read_bytes() == before
     with pytest.raises(UsageError, match="holds another run: its step speedup is 2.0, this one's is 3.0"):
         fit(pipeline, out=out, speedup=3, changes=CHANGES, count=3)
+    for count, now in ((2, "2 seeds"), (None, "the usual number of seeds")):
+        with pytest.raises(UsageError, match=f"was measured on 3 seeds, not on {now}: continue with the same"):
+            fit(pipeline, out=out, speedup="2x", changes=CHANGES, count=count)
+    assert (out / "jettison.json").read_bytes() == before
 
 
 def test_the_curve_is_cut_from_the_same_scores(fitted):
@@ -89,6 +93,13 @@ def test_its_page_shows_gates_images_curve_and_loss(fitted):
     assert page.text.count("smaller") == 0 and "times as fast" in page.text and "blocks computed" in page.text
     card = (out / "README.md").read_text()
     assert "## Program" in card and "program=False" in card and "| compressed |" in card
+
+
+def test_weights_packed_later_have_no_curve(fitted, tmp_path):
+    """It was measured on the weights of the original."""
+    out, result = fitted
+    later = compress(out, {"steps": [{"quantize": {"method": "rtn", "bits": 8, "group_size": -1}}]}, tmp_path / "later")
+    assert "curve" not in later["program"] and later["program"]["flops"] == result["program"]["flops"]
 
 
 def test_a_recipe_without_a_budget_is_not_timed(pipeline, tmp_path, clock):

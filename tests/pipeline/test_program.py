@@ -10,6 +10,7 @@ from killing import check_kills
 
 import jettison
 from jettison.core.errors import JettisonError, UsageError
+from jettison.core.journal import Journal
 
 pytest.importorskip("diffusers")
 
@@ -21,6 +22,7 @@ from jettison.graph.dense import load_dense
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline import program
 from jettison.pipeline.verification import verify
+from jettison.recipe.recipe import load_recipe
 
 RTN = {"quantize": {"method": "rtn", "bits": 4, "group_size": -1}}
 
@@ -189,6 +191,19 @@ class TestSpeedup:
         assert 2 <= len(timed) <= 4
         assert "no program that was tried is 3 times as fast" in (tmp_path / "out" / "progress.log").read_text()
 
+    def test_a_cut_halves_what_is_left_at_most(self, pipelines, tmp_path, monkeypatch):
+        """A time in which other work hides what was saved does not lead to the smallest program at once."""
+        timed = replace_clock(monkeypatch, rest=9.0)
+        jettison.compress(pipelines("dit"), step("random", speedup=1.5), tmp_path / "out")
+        assert timed[0] // 2 <= timed[1] < timed[0] and timed[-1] == 4
+
+    def test_the_next_share(self):
+        again = program.next_share
+        assert again(0.5, 0.5, 1.5, 2.0) == pytest.approx(0.75) == again(0.5, 0.5, 1.01, 2.0) == again(0.5, 0.5, 0.9, 2)
+        assert again(0.5, 0.5, 1.8, 2.0) == pytest.approx(0.5 * 0.5 / (1 - 1 / 1.8))
+        assert again(0.5, 0.6, 1.99, 2.0) == pytest.approx(0.603, abs=1e-3)
+        assert again(0.5, 0.45, 1.99, 2.0) == pytest.approx(0.51), "the next program is another one"
+
     def test_beyond_all_programs_is_refused_before_the_search(self, pipelines, tmp_path, monkeypatch):
         timed = replace_clock(monkeypatch)
         beyond = ({"speedup": 50.0}, "speedup = 50: at most 4.81"), ({"ratio": 0.97}, "ratio = 0.97: at most 0.79")
@@ -276,6 +291,13 @@ def test_verify_finds_a_program_of_another_model(found, tmp_path, change, messag
     assert not checks["reader"]["ok"] and message in checks["reader"]["found"]
     with pytest.raises(UsageError):
         jettison.evaluate(folder, count=1)
+
+
+def test_a_search_draws_no_noise_of_an_evaluation(pipelines, tmp_path):
+    source, own = ModelFolder(pipelines("dit")), program.program_step(load_recipe(step("random")))
+    journal = Journal(tmp_path / "journal.jsonl", {})
+    seeds = [program.open_task(source, own, tmp_path, journal, seed).sampler.seed for seed in (0, 1)]
+    assert min(seeds) >= 1_000_000 and seeds[0] != seeds[1]
 
 
 def test_options_are_in_the_record(found):

@@ -1,12 +1,14 @@
 """The section about a program shows what jettison.json, the program and the journals say, and tolerates damage."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from runs import EVIL, Page, drawn, make_run
 
 from jettison.core.errors import JettisonError
 from jettison.core.journal import Journal
+from jettison.reports.exhibits import score_tables
 from jettison.reports.page import write_report
 from jettison.reports.program import program_figures
 
@@ -73,6 +75,36 @@ def test_everything_that_was_recorded_is_shown(made):
     assert own["error_y"]["array"] == pytest.approx([0.05, 0.01]) and other["marker"]["symbol"] == ["circle"]
     losses, _ = drawn(folder / "report.html", "program-loss")
     assert losses["y"] == [1, 1 / 2, 1 / 3] and "0.9700" in parsed.text
+
+
+def test_rows_of_the_original_that_nothing_is_compared_with_are_left_out():
+    both, alone = {"2 seeds": {"ssim": 1.0}}, {"t = 901": {"noise_error": 0.0}}
+    results = {"original": {"denoising": both | alone}, "quantized": {"denoising": {"2 seeds": {"ssim": 0.9}}}}
+    run = SimpleNamespace(results=results)
+    [table] = score_tables(run)
+    assert table["rows"] == [("original", "2 seeds", ["1"]), ("quantized", "2 seeds", ["0.9"])]
+    assert table["columns"] == ["ssim"]
+    del results["quantized"]
+    assert [name for _, name, _ in score_tables(run)[0]["rows"]] == ["2 seeds", "t = 901"]
+
+
+@pytest.mark.parametrize(
+    ("step", "shown"),
+    [
+        ({"program": {"method": "dip_go"}}, False),
+        ({"quantize": {"method": "rtn", "bits": 8}}, False),
+        ({"prune": {"method": "magnitude", "sparsity": 0.5}}, False),
+        ({"recover": {"method": "distill"}}, False),
+        ({"quantize": {"method": "gptq", "bits": 4}}, True),
+        ({"prune": {"method": "magnitude", "sparsity": 0.5, "allocation": "owl"}}, True),
+        ({"depth": {"method": "updp"}}, True),
+        ({"quantize": {"method": "not_installed", "bits": 4}}, True),
+    ],
+)
+def test_calibration_is_shown_where_a_step_reads_it(tmp_path, step, shown):
+    recipe = {"name": "mine", "calibration": {"text": "books", "samples": 8}, "steps": [step]}
+    parsed = page(make_run(tmp_path, recipe=recipe, without=("recovery", "tasks", "request")))
+    assert ("Calibrated on: text books, samples 8." in parsed.text) == shown
 
 
 def test_what_is_missing_is_left_out(made):

@@ -5,7 +5,6 @@ OUT/program/journal.jsonl, and a killed run continues. One search serves all rat
 was asked for is cut anew from the same scores.
 """
 
-import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -160,20 +159,30 @@ def _cut(task: ProgramTask, programs: Programs, run: RunFields) -> Program:
         program = programs(run.ratio)
         say(f"program: {_counted(program)}; its time was not measured")
         return program
-    goal, most = 1 - 1 / run.speedup, task.run.most
-    share = goal
+    share, most = 1 - 1 / run.speedup, task.run.most
     for attempt in range(1 + AGAIN):
         program = programs(share)
         measured = _time(task, program, attempt, share)
         say(f"program: {_counted(program)}; measured: {measured:.2f} times, {run.speedup:g} asked for")
-        if measured >= run.speedup or most - share < 1e-6:
+        if measured >= run.speedup or share >= most:
             break
-        saved = 1 - 1 / measured  # of the time; it is taken to be in proportion to the FLOPs that are skipped
-        needed = goal * program.costs.pruned / saved if saved > 0 else most
-        share = math.floor(min(most, max(needed, share + 0.01)) * 1e6) / 1e6
+        share = min(most, next_share(share, program.costs.pruned, measured, run.speedup))
     if measured < run.speedup:
         say(f"note: no program that was tried is {run.speedup:g} times as fast; going on with the last one")
     return program
+
+
+def next_share(share: float, pruned: float, measured: float, speedup: float) -> float:
+    """Return the share of the FLOPs to skip after a program was too slow.
+
+    share, pruned: of the FLOPs, asked of that program and skipped by it.
+    measured, speedup: how many times as fast it is, and must be.
+    Returns the share that is needed if time falls in proportion to FLOPs. It is at least 0.01 more than before, and at
+    most what halves the FLOPs that are left: a time that other work made too long must not cost all quality.
+    """
+    saved = 1 - 1 / measured  # of the time
+    needed = (1 - 1 / speedup) * pruned / saved if saved > 0 else 1.0
+    return max(share + 0.01, min(needed, (1 + max(share, pruned)) / 2))
 
 
 def _counted(program: Program) -> str:

@@ -4,7 +4,6 @@ The programs are cut from the scores that the program step found. Methods with t
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.first_step import JOURNAL, first_step
 from jettison.pipeline.program import FOLDER, inputs_of, open_task, programs_of
-from jettison.recipe.recipe import Recipe
+from jettison.recipe.recipe import Recipe, Step
 from jettison.recipe.registry import methods
 
 RATIOS = (0.25, 0.4, 0.5, 0.6, 0.75)  # of the FLOPs that are skipped; that of the folder's program comes to them
@@ -53,7 +52,7 @@ def measure_curve(source: ModelFolder, recipe: Recipe, out: Path, seed: int) -> 
     update_manifest(out, program=section | {"curve": curve})
 
 
-def _programs(task: ProgramTask, step: Any, own: float) -> list[tuple[str, Program]]:
+def _programs(task: ProgramTask, step: Step, own: float) -> list[tuple[str, Program]]:
     """Return (method, program), of the step's method and of its rivals, each program once."""
     chosen: dict[tuple[str, int, str], Program] = {}
     cutters = {step.method: programs_of(task, step)}

@@ -12,7 +12,10 @@ from jettison.reports.run import Run
 
 
 def score_tables(run: Run) -> list[dict[str, Any]]:
-    """Return a table for every kind of score that has no section: title, columns, and rows (stage, name, figures)."""
+    """Return a table for every kind of score that has no section: title, columns, and rows (stage, name, figures).
+
+    A row of the original that no other stage has is left out: there is nothing to compare with it.
+    """
     tables = []
     known = set(Stage.model_fields)
     kinds = dict.fromkeys(kind for result in run.results.values() for kind in result if kind not in known)
@@ -24,6 +27,8 @@ def score_tables(run: Run) -> list[dict[str, Any]]:
             for name, scores in result[kind].items()
             if isinstance(scores, dict)
         ]
+        others = {name for stage, name, _ in rows if stage != "original"}
+        rows = [row for row in rows if not others or row[0] != "original" or row[1] in others]
         columns = list(dict.fromkeys(str(score) for _, _, scores in rows for score in scores))
         if columns:
             cells = lambda scores, columns=columns: [_cell(scores.get(column)) for column in columns]

@@ -73,6 +73,7 @@ def quality(points: Mapping[str, Sequence[Mapping[str, Any]]], own: tuple[str, f
                 "size": [15 if mine else 8 for mine in is_own],
                 "symbol": ["diamond" if mine else "circle" for mine in is_own],
                 "color": method_colour(number),
+                "opacity": 1,
                 "line": {"color": "white", "width": 1},
             },
             cliponaxis=False,

@@ -8,6 +8,7 @@ import yaml
 from jettison.core.bytesize import format_bytes, parse_bytes
 from jettison.core.numbers import format_rate
 from jettison.encodings.kinds import make_grid
+from jettison.recipe.registry import methods
 from jettison.reports.commands import commands
 from jettison.reports.images import accuracy_line, image_tiles
 from jettison.reports.program import program_headline, program_tiles
@@ -180,14 +181,26 @@ def _budget(
 def recipe(run: Run) -> dict[str, Any]:
     """Return the recipe: name, use, reasons, its steps in words, and the calibration."""
     entry = run.manifest["recipe"]
-    calibration = entry.get("calibration") or {}
+    steps = entry.get("steps") or []
     return {
         "name": entry.get("name", "custom"),
         "use": entry.get("use", ""),
         "why": entry.get("why") or [],
-        "steps": [_step(step) for step in entry.get("steps") or []],
-        "calibration": _calibrated(calibration),
+        "steps": [_step(step) for step in steps],
+        "calibration": _calibrated(entry.get("calibration") or {}) if any(map(_reads_data, steps)) else "",
     }
+
+
+def _reads_data(entry: Mapping[str, Any]) -> bool:
+    """Whether a step of a recipe reads the calibration data; True for a method that is not installed."""
+    verb = next(name for name in entry if name != "where")
+    options = entry[verb] or {}
+    if (method := methods(verb).get(options.get("method", ""))) is None:
+        return True
+    if method.scope == "run":
+        return verb == "depth"  # it trains on these images
+    adaptive = options.get("allocation", "uniform") != "uniform"
+    return adaptive or bool(method.needs_with(method.defaults | options))
 
 
 def _calibrated(calibration: Mapping[str, Any]) -> str:

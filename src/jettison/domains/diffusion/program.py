@@ -6,7 +6,7 @@ Example:
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +21,7 @@ from jettison.policies.gates import Gates
 
 NAME = "program.json"  # of the program of a pipeline's folder
 LIMIT = 1 << 26  # bytes of such a file
+Flops = Annotated[int, Field(ge=0)]
 
 
 class Costs(Fields):
@@ -29,10 +30,10 @@ class Costs(Fields):
     units: of every unit. rest: of all else. run: of a whole run of the program. full: of a run without it.
     """
 
-    units: list[int] = Field(description="a list of whole numbers is needed")
-    rest: int
-    run: int
-    full: int
+    units: list[Flops]
+    rest: Flops
+    run: Flops
+    full: int = Field(gt=0)
 
     @property
     def pruned(self) -> float:

@@ -21,6 +21,7 @@ from jettison.domains.diffusion.program import attach_program, read_program
 from jettison.graph.dense import load_dense
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline import program
+from jettison.pipeline.first_step import first_step
 from jettison.pipeline.verification import verify
 from jettison.recipe.recipe import load_recipe
 
@@ -294,7 +295,7 @@ def test_verify_finds_a_program_of_another_model(found, tmp_path, change, messag
 
 
 def test_a_search_draws_no_noise_of_an_evaluation(pipelines, tmp_path):
-    source, own = ModelFolder(pipelines("dit")), program.program_step(load_recipe(step("random")))
+    source, own = ModelFolder(pipelines("dit")), first_step(load_recipe(step("random")), "program")
     journal = Journal(tmp_path / "journal.jsonl", {})
     seeds = [program.open_task(source, own, tmp_path, journal, seed).sampler.seed for seed in (0, 1)]
     assert min(seeds) >= 1_000_000 and seeds[0] != seeds[1]

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.fixtures import images as fixture
 from benchmarks.vision.depth_claims import write
 from benchmarks.witness import RUNS, cell
@@ -157,5 +155,4 @@ def summary(dense: dict[str, Any], rows: list[tuple[str, int, dict[str, Any]]]) 
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     main()

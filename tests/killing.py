@@ -7,6 +7,7 @@
 import builtins
 import io
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -177,17 +178,18 @@ class Handle:
         return iter(self._real)
 
 
-def check_kills(run, folder, most):
+def check_kills(run, folder, most, start=None):
     """Check that ``run(out)``, killed at ``most`` of its writes (None: at each) and called again, gives the bytes of a
-    whole run.
+    whole run, which is left in ``folder / "whole"``.
 
+    start: a folder whose copy every run works in; None for a folder that is new.
     Caches make the number of writes vary by a few, so a run may end before the write at which it should be killed.
     """
-    run(folder / "whole")
+    whole = _copy(start, folder / "whole")
+    writes = spread(count_writes(lambda: run(whole)), most)
     killed = 0
-    writes = spread(count_writes(lambda: run(folder / "counted")), most)
     for write in writes:
-        out = folder / f"killed-{write}"
+        out = _copy(start, folder / f"killed-{write}")
         try:
             with killed_at(write):
                 run(out)
@@ -195,5 +197,13 @@ def check_kills(run, folder, most):
         except pytest.fail.Exception:  # the run ended before that write
             pass
         run(out)
-        assert files_of(out) == files_of(folder / "whole"), f"killed at write {write}"
+        assert files_of(out) == files_of(whole), f"killed at write {write}"
+        shutil.rmtree(out)
     assert killed >= len(writes) // 2
+
+
+def _copy(start, out):
+    """Copy the folder ``start`` to ``out``, if there is one. Returns ``out``."""
+    if start is not None:
+        shutil.copytree(start, out)
+    return out

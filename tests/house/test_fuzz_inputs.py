@@ -31,13 +31,13 @@ def findings_text(summary):
     return "\n".join(f"{row['what']} ({row['verb']}): {row['reproduce']}" for row in summary["findings"])
 
 
-def test_a_few_hundred_inputs(tmp_path):
-    code, summary = fuzz(tmp_path / "f.json", "--count", len(KINDS) * 20, "--seed", 0)
+def test_some_inputs_of_every_kind(tmp_path):
+    code, summary = fuzz(tmp_path / "f.json", "--count", len(KINDS) * 12, "--seed", 0)
     assert code == 0 and not summary["findings"], findings_text(summary)
     assert list(summary["by_kind"]) == KINDS
     rows = summary["by_kind"].values()
-    assert {row["inputs"] for row in rows} == {20}
-    assert all(sum(row[outcome] for row in rows) > 40 for outcome in ("refused", "accepted"))
+    assert {row["inputs"] for row in rows} == {12}
+    assert all(sum(row[outcome] for row in rows) > 24 for outcome in ("refused", "accepted"))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import tiny as maker
 import torch
-from killing import count_writes, files_of, killed_at, some_writes, spread
+from killing import check_kills, files_of, some_writes
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -198,14 +198,7 @@ def test_uncalibrated_experts_are_reported(tmp_path):
 @pytest.mark.parametrize(("family", "method"), [("llama", "gptaq"), ("gpt2", "gptq"), ("llama", "rtn")])
 def test_a_run_killed_at_any_write_gives_the_same_bytes(tiny, tmp_path, family, method, most):
     model, steps = tiny(family), recipe(method, method)
-    compress(model, steps, tmp_path / "whole")
-    for write in spread(count_writes(lambda: compress(model, steps, tmp_path / "counted")), most):
-        out = tmp_path / f"killed-{write}"
-        with killed_at(write):
-            compress(model, steps, out)
-        compress(model, steps, out)
-        assert files_of(out) == files_of(tmp_path / "whole"), f"killed at write {write}"
-        shutil.rmtree(out)
+    check_kills(lambda out: compress(model, steps, out), tmp_path, most)
 
 
 def test_a_finished_run_is_left_alone(tiny, tmp_path):

@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 import torch
-from killing import count_writes, files_of, killed_at, some_writes, spread
+from killing import check_kills, some_writes
 from transformers import AutoModelForCausalLM
 
 from jettison.core.errors import UsageError
@@ -153,14 +153,7 @@ STEPS = recipe({"method": "sds", "base": "wanda", "sparsity": 0.5, "allocation":
     ("family", "steps"), [("llama", STEPS), ("gpt2", recipe({"method": "magnitude", "sparsity": 0.5}))]
 )
 def test_a_run_killed_at_any_write_gives_the_same_bytes(tiny, tmp_path, family, steps, most):
-    compress(tiny(family), steps, tmp_path / "whole")
-    for write in spread(count_writes(lambda: compress(tiny(family), steps, tmp_path / "counted")), most):
-        out = tmp_path / f"killed-{write}"
-        with killed_at(write):
-            compress(tiny(family), steps, out)
-        compress(tiny(family), steps, out)
-        assert files_of(out) == files_of(tmp_path / "whole"), f"killed at write {write}"
-        shutil.rmtree(out)
+    check_kills(lambda out: compress(tiny(family), steps, out), tmp_path, most)
 
 
 @pytest.mark.slow
@@ -260,17 +253,7 @@ class TestRecovery:
     def test_killed_at_any_write_it_ends_with_the_same_bytes(self, pruned, tmp_path, most):
         changes = [f"recover.{name}={value}" for name, value in (QUICK | {"samples": 8, "epochs": 1}).items()]
         work = lambda out: recover(out, changes=[*changes, "recover.train=[weights]"], save_every=0)
-        shutil.copytree(pruned, tmp_path / "whole")
-        work(tmp_path / "whole")
-        shutil.copytree(pruned, tmp_path / "counted")
-        for write in spread(count_writes(lambda: work(tmp_path / "counted")), most):
-            out = tmp_path / f"killed-{write}"
-            shutil.copytree(pruned, out)
-            with killed_at(write):
-                work(out)
-            work(out)
-            assert files_of(out) == files_of(tmp_path / "whole"), f"killed at write {write}"
-            shutil.rmtree(out)
+        check_kills(work, tmp_path, most, start=pruned)
 
 
 class TestRecipes:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from killing import count_writes, files_of, killed_at, some_writes, spread
+from killing import check_kills, files_of, killed_at, some_writes
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
@@ -293,17 +293,7 @@ def test_other_data(tiny, tmp_path, data):
 @some_writes
 def test_a_run_killed_at_any_write_gives_the_same_bytes(tiny, tmp_path, most):
     compress(tiny("llama"), recipe(train=["lora", "scales"], epochs=1), tmp_path / "start")
-    shutil.copytree(tmp_path / "start", tmp_path / "whole")
-    recover(tmp_path / "whole", save_every=0)
-    shutil.copytree(tmp_path / "start", tmp_path / "counted")
-    for write in spread(count_writes(lambda: recover(tmp_path / "counted", save_every=0)), most):
-        out = tmp_path / f"killed-{write}"
-        shutil.copytree(tmp_path / "start", out)
-        with killed_at(write):
-            recover(out, save_every=0)
-        recover(out, save_every=0)
-        assert files_of(out) == files_of(tmp_path / "whole"), f"killed at write {write}"
-        shutil.rmtree(out)
+    check_kills(lambda out: recover(out, save_every=0), tmp_path, most, start=tmp_path / "start")
 
 
 def test_two_processes_learn_what_one_does(tiny, tmp_path):

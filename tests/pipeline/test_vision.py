@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from killing import check_kills
+from killing import SOME, check_kills
 
 from jettison import compress, draft, evaluate, load, recover
 from jettison.core.errors import UsageError
@@ -57,7 +57,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tiny, pictures, tmp_path, family,
         "where": {"role": ["q", "k", "v", "up", "conv"]},
     }
     recipe = {"steps": [step], "calibration": {"images": str(pictures), "samples": 8}}
-    check_kills(lambda out: compress(tiny(family), recipe, out), tmp_path, 8)
+    check_kills(lambda out: compress(tiny(family), recipe, out), tmp_path, SOME)
 
 
 def test_every_matrix_can_be_quantized(tiny, pictures, tmp_path):

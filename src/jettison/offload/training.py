@@ -140,7 +140,7 @@ def _train(
 ) -> AvatarVAE:  # fmt: skip
     check_number("steps", steps, 1, whole=True)
     check_number("batch", batch, 1, whole=True)
-    check_number("rate", rate, 0, 1)
+    check_number("rate", rate, 1e-9, 1)
     check_seed(seed)
     model = lesson.model
     plan = Plan(steps, min(batch, len(frames)), len(frames), seed, betas=(0.9, 0.999), advice="lower the rate")

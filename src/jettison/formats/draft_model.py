@@ -72,7 +72,7 @@ def write_draft_model(
         if refused := format.refuses(anatomy, new_grids):
             raise UsageError(f"a draft model of {source.name} cannot be written: {'; '.join(refused)}")
         config["quantization_config"] = format.section(anatomy, new_grids)
-    copy_companions(source.folder, out)
+    copy_companions(source.companions, out)
     write_json(out / "config.json", config)
     write_json(out / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 

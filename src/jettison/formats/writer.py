@@ -151,7 +151,7 @@ class Writer:
         write_json(
             home / source.layout.index, {"metadata": {"total_size": written.tensor_bytes}, "weight_map": weight_map}
         )
-        copy_companions(source.folder, out)
+        copy_companions(source.companions, out)
         for name in other_files(source.folder, source.layout):
             (out / name).parent.mkdir(exist_ok=True, parents=True)
             write_atomic(out / name, lambda temporary, name=name: shutil.copyfile(source.folder / name, temporary))

@@ -15,6 +15,7 @@ from transformers import (
 
 from jettison.core.errors import UsageError, guarded
 from jettison.graph.families import families
+from jettison.graph.gguf.container import SUFFIX
 from jettison.graph.sizes import MOST_BLOCKS, MOST_EXPERTS
 
 # Fields that determine the cost of a model, by transformers' common names.
@@ -35,7 +36,7 @@ OF_EXPERTS = ("num_experts", "num_local_experts", "num_experts_per_tok", "moe_in
 def read_config(raw_config: Mapping[str, Any], path: Path | None, where: str) -> PretrainedConfig:
     """Read the config of a known shape, a folder or a file.
 
-    path: the folder or file; None for a known shape.
+    path: the folder or file; None for a known shape. A GGUF file has no config.json, so ``raw_config`` is read.
     where: the name of the config in errors.
     Raises UsageError if transformers cannot read it, or if a field that determines the cost is missing or impossible:
     transformers would fill in a default of the family, which would show only as a wrong plan.
@@ -43,7 +44,7 @@ def read_config(raw_config: Mapping[str, Any], path: Path | None, where: str) ->
     _check_largest(raw_config, where)
     try:
         with guarded(f"{where} cannot be used"):
-            if path is None:
+            if path is None or path.suffix.lower() == SUFFIX:
                 config = AutoConfig.for_model(**raw_config)
             else:
                 config = AutoConfig.from_pretrained(path, trust_remote_code=False)

@@ -42,7 +42,7 @@ def with_defaults(model: nn.Module, source: ModelFolder, dtype: torch.dtype) -> 
     if not isinstance(model, PreTrainedModel):
         return model
     model.config.dtype = dtype
-    file = source.folder / "generation_config.json"
+    file = source.companions / "generation_config.json"
     if not model.can_generate():
         return model
     if file.exists():

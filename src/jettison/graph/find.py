@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from jettison.core.errors import UsageError
+from jettison.graph.gguf.container import SUFFIX
 from jettison.graph.shape import shape_names, shapes
 
 BUNDLED = {"scribe": Path(__file__).parent / "scribe"}
@@ -12,9 +13,9 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*
 
 
 def find_folder(name: str | Path) -> Path:
-    """Return the folder of a model. A model of the Hugging Face hub is downloaded once.
+    """Return the folder of a model, or its GGUF file. A model of the Hugging Face hub is downloaded once.
 
-    name: ``scribe`` (bundled), a local folder, or a hub id.
+    name: ``scribe`` (bundled), a local folder, a GGUF file, or a hub id.
     Raises UsageError if there is no such model, or only its shape is known.
     """
     if str(name) in BUNDLED:
@@ -26,13 +27,17 @@ def find_folder(name: str | Path) -> Path:
         except UnicodeEncodeError:
             raise UsageError(f"folder {str(name)!r}: safetensors needs a name in UTF-8") from None
         return folder.resolve()
+    if folder.suffix.lower() == SUFFIX:
+        if not os.path.isfile(folder):
+            raise UsageError(f"there is no file {folder}: give the path of a GGUF file")
+        return folder.resolve()
     if str(name) in shapes():
         hub = shapes()[str(name)]["hub"]
         raise UsageError(f"{name} is a shape without weights, for `jettison plan`; give its folder or hub id {hub}")
     if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
         shape = next(iter(get_close_matches(str(name).lower(), shape_names(), n=1)), "qwen3-4b")
         raise UsageError(
-            f"no model {str(name)!r}: give 'scribe', an existing folder, a hub id such as Qwen/Qwen3-4B, "
+            f"no model {str(name)!r}: give 'scribe', an existing folder, a GGUF file, a hub id such as Qwen/Qwen3-4B, "
             f"or, for `jettison plan`, a known shape such as {shape}"
         )
     from huggingface_hub import snapshot_download

@@ -13,6 +13,7 @@ from jettison.core.files import check_regular, content_digest, digest, read_byte
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.described_files import is_described, read_replaced
 from jettison.graph.find import find_folder
+from jettison.graph.gguf.container import SUFFIX
 from jettison.graph.layout import PIPELINE, find_layout, other_files
 from jettison.graph.shape import ModelShape, shapes
 
@@ -48,10 +49,11 @@ def open_shape(name: str | Path) -> ModelShape:
 
 
 class ModelFolder(ModelShape):
-    """A model folder. Opening it reads the config and the headers of the shards, no weights.
+    """A model folder, or a GGUF file. Opening it reads the config and the headers of the shards, no weights.
 
+    folder: its path; for a GGUF file, the path of the file.
     layout: where config and weights lie in the folder; home: that place.
-    name: ``scribe``, a local folder or a hub id (see ``find_folder``).
+    name: ``scribe``, a local folder, a GGUF file or a hub id (see ``find_folder``).
     Raises UsageError if there is no such folder or it has no config.json.
     """
 
@@ -59,6 +61,12 @@ class ModelFolder(ModelShape):
 
     def __init__(self, name: str | Path):
         self.folder = find_folder(name)
+        if self.in_file:
+            from jettison.graph.gguf.checkpoint import GgufCheckpoint
+
+            self.home, self.checkpoint = self.folder, GgufCheckpoint(self.folder)
+            super().__init__(str(name), self.checkpoint.config, self.folder)
+            return
         if is_described(self.folder):
             raise UsageError(
                 f"{self.folder} holds a model that transformers does not have: only jettison.load reads it"
@@ -70,12 +78,28 @@ class ModelFolder(ModelShape):
         raw_config = read_json(self.home / "config.json")
         super().__init__(str(name), raw_config, self.home, read_replaced(self.home))
 
+    @property
+    def in_file(self) -> bool:
+        """Whether the model is a GGUF file, which also holds its config and its tokenizer."""
+        return self.folder.suffix.lower() == SUFFIX and self.folder.is_file()
+
+    @cached_property
+    def companions(self) -> Path:
+        """The folder with the tokenizer and the settings for generation: the model's own, or one in the cache."""
+        if not self.in_file:
+            return self.folder
+        from jettison.graph.gguf.tokenizer import companions
+
+        return companions(self.checkpoint.first)
+
     def _reopened(self) -> "ModelFolder":
         return ModelFolder(self.folder)
 
     @property
     def weights(self) -> bool:
         """Whether the folder has safetensors files, not only a config."""
+        if self.in_file:
+            return True
         stem = self.layout.stem
         return (self.home / self.layout.index).exists() or any(self.home.glob(f"{stem}*.safetensors"))
 
@@ -94,18 +118,17 @@ class ModelFolder(ModelShape):
         """The tokenizer, read by transformers. Raises UsageError if transformers cannot read it."""
         from transformers import AutoTokenizer
 
-        for path in self.folder.iterdir():
+        for path in self.companions.iterdir():
             if TOKENIZER.fullmatch(path.name):
                 check_regular(path, TOKENIZER_LIMIT)
         with guarded(f"{self.folder} has no usable tokenizer", rust=True):
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(self.companions, trust_remote_code=False)
 
     def identity(self) -> dict[str, Any]:
         """Return digests of all that the model's outputs depend on: its config, its replaced modules, and every file
         of its weights, of its tokenizer and of the other parts of its pipeline."""
-        tokenizer_files = sorted(
-            path for path in self.folder.iterdir() if TOKENIZER.fullmatch(path.name) and path.is_file()
-        )
+        beside = () if self.in_file else self.folder.iterdir()  # a GGUF file's digest covers its tokenizer
+        tokenizer_files = sorted(path for path in beside if TOKENIZER.fullmatch(path.name) and path.is_file())
         return (
             {
                 "config": digest(self.raw_config),
@@ -216,6 +239,8 @@ class ModelFolder(ModelShape):
     @cached_property
     def license(self) -> str:
         """The licence: the model card's ``license`` field, else the name of a licence file, else ''."""
+        if self.in_file:
+            return str(self.checkpoint.metadata.get("general.license", ""))
         with suppress(JettisonError):  # there is no card, or it cannot be read
             card = read_bytes(self.folder / "README.md", CARD_LIMIT).decode("utf-8", "replace")
             if match := re.search(r"^license:\s*(\S+)", card, re.MULTILINE):

@@ -130,7 +130,7 @@ def _write(
     write_json(folder / "config.json", config)
     if replaced:
         write_replaced(folder, replaced)
-    copy_companions(source.folder, folder)
+    copy_companions(source.companions, folder)
     update_manifest(
         folder,
         jettison=version("jettison"),

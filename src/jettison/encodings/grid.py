@@ -29,6 +29,7 @@ class Grid(ABC):
     scale_type: name of the type that scales are stored in. Scales are rounded to it before any code is chosen, so a
     method compensates for that rounding, and the file holds exactly the scales that the method used.
     values: the recipe's name of the values that codes stand for, such as ``int`` or ``nf4``.
+    minimum: a group has, in place of an integer zero point, the value of code 0, in the type of its scale.
     """
 
     bits: int
@@ -36,6 +37,7 @@ class Grid(ABC):
     symmetric: bool
     scale_type: str
     values: str
+    minimum = False
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

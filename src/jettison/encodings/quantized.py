@@ -17,7 +17,7 @@ class QuantizedWeight:
     codes: (rows, columns) uint8.
     scale: (rows, groups), of type grid.scale_dtype.
     zero: (rows, groups), the zero points; None for a symmetric grid. uint8, as formats store it; a method may return
-    fractional ones (float32) for study.
+    fractional ones (float32) for study. For a grid with a minimum, the minima, of type grid.scale_dtype.
     """
 
     codes: torch.Tensor
@@ -34,7 +34,7 @@ class QuantizedWeight:
     @classmethod
     def of(cls, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, grid: Grid) -> "QuantizedWeight":
         """Make a weight from float32 codes, scales and integer zero points; cast each to the type it is stored in."""
-        stored_zero = None if grid.symmetric else zero.to(torch.uint8)
+        stored_zero = None if grid.symmetric else zero.to(grid.scale_dtype if grid.minimum else torch.uint8)
         return cls(codes.to(torch.uint8), scale.to(grid.scale_dtype), stored_zero, grid)
 
     @classmethod
@@ -55,11 +55,12 @@ class QuantizedWeight:
     def parts(self) -> dict[str, torch.Tensor]:
         """Return the tensors that a file stores, by the names of compressed-tensors.
 
-        Codes are packed along the rows. Zero points, of an asymmetric grid, are packed along the columns.
+        Codes are packed along the rows. Zero points, of an asymmetric grid, are packed along the columns; minima stay
+        as they are.
         """
         parts = {"weight_packed": pack(self.codes, self.grid.bits), "weight_scale": self.scale}
         if self.zero is not None:
-            parts["weight_zero_point"] = pack(self.zero.T.contiguous(), self.grid.bits).T.contiguous()
+            parts["weight_zero_point"] = pack_zero_points(self.zero, self.grid)
         return parts
 
     @property
@@ -76,8 +77,19 @@ def empty_parts(rows: int, columns: int, grid: Grid) -> dict[str, torch.Tensor]:
         "weight_packed": empty(rows, words, dtype=torch.int32),
         "weight_scale": empty(rows, groups, dtype=grid.scale_dtype),
     }
-    zero = {"weight_zero_point": empty(-(-rows * grid.bits // 32), groups, dtype=torch.int32)}
-    return parts | ({} if grid.symmetric else zero)
+    words = -(-rows * grid.bits // 32)
+    zero = empty(rows, groups, dtype=grid.scale_dtype) if grid.minimum else empty(words, groups, dtype=torch.int32)
+    return parts | ({} if grid.symmetric else {"weight_zero_point": zero})
+
+
+def pack_zero_points(zero: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Return zero points (rows, groups) as a checkpoint stores them: packed along the columns, or minima as they are."""
+    return zero.contiguous() if grid.minimum else pack(zero.T.contiguous(), grid.bits).T.contiguous()
+
+
+def zero_points(stored: torch.Tensor, grid: Grid, rows: int) -> torch.Tensor:
+    """Unpack the zero points of a checkpoint, as the inverse of ``pack_zero_points``. Returns (rows, groups)."""
+    return stored if grid.minimum else unpack(stored.T, grid.bits, rows).T
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:

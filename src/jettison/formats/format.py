@@ -22,43 +22,22 @@ if TYPE_CHECKING:
 Reader = Callable[[str], "torch.Tensor"]  # from a tensor's name to its value
 
 
-class Format(Protocol):
-    """A module of this package. ``quantization`` is the section ``quantization_config`` of config.json.
+class ReadFormat(Protocol):
+    """A module of this package that reads a format. ``quantization`` is ``quantization_config`` of config.json.
 
-    LIBRARIES: the packages that the format is written with; a run records their versions.
     SCALE: the tensor of ``stored`` that holds ``QuantizedWeight.scale`` as it is; "" if the format stores scales in
         another form, so that they cannot be trained.
     """
 
-    LIBRARIES: tuple[str, ...]
     SCALE: str
 
     def detects(self, quantization: Mapping[str, Any]) -> bool:
         """Whether a checkpoint with this section is in this format."""
 
-    def packs(self, linear: Linear) -> bool:
-        """Whether the format stores such a matrix packed. Others are stored dense, with their values on the grid."""
-
-    def refuses(self, anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
-        """List the reasons why the format cannot hold these grids (linear name -> grid), one line each."""
-
-    def tensors(self, name: str, weight: "QuantizedWeight") -> "dict[str, torch.Tensor]":
-        """Return the tensors of a shard, by name, for a packed linear called ``name``."""
-
     def stored(self, rows: int, columns: int, grid: Grid) -> "dict[str, torch.Tensor]":
         """Return the tensors that hold a weight, on the meta device, by the suffix after the linear's name and a dot.
 
         The first one stands for the weight where one tensor is looked up.
-        """
-
-    def section(
-        self, anatomy: Anatomy, grids: Mapping[str, Grid], dense: Sequence[str] = (), extra: Sequence[Linear] = ()
-    ) -> dict[str, Any]:
-        """Return ``quantization_config`` for config.json.
-
-        grids: linear name -> grid of the packed linears.
-        dense, extra: matrices of blocks that the model does not have (``graph.extra``); the shards hold those of
-            ``dense`` dense, and those of ``extra`` packed.
         """
 
     def read_grids(self, source: "ModelFolder") -> dict[str, Grid]:
@@ -71,37 +50,70 @@ class Format(Protocol):
     def read_weight(self, read: Reader, name: str, grid: Grid, rows: slice = slice(None)) -> "QuantizedWeight":
         """Read a packed linear, or some of its rows."""
 
+
+class Format(ReadFormat, Protocol):
+    """A module that also writes its format.
+
+    LIBRARIES: the packages that the format is written with; a run records their versions.
+    """
+
+    LIBRARIES: tuple[str, ...]
+
+    def packs(self, linear: Linear) -> bool:
+        """Whether the format stores such a matrix packed. Others are stored dense, with their values on the grid."""
+
+    def refuses(self, anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
+        """List the reasons why the format cannot hold these grids (linear name -> grid), one line each."""
+
+    def tensors(self, name: str, weight: "QuantizedWeight") -> "dict[str, torch.Tensor]":
+        """Return the tensors of a shard, by name, for a packed linear called ``name``."""
+
+    def section(
+        self, anatomy: Anatomy, grids: Mapping[str, Grid], dense: Sequence[str] = (), extra: Sequence[Linear] = ()
+    ) -> dict[str, Any]:
+        """Return ``quantization_config`` for config.json.
+
+        grids: linear name -> grid of the packed linears.
+        dense, extra: matrices of blocks that the model does not have (``graph.extra``); the shards hold those of
+            ``dense`` dense, and those of ``extra`` packed.
+        """
+
     def problems(self, anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
         """List the reasons why transformers cannot load such a checkpoint, as sentences."""
 
 
+READ = ("gguf",)  # formats that are read and not written
+
+
 def find_format(name: str) -> Format:
-    """Return the format of this name.
+    """Return the format of this name, one that Jettison writes.
 
     Raises UsageError, which lists the known ones, and JettisonError for a module that lacks a member of ``Format``.
     """
     if name not in written_formats():
         raise unknown("format", name, written_formats())
     module = import_module(f"jettison.formats.{name.replace('-', '_')}")
-    members = {*Format.__annotations__, *(member for member in vars(Format) if not member.startswith("_"))}
+    members = {name for kind in (ReadFormat, Format) for name in (*kind.__annotations__, *vars(kind)) if name[0] != "_"}
     if missing := sorted(member for member in members if not hasattr(module, member)):
         raise JettisonError(f"format {name}: {module.__name__} has no {missing[0]}, see formats/format.py")
     return module
 
 
-def format_of(source: "ModelFolder") -> Format:
+def format_of(source: "ModelFolder") -> ReadFormat:
     """Return the format of a quantized folder, or the first format for a folder that is not quantized.
 
     Raises JettisonError for a format that cannot be read.
     """
     quantization = source.quantization
-    for name in written_formats():
-        if not quantization or find_format(name).detects(quantization):
-            return find_format(name)
+    if not quantization:
+        return find_format(written_formats()[0])
+    names = (*written_formats(), *READ)
+    for name in names:
+        format = find_format(name) if name not in READ else import_module(f"jettison.formats.{name.replace('-', '_')}")
+        if format.detects(quantization):
+            return format
     method = quantization.get("quant_method")
-    raise JettisonError(
-        f"{source.folder} is quantized with {method!r}; only {' and '.join(written_formats())} can be read"
-    )
+    raise JettisonError(f"{source.folder} is quantized with {method!r}; only {' and '.join(names)} can be read")
 
 
 def choose_format(anatomy: Anatomy, grids: Mapping[str, Grid], names: Iterable[str] = ()) -> str:

@@ -24,11 +24,10 @@ from torch import nn
 from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import write_atomic
 from jettison.core.progress import say
-from jettison.encodings.quantized import unpack
+from jettison.encodings.quantized import unpack, zero_points
 from jettison.encodings.uniform import UniformGrid
 from jettison.graph.folding import fold_batch_norms, logits_of
 from jettison.graph.modules import PackedConv2d, PackedLinear, TiledLinear
-from jettison.kernels.tiles import zero_points
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

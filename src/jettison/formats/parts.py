@@ -4,7 +4,7 @@ import torch
 
 from jettison.core.errors import JettisonError
 from jettison.encodings.grid import Grid
-from jettison.encodings.quantized import QuantizedWeight, empty_parts, unpack
+from jettison.encodings.quantized import QuantizedWeight, empty_parts, unpack, zero_points
 from jettison.formats.format import Reader
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
@@ -29,7 +29,7 @@ def read_weight(read: Reader, name: str, grid: Grid, rows: slice = slice(None)) 
     height, columns = read(f"{name}.weight_shape").tolist()
     codes = unpack(read(f"{name}.weight_packed")[rows], grid.bits, columns)  # (rows, columns)
     # Zero points are packed along the rows, so all are unpacked before the slice is taken.
-    zero = None if grid.symmetric else unpack(read(f"{name}.weight_zero_point").T, grid.bits, height).T[rows]
+    zero = None if grid.symmetric else zero_points(read(f"{name}.weight_zero_point"), grid, height)[rows]
     return QuantizedWeight(codes, read(f"{name}.weight_scale")[rows], zero, grid)
 
 
@@ -43,7 +43,9 @@ def check_parts(source: ModelFolder, linear: Linear, grid: Grid) -> None:
         raise JettisonError(f"{where}.weight_scale is stored as {kind}, the config says {grid.scale_type}")
     for part, value in empty_parts(linear.rows, linear.columns, grid).items():
         shape, kind = source.checkpoint.shape(stored(part)), source.checkpoint.dtype(stored(part))
-        if shape != tuple(value.shape) or (value.dtype == torch.int32 and kind != "I32"):
+        if shape != tuple(value.shape) or (value.dtype == torch.int32 and kind != "I32") or (
+            grid.minimum and part == "weight_zero_point" and SCALE_TYPES.get(kind) != grid.scale_type
+        ):
             expected = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
             raise JettisonError(f"{where}.{part} is {kind} {shape}; a weight of {grid} has {expected}")
     # The type is checked because the comparison below would accept 64.0 for 64.

@@ -175,8 +175,8 @@ class ModelFolder(ModelShape):
                 if tensor is not None:
                     return tensor, int(number), projection
         head = self.anatomy.head
-        if self.anatomy.tied and head and parameter == f"{head.name}.weight":
-            return self.find(f"{self.anatomy.linears[0].name}.weight")
+        if self.anatomy.tied and head and parameter.startswith(f"{head.name}.weight"):  # or of its packed parts
+            return self.find(self.anatomy.linears[0].name + parameter.removeprefix(head.name))
         for other in self._tied.get(parameter, ()):
             if (tensor := self._tensor(other)) is not None:
                 return tensor, None, ""

@@ -16,9 +16,9 @@ import torch
 
 from jettison.core.errors import JettisonError, UsageError
 from jettison.kernels.specs import SPECS, WIDE, check_activation_bits
-from jettison.kernels.tiles import Tiling
+from jettison.kernels.tiles import MINIMUM, Tiling
 
-ABI = 3  # must equal kAbi in cpu/isa.h
+ABI = 4  # must equal kAbi in cpu/isa.h
 FILE = "cpu/libjettison_kernels.so"
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # types of activations; see Type in cpu/tiles.h
 POINTER, INT, INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
@@ -139,7 +139,8 @@ def linear(
     fits = kind is not None and x.shape[-1] == tiling.columns and x.is_cpu
     fits = fits and tiles.dtype == torch.uint8 and tiles.is_cpu and tiles.is_contiguous()
     if zero is not None:
-        fits = fits and zero.dtype == torch.uint8 and zero.is_cpu and zero.is_contiguous()
+        expected = tiling.scale_dtype if tiling.middle == MINIMUM else torch.uint8
+        fits = fits and zero.dtype == expected and zero.is_cpu and zero.is_contiguous()
     if bias is not None:
         fits = fits and bias.dtype == torch.float32 and bias.is_cpu and bias.shape == (tiling.rows,)
         fits = fits and bias.is_contiguous()
@@ -155,7 +156,7 @@ def linear(
         status = _required().jettison_linear(
             x.data_ptr(), out.data_ptr(), x.numel() // tiling.columns, kind,
             tiles.data_ptr(), tiles.numel(),
-            None if zero is None else zero.data_ptr(), 0 if zero is None else zero.numel(),
+            None if zero is None else zero.data_ptr(), 0 if zero is None else zero.nbytes,
             None if bias is None else bias.data_ptr(), *tiling.numbers, activation_bits == WIDE,
             torch.get_num_threads(),
         )  # fmt: skip
@@ -242,5 +243,5 @@ def _described(tiling: Tiling, **tensors: torch.Tensor | None) -> str:
     return (
         f"Given {'; '.join(parts)}. A weight of {tiling.rows} x {tiling.columns}, {tiling.bits} bits in groups of "
         f"{tiling.span}, takes x: float32 or bfloat16 (..., {tiling.columns}); tiles: uint8 {tiling.tiles_shape}; "
-        f"zero: uint8 {tiling.zero_shape}; bias: float32 ({tiling.rows},); all contiguous, on the CPU"
+        f"zero: uint8 (minima: as the scales) {tiling.zero_shape}; bias: float32 ({tiling.rows},); all contiguous, on the CPU"
     )

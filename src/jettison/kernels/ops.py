@@ -11,10 +11,10 @@ from functools import lru_cache
 import torch
 
 from jettison.encodings.grid import Grid
-from jettison.encodings.quantized import unpack
+from jettison.encodings.quantized import unpack, zero_points
 from jettison.encodings.uniform import UniformGrid
 from jettison.kernels import gpu, native
-from jettison.kernels.tiles import SCALE_TYPES, SPARSE, Tiling, dense, pack_codes, pack_zero, spread, zero_points
+from jettison.kernels.tiles import SCALE_TYPES, SPARSE, Tiling, dense, pack_codes, pack_zero, spread
 
 GPU_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 SCALE_DTYPES = {number: dtype for dtype, number in SCALE_TYPES.items()}
@@ -27,7 +27,8 @@ def dequantize(
 
     packed: (rows, ceil(columns·bits/32)) int32.
     scale: (rows, groups).
-    zero_point: (ceil(rows·bits/32), groups) int32, packed along the rows; None for symmetric grids.
+    zero_point: (ceil(rows·bits/32), groups) int32, packed along the rows; None for symmetric grids; (rows, groups) of
+        the scale's type for grids with a minimum.
     Returns (rows, columns) float32.
     """
     codes = grid.grouped(unpack(packed, grid.bits, columns)).float()  # (rows, groups, width)
@@ -72,7 +73,8 @@ def pack_tiles(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Pack a weight in the layout of checkpoints (see ``dequantize``), on the CPU.
 
-    Returns tiles ``tiling.tiles_shape`` uint8, and zero points ``tiling.zero_shape`` uint8, None for symmetric grids.
+    Returns tiles ``tiling.tiles_shape`` uint8, and zero points or minima ``tiling.zero_shape``, None for symmetric
+    grids.
     """
     if tiling.sparse:
         return pack_codes(unpack(packed, grid.bits, tiling.columns), spread(scale, grid, tiling), tiling), None

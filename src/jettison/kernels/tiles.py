@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 
 from jettison.encodings.grid import WHOLE_ROW, Grid
-from jettison.encodings.quantized import pack, unpack
+from jettison.encodings.offset import OffsetGrid
+from jettison.encodings.quantized import pack, pack_zero_points
 from jettison.encodings.uniform import UniformGrid
 
 LAYOUT = 1  # version of the layout in files that hold tiles; must change whenever the bytes change
@@ -17,6 +18,7 @@ TILE_ROWS, LANES = 32, 16
 LONGEST_SPAN, WHOLE_ROW_SPAN, SHORTEST_SPAN = 256, 128, 32  # columns whose int8 activations share a scale
 MOST_FILLED = 1.25  # upper limit of a group's columns after padding to whole steps, divided by those before
 SPARSE = 20  # added to the bits of 2:4 weights, which store two of every four columns
+MINIMUM = -1  # in place of ``middle``: zero holds minima, in the type of the scales
 STEP_COLUMNS = {2: 16, 3: 32, 4: 8, 8: 4, SPARSE + 4: 32, SPARSE + 8: 32}
 HALF_BYTES = {2: 64, 3: 192, 4: 64, 8: 64, SPARSE + 4: 192, SPARSE + 8: 320}  # bytes of half a step, by packing
 SCALE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # see Type in cpu/tiles.h
@@ -29,7 +31,7 @@ class Tiling:
     bits: of a stored code; codes of 5 to 7 bits are stored in 8.
     span: columns that share a scale; the last span of a row may be shorter. A group longer than 256 columns is stored
         as several spans with the same scale, so that activations are quantized in short pieces.
-    middle: the zero point of symmetric grids.
+    middle: the zero point of symmetric grids; MINIMUM if groups have a minimum in place of a zero point.
     sparse: the weight is 2:4: at least two of every four columns are zero, and two are left out.
     """
 
@@ -50,7 +52,7 @@ class Tiling:
         - groups so short that padding to whole steps would add more than a quarter;
         - 2:4 weights in other than 4 or 8 bits, or with zero points.
         """
-        if not isinstance(grid, UniformGrid):
+        if not isinstance(grid, UniformGrid | OffsetGrid):
             return None
         group = columns if grid.group_size == WHOLE_ROW else grid.group_size
         if group <= LONGEST_SPAN:
@@ -66,7 +68,8 @@ class Tiling:
         filled = -(-span // step) * step
         if grid.scale_dtype not in SCALE_TYPES or span < min(SHORTEST_SPAN, group) or filled > MOST_FILLED * span:
             return None
-        return cls(rows, columns, bits, span, grid.zero_code, grid.scale_dtype, sparse)
+        middle = MINIMUM if grid.minimum else grid.zero_code
+        return cls(rows, columns, bits, span, middle, grid.scale_dtype, sparse)
 
     @cached_property
     def groups(self) -> int:
@@ -209,14 +212,14 @@ def unpack_codes(tiles: torch.Tensor, tiling: Tiling) -> tuple[torch.Tensor, tor
 
 
 def pack_zero(zero: torch.Tensor, tiling: Tiling) -> torch.Tensor:
-    """Pack zero points (rows, groups) uint8 into ``tiling.zero_shape``."""
+    """Pack zero points or minima (rows, groups) into ``tiling.zero_shape``, in their own type."""
     tiles = tiling.zero_shape[0]
     zero = torch.nn.functional.pad(zero, (0, 0, 0, tiles * TILE_ROWS - tiling.rows))
     return zero.view(tiles, TILE_ROWS, tiling.groups).transpose(1, 2).contiguous()
 
 
 def unpack_zero(zero: torch.Tensor, tiling: Tiling) -> torch.Tensor:
-    """Unpack zero points, as the inverse of ``pack_zero``. Returns (rows, groups) uint8."""
+    """Unpack zero points or minima, as the inverse of ``pack_zero``. Returns (rows, groups)."""
     return zero.transpose(1, 2).reshape(-1, tiling.groups)[: tiling.rows]
 
 
@@ -225,6 +228,8 @@ def dense(tiles: torch.Tensor, zero: torch.Tensor | None, tiling: Tiling) -> tor
     codes, scale = unpack_codes(tiles, tiling)
     per_column = lambda values: values.float().repeat_interleave(tiling.span, 1)[:, : tiling.columns]  # (rows, columns)
     offset = tiling.middle if zero is None else per_column(unpack_zero(zero, tiling))
+    if tiling.middle == MINIMUM:
+        return codes.float() * per_column(scale) + offset
     return (codes.float() - offset) * per_column(scale)
 
 
@@ -238,12 +243,7 @@ def to_checkpoint(
     if zero is None:
         return words, scale[:, of_grid].contiguous(), None
     points = unpack_zero(zero, tiling)[:, of_grid]
-    return words, scale[:, of_grid].contiguous(), pack(points.T.contiguous(), grid.bits).T.contiguous()
-
-
-def zero_points(zero_point: torch.Tensor, grid: Grid, rows: int) -> torch.Tensor:
-    """Unpack the zero points of a checkpoint. Returns (rows, groups) uint8."""
-    return unpack(zero_point.T, grid.bits, rows).T
+    return words, scale[:, of_grid].contiguous(), pack_zero_points(points, grid)
 
 
 def _bytes(fields: torch.Tensor, bits: int) -> torch.Tensor:

@@ -160,7 +160,7 @@ def check_quantized(linear: Linear, method: str, weight: QuantizedWeight) -> Non
     """Raise JettisonError for scales that are not finite, UsageError for zero points that no checkpoint can store."""
     if not torch.isfinite(weight.scale).all():
         raise JettisonError(f"{linear.name}: {method} gave scales that are not finite")
-    if weight.zero is not None and weight.zero.is_floating_point():
+    if weight.zero is not None and weight.zero.is_floating_point() and not weight.grid.minimum:
         raise UsageError(f"{linear.name}: {method} gave fractional zero points, which no checkpoint can store")
 
 

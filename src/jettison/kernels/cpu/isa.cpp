@@ -58,7 +58,7 @@ bool fits(const Weight& w, int64_t tiles_bytes, int64_t zero_bytes) {
          w.rows > 0 && w.rows <= kMostRows &&
          w.columns > 0 && w.columns <= kMostColumns && w.span > 0 && w.span <= 256 && w.scale_type >= kFloat32 &&
          w.scale_type <= kFloat16 && tiles_bytes == w.tile_count() * w.tile_bytes() &&
-         (!w.zero || zero_bytes == w.tile_count() * w.groups() * kTileRows);
+         (!w.zero || zero_bytes == w.tile_count() * w.groups() * w.zero_bytes()) && (!w.minimum() || w.zero);
 }
 
 }  // namespace jettison

@@ -37,7 +37,8 @@ void multiply_block(const Call& call, int64_t tile, int64_t row) {
   const int64_t groups = w.groups(), width = w.width(), steps = width / step_columns(kBits), stride = groups * width;
 
   const uint8_t* at = w.tiles + tile * w.tile_bytes();
-  const uint8_t* zeros = w.zero ? w.zero + tile * groups * kTileRows : nullptr;
+  const int64_t zero_bytes = w.zero_bytes();
+  const uint8_t* zeros = w.zero ? w.zero + tile * groups * zero_bytes : nullptr;
   alignas(64) float out[kRows][kTileRows] = {};
 
   for (int64_t g = 0; g < groups; g++) {
@@ -64,7 +65,9 @@ void multiply_block(const Call& call, int64_t tile, int64_t row) {
     }
     UNROLL for (int h = 0; h < kHalves; h++) {
       const Floats scale = Lanes::load_scale(at, h * kLanes, w.scale_type);
-      const Ints zero = zeros ? Lanes::load_bytes(zeros + h * kLanes) : Lanes::broadcast(w.middle);
+      const Ints zero = w.minimum() ? Lanes::broadcast(0)
+                        : zeros     ? Lanes::load_bytes(zeros + h * kLanes)
+                                    : Lanes::broadcast(w.middle);
       UNROLL for (int m = 0; m < kRows; m++) {
         const int64_t of = (row + m) * groups + g;
         Ints total = sum[0][h][m];
@@ -72,10 +75,13 @@ void multiply_block(const Call& call, int64_t tile, int64_t row) {
           total = Lanes::add(total, kUnshifted ? Lanes::shift_right(sum[p][h][m], kBits * p) : sum[p][h][m]);
         total = Lanes::subtract_product(total, zero, call.act.sum[of]);
         Lanes::add_scaled(out[m >> call.fine] + h * kLanes, total, call.act.scale[of], scale);
+        if (w.minimum())
+          Lanes::add_scaled(out[m >> call.fine] + h * kLanes, Lanes::broadcast(call.act.sum[of]), call.act.scale[of],
+                            Lanes::load_scale(zeros, h * kLanes, w.scale_type));
       }
     }
     at += w.scale_bytes();
-    if (zeros) zeros += kTileRows;
+    if (zeros) zeros += zero_bytes;
   }
   write_rows<kRows>(call, tile, row, out);
 }

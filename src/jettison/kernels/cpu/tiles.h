@@ -45,7 +45,7 @@ constexpr int half_bytes(int bits) {  // bytes of half a step
 
 struct Weight {
   const uint8_t* tiles;
-  const uint8_t* zero;  // null: `middle` everywhere
+  const uint8_t* zero;  // zero points, or minima of the type of the scales; null: `middle` everywhere
   const float* bias;    // null: none
   int64_t rows, columns;
   int64_t span;         // columns of a group; the last group of a row may have fewer
@@ -57,6 +57,8 @@ struct Weight {
   int64_t tile_count() const { return (rows + kTileRows - 1) / kTileRows; }
   int64_t code_bytes() const { return width() / step_columns(bits) * kHalves * half_bytes(bits); }  // of a group
   int64_t scale_bytes() const { return kTileRows * (scale_type == kFloat32 ? 4 : 2); }
+  bool minimum() const { return middle < 0; }  // a group has a minimum: its values are code · scale + minimum
+  int64_t zero_bytes() const { return minimum() ? scale_bytes() : kTileRows; }  // of a group of a tile
   int64_t sum_bytes() const { return is_sparse(bits) ? kTileRows * 2 : 0; }
   int64_t tile_bytes() const { return groups() * (code_bytes() + scale_bytes() + sum_bytes()); }
 };

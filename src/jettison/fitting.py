@@ -13,6 +13,7 @@ from jettison.core.numbers import check_seed
 from jettison.core.progress import logged, say
 from jettison.devices.device import find_device
 from jettison.domains.domain import Sources, find_domain
+from jettison.formats.dequantized import open_source
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
 from jettison.formats.runtimes import find_runtime
 from jettison.graph.folder import ModelFolder
@@ -101,7 +102,7 @@ def fit(
     other data; further as ``compress`` and ``recover``.
     """
     changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
-    source, target = ModelFolder(model), find_device(device)
+    source, target = open_source(model), find_device(device)
     budgets = {"tps": tps, "memory": memory, "latency": latency, "fps": fps, "speedup": speedup}
     check_budget(source, budgets, device=device, recipe=recipe)
     if not source.anatomy.family.chain:

@@ -267,12 +267,6 @@ def test_zero_points_that_cannot_be_stored_are_refused(tiny, tmp_path):
         compress(tiny("llama"), {"steps": [{"quantize": options}]}, tmp_path / "out")
 
 
-def test_quantized_models_are_refused(tiny, tmp_path):
-    compress(tiny("llama"), UNIFORM, tmp_path / "out")
-    with pytest.raises(UsageError, match="already quantized"):
-        compress(tmp_path / "out", UNIFORM, tmp_path / "again")
-
-
 def test_another_run_in_the_folder_is_refused(tiny, tmp_path):
     compress(tiny("llama"), UNIFORM, tmp_path / "out")
     before = files_of(tmp_path / "out")

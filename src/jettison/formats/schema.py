@@ -279,6 +279,7 @@ class Manifest(Part):
     versions: dict[str, str] = {}
     not_in_transformers: list[str] = []
     replaced: list[str] = []
+    quantized_before: dict[str, Any] = {}
     command: list[str] | None = None
     check: Check | None = None
     request: Request | None = None

@@ -16,6 +16,7 @@ from jettison.encodings.quantized import QuantizedWeight
 from jettison.formats.format import Format, find_format
 from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import Checkpoint
+from jettison.graph.dense import stored_dtype
 from jettison.graph.described_files import write_replaced
 from jettison.graph.extra import extra_linears, extra_matrices
 from jettison.graph.folder import TOKENIZER, ModelFolder
@@ -97,8 +98,14 @@ class Writer:
                 tensors[bias] = source.read(bias).clone()  # a file cannot hold two names of one tensor
         for tensor in source.tensors_of(block):
             if tensor not in dropped and tensor not in tensors:
-                tensors[tensor] = source.checkpoint.read(tensor)
+                tensors[tensor] = self._as_kept(tensor)
         return tensors
+
+    def _as_kept(self, tensor: str) -> torch.Tensor:
+        """Read a tensor that does not change. One that a quantized source has no dense type for gets the model's."""
+        value, checkpoint = self.source.checkpoint.read(tensor), self.source.checkpoint
+        computed = not isinstance(checkpoint, Checkpoint) and checkpoint.dequantized(tensor)
+        return value.to(stored_dtype(self.source)) if computed else value
 
     def parameter_as_stored(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Round a parameter to the dtype of the original's, as a shard stores it; returns float32.
@@ -114,7 +121,8 @@ class Writer:
     def _in_module(self, linear: Linear, weight: Stored) -> torch.Tensor:
         """A weight that is stored dense, in the type and layout of the original's tensor."""
         stored = self.source.read(f"{linear.name}.weight")
-        dense = weight.dequantize(stored.dtype) if isinstance(weight, QuantizedWeight) else weight.to(stored.dtype)
+        dtype = self._as_kept(self.source.locate(f"{linear.name}.weight")[0]).dtype
+        dense = weight.dequantize(dtype) if isinstance(weight, QuantizedWeight) else weight.to(dtype)
         return of_matrix(dense, linear.layout, stored.shape)
 
     def as_stored(self, linear: Linear, weight: Stored) -> torch.Tensor:
@@ -155,7 +163,7 @@ class Writer:
         for name in other_files(source.folder, source.layout):
             (out / name).parent.mkdir(exist_ok=True, parents=True)
             write_atomic(out / name, lambda temporary, name=name: shutil.copyfile(source.folder / name, temporary))
-        config = dict(source.raw_config)
+        config = {name: value for name, value in source.raw_config.items() if name != "quantization_config"}
         if grids:
             extra = [linear for linear in extra_linears(source) if linear.name in grids]
             packed = {self.stored_name(linear) for linear in extra}

@@ -115,6 +115,9 @@ def _finish_linear(
     Returns the new weight and its record: error, zeros, odd groups.
     """
     linear, record = job.linear, {}
+    if job.kept:
+        weight = source.read_packed(linear.name)
+        return weight, {"grid": str(job.grid), "error": 0.0, "kept": True} | check.inspect(linear.name, weight)
     joint = isinstance(pruned, QuantizedWeight)
     # Without statistics, rows are independent. The head of a large model is then read and quantized in parts, which
     # needs less memory.

@@ -27,6 +27,7 @@ from jettison.domains.domain import find_domain
 from jettison.domains.text.data import Text
 from jettison.encodings.grid import Grid
 from jettison.formats import check
+from jettison.formats.dequantized import open_source
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import command_line, read_manifest, update_manifest
 from jettison.formats.transformers_types import not_in_transformers
@@ -41,6 +42,7 @@ from jettison.pipeline.applying import one_by_one
 from jettison.pipeline.extra_jobs import assign_extra, say_extra
 from jettison.pipeline.first_step import first_step
 from jettison.pipeline.jobs import Job, adjusted, assign, pick_format, say_adjusted
+from jettison.pipeline.kept import before, with_kept
 from jettison.pipeline.trained import written_shards
 from jettison.pipeline.units import AnyWalk, compress_unit, replay, unties
 from jettison.recipe.recipe import Recipe, load_recipe, with_images, with_windows
@@ -83,21 +85,20 @@ def compress(
     written again.
 
     Returns the jettison.json of ``out``.
-    Raises UsageError for a recipe that does not fit the model or the runtime, a model that is already quantized, or a
-    folder that holds another run (other weights, tokenizer, text or settings); JettisonError for missing, misshapen or
+    A model that is quantized already, also a GGUF file, may be compressed again: see ``pipeline.kept`` for the matrices
+    that stay as they are packed.
+
+    Raises UsageError for a recipe that does not fit the model or the runtime, or a folder that holds another run (other weights, tokenizer, text or settings); JettisonError for missing, misshapen or
     non-finite weights, a full disk, or a folder that another process works on.
     """
     check_seed(seed)
     parallel.check_workers(workers, address)
-    changes, asked, source = list(changes), recipe, ModelFolder(model)
+    changes, asked, source = list(changes), recipe, open_source(model)
     recipe = with_images(with_windows(load_recipe(recipe, changes), source.positions), images)
-    if source.quantization:
-        method = source.quantization.get("quant_method")
-        raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
     if (source.folder / MANIFEST).exists():
         read_manifest(source.folder)  # raises if damaged; its teacher is recorded only at the end of the run
     _ = source.skeleton  # raises, before any work, for a model that transformers cannot build
-    jobs, out = assign(source, recipe, runtime), check_run_folder(out)
+    jobs, out = with_kept(source, assign(source, recipe, runtime), runtime), check_run_folder(out)
     if first_step(recipe, "depth"):
         data = depth.check_depth(source, recipe)
         with locked(out):
@@ -292,7 +293,7 @@ def _finish(
         **({"library": source.layout.library} if source.layout.part else {}),
         check=_check(source, jobs, out, entries),
         blocks=[{"error": entry["error"], "linears": entry["linears"]} for entry in entries],
-        **more,
+        **before(source, jobs) | more,
     )
 
 

@@ -1,5 +1,6 @@
 """``evaluate``: measure the quality of a checkpoint or any model, and its distance from the original."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def _find_original(source: ModelFolder, teacher: str | Path | None, domain: Doma
     recorded = read_manifest(source.folder)["teacher"] if (source.folder / NAME).exists() else None
     if teacher is None and recorded is None:
         return None, ""
-    if teacher is None and not Path(recorded["folder"]).is_dir():
+    if teacher is None and not os.path.exists(recorded["folder"]):
         where = recorded["folder"]
         say(f"note: the original is not at {where} any more, so distances from it are left out; give it with --teacher")
         return None, ""

@@ -24,6 +24,7 @@ class Job:
     grid: has a group size that fits the linear's rows and the type in which its scales are stored; ``step.grid`` is
     the grid as the recipe asks for it.
     pattern: of the pruning; its sparsity is final once sparsity has been allocated.
+    kept: the source has the linear packed on ``grid``, and it stays so; there are no steps.
     """
 
     linear: Linear
@@ -31,6 +32,7 @@ class Job:
     grid: Grid | None = None
     prune: Step | None = None
     pattern: Pattern | None = None
+    kept: bool = False
 
     @property
     def steps(self) -> list[Step]:
@@ -131,7 +133,7 @@ def pick_format(source: ModelFolder, jobs: Iterable[Job], runtime: str | None = 
 
 def adjusted(jobs: Iterable[Job]) -> list[Job]:
     """Return the jobs whose group size differs from the one that their step asks for."""
-    return [job for job in jobs if job.grid and job.grid.group_size != job.step.grid.group_size]
+    return [job for job in jobs if job.step and job.grid and job.grid.group_size != job.step.grid.group_size]
 
 
 def say_adjusted(jobs: Iterable[Job]) -> str:

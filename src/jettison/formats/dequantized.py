@@ -12,6 +12,7 @@ from jettison.formats.format import ReadFormat, format_of
 from jettison.formats.packed import read_grids
 from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.graph.checkpoint import Checkpoint
+from jettison.graph.dense import stored_dtype
 from jettison.graph.folder import ModelFolder
 
 
@@ -76,6 +77,7 @@ class DequantizedFolder(ModelFolder):
     """A quantized model folder or GGUF file, to compress again: every matrix reads dense, and those of ``grids`` packed.
 
     grids: linear's name -> grid.
+    dtype: the type of the model's dense weights.
     Raises UsageError for a folder with a LoRA adapter, which dense weights would leave out; JettisonError for a
     quantization that cannot be read.
     """
@@ -85,6 +87,7 @@ class DequantizedFolder(ModelFolder):
         if (self.folder / ADAPTER).is_dir():
             raise UsageError(f"{name} has a LoRA adapter, which belongs to its quantized weights: start from the original")
         self.packed = ModelFolder(name)
+        self.dtype = stored_dtype(self.packed)
         self.grids, self.format = read_grids(self.packed), format_of(self.packed)
         if not self.in_file:  # the checkpoint of a GGUF file reads dense itself
             self.checkpoint: Checkpoint = DequantizedCheckpoint(self.packed, self.format, self.grids)

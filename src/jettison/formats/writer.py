@@ -13,10 +13,10 @@ from jettison.core.files import write_atomic, write_json
 from jettison.core.progress import say
 from jettison.encodings.grid import Grid
 from jettison.encodings.quantized import QuantizedWeight
+from jettison.formats.dequantized import DequantizedFolder
 from jettison.formats.format import Format, find_format
 from jettison.graph.anatomy import Linear
 from jettison.graph.checkpoint import Checkpoint
-from jettison.graph.dense import stored_dtype
 from jettison.graph.described_files import write_replaced
 from jettison.graph.extra import extra_linears, extra_matrices
 from jettison.graph.folder import TOKENIZER, ModelFolder
@@ -89,10 +89,10 @@ class Writer:
         head = source.anatomy.head
         if untie and block is None and head:
             if head not in weights:
-                tensors[f"{head.name}.weight"] = source.read(f"{head.name}.weight")
+                tensors[f"{head.name}.weight"] = self._as_kept(source.locate(f"{head.name}.weight")[0])
             embed = source.anatomy.linears[0]
             if embed not in weights and not source.has(f"{embed.name}.weight"):  # stored under the head's name
-                tensors[f"{embed.name}.weight"] = source.read(f"{embed.name}.weight").clone()
+                tensors[f"{embed.name}.weight"] = self._as_kept(source.locate(f"{embed.name}.weight")[0]).clone()
             bias = f"{head.name}.bias"  # it may be tied to another parameter, as the weight was
             if source.skeleton.get_submodule(head.name).bias is not None and not source.has(bias):
                 tensors[bias] = source.read(bias).clone()  # a file cannot hold two names of one tensor
@@ -103,9 +103,10 @@ class Writer:
 
     def _as_kept(self, tensor: str) -> torch.Tensor:
         """Read a tensor that does not change. One that a quantized source has no dense type for gets the model's."""
-        value, checkpoint = self.source.checkpoint.read(tensor), self.source.checkpoint
-        computed = not isinstance(checkpoint, Checkpoint) and checkpoint.dequantized(tensor)
-        return value.to(stored_dtype(self.source)) if computed else value
+        source = self.source
+        value = source.checkpoint.read(tensor)
+        computed = isinstance(source, DequantizedFolder) and source.checkpoint.dequantized(tensor)
+        return value.to(source.dtype) if computed else value
 
     def parameter_as_stored(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Round a parameter to the dtype of the original's, as a shard stores it; returns float32.

@@ -17,6 +17,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 FACTORS = "rope_freqs.weight"  # divisors of the rotary frequencies
 CLOSE = 1e-3  # relative tolerance for them, which are stored as float32
 SCALED = ("none", "linear", "yarn")  # values of rope.scaling.type that can be read
+PLAIN = ("F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64")  # types that are not quantized
 EXACT = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # types that are grids of Jettison's (formats/gguf.py)
 
 
@@ -116,7 +117,7 @@ def read_config(file: GgufFile, tensors: Mapping[str, str], architecture: Archit
         token = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         config[f"{name.removesuffix('ding')}_token_id"] = token if type(token) is int else None
     config["dtype"] = _dtype(tensors)
-    if any(kind in EXACT for kind in tensors.values()):
+    if any(kind not in PLAIN for kind in tensors.values()):
         config["quantization_config"] = {"quant_method": "gguf"}
     return config
 

@@ -9,14 +9,13 @@ import numpy as np
 
 from jettison.core.errors import JettisonError, UsageError, shown
 from jettison.core.files import content_digest, size_of
-from jettison.graph.gguf.architecture import EXACT, FACTORS, Keys, find_architecture, read_config
+from jettison.graph.gguf.architecture import EXACT, FACTORS, PLAIN, Keys, find_architecture, read_config
 from jettison.graph.gguf.container import GgufFile, open_files
 
 if TYPE_CHECKING:
     import torch
 
 BLOCKS = "weight_blocks"  # the name of a matrix's bytes, after the module's name, for formats/gguf.py
-PLAIN = {"F64": "F64", "F32": "F32", "F16": "F16", "BF16": "BF16", "I8": "I8", "I16": "I16", "I32": "I32", "I64": "I64"}
 
 
 class Place(NamedTuple):
@@ -107,7 +106,8 @@ class GgufCheckpoint:
 
     def dtype(self, name: str) -> str:
         """Return the type that ``read`` returns, as safetensors writes it."""
-        return "U8" if name.endswith(BLOCKS) else PLAIN.get(self.kind(name), "F32")
+        kind = self.kind(name)
+        return "U8" if name.endswith(BLOCKS) else kind if kind in PLAIN else "F32"
 
     def dequantized(self, name: str) -> bool:
         """Return whether ``read`` computes the values, so that they have no type that they are stored in."""

@@ -1,9 +1,15 @@
 """Quantized checkpoints and GGUF files as sources: what stays packed, what is quantized again, what is recorded."""
 
+import json
+import shutil
+
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import jettison
+from jettison.core.errors import JettisonError
 from jettison.encodings.offset import OffsetGrid
 from jettison.formats.dequantized import DequantizedFolder
 from jettison.formats.packed import read_grids
@@ -14,6 +20,82 @@ IDS = torch.randint(0, 4096, (2, 24), generator=torch.Generator().manual_seed(0)
 HEAD = {"steps": [{"quantize": {"method": "rtn", "bits": 3, "group_size": 32}, "where": {"role": ["head"]}}]}
 WEIGHTS = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 64}, "where": {"role": ["gate", "up", "down"]}}]}
 EIGHT = {"steps": [{"quantize": {"method": "rtn", "bits": 8, "group_size": 32}}]}
+
+
+def _words(codes, bits):
+    """Pack codes (n, m) along the first dimension, each in turn into the next bits of a little-endian stream."""
+    width = len(codes) * bits
+    stream = np.zeros((width, codes.shape[1]), np.uint64)
+    for place, row in enumerate(codes.astype(np.uint64)):
+        for bit in range(bits):
+            stream[place * bits + bit] = row >> np.uint64(bit) & np.uint64(1)
+    words = sum(stream[bit::32] << np.uint64(bit) for bit in range(32))
+    return torch.from_numpy(words.astype(np.uint32).view(np.int32).copy())
+
+
+def write_foreign(folder, out, kind, bits=4, group=32, symmetric=False):
+    """Write a model as GPTQ, GPTQ version 2, auto-round or AWQ, and return the dense weights by name."""
+    source, dense, tensors = ModelFolder(folder), {}, {}
+    rng = np.random.default_rng(0)
+    for linear in source.anatomy:
+        if linear.block is None:
+            continue
+        groups = linear.columns // group
+        codes = rng.integers(0, 2**bits, (linear.columns, linear.rows))
+        zero = np.full((groups, linear.rows), 2 ** (bits - 1)) if symmetric else rng.integers(1, 2**bits, (groups, linear.rows))
+        scale = torch.from_numpy(rng.uniform(0.01, 0.05, (groups, linear.rows)).astype(np.float16))
+        value = (codes - zero.repeat(group, 0)) * scale.float().numpy().repeat(group, 0)
+        dense[linear.name] = torch.from_numpy(value.T.astype(np.float32).copy())
+        if kind == "awq":
+            order = np.arange(linear.rows).reshape(-1, 8)[:, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(-1)
+            parts = {"qweight": _words(codes.T[order], 4).T, "qzeros": _words(zero.T[order], 4).T}
+        else:
+            shift = 0 if kind == "gptq_v2" else 1
+            parts = {"qweight": _words(codes, bits), "qzeros": _words((zero - shift).T, bits).T}
+            parts["g_idx"] = torch.arange(linear.columns, dtype=torch.int32) // group
+        tensors |= {f"{linear.name}.{part}": value.contiguous() for part, value in (parts | {"scales": scale}).items()}
+    for name in source.checkpoint:
+        if name.removesuffix(".weight") not in dense:
+            tensors[name] = source.checkpoint.read(name)
+    shutil.copytree(folder, out)
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    section = {"gptq_v2": {"quant_method": "gptq", "checkpoint_format": "gptq_v2"},
+               "auto-round": {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"},
+               "awq": {"quant_method": "awq", "version": "gemm"}, "gptq": {"quant_method": "gptq"}}[kind]  # fmt: skip
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"quantization_config": section | {"bits": bits, "group_size": group}}))
+    return dense
+
+
+@pytest.mark.parametrize(
+    "kind, bits, symmetric",
+    [("gptq", 4, True), ("gptq", 3, False), ("gptq", 2, False), ("gptq", 8, True), ("gptq_v2", 4, False),
+     ("auto-round", 2, False), ("awq", 4, False)],
+)  # fmt: skip
+def test_checkpoints_of_other_tools_read_exactly_and_stay_packed(kind, bits, symmetric, tiny, tmp_path):
+    dense = write_foreign(tiny("llama"), tmp_path / "source", kind, bits, symmetric=symmetric)
+    source = DequantizedFolder(tmp_path / "source")
+    assert set(source.grids) == set(dense)
+    assert {(grid.bits, grid.group_size, grid.symmetric) for grid in source.grids.values()} == {(bits, 32, symmetric)}
+    loaded = jettison.load(tmp_path / "source", exact=True, dtype=torch.float32)
+    for name, weight in dense.items():
+        assert torch.allclose(source.read(f"{name}.weight"), weight, rtol=1e-6, atol=0)
+        assert torch.equal(loaded.model.get_submodule(name).weight, source.read(f"{name}.weight"))
+    manifest = compress(source.folder, HEAD, tmp_path / "out")
+    assert manifest["quantized_before"] == {"method": source.quantization["quant_method"], "matrices": 14, "kept": list(dense)}
+    result = DequantizedFolder(tmp_path / "out")
+    assert all(torch.equal(result.read(f"{name}.weight"), source.read(f"{name}.weight")) for name in dense)
+    assert str(result.grids["lm_head"]) == "int3 g32 sym"
+    assert not [name for name in result.packed.checkpoint if "qweight" in name or "g_idx" in name]
+
+
+def test_gptq_in_the_order_of_activations_is_refused(tiny, tmp_path):
+    write_foreign(tiny("llama"), tmp_path / "source", "gptq")
+    from tiny import change
+
+    change(tmp_path / "source", model__layers__0__mlp__up_proj__g_idx=lambda order: order.flip(0))
+    with pytest.raises(JettisonError, match="up_proj has its inputs in the order of activations"):
+        DequantizedFolder(tmp_path / "source")
 
 
 def folder_of(tiny, kind, tmp_path):

@@ -82,7 +82,7 @@ class Format(ReadFormat, Protocol):
         """List the reasons why transformers cannot load such a checkpoint, as sentences."""
 
 
-READ = ("gguf",)  # formats that are read and not written
+READ = ("gguf", "gptq-v2", "gptq", "awq")  # formats that are read and not written; the first that detects one reads it
 
 
 def find_format(name: str) -> Format:

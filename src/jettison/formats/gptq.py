@@ -1,0 +1,100 @@
+"""GPTQ checkpoints, and those of auto-round in GPTQ's packing. This format is only read.
+
+A matrix (out, in) is stored transposed: ``qweight`` (in · bits / 32, out) int32, codes packed along the inputs;
+``scales`` (groups, out); ``qzeros`` (groups, out · bits / 32) int32, which hold zero points minus 1, except in version 2
+(``formats.gptq_v2``). Bits and group size of every matrix follow from the shapes.
+Inputs that were sorted by activation (``g_idx`` of another order, desc_act) cannot be read.
+
+Source: GPTQModel and auto-round, which write these tensors.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from jettison.core.errors import JettisonError
+from jettison.encodings.grid import WHOLE_ROW, Grid
+from jettison.encodings.quantized import QuantizedWeight, unpack
+from jettison.encodings.uniform import UniformGrid
+from jettison.formats.format import Reader
+from jettison.formats.parts import SCALE_TYPES
+from jettison.graph.anatomy import Linear
+from jettison.graph.folder import ModelFolder
+
+SCALE = ""  # scales are transposed, so no tensor holds them as they are
+PARTS = ("qweight", "qzeros", "scales")
+BITS = (2, 3, 4, 8)
+METHODS = ("auto-round", "intel/auto-round")  # quant_method of auto-round
+FIRST, SECOND = ("auto_round:auto_gptq", "auto_gptq"), ("gptq_v2", "auto_round:gptqmodel")  # names of the versions
+
+
+def detects(quantization: Mapping[str, Any]) -> bool:
+    """Whether a section ``quantization_config`` says that a checkpoint is in GPTQ's first packing."""
+    method = quantization.get("quant_method")
+    return method == "gptq" or (method in METHODS and quantization.get("packing_format", FIRST[0]) in FIRST)
+
+
+def stored(rows: int, columns: int, grid: Grid) -> dict[str, torch.Tensor]:
+    """Return the tensors that hold a weight, on the meta device."""
+    groups = grid.groups(columns)
+    shapes = {"qweight": (columns * grid.bits // 32, rows), "qzeros": (groups, rows * grid.bits // 32)}
+    parts = {name: torch.empty(shape, dtype=torch.int32, device="meta") for name, shape in shapes.items()}
+    return parts | {"scales": torch.empty(groups, rows, dtype=grid.scale_dtype, device="meta")}
+
+
+def read_grids(source: ModelFolder, shift: int = 1) -> dict[str, Grid]:
+    """Return linear name -> grid of every packed linear.
+
+    shift: what is added to stored zero points.
+    Raises JettisonError for tensors whose shapes and types do not belong together, for inputs in another order, and for
+    zero points that are no codes.
+    """
+    packed = [linear for linear in source.anatomy if source.has(f"{linear.name}.qweight")]
+    return {linear.name: _grid(source, linear, shift) for linear in packed}
+
+
+def _bits(source: ModelFolder, linear: Linear) -> int:
+    """Return the bits of a linear, from the shapes of its tensors."""
+    shapes = {}
+    for part in PARTS:
+        tensor = source.locate(f"{linear.name}.{part}")[0]
+        shapes[part], kind = source.checkpoint.shape(tensor), source.checkpoint.dtype(tensor)
+        if kind not in (SCALE_TYPES if part == "scales" else ("I32",)) or len(shapes[part]) != 2:
+            raise JettisonError(f"{source.folder}: {linear.name}.{part} is {kind} {shapes[part]}, not GPTQ's")
+    words, groups = shapes["qweight"][0], shapes["scales"][0]
+    bits = 32 * words // linear.columns
+    fits = bits in BITS and shapes["qweight"] == (linear.columns * bits // 32, linear.rows)
+    fits = fits and groups and linear.columns % groups == 0 and shapes["scales"] == (groups, linear.rows)
+    if not fits or shapes["qzeros"] != (groups, linear.rows * bits // 32):
+        raise JettisonError(
+            f"{source.folder}: {linear.name} has tensors of shapes {shapes}, which a weight of {linear.rows} x "
+            f"{linear.columns} in {', '.join(map(str, BITS))} bits does not have"
+        )
+    return bits
+
+
+def _grid(source: ModelFolder, linear: Linear, shift: int) -> Grid:
+    where, bits = f"{source.folder}: {linear.name}", _bits(source, linear)
+    zero = unpack(source.read(f"{linear.name}.qzeros"), bits, linear.rows).int() + shift  # (groups, rows)
+    if int(zero.max()) >= 2**bits:
+        raise JettisonError(f"{where} has a zero point of {int(zero.max())}; at most {2**bits - 1} can be read")
+    if source.has(f"{linear.name}.g_idx"):
+        order, groups = source.read(f"{linear.name}.g_idx").tolist(), len(zero)
+        if order != [column * groups // linear.columns for column in range(linear.columns)]:
+            raise JettisonError(f"{where} has its inputs in the order of activations (desc_act), which cannot be read")
+    kind = source.checkpoint.dtype(source.locate(f"{linear.name}.scales")[0])
+    size = WHOLE_ROW if len(zero) == 1 else linear.columns // len(zero)
+    return UniformGrid(bits, size, bool((zero == 2 ** (bits - 1)).all()), SCALE_TYPES[kind])
+
+
+def read_weight(
+    read: Reader, name: str, grid: Grid, rows: slice = slice(None), shift: int = 1
+) -> QuantizedWeight:
+    """Read a packed linear, or some of its rows. shift: what is added to stored zero points."""
+    scale, words = read(f"{name}.scales").T, read(f"{name}.qweight").T[rows].contiguous()
+    codes = unpack(words, grid.bits, words.shape[1] * 32 // grid.bits)  # (rows, columns)
+    zero = None
+    if not grid.symmetric:
+        zero = (unpack(read(f"{name}.qzeros"), grid.bits, len(scale)).T[rows] + shift).contiguous()
+    return QuantizedWeight(codes, scale[rows].contiguous(), zero, grid)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jettison.pipeline.compression import compress
     from jettison.pipeline.evaluation import evaluate
     from jettison.pipeline.exporting import export
+    from jettison.pipeline.inspection import inspect
     from jettison.pipeline.module_depth import prune_depth
     from jettison.pipeline.recovery import recover
     from jettison.pipeline.verification import verify
@@ -30,6 +31,7 @@ _MODULES = {  # public name -> the module that defines it
     "evaluate": "pipeline.evaluation",
     "export": "pipeline.exporting",
     "fit": "fitting",
+    "inspect": "pipeline.inspection",
     "load": "runtime.load",
     "load_recipe": "recipe.recipe",
     "plan": "planning.planner",
@@ -47,6 +49,7 @@ __all__ = [
     "evaluate",
     "export",
     "fit",
+    "inspect",
     "load",
     "load_recipe",
     "plan",

@@ -168,3 +168,18 @@ def test_a_tensor_or_an_architecture_that_is_not_known_is_refused(tmp_path):
     writer.close()
     with pytest.raises(UsageError, match="unknown architecture 'mamba'.*valid: .*qwen3"):
         ModelFolder(tmp_path / "x.gguf")
+
+
+def test_inspect_lists_types_bytes_and_runtimes(scribe, tmp_path):
+    path = gguf_models.write("scribe", tmp_path / "scribe.gguf", "Q4_0", {"token_embd.weight": "Q8_0"})
+    result = jettison.inspect(path)
+    rows = {row["name"]: row for row in result["matrices"]}
+    up = rows["model.layers.0.mlp.up_proj"]
+    assert up == {"name": "model.layers.0.mlp.up_proj", "role": "up", "shape": [768, 256], "type": "Q4_0", "bits": 4.5,
+                  "bytes": 768 * 256 * 18 // 32}  # fmt: skip
+    assert rows["lm_head"]["type"] == "Q8_0" and rows["lm_head"]["bytes"] == 0
+    assert sum(row["bytes"] for row in rows.values()) + result["other_bytes"] == result["bytes"]
+    assert result["runtimes"]["jettison"]["loads"] and result["runtimes"]["llama.cpp"]["loads"]
+    assert "gguf is not among" in result["runtimes"]["vllm"]["reasons"][0]
+    plain = jettison.inspect("scribe")
+    assert all(row["loads"] for row in plain["runtimes"].values()) and plain["matrices"][1]["bits"] == 16

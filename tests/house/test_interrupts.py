@@ -65,6 +65,7 @@ def arguments(command: str, folder: Path, out: Path, fitted: Path | None = None)
         "report": ["report", fitted, "-o", out / "page.html"],
         "compare": ["compare", fitted, fitted, "-o", out / "page.html"],
         "verify": ["verify", fitted],
+        "inspect": ["inspect", model],
         "export": ["export", folder / "classifier", "-o", out / "model.onnx"],
         "bench": ["bench", "decode", fitted, "--context", 16, "--rounds", 1],
         "devices": ["devices", "measure"],
@@ -106,6 +107,7 @@ PLACES = {
     "report": Place("jettison.reports.error_map:ModelFolder"),
     "compare": Place("jettison.reports.compare:read_run", call=2),
     "verify": Place("jettison.pipeline.verification:load"),
+    "inspect": Place("jettison.pipeline.inspection:read_grids"),
     "export": Place("jettison.pipeline.exporting:ModelFolder"),  # before onnx, which may not be installed
     "bench": Place("jettison.bench.decoding:_steps"),
     "devices": Place("jettison.devices.machine:_kept"),

@@ -26,6 +26,7 @@ COMMANDS = (
     "report",
     "compare",
     "generate",
+    "inspect",
     "draft",
     "verify",
     "export",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import torch
 
 from jettison.graph.folder import ModelFolder
 
@@ -61,7 +60,9 @@ def tensors(source: ModelFolder, config) -> dict[str, np.ndarray]:
         value = source.checkpoint.read(name).float().numpy()
         if ".experts." in name:
             before, _, after = name.partition(".experts.")
-            stacks.setdefault(f"{before}.experts.{after.partition('.')[2]}", []).append((int(after.split(".")[0]), value))
+            stacks.setdefault(f"{before}.experts.{after.partition('.')[2]}", []).append(
+                (int(after.split(".")[0]), value)
+            )
             continue
         result[names.get_name(name, try_suffixes=(".weight", ".bias"))] = _converted(name, value, kind, config)
     for name, parts in stacks.items():
@@ -148,5 +149,3 @@ SCALE_PLACES = {
     "Q4_K": ((0, 0), (2, 1)), "Q5_K": ((0, 0), (2, 1)), "Q6_K": ((208, 0),), "TQ1_0": ((52, 0),), "TQ2_0": ((64, 0),),
     "IQ1_M": (), "MXFP4": (), "NVFP4": (),
 }  # fmt: skip
-
-

@@ -192,7 +192,8 @@ CASES = [
     for value, words in values
 ]
 JSON = ["plan qwen3-4b --memory 3GB", FIT, COMPRESS, "recover FOLDER", "evaluate scribe", "report FOLDER",
-        "compare FOLDER FOLDER", "generate scribe", "inspect scribe", "draft FOLDER", "bench ops", "devices", "devices show this",
+        "compare FOLDER FOLDER", "generate scribe", "inspect scribe", "draft FOLDER",
+        "bench ops", "devices", "devices show this",
         "devices measure", "recipes", "export scribe -o OUT", RUN, SWEEP, LIVE, TUNE, "xr compare a b"]  # fmt: skip
 
 

@@ -18,7 +18,9 @@ from jettison.pipeline.compression import compress
 
 IDS = torch.randint(0, 4096, (2, 24), generator=torch.Generator().manual_seed(0))
 HEAD = {"steps": [{"quantize": {"method": "rtn", "bits": 3, "group_size": 32}, "where": {"role": ["head"]}}]}
-WEIGHTS = {"steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 64}, "where": {"role": ["gate", "up", "down"]}}]}
+WEIGHTS = {
+    "steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 64}, "where": {"role": ["gate", "up", "down"]}}]
+}
 EIGHT = {"steps": [{"quantize": {"method": "rtn", "bits": 8, "group_size": 32}}]}
 
 
@@ -42,7 +44,11 @@ def write_foreign(folder, out, kind, bits=4, group=32, symmetric=False):
             continue
         groups = linear.columns // group
         codes = rng.integers(0, 2**bits, (linear.columns, linear.rows))
-        zero = np.full((groups, linear.rows), 2 ** (bits - 1)) if symmetric else rng.integers(1, 2**bits, (groups, linear.rows))
+        zero = (
+            np.full((groups, linear.rows), 2 ** (bits - 1))
+            if symmetric
+            else rng.integers(1, 2**bits, (groups, linear.rows))
+        )
         scale = torch.from_numpy(rng.uniform(0.01, 0.05, (groups, linear.rows)).astype(np.float16))
         value = (codes - zero.repeat(group, 0)) * scale.float().numpy().repeat(group, 0)
         dense[linear.name] = torch.from_numpy(value.T.astype(np.float32).copy())
@@ -63,7 +69,9 @@ def write_foreign(folder, out, kind, bits=4, group=32, symmetric=False):
                "auto-round": {"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"},
                "awq": {"quant_method": "awq", "version": "gemm"}, "gptq": {"quant_method": "gptq"}}[kind]  # fmt: skip
     config = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps(config | {"quantization_config": section | {"bits": bits, "group_size": group}}))
+    (out / "config.json").write_text(
+        json.dumps(config | {"quantization_config": section | {"bits": bits, "group_size": group}})
+    )
     return dense
 
 
@@ -82,7 +90,11 @@ def test_checkpoints_of_other_tools_read_exactly_and_stay_packed(kind, bits, sym
         assert torch.allclose(source.read(f"{name}.weight"), weight, rtol=1e-6, atol=0)
         assert torch.equal(loaded.model.get_submodule(name).weight, source.read(f"{name}.weight"))
     manifest = compress(source.folder, HEAD, tmp_path / "out")
-    assert manifest["quantized_before"] == {"method": source.quantization["quant_method"], "matrices": 14, "kept": list(dense)}
+    assert manifest["quantized_before"] == {
+        "method": source.quantization["quant_method"],
+        "matrices": 14,
+        "kept": list(dense),
+    }
     result = DequantizedFolder(tmp_path / "out")
     assert all(torch.equal(result.read(f"{name}.weight"), source.read(f"{name}.weight")) for name in dense)
     assert str(result.grids["lm_head"]) == "int3 g32 sym"

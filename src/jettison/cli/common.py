@@ -24,7 +24,8 @@ if isinstance(sys.stdout, TextIOWrapper):
 out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PAGE)
 
 Model = Annotated[
-    str, typer.Argument(help="The model: scribe (bundled), a model folder, a GGUF file, or a hub id such as Qwen/Qwen3-4B.")
+    str,
+    typer.Argument(help="The model: scribe (bundled), a model folder, a GGUF file, or a hub id such as Qwen/Qwen3-4B."),
 ]
 Shape = Annotated[
     str,

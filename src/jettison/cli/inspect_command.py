@@ -10,12 +10,16 @@ from jettison.cli import common
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("inspect", epilog=common.example("jettison inspect scribe", "jettison inspect model.gguf --all"))(inspect)
+    app.command("inspect", epilog=common.example("jettison inspect scribe", "jettison inspect model.gguf --all"))(
+        inspect
+    )
 
 
 def inspect(
     model: common.Model,
-    every: Annotated[bool, typer.Option("--all", help="List every matrix, not one line for each role and type.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="List every matrix, not one line for each role and type.")
+    ] = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
@@ -42,7 +46,8 @@ def inspect(
         groups = defaultdict(list)
         for row in result["matrices"]:
             groups[row["role"], row["type"], shape(row)].append(row)
-        rows = [[role, str(len(group)), size, kind, f"{group[0]['bits']:.4g}", format_bytes(sum(r["bytes"] for r in group))]
+        total = lambda group: format_bytes(sum(row["bytes"] for row in group))
+        rows = [[role, str(len(group)), size, kind, f"{group[0]['bits']:.4g}", total(group)]
                 for (role, kind, size), group in groups.items()]  # fmt: skip
         rows.append(["other", "", "", "", "", format_bytes(result["other_bytes"])])
         common.table("role", "matrices", "shape", "type", "bits", "bytes", rows=rows, text=("type",))

@@ -23,7 +23,8 @@ SUM = "sum"
 def places(folder: Path, name: Path, kind: str, fingerprint: str) -> list[Path]:
     """List the paths where a file that belongs to the model in ``folder`` may be: beside it, then in the cache folder.
 
-    Nothing is written to a snapshot of the Hugging Face hub, or beside a model that is one file. A cache folder that is not kept is not listed.
+    Nothing is written to a snapshot of the Hugging Face hub, or beside a model that is
+    one file. A cache folder that is not kept is not listed.
 
     name: of the file, relative to ``folder``.
     kind: name of the subfolder of the cache.

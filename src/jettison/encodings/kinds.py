@@ -13,7 +13,11 @@ from jettison.encodings.offset import OffsetGrid
 from jettison.encodings.table import ValueTable
 from jettison.encodings.uniform import UniformGrid
 
-KINDS: dict[str, type[Grid]] = {"uniform": UniformGrid, "table": ValueTable, "affine": OffsetGrid}  # by the name that files give them
+KINDS: dict[str, type[Grid]] = {
+    "uniform": UniformGrid,
+    "table": ValueTable,
+    "affine": OffsetGrid,
+}  # by the name that files give them
 
 
 def make_grid(options: Mapping[str, Any]) -> Grid:

@@ -55,7 +55,7 @@ class QuantizedWeight:
     def parts(self) -> dict[str, torch.Tensor]:
         """Return the tensors that a file stores, by the names of compressed-tensors.
 
-        Codes are packed along the rows. Zero points, of an asymmetric grid, are packed along the columns; minima stay
+        Codes are packed along the rows. Zero points of an asymmetric grid are packed along the columns; minima stay
         as they are.
         """
         parts = {"weight_packed": pack(self.codes, self.grid.bits), "weight_scale": self.scale}
@@ -83,7 +83,7 @@ def empty_parts(rows: int, columns: int, grid: Grid) -> dict[str, torch.Tensor]:
 
 
 def pack_zero_points(zero: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Return zero points (rows, groups) as a checkpoint stores them: packed along the columns, or minima as they are."""
+    """Return zero points (rows, groups) as a checkpoint stores them: packed along the columns; minima as they are."""
     return zero.contiguous() if grid.minimum else pack(zero.T.contiguous(), grid.bits).T.contiguous()
 
 

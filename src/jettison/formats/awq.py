@@ -1,6 +1,6 @@
 """AWQ checkpoints in the packing GEMM, and those of auto-round in it. This format is only read.
 
-A matrix (out, in) of 4 bits is stored transposed: ``qweight`` (in, out / 8) int32 and ``qzeros`` (groups, out / 8) int32,
+A matrix (out, in) of 4 bits is stored transposed: ``qweight`` (in, out / 8) and ``qzeros`` (groups, out / 8), int32,
 eight codes of neighbouring outputs in a word in the order of ``ORDER``; ``scales`` (groups, out).
 
 Source: AutoAWQ, which writes these tensors (awq/utils/packing_utils.py).

@@ -74,7 +74,7 @@ class DequantizedCheckpoint:
 
 
 class DequantizedFolder(ModelFolder):
-    """A quantized model folder or GGUF file, to compress again: every matrix reads dense, and those of ``grids`` packed.
+    """A quantized folder or GGUF file, to compress again: every matrix reads dense, and those of ``grids`` packed.
 
     grids: linear's name -> grid.
     dtype: the type of the model's dense weights.
@@ -85,7 +85,7 @@ class DequantizedFolder(ModelFolder):
     def __init__(self, name: str | Path):
         super().__init__(name)
         if (self.folder / ADAPTER).is_dir():
-            raise UsageError(f"{name} has a LoRA adapter, which belongs to its quantized weights: start from the original")
+            raise UsageError(f"{name} has a LoRA adapter, which suits its quantized weights: start from the original")
         self.packed = ModelFolder(name)
         self.dtype = stored_dtype(self.packed)
         self.grids, self.format = read_grids(self.packed), format_of(self.packed)

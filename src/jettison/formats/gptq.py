@@ -1,7 +1,7 @@
 """GPTQ checkpoints, and those of auto-round in GPTQ's packing. This format is only read.
 
-A matrix (out, in) is stored transposed: ``qweight`` (in · bits / 32, out) int32, codes packed along the inputs;
-``scales`` (groups, out); ``qzeros`` (groups, out · bits / 32) int32, which hold zero points minus 1, except in version 2
+A matrix (out, in) is stored transposed: ``qweight`` (in · bits / 32, out) int32, packed along the inputs;
+``scales`` (groups, out); ``qzeros`` (groups, out · bits / 32) int32, zero points minus 1, except in version 2
 (``formats.gptq_v2``). Bits and group size of every matrix follow from the shapes.
 Inputs that were sorted by activation (``g_idx`` of another order, desc_act) cannot be read.
 
@@ -88,9 +88,7 @@ def _grid(source: ModelFolder, linear: Linear, shift: int) -> Grid:
     return UniformGrid(bits, size, bool((zero == 2 ** (bits - 1)).all()), SCALE_TYPES[kind])
 
 
-def read_weight(
-    read: Reader, name: str, grid: Grid, rows: slice = slice(None), shift: int = 1
-) -> QuantizedWeight:
+def read_weight(read: Reader, name: str, grid: Grid, rows: slice = slice(None), shift: int = 1) -> QuantizedWeight:
     """Read a packed linear, or some of its rows. shift: what is added to stored zero points."""
     scale, words = read(f"{name}.scales").T, read(f"{name}.qweight").T[rows].contiguous()
     codes = unpack(words, grid.bits, words.shape[1] * 32 // grid.bits)  # (rows, columns)

@@ -43,8 +43,10 @@ def check_parts(source: ModelFolder, linear: Linear, grid: Grid) -> None:
         raise JettisonError(f"{where}.weight_scale is stored as {kind}, the config says {grid.scale_type}")
     for part, value in empty_parts(linear.rows, linear.columns, grid).items():
         shape, kind = source.checkpoint.shape(stored(part)), source.checkpoint.dtype(stored(part))
-        if shape != tuple(value.shape) or (value.dtype == torch.int32 and kind != "I32") or (
-            grid.minimum and part == "weight_zero_point" and SCALE_TYPES.get(kind) != grid.scale_type
+        if (
+            shape != tuple(value.shape)
+            or (value.dtype == torch.int32 and kind != "I32")
+            or (grid.minimum and part == "weight_zero_point" and SCALE_TYPES.get(kind) != grid.scale_type)
         ):
             expected = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
             raise JettisonError(f"{where}.{part} is {kind} {shape}; a weight of {grid} has {expected}")

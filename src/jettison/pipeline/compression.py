@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from jettison.core import parallel
-from jettison.core.errors import JettisonError, UsageError
+from jettison.core.errors import JettisonError
 from jettison.core.files import check_folder, file_digest, size_of
 from jettison.core.journal import Journal
 from jettison.core.locks import locked
@@ -85,11 +85,10 @@ def compress(
     written again.
 
     Returns the jettison.json of ``out``.
-    A model that is quantized already, also a GGUF file, may be compressed again: see ``pipeline.kept`` for the matrices
-    that stay as they are packed.
-
-    Raises UsageError for a recipe that does not fit the model or the runtime, or a folder that holds another run (other weights, tokenizer, text or settings); JettisonError for missing, misshapen or
-    non-finite weights, a full disk, or a folder that another process works on.
+    A quantized model or a GGUF file may be compressed again: ``pipeline.kept`` says which matrices stay packed.
+    Raises UsageError for a recipe that does not fit the model or the runtime, or a folder that holds another run (other
+    weights, tokenizer, text or settings); JettisonError for missing, misshapen or non-finite weights, a full disk, or a
+    folder that another process works on.
     """
     check_seed(seed)
     parallel.check_workers(workers, address)

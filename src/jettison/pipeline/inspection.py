@@ -18,8 +18,8 @@ def inspect(model: str | Path) -> dict[str, Any]:
 
     Returns these keys:
 
-    - ``model``, ``family``, ``format`` (of the checkpoint), ``license``, ``parameters``, ``bytes`` (of all tensors).
-    - ``matrices``: for each its ``name``, ``role``, ``shape``, ``type`` (as stored), ``bits`` per weight, and ``bytes``.
+    - ``model``, ``family``, ``format`` (of the checkpoint), ``license``, ``parameters``, ``bytes`` of all tensors.
+    - ``matrices``: for each its ``name``, ``role``, ``shape``, ``type`` as stored, ``bits`` per weight, ``bytes``.
       A head that is tied to the embedding has 0 bytes of its own.
     - ``other_bytes``: of everything that is no matrix, such as norms.
     - ``runtimes``: name -> ``title``, ``loads``, and ``reasons`` if it does not.
@@ -63,7 +63,9 @@ def _row(source: ModelFolder, linear: Linear, grid: Grid | None, seen: set[str])
     whole = sum(sizes) if stored[0][1] is None else sum(sizes) * linear.weights // count
     fresh = stored[0][1] is not None or stored[0][0] not in seen
     seen.update(tensor for tensor, _, _ in stored)
-    kind = source.checkpoint.kind(stored[0][0]) if source.in_file else str(grid or source.checkpoint.dtype(stored[0][0]))
+    kind = (
+        source.checkpoint.kind(stored[0][0]) if source.in_file else str(grid or source.checkpoint.dtype(stored[0][0]))
+    )
     return {
         "name": linear.name,
         "role": linear.role,

@@ -68,7 +68,9 @@ class Keys:
         value = self.metadata.get(f"{self.prefix}.{key}")
         if isinstance(value, np.ndarray):
             if len(value) == 0 or (value != value[0]).any():
-                raise UsageError(f"{self.where}: {self.prefix}.{key} differs from block to block; one value can be read")
+                raise UsageError(
+                    f"{self.where}: {self.prefix}.{key} differs from block to block; one value can be read"
+                )
             value = value[0].item()
         # The shortest number that means the same float32: 1e-05, not 9.999999747378752e-06.
         return float(str(np.float32(value))) if isinstance(value, float) else value

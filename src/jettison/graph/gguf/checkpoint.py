@@ -1,5 +1,6 @@
 """The tensors of a GGUF model by the names and in the order of transformers, with the interface of ``Checkpoint``."""
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ class GgufCheckpoint:
     config: what config.json would say.
     first: the file that has the metadata.
 
-    Beside ``NAME.weight`` (dequantized) there is ``NAME.weight_blocks`` (the bytes, as uint8) for matrices whose type is
+    Beside ``NAME.weight`` (dequantized) there is ``NAME.weight_blocks`` (the bytes, uint8) for matrices whose type is
     a grid of Jettison's. It is not listed: it holds the same weight.
     Raises UsageError for an architecture or a tensor that is not known; JettisonError as ``GgufFile``.
     """
@@ -101,7 +102,7 @@ class GgufCheckpoint:
         stored = place.file.tensors[place.tensor]
         shape = stored.shape if place.expert is None else stored.shape[1:]
         if name.endswith(BLOCKS):
-            return shape[:-1] + (stored.nbytes * shape[-1] // int(np.prod(stored.shape, dtype=np.int64)),)
+            return (*shape[:-1], stored.nbytes * shape[-1] // math.prod(stored.shape))
         return shape[::-1] if self._transposed(place) else shape
 
     def dtype(self, name: str) -> str:

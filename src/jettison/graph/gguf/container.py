@@ -174,7 +174,9 @@ class GgufFile:
         if kind == STRING:
             return self._strings(count)
         if kind not in NUMBERS:
-            what = "an array of arrays, which no model needs" if kind == ARRAY else f"an array of the unknown type {kind}"
+            what = (
+                "an array of arrays, which no model needs" if kind == ARRAY else f"an array of the unknown type {kind}"
+            )
             raise self._damaged(f"{shown(key)} is {what}")
         return self._numbers(kind, count)
 
@@ -200,7 +202,9 @@ class GgufFile:
         if 0 in shape or math.prod(shape) > 8 * len(self._data):  # no type has less than a bit per weight
             raise self._damaged(f"tensor {shown(name)} of shape {shape} does not fit in it")
         if shape[-1] % width:
-            raise self._damaged(f"tensor {shown(name)} has rows of {shape[-1]} weights; {kind} needs multiples of {width}")
+            raise self._damaged(
+                f"tensor {shown(name)} has rows of {shape[-1]} weights; {kind} needs multiples of {width}"
+            )
         return name, Stored(shape, kind, start, math.prod(shape) // width * size)
 
     def blocks(self, name: str, index: int | slice | None = None) -> np.ndarray:

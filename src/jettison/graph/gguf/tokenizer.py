@@ -56,7 +56,11 @@ def _token_id(file: GgufFile, name: str) -> int | None:
 def _settings(file: GgufFile) -> dict[str, Any]:
     """Return generation_config.json: the tokens that begin and end a text."""
     ends = dict.fromkeys(token for name in ENDS if (token := _token_id(file, name)) is not None)
-    values = {"bos_token_id": _token_id(file, "bos"), "eos_token_id": list(ends), "pad_token_id": _token_id(file, "padding")}
+    values = {
+        "bos_token_id": _token_id(file, "bos"),
+        "eos_token_id": list(ends),
+        "pad_token_id": _token_id(file, "padding"),
+    }
     return {name: value for name, value in values.items() if value not in (None, [])}
 
 
@@ -68,7 +72,9 @@ def _write_tokenizer(file: GgufFile, folder: Path) -> None:
     for name, key in SPECIAL.items():
         if (number := _token_id(file, key)) is not None:
             if not 0 <= number < len(tokens):
-                raise UsageError(f"{file.path}: tokenizer.ggml.{key}_token_id = {number}; there are {len(tokens)} tokens")
+                raise UsageError(
+                    f"{file.path}: tokenizer.ggml.{key}_token_id = {number}; there are {len(tokens)} tokens"
+                )
             config[name] = tokens[number]
     if (template := file.metadata.get("tokenizer.chat_template")) is not None:
         if not isinstance(template, str):
@@ -81,8 +87,8 @@ def _write_tokenizer(file: GgufFile, folder: Path) -> None:
 def _tokenizer(file: GgufFile) -> dict[str, Any]:
     """Return the tokenizer.json of a file.
 
-    Raises UsageError for a kind of vocabulary or of splitting that is not known: texts would be split differently, which
-    shows only in worse results.
+    Raises UsageError for a kind of vocabulary or of splitting that is not known: texts would be split differently,
+    which shows only in worse results.
     """
     from transformers.integrations.gguf.gguf_tokenizer_mapping import (
         GGUF_PRE_TOKENIZER_SPLITS,

@@ -86,11 +86,7 @@ class ModelFolder(ModelShape):
     @cached_property
     def companions(self) -> Path:
         """The folder with the tokenizer and the settings for generation: the model's own, or one in the cache."""
-        if not self.in_file:
-            return self.folder
-        from jettison.graph.gguf.tokenizer import companions
-
-        return companions(self.checkpoint.first)
+        return self.checkpoint.companions if self.in_file else self.folder
 
     def _reopened(self) -> "ModelFolder":
         return ModelFolder(self.folder)
@@ -98,10 +94,8 @@ class ModelFolder(ModelShape):
     @property
     def weights(self) -> bool:
         """Whether the folder has safetensors files, not only a config."""
-        if self.in_file:
-            return True
         stem = self.layout.stem
-        return (self.home / self.layout.index).exists() or any(self.home.glob(f"{stem}*.safetensors"))
+        return self.in_file or (self.home / self.layout.index).exists() or any(self.home.glob(f"{stem}*.safetensors"))
 
     @property
     def tileable(self) -> bool:

@@ -243,5 +243,5 @@ def _described(tiling: Tiling, **tensors: torch.Tensor | None) -> str:
     return (
         f"Given {'; '.join(parts)}. A weight of {tiling.rows} x {tiling.columns}, {tiling.bits} bits in groups of "
         f"{tiling.span}, takes x: float32 or bfloat16 (..., {tiling.columns}); tiles: uint8 {tiling.tiles_shape}; "
-        f"zero: uint8, minima as scales, {tiling.zero_shape}; bias: float32 ({tiling.rows},); all contiguous, on the CPU"
+        f"zero: uint8, or as scales, {tiling.zero_shape}; bias: float32 ({tiling.rows},); all contiguous, on the CPU"
     )

@@ -168,6 +168,13 @@ class GgufCheckpoint:
         return self.first.metadata
 
     @property
+    def companions(self) -> Path:
+        """A folder in the cache with the tokenizer and the settings, see ``gguf.tokenizer``."""
+        from jettison.graph.gguf.tokenizer import companions
+
+        return companions(self.first)
+
+    @property
     def file_bytes(self) -> int:
         """The size of all files."""
         return size_of(self.files)

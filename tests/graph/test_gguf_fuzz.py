@@ -80,6 +80,7 @@ def run(bases, path, count, seed):
     return refused
 
 
+@pytest.mark.slow  # tracemalloc makes reading many times slower
 def test_some_mutated_files(bases, tmp_path):
     refused = run(bases, tmp_path / "x.gguf", 24, 0)
     assert 6 < refused < 24  # some changes do not matter: of weights, of texts

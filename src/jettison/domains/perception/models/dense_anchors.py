@@ -34,7 +34,7 @@ from jettison.domains.perception.modelling import Prediction, Sample, Stage, Ten
 from jettison.graph.own_models import OwnConfig, OwnModel
 
 TASK = "lanes"
-STAGES = (Stage("train", steps=1600, batch=16, rate=1e-3),)
+STAGES = (Stage("train", steps=4000, batch=16, rate=1e-3),)
 NEAR, FAR = 15 / 640, 20 / 640  # mean distance of an anchor of a lane, and of one of none, as shares of the width
 SAME = (
     50 / 640

@@ -41,7 +41,7 @@ from jettison.graph.own_models import OwnConfig, OwnModel
 
 __all__ = ["Config"]
 TASK = "lanes"
-STAGES = (Stage("train", steps=1600, batch=16, rate=1e-3),)
+STAGES = (Stage("train", steps=4000, batch=16, rate=1e-3),)
 FOCAL, DISTANCE, OVERLAP, ANGLE, ENDS = 2.0, 5.0, 2.0, 1.0, 0.2  # weights of cost and loss
 PAPER: dict[str, Any] = {
     "height": 320, "width": 800, "crop": 270 / 590, "widths": [64, 128, 256, 512], "depths": [3, 4, 6, 3],

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from jettison.core.errors import UsageError
+from jettison.core.errors import JettisonError, UsageError
 from jettison.domains.diffusion.tracing import flop_counter
 from jettison.domains.perception.layers.lanes import (
     SLOTS,
@@ -220,7 +220,7 @@ class TestTables:
         made = image_lane(config, sample, table[0], extents(table[0]).tolist())
         at = np.interp(made.points[:, 1], lane[:, 1], lane[:, 0])
         assert np.abs(made.points[:, 0] - at).max() < 0.3, "of 160 pixels, with rows 9 pixels apart"
-        assert made.points[:, 1].min() < 32 and made.points[:, 1].max() > 94
+        assert made.points[:, 1].min() <= 37 and made.points[:, 1].max() > 94
 
     def test_the_upper_part_is_not_seen(self, tmp_path):
         sample = sample_of(tmp_path, [])
@@ -254,7 +254,7 @@ class TestTables:
         background = row.median(-1).values.amax(-1) < 0.02  # brightened black would move the mean
         assert background.sum() > 8 and there[background].float().mean() > 0.9
         apart = (bright - lanes[:, 0, 2:]).abs()[background]
-        assert apart[there[background]].max() < 0.04
+        assert apart[there[background]].median() < 0.01 and apart[there[background]].max() < 0.06
         assert lanes[:, 0].std() > 0.05 and not inside(lanes[:, 1:]).any()
 
     def test_predictions_have_confidence_and_are_few(self, tmp_path):
@@ -328,12 +328,8 @@ class TestDenseAnchors:
         anchors = torch.stack([straight(0.30, 1.0), straight(0.315, 1.0), straight(0.5, 1.0), straight(0.325, 1.0)])
         table = table_of(straight(0.3, 1.0))
         positive, negative, nearest = dense_anchors.assign(anchors, table)
-        assert positive[0].tolist() == [True, True, False, False] and negative[0].tolist() == [
-            False,
-            False,
-            True,
-            False,
-        ]
+        assert positive[0].tolist() == [True, True, False, False]
+        assert negative[0].tolist() == [False, False, True, False]
         lonely, _, nearest = dense_anchors.assign(anchors[2:3], table)
         assert lonely.all() and nearest[0, 0] == 0, "every lane has an anchor"
         none, all_negative, _ = dense_anchors.assign(anchors, table_of())
@@ -401,7 +397,7 @@ def test_show_draws_predictions_anchors_and_curves(trained, world, tmp_path):
     compress(trained, "w8", tmp_path / "w8")
     result = show_perception([trained, tmp_path / "w8"], tmp_path / "a.html", images=[tmp_path / "mine.jpg"])
     page = (tmp_path / "a.html").read_text()
-    assert "trained on synthetic images only" in " ".join(sum(result["models"].values(), []))
+    assert "trained on synthetic images only" in str(result["models"])
     assert page.count("trained on synthetic images only") == 2 and page.count("<svg") == 1
     assert "predicted lanes red" in page and "true lanes" not in page
     assert ("anchors after they turned" in page) == (trained.name == SPARSE)
@@ -437,7 +433,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained, world, tmp_path):
     (tmp_path / "m/model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())
     kept = {field: config[field] for field in SMALL}
     (tmp_path / "m/config.json").write_text(json.dumps({"model_type": f"jettison_{other}", **kept}))
-    with pytest.raises(UsageError, match="tensor|weight|parameter"):
+    with pytest.raises(JettisonError, match="the checkpoint has no tensor for"):
         evaluate_perception(tmp_path / "m", world)
 
 

@@ -104,7 +104,8 @@ def pack(tensors: Mapping[str, torch.Tensor], shapes: Shapes) -> torch.Tensor:
             raise UsageError(f"{name} of a sample is {actual}: the shape {tuple(shape)} is needed")
     if len(shapes) == 1:
         return tensors[next(iter(shapes))]
-    return torch.cat([tensors[name].reshape(tensors[name].shape[0], -1).float() for name in shapes], 1)
+    parts = (tensors[name] for name in shapes)
+    return torch.cat([(part.flatten(1) if part.dim() > 1 else part[:, None]).float() for part in parts], 1)
 
 
 def unpack(packed: torch.Tensor, shapes: Shapes) -> dict[str, torch.Tensor]:

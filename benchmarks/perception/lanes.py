@@ -62,6 +62,7 @@ class Bench:
     """The cells of the benchmark. scale: divides the numbers of scenes and steps."""
 
     def __init__(self, scale: int = 1):
+        self.scale = scale
         self.name = NAME if scale == 1 else f"{NAME}-{scale}"
         self.folder = RUNS / self.name
         self.world = self.folder / "world"

@@ -41,6 +41,7 @@ from jettison.domains.perception.world.store import write_world
 from jettison.fitting import fit
 from jettison.graph.folder import ModelFolder
 from jettison.graph.own_models import build_skeleton, make_config, make_model
+from jettison.pipeline import preset_times as timing
 from jettison.pipeline.compression import compress
 from jettison.pipeline.evaluation import evaluate
 from jettison.pipeline.exporting import export
@@ -396,7 +397,7 @@ def test_all_verbs_take_the_trained_models(trained, world, tmp_path):
 
 def test_fit_reaches_a_latency_by_bits_or_says_what_was_measured(trained, world, tmp_path, monkeypatch):
     times = {"original": 10.0, "w8": 8.0, "w4": 6.0}
-    monkeypatch.setattr(bits, "_measure", lambda source: times)
+    monkeypatch.setattr(timing, "preset_times", lambda source, presets: times)
     chosen = {share: bits.plan_bits(ModelFolder(trained), latency=share).name for share in ("0.8x", "0.7x")}
     assert chosen == {"0.8x": "w8", "0.7x": "w4"}
     assert not bits.plan_bits(ModelFolder(trained), fps=90).steps, "10 ms are fast enough"
@@ -412,8 +413,8 @@ def test_fit_reaches_a_latency_by_bits_or_says_what_was_measured(trained, world,
 
 
 def test_latencies_are_of_the_presets(trained, monkeypatch):
-    monkeypatch.setattr(bits, "ROUNDS", 5)
-    times = bits._measure(ModelFolder(trained))
+    monkeypatch.setattr(timing, "ROUNDS", 5)
+    times = timing.preset_times(ModelFolder(trained), bits.TRIED)
     assert list(times) == ["original", "w8", "w4"] and all(0 < ms < 1e4 for ms in times.values())
 
 

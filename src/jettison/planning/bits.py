@@ -5,8 +5,6 @@ Its depth cannot be pruned, since that trains on classes. So the presets are tri
 
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 from jettison.core.errors import UsageError
 from jettison.core.kept import read_record, write_record
@@ -17,7 +15,6 @@ from jettison.recipe.recipe import Recipe, load_recipe
 
 TRIED = ("w8", "w4")  # presets, from the least loss
 MEASURED = ".latencies.json"  # in the folder of a run: what was measured when the run began
-ROUNDS, SECONDS = 100, 30.0
 
 
 def plan_bits(
@@ -60,24 +57,9 @@ def _measured(source: ModelFolder, folder: Path | None) -> dict[str, float]:
         record = read_record(path)
         if record.get("model") == source.identity():
             return {name: float(ms) for name, ms in record["milliseconds"].items()}
-    times = _measure(source)
+    from jettison.pipeline.preset_times import preset_times  # torch takes seconds to import
+
+    times = preset_times(source, TRIED)
     if path:
         write_record(path, {"model": source.identity(), "milliseconds": times})
     return times
-
-
-def _measure(source: ModelFolder) -> dict[str, float]:
-    """Time the original and the presets in turns. Values do not matter for times, so no preset needs data."""
-    from jettison.domains.domain import find_domain
-    from jettison.pipeline.compression import compress
-    from jettison.runtime.latency import latencies
-    from jettison.runtime.load import load
-
-    with TemporaryDirectory() as scratch:
-        models: dict[str, Any] = {"original": load(source.folder).model}
-        for name in TRIED:
-            compress(source.folder, load_recipe(name, ["quantize.method=rtn"]), Path(scratch, name))
-            models[name] = load(Path(scratch, name)).model
-        example, _ = find_domain(source).example(source)
-        taken = latencies(models, example, rounds=ROUNDS, seconds=SECONDS)
-    return {name: round(row["median_ms"], 4) for name, row in taken.items()}

@@ -195,16 +195,22 @@ def write_page(path: Path, title: str, frames: Sequence[Frame]) -> None:
         sheets = {"Cameras": camera_sheet(frame, labels=False), "Lanes, ways and traffic elements": camera_sheet(frame)}
         if any(view.depth is not None for view in frame.views.values()):
             sheets[f"Depth, {NEAR:g} m (yellow) to {DEEP:g} m (blue)"] = depth_sheet(frame)
-        columns = ["".join(_figure(name, sheet) for name, sheet in sheets.items())]
+        columns = ["".join(figure(name, sheet) for name, sheet in sheets.items())]
         if frame.road is not None:
-            columns.append(_figure("The road from above", birds_eye(frame.road)))
+            columns.append(figure("The road from above", birds_eye(frame.road)))
         parts.append(f"<h2>{escape(frame.name)}</h2><section>" + "".join(f"<div>{one}</div>" for one in columns))
         parts.append("</section>")
+    write_html(path, title, parts)
+
+
+def write_html(path: Path, title: str, parts: Sequence[str]) -> None:
+    """Write parts of HTML as a page."""
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     write_text(path, head + "\n".join(parts) + "</html>\n")
 
 
-def _figure(name: str, image: np.ndarray) -> str:
+def figure(name: str, image: np.ndarray) -> str:
+    """Return an image with its name as HTML that needs no other file."""
     data = base64.b64encode(picture_bytes(image)).decode("ascii")
     picture = f'<img alt="{escape(name)}" src="data:image/webp;base64,{data}">'
     return f"<figure><figcaption>{escape(name)}</figcaption>{picture}</figure>"

@@ -104,7 +104,7 @@ def pack(tensors: Mapping[str, torch.Tensor], shapes: Shapes) -> torch.Tensor:
             raise UsageError(f"{name} of a sample is {actual}: the shape {tuple(shape)} is needed")
     if len(shapes) == 1:
         return tensors[next(iter(shapes))]
-    return torch.cat([tensors[name].reshape(len(tensors[name]), -1).float() for name in shapes], 1)
+    return torch.cat([tensors[name].reshape(tensors[name].shape[0], -1).float() for name in shapes], 1)
 
 
 def unpack(packed: torch.Tensor, shapes: Shapes) -> dict[str, torch.Tensor]:
@@ -112,7 +112,7 @@ def unpack(packed: torch.Tensor, shapes: Shapes) -> dict[str, torch.Tensor]:
     if len(shapes) == 1:
         return {next(iter(shapes)): packed}
     parts = packed.split([math.prod(shape) for shape in shapes.values()], 1)
-    return {name: part.unflatten(1, shape) if shape else part[:, 0]
+    return {name: part.reshape(part.shape[0], *shape) if shape else part[:, 0]  # unflatten would fix the batch in ONNX
             for (name, shape), part in zip(shapes.items(), parts, strict=True)}  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The fields of Separated RoadTopoFormer, and its two ready-made configurations: small (the defaults) and the paper's."""
+"""The fields of Separated RoadTopoFormer. The defaults are small; ``PAPER`` has the sizes of the paper."""
 
 from typing import Annotated, Any, Literal
 
@@ -25,7 +25,7 @@ class Config(Fields):
     rows, columns: of the cells of the bird's-eye view, ahead to behind, left to right.
     heights: of the points of a cell that are projected into the cameras, metres.
     encoder, decoder: numbers of layers of the lane detector. lane_stride: of its finest map.
-    lanes: queries. controls: control points of a curve.
+    lanes: queries. controls: control points of a curve. curve_points: of a predicted lane, as many as labels have.
     element_encoder, element_decoder: numbers of layers of the other detector. element_stride: of its finest map.
     elements: queries. proposals: whether they begin at the likeliest places of the image, else at learned places.
     geometry: whether the relation heads read end points and boxes, beside the features of the instances.
@@ -56,6 +56,7 @@ class Config(Fields):
     lane_stride: Stride = 8
     lanes: Count = 40
     controls: Annotated[int, Field(ge=2, le=12, description="a whole number from 2 to 12 is needed")] = 5
+    curve_points: Annotated[int, Field(ge=2, le=1000, description="a whole number from 2 to 1,000 is needed")] = 21
     element_encoder: Annotated[int, Field(ge=0, le=24, description="a whole number from 0 to 24 is needed")] = 0
     element_decoder: Layers = 3
     element_stride: Stride = 4
@@ -79,6 +80,6 @@ PAPER: dict[str, Any] = {
     "cameras": 7, "height": 775, "width": 1024, "front_height": 1024, "front_width": 775, "backbone": "bottleneck",
     "widths": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "dimension": 256, "heads": 8, "hidden": 512,
     "smooth": True, "rows": 200, "columns": 100, "heights": [-2.0, -0.7, 0.6, 1.9], "encoder": 3, "decoder": 6,
-    "lane_stride": 8, "lanes": 100, "controls": 5, "element_encoder": 6, "element_decoder": 6, "element_stride": 8,
-    "elements": 100, "proposals": False, "geometry": False, "steps": 67_000,
+    "lane_stride": 8, "lanes": 100, "controls": 5, "curve_points": 11, "element_encoder": 6, "element_decoder": 6,
+    "element_stride": 8, "elements": 100, "proposals": False, "geometry": False, "steps": 67_000,
 }  # fmt: skip

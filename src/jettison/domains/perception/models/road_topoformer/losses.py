@@ -10,7 +10,7 @@ import torch
 from jettison.domains.perception.layers.losses import corners, focal_cost, focal_loss, generalized_iou
 from jettison.domains.perception.layers.matching import match
 from jettison.domains.perception.modelling import Tensors
-from jettison.domains.perception.models.road_topoformer.curves import curve_points, to_metres
+from jettison.domains.perception.models.road_topoformer.bezier import curve_points, to_metres
 
 Tensor = torch.Tensor
 SCORE, DISTANCE, EDGES, OVERLAP = 2.0, 0.5, 5.0, 2.0  # of scores, metres, L1 of boxes, generalized IoU

@@ -7,12 +7,18 @@ from jettison.core.errors import UsageError
 from jettison.domains.perception.images import front_view, view_pixels, view_size
 from jettison.domains.perception.layers.losses import corners
 from jettison.domains.perception.modelling import Prediction, Sample, Tensors
-from jettison.domains.perception.models.road_topoformer.curves import curve_points, fit_curve, to_metres, to_shares
+from jettison.domains.perception.models.road_topoformer.bezier import (
+    curve_points,
+    even_points,
+    fit_curve,
+    to_metres,
+    to_shares,
+)
 from jettison.domains.perception.scenes import ATTRIBUTES, Camera, Centerline, Road, TrafficElement, View
 from jettison.graph.own_models import OwnConfig
 
 SLOTS = {"lanes": 80, "elements": 40}  # instances of a frame that are learned, at most
-POINTS = 11  # of a predicted lane, as in the official baseline
+DENSE = 100  # points of a curve, before some at even steps are taken
 LEAST = 0.05  # confidence of a predicted instance
 SHORTEST = 1e-3  # side of a predicted box in pixels
 
@@ -96,15 +102,16 @@ def _first(sizes: list[float], count: int) -> list[int]:
 
 
 def predict(config: OwnConfig, outputs: Tensors, sample: Sample) -> Prediction:
-    """Return the road of a sample: lanes as 11 points in metres, elements in pixels of its front image, and edges.
+    """Return the road of a sample: lanes in metres, elements in pixels of its front image, and edges.
 
-    Instances less likely than 0.05 are left out. An element has its likeliest attribute.
+    Lanes are points at even steps, as labels are: the score's distance depends on how dense they are. Instances less
+    likely than 0.05 are left out. An element has its likeliest attribute.
     """
     view = front_view(sample.frame)
     confidences = outputs["lanes"][:, 0].sigmoid()
     lanes = [int(number) for number in confidences.argsort(descending=True) if confidences[number] >= LEAST]
     curves = outputs["lanes"][:, 1:].unflatten(-1, (config.controls, 3)).double()
-    points = curve_points(to_metres(curves), POINTS).numpy()
+    points = curve_points(to_metres(curves), DENSE).numpy()
     likely, attributes = outputs["elements"][:, : len(ATTRIBUTES)].sigmoid().max(-1)
     boxes = _boxes(outputs["elements"][:, len(ATTRIBUTES) :], view)
     elements = [int(number) for number in likely.argsort(descending=True)
@@ -112,7 +119,8 @@ def predict(config: OwnConfig, outputs: Tensors, sample: Sample) -> Prediction:
     edges = {name: outputs[name].sigmoid().double().numpy() for name in ("lane_lane", "lane_element")}
     return Prediction(
         road=Road(
-            [Centerline(place, points[number], float(confidences[number])) for place, number in enumerate(lanes)],
+            [Centerline(place, even_points(points[number], config.curve_points), float(confidences[number]))
+             for place, number in enumerate(lanes)],
             [TrafficElement(place, boxes[number], int(attributes[number]), float(likely[number]))
              for place, number in enumerate(elements)],
             edges["lane_lane"][np.ix_(lanes, lanes)],

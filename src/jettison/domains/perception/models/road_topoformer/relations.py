@@ -1,8 +1,9 @@
 """The relation heads: features of two instances to the probability that they belong together.
 
-Two networks, one for each side, then a classifier of both beside each other, as in the official baseline of OpenLane-V2.
-End points of lanes and boxes of elements are an option of the paper; how they are read is our own: an encoding is added
-to the features, and of two lanes the classifier sees the gap between the end of the one and the start of the other.
+Two networks, one for each side, then a classifier of both beside each other, as in the official baseline of
+OpenLane-V2. End points of lanes and boxes of elements are an option of the paper; how they are read is our own: an
+encoding is added to the features, and of two lanes the classifier sees the gap between the end of the one and the start
+of the other.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from jettison.domains.perception.layers.encodings import sine_encoding
 from jettison.domains.perception.layers.steps import perceptron
-from jettison.domains.perception.models.road_topoformer.curves import REACH
+from jettison.domains.perception.models.road_topoformer.bezier import REACH
 from jettison.domains.perception.models.road_topoformer.surround import RARE
 from jettison.graph.own_models import OwnConfig
 

@@ -16,7 +16,7 @@ from jettison.domains.perception.layers.encodings import sine_encoding
 from jettison.domains.perception.layers.pyramid import Pyramid
 from jettison.domains.perception.layers.sampling import deformable_sampling
 from jettison.domains.perception.layers.steps import DeformableAttention, FeedForward, perceptron
-from jettison.domains.perception.models.road_topoformer.curves import to_metres
+from jettison.domains.perception.models.road_topoformer.bezier import to_metres
 from jettison.graph.own_models import OwnConfig
 
 Tensor = torch.Tensor
@@ -135,7 +135,7 @@ class LaneDetector(nn.Module):
 
         images: (batch, cameras, 3, height, width) from 0 to 1. projection: see ``project``.
         Returns features (batch, lanes, width); scores (batch, lanes), logits; curves (batch, lanes, controls, 3),
-        control points as shares of the view, see ``curves.to_shares``.
+        control points as shares of the view, see ``bezier.to_shares``.
         """
         view = self.look_down(images, projection)
         x = self.queries.expand(images.shape[0], -1, -1)

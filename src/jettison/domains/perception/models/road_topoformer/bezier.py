@@ -28,16 +28,20 @@ def fit_curve(points: np.ndarray, controls: int) -> np.ndarray:
     points: (n, 3), at least 2. They are taken at even steps along the line, so that their density does not matter.
     Returns control points (controls, 3).
     """
-    lengths = np.linalg.norm(np.diff(points, axis=0), axis=1)
-    along = np.concatenate([[0], np.cumsum(lengths)])
-    steps = np.linspace(0, along[-1], 8 * controls)
-    dense = np.stack([np.interp(steps, along, column) for column in points.T], 1)
+    dense = even_points(points, 8 * controls)
     matrix, ends = bernstein(controls, len(dense)), dense[[0, -1]]
     if controls == 2:
         return ends
     rest = dense - matrix[:, [0, -1]] @ ends
     inner, *_ = np.linalg.lstsq(matrix[:, 1:-1], rest, rcond=None)
     return np.concatenate([ends[:1], inner, ends[1:]])
+
+
+def even_points(points: np.ndarray, count: int) -> np.ndarray:
+    """Return ``count`` points at even steps along a line. points: (n, 3). Returns (count, 3)."""
+    along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    steps = np.linspace(0, along[-1], count)
+    return np.stack([np.interp(steps, along, column) for column in points.T], 1)
 
 
 def to_shares(points: np.ndarray | torch.Tensor) -> torch.Tensor:

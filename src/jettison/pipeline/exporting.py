@@ -38,7 +38,8 @@ def export(model: str | Path, out: str | Path, *, to: str = "onnx", size: str | 
 
     Returns file, to, opset, bytes, input and output (names and shapes), difference (the largest one between the logits
     of file and model on two images of noise; None if onnxruntime is not installed) and largest (logit).
-    Raises UsageError for a model of another kind, a size that it does not take, and if onnx is not installed. Raises JettisonError, and removes the file, if its logits differ from the model's.
+    Raises UsageError for a model of another kind, a size that it does not take, and if onnx is not installed. Raises
+    JettisonError, and removes the file, if its logits differ from the model's.
     """
     if to not in TARGETS:
         raise unknown("target", to, TARGETS)
@@ -46,8 +47,8 @@ def export(model: str | Path, out: str | Path, *, to: str = "onnx", size: str | 
     path, source = writable_file(Path(out)), ModelFolder(model)
     if (kind := source.anatomy.family.domain) not in ("vision", "perception"):
         raise UsageError(
-            f"{source.name} is a {KINDS.get(kind, f'{kind} model')}: only an {KINDS['vision']} or a perception model can "
-            f"be written as {to}"
+            f"{source.name} is a {KINDS.get(kind, f'{kind} model')}: only an {KINDS['vision']} or a perception model "
+            f"can be written as {to}"
         )
     if sides and kind == "perception":
         raise UsageError(f"size = {shown(size)}: {source.name} has the size of its config; leave it out")

@@ -24,7 +24,9 @@ class Config(Fields):
     smooth: whether pyramids have their 3x3 convolutions. points: that a head samples of every level.
     rows, columns: of the cells of the bird's-eye view, ahead to behind, left to right.
     heights: of the points of a cell that are projected into the cameras, metres.
-    encoder, decoder: numbers of layers of the lane detector. lane_stride: of its finest map.
+    encoder, decoder: numbers of layers of the lane detector. lane_stride: of its finest map. lane_levels: of its maps
+        into which cells look, from the finest on; the pyramid has all. view_points: that a head samples of each of
+        them around every projected point.
     lanes: queries. controls: control points of a curve. curve_points: of a predicted lane, as many as labels have.
     element_encoder, element_decoder: numbers of layers of the other detector. element_stride: of its finest map.
     elements: queries. proposals: whether they begin at the likeliest places of the image, else at learned places.
@@ -54,6 +56,8 @@ class Config(Fields):
     encoder: Layers = 2
     decoder: Layers = 3
     lane_stride: Stride = 8
+    lane_levels: Annotated[int, Field(ge=1, le=4, description="a whole number from 1 to 4 is needed")] = 1
+    view_points: Annotated[int, Field(ge=1, le=32, description="a whole number from 1 to 32 is needed")] = 2
     lanes: Count = 40
     controls: Annotated[int, Field(ge=2, le=12, description="a whole number from 2 to 12 is needed")] = 5
     curve_points: Annotated[int, Field(ge=2, le=1000, description="a whole number from 2 to 1,000 is needed")] = 21
@@ -80,6 +84,6 @@ PAPER: dict[str, Any] = {
     "cameras": 7, "height": 775, "width": 1024, "front_height": 1024, "front_width": 775, "backbone": "bottleneck",
     "widths": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "dimension": 256, "heads": 8, "hidden": 512,
     "smooth": True, "rows": 200, "columns": 100, "heights": [-2.0, -0.7, 0.6, 1.9], "encoder": 3, "decoder": 6,
-    "lane_stride": 8, "lanes": 100, "controls": 5, "curve_points": 11, "element_encoder": 6, "element_decoder": 6,
-    "element_stride": 8, "elements": 100, "proposals": False, "geometry": False, "steps": 67_000,
+    "lane_stride": 8, "lane_levels": 3, "view_points": 2, "lanes": 100, "controls": 5, "curve_points": 11,
+    "element_encoder": 6, "element_decoder": 6, "element_stride": 8, "elements": 100, "proposals": False, "geometry": False, "steps": 67_000,
 }  # fmt: skip

@@ -70,7 +70,7 @@ class BirdsEyeLayer(nn.Module):
         super().__init__()
         width, heads = config.dimension, config.heads
         self.around = DeformableAttention(width, heads, 1, config.points)
-        self.views = ViewAttention(width, heads, levels, config.points, len(config.heights))
+        self.views = ViewAttention(width, heads, levels, config.view_points, len(config.heights))
         self.mlp = FeedForward(width, config.hidden)
         self.sides = (config.rows, config.columns)
 
@@ -105,11 +105,11 @@ class LaneDetector(nn.Module):
         super().__init__()
         width = config.dimension
         self.first, self.sides = STRIDES.index(config.lane_stride), (config.rows, config.columns)
-        self.controls, levels = config.controls, len(STRIDES) - self.first
+        self.controls, self.levels = config.controls, min(config.lane_levels, len(STRIDES) - self.first)
         self.backbone = backbone
         self.pyramid = Pyramid(backbone.channels[self.first :], width, config.smooth)
         self.cells = nn.Parameter(0.1 * torch.randn(config.rows * config.columns, width))
-        self.encoder = nn.ModuleList(BirdsEyeLayer(config, levels) for _ in range(config.encoder))
+        self.encoder = nn.ModuleList(BirdsEyeLayer(config, self.levels) for _ in range(config.encoder))
         self.queries = nn.Parameter(0.1 * torch.randn(config.lanes, width))
         self.starts = nn.Parameter(torch.logit(_starts(config.lanes, config.controls)))
         self.place = perceptron(3 * config.controls, width, width)
@@ -151,7 +151,7 @@ class LaneDetector(nn.Module):
 
     def look_down(self, images: Tensor, projection: Tensor) -> Tensor:
         """Return the bird's-eye view, (batch, width, rows, columns). Arguments: see ``forward``."""
-        maps = self.pyramid(self.backbone(images.flatten(0, 1))[self.first :])
+        maps = self.pyramid(self.backbone(images.flatten(0, 1))[self.first :])[: self.levels]
         places = project(self.pillars, projection).unflatten(2, (self.cells.shape[0], -1))
         positions = sine_encoding(self.middles, self.cells.shape[-1])[None]
         x = self.cells.expand(images.shape[0], -1, -1)

@@ -104,12 +104,8 @@ def pack(tensors: Mapping[str, torch.Tensor], shapes: Shapes) -> torch.Tensor:
             raise UsageError(f"{name} of a sample is {actual}: the shape {tuple(shape)} is needed")
     if len(shapes) == 1:
         return tensors[next(iter(shapes))]
-<<<<<<< HEAD
-    return torch.cat([tensors[name].reshape(tensors[name].shape[0], -1).float() for name in shapes], 1)
-=======
     parts = (tensors[name] for name in shapes)
     return torch.cat([(part.flatten(1) if part.dim() > 1 else part[:, None]).float() for part in parts], 1)
->>>>>>> lanes
 
 
 def unpack(packed: torch.Tensor, shapes: Shapes) -> dict[str, torch.Tensor]:
@@ -117,7 +113,8 @@ def unpack(packed: torch.Tensor, shapes: Shapes) -> dict[str, torch.Tensor]:
     if len(shapes) == 1:
         return {next(iter(shapes)): packed}
     parts = packed.split([math.prod(shape) for shape in shapes.values()], 1)
-    return {name: part.reshape(part.shape[0], *shape) if shape else part[:, 0]  # unflatten would fix the batch in ONNX
+    # Not unflatten, with which ONNX files would have a fixed batch.
+    return {name: part.reshape(part.shape[0], *shape) if shape else part[:, 0]
             for (name, shape), part in zip(shapes.items(), parts, strict=True)}  # fmt: skip
 
 

@@ -135,8 +135,12 @@ def finish(bench: Bench, cells: Mapping[str, Any]) -> None:
     small = {recipe: bench.compressed(recipe) for recipe in RECIPES}
     folders = {MAIN: main["folder"]} | {recipe: row["folder"] for recipe, row in small.items()}
     timed = cell(bench.name, "times", lambda: times(folders))
-    rows = [[name, *row["rules"]["v2.1"].values(), *(timed[runtime][name]["ms"] for runtime in RUNTIMES),
-             size_of(Path(folders[name]).glob("*.safetensors"))] for name, row in {MAIN: main, **small}.items()]  # fmt: skip
+    stored = {name: size_of(Path(folder).glob("*.safetensors")) for name, folder in folders.items()}
+    taken = lambda name: [timed[runtime][name]["ms"] for runtime in RUNTIMES]
+    rows = [
+        [name, *row["rules"]["v2.1"].values(), *taken(name), stored[name]]
+        for name, row in {MAIN: main, **small}.items()
+    ]
     bits = {"columns": ["", *PARTS, *(f"{name} ms" for name in RUNTIMES), "bytes"], "rows": rows}
     details = {
         "tables": seen["tables"] | {"bits": bits},

@@ -85,5 +85,6 @@ PAPER: dict[str, Any] = {
     "widths": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "dimension": 256, "heads": 8, "hidden": 512,
     "smooth": True, "rows": 200, "columns": 100, "heights": [-2.0, -0.7, 0.6, 1.9], "encoder": 3, "decoder": 6,
     "lane_stride": 8, "lane_levels": 3, "view_points": 2, "lanes": 100, "controls": 5, "curve_points": 11,
-    "element_encoder": 6, "element_decoder": 6, "element_stride": 8, "elements": 100, "proposals": False, "geometry": False, "steps": 67_000,
+    "element_encoder": 6, "element_decoder": 6, "element_stride": 8, "elements": 100, "proposals": False,
+    "geometry": False, "steps": 67_000,
 }  # fmt: skip

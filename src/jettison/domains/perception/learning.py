@@ -2,6 +2,8 @@
 
 - The stages of the model follow each other. Each is one training of ``training.loop``: resumable, and with the best
   parameters by the score on the split ``val``; of equal scores, those of the smaller loss.
+- A stage that trains a part which reads only what frozen parts make of a sample learns from that, computed once, if the
+  model has ``condense``.
 - A run that was killed continues, and gives the same bytes. ``training.jsonl`` says what was asked for, and records
   the loss of every step and the scores; ``training.svg`` draws them.
 """

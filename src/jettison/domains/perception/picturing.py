@@ -67,7 +67,7 @@ def _road(sample: Sample, prediction: Prediction) -> dict[str, np.ndarray]:
         roads = {"true": frame.road} | roads
     pictures = {f"{' and '.join(roads)} road, from above": stacked([birds_eye(road) for road in roads.values()], 2)}
     for kind, road in roads.items():
-        pictures[f"{kind} lanes and traffic elements"] = camera_sheet(replace(frame, views=bare, road=road))
+        pictures[f"{kind} lanes and traffic elements"] = camera_sheet(replace(frame, views=bare, road=road), graph=True)
     return pictures
 
 

@@ -1,12 +1,13 @@
 """Sparse Laneformer against dense anchors on the synthetic world: F1, MACs, ablations, 8 and 4 bits, latency.
 
     pip install -r benchmarks/perception/requirements.txt
+    OMP_NUM_THREADS=1 python -m benchmarks.perception.lanes --world --processes 2      # render the world: some minutes
     OMP_NUM_THREADS=1 python -m benchmarks.perception.lanes                            # train all cells, one by one
     OMP_NUM_THREADS=1 python -m benchmarks.perception.lanes --only sparse-0 dense-0    # some cells
     python -m benchmarks.perception.lanes --finish    # compress, time, write the result
 
 A cell is one training with its scores on unseen scenes, kept in runs/lanes; a training that was killed continues. Two
-processes with other cells may run at the same time; the world is rendered once, by the first. ``--finish`` needs all
+processes with other cells may run at the same time, once ``--world`` has rendered the world. ``--finish`` needs all
 cells and an idle machine. ``--scale`` divides scenes and steps, to try the plan; its cells are kept elsewhere.
 
 - World: 3,000 scenes, one frame of the front camera each, 160 x 400 pixels: 1,800 to learn from, 600 to choose the best
@@ -62,6 +63,7 @@ class Bench:
     """The cells of the benchmark. scale: divides the numbers of scenes and steps."""
 
     def __init__(self, scale: int = 1):
+        self.scale = scale
         self.name = NAME if scale == 1 else f"{NAME}-{scale}"
         self.folder = RUNS / self.name
         self.world = self.folder / "world"
@@ -163,12 +165,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CELLS, help="train only these cells")
     parser.add_argument("--world", action="store_true", help="only render the world")
+    parser.add_argument("--processes", type=int, default=1, help="that render at the same time")
     parser.add_argument("--scale", type=int, default=1, help="divide scenes and steps by this, to try the plan")
     parser.add_argument("--finish", action="store_true", help="compress, time, and write the result")
     args = parser.parse_args()
     bench = Bench(args.scale)
     if args.world:
-        write_world(bench.world, ORDER, bench.scenes)
+        write_world(bench.world, ORDER, bench.scenes, args.processes)
     elif args.finish:
         cells = bench.cells()
         finish(bench, cells, summary(cells), script=__file__)

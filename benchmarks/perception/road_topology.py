@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.perception.lanes_finish import RUNTIMES, macs_of, times
+from benchmarks.perception.lanes_finish import ROUNDS, RUNTIMES, macs_of, times
 from benchmarks.witness import RUNS, cell, claim, origin, write_result
 from jettison import compress
 from jettison.core.files import size_of
@@ -66,6 +66,7 @@ class Bench:
         self.folder = RUNS / self.name
         self.world = self.folder / "world"
         self.scenes, self.steps = max(10, SCENES // scale), max(4, STEPS // scale)
+        self.rounds = max(3, ROUNDS // scale)
 
     def train(self, key: str) -> dict[str, Any]:
         """Train the model of a cell, and return its scores on the test split."""
@@ -134,7 +135,7 @@ def finish(bench: Bench, cells: Mapping[str, Any]) -> None:
     seen, main = summary(cells), cells[f"{MAIN}-0"]
     small = {recipe: bench.compressed(recipe) for recipe in RECIPES}
     folders = {MAIN: main["folder"]} | {recipe: row["folder"] for recipe, row in small.items()}
-    timed = cell(bench.name, "times", lambda: times(folders))
+    timed = cell(bench.name, "times", lambda: times(folders, bench.rounds))
     stored = {name: size_of(Path(folder).glob("*.safetensors")) for name, folder in folders.items()}
     taken = lambda name: [timed[runtime][name]["ms"] for runtime in RUNTIMES]
     rows = [

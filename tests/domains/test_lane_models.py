@@ -38,12 +38,14 @@ from jettison.domains.perception.picturing import picture_prediction
 from jettison.domains.perception.scenes import Frame, ImageLane, Scene, View
 from jettison.domains.perception.world.order import Order
 from jettison.domains.perception.world.store import write_world
+from jettison.fitting import fit
 from jettison.graph.folder import ModelFolder
 from jettison.graph.own_models import build_skeleton, make_config, make_model
 from jettison.pipeline.compression import compress
 from jettison.pipeline.evaluation import evaluate
 from jettison.pipeline.exporting import export
 from jettison.pipeline.perceiving import evaluate_perception, show_perception
+from jettison.planning import bits
 
 SPARSE, DENSE = "sparse_laneformer", "dense_anchors"
 SMALL = {
@@ -390,6 +392,29 @@ def test_all_verbs_take_the_trained_models(trained, world, tmp_path):
         result = export(folder, tmp_path / f"{folder.name}.onnx")
         assert result["difference"] < 1e-3 * result["largest"]
     assert evaluate_perception(trained, world).frames == 1
+
+
+def test_fit_reaches_a_latency_by_bits_or_says_what_was_measured(trained, world, tmp_path, monkeypatch):
+    times = {"original": 10.0, "w8": 8.0, "w4": 6.0}
+    monkeypatch.setattr(bits, "_measure", lambda source: times)
+    chosen = {share: bits.plan_bits(ModelFolder(trained), latency=share).name for share in ("0.8x", "0.7x")}
+    assert chosen == {"0.8x": "w8", "0.7x": "w4"}
+    assert not bits.plan_bits(ModelFolder(trained), fps=90).steps, "10 ms are fast enough"
+    assert bits.plan_bits(ModelFolder(trained), fps=120).name == "w8"
+    with pytest.raises(UsageError, match="w8 takes 8 ms .* w4 takes 6 ms .* the budget is 5 ms"):
+        bits.plan_bits(ModelFolder(trained), latency=0.5)
+    with pytest.raises(UsageError, match="there is a recipe: give one of them"):
+        fit(trained, out=tmp_path / "r", latency=0.8, recipe="w8", images=world)
+    result = fit(trained, out=tmp_path / "run", latency=0.8, images=world)
+    assert result["plan"]["recipe"]["name"] == "w8" and "quantized" in result
+    page = (tmp_path / "run/report.html").read_text()
+    assert "predicted ones red" in page and ("anchors after they turned" in page) == (trained.name == SPARSE)
+
+
+def test_latencies_are_of_the_presets(trained, monkeypatch):
+    monkeypatch.setattr(bits, "ROUNDS", 5)
+    times = bits._measure(ModelFolder(trained))
+    assert list(times) == ["original", "w8", "w4"] and all(0 < ms < 1e4 for ms in times.values())
 
 
 def test_show_draws_predictions_anchors_and_curves(trained, world, tmp_path):

@@ -173,9 +173,11 @@ OPTIONS = {
         "--scenes": [("0", "scenes = 0"), ("-1", "scenes = -1")], "--frames": [("0", "frames = 0")],
         "--interval": [("0", "interval = 0"), ("nan", "interval = nan")], "--processes": [("0", "processes = 0")],
         "--place": [("x", "unknown place 'x'")], "--weather": [("x", "unknown weather 'x'")],
+        "--cameras": [("x", "unknown cameras 'x'")],
         "--size": [("x", "such as 160x400"), ("0x5", "from 16 to"), ("99999x99999", "from 16 to")],
     },
     "perceive show FOLDER": {"--split": [("x", "unknown split 'x'")], "--frames": [("0", "frames = 0")]},
+    "perceive show FOLDER --data FOLDER": {"--split": [("x", "is not a model folder")]},
     "perceive score FOLDER FOLDER": {"--layout": [("x", "unknown layout 'x'"), ("", "--layout is empty")]},
     "perceive train lane_regressor --data FOLDER --out OUT": SEEDS | {
         "--steps": [("0", "steps = 0")], "--batch": [("0", "batch = 0")], "--rate": [("nan", "rate = nan")],

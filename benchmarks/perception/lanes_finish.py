@@ -57,12 +57,14 @@ def compressed(bench: Any, recipe: str) -> dict[str, Any]:
 
 
 def times(folders: Mapping[str, str], rounds: int) -> dict[str, Any]:
-    """Time models in turns, in PyTorch and ONNX Runtime, for one image, on one thread.
+    """Time models in turns, in PyTorch and ONNX Runtime, for one sample, on one thread.
 
+    folders: by name, of models that read the same inputs. Gains are those over the first one.
     Returns runtime -> model -> median in ms and gain, and what other programs disturbed.
     """
     models = {name: load(folder).model for name, folder in folders.items()}
-    source = ModelFolder(folders["sparse"])
+    base = next(iter(folders))
+    source = ModelFolder(folders[base])
     example = find_domain(source).example(source)[0]
     work = lambda: {
         name: latencies(models, example, name, threads=1, rounds=rounds, seconds=SECONDS) for name in RUNTIMES
@@ -70,7 +72,7 @@ def times(folders: Mapping[str, str], rounds: int) -> dict[str, Any]:
     taken, disturbance = calm(work)
     result: dict[str, Any] = {}
     for runtime, rows in taken.items():
-        first = rows["sparse"]["samples_ms"]
+        first = rows[base]["samples_ms"]
         result[runtime] = {
             name: {"ms": round(row["median_ms"], 3), "gain": round(ratio(first, row["samples_ms"])["ratio"], 3)}
             for name, row in rows.items()

@@ -76,6 +76,7 @@ def evaluate(
             "(CULane, DDAD, nuScenes) or a file (TuSimple, OpenLane-V2)."
         ),
     ] = None,
+    rule: Annotated[str, typer.Option("--rule", help="Rule of the OpenLane-V2 score: v2.1, v1.1 or v1.0.")] = "v2.1",
     adapter: Annotated[bool, typer.Option(help="Apply the LoRA adapter, if there is one.")] = True,
     json: common.Json = None,
     quiet: common.Quiet = False,
@@ -84,7 +85,7 @@ def evaluate(
     from jettison.pipeline.perceiving import evaluate_perception
 
     common.begin(quiet, json)
-    options = {"split": split, "layout": layout, "predictions": predictions, "adapter": adapter}
+    options = {"split": split, "layout": layout, "predictions": predictions, "adapter": adapter, "rule": rule}
     scores = evaluate_perception(model, data, **options)
     show_scores(scores)
     common.finish({"model": str(model), "data": str(data), "split": split} | scores.to_dict(), json)

@@ -113,7 +113,8 @@ def unpack(packed: torch.Tensor, shapes: Shapes) -> dict[str, torch.Tensor]:
     if len(shapes) == 1:
         return {next(iter(shapes)): packed}
     parts = packed.split([math.prod(shape) for shape in shapes.values()], 1)
-    return {name: part.unflatten(1, shape) if shape else part[:, 0]
+    # Not unflatten, with which ONNX files would have a fixed batch.
+    return {name: part.reshape(part.shape[0], *shape) if shape else part[:, 0]
             for (name, shape), part in zip(shapes.items(), parts, strict=True)}  # fmt: skip
 
 

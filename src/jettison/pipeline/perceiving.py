@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from jettison.core.errors import UsageError
+from jettison.core.errors import UsageError, unknown
 from jettison.core.numbers import check_number
 from jettison.core.progress import bar
 from jettison.domains.perception.domain import TEST, open_samples, shapes_of
@@ -16,6 +16,7 @@ from jettison.domains.perception.modelling import Sample, model_of
 from jettison.domains.perception.picturing import picture_prediction
 from jettison.domains.perception.scoring import Scores
 from jettison.graph.folder import ModelFolder
+from jettison.metrics.openlanev2 import RULES
 from jettison.runtime.load import load
 
 
@@ -27,6 +28,7 @@ def evaluate_perception(
     layout: str | None = None,
     predictions: str | Path | None = None,
     adapter: bool = True,
+    rule: str = "v2.1",
 ) -> Scores:
     """Run a perception model on all frames of a split, and score what it predicts.
 
@@ -37,12 +39,16 @@ def evaluate_perception(
     predictions: where the prediction files are kept, in the format that ``perceive score`` reads: a new folder, or a
         file. None keeps none.
     adapter: load the LoRA adapter of the folder, if it has one.
+    rule: of the OpenLane-V2 score: v2.1, v1.1 or v1.0.
     Raises UsageError for a model of another kind, data that it cannot read, and missing or broken files.
     """
+    if rule not in RULES:
+        raise unknown("rule", rule, RULES)
     source = _perception(model)
     samples = open_samples(source, data, split, layout)
     loaded = load(source.folder, adapter=adapter)
-    return judge(samples, loaded.logits, shapes_of(source), None if predictions is None else Path(predictions))
+    place = None if predictions is None else Path(predictions)
+    return judge(samples, loaded.logits, shapes_of(source), place, rule=rule)
 
 
 def _perception(model: str | Path) -> ModelFolder:

@@ -73,12 +73,18 @@ def predict_one(
 
 
 def judge(
-    samples: Samples, run: Logits, shapes: tuple[Shapes, Shapes], path: Path | None = None, count: int | None = None
+    samples: Samples,
+    run: Logits,
+    shapes: tuple[Shapes, Shapes],
+    path: Path | None = None,
+    count: int | None = None,
+    rule: str = "v2.1",
 ) -> Scores:
     """Score a model on samples, as ``scoring.score`` scores its prediction files.
 
     count: how many samples, spread evenly; None for all.
     path: where the prediction files are written, and stay; None for a place of their own that is removed.
+    rule: of the OpenLane-V2 score, see ``metrics.openlanev2``.
     """
     if path is not None:
         check_place(path, samples.layout)
@@ -90,7 +96,7 @@ def judge(
         write_predictions(place, samples, predict(samples, run, shapes, numbers))
         only = None if count is None else {samples.name(number) for number in numbers}
         split = None if samples.layout == "nuscenes" else samples.split
-        return score(place, samples.folder, samples.layout, split, only=only)
+        return score(place, samples.folder, samples.layout, split, rule=rule, only=only)
 
 
 def headline(scores: Scores) -> float:

@@ -2,11 +2,13 @@
 
 - The stages of the model follow each other. Each is one training of ``training.loop``: resumable, and with the best
   parameters by the score on the split ``val``; of equal scores, those of the smaller loss.
+- A stage that trains a part which reads only what frozen parts make of a sample learns from that, computed once, if the
+  model has ``condense``.
 - A run that was killed continues, and gives the same bytes. ``training.jsonl`` says what was asked for, and records
   the loss of every step and the scores; ``training.svg`` draws them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from jettison.core.progress import logged, say, silent
 from jettison.core.tensors import write_tensors
 from jettison.domains.perception.curves import training_svg
 from jettison.domains.perception.judging import headline, judge
-from jettison.domains.perception.modelling import Stage, find_model
+from jettison.domains.perception.modelling import Stage, Tensors, find_model, stages_of
 from jettison.domains.perception.samples import Samples, folder_digest
 from jettison.domains.perception.world.loading import recognizes
 from jettison.graph.anatomy import OWN
@@ -66,7 +68,7 @@ def train(
     Raises UsageError for unknown names, data that the model cannot read, and a folder that holds another run.
     """
     model, config = find_model(name), make_config(OWN + name, _parse(changes), name)
-    stages = [_changed(stage, steps, batch, rate) for stage in model.STAGES]
+    stages = [_changed(stage, steps, batch, rate) for stage in stages_of(model, config)]
     check_seed(seed)
     check_number("save_every", save_every, 0)
     sets = {split: Samples(model, config, data, split, layout) for split in (TRAIN, VALIDATE)}
@@ -146,7 +148,8 @@ def _learn(
 ) -> None:  # fmt: skip
     """Train a stage, and leave its best parameters in the network."""
     training, model = sets[TRAIN], sets[TRAIN].model
-    first = (training.inputs([0]), training.targets([0]))
+    read = {split: _reader(network, samples, stage) for split, samples in sets.items()}
+    first = (read[TRAIN]([0]), training.targets([0]))
     names = (list(first[0]), list(first[1]))
     parameters = {
         name: parameter.requires_grad_(name.startswith(stage.trains)) for name, parameter in network.named_parameters()
@@ -158,12 +161,12 @@ def _learn(
 
     def fetch(indices: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
         numbers = indices.tolist()
-        return (*training.inputs(numbers).values(), *training.targets(numbers).values())
+        return (*read[TRAIN](numbers).values(), *training.targets(numbers).values())
 
     def score() -> float:
         network.eval()
         with silent():
-            value, loss = _validate(network, sets[VALIDATE], lesson, stage)
+            value, loss = _validate(network, sets[VALIDATE], read[VALIDATE], lesson, stage)
         journal.add(stage=stage.name, score=value, validation_loss=loss)
         network.train()
         return value + 1e-6 / (1 + max(loss, 0.0))  # of equal scores, the smaller loss
@@ -187,16 +190,47 @@ def _learn(
     network.load_state_dict(best, strict=False)
 
 
+def _reader(network: OwnModel, samples: Samples, stage: Stage) -> Callable[[Sequence[int]], Tensors]:
+    """Return a function that reads what a stage learns from of some samples, (n, ...) by name.
+
+    These are their inputs, or what the model condenses them to. A sample is condensed alone, so that the result does
+    not depend on the others of its batch.
+    """
+    kept: dict[int, Tensors] = {}
+
+    @torch.no_grad()
+    def condensed(number: int) -> Tensors | None:
+        if number not in kept:
+            learns = network.training
+            inputs = {name: value.to(network.device) for name, value in samples.inputs([number]).items()}
+            made = samples.model.condense(network.eval(), inputs, stage.name)
+            network.train(learns)
+            if made is None:
+                return None
+            kept[number] = {name: value.cpu() for name, value in made.items()}
+        return kept[number]
+
+    def read(numbers: Sequence[int]) -> Tensors:
+        parts = [condensed(number) for number in numbers]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    if not hasattr(samples.model, "condense") or condensed(0) is None:
+        return samples.inputs
+    return read
+
+
 @torch.no_grad()
-def _validate(network: OwnModel, samples: Samples, lesson: _Lesson, stage: Stage) -> tuple[float, float]:
-    """Return the score of a network on the validation samples, and its mean loss."""
+def _validate(
+    network: OwnModel, samples: Samples, read: Callable[[Sequence[int]], Tensors], lesson: _Lesson, stage: Stage
+) -> tuple[float, float]:
+    """Return the score of a network on the validation samples, and its mean loss. read: see ``_reader``."""
     device = network.device
     run = lambda inputs: network(inputs.to(device)).logits
     value = headline(judge(samples, run, (network.inputs, network.outputs), count=VALIDATED))
     total, every = 0.0, samples.spread(VALIDATED)
     for first in range(0, len(every), stage.batch):
         numbers = every[first : first + stage.batch]
-        tensors = (*samples.inputs(numbers).values(), *samples.targets(numbers).values())
+        tensors = (*read(numbers).values(), *samples.targets(numbers).values())
         total += len(numbers) * float(lesson(*(tensor.to(device) for tensor in tensors)))
     return round(value, 6), round(total / len(every), 6)
 

@@ -79,6 +79,13 @@ class PerceptionModel(Protocol):
     TASK: a key of ``TASKS``.
     STAGES: of the training.
     Config: the fields of config.json, with defaults and limits.
+
+    A model may have two more members:
+
+    - ``stages(config)`` returns the stages, if they depend on the config; STAGES is then not read.
+    - ``condense(model, inputs, stage)`` returns what a stage learns from in place of the inputs of a batch: tensors
+      (batch, ...) by name, made by parts of the network that the stage does not train. None for the inputs themselves.
+      It is called once for every sample, in eval mode and without gradients, and the results are kept in memory.
     """
 
     TASK: str
@@ -117,6 +124,11 @@ def find_model(name: str) -> PerceptionModel:
     if name not in model_names():
         raise unknown("model", name, model_names())
     return module_of(OWN + name)
+
+
+def stages_of(model: PerceptionModel, config: OwnConfig) -> tuple[Stage, ...]:
+    """Return the stages of the training of a model with a config."""
+    return model.stages(config) if hasattr(model, "stages") else model.STAGES
 
 
 def model_of(source: ModelFolder) -> PerceptionModel:

@@ -1,17 +1,19 @@
 """Draws what a perception model predicts of a frame, beside what is true."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from jettison.domains.perception.drawing import birds_eye, depth_colours, stacked
+from jettison.domains.perception.drawing import birds_eye, camera_sheet, depth_colours, stacked
 from jettison.domains.perception.images import front_view
 from jettison.domains.perception.layouts.reading import pillow, read_image
 from jettison.domains.perception.modelling import Prediction, Sample
-from jettison.domains.perception.scenes import ImageLane, View
+from jettison.domains.perception.scenes import ImageLane, Road, View
 
 TRUE, MADE, ANCHOR = (255, 255, 255), (235, 60, 60), (250, 190, 40)
 SMALLEST = 480  # pixels of the width of a picture
+LIKELY = 0.5
 
 
 def picture_prediction(task: str, sample: Sample, prediction: Prediction) -> dict[str, np.ndarray]:
@@ -57,8 +59,28 @@ def _depth(sample: Sample, prediction: Prediction) -> dict[str, np.ndarray]:
 
 
 def _road(sample: Sample, prediction: Prediction) -> dict[str, np.ndarray]:
-    pictures = {} if sample.frame.road is None else {"true road": birds_eye(sample.frame.road)}
-    return pictures | {"predicted road": birds_eye(prediction.road)}
+    """The true road beside the predicted one, from above and over the images. Only what is likelier than not."""
+    frame = sample.frame
+    bare = {name: replace(view, lanes=None) for name, view in frame.views.items()}
+    roads = {"predicted": likely_part(prediction.road)}
+    if frame.road is not None:
+        roads = {"true": frame.road} | roads
+    pictures = {f"{' and '.join(roads)} road, from above": stacked([birds_eye(road) for road in roads.values()], 2)}
+    for kind, road in roads.items():
+        pictures[f"{kind} lanes and traffic elements"] = camera_sheet(replace(frame, views=bare, road=road), graph=True)
+    return pictures
+
+
+def likely_part(road: Road) -> Road:
+    """Return the lanes and elements of a predicted road that are likelier than not, and their edges."""
+    lanes = [place for place, lane in enumerate(road.lanes) if lane.confidence > LIKELY]
+    elements = [place for place, element in enumerate(road.elements) if element.confidence > LIKELY]
+    return Road(
+        [road.lanes[place] for place in lanes],
+        [road.elements[place] for place in elements],
+        road.lane_lane[np.ix_(lanes, lanes)],
+        road.lane_element[np.ix_(lanes, elements)],
+    )
 
 
 DRAWN = {"lanes": _lanes, "depth": _depth, "road": _road}

@@ -23,7 +23,7 @@ def evaluate_perception(
 
     model: its folder, also a compressed one.
     data: folder of a dataset in a layout of the model's task, or of rendered worlds.
-    split: train, val or test; nuScenes has none, there all scenes are read.
+    split: train, val or test.
     layout: of ``data``; None to look at its files.
     predictions: where the prediction files are kept, in the format that ``perceive score`` reads: a new folder, or a
         file. None keeps none.

@@ -77,8 +77,7 @@ def judge(
         numbers = samples.spread(count)
         write_predictions(place, samples, predict(samples, run, shapes, numbers))
         only = None if count is None else {samples.name(number) for number in numbers}
-        split = None if samples.layout == "nuscenes" else samples.split
-        return score(place, samples.folder, samples.layout, split, only=only)
+        return score(place, samples.folder, samples.layout, samples.split, only=only)
 
 
 def headline(scores: Scores) -> float:

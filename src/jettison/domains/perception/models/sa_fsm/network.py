@@ -103,7 +103,7 @@ class SaFsm(OwnModel):
         """Return depths (batch, views, height / 2^s, width / 2^s) for the first scales s. Inputs as for ``compute``."""
         pixels = pixels * present[..., None, None, None]
         features = self.backbone(pixels.flatten(0, 1))
-        features = [cross(x, yaw, present) for cross, x in zip(self.crosses, features, strict=True)]
+        features = [cross(x, yaw, present > 0) for cross, x in zip(self.crosses, features, strict=True)]
         low, high = (1 / depth for depth in self.range[::-1])
         larger = (focal / self.focal)[..., None, None]
         return [

@@ -11,6 +11,7 @@ from jettison.core.errors import JettisonError, UsageError, guarded, shown, unkn
 from jettison.core.files import writable_file
 from jettison.core.numbers import check_number, figures
 from jettison.core.progress import say, waiting
+from jettison.domains.perception.domain import example
 from jettison.domains.vision.data import image_processor
 from jettison.formats.onnx_file import INPUT, OPSET, OUTPUT, check_onnx, required, write_onnx
 from jettison.graph.folder import ModelFolder
@@ -24,34 +25,41 @@ TOLERANCE = 1e-3  # largest difference of the logits, as a share of the largest 
 
 
 def export(model: str | Path, out: str | Path, *, to: str = "onnx", size: str | None = None) -> dict[str, Any]:
-    """Write an image classifier as an ONNX file, and compare it with the model in ONNX Runtime if that is installed.
+    """Write an image classifier or a perception model as ONNX, and compare it with the model in ONNX Runtime, if that is
+    installed.
 
-    Weights packed on integer grids are stored as int8, all others as float32. The file takes any number of images of
+    A perception model has one input and one output, in which its tensors follow each other (``own_models.pack``). Weights packed on integer grids are stored as int8, all others as float32. The file takes any number of images of
     one size.
 
     model: a folder that Jettison wrote, a model folder, or a hub id.
     out: the file to write.
     to: ``onnx``.
     size: height and width of the images, such as ``224`` or ``192x256``; None means the size that the config or the
-        image processor states.
+        image processor states. A perception model has one size.
 
     Returns file, to, opset, bytes, input and output (names and shapes), difference (the largest one between the logits
     of file and model on two images of noise; None if onnxruntime is not installed) and largest (logit).
-    Raises UsageError for a model that is no image classifier, a size that it does not take, and if onnx is not
-    installed. Raises JettisonError, and removes the file, if its logits differ from the model's.
+    Raises UsageError for a model of another kind, a size that it does not take, and if onnx is not installed. Raises JettisonError, and removes the file, if its logits differ from the model's.
     """
     if to not in TARGETS:
         raise unknown("target", to, TARGETS)
     sides = _parse_size(size) if size is not None else None
     path, source = writable_file(Path(out)), ModelFolder(model)
-    if (kind := source.anatomy.family.domain) != "vision":
+    if (kind := source.anatomy.family.domain) not in ("vision", "perception"):
         raise UsageError(
-            f"{source.name} is a {KINDS.get(kind, f'{kind} model')}: only an {KINDS['vision']} can be written as {to}"
+            f"{source.name} is a {KINDS.get(kind, f'{kind} model')}: only an {KINDS['vision']} or a perception model can "
+            f"be written as {to}"
         )
     required("onnx")
-    pixels = _noise(source, sides or _stated_size(source))
+    if kind == "perception":
+        if sides:
+            raise UsageError(f"size = {shown(size)}: {source.name} has the size of its config; leave it out")
+        one = example(source)[0]
+        pixels = torch.cat([one, 0.9 * one])
+    else:
+        pixels = _noise(source, sides or _stated_size(source))
     loaded = load(source.folder, exact=True, dtype=torch.float32)
-    logits = loaded.logits(pixels)  # (images, classes)
+    logits = loaded.logits(pixels)  # (images, ...)
     with waiting("writing and checking the ONNX file"):
         write_onnx(loaded.model, pixels[:1], path)
         difference = _check(path, loaded.model, pixels, float(logits.abs().max()))
@@ -61,7 +69,7 @@ def export(model: str | Path, out: str | Path, *, to: str = "onnx", size: str | 
         "opset": OPSET,
         "bytes": path.stat().st_size,
         "input": {INPUT: ["images", *pixels.shape[1:]]},
-        "output": {OUTPUT: ["images", logits.shape[1]]},
+        "output": {OUTPUT: ["images", *logits.shape[1:]]},
         "difference": difference,
         "largest": float(logits.abs().max()),
     }

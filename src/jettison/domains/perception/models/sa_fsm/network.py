@@ -22,13 +22,17 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, inputs: int, skip: int, outputs: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="replicate")
-        self.conv2 = nn.Conv2d(outputs + skip, outputs, 3, padding=1, padding_mode="replicate")
+        self.conv1, self.conv2 = nn.Conv2d(inputs, outputs, 3), nn.Conv2d(outputs + skip, outputs, 3)
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
         """Return (n, outputs, 2 height, 2 width). x: (n, inputs, height, width). skip: of the size of the result."""
-        x = functional.interpolate(functional.elu(self.conv1(x)), scale_factor=2.0, mode="nearest")
-        return functional.elu(self.conv2(x if skip is None else torch.cat([x, skip], 1)))
+        x = functional.interpolate(functional.elu(self.conv1(_padded(x))), scale_factor=2.0, mode="nearest")
+        return functional.elu(self.conv2(_padded(x if skip is None else torch.cat([x, skip], 1))))
+
+
+def _padded(x: torch.Tensor) -> torch.Tensor:
+    """Repeat the pixels of the border once on all sides."""
+    return functional.pad(x, (1, 1, 1, 1), mode="replicate")
 
 
 class PoseNetwork(nn.Module):
@@ -107,7 +111,7 @@ class SaFsm(OwnModel):
         low, high = (1 / depth for depth in self.range[::-1])
         larger = (focal / self.focal)[..., None, None]
         return [
-            larger / (low + (high - low) * logits.sigmoid()[:, 0].unflatten(0, present.shape))
+            larger / (low + (high - low) * logits.sigmoid()[:, 0].unflatten(0, (-1, present.shape[1])))
             for logits in self.decoder(features, scales)
         ]
 

@@ -175,12 +175,15 @@ OPTIONS = {
         "--place": [("x", "unknown place 'x'")], "--weather": [("x", "unknown weather 'x'")],
         "--size": [("x", "such as 160x400"), ("0x5", "from 16 to"), ("99999x99999", "from 16 to")],
     },
-    "perceive show FOLDER": {"--split": [("x", "unknown split 'x'")], "--frames": [("0", "frames = 0")]},
+    "perceive show FOLDER": {
+        "--split": [("x", "unknown split 'x'")], "--frames": [("0", "frames = 0")], "--model": [("", "is empty")],
+    },
     "perceive score FOLDER FOLDER": {"--layout": [("x", "unknown layout 'x'"), ("", "--layout is empty")]},
     "perceive train lane_regressor --data FOLDER --out OUT": SEEDS | {
         "--steps": [("0", "steps = 0")], "--batch": [("0", "batch = 0")], "--rate": [("nan", "rate = nan")],
         "--set": [("x", "field=value is needed"), ("zz=1", "unknown field 'zz'")],
-        "--layout": [("x", "unknown layout 'x'")], "--save-every": [("nan", "")],
+        "--layout": [("x", "unknown layout 'x'")], "--save-every": [("nan", "")], "--stages": [("x", "unknown stage 'x'")],
+        "--start": [("FOLDER", ""), ("", "is empty")], "--cache": [("", "is empty")],
     },
     "perceive evaluate FOLDER": {"--data": [("", "is empty")], "--data FOLDER --predictions": [("", "is empty")]},
     "report FOLDER": {"--out": FILES}, "compare FOLDER FOLDER": {"--out": FILES},

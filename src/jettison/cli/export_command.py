@@ -32,7 +32,7 @@ def export(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Write an image classifier or a perception model as an ONNX file, with packed weights as int8, and check it in ONNX Runtime."""
+    """Write an image classifier or a perception model as ONNX, packed weights as int8, and check it in ONNX Runtime."""
     from jettison.core.bytesize import format_bytes
     from jettison.core.numbers import figures
     from jettison.pipeline.exporting import export as run

@@ -53,7 +53,15 @@ def world(
 
 
 def show(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `jettison perceive world` wrote.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="A folder that `jettison perceive world` wrote; with --model any driving dataset."
+        ),
+    ],
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Show what the perception model of this folder predicts.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The page to write, as HTML. Default: show.html in DIR.")
     ] = None,
@@ -62,7 +70,10 @@ def show(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Write a page with pictures: six cameras, depth, lanes over the images, the road graph from above."""
+    """Write a page with pictures: six cameras, depth, lanes over the images, the road graph from above.
+
+    With --model: what a model predicts, beside what is true; of depth, a map of every camera and the coloured points.
+    """
     from jettison.core.numbers import check_number
     from jettison.domains.perception.drawing import write_page
     from jettison.domains.perception.world.loading import read
@@ -71,11 +82,19 @@ def show(
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--out {page}: the name of a page must end in .html")
     check_number("frames", frames, 1, 100, whole=True)
+    if model is not None:
+        from jettison.pipeline.perceiving import show_predictions
+
+        common.begin(quiet, json, page)
+        pictured = show_predictions(model, folder, page, split=split or "test", frames=frames)
+        common.out.print(f"{page}: {len(pictured)} frames", markup=False)
+        common.finish({"page": str(page), "frames": pictured}, json)
+        return
     every = [(scene, place) for scene in read(folder, split) for place in range(len(scene.frames))]
     common.begin(quiet, json, page)
     count = min(frames, len(every))
     shown = [every[index * len(every) // count] for index in range(count)]
-    pictured = [scene.frames[place] for scene, place in shown]
-    write_page(page, f"Driving scenes in {folder}", pictured)
+    seen = [scene.frames[place] for scene, place in shown]
+    write_page(page, f"Driving scenes in {folder}", seen)
     common.out.print(f"{page}: {count} of {len(every)} frames", markup=False)
-    common.finish({"page": str(page), "frames": [frame.name for frame in pictured]}, json)
+    common.finish({"page": str(page), "frames": [frame.name for frame in seen]}, json)

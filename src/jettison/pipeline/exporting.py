@@ -25,21 +25,22 @@ TOLERANCE = 1e-3  # largest difference of the logits, as a share of the largest 
 
 
 def export(model: str | Path, out: str | Path, *, to: str = "onnx", size: str | None = None) -> dict[str, Any]:
-    """Write an image classifier or a perception model as ONNX, and compare it with the model in ONNX Runtime, if that is
-    installed.
+    """Write an image classifier or a perception model as ONNX, and compare both in ONNX Runtime, if it is installed.
 
-    A perception model has one input and one output, in which its tensors follow each other (``own_models.pack``). Weights packed on integer grids are stored as int8, all others as float32. The file takes any number of images of
-    one size.
+    Weights packed on integer grids are stored as int8, all others as float32. The file takes any number of images of
+    one size. A perception model has one input and one output; its tensors follow each other in them
+    (``own_models.pack``).
 
     model: a folder that Jettison wrote, a model folder, or a hub id.
     out: the file to write.
     to: ``onnx``.
     size: height and width of the images, such as ``224`` or ``192x256``; None means the size that the config or the
-        image processor states. A perception model has one size.
+        image processor states. Perception models have the size of their config.
 
     Returns file, to, opset, bytes, input and output (names and shapes), difference (the largest one between the logits
     of file and model on two images of noise; None if onnxruntime is not installed) and largest (logit).
-    Raises UsageError for a model of another kind, a size that it does not take, and if onnx is not installed. Raises JettisonError, and removes the file, if its logits differ from the model's.
+    Raises UsageError for a model of another kind, a size that it does not take, and if onnx is not installed. Raises
+    JettisonError, and removes the file, if its logits differ from the model's.
     """
     if to not in TARGETS:
         raise unknown("target", to, TARGETS)
@@ -47,8 +48,8 @@ def export(model: str | Path, out: str | Path, *, to: str = "onnx", size: str | 
     path, source = writable_file(Path(out)), ModelFolder(model)
     if (kind := source.anatomy.family.domain) not in ("vision", "perception"):
         raise UsageError(
-            f"{source.name} is a {KINDS.get(kind, f'{kind} model')}: only an {KINDS['vision']} or a perception model can "
-            f"be written as {to}"
+            f"{source.name} is a {KINDS.get(kind, f'{kind} model')}: only an {KINDS['vision']} or a perception model "
+            f"can be written as {to}"
         )
     required("onnx")
     if kind == "perception":

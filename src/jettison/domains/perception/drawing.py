@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from jettison.core.errors import UsageError
 from jettison.core.files import write_text
+from jettison.domains.perception.clouds import cloud, cloud_picture
 from jettison.domains.perception.images import FRONT
 from jettison.domains.perception.layouts.reading import pillow, read_image
 from jettison.domains.perception.scenes import ATTRIBUTES, Camera, Frame, Road
@@ -195,11 +196,25 @@ def write_page(path: Path, title: str, frames: Sequence[Frame]) -> None:
         sheets = {"Cameras": camera_sheet(frame, labels=False), "Lanes, ways and traffic elements": camera_sheet(frame)}
         if any(view.depth is not None for view in frame.views.values()):
             sheets[f"Depth, {NEAR:g} m (yellow) to {DEEP:g} m (blue)"] = depth_sheet(frame)
+            depths = {name: view.depth() for name, view in frame.views.items() if view.depth is not None}
+            sheets["Points of all cameras, the car drives up"] = cloud_picture(*cloud(frame, depths))
         columns = ["".join(_figure(name, sheet) for name, sheet in sheets.items())]
         if frame.road is not None:
             columns.append(_figure("The road from above", birds_eye(frame.road)))
         parts.append(f"<h2>{escape(frame.name)}</h2><section>" + "".join(f"<div>{one}</div>" for one in columns))
         parts.append("</section>")
+    _write(path, title, parts)
+
+
+def write_figures(path: Path, title: str, frames: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Write pictures of frames as one HTML page that needs no other file. frames: name -> description -> image."""
+    parts = [f"<h1>{escape(title)}</h1>"]
+    for name, pictures in frames.items():
+        parts.append(f"<h2>{escape(name)}</h2>" + "".join(_figure(what, image) for what, image in pictures.items()))
+    _write(path, title, parts)
+
+
+def _write(path: Path, title: str, parts: Sequence[str]) -> None:
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     write_text(path, head + "\n".join(parts) + "</html>\n")
 

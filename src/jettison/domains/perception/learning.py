@@ -79,12 +79,12 @@ def train(
     plan = [_changed(stage, steps, batch, rate) for stage in _chosen(model.STAGES, stages)]
     check_seed(seed)
     check_number("save_every", save_every, 0)
+    first = None if start is None else _weights(Path(start), config)
     sets = {split: Samples(model, config, data, split, layout) for split in (TRAIN, VALIDATE)}
     out = check_folder(out, JOURNAL)
     fields = config.fields.model_dump(mode="json")
     run = {"kind": "perceive train", "model": name, "config": fields, "data": folder_digest(data)}
     run |= {"layout": sets[TRAIN].layout, "seed": seed, "stages": [vars(stage) for stage in plan]}
-    first = None if start is None else _weights(Path(start), config)
     if first is not None:
         run["start"] = content_digest(Path(start) / WEIGHTS)
     prepared = out / PREPARED if cache is None else Path(cache)
@@ -140,7 +140,9 @@ def _weights(start: Path, config: OwnConfig) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in make_model(config).state_dict().items()}
     if {name: value.shape for name, value in weights.items()} != shapes:
-        wrong = next(name for name in {**shapes, **weights} if getattr(weights.get(name), "shape", 0) != shapes.get(name))
+        wrong = next(
+            name for name in {**shapes, **weights} if getattr(weights.get(name), "shape", 0) != shapes.get(name)
+        )
         raise UsageError(f"start {start} has other weights than this config, such as {wrong}")
     return weights
 

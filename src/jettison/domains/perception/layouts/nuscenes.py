@@ -6,8 +6,9 @@ v1.0-mini/splits.json                                           optional: {"trai
 samples/CAM_FRONT/....jpg, samples/LIDAR_TOP/....pcd.bin        float32 x, y, z, intensity, ring in the lidar's frame
 ```
 
-The dataset states its official splits nowhere but in the code of its devkit, which also reads ``splits.json`` beside the
-tables. Without this file a digest of the scene's name decides: of ten scenes about eight train, one is val, one test.
+The dataset states its official splits nowhere but in the code of its devkit, which also reads ``splits.json`` beside
+the tables. Without this file a digest of the scene's name decides: of ten scenes about eight are for training, one is
+for validation, one for testing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -75,7 +75,9 @@ def match_frame(frame: Frame, views: int, matcher: Matcher, limits: Limits) -> T
     for one, other in neighbours([None if view is None else view.camera for view in slots]):
         camera, beside = slots[one].camera, slots[other].camera
         strips = overlap(camera, beside), overlap(beside, camera)
-        made = matcher.match(*(images[slot][:, slice(*strip)] for slot, strip in zip((one, other), strips, strict=True)))
+        made = matcher.match(
+            *(images[slot][:, slice(*strip)] for slot, strip in zip((one, other), strips, strict=True))
+        )
         pixels = np.stack([made.pixels, made.others], 1)  # (n, 2, 2)
         pixels[..., 0] += [strip[0] for strip in strips]
         points = triangulate(pixels[:, 0], camera, pixels[:, 1], beside)

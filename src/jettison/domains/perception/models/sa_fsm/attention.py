@@ -26,9 +26,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(channels, WIDER * channels, before=True)
         self.neighbours = neighbours
 
-    def forward(
-        self, x: torch.Tensor, place: torch.Tensor, yaw: torch.Tensor, present: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, place: torch.Tensor, yaw: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Return the tokens of all cameras, (batch, views, tokens, channels), as ``x``.
 
         place: (views, tokens, channels), encodings of the place in the image, and of the camera.
@@ -55,9 +53,12 @@ class Block(nn.Module):
         mask = torch.cat(masks, 2)  # (batch, views, 2 · tokens)
         some = mask.any(-1, keepdim=True)
         made = self.near(
-            x.flatten(0, 1), torch.cat(memory, 2).flatten(0, 1), place.flatten(0, 1), torch.cat(places, 2).flatten(0, 1),
+            x.flatten(0, 1),
+            torch.cat(memory, 2).flatten(0, 1),
+            place.flatten(0, 1),
+            torch.cat(places, 2).flatten(0, 1),
             (mask | ~some).flatten(0, 1)[:, None, None],
-        )  # fmt: skip
+        )
         return torch.where(some[..., None], made.view_as(x), x)
 
 

@@ -62,9 +62,10 @@ class Config(Fields):
         return self
 
 
-# SurroundDepth's settings on DDAD (arXiv:2204.03636), with four blocks of neighbour-enhanced attention, which cost about
-# as much as its eight blocks: our reconstruction of SA-FSM (arXiv:2407.10406).
+# SurroundDepth's settings on DDAD (arXiv:2204.03636), with four blocks of neighbour-enhanced attention, which cost
+# about as much as its eight blocks: our reconstruction of SA-FSM (arXiv:2407.10406).
 PAPER = {
     "height": 384, "width": 640, "widths": [64, 128, 256, 512], "depths": [3, 4, 6, 3],
-    "decoder": [16, 32, 64, 128, 256], "blocks": 4, "heads": 8, "grid": 32, "focal": 715.0873 / 640, "flip_average": True,
+    "decoder": [16, 32, 64, 128, 256], "blocks": 4, "heads": 8, "grid": 32, "focal": 715.0873 / 640,
+    "flip_average": True,
 }  # fmt: skip

@@ -67,7 +67,9 @@ def photometric_loss(model: SaFsm, inputs: Tensors, targets: Tensors) -> torch.T
             made, seen = warp(beside, full, matrix, lens, to_other)
             errors.append(dissimilarity(made, true))
             inside.append(seen & (turned(present, step) > 0).flatten()[:, None, None])
-        total = total + (temporal + SPATIAL * spatial_loss(torch.stack(errors), torch.stack(inside), usable)) / len(depths)
+        total = total + (temporal + SPATIAL * spatial_loss(torch.stack(errors), torch.stack(inside), usable)) / len(
+            depths
+        )
     return total
 
 

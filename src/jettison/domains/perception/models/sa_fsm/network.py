@@ -1,6 +1,7 @@
 """The depth network: a shared encoder, attention between the cameras at every level, a decoder, a pose network."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -41,9 +42,7 @@ class PoseNetwork(nn.Module):
     def __init__(self, views: int):
         super().__init__()
         widths = [6, *POSE_WIDTHS]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(before, after, 3, 2, 1) for before, after in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, 2, 1) for before, after in pairwise(widths))
         self.join = nn.Linear(views * widths[-1], widths[-1])
         self.motion = nn.Linear(widths[-1], 6)
 

@@ -47,8 +47,8 @@ def read(config: OwnConfig, sample: Sample) -> dict[str, torch.Tensor]:
 def _warn(lost: tuple[str, ...], views: int) -> None:
     """Say which cameras are missing; once, as the result is cached."""
     say(
-        f"note: of {views} cameras around the ring, {', '.join(lost)} are missing in some frames; the network sees black "
-        "there, and depth beside them is less sure"
+        f"note: of {views} cameras around the ring, {', '.join(lost)} are missing in some frames; the network sees "
+        "black there, and depth beside them is less sure"
     )
 
 

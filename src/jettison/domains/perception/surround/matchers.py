@@ -113,12 +113,15 @@ class TransformerMatcher:
         sides = [-(-max(image.shape[axis], other.shape[axis]) // MULTIPLE) * MULTIPLE for axis in (0, 1)]
         made = self._model(torch.stack([_gray(one, sides) for one in (image, other)])[None])
         points = made.keypoints[0].double()  # (2, n, 2), shares of the sides
+        matches, confidence = (
+            part.reshape(2, -1) for part in (made.matches, made.matching_scores)
+        )  # some have a batch
         if self.kind == "efficientloftr":  # entry i of both lists is one match
             first = second = torch.arange(points.shape[1])
-            valid, scores = (made.matches[0] > -1).all(0), made.matching_scores[0, 0]
+            valid, scores = (matches > -1).all(0), confidence[0]
         else:  # entry i of the first list is the index of its partner in the second
-            first, second = torch.arange(points.shape[1]), made.matches[0, 0].long()
-            valid, scores = second > -1, made.matching_scores[0, 0]
+            first, second = torch.arange(points.shape[1]), matches[0].long()
+            valid, scores = second > -1, confidence[0]
             if made.mask is not None:
                 there = made.mask[0] > 0
                 valid = valid & there[0] & there[1][second.clamp(min=0)]

@@ -68,10 +68,10 @@ def test_limits_tell_wrong_matches():
     points = np.column_stack([np.linspace(10, 40, 20), np.linspace(-7, -26, 20), np.linspace(0, 3, 20)])
     pixels, others = one.project(points)[0], other.project(points)[0]
     assert triangulate(pixels, one, others, other).fits(Limits()).all()
-    assert not triangulate(pixels, one, others + [0, 6], other).fits(Limits()).any(), "beside the epipolar line"
+    assert not triangulate(pixels, one, others + np.array([0, 6]), other).fits(Limits()).any(), "beside the epipolar line"
     assert not triangulate(pixels, one, others, other).fits(Limits(most=5)).any()
     assert not triangulate(pixels, one, others, other).fits(Limits(angle=60)).any()
-    behind = triangulate(pixels, one, others + [9, 0], other)
+    behind = triangulate(pixels, one, others + np.array([9, 0]), other)
     assert (~behind.in_range()).any(), "rays that part in front of the cameras meet behind them"
     same = triangulate(pixels, one, pixels, one)
     assert not same.fits(Limits()).any(), "parallel rays have no depth, and raise nothing"

@@ -68,7 +68,9 @@ def test_limits_tell_wrong_matches():
     points = np.column_stack([np.linspace(10, 40, 20), np.linspace(-7, -26, 20), np.linspace(0, 3, 20)])
     pixels, others = one.project(points)[0], other.project(points)[0]
     assert triangulate(pixels, one, others, other).fits(Limits()).all()
-    assert not triangulate(pixels, one, others + np.array([0, 6]), other).fits(Limits()).any(), "beside the epipolar line"
+    assert not triangulate(pixels, one, others + np.array([0, 6]), other).fits(Limits()).any(), (
+        "beside the epipolar line"
+    )
     assert not triangulate(pixels, one, others, other).fits(Limits(most=5)).any()
     assert not triangulate(pixels, one, others, other).fits(Limits(angle=60)).any()
     behind = triangulate(pixels, one, others + np.array([9, 0]), other)

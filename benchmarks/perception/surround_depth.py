@@ -25,6 +25,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,13 @@ from jettison.domains.perception.judging import predict
 from jettison.domains.perception.learning import train
 from jettison.domains.perception.world.order import Order
 from jettison.domains.perception.world.store import write_world
+from jettison.formats.onnx_file import open_onnx, run_onnx
 from jettison.graph.folder import ModelFolder
 from jettison.metrics.depth import RANGES, resized
 from jettison.pipeline.compression import compress
 from jettison.pipeline.exporting import export
 from jettison.pipeline.perceiving import evaluate_perception
-from jettison.runtime.latency import latencies
+from jettison.runtime.latency import in_turns
 from jettison.runtime.load import load
 
 NAME, MODEL = "surround_depth", "sa_fsm"
@@ -143,24 +145,20 @@ class Bench:
         """Measure the latency of a frame of six cameras in ONNX Runtime, before and after."""
 
         def work() -> dict[str, Any]:
-            files = {}
+            files, runs = {}, {}
             for name in ("full-0", *(f"{recipe}-0" for recipe in RECIPES)):
                 files[name] = self.cells / f"{name}.onnx"
                 export(self.cells / name, files[name])
-            example = torch.zeros(1, *_shape(files["full-0"]))
-            measured = latencies(files, example, "onnxruntime", threads=threads)
+                session = open_onnx(files[name], threads)
+                example = torch.zeros(1, session.get_inputs()[0].shape[1])  # all inputs of a frame in a row
+                runs[name] = partial(run_onnx, session, example)
+            measured = in_turns(runs)
             return {
                 name: {"median_ms": row["median_ms"], "bytes": files[name].stat().st_size}
                 for name, row in measured.items()
             } | {"threads": threads}
 
         return cell(self.name, f"latency-{threads}", work)
-
-
-def _shape(file: Path) -> list[int]:
-    from jettison.formats.onnx_file import open_onnx
-
-    return [side for side in open_onnx(file).get_inputs()[0].shape[1:]]
 
 
 def every() -> list[tuple[str, int]]:

@@ -176,7 +176,7 @@ OPTIONS = {
         "--size": [("x", "such as 160x400"), ("0x5", "from 16 to"), ("99999x99999", "from 16 to")],
     },
     "perceive show FOLDER": {
-        "--split": [("x", "unknown split 'x'")], "--frames": [("0", "frames = 0")], "--model": [("", "is empty")],
+        "--split": [("x", "unknown split 'x'")], "--frames": [("0", "frames = 0")],
     },
     "perceive score FOLDER FOLDER": {"--layout": [("x", "unknown layout 'x'"), ("", "--layout is empty")]},
     "perceive train lane_regressor --data FOLDER --out OUT": SEEDS | {

@@ -11,7 +11,7 @@ from jettison.core.errors import JettisonError, UsageError, guarded, shown, unkn
 from jettison.core.files import writable_file
 from jettison.core.numbers import check_number, figures
 from jettison.core.progress import say, waiting
-from jettison.domains.perception.domain import example
+from jettison.domains.domain import find_domain
 from jettison.domains.vision.data import image_processor
 from jettison.formats.onnx_file import INPUT, OPSET, OUTPUT, check_onnx, required, write_onnx
 from jettison.graph.folder import ModelFolder
@@ -25,17 +25,16 @@ TOLERANCE = 1e-3  # largest difference of the logits, as a share of the largest 
 
 
 def export(model: str | Path, out: str | Path, *, to: str = "onnx", size: str | None = None) -> dict[str, Any]:
-    """Write an image classifier or a perception model as ONNX, and compare both in ONNX Runtime, if it is installed.
+    """Write an image classifier or a perception model as an ONNX file, and compare it with the model in ONNX Runtime.
 
     Weights packed on integer grids are stored as int8, all others as float32. The file takes any number of images of
-    one size. A perception model has one input and one output; its tensors follow each other in them
-    (``own_models.pack``).
+    one size; of perception models, packed inputs (``graph.own_models.pack``), of the size in their config.
 
     model: a folder that Jettison wrote, a model folder, or a hub id.
     out: the file to write.
     to: ``onnx``.
     size: height and width of the images, such as ``224`` or ``192x256``; None means the size that the config or the
-        image processor states. Perception models have the size of their config.
+        image processor states. A perception model has its own.
 
     Returns file, to, opset, bytes, input and output (names and shapes), difference (the largest one between the logits
     of file and model on two images of noise; None if onnxruntime is not installed) and largest (logit).
@@ -51,16 +50,12 @@ def export(model: str | Path, out: str | Path, *, to: str = "onnx", size: str | 
             f"{source.name} is a {KINDS.get(kind, f'{kind} model')}: only an {KINDS['vision']} or a perception model "
             f"can be written as {to}"
         )
+    if sides and kind == "perception":
+        raise UsageError(f"size = {shown(size)}: {source.name} has the size of its config; leave it out")
     required("onnx")
-    if kind == "perception":
-        if sides:
-            raise UsageError(f"size = {shown(size)}: {source.name} has the size of its config; leave it out")
-        one = example(source)[0]
-        pixels = torch.cat([one, 0.9 * one])
-    else:
-        pixels = _noise(source, sides or _stated_size(source))
+    pixels = _example(source) if kind == "perception" else _noise(source, sides or _stated_size(source))
     loaded = load(source.folder, exact=True, dtype=torch.float32)
-    logits = loaded.logits(pixels)  # (images, ...)
+    logits = loaded.logits(pixels)  # (images, classes)
     with waiting("writing and checking the ONNX file"):
         write_onnx(loaded.model, pixels[:1], path)
         difference = _check(path, loaded.model, pixels, float(logits.abs().max()))
@@ -74,6 +69,13 @@ def export(model: str | Path, out: str | Path, *, to: str = "onnx", size: str | 
         "difference": difference,
         "largest": float(logits.abs().max()),
     }
+
+
+def _example(source: ModelFolder) -> torch.Tensor:
+    """Return packed inputs of a perception model: its example, and noise of the same shape."""
+    example, _ = find_domain(source).example(source)
+    noise = torch.rand(IMAGES - 1, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    return torch.cat([example, noise])
 
 
 def _check(path: Path, model: torch.nn.Module, pixels: torch.Tensor, largest: float) -> float | None:

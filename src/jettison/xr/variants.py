@@ -22,15 +22,13 @@ import torch
 from torch import nn
 
 from jettison.core.errors import JettisonError, UsageError, unknown
-from jettison.domains.perception.domain import example
+from jettison.domains.domain import find_domain
 from jettison.domains.perception.xr.blocks import SIZES
 from jettison.domains.perception.xr.judging import AGREEMENT, CALIBRATION, correlation, outputs, random_frames
 from jettison.domains.perception.xr.models import MULTIPLE, native_input, native_model
 from jettison.graph.described_files import is_described
-from jettison.graph.folder import ModelFolder
 from jettison.graph.folding import fold_batch_norms
 from jettison.graph.modules import tile_linears
-from jettison.graph.own_models import OwnConfig
 from jettison.offload.service.half import Half
 from jettison.pipeline.in_memory import quantize_module
 from jettison.recipe.recipe import load_recipe, preset_names
@@ -105,9 +103,8 @@ def open_variant(variant: Variant) -> Runnable:
         from jettison.runtime.load import load
 
         loaded = load(source)
-        if isinstance(loaded.model.config, OwnConfig):
-            frame, _ = example(ModelFolder(source))
-            return Runnable(loaded.logits, frame, loaded.model)
+        if loaded.source.anatomy.family.domain != "text":  # an image classifier, or a perception model
+            return Runnable(loaded.logits, find_domain(loaded.source).example(loaded.source)[0], loaded.model)
         ids = torch.arange(SEGMENT).unsqueeze(0) % loaded.model.config.vocab_size
         return Runnable(loaded.logits, ids, loaded.model)
     valid = f"{NATIVE_SOURCE!r}, an .onnx file, a folder that Jettison wrote"

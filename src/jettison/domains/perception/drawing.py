@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -198,28 +198,22 @@ def write_page(path: Path, title: str, frames: Sequence[Frame]) -> None:
             sheets[f"Depth, {NEAR:g} m (yellow) to {DEEP:g} m (blue)"] = depth_sheet(frame)
             depths = {name: view.depth() for name, view in frame.views.items() if view.depth is not None}
             sheets["Points of all cameras, the car drives up"] = cloud_picture(*cloud(frame, depths))
-        columns = ["".join(_figure(name, sheet) for name, sheet in sheets.items())]
+        columns = ["".join(figure(name, sheet) for name, sheet in sheets.items())]
         if frame.road is not None:
-            columns.append(_figure("The road from above", birds_eye(frame.road)))
+            columns.append(figure("The road from above", birds_eye(frame.road)))
         parts.append(f"<h2>{escape(frame.name)}</h2><section>" + "".join(f"<div>{one}</div>" for one in columns))
         parts.append("</section>")
-    _write(path, title, parts)
+    write_html(path, title, parts)
 
 
-def write_figures(path: Path, title: str, frames: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Write pictures of frames as one HTML page that needs no other file. frames: name -> description -> image."""
-    parts = [f"<h1>{escape(title)}</h1>"]
-    for name, pictures in frames.items():
-        parts.append(f"<h2>{escape(name)}</h2>" + "".join(_figure(what, image) for what, image in pictures.items()))
-    _write(path, title, parts)
-
-
-def _write(path: Path, title: str, parts: Sequence[str]) -> None:
+def write_html(path: Path, title: str, parts: Sequence[str]) -> None:
+    """Write parts of HTML as a page."""
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     write_text(path, head + "\n".join(parts) + "</html>\n")
 
 
-def _figure(name: str, image: np.ndarray) -> str:
+def figure(name: str, image: np.ndarray) -> str:
+    """Return an image with its name as HTML that needs no other file."""
     data = base64.b64encode(picture_bytes(image)).decode("ascii")
     picture = f'<img alt="{escape(name)}" src="data:image/webp;base64,{data}">'
     return f"<figure><figcaption>{escape(name)}</figcaption>{picture}</figure>"

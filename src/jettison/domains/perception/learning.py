@@ -3,7 +3,7 @@
 - The stages of the model follow each other. Each is one training of ``training.loop``: resumable, and with the best
   parameters by the score on the split ``val``; of equal scores, those of the smaller loss.
 - A run that was killed continues, and gives the same bytes. ``training.jsonl`` says what was asked for, and records
-  the loss of every step and the scores.
+  the loss of every step and the scores; ``training.svg`` draws them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from jettison.core.errors import UsageError, guarded, shown, unknown
-from jettison.core.files import check_folder, content_digest, write_json
+from jettison.core.files import check_folder, content_digest, write_json, write_text
 from jettison.core.journal import Journal
 from jettison.core.locks import locked
 from jettison.core.numbers import check_number, check_seed
 from jettison.core.progress import logged, say, silent
 from jettison.core.tensors import write_tensors
+from jettison.domains.perception.curves import training_svg
 from jettison.domains.perception.judging import headline, judge
 from jettison.domains.perception.modelling import Stage, find_model
 from jettison.domains.perception.samples import Samples, folder_digest
@@ -34,7 +35,7 @@ from jettison.graph.own_models import OwnConfig, OwnModel, make_config, make_mod
 from jettison.training.loop import Group, Judge, Plan
 from jettison.training.loop import train as run_loop
 
-JOURNAL, RESULT, WEIGHTS = "training.jsonl", "training.json", "model.safetensors"
+JOURNAL, RESULT, CURVES, WEIGHTS = "training.jsonl", "training.json", "training.svg", "model.safetensors"
 PREPARED = ".prepared"  # folder in that of the model, while it trains
 TRAIN, VALIDATE = "train", "val"
 JUDGED, VALIDATED = 10, 64  # times in a stage; frames of ``val`` at most, spread evenly
@@ -105,6 +106,7 @@ def train(
         result = {"model": name, "data": str(data), "synthetic": recognizes(Path(data)), "frames": frames}
         result |= {"seed": seed, "stages": [_summary(journal, stage) for stage in plan]}
         write_tensors(out / WEIGHTS, {key: value.cpu() for key, value in network.state_dict().items()})
+        write_text(out / CURVES, training_svg(journal.entries))
         write_json(out / RESULT, result)
         write_json(out / "config.json", {"model_type": config.model_type, **fields})  # last: the folder is now a model
         journal.add(kind="finished", result=result)

@@ -49,11 +49,13 @@ class Prediction:
     lanes: in the image of the front camera.
     depth: name of the camera -> (height, width) metres, of any size.
     road: centerlines, traffic elements and their topology, with confidences.
+    anchors: of lanes, to draw them: what they are -> lines in the image of the front camera.
     """
 
     lanes: Sequence[ImageLane] = ()
     depth: Mapping[str, np.ndarray] = field(default_factory=dict)
     road: Road = field(default_factory=Road)
+    anchors: Mapping[str, Sequence[ImageLane]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jettison.domains.perception.layouts import nuscenes
 from jettison.domains.perception.layouts.opening import open_scenes
 from jettison.domains.perception.learning import train
 from jettison.domains.perception.modelling import Prediction, Sample, find_model
-from jettison.domains.perception.models.sa_fsm import reading, teaching
+from jettison.domains.perception.models.sa_fsm import losses, reading, teaching
 from jettison.domains.perception.models.sa_fsm.attention import Block
 from jettison.domains.perception.models.sa_fsm.config import PAPER
 from jettison.domains.perception.models.sa_fsm.network import SaFsm, around, mirrored
@@ -25,6 +25,7 @@ from jettison.domains.perception.picturing import picture_prediction
 from jettison.domains.perception.samples import Samples
 from jettison.domains.perception.scenes import Frame, Scene
 from jettison.domains.perception.surround import matching
+from jettison.domains.perception.surround.warping import inverse
 from jettison.domains.perception.world.cameras import NAMES
 from jettison.domains.perception.world.order import Order
 from jettison.domains.perception.world.store import write_world
@@ -216,7 +217,7 @@ def test_the_network_learns_the_depth_of_frames(world, tmp_path):
     lessons = teaching.teach(made, samples, "round-1", tmp_path, tmp_path)
     samples.learn(lessons.targets)
     inputs, targets = samples.inputs([0, 1]), samples.targets([0, 1])
-    optimizer, losses = torch.optim.AdamW(made.parameters(), 4e-3), []
+    optimizer, seen = torch.optim.AdamW(made.parameters(), 4e-3), []
     made.train()
     for step in range(45):
         torch.manual_seed(step)
@@ -224,12 +225,11 @@ def test_the_network_learns_the_depth_of_frames(world, tmp_path):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
-    assert np.mean(losses[-5:]) < 0.5 * losses[0], losses
+        seen.append(float(loss.detach()))
+    assert np.mean(seen[-5:]) < 0.5 * seen[0], seen
 
 
-def test_photometric_training_learns_the_motion_of_the_car(world):
-    """With depth that is true, the pose network finds out that the car drives ahead."""
+def test_the_photometric_loss_reaches_depth_and_motion(world):
     made = network()
     samples = Samples(find_model(NAME), made.config, world, "train")
     inputs, targets = samples.inputs([0, 1]), samples.targets([0, 1])
@@ -239,6 +239,36 @@ def test_photometric_training_learns_the_motion_of_the_car(world):
     assert value.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters())
     assert made.pose.motion.weight.grad.abs().sum() > 0 and made.decoder.heads[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_true_depth_and_motion_explain_the_images_best(world, place, monkeypatch):
+    config = make_config(KIND, SMALL | {"height": 64, "width": 160}, "test")
+    scene = open_scenes(world, split="train")[0]
+    sample = Sample(scene, place, scene.frames[place])
+    batch = lambda tensors: {name: value[None] for name, value in tensors.items()}
+    inputs, targets = batch(reading.read(config, sample)), batch(find_model(NAME).targets(config, sample))
+    slots = matching.slots_of(sample.frame, 6)
+    true = torch.stack([torch.from_numpy(view.depth()) for view in slots])[None].float()
+    first, second = (frame.ego_to_world for frame in scene.frames)
+    moved = torch.from_numpy(np.linalg.inv(first) @ second)[None].float()  # the later frame to the earlier one
+    assert 0.5 < moved[0, 0, 3] < 5, "it drives ahead"
+    monkeypatch.setattr("jettison.domains.perception.models.sa_fsm.losses.SMOOTH", 0.0)
+    still = torch.full((1, 2, 6, 64, 160), 9.0)  # errors of images that stay: the auto-mask hides nothing
+    kept = losses.temporal_loss
+    monkeypatch.setattr(losses, "temporal_loss", lambda made, _, *rest: kept(made, still[0], *rest))
+
+    def value(depth, motion):
+        class Stub:
+            inputs, training = ("pixels", "focal", "yaw", "present"), False
+            depths = staticmethod(lambda *_: [torch.where(depth > 0, depth, 200.0)])
+            pose = staticmethod(lambda earlier, later: motion)
+
+        return float(losses.photometric_loss(Stub(), inputs, targets))
+
+    best = value(true, moved)
+    assert best < 0.9 * value(true, inverse(moved)) and best < 0.95 * value(true, torch.eye(4)[None])
+    assert best < 0.9 * value(1.5 * true, moved)
 
 
 def test_frames_without_motion_teach_no_motion(world, monkeypatch):

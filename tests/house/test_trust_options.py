@@ -183,6 +183,8 @@ OPTIONS = {
         "--steps": [("0", "steps = 0")], "--batch": [("0", "batch = 0")], "--rate": [("nan", "rate = nan")],
         "--set": [("x", "field=value is needed"), ("zz=1", "unknown field 'zz'")],
         "--layout": [("x", "unknown layout 'x'")], "--save-every": [("nan", "")],
+        "--stages": [("x", "unknown stage 'x'")], "--cache": [("", "is empty")],
+        "--start": [("FOLDER", ""), ("", "is empty")],
     },
     "perceive evaluate FOLDER": {"--data": [("", "is empty")], "--data FOLDER --predictions": [("", "is empty")]},
     "report FOLDER": {"--out": FILES}, "compare FOLDER FOLDER": {"--out": FILES},

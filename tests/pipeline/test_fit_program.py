@@ -128,7 +128,10 @@ def test_a_recipe_without_a_budget_is_not_timed(pipeline, tmp_path, clock):
         ),
         ({"speedup": 2, "device": "raspberry-pi-5"}, "times are measured, so the plan is for this machine"),
         ({"speedup": 2, "recipe": "w8"}, "speedup is for a plan, and there is a recipe: .* --set program.speedup=2.5"),
-        ({"latency": "0.7x"}, "latency is a budget of image classifiers and perception models; .* is a diffusion pipeline: give speedup"),
+        (
+            {"latency": "0.7x"},
+            "latency is a budget of image classifiers and perception models; .* is a diffusion pipeline: give speedup",
+        ),
         ({"tps": 40}, "tps is a budget of language models; .* is a diffusion pipeline: give speedup, or a recipe"),
         ({"memory": "1GB"}, "memory is a budget of language models"),
         ({}, r"is a diffusion pipeline: give a budget in speedup \(such as 2.5\), or a recipe"),

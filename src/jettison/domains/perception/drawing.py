@@ -12,6 +12,7 @@ import numpy as np
 
 from jettison.core.errors import UsageError
 from jettison.core.files import write_text
+from jettison.domains.perception.clouds import cloud, cloud_picture
 from jettison.domains.perception.images import FRONT
 from jettison.domains.perception.layouts.reading import pillow, read_image
 from jettison.domains.perception.scenes import ATTRIBUTES, Camera, Frame, Road
@@ -218,6 +219,8 @@ def write_page(path: Path, title: str, frames: Sequence[Frame]) -> None:
         sheets = {"Cameras": camera_sheet(frame, labels=False), "Lanes, ways and traffic elements": camera_sheet(frame)}
         if any(view.depth is not None for view in frame.views.values()):
             sheets[f"Depth, {NEAR:g} m (yellow) to {DEEP:g} m (blue)"] = depth_sheet(frame)
+            depths = {name: view.depth() for name, view in frame.views.items() if view.depth is not None}
+            sheets["Points of all cameras, the car drives up"] = cloud_picture(*cloud(frame, depths))
         columns = ["".join(figure(name, sheet) for name, sheet in sheets.items())]
         if frame.road is not None:
             columns.append(figure("The road from above", birds_eye(frame.road)))

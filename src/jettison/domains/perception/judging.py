@@ -95,8 +95,7 @@ def judge(
         numbers = samples.spread(count)
         write_predictions(place, samples, predict(samples, run, shapes, numbers))
         only = None if count is None else {samples.name(number) for number in numbers}
-        split = None if samples.layout == "nuscenes" else samples.split
-        return score(place, samples.folder, samples.layout, split, rule=rule, only=only)
+        return score(place, samples.folder, samples.layout, samples.split, rule=rule, only=only)
 
 
 def headline(scores: Scores) -> float:

@@ -11,14 +11,16 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import nn
 
-from jettison.core.errors import UsageError, shown
-from jettison.core.files import check_folder, write_json, write_text
+from jettison.core.errors import UsageError, guarded, shown, unknown
+from jettison.core.files import check_folder, content_digest, write_json, write_text
 from jettison.core.journal import Journal
 from jettison.core.locks import locked
 from jettison.core.numbers import check_number, check_seed
@@ -30,11 +32,13 @@ from jettison.domains.perception.modelling import Stage, Tensors, find_model, st
 from jettison.domains.perception.samples import Samples, folder_digest
 from jettison.domains.perception.world.loading import recognizes
 from jettison.graph.anatomy import OWN
-from jettison.graph.own_models import OwnModel, make_config, make_model
+from jettison.graph.folder import ModelFolder
+from jettison.graph.own_models import OwnConfig, OwnModel, make_config, make_model
 from jettison.training.loop import Group, Judge, Plan
 from jettison.training.loop import train as run_loop
 
 JOURNAL, RESULT, CURVES, WEIGHTS = "training.jsonl", "training.json", "training.svg", "model.safetensors"
+PREPARED = ".prepared"  # folder in that of the model, while it trains
 TRAIN, VALIDATE = "train", "val"
 JUDGED, VALIDATED = 10, 64  # times in a stage; frames of ``val`` at most, spread evenly
 MOST_STEPS, MOST_BATCH = 10_000_000, 4096
@@ -54,8 +58,11 @@ def train(
     changes: Iterable[str] = (),
     layout: str | None = None,
     save_every: float = 60.0,
+    start: str | Path | None = None,
+    stages: Iterable[str] | None = None,
+    cache: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Train a perception model from scratch on the split ``train``, and judge it on ``val``.
+    """Train a perception model on the split ``train``, and judge it on ``val``.
 
     name: of the model, see ``modelling.model_names``.
     data: folder of a driving dataset in a layout of the model's task, or of rendered worlds.
@@ -63,19 +70,27 @@ def train(
     steps, batch, rate: of every stage; None for the model's own.
     changes: of its config, ``field=value``.
     layout: of ``data``; None to look at its files.
-    Returns model, data, frames (train and val), and for every stage steps, loss (of the last step) and score, the best
-    one on ``val``.
+    start: a folder of the same model, whose weights are the first ones; None for new ones, drawn by the seed.
+    stages: names of those to run, such as those that ``start`` lacks; None for all.
+    cache: where a model may keep what it makes of the data, such as matches; runs may share it. None: in ``out``,
+        removed at the end.
+    Returns model, data, frames (train and val), and for every stage steps, loss (of the last step), score, the best
+    one on ``val``, and what the model says of its targets.
     Raises UsageError for unknown names, data that the model cannot read, and a folder that holds another run.
     """
     model, config = find_model(name), make_config(OWN + name, _parse(changes), name)
-    stages = [_changed(stage, steps, batch, rate) for stage in stages_of(model, config)]
+    plan = [_changed(stage, steps, batch, rate) for stage in _chosen(stages_of(model, config), stages)]
     check_seed(seed)
     check_number("save_every", save_every, 0)
+    first = None if start is None else _weights(Path(start), config)
     sets = {split: Samples(model, config, data, split, layout) for split in (TRAIN, VALIDATE)}
     out = check_folder(out, JOURNAL)
     fields = config.fields.model_dump(mode="json")
     run = {"kind": "perceive train", "model": name, "config": fields, "data": folder_digest(data)}
-    run |= {"layout": sets[TRAIN].layout, "seed": seed, "stages": [vars(stage) for stage in stages]}
+    run |= {"layout": sets[TRAIN].layout, "seed": seed, "stages": [vars(stage) for stage in plan]}
+    if first is not None:
+        run["start"] = content_digest(Path(start) / WEIGHTS)
+    prepared = out / PREPARED if cache is None else Path(cache)
     with locked(out):
         journal = Journal(out / JOURNAL, run)
         if journal.last(kind="finished") and (out / RESULT).exists():
@@ -83,19 +98,68 @@ def train(
             return journal.last(kind="finished")["result"]
         torch.manual_seed(seed)
         network = make_model(config)
-        for number, stage in enumerate(stages):
+        if first is not None:
+            network.load_state_dict(first)
+        for number, stage in enumerate(plan):
+            if hasattr(model, "teach"):
+                _teach(network, stage, sets, journal, out, prepared)
             _learn(network, stage, sets, journal, out / f".{number}-{stage.name}.safetensors", seed, save_every)
         frames = {split: len(samples) for split, samples in sets.items()}
         result = {"model": name, "data": str(data), "synthetic": recognizes(Path(data)), "frames": frames}
-        result |= {"seed": seed, "stages": [_summary(journal, stage) for stage in stages]}
+        result |= {"seed": seed, "stages": [_summary(journal, stage) for stage in plan]}
         write_tensors(out / WEIGHTS, {key: value.cpu() for key, value in network.state_dict().items()})
         write_text(out / CURVES, training_svg(journal.entries))
         write_json(out / RESULT, result)
         write_json(out / "config.json", {"model_type": config.model_type, **fields})  # last: the folder is now a model
         journal.add(kind="finished", result=result)
-        for number, stage in enumerate(stages):
+        for number, stage in enumerate(plan):
             (out / f".{number}-{stage.name}.safetensors").unlink(missing_ok=True)
+        rmtree(out / PREPARED, ignore_errors=True)
     return result
+
+
+def _chosen(stages: tuple[Stage, ...], names: Iterable[str] | None) -> list[Stage]:
+    """Return the stages of these names; all for None."""
+    if names is None:
+        return list(stages)
+    names, valid = list(names), {stage.name: stage for stage in stages}
+    for name in names:
+        if name not in valid:
+            raise unknown("stage", name, valid)
+    if not names:
+        raise UsageError(f"stages is empty; valid: {', '.join(valid)}")
+    return [stage for stage in stages if stage.name in names]
+
+
+def _weights(start: Path, config: OwnConfig) -> dict[str, torch.Tensor]:
+    """Return the weights of a model folder. Raises UsageError if it holds another kind of model, or other shapes."""
+    source = ModelFolder(start)
+    if source.config.model_type != config.model_type:
+        raise UsageError(f"start {start} is {source.config.model_type}: {config.model_type} is needed")
+    file = start / WEIGHTS
+    if not file.is_file():
+        raise UsageError(f"start {start} has no {WEIGHTS}: a folder that `jettison perceive train` wrote is needed")
+    with guarded(f"start {start} cannot be read"):
+        weights = load_file(file)
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in make_model(config).state_dict().items()}
+    if {name: value.shape for name, value in weights.items()} != shapes:
+        wrong = next(
+            name for name in {**shapes, **weights} if getattr(weights.get(name), "shape", 0) != shapes.get(name)
+        )
+        raise UsageError(f"start {start} has other weights than this config, such as {wrong}")
+    return weights
+
+
+def _teach(
+    network: OwnModel, stage: Stage, sets: Mapping[str, Samples], journal: Journal, out: Path, cache: Path
+) -> None:
+    """Let a model choose the targets of a stage. The journal gets its records once."""
+    for split, samples in sets.items():
+        lessons = samples.model.teach(network, samples, stage.name, out / PREPARED, cache)
+        samples.learn(lessons.targets)
+        if lessons.record and not journal.last(kind="taught", of=stage.name, split=split):
+            journal.add(kind="taught", of=stage.name, split=split, record=lessons.record)
 
 
 def _parse(changes: Iterable[str]) -> dict[str, Any]:
@@ -239,9 +303,11 @@ def _summary(journal: Journal, stage: Stage) -> dict[str, Any]:
     """Return what the journal says of a finished stage."""
     entries = [entry for entry in journal.entries if entry.get("stage") == stage.name]
     losses = {entry["step"]: entry["loss"] for entry in entries if "step" in entry}
+    taught = journal.last(kind="taught", of=stage.name, split=TRAIN)
     return {
         "stage": stage.name,
         "steps": stage.steps,
         "loss": losses.get(stage.steps - 1),
         "score": max(entry["score"] for entry in entries if "score" in entry),
+        **({"targets": taught["record"]} if taught else {}),
     }

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from jettison.domains.perception.drawing import birds_eye, camera_sheet, depth_colours, stacked
+from jettison.domains.perception.clouds import cloud, cloud_picture
+from jettison.domains.perception.drawing import birds_eye, camera_sheet, depth_colours, ordered, stacked
 from jettison.domains.perception.images import front_view
 from jettison.domains.perception.layouts.reading import pillow, read_image
 from jettison.domains.perception.modelling import Prediction, Sample
 from jettison.domains.perception.scenes import ImageLane, Road, View
+from jettison.metrics.depth import resized
 
 TRUE, MADE, ANCHOR = (255, 255, 255), (235, 60, 60), (250, 190, 40)
 SMALLEST = 480  # pixels of the width of a picture
@@ -46,15 +48,17 @@ def _lines(view: View, *groups: tuple[Sequence[ImageLane], tuple[int, int, int],
 
 
 def _depth(sample: Sample, prediction: Prediction) -> dict[str, np.ndarray]:
-    pictures = {}
-    for camera, made in prediction.depth.items():
-        view = sample.frame.views.get(camera)
-        parts = [depth_colours(np.asarray(made))]
-        if view is not None and view.depth is not None:
-            parts.insert(0, depth_colours(view.depth()))
-        pictures[f"{camera}, {'true depth above predicted' if len(parts) > 1 else 'predicted depth'}"] = stacked(
-            parts, 1
-        )
+    frame = sample.frame
+    names = [name for name in ordered(frame) if name in prediction.depth]
+    true = {name: view.depth() for name in names if (view := frame.views[name]).depth is not None}
+    sizes = {name: true[name].shape if name in true else np.shape(prediction.depth[name]) for name in names}
+    made = [depth_colours(resized(np.asarray(prediction.depth[name], np.float32), sizes[name])) for name in names]
+    pictures = {"predicted depth, yellow near": stacked(made, 3)}
+    if true:
+        pictures = {"true depth": stacked([depth_colours(true[name]) for name in names if name in true], 3)} | pictures
+    points, colours = cloud(frame, prediction.depth)
+    if len(points):
+        pictures["points of all cameras, the car drives up"] = cloud_picture(points, colours)
     return pictures
 
 

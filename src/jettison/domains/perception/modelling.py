@@ -98,9 +98,9 @@ class PerceptionModel(Protocol):
     - ``condense(model, inputs, stage)`` returns what a stage learns from in place of the inputs of a batch: tensors
       (batch, ...) by name, made by parts of the network that the stage does not train. None for the inputs themselves.
       It is called once for every sample, in eval mode and without gradients, and the results are kept in memory.
-    - ``teach(network, samples, stage, out, cache)`` returns ``Lessons``. It is called before every stage, for each split,
-      with the network as the stages before left it. ``out`` is the folder of the run, ``cache`` one that runs may share.
-      It is called again when a run continues, and must then return the same.
+    - ``teach(network, samples, stage, out, cache)`` returns ``Lessons``. It is called before every stage, for each
+      split, with the network as the stages before left it. ``out`` is the folder of the run, ``cache`` one that runs
+      may share. It is called again when a run continues, and must then return the same.
     """
 
     TASK: str

@@ -253,7 +253,6 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     set_quiet(True)
-    torch.set_num_threads(2)
     plan = TINY if options.tiny else FULL
     if options.check:
         return privatar_claims.check()

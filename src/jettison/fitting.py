@@ -29,7 +29,7 @@ from jettison.pipeline.showing import show
 from jettison.pipeline.tasks import check_tasks, compare_tasks, evaluate_tasks
 from jettison.planning.budget import check_budget, check_budgets, parse_latency, parse_speedup
 from jettison.planning.cost import CONTEXT, Setting, predict
-from jettison.planning.depth import plan_depth
+from jettison.planning.depth import plan_latency
 from jettison.planning.estimate import how_long, how_long_training
 from jettison.planning.forecast import forecast
 from jettison.planning.picture import plan_data
@@ -79,8 +79,8 @@ def fit(
     out: the folder of the run, new or of the same run.
     device: what the result is to run on, see ``find_device``.
     tps, memory, context: the budget (tokens per second; bytes or a string such as "3GB"; tokens), see ``make_plan``.
-    latency, fps: the budget of an image classifier (a share of the original's latency such as "0.7x"; images per
-    second), see ``plan_depth``.
+    latency, fps: the budget of an image classifier or perception model (a share of the original's latency such as
+    "0.7x"; images per second), see ``plan_latency``.
     speedup: the budget of a diffusion pipeline (how many times as fast), see ``plan_program``.
     runtime: the target runtime that must load the result.
     recovery, losses, refine: how to plan, see ``make_plan``; with ``auto``, losses come from gradients if the model
@@ -126,7 +126,7 @@ def fit(
     elif recipe is None and speedup is not None:
         chosen = plan_program(source, speedup=speedup, changes=changes)
     elif recipe is None:
-        chosen = plan_depth(
+        chosen = plan_latency(
             source, latency=latency, fps=fps, changes=changes, images=images, folder=None if dry_run else out
         )
     else:

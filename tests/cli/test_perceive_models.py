@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from jettison.domains.perception.world.order import Order
 from jettison.domains.perception.world.store import write_world
@@ -34,12 +35,19 @@ def test_train_evaluate_and_score(jettison, world, tmp_path):
         "-q",
     )
     assert (code, err) == (0, "") and "1 frames of culane" in text
-    for refused, words in (
-        (("plan", out, "--memory", "100KB"), "is no language model"),
-        (("export", out, "--to", "onnx", "--out", tmp_path / "a.onnx"), "is a perception model"),
-    ):
-        code, text, err = jettison(*refused)
-        assert code == 2 and words in err
+    code, text, err = jettison("plan", out, "--memory", "100KB")
+    assert code == 2 and "is no language model" in err
+    Image.new("RGB", (160, 90)).save(tmp_path / "mine.png")
+    shown = ("perceive", "show", out, tmp_path / "mine.png", "--out", tmp_path / "a.html", "-q")
+    code, text, err = jettison(*shown, "--json", tmp_path / "p.json")
+    assert (code, err) == (0, "") and "trained on synthetic images only" in text and "1 frames" in text
+    assert json.loads((tmp_path / "p.json").read_text())["frames"] == [str(tmp_path / "mine.png")]
+    code, text, err = jettison("perceive", "show", tmp_path / "no.png", tmp_path / "mine.png", "--out", "a.html", "-q")
+    assert code == 2 and "no folder of a perception model is named" in err
+    code, text, err = jettison("export", out, "--to", "onnx", "--out", tmp_path / "a.onnx", "-q")
+    assert (code, err) == (0, "") and "largest difference of its logits" in text
+    code, text, err = jettison("export", out, "--to", "onnx", "--out", tmp_path / "b.onnx", "--size", "32x80")
+    assert code == 2 and "has the size of its config" in err
     code, text, err = jettison("perceive", "score", tmp_path / "made", world, "--json", tmp_path / "s.json", "-q")
     assert (code, err) == (0, "")
     evaluated, scored = (json.loads((tmp_path / file).read_text()) for file in ("e.json", "s.json"))

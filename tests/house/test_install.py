@@ -14,6 +14,7 @@ MODULES = {
     "diffusers": "diffusers",
     "docs": "mkdocs",
     "gguf": "gguf",
+    "matching": "cv2",
     "offload": "msgpack",
     "onnx": "onnxruntime",
     "ray": "ray",

@@ -50,7 +50,11 @@ def test_a_wrong_file_is_removed(tiny, tmp_path, pretended, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
-        ("scribe", [], "scribe is a causal language model: only an image classifier can be written as onnx"),
+        (
+            "scribe",
+            [],
+            "scribe is a causal language model: only an image classifier or a perception model can be written as onnx",
+        ),
         ("resnet", ["--to", "tflite"], "unknown target 'tflite'; valid: onnx"),
         ("resnet", ["--size", "0"], "size = 0: a whole number from 1 to 4,096"),
         ("resnet", ["--size", "axb"], "size = 'axb': height and width in pixels are needed"),

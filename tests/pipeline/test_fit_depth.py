@@ -121,7 +121,9 @@ def test_a_budget_below_the_smallest_subnet_trains_nothing(tiny, photos, tmp_pat
 
 @pytest.mark.parametrize("asked", [{"latency": 0.7}, {"fps": 100}])
 def test_budgets_of_images_are_not_for_language_models(tmp_path, asked):
-    with pytest.raises(UsageError, match="is a budget of image classifiers; scribe is a language model"):
+    with pytest.raises(
+        UsageError, match="is a budget of image classifiers and perception models; scribe is a language model"
+    ):
         fit("scribe", out=tmp_path / "out", **asked)
 
 

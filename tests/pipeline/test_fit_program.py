@@ -124,11 +124,14 @@ def test_a_recipe_without_a_budget_is_not_timed(pipeline, tmp_path, clock):
         ({"speedup": 6}, "calls the denoiser 6 times, and the first call is always computed: ask for less than 6"),
         (
             {"speedup": 2, "latency": 0.5},
-            "latency is a budget of image classifiers; .* a diffusion pipeline: give speedup",
+            "latency is a budget of image classifiers and perception models; .* a diffusion pipeline: give speedup",
         ),
         ({"speedup": 2, "device": "raspberry-pi-5"}, "times are measured, so the plan is for this machine"),
         ({"speedup": 2, "recipe": "w8"}, "speedup is for a plan, and there is a recipe: .* --set program.speedup=2.5"),
-        ({"latency": "0.7x"}, "latency is a budget of image classifiers; .* is a diffusion pipeline: give speedup"),
+        (
+            {"latency": "0.7x"},
+            "latency is a budget of image classifiers and perception models; .* is a diffusion pipeline: give speedup",
+        ),
         ({"tps": 40}, "tps is a budget of language models; .* is a diffusion pipeline: give speedup, or a recipe"),
         ({"memory": "1GB"}, "memory is a budget of language models"),
         ({}, r"is a diffusion pipeline: give a budget in speedup \(such as 2.5\), or a recipe"),

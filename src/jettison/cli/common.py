@@ -45,10 +45,13 @@ Tps = Annotated[float | None, typer.Option("--tps", help="Tokens per second that
 Memory = Annotated[str | None, typer.Option("--memory", help="Memory that the model may use at most, such as 3GB.")]
 Latency = Annotated[
     str | None,
-    typer.Option("--latency", help="Latency that an image classifier must reach, as a share of its own: 0.7x."),
+    typer.Option(
+        "--latency", help="Latency that a classifier or perception model must reach, as a share of its own: 0.7x."
+    ),
 ]
 Fps = Annotated[
-    float | None, typer.Option("--fps", help="Images per second, one by one, that an image classifier must reach.")
+    float | None,
+    typer.Option("--fps", help="Images per second, one by one, that an image classifier or perception model reaches."),
 ]
 Speedup = Annotated[
     str | None,

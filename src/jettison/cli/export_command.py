@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 def export(
     model: Annotated[
-        str, typer.Argument(help="An image classifier: a folder that Jettison wrote, or any model folder.")
+        str, typer.Argument(help="An image classifier or perception model: a folder that Jettison wrote, or any.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
     to: Annotated[str, typer.Option("--to", help="What to write: onnx.")] = "onnx",
@@ -29,7 +29,7 @@ def export(
     json: common.Json = None,
     quiet: common.Quiet = False,
 ) -> None:
-    """Write an image classifier as an ONNX file, with packed weights as int8, and check it in ONNX Runtime."""
+    """Write an image classifier or perception model as ONNX, packed weights as int8, and check it in ONNX Runtime."""
     from jettison.core.bytesize import format_bytes
     from jettison.core.numbers import figures
     from jettison.pipeline.exporting import export as run

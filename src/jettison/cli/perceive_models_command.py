@@ -14,6 +14,7 @@ EXAMPLES = {
     "train": (
         "jettison perceive train lane_regressor --data world --out lanes",
         "jettison perceive train lane_regressor --data CULane/ --out lanes --set height=160 --steps 20000",
+        "jettison perceive train sa_fsm --data world --out depth --set matcher=LightGlue/",
     ),
     "evaluate": (
         "jettison perceive evaluate lanes --data world",
@@ -40,6 +41,15 @@ def train(
         list[str] | None, typer.Option("--set", help="Change a field of the model's config: field=value. Repeatable.")
     ] = None,
     layout: LayoutName = None,
+    start: Annotated[
+        Path | None, typer.Option("--start", help="Begin with the weights of this folder, of the same model.")
+    ] = None,
+    stages: Annotated[
+        list[str] | None, typer.Option("--stages", help="Run only this stage of the training. Repeatable.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Keep what is made of the data here (matches), for other runs, too.")
+    ] = None,
     save_every: Annotated[
         float, typer.Option("--save-every", min=0, help="Save the training state every so many seconds.")
     ] = 60.0,
@@ -55,6 +65,7 @@ def train(
 
     common.begin(quiet, json)
     options = {"steps": steps, "batch": batch, "rate": rate, "changes": changes or [], "layout": layout}
+    options |= {"start": start, "stages": stages or None, "cache": cache}
     result = run(model, data, out, **options, seed=seed, save_every=save_every)
     rows = [
         [row["stage"], f"{row['steps']:,}", f"{row['loss']:.4f}", f"{row['score']:.4f}"] for row in result["stages"]
@@ -76,6 +87,7 @@ def evaluate(
             "(CULane, DDAD, nuScenes) or a file (TuSimple, OpenLane-V2)."
         ),
     ] = None,
+    rule: Annotated[str, typer.Option("--rule", help="Rule of the OpenLane-V2 score: v2.1, v1.1 or v1.0.")] = "v2.1",
     adapter: Annotated[bool, typer.Option(help="Apply the LoRA adapter, if there is one.")] = True,
     json: common.Json = None,
     quiet: common.Quiet = False,
@@ -84,7 +96,7 @@ def evaluate(
     from jettison.pipeline.perceiving import evaluate_perception
 
     common.begin(quiet, json)
-    options = {"split": split, "layout": layout, "predictions": predictions, "adapter": adapter}
+    options = {"split": split, "layout": layout, "predictions": predictions, "adapter": adapter, "rule": rule}
     scores = evaluate_perception(model, data, **options)
     show_scores(scores)
     common.finish({"model": str(model), "data": str(data), "split": split} | scores.to_dict(), json)

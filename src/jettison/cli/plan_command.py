@@ -88,14 +88,14 @@ def plan_step(
     model: str, budgets: dict[str, Any], device: str, changes: list[str], out: Path | None, report: Path | None,
     json: Path | None,
 ) -> None:  # fmt: skip
-    """Plan the one step of a recipe for an image classifier (depth) or a diffusion pipeline (a program).
+    """Plan a recipe of one step, for an image classifier (depth), a perception model (bits) or a pipeline (a program).
 
     Print the recipe with its reasons, and write it to ``out``.
     """
     from jettison.core.errors import UsageError
     from jettison.graph.folder import ModelFolder
     from jettison.planning.budget import check_budget
-    from jettison.planning.depth import plan_depth
+    from jettison.planning.depth import plan_latency
     from jettison.planning.program import plan_program
 
     if report is not None:
@@ -105,7 +105,7 @@ def plan_step(
     if budgets["speedup"] is not None:
         recipe = plan_program(source, speedup=budgets["speedup"], changes=changes)
     else:
-        recipe = plan_depth(source, latency=budgets["latency"], fps=budgets["fps"], changes=changes)
+        recipe = plan_latency(source, latency=budgets["latency"], fps=budgets["fps"], changes=changes)
     common.out.print(f"recipe {recipe.name}: {recipe.use}", style="bold", markup=False)
     finish_recipe(model, recipe, out)
     if not recipe.steps and out is None:

@@ -1,7 +1,7 @@
 """Writes files of tensors, which are whole or absent as in ``files``."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -29,8 +29,8 @@ def write_tensors(
     def write(temporary: Path) -> None:
         save_file(contiguous, temporary, dict(metadata or {"format": "pt"}))
         _sort_metadata(temporary)
-        for name, tensor in contiguous.items():
-            if not _reads_back(temporary, name, tensor):
+        for pieces in _grouped(contiguous):
+            if (name := _differing(temporary, contiguous, pieces)) is not None:
                 raise OSError(f"{name} reads back differently from what was written")
         ready(temporary)
 
@@ -50,20 +50,38 @@ def _sort_metadata(path: Path) -> None:
         handle.write(text.ljust(length))
 
 
-def _reads_back(path: Path, name: str, tensor: torch.Tensor) -> bool:
-    """Compare a stored tensor in pieces. The file is opened for each piece, since pages that were read stay in memory
-    until it is closed."""
-    step = max(1, PIECE * len(tensor) // max(1, tensor.nbytes)) if tensor.dim() else 1
-    for first in range(0, max(1, len(tensor)) if tensor.dim() else 1, step):
-        with safe_open(path, framework="pt") as handle:
-            stored = handle.get_slice(name)
+def _grouped(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[tuple[str, int, int]]]:
+    """Yield groups of pieces of tensors, of about ``PIECE`` bytes each: name, first row, end."""
+    group, size = [], 0
+    for name, tensor in tensors.items():
+        rows = len(tensor) if tensor.dim() else 1
+        step = max(1, PIECE * rows // max(1, tensor.nbytes))
+        for first in range(0, max(1, rows), step):
+            end = min(first + step, rows)
+            group.append((name, first, end))
+            size += tensor.nbytes * (end - first) // max(1, rows)
+            if size >= PIECE:
+                yield group
+                group, size = [], 0
+    if group:
+        yield group
+
+
+def _differing(path: Path, tensors: Mapping[str, torch.Tensor], pieces: list[tuple[str, int, int]]) -> str | None:
+    """Return the name of a tensor of which a stored piece differs; None if there is none.
+
+    The file is opened for each group of pieces, since pages that were read stay in memory until it is closed.
+    """
+    with safe_open(path, framework="pt") as handle:
+        for name, first, end in pieces:
+            tensor, stored = tensors[name], handle.get_slice(name)
             if tuple(stored.get_shape()) != tuple(tensor.shape):
-                return False
-            actual = stored[first : first + step] if tensor.dim() else handle.get_tensor(name)
-        expected = tensor[first : first + step] if tensor.dim() else tensor
-        if actual.dtype != expected.dtype or not torch.equal(_bytes(actual), _bytes(expected)):
-            return False
-    return True
+                return name
+            actual = stored[first:end] if tensor.dim() else handle.get_tensor(name)
+            expected = tensor[first:end] if tensor.dim() else tensor
+            if actual.dtype != expected.dtype or not torch.equal(_bytes(actual), _bytes(expected)):
+                return name
+    return None
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ Stored = QuantizedWeight | torch.Tensor
 # The files beside the weights that are copied. Nothing else is: no code, no results of an earlier run.
 COMPANIONS = re.compile(
     TOKENIZER.pattern + r"|(pre|video_pre)?processor_config\.json|additional_chat_templates/[^/.][^/]*\.jinja|"
-    r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[^/]*"
+    r"training\.json|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[^/]*"
 )
 
 
@@ -180,7 +180,7 @@ class Writer:
 
 
 def copy_companions(source: Path, out: Path) -> None:
-    """Copy tokenizer, chat template, generation settings and licence of a model's folder.
+    """Copy tokenizer, chat template, generation settings, record of the training and licence of a model's folder.
 
     A link is followed within the folder and within a cache of the Hugging Face hub. Other links are not followed, so
     that no file from elsewhere is published; a note names each.

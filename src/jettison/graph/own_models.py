@@ -75,12 +75,12 @@ class OwnModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return next(value.device for value in self.parameters())
+        return next(value.device for value in (*self.parameters(), *self.buffers()))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights."""
-        return next(value.dtype for value in self.parameters() if value.is_floating_point())
+        """The type of the weights; if all are packed, that of the first buffer of floating-point numbers."""
+        return next(value.dtype for value in (*self.parameters(), *self.buffers()) if value.is_floating_point())
 
     def can_generate(self) -> bool:
         """Whether the model writes text: it does not."""
@@ -104,7 +104,8 @@ def pack(tensors: Mapping[str, torch.Tensor], shapes: Shapes) -> torch.Tensor:
             raise UsageError(f"{name} of a sample is {actual}: the shape {tuple(shape)} is needed")
     if len(shapes) == 1:
         return tensors[next(iter(shapes))]
-    return torch.cat([tensors[name].reshape(len(tensors[name]), -1).float() for name in shapes], 1)
+    parts = (tensors[name] for name in shapes)
+    return torch.cat([(part.flatten(1) if part.dim() > 1 else part[:, None]).float() for part in parts], 1)
 
 
 def unpack(packed: torch.Tensor, shapes: Shapes) -> dict[str, torch.Tensor]:
@@ -112,7 +113,8 @@ def unpack(packed: torch.Tensor, shapes: Shapes) -> dict[str, torch.Tensor]:
     if len(shapes) == 1:
         return {next(iter(shapes)): packed}
     parts = packed.split([math.prod(shape) for shape in shapes.values()], 1)
-    return {name: part.unflatten(1, shape) if shape else part[:, 0]
+    # Not unflatten, with which ONNX files would have a fixed batch.
+    return {name: part.reshape(part.shape[0], *shape) if shape else part[:, 0]
             for (name, shape), part in zip(shapes.items(), parts, strict=True)}  # fmt: skip
 
 

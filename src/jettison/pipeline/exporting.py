@@ -11,6 +11,7 @@ from jettison.core.errors import JettisonError, UsageError, guarded, shown, unkn
 from jettison.core.files import writable_file
 from jettison.core.numbers import check_number, figures
 from jettison.core.progress import say, waiting
+from jettison.domains.domain import find_domain
 from jettison.domains.vision.data import image_processor
 from jettison.formats.onnx_file import INPUT, OPSET, OUTPUT, check_onnx, required, write_onnx
 from jettison.graph.folder import ModelFolder
@@ -24,32 +25,35 @@ TOLERANCE = 1e-3  # largest difference of the logits, as a share of the largest 
 
 
 def export(model: str | Path, out: str | Path, *, to: str = "onnx", size: str | None = None) -> dict[str, Any]:
-    """Write an image classifier as an ONNX file, and compare it with the model in ONNX Runtime if that is installed.
+    """Write an image classifier or a perception model as an ONNX file, and compare it with the model in ONNX Runtime.
 
     Weights packed on integer grids are stored as int8, all others as float32. The file takes any number of images of
-    one size.
+    one size; of perception models, packed inputs (``graph.own_models.pack``), of the size in their config.
 
     model: a folder that Jettison wrote, a model folder, or a hub id.
     out: the file to write.
     to: ``onnx``.
     size: height and width of the images, such as ``224`` or ``192x256``; None means the size that the config or the
-        image processor states.
+        image processor states. A perception model has its own.
 
     Returns file, to, opset, bytes, input and output (names and shapes), difference (the largest one between the logits
     of file and model on two images of noise; None if onnxruntime is not installed) and largest (logit).
-    Raises UsageError for a model that is no image classifier, a size that it does not take, and if onnx is not
-    installed. Raises JettisonError, and removes the file, if its logits differ from the model's.
+    Raises UsageError for a model of another kind, a size that it does not take, and if onnx is not installed. Raises
+    JettisonError, and removes the file, if its logits differ from the model's.
     """
     if to not in TARGETS:
         raise unknown("target", to, TARGETS)
     sides = _parse_size(size) if size is not None else None
     path, source = writable_file(Path(out)), ModelFolder(model)
-    if (kind := source.anatomy.family.domain) != "vision":
+    if (kind := source.anatomy.family.domain) not in ("vision", "perception"):
         raise UsageError(
-            f"{source.name} is a {KINDS.get(kind, f'{kind} model')}: only an {KINDS['vision']} can be written as {to}"
+            f"{source.name} is a {KINDS.get(kind, f'{kind} model')}: only an {KINDS['vision']} or a perception model "
+            f"can be written as {to}"
         )
+    if sides and kind == "perception":
+        raise UsageError(f"size = {shown(size)}: {source.name} has the size of its config; leave it out")
     required("onnx")
-    pixels = _noise(source, sides or _stated_size(source))
+    pixels = _example(source) if kind == "perception" else _noise(source, sides or _stated_size(source))
     loaded = load(source.folder, exact=True, dtype=torch.float32)
     logits = loaded.logits(pixels)  # (images, classes)
     with waiting("writing and checking the ONNX file"):
@@ -61,10 +65,17 @@ def export(model: str | Path, out: str | Path, *, to: str = "onnx", size: str | 
         "opset": OPSET,
         "bytes": path.stat().st_size,
         "input": {INPUT: ["images", *pixels.shape[1:]]},
-        "output": {OUTPUT: ["images", logits.shape[1]]},
+        "output": {OUTPUT: ["images", *logits.shape[1:]]},
         "difference": difference,
         "largest": float(logits.abs().max()),
     }
+
+
+def _example(source: ModelFolder) -> torch.Tensor:
+    """Return packed inputs of a perception model: its example, and noise of the same shape."""
+    example, _ = find_domain(source).example(source)
+    noise = torch.rand(IMAGES - 1, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    return torch.cat([example, noise])
 
 
 def _check(path: Path, model: torch.nn.Module, pixels: torch.Tensor, largest: float) -> float | None:

@@ -1,7 +1,7 @@
 """Which budgets a plan or a fit may have, by the kind of the model.
 
-A language model has tokens per second and memory, an image classifier latency or images per second, a diffusion
-pipeline a speedup.
+A language model has tokens per second and memory, an image classifier or perception model latency or images per
+second, a diffusion pipeline a speedup.
 """
 
 from typing import Any
@@ -17,9 +17,14 @@ MOST_IMAGES = 1e6  # per second that may be asked for
 KINDS = {  # domain -> the kind in words, and its budgets, each with an example
     "text": ("a language model", {"tps": "90", "memory": "3GB"}),
     "vision": ("an image classifier", {"latency": "0.7x", "fps": "30"}),
+    "perception": ("a perception model", {"latency": "0.7x", "fps": "30"}),
     "diffusion": ("a diffusion pipeline", {"speedup": "2.5"}),
 }
-OWNERS = {name: f"{kind.partition(' ')[2]}s" for kind, own in KINDS.values() for name in own}
+OWNERS = {
+    name: " and ".join(f"{kind.partition(' ')[2]}s" for kind, own in KINDS.values() if name in own)
+    for _, budgets in KINDS.values()
+    for name in budgets
+}
 STEPS = {"latency": "depth.latency=0.7", "fps": "depth.latency=0.7", "speedup": "program.speedup=2.5"}  # in a recipe
 
 
@@ -87,6 +92,8 @@ def check_budget(model: ModelShape, budgets: dict[str, Any], *, device: str = "t
         raise UsageError(f"{first} = {shown(asked[first])} and {second} = {shown(asked[second])}: give one of them")
     if recipe is not None:
         for name in asked:
+            if kind == KINDS["perception"][0]:
+                raise UsageError(f"{name} is for a plan, and there is a recipe: give one of them")
             step = STEPS[name].partition(".")[0]
             raise UsageError(
                 f"{name} is for a plan, and there is a recipe: let its {step} step say it, as --set {STEPS[name]}"

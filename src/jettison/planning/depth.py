@@ -1,4 +1,7 @@
-"""Plan the depth of an image classifier: from a latency or frames per second to a recipe with one step, ``depth``."""
+"""Plan the depth of an image classifier: from a latency or frames per second to a recipe with one step, ``depth``.
+
+``plan_latency`` plans for any kind of model that has such a budget.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,12 +11,24 @@ from jettison.core.errors import UsageError
 from jettison.core.kept import read_record, write_record
 from jettison.core.numbers import figures
 from jettison.graph.folder import ModelFolder
+from jettison.planning.bits import plan_bits
 from jettison.planning.budget import check_budget, parse_latency
 from jettison.recipe.recipe import Recipe, load_recipe
 from jettison.recipe.registry import default_method, find
 
 MEASURED = ".original.json"  # in the folder of a run: the latency of the original, when the run began
 HELD_OUT = 0.1  # of the images, at most: they are not trained on
+
+
+def plan_latency(model: str | Path | ModelFolder, **options: Any) -> Recipe:
+    """Plan for a latency or frames per second: the depth of an image classifier, the bits of a perception model.
+
+    options: those of ``plan_depth``; images are not needed for bits.
+    """
+    source = model if isinstance(model, ModelFolder) else ModelFolder(model)
+    if source.anatomy.family.domain == "perception":
+        return plan_bits(source, **{name: value for name, value in options.items() if name != "images"})
+    return plan_depth(source, **options)
 
 
 def plan_depth(

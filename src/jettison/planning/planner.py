@@ -18,7 +18,7 @@ from jettison.graph.folder import open_shape
 from jettison.graph.shape import ModelShape
 from jettison.planning.budget import check_budgets
 from jettison.planning.cost import CONTEXT, Setting, fixed_operators, planned_all, predict, unit_operators
-from jettison.planning.depth import plan_depth
+from jettison.planning.depth import plan_latency
 from jettison.planning.groups import BITS, GROUP_SIZES, Choice, Unit, choices, find_units, tie
 from jettison.planning.program import plan_program
 from jettison.planning.search import Picks, Problem, feasible, least, pareto, quickest, search
@@ -110,13 +110,13 @@ class Plan:
 def plan(model: str | Path, **options) -> Recipe:
     """Plan a recipe for a device and a budget; its ``why`` holds the reasons.
 
-    Takes the options of ``make_plan``; for an image classifier, those of ``plan_depth``; for a diffusion pipeline,
-    those of ``plan_program``.
+    Takes the options of ``make_plan``; for an image classifier or perception model, those of ``plan_latency``; for a
+    diffusion pipeline, those of ``plan_program``.
     """
     if options.get("speedup") is not None:
         return plan_program(model, **options)
     if options.get("latency") is not None or options.get("fps") is not None:
-        return plan_depth(model, **options)
+        return plan_latency(model, **options)
     return make_plan(model, **options).recipe
 
 

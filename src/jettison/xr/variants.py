@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from jettison.core.errors import JettisonError, UsageError, unknown
+from jettison.domains.domain import find_domain
 from jettison.domains.perception.xr.blocks import SIZES
 from jettison.domains.perception.xr.judging import AGREEMENT, CALIBRATION, correlation, outputs, random_frames
 from jettison.domains.perception.xr.models import MULTIPLE, native_input, native_model
@@ -102,6 +103,8 @@ def open_variant(variant: Variant) -> Runnable:
         from jettison.runtime.load import load
 
         loaded = load(source)
+        if loaded.source.anatomy.family.domain != "text":  # an image classifier, or a perception model
+            return Runnable(loaded.logits, find_domain(loaded.source).example(loaded.source)[0], loaded.model)
         ids = torch.arange(SEGMENT).unsqueeze(0) % loaded.model.config.vocab_size
         return Runnable(loaded.logits, ids, loaded.model)
     valid = f"{NATIVE_SOURCE!r}, an .onnx file, a folder that Jettison wrote"

@@ -12,6 +12,7 @@ import numpy as np
 
 from jettison.core.errors import UsageError
 from jettison.core.files import write_text
+from jettison.domains.perception.clouds import cloud, cloud_picture
 from jettison.domains.perception.images import FRONT
 from jettison.domains.perception.layouts.reading import pillow, read_image
 from jettison.domains.perception.scenes import ATTRIBUTES, Camera, Frame, Road
@@ -36,6 +37,7 @@ LEGEND = (
     "lanes: blue on streets, violet in junctions. Boxes are traffic lights and signs. From above: green dots where "
     "lanes continue, squares at the lanes that a light or sign holds for."
 )
+NEAREST = 0.3  # metres in front of a camera from which things are drawn
 LINE_LIFT = 0.02  # metres between a drawn line and the ground
 
 
@@ -48,12 +50,14 @@ def ordered(frame: Frame) -> list[str]:
     return sorted(frame.views, key=lambda name: place[name])
 
 
-def camera_sheet(frame: Frame, labels: bool = True, columns: int = 3) -> np.ndarray:
+def camera_sheet(frame: Frame, labels: bool = True, columns: int = 3, graph: bool = False) -> np.ndarray:
     """Return the images of all cameras beside each other, (height, width, 3) uint8.
 
     labels: whether to draw lanes, centerlines and traffic elements over them.
+    graph: whether to draw the road graph, too: green dots where lanes continue, and in the front image thin lines from
+        traffic elements to the lanes that they hold for.
     """
-    return stacked([_camera_image(frame, name, labels) for name in ordered(frame)], columns)
+    return stacked([_camera_image(frame, name, labels, graph) for name in ordered(frame)], columns)
 
 
 def depth_sheet(frame: Frame, columns: int = 3) -> np.ndarray:
@@ -83,7 +87,7 @@ def stacked(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
     return sheet
 
 
-def _camera_image(frame: Frame, name: str, labels: bool) -> np.ndarray:
+def _camera_image(frame: Frame, name: str, labels: bool, graph: bool) -> np.ndarray:
     view = frame.views[name]
     if view.image is None:
         raise UsageError(f"frame {frame.name} has no image of camera {name}")
@@ -106,7 +110,27 @@ def _camera_image(frame: Frame, name: str, labels: bool) -> np.ndarray:
             colour = COLOURS.get(ATTRIBUTES[element.attribute], SIGN_COLOUR)
             (x1, y1), (x2, y2) = element.box.tolist()
             draw.rectangle((x1 - thick, y1 - thick, x2 + thick, y2 + thick), outline=colour, width=thick)
+    if graph and frame.road is not None and view.camera is not None:
+        _draw_graph(draw, frame.road, view.camera, name.endswith(FRONT), thick)
     return np.asarray(image)
+
+
+def _draw_graph(draw: Any, road: Road, camera: Camera, front: bool, thick: int) -> None:
+    """Draw the edges of a road over the image of a camera, see ``camera_sheet``."""
+    ends = [road.lanes[i].points[-1] for i, _ in np.argwhere(road.lane_lane > 0.5).tolist()]
+    pixels, depths = camera.project(np.reshape(ends, (-1, 3)))
+    for x, y in pixels[depths > NEAREST].tolist():
+        draw.ellipse((x - 2 * thick, y - 2 * thick, x + 2 * thick, y + 2 * thick), fill=GRAPH)
+    for i, j in np.argwhere(road.lane_element > 0.5).tolist() if front else ():
+        parts = _visible(camera, road.lanes[i].points)
+        seen = [
+            point for part in parts for point in part if 0 <= point[0] < camera.width and 0 <= point[1] < camera.height
+        ]
+        if seen:
+            element = road.elements[j]
+            (x1, _), (x2, bottom) = element.box.tolist()
+            colour = COLOURS.get(ATTRIBUTES[element.attribute], SIGN_COLOUR)
+            draw.line([((x1 + x2) / 2, bottom), seen[-1]], fill=colour, width=1)
 
 
 def _visible(camera: Camera, points: np.ndarray) -> list[list[tuple[float, float]]]:
@@ -115,7 +139,7 @@ def _visible(camera: Camera, points: np.ndarray) -> list[list[tuple[float, float
         np.linspace(a, b, 12, endpoint=False) for a, b in pairwise(points)
     ] + [points[-1:]])  # fmt: skip
     pixels, depths = camera.project(dense + np.array([0, 0, LINE_LIFT]))
-    inside = (depths > 0.3) & (np.abs(np.nan_to_num(pixels, nan=1e9)) < 4 * max(camera.width, camera.height)).all(1)
+    inside = (depths > NEAREST) & (np.abs(np.nan_to_num(pixels, nan=1e9)) < 4 * max(camera.width, camera.height)).all(1)
     bounds = np.flatnonzero(np.diff(np.concatenate([[0], inside.astype(int), [0]]))).reshape(-1, 2)
     return [[tuple(point) for point in pixels[low:high].tolist()] for low, high in bounds if high - low > 1]
 
@@ -195,16 +219,24 @@ def write_page(path: Path, title: str, frames: Sequence[Frame]) -> None:
         sheets = {"Cameras": camera_sheet(frame, labels=False), "Lanes, ways and traffic elements": camera_sheet(frame)}
         if any(view.depth is not None for view in frame.views.values()):
             sheets[f"Depth, {NEAR:g} m (yellow) to {DEEP:g} m (blue)"] = depth_sheet(frame)
-        columns = ["".join(_figure(name, sheet) for name, sheet in sheets.items())]
+            depths = {name: view.depth() for name, view in frame.views.items() if view.depth is not None}
+            sheets["Points of all cameras, the car drives up"] = cloud_picture(*cloud(frame, depths))
+        columns = ["".join(figure(name, sheet) for name, sheet in sheets.items())]
         if frame.road is not None:
-            columns.append(_figure("The road from above", birds_eye(frame.road)))
+            columns.append(figure("The road from above", birds_eye(frame.road)))
         parts.append(f"<h2>{escape(frame.name)}</h2><section>" + "".join(f"<div>{one}</div>" for one in columns))
         parts.append("</section>")
+    write_html(path, title, parts)
+
+
+def write_html(path: Path, title: str, parts: Sequence[str]) -> None:
+    """Write parts of HTML as a page."""
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     write_text(path, head + "\n".join(parts) + "</html>\n")
 
 
-def _figure(name: str, image: np.ndarray) -> str:
+def figure(name: str, image: np.ndarray) -> str:
+    """Return an image with its name as HTML that needs no other file."""
     data = base64.b64encode(picture_bytes(image)).decode("ascii")
     picture = f'<img alt="{escape(name)}" src="data:image/webp;base64,{data}">'
     return f"<figure><figcaption>{escape(name)}</figcaption>{picture}</figure>"

@@ -10,11 +10,11 @@ from jettison.core.errors import JettisonError
 from jettison.core.progress import bar
 from jettison.domains.domain import Logits
 from jettison.domains.perception.layouts.reading import within
-from jettison.domains.perception.modelling import Prediction, Sample
+from jettison.domains.perception.modelling import PerceptionModel, Prediction, Sample
 from jettison.domains.perception.predictions import FOLDERS, check_place, write_predictions
 from jettison.domains.perception.samples import Samples
 from jettison.domains.perception.scoring import Scores, score
-from jettison.graph.own_models import Shapes, pack, unpack
+from jettison.graph.own_models import OwnConfig, Shapes, pack, unpack
 
 BATCH = 8  # frames at once
 HEADLINES = {  # layout -> the row and the column that say how good a model is; higher is better
@@ -60,13 +60,31 @@ def predict(
                 progress.advance()
 
 
+def predict_one(
+    model: PerceptionModel, config: OwnConfig, run: Logits, shapes: tuple[Shapes, Shapes], sample: Sample
+) -> Prediction:
+    """Return what a model predicts of one sample. Arguments as ``predict``. Raises as ``predict``."""
+    with within(f"frame {sample.frame.name}"):
+        inputs = {name: tensor[None] for name, tensor in model.read(config, sample).items()}
+        outputs = run(pack(inputs, shapes[0])).float().cpu()
+        if not outputs.isfinite().all():
+            raise JettisonError("the model's outputs are not finite")
+        return model.predict(config, {name: value[0] for name, value in unpack(outputs, shapes[1]).items()}, sample)
+
+
 def judge(
-    samples: Samples, run: Logits, shapes: tuple[Shapes, Shapes], path: Path | None = None, count: int | None = None
+    samples: Samples,
+    run: Logits,
+    shapes: tuple[Shapes, Shapes],
+    path: Path | None = None,
+    count: int | None = None,
+    rule: str = "v2.1",
 ) -> Scores:
     """Score a model on samples, as ``scoring.score`` scores its prediction files.
 
     count: how many samples, spread evenly; None for all.
     path: where the prediction files are written, and stay; None for a place of their own that is removed.
+    rule: of the OpenLane-V2 score, see ``metrics.openlanev2``.
     """
     if path is not None:
         check_place(path, samples.layout)
@@ -77,8 +95,7 @@ def judge(
         numbers = samples.spread(count)
         write_predictions(place, samples, predict(samples, run, shapes, numbers))
         only = None if count is None else {samples.name(number) for number in numbers}
-        split = None if samples.layout == "nuscenes" else samples.split
-        return score(place, samples.folder, samples.layout, split, only=only)
+        return score(place, samples.folder, samples.layout, samples.split, rule=rule, only=only)
 
 
 def headline(scores: Scores) -> float:

@@ -4,12 +4,13 @@
   families.yaml, which says where its units are: its blocks, and the roles of their matrices.
 - Its task says which layouts of datasets it reads, and how it is scored: the frame has all of that.
 - All other code treats models alike.
+- Targets may depend on what a model has learned so far: a model that also has ``teach`` chooses them before each stage.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pkgutil import iter_modules
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -48,11 +49,13 @@ class Prediction:
     lanes: in the image of the front camera.
     depth: name of the camera -> (height, width) metres, of any size.
     road: centerlines, traffic elements and their topology, with confidences.
+    anchors: of lanes, to draw them: what they are -> lines in the image of the front camera.
     """
 
     lanes: Sequence[ImageLane] = ()
     depth: Mapping[str, np.ndarray] = field(default_factory=dict)
     road: Road = field(default_factory=Road)
+    anchors: Mapping[str, Sequence[ImageLane]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,33 @@ class Stage:
     weight_decay: float = 1e-4
 
 
+@dataclass(frozen=True)
+class Lessons:
+    """What a model learns from in a stage, where that is not the same in all stages.
+
+    targets: takes the place of the model's function of that name. record: what the journal and the result say of it.
+    """
+
+    targets: Callable[[OwnConfig, Sample], dict[str, torch.Tensor]]
+    record: dict[str, Any] = field(default_factory=dict)
+
+
 class PerceptionModel(Protocol):
     """A module ``models/NAME`` that describes a kind of model.
 
     TASK: a key of ``TASKS``.
     STAGES: of the training.
     Config: the fields of config.json, with defaults and limits.
+
+    A model may have more members:
+
+    - ``stages(config)`` returns the stages, if they depend on the config; STAGES is then not read.
+    - ``condense(model, inputs, stage)`` returns what a stage learns from in place of the inputs of a batch: tensors
+      (batch, ...) by name, made by parts of the network that the stage does not train. None for the inputs themselves.
+      It is called once for every sample, in eval mode and without gradients, and the results are kept in memory.
+    - ``teach(network, samples, stage, out, cache)`` returns ``Lessons``. It is called before every stage, for each
+      split, with the network as the stages before left it. ``out`` is the folder of the run, ``cache`` one that runs
+      may share. It is called again when a run continues, and must then return the same.
     """
 
     TASK: str
@@ -115,6 +139,11 @@ def find_model(name: str) -> PerceptionModel:
     if name not in model_names():
         raise unknown("model", name, model_names())
     return module_of(OWN + name)
+
+
+def stages_of(model: PerceptionModel, config: OwnConfig) -> tuple[Stage, ...]:
+    """Return the stages of the training of a model with a config."""
+    return model.stages(config) if hasattr(model, "stages") else model.STAGES
 
 
 def model_of(source: ModelFolder) -> PerceptionModel:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -46,11 +45,11 @@ class Samples:
     ):
         self.model, self.config, self.folder, self.split = model, config, Path(folder), split
         self.layout = layout_for(model.TASK, folder, layout)
-        options: dict[str, Any] = {} if self.layout == "nuscenes" else {"split": split}
-        scenes = reader(self.layout).read(folder, **options)
+        scenes = reader(self.layout).read(folder, split=split)
         self._places = [(scene, place) for scene in scenes for place in range(len(scene.frames))]
         if not self._places:
             raise UsageError(f"{folder} has no frames of the split {split!r}")
+        self._readers = {"inputs": model.read, "targets": model.targets}
         self._kept: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
         self._room = SHARE * psutil.virtual_memory().available
 
@@ -69,22 +68,27 @@ class Samples:
 
     def inputs(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return the inputs of some samples, (n, ...) by name. Raises UsageError that names a frame that is broken."""
-        return self._stacked("inputs", self.model.read, numbers)
+        return self._stacked("inputs", numbers)
 
     def targets(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return the targets of some samples, (n, ...) by name. Raises as ``inputs``."""
-        return self._stacked("targets", self.model.targets, numbers)
+        return self._stacked("targets", numbers)
 
-    def _stacked(self, kind: str, read: Callable, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
-        parts = [self._one(kind, read, int(number)) for number in numbers]
+    def learn(self, targets: Callable[[OwnConfig, Sample], dict[str, torch.Tensor]]) -> None:
+        """Take the targets from another function from now on."""
+        self._readers["targets"] = targets
+        self._kept = {key: value for key, value in self._kept.items() if key[0] != "targets"}
+
+    def _stacked(self, kind: str, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+        parts = [self._one(kind, int(number)) for number in numbers]
         return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
-    def _one(self, kind: str, read: Callable, number: int) -> dict[str, torch.Tensor]:
+    def _one(self, kind: str, number: int) -> dict[str, torch.Tensor]:
         if (kind, number) in self._kept:
             return self._kept[kind, number]
         sample = self.sample(number)
         with within(f"frame {sample.frame.name}"):
-            tensors = read(self.config, sample)
+            tensors = self._readers[kind](self.config, sample)
         if len(self) * sum(tensor.nbytes for tensor in tensors.values()) < self._room:
             self._kept[kind, number] = tensors
         return tensors

@@ -70,7 +70,7 @@ def score(
 
     predictions: a file or folder, see the head of this module.
     layout: of the folder; None to look at its files, and for a rendered world at the predictions.
-    split: train, val or test; None for test (CULane, TuSimple) or val. nuScenes has no splits: all scenes are scored.
+    split: train, val or test; None for test (CULane, TuSimple) or val, and for all scenes of nuScenes.
     incomplete: whether frames whose labels are missing may be left out. Predictions must be there for all others.
     rule: of the OpenLane-V2 score. subset: of OpenLane-V2, such as A.
     only: names of the frames to score; None for all.
@@ -94,9 +94,7 @@ def score(
         return _score_openlanev2(
             predictions, _only(open_scenes(folder, name, incomplete=incomplete, **options), only), rule
         )
-    if name == "nuscenes" and split is not None:
-        raise UsageError(f"split = {split!r}: nuScenes states its splits nowhere in the folder; leave it out")
-    options = {} if name == "nuscenes" else {"split": split or "val"}
+    options = {"split": split if name == "nuscenes" else split or "val"}
     return _score_depth(predictions, _only(open_scenes(folder, name, incomplete=incomplete, **options), only), name)
 
 

@@ -2,11 +2,16 @@
 
 ```
 v1.0-mini/scene.json, sample.json, sample_data.json, calibrated_sensor.json, ego_pose.json, sensor.json
+v1.0-mini/splits.json                                           optional: {"train": ["scene-0061"], "val": [...]}
 samples/CAM_FRONT/....jpg, samples/LIDAR_TOP/....pcd.bin        float32 x, y, z, intensity, ring in the lidar's frame
 ```
+
+The dataset states its official splits nowhere but in the code of its devkit, which also reads ``splits.json`` beside
+the tables. Without this file a digest of the scene's name decides: of ten scenes about eight are for training, one is
+for validation, one for testing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from jettison.core.errors import UsageError, shown, unknown
+from jettison.core.files import digest
 from jettison.domains.perception.layouts.reading import (
+    SPLITS,
     TABLE_LIMIT,
     DataFolder,
     LazyFrames,
@@ -32,6 +39,7 @@ NAME, VERSIONS = "nuScenes", "v1.0-*"
 TABLES = ("scene", "sample", "sample_data", "calibrated_sensor", "ego_pose", "sensor")
 LIDAR, COLUMNS = "LIDAR_TOP", 5
 SECONDS = 1e-6  # of a time stamp
+SPLIT_FILE, PARTS = "splits.json", 10  # of the scenes, by a digest: part 0 is val, part 1 test, all others train
 
 Table = Mapping[str, Mapping[str, Any]]  # token -> row
 
@@ -42,14 +50,16 @@ def recognizes(folder: Path) -> bool:
 
 
 def read(
-    folder: str | Path, version: str | None = None, scenes: Sequence[str] | None = None, incomplete: bool = False
-) -> list[Scene]:
+    folder: str | Path, version: str | None = None, scenes: Sequence[str] | None = None, incomplete: bool = False,
+    split: str | None = None,
+) -> list[Scene]:  # fmt: skip
     """Read scenes, with one frame for each sample. Names of frames are tokens of samples.
 
     Depth is that of the lidar's points, moved by the car's poses at both times.
     version: such as v1.0-mini; None if there is only one.
-    scenes: names, such as scene-0061; None for all. Which scenes are for training is stated by the devkit alone.
+    scenes: names, such as scene-0061; None for all.
     incomplete: whether frames with missing files may be left out.
+    split: train, val or test, see the head of this module; None for all.
     Raises UsageError for missing and broken files, and for rows that refer to rows that are not there.
     """
     data = DataFolder(Path(folder), NAME)
@@ -59,6 +69,9 @@ def read(
     for name in scenes or ():
         if name not in listed:
             raise unknown("scene", name, listed, f" of {data.path}")
+    if split is not None:
+        chosen = _of_split(data, version, split, listed)
+        scenes = [name for name in scenes or listed if name in chosen]
     by_sample: dict[str, dict[str, Mapping[str, Any]]] = {}
     for token, row in tables["sample_data"].items():
         where = f"sample_data {token}"
@@ -66,7 +79,7 @@ def read(
             channel = _channel(tables, row, where)
             by_sample.setdefault(entry(row, "sample_token", str, where), {})[channel] = row
     result = []
-    for name in scenes or listed:
+    for name in listed if scenes is None else scenes:
         tokens = _samples(tables, listed[name])
         wanted = [
             (token, [entry(row, "filename", str, f"sample_data of {token}") for row in by_sample.get(token, {}).values()
@@ -77,6 +90,17 @@ def read(
         read_frame = lambda index, kept=kept: _frame(data, tables, kept[index], by_sample.get(kept[index], {}))
         result.append(Scene(name, LazyFrames(kept, read_frame)))
     return result
+
+
+def _of_split(data: DataFolder, version: str, split: str, listed: Iterable[str]) -> set[str]:
+    """Return the names of the scenes of a split."""
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    file = f"{version}/{SPLIT_FILE}"
+    if data.has(file):
+        return set(map(str, entry(data.json(file), split, list, str(data.path / file))))
+    part = lambda name: int(digest(name), 16) % PARTS
+    return {name for name in listed if SPLITS[{0: 1, 1: 2}.get(part(name), 0)] == split}
 
 
 def _is_lidar(row: Mapping[str, Any]) -> bool:

@@ -85,7 +85,7 @@ class LaneRegressor(OwnModel):
     def locate(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return lines (batch, 4, 5), x in every row of the feature map (batch, 4, rows), and y of the rows (rows,)."""
         down, across = (_middles(side, pixels) for side in pixels.shape[-2:])
-        places = torch.stack(torch.meshgrid(down, across, indexing="ij")).expand(len(pixels), -1, -1, -1)
+        places = torch.stack(torch.meshgrid(down, across, indexing="ij")).expand(pixels.shape[0], -1, -1, -1)
         x = 2 * torch.cat([pixels, places], 1) - 1  # (batch, 5, height, width)
         for block in self.blocks:
             x = block(x)  # (batch, channels, height / 4, width / 4)

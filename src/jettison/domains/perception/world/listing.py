@@ -13,7 +13,7 @@ from jettison.domains.perception.layouts.culane import read_lanes
 from jettison.domains.perception.layouts.ddad import DENSE
 from jettison.domains.perception.layouts.reading import SPLITS
 from jettison.domains.perception.layouts.tusimple import LABELS, at_rows
-from jettison.domains.perception.world.cameras import FRONT, make_rig
+from jettison.domains.perception.world.cameras import FRONT
 from jettison.domains.perception.world.order import Order, base, depth_name, split_of, stamp
 
 LISTED = "data_dict_subset_world.json"  # which scenes and frames there are
@@ -74,7 +74,7 @@ def _ddad_pose(matrix: np.ndarray) -> dict[str, dict[str, float]]:
 
 
 def _write_ddad(folder: Path, order: Order, scene: int, infos: list[dict[str, Any]]) -> None:
-    cameras = make_rig(order.size, order.seed + scene)
+    cameras = order.rig(scene)
     keys = ("fx", "fy", "cx", "cy", "skew")
     inner = [(k[0, 0], k[1, 1], k[0, 2], k[1, 2], k[0, 1]) for k in (one.intrinsics for one in cameras.values())]
     calibration = {

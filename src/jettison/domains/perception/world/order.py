@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+from jettison.core.errors import unknown
 from jettison.core.numbers import check_number, check_seed
-from jettison.domains.perception.world.cameras import checked_size
+from jettison.domains.perception.scenes import Camera
+from jettison.domains.perception.world.cameras import FRONT, checked_size, make_rig
 
 SPLIT = ("train", "val", "test", "train", "train")  # of scene number i: entry i modulo 5
 BEGIN = 1_600_000_000_000_000  # microseconds, the time stamp of the first frame
 MOST_FRAMES = 1000
+CAMERAS = ("all", "front")
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Order:
 
     size: (height, width). frames: of each scene. interval: seconds from frame to frame.
     place, weather: of all scenes; None draws them. Scene i has the seed ``seed`` + i.
+    cameras: ``all`` or ``front``, which takes a sixth of the time and is enough to learn lanes.
     """
 
     seed: int = 0
@@ -24,12 +28,20 @@ class Order:
     interval: float = 0.5
     place: str | None = None
     weather: str | None = None
+    cameras: str = "all"
 
     def __post_init__(self):
         check_seed(self.seed)
         checked_size(self.size)
         check_number("frames", self.frames, 1, MOST_FRAMES, whole=True)
         check_number("interval", self.interval, 0.01, 10)
+        if self.cameras not in CAMERAS:
+            raise unknown("cameras", self.cameras, CAMERAS)
+
+    def rig(self, scene: int) -> dict[str, Camera]:
+        """Return the cameras of a scene by its number."""
+        rig = make_rig(self.size, self.seed + scene)
+        return rig if self.cameras == "all" else {FRONT: rig[FRONT]}
 
 
 def split_of(scene: int) -> str:

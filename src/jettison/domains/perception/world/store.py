@@ -31,7 +31,7 @@ from jettison.domains.perception.layouts.culane import write_lanes
 from jettison.domains.perception.layouts.openlanev2 import LINES, road_record
 from jettison.domains.perception.layouts.reading import pillow
 from jettison.domains.perception.scenes import Camera, Frame, Road, View
-from jettison.domains.perception.world.cameras import FRONT, make_rig
+from jettison.domains.perception.world.cameras import FRONT
 from jettison.domains.perception.world.labels import label_lanes, label_road
 from jettison.domains.perception.world.listing import write_lists
 from jettison.domains.perception.world.order import Order, base, stamp
@@ -90,6 +90,7 @@ def write_world(folder: Path, order: Order, scenes: int, processes: int = 1) -> 
         "world": VERSION,
         **{name: getattr(order, name) for name in ("seed", "frames", "interval", "place", "weather")},
     }
+    run |= {} if order.cameras == "all" else {"cameras": order.cameras}
     check_folder(folder, RUN)
     with locked(folder):
         Journal(folder / RUN, {**run, "size": list(order.size)})
@@ -111,7 +112,7 @@ def _write_frame(folder: Path, order: Order, item: tuple[int, int]) -> None:
     """Render a frame and write its files; the one that says that it is complete is the last."""
     scene, number = item
     seed, name = order.seed + scene, str(stamp(order, number))
-    world, cameras = _world(seed, order.place, order.weather), make_rig(order.size, seed)
+    world, cameras = _world(seed, order.place, order.weather), order.rig(scene)
     frame, pictures = render_frame(world, number * order.interval, cameras, number, f"{base(scene)}/{name}")
     home = folder / base(scene)
     for camera, picture in pictures.items():

@@ -412,6 +412,7 @@ def test_fit_reaches_a_latency_by_bits_or_says_what_was_measured(trained, world,
     assert "predicted ones red" in page and ("anchors after they turned" in page) == (trained.name == SPARSE)
 
 
+@pytest.mark.slow
 def test_latencies_are_of_the_presets(trained, monkeypatch):
     monkeypatch.setattr(timing, "ROUNDS", 5)
     times = timing.preset_times(ModelFolder(trained), bits.TRIED)

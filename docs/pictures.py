@@ -1,6 +1,7 @@
 """Draw pictures of the docs from results, as SVG. This needs no browser, and the same figures give the same bytes."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
 from jettison.reports.charts import COLOURS, RUN_COLOURS
@@ -8,6 +9,7 @@ from jettison.reports.xr_charts import DROPPED, LATE
 
 ROW, BAR, LEFT, WIDTH, TITLE, FOOT = 22, 14, 64, 780, 30, 26
 CELL = 20  # side of a cell of a gate map
+LETTER = 5.6  # width of a letter of a name in a scatter plot
 WINDOW = 6  # height of the bar from arrival to deadline
 
 
@@ -91,39 +93,70 @@ def gate_map(programs: Mapping[str, Sequence[str]]) -> str:
     return f"<svg {box} {style}>" + "".join(parts) + "</svg>"
 
 
-def pareto(points: Sequence[Mapping]) -> str:
-    """Draw loss against users, an inline SVG in the colours of the page. Points of one kind are joined.
+def scatter(points: Sequence[Mapping], across: str, up: str, joined: Collection[str]) -> str:
+    """Draw points by two numbers, an inline SVG in the colours of the page.
 
-    points: name, kind, ratio (users against a device that offloads nothing), loss.
+    points: name, kind, x, y. A kind has a colour. A name that finds no free place is shown where the pointer rests.
+    across, up: how a number of an axis is written, such as ``{:g} ms``. joined: kinds whose points are joined.
     """
-    width, height, left, top, side = 460, 260, 60, 20, 210
-    most, highest = max(point["ratio"] for point in points) * 1.1, max(point["loss"] for point in points) * 1.1
-    x_of, y_of = lambda ratio: left + width * ratio / most, lambda loss: top + height * (1 - loss / highest)
+    width, height, left, top, side = 560, 260, 70, 20, 200
+    columns, rows = (_ticks([point[axis] for point in points]) for axis in "xy")
+    x_of = lambda x: left + width * (x - columns[0]) / (columns[-1] - columns[0])
+    y_of = lambda y: top + height * (rows[-1] - y) / (rows[-1] - rows[0])
     parts = [f'<path d="M{left} {top}v{height}h{width}" fill="none"/>']
-    for number in range(5):
-        x, y = left + width * (number + 1) / 5, top + height * number / 5
-        parts.append(
-            f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="middle">{most * (number + 1) / 5:.2f}x</text>'
-        )
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{highest * (1 - number / 5):.3g}</text>')
-    parts.append(f'<text x="{left - 8}" y="{top - 8}" text-anchor="end">loss</text>')
-    parts.append(f'<text x="{left + width}" y="{top + height + 36}" text-anchor="end">users</text>')
-    for number, kind in enumerate(dict.fromkeys(point["kind"] for point in points)):
-        colour = RUN_COLOURS[number % len(RUN_COLOURS)]
-        own = sorted((point for point in points if point["kind"] == kind), key=lambda point: point["ratio"])
-        places = [(x_of(point["ratio"]), y_of(point["loss"])) for point in own]
-        if kind != "on the device":
-            line = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-            parts.append(f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        for point, (x, y) in zip(own, places, strict=True):
-            title = f"<title>{escape(point['name'])}</title>"
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" stroke="none" fill="{colour}">{title}</circle>')
-            short = escape(point["name"].split(",")[0])
-            parts.append(f'<text x="{x + 6:.1f}" y="{y - 6:.1f}" font-size="10">{short}</text>')
-        row = top + 18 * number
-        parts.append(f'<circle cx="{left + width + 40}" cy="{row}" r="4" stroke="none" fill="{colour}"/>')
-        parts.append(f'<text x="{left + width + 52}" y="{row + 4}">{escape(kind)}</text>')
-    box = f'viewBox="0 0 {left + width + side} {top + height + 44}"'
+    for x in columns:
+        words = escape(across.format(x))
+        parts.append(f'<text x="{x_of(x):.1f}" y="{top + height + 18}" text-anchor="middle">{words}</text>')
+    for y in rows:
+        at = y_of(y)
+        parts.append(f'<line x1="{left}" x2="{left + width}" y1="{at:.1f}" y2="{at:.1f}" opacity="0.15"/>')
+        parts.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">{escape(up.format(y))}</text>')
+    kinds = list(dict.fromkeys(point["kind"] for point in points))
+    colours = {kind: RUN_COLOURS[number % len(RUN_COLOURS)] for number, kind in enumerate(kinds)}
+    for number, kind in enumerate(kinds):
+        own = sorted((point for point in points if point["kind"] == kind), key=lambda point: point["x"])
+        if kind in joined:
+            line = "L".join(f"{x_of(point['x']):.1f} {y_of(point['y']):.1f}" for point in own)
+            parts.append(f'<path d="M{line}" fill="none" stroke="{colours[kind]}" stroke-width="1.5"/>')
+        parts.append(f'<circle cx="{left + width + 40}" cy="{top + 18 * number}" r="4" {_full(colours[kind])}/>')
+        parts.append(f'<text x="{left + width + 52}" y="{top + 18 * number + 4}">{escape(kind)}</text>')
+    places = [(x_of(point["x"]), y_of(point["y"])) for point in points]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
+    for point, (x, y) in zip(points, places, strict=True):
+        title = f"<title>{escape(point['name'])}</title>"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {_full(colours[point["kind"]])}>{title}</circle>')
+        parts += _label(point["name"], x, y, taken)
+    box = f'viewBox="0 0 {left + width + side} {top + height + 30}"'
     style = 'font-family="sans-serif" font-size="12" stroke="currentColor" stroke-width="1"'
     body = "".join(parts).replace("<text ", '<text stroke="none" fill="currentColor" ')
     return f'<svg {box} {style} role="img">{body}</svg>'
+
+
+def _full(colour: str) -> str:
+    return f'stroke="none" fill="{colour}"'
+
+
+def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float, float]]) -> list[str]:
+    """Return the text of a name beside its point, in the first free place; nothing if none is free.
+
+    taken: boxes of what is drawn already: left, top, right, bottom. That of the text is added.
+    """
+    long = LETTER * len(name)
+    for down in (-6, 4, 14, -16, 24):
+        for start in (x + 7, x - 7 - long):
+            box = (start, y + down - 9, start + long, y + down + 2)
+            if all(box[2] < a or box[0] > c or box[3] < b or box[1] > d for a, b, c, d in taken):
+                taken.append(box)
+                return [f'<text x="{start:.1f}" y="{y + down:.1f}" font-size="10">{escape(name)}</text>']
+    return []
+
+
+def _ticks(numbers: Sequence[float]) -> list[float]:
+    """Return round numbers, evenly spaced, from below the least number to above the greatest, at most 9."""
+    least, most = min(numbers), max(numbers)
+    power = 10.0 ** math.floor(math.log10(max(most - least, 1e-9 * max(abs(most), 1.0))))
+    for step in (factor * power for factor in (0.1, 0.2, 0.5, 1, 2, 5, 10)):
+        first, last = math.floor(least / step - 0.2), math.ceil(most / step + 0.2)
+        if last - first <= 8:
+            return [round(number * step, 12) for number in range(first, last + 1)]
+    raise AssertionError("ten of the power cover the range")

@@ -5,13 +5,12 @@ import re
 from html import escape
 from pathlib import Path
 
-from pictures import gate_map, pareto, timelines
+from pictures import gate_map, scatter, timelines
 
 from jettison.xr.definitions import find_scenario
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "docs" / "studies"
-CURVES = ("#888888", "#2266cc", "#cc7700", "#229955", "#aa3377")
 
 
 def results() -> str:
@@ -117,7 +116,9 @@ def depth() -> str:
         result = json.loads(file.read_text(encoding="utf-8"))
         parts = [f"`{result['command']}`; claims and targets are on the [results page](results.md#depth).", ""]
         for name, points in result["details"]["curves"].items():
-            parts += [f"### {name}: accuracy against milliseconds for one image, ONNX Runtime", "", curve(points), ""]
+            dots = [{**point, "x": point["ms"], "y": 100 * point["accuracy"]} for point in points]
+            picture = scatter(dots, "{:g} ms", "{:g} %", joined=("dense", "progressive"))
+            parts += [f"### {name}: accuracy against milliseconds for one image, ONNX Runtime", "", picture, ""]
         for title, table in result["details"]["tables"].items():
             parts += [f"### {title}", "", *_lines(table), ""]
         lines[1:1] = parts
@@ -171,6 +172,10 @@ def offload(name: str = "privatar") -> str:
     if file.exists():
         result = json.loads(file.read_text(encoding="utf-8"))
         details = result["details"]
+        dots = [
+            {**point, "name": point["name"].split(",")[0], "x": point["ratio"], "y": point["loss"]}
+            for point in details["pareto"]
+        ]
         parts = [
             f"`{result['command']}`; claims and targets are on the [results page](results.md#{name}). "
             f"{details['secrets']} expressions: {100 / details['secrets']:.1f} % are guessed without seeing anything.",
@@ -181,7 +186,7 @@ def offload(name: str = "privatar") -> str:
             "",
             "### Loss against users",
             "",
-            pareto(details["pareto"]),
+            scatter(dots, "{:g}x", "{:g}", joined={dot["kind"] for dot in dots} - {"on the device"}),
             "",
         ]
         for title, table in details["tables"].items():
@@ -275,38 +280,3 @@ def plot(rows: list[tuple[str, float, float]]) -> str:
         + "".join(parts).replace("<text ", '<text stroke="none" fill="currentColor" ')
         + "</svg>"
     )
-
-
-def curve(points: list[dict]) -> str:
-    """Return an inline SVG of points: accuracy in percent over milliseconds. Points of one kind are joined.
-
-    points: name, kind, ms, accuracy (0 to 1). A point that stands alone in its kind has its name beside it only.
-    """
-    width, height, left, top = 560, 260, 60, 20
-    times, scores = [point["ms"] for point in points], [100 * point["accuracy"] for point in points]
-    low, high, most = int(min(scores)) - 1, int(max(scores)) + 2, max(times) * 1.15
-    x_of = lambda ms: left + width * ms / most
-    y_of = lambda score: top + height * (high - score) / (high - low)
-    parts = [f'<path d="M{left} {top}v{height}h{width}" fill="none"/>']
-    step = next(step for step in (1, 2, 5, 10, 20) if (high - low) / step <= 8)
-    for score in range(-(-low // step) * step, high + 1, step):
-        y = y_of(score)
-        parts.append(f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" opacity="0.15"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{score} %</text>')
-    tick = next(tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if most / tick <= 8)
-    for number in range(1, int(most / tick) + 1):
-        x = x_of(number * tick)
-        parts.append(f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="middle">{number * tick:g} ms</text>')
-    for number, kind in enumerate(dict.fromkeys(point["kind"] for point in points)):
-        colour = CURVES[number % len(CURVES)]
-        own = sorted((point for point in points if point["kind"] == kind), key=lambda point: point["ms"])
-        places = [(x_of(point["ms"]), y_of(100 * point["accuracy"])) for point in own]
-        line = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-        parts.append(f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        for point, (x, y) in zip(own, places, strict=True):
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" stroke="none" fill="{colour}"/>')
-            parts.append(f'<text x="{x + 7:.1f}" y="{y - 6:.1f}">{escape(point["name"])}</text>')
-    box = f'viewBox="0 0 {left + width + 90} {top + height + 30}"'
-    style = 'font-family="sans-serif" font-size="12" stroke="currentColor" stroke-width="1"'
-    body = "".join(parts).replace("<text ", '<text stroke="none" fill="currentColor" ')
-    return f'<svg {box} {style} role="img">{body}</svg>'

@@ -15,7 +15,7 @@ def test_render_and_show(jettison, tmp_path):
     code, text, err = jettison("perceive", "show", out, "--json", tmp_path / "s.json", "-q")
     assert (code, err) == (0, "") and "1 of 1 frames" in text
     page = (out / "show.html").read_text()
-    assert page.count("<img") == 4 and "The road from above" in page
+    assert page.count("<img") == 5 and "The road from above" in page
     assert json.loads((tmp_path / "s.json").read_text())["frames"] == ["train/00000/1600000000000000"]
     code, text, _ = jettison("perceive", "world", "--out", out, *TINY, "-q")
     assert code == 0, "the page does not hinder another run"

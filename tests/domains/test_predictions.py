@@ -16,7 +16,7 @@ from jettison.domains.perception.samples import Samples
 from jettison.domains.perception.scenes import Frame, Road, Scene, View
 
 SHAPES = {"number": (1,)}, {"number": (1,)}
-SPLITS = {"culane": "test", "tusimple": "test"}  # of the tiny folders; others have val
+SPLITS = {"culane": "test", "tusimple": "test", "nuscenes": "train"}  # of the tiny folders; others have val
 
 
 def truth(config, outputs, sample):
@@ -31,7 +31,8 @@ def truth(config, outputs, sample):
 def samples_of(folder, layout, predict=truth):
     """Return the frames of a folder for a model that predicts without a network."""
     task = next(task for task, layouts in TASKS.items() if layout in layouts)
-    model = SimpleNamespace(TASK=task, read=lambda config, sample: {"number": torch.zeros(1)}, predict=predict)
+    read, targets = (lambda config, sample: {"number": torch.zeros(1)}), (lambda config, sample: {})
+    model = SimpleNamespace(TASK=task, read=read, targets=targets, predict=predict)
     return Samples(model, SimpleNamespace(model_type="jettison_test"), folder, SPLITS.get(layout, "val"), layout)
 
 
@@ -81,22 +82,28 @@ def sample_of(**parts):
     return Sample(Scene("s", [frame]), 0, frame)
 
 
-def test_a_picture_of_depth_has_the_true_depth_above(tmp_path):
+def test_pictures_of_depth_are_true_and_predicted():
+    """The predicted depth is drawn in the size of the true one, if it is known."""
     true, made = lidar_image(), np.full((12, 20), 100.0, np.float32)
     sample = sample_of(views={"a": View(depth=lambda: true), "b": View()})
     pictures = picture_prediction("depth", sample, Prediction(depth={"a": made, "b": made}))
-    assert list(pictures) == ["a, true depth above predicted", "b, predicted depth"]
-    both, alone = pictures.values()
+    assert list(pictures) == ["true depth", "predicted depth, yellow near"], "no points: no camera is calibrated"
+    known, predicted = pictures.values()
     height, width = true.shape
-    assert both.shape == (2 * height + 2, width, 3) and alone.shape == (*made.shape, 3)
-    assert (both[:height][true == 0] == 0).all() and both[:height][true > 0].any(1).all(), "black where it is unknown"
-    assert (both[height + 2 :][:12, :20] == alone).all(), "far: one colour, another than near"
-    assert (alone == alone[0, 0]).all() and (alone[0, 0] != both[:height][true == 5.0][0]).any()
+    assert known.shape == (*true.shape, 3)
+    assert (known[true == 0] == 0).all() and known[true > 0].any(1).all(), "black where it is unknown"
+    own, other = predicted[:height, :width], predicted[: made.shape[0], width + 2 :][:, : made.shape[1]]
+    assert (own == own[0, 0]).all() and (other == own[0, 0]).all(), "one colour, for one depth"
+    assert (own[0, 0] != known[true == 5.0][0]).any(), "far has another colour than near"
 
 
 def test_pictures_of_a_road(tmp_path):
     true, made = (read_road(road(number, {"confidence": 1.0}), "a road") for number in (0, 9))
     pictures = picture_prediction("road", sample_of(views={}, road=true), Prediction(road=made))
-    assert list(pictures) == ["true road", "predicted road"]
-    assert (pictures["true road"] != pictures["predicted road"]).any()
-    assert list(picture_prediction("road", sample_of(views={}), Prediction(road=made))) == ["predicted road"]
+    assert list(pictures) == ["true and predicted road, from above"], "there is no camera to draw over"
+    [both] = pictures.values()
+    half = (both.shape[1] - 2) // 2
+    assert (both[:, :half] != both[:, -half:]).any()
+    alone = picture_prediction("road", sample_of(views={}), Prediction(road=made))
+    assert list(alone) == ["predicted road, from above"]
+    assert (alone["predicted road, from above"] == both[:, -half:]).all()

@@ -200,7 +200,9 @@ class TestDrawing:
         scene = loading.read(folder, "val")[0]
         write_page(tmp_path / "page.html", "A <title>", list(scene.frames))
         text = (tmp_path / "page.html").read_text()
-        assert text.count("data:image/webp;base64,") == 8 and "A &lt;title&gt;" in text and scene.frames[0].name in text
+        assert (
+            text.count("data:image/webp;base64,") == 10 and "A &lt;title&gt;" in text and scene.frames[0].name in text
+        )
 
     def test_damage_is_named(self, folder, tmp_path):
         shutil.copytree(folder, tmp_path / "w")

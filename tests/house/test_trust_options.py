@@ -277,7 +277,7 @@ FREE = {  # switches, and options that the tests of other rooms cover
     "--help", "--json", "--quiet", "--recovery", "--pareto", "--dry-run", "--spill", "--restart", "--adapter", "--chat",
     "--halves", "--preempt", "--jitter", "--prompt", "--stop", "--exact", "--window", "--top-k", "--top-p", "--min-p",
     "--repetition-penalty", "--live", "--original", "--expose", "--hold", "--drift", "--follow", "--count-timing",
-    "--subset", "--incomplete", "--latent",
+    "--subset", "--incomplete", "--latent", "--all",
     "--version", "--install-completion", "--show-completion",
 }  # fmt: skip
 

@@ -113,7 +113,7 @@ def format_of(source: "ModelFolder") -> ReadFormat:
         if format.detects(quantization):
             return format
     method = quantization.get("quant_method")
-    raise JettisonError(f"{source.folder} is quantized with {method!r}; only {' and '.join(names)} can be read")
+    raise JettisonError(f"{source.folder} is quantized with {method!r}; only {', '.join(sorted(names))} can be read")
 
 
 def choose_format(anatomy: Anatomy, grids: Mapping[str, Grid], names: Iterable[str] = ()) -> str:

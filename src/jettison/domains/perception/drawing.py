@@ -77,7 +77,8 @@ def depth_colours(depth: np.ndarray) -> np.ndarray:
 
 
 def stacked(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Return images beside and below each other, row by row, on white."""
+    """Return images beside and below each other, row by row, on white. columns: at most."""
+    columns = min(columns, len(images))
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (height + 2) - 2, columns * (width + 2) - 2, 3), 255, np.uint8)

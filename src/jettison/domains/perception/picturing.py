@@ -70,7 +70,7 @@ def _road(sample: Sample, prediction: Prediction) -> dict[str, np.ndarray]:
     if frame.road is not None:
         roads = {"true": frame.road} | roads
     pictures = {f"{' and '.join(roads)} road, from above": stacked([birds_eye(road) for road in roads.values()], 2)}
-    for kind, road in roads.items():
+    for kind, road in roads.items() if bare else ():
         pictures[f"{kind} lanes and traffic elements"] = camera_sheet(replace(frame, views=bare, road=road), graph=True)
     return pictures
 

@@ -123,18 +123,18 @@ class GgufFile:
             if key in self.metadata:
                 raise self._damaged(f"metadata key {shown(key)} stands there twice")
             self.metadata[key] = self._value(self._number(4), key)
-        found = [self._tensor() for _ in range(tensors)]
+        listed = [self._tensor() for _ in range(tensors)]
         alignment = self.metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment not in (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
             raise self._damaged(f"general.alignment = {shown(alignment)}; a power of two from 8 to 4096 is valid")
         first, end = -(-self._place // alignment) * alignment, 0
-        for name, stored in sorted(found, key=lambda item: item[1].start):
+        for name, stored in sorted(listed, key=lambda item: item[1].start):
             if stored.start % alignment or stored.start < end:
                 raise self._damaged(f"tensor {shown(name)} lies at {stored.start}, inside another or not aligned")
             end = stored.start + stored.nbytes
             if first + end > len(self._data):
                 raise self._damaged(f"tensor {shown(name)} ends at byte {first + end:,} of {len(self._data):,}")
-        for name, stored in found:
+        for name, stored in listed:
             if name in self.tensors:
                 raise self._damaged(f"tensor {shown(name)} stands there twice")
             self.tensors[name] = stored._replace(start=first + stored.start)

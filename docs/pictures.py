@@ -121,7 +121,8 @@ def scatter(points: Sequence[Mapping], across: str, up: str, joined: Collection[
         parts.append(f'<circle cx="{left + width + 40}" cy="{top + 18 * number}" r="4" {_full(colours[kind])}/>')
         parts.append(f'<text x="{left + width + 52}" y="{top + 18 * number + 4}">{escape(kind)}</text>')
     places = [(x_of(point["x"]), y_of(point["y"])) for point in points]
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
+    margin = (-math.inf, -math.inf, left, math.inf)
+    taken = [margin, *((x - 4, y - 4, x + 4, y + 4) for x, y in places)]
     for point, (x, y) in zip(points, places, strict=True):
         title = f"<title>{escape(point['name'])}</title>"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {_full(colours[point["kind"]])}>{title}</circle>')

@@ -172,10 +172,10 @@ def offload(name: str = "privatar") -> str:
     if file.exists():
         result = json.loads(file.read_text(encoding="utf-8"))
         details = result["details"]
-        dots = [
-            {**point, "name": point["name"].split(",")[0], "x": point["ratio"], "y": point["loss"]}
-            for point in details["pareto"]
-        ]
+        short = lambda point: point["name"].removesuffix(
+            ", " + point["kind"].split(", ")[-1]
+        )  # the colour says the rest
+        dots = [{**point, "name": short(point), "x": point["ratio"], "y": point["loss"]} for point in details["pareto"]]
         parts = [
             f"`{result['command']}`; claims and targets are on the [results page](results.md#{name}). "
             f"{details['secrets']} expressions: {100 / details['secrets']:.1f} % are guessed without seeing anything.",
@@ -186,7 +186,9 @@ def offload(name: str = "privatar") -> str:
             "",
             "### Loss against users",
             "",
-            scatter(dots, "{:g}x", "{:g}", joined={dot["kind"] for dot in dots} - {"on the device"}),
+            scatter(
+                dots, "{:g}x", "{:g}", joined={dot["kind"] for dot in dots} - {"smaller, on the device", "local only"}
+            ),
             "",
         ]
         for title, table in details["tables"].items():

@@ -175,16 +175,14 @@ def pareto(done: Mapping[str, Any], plan: Any) -> list[dict[str, Any]]:
         )
     main, based = done["baselines"], lambda seconds: Times(local_s=seconds, transfer_s=0, worker_s=0, whole_s=seconds)
     for name, title, seconds in (
-        ("whole", "local only", whole), ("int8", "int8 (time of local only)", whole),
-        ("pruned", "pruned 10 %", timed["others"]["pruned"]),
+        ("int8", "int8", whole), ("pruned", "pruned 10 %", timed["others"]["pruned"]),
     ):  # fmt: skip
-        points.append(point(title, "on the device", based(seconds), main[name]["loss"], None, constants, whole))
-    for k in plan.ks:
-        loss = done["avatars"][k]["local_loss"]
-        points.append(
-            point(f"k = {k}, local part alone", "local part alone", based(timed["local"][str(k)]), loss, None,
-                  constants, whole)
-        )  # fmt: skip
+        loss, kind = main[name]["loss"], "smaller, on the device"
+        points.append(point(f"k = {plan.main}, {title}", kind, based(seconds), loss, None, constants, whole))
+    for kind, seconds, loss in (("local only", "whole", "loss"), ("local part alone", "local", "local_loss")):
+        for k in plan.ks:
+            own = based(timed[seconds][str(k)])
+            points.append(point(f"k = {k}, {kind}", kind, own, done["avatars"][k][loss], None, constants, whole))
     return points
 
 

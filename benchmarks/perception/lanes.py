@@ -5,6 +5,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.perception.lanes                            # train all cells, one by one
     OMP_NUM_THREADS=1 python -m benchmarks.perception.lanes --only sparse-0 dense-0    # some cells
     python -m benchmarks.perception.lanes --finish    # compress, time, write the result
+    python -m benchmarks.perception.lanes --check     # the scores of the main model and the paper's MACs again
 
 A cell is one training with its scores on unseen scenes, kept in runs/lanes; a training that was killed continues. Two
 processes with other cells may run at the same time, once ``--world`` has rendered the world. ``--finish`` needs all
@@ -25,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.perception.lanes_finish import finish, macs_of
-from benchmarks.witness import RUNS, cell
+from benchmarks.perception.lanes_finish import finish, macs_of, paper_macs
+from benchmarks.witness import RESULTS, RUNS, cell, compare
 from jettison.core.documents import read_json
 from jettison.domains.perception.domain import open_samples, shapes_of
 from jettison.domains.perception.images import front_view
@@ -160,6 +161,14 @@ def summary(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def check(bench: Bench) -> None:
+    """Compute the F1 of sparse-0 and the MACs of the paper's configuration again, and compare them with the result."""
+    details = read_json(RESULTS / f"{NAME}.json")["details"]
+    recorded = next(row for row in details["tables"]["bits"]["rows"] if row[0] == "sparse")
+    f1 = bench.scores(bench.folder / "sparse-0")["f1"]
+    compare({"f1": (f1, recorded[1], 5e-4), "macs": (paper_macs()["all"], details["paper"]["macs"], 0.5)})
+
+
 def main() -> None:
     """Train the cells, or with --finish compress and time the main model, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -168,9 +177,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="that render at the same time")
     parser.add_argument("--scale", type=int, default=1, help="divide scenes and steps by this, to try the plan")
     parser.add_argument("--finish", action="store_true", help="compress, time, and write the result")
+    parser.add_argument("--check", action="store_true", help="compute a part again and compare it with the result")
     args = parser.parse_args()
     bench = Bench(args.scale)
-    if args.world:
+    if args.check:
+        check(bench)
+    elif args.world:
         write_world(bench.world, ORDER, bench.scenes, args.processes)
     elif args.finish:
         cells = bench.cells()

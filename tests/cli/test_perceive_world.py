@@ -34,6 +34,7 @@ def test_errors_are_one_line(jettison, tmp_path):
         ((*new, "--processes", 0), "processes = 0"),
         (("perceive", "show", tmp_path), "holds no rendered worlds"),
         (("perceive", "show", tmp_path / "no"), "holds no rendered worlds"),
+        (("perceive", "show", __file__), "no folder of a perception model is named"),
         (("perceive", "show", tmp_path, "--out", tmp_path / "a.png"), "must end in .html"),
     ):
         code, out, err = jettison(*arguments)

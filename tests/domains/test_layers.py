@@ -8,7 +8,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from jettison.core.errors import UsageError
-from jettison.domains.perception.layers.backbone import BLOCKS, LINEARS, build_backbone
+from jettison.domains.perception.layers.backbone import build_backbone
 from jettison.domains.perception.layers.decoder import DecoderLayer
 from jettison.domains.perception.layers.encodings import rotary_encoding, sine_encoding
 from jettison.domains.perception.layers.losses import (
@@ -24,7 +24,7 @@ from jettison.domains.perception.layers.pyramid import Pyramid
 from jettison.domains.perception.layers.sampling import deformable_sampling, sample_map
 from jettison.domains.perception.layers.steps import Attention, DeformableAttention
 from jettison.formats.onnx_file import check_onnx, write_onnx
-from jettison.graph.anatomy import Family
+from jettison.graph.families import families
 from jettison.graph.own_models import Outputs
 from jettison.graph.skeleton import read_anatomy
 
@@ -67,9 +67,7 @@ class TestBackbones:
             model = Alone(kind)
         assert all(parameter.is_meta for parameter in model.parameters())
         assert not model.backbone.mean.is_meta
-        row = {path: (role,) for path, role in LINEARS.items()}
-        family = Family("jettison_alone", " ".join(BLOCKS), row, {}, ends=("head",), domain="perception")
-        anatomy = read_anatomy(model, family)
+        anatomy = read_anatomy(model, families()["jettison_dense_anchors"])  # its blocks are those of its backbone
         assert anatomy.blocks == 4
         expected = {"q", "k", "v", "o", "up", "down"} if kind == "swin" else {"conv"}
         assert {linear.role for linear in anatomy if linear.block is not None} == expected
@@ -119,6 +117,12 @@ def test_sine_encodings_of_places_tell_them_apart():
     assert torch.equal(sine_encoding(places[:, :1], 16), codes[:, :16]), "each number has its own part"
     with pytest.raises(ValueError, match="a multiple of 4"):
         sine_encoding(places, 30)
+
+
+def test_the_shortest_wave_of_a_sine_encoding_is_the_side_of_the_image():
+    quarter = sine_encoding(torch.tensor([[0.25]]), 4)[0]  # of periods 1 and 100
+    slow = 2 * torch.pi * 0.25 / 100
+    assert torch.allclose(quarter, torch.tensor([1.0, slow, 0.0, 1.0]), atol=2e-4)
 
 
 def test_products_of_rotary_encodings_depend_on_the_distance():

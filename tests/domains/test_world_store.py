@@ -219,3 +219,15 @@ class TestDrawing:
             loading.read(tmp_path)
         with pytest.raises(UsageError, match="unknown split 'all'"):
             loading.read(folder, "all")
+
+
+def test_a_world_of_the_front_camera_alone_is_read_in_all_layouts(tmp_path):
+    order = Order(seed=3, size=(48, 80), frames=1, cameras="front")
+    write_world(tmp_path / "world", order, 5)
+    for layout in (None, "openlanev2", "culane", "tusimple", "ddad"):
+        views = open_scenes(tmp_path / "world", layout, split="train")[0].frames[0].views
+        assert len(views) == 1, layout
+    with pytest.raises(UsageError, match="holds another run"):
+        write_world(tmp_path / "world", replace(order, cameras="all"), 5)
+    with pytest.raises(UsageError, match="unknown cameras 'back'"):
+        Order(cameras="back")

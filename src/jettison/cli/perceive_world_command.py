@@ -91,16 +91,15 @@ def show(
     from jettison.domains.perception.drawing import write_page
     from jettison.domains.perception.world.loading import read
 
-    folder = paths[0]
-    page = folder / "show.html" if out is None else out
+    folder, models = paths[0], [path for path in paths if path.is_dir()]
+    page = (models[0] if models else Path()) / "show.html" if out is None else out
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--out {page}: the name of a page must end in .html")
     check_number("frames", frames, 1, 100, whole=True)
-    if len(paths) > 1 or data is not None or (folder / "config.json").exists():
+    if len(paths) > 1 or data is not None or folder.is_file() or (folder / "config.json").exists():
         from jettison.pipeline.perceiving import show_perception
 
         common.begin(quiet, json, page)
-        models = [path for path in paths if path.is_dir()]
         images = [path for path in paths if not path.is_dir()]
         result = show_perception(models, page, images=images, data=data, split=split or "test", frames=frames)
         for model, notes in result["models"].items():

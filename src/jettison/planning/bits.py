@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jettison.core.errors import UsageError
-from jettison.core.kept import read_record, write_record
 from jettison.core.numbers import figures
 from jettison.graph.folder import ModelFolder
 from jettison.planning.budget import check_budget, parse_latency
+from jettison.planning.measured import kept_milliseconds
 from jettison.recipe.recipe import Recipe, load_recipe
 
 TRIED = ("w8", "w4")  # presets, from the least loss
@@ -36,7 +36,7 @@ def plan_bits(
     check_budget(source, {"latency": latency, "fps": fps})
     for name in TRIED:
         load_recipe(name, changes)  # raises before anything is measured
-    times = _measured(source, folder)
+    times = kept_milliseconds(source, folder / MEASURED if folder else None, lambda: _measure(source))
     own = times["original"]
     most = own * parse_latency(latency) if latency is not None else 1000 / fps
     why = [f"{name} takes {figures(ms)} ms for one frame on this machine" for name, ms in times.items()]
@@ -50,16 +50,8 @@ def plan_bits(
     raise UsageError(f"no preset is fast enough: {'; '.join(why)}. Set a larger budget, or choose a smaller model")
 
 
-def _measured(source: ModelFolder, folder: Path | None) -> dict[str, float]:
-    """Return the milliseconds of the original and of every preset: those of the run's beginning, or measured now."""
-    path = folder / MEASURED if folder else None
-    if path and path.exists():
-        record = read_record(path)
-        if record.get("model") == source.identity():
-            return {name: float(ms) for name, ms in record["milliseconds"].items()}
+def _measure(source: ModelFolder) -> dict[str, float]:
+    """Return the milliseconds of the original and of every preset."""
     from jettison.pipeline.preset_times import preset_times  # torch takes seconds to import
 
-    times = preset_times(source, TRIED)
-    if path:
-        write_record(path, {"model": source.identity(), "milliseconds": times})
-    return times
+    return preset_times(source, TRIED)

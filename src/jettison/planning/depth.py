@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jettison.core.errors import UsageError
-from jettison.core.kept import read_record, write_record
 from jettison.core.numbers import figures
 from jettison.graph.folder import ModelFolder
 from jettison.planning.bits import plan_bits
 from jettison.planning.budget import check_budget, parse_latency
+from jettison.planning.measured import kept_milliseconds
 from jettison.recipe.recipe import Recipe, load_recipe
 from jettison.recipe.registry import default_method, find
 
@@ -54,7 +54,7 @@ def plan_depth(
     find_residuals(source.new_skeleton(), source.anatomy)  # raises for a model whose depth cannot be pruned
     why = []
     if share is None:
-        own = _original_ms(source, folder)
+        own = kept_milliseconds(source, folder / MEASURED if folder else None, lambda: _measure(source))
         share = 1000 / fps / own
         why.append(
             f"the original takes {figures(own)} ms for one image on this machine, or {figures(1000 / own)} images/s"
@@ -83,19 +83,11 @@ def plan_depth(
     return recipe
 
 
-def _original_ms(source: ModelFolder, folder: Path | None) -> float:
-    """Return the milliseconds of the original for one image: those of the run's beginning, or measured now."""
+def _measure(source: ModelFolder) -> float:
+    """Return the milliseconds of the original for one image."""
     from jettison.pipeline.depth import original_ms
 
-    model, path = source.identity(), folder / MEASURED if folder else None
-    if path and path.exists():
-        record = read_record(path)
-        if record.get("model") == model:
-            return float(record["milliseconds"])
-    milliseconds = round(original_ms(source), 4)
-    if path:
-        write_record(path, {"model": model, "milliseconds": milliseconds})
-    return milliseconds
+    return round(original_ms(source), 4)
 
 
 def _trained_on(images: str | Path) -> int:

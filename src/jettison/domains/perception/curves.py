@@ -79,12 +79,12 @@ def _panel(
 
 
 def _running(points: Sequence[Point]) -> list[Point]:
-    """Return the mean of the values around every point: a fiftieth of all."""
-    around = max(1, len(points) // 50)
+    """Return for every point the mean of the last values, a fiftieth of all."""
+    count = max(1, len(points) // 50)
     total, means = 0.0, []
     for place, (step, value) in enumerate(points):
-        total += value - (points[place - around][1] if place >= around else 0.0)
-        means.append((step, total / min(place + 1, around)))
+        total += value - (points[place - count][1] if place >= count else 0.0)
+        means.append((step, total / min(place + 1, count)))
     return means
 
 

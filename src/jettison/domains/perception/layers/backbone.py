@@ -1,7 +1,7 @@
 """Backbones: networks of transformers that map images to feature maps of four sizes, built from a few numbers.
 
-Weights are new; nothing is downloaded. In families.yaml, the blocks of a model whose backbone is called ``backbone``
-are at ``BLOCKS``, and ``LINEARS`` are the roles of their matrices: one row holds for all kinds.
+Weights are new; nothing is downloaded. In families.yaml, the row of ``jettison_dense_anchors`` has the blocks of all
+kinds, and the roles of their matrices.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,6 @@ STRIDES = (4, 8, 16, 32)
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, by colour
 HEAD_WIDTH = 32  # channels of an attention head of Swin
 WINDOW = 7
-BLOCKS = ("backbone.model.encoder.stages.*.layers.*", "backbone.model.swin.encoder.layers.*.blocks.*")
-LINEARS = {
-    "layer.*.convolution": "conv",
-    "shortcut.convolution": "conv",
-    "attention.q_proj": "q",
-    "attention.k_proj": "k",
-    "attention.v_proj": "v",
-    "attention.o_proj": "o",
-    "mlp.fc1": "up",
-    "mlp.fc2": "down",
-}
 
 
 class Backbone(nn.Module):

@@ -3,10 +3,11 @@
 - A table is (..., rows) x as shares of the image's width, or outside 0 <= x < 1 where there is no lane. The rows are
   even; their middles are at ``row_middles``, as shares of the height of the part of the image that the network sees.
 - The network does not see the upper part of the image, ``crop`` of its height.
+- ``example``, ``read`` and ``targets`` are members of ``modelling.PerceptionModel`` that these networks share.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from jettison.core.validation import Fields
 from jettison.domains.perception.images import front_view, view_pixels, view_size
 from jettison.domains.perception.layers.backbone import STRIDES, build_backbone
 from jettison.domains.perception.layers.pyramid import Pyramid
-from jettison.domains.perception.modelling import Sample
+from jettison.domains.perception.modelling import Sample, noise
 from jettison.domains.perception.scenes import ImageLane
 from jettison.graph.own_models import OwnConfig, OwnModel
 
@@ -70,16 +71,6 @@ class LaneFields(Fields):
         return self.cells[0] * self.per_row
 
 
-class Sees(Protocol):
-    """What this file needs of a config: the fields of ``LaneFields``."""
-
-    height: int
-    width: int
-    crop: float
-    rows: int
-    most: int
-
-
 class LaneNetwork(OwnModel):
     """Base of the networks of lanes: pixels to the maps of a pyramid.
 
@@ -99,7 +90,7 @@ class LaneNetwork(OwnModel):
         self.backbone = build_backbone(config.backbone, config.widths, config.depths)
         self.pyramid = Pyramid(self.backbone.channels[first:], config.dimension, config.smooth)
 
-    def see(self, pixels: Tensor) -> list[Tensor]:
+    def feature_maps(self, pixels: Tensor) -> list[Tensor]:
         """Return maps (batch, dimension, height / stride, width / stride), from fine to coarse."""
         return self.pyramid(self.backbone(pixels)[-self.levels :])
 
@@ -113,13 +104,19 @@ def _middles(rows: int) -> np.ndarray:
     return (np.arange(rows) + 0.5) / rows
 
 
-def read_pixels(config: Sees, sample: Sample) -> Tensor:
-    """Return what the network sees of the front image of a sample, (3, height, width) from 0 to 1."""
+def example(config: OwnConfig) -> dict[str, Tensor]:
+    """Return noise (1, 3, height, width)."""
+    return noise({"pixels": (3, config.height, config.width)})
+
+
+def read(config: OwnConfig, sample: Sample) -> dict[str, Tensor]:
+    """Return the lower part of the image of the front camera, (3, height, width) from 0 to 1."""
     whole = round(config.height / (1 - config.crop))
-    return view_pixels(front_view(sample.frame), whole, config.width)[:, whole - config.height :].contiguous()
+    pixels = view_pixels(front_view(sample.frame), whole, config.width)[:, whole - config.height :]
+    return {"pixels": pixels.contiguous()}
 
 
-def read_table(config: Sees, sample: Sample) -> Tensor:
+def targets(config: OwnConfig, sample: Sample) -> dict[str, Tensor]:
     """Return the lanes of a sample as a table (SLOTS, rows).
 
     Lanes that have fewer than two rows in the image are left out; of more than SLOTS the longest stay.
@@ -135,7 +132,7 @@ def read_table(config: Sees, sample: Sample) -> Tensor:
     rows.sort(key=lambda row: -(row >= 0).sum())
     for place, row in enumerate(rows[:SLOTS]):
         table[place] = torch.from_numpy(row)
-    return table
+    return {"lanes": table}
 
 
 def _row(lane: ImageLane, middles: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -197,7 +194,9 @@ def augment(pixels: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     return (pixels * gain + offset).clamp(0, 1), moved
 
 
-def image_lane(config: Sees, sample: Sample, x: Tensor, ends: Sequence[float], confidence: float = 1.0) -> ImageLane:
+def image_lane(
+    config: OwnConfig, sample: Sample, x: Tensor, ends: Sequence[float], confidence: float = 1.0
+) -> ImageLane:
     """Return a lane in pixels of the image of a sample, without the points outside the image.
 
     x: (rows,) shares of the width. ends: upper and lower end as shares of the height that the network sees; x is
@@ -208,15 +207,15 @@ def image_lane(config: Sees, sample: Sample, x: Tensor, ends: Sequence[float], c
     top, bottom = max(0.0, ends[0]), min(1.0, ends[1])
     y = np.concatenate([[top], middles[(middles > top) & (middles < bottom)], [bottom]])
     at = np.interp(y, middles, x)
-    for end, low, high in ((0, 0, 1), (-1, -2, -1)):  # beyond the first and the last row
-        if len(x) > 1 and not middles[0] <= y[end] <= middles[-1]:
-            at[end] = x[low] + (x[high] - x[low]) * (y[end] - middles[low]) / (middles[high] - middles[low])
+    for beyond, low, high in ((y < middles[0], 0, 1), (y > middles[-1], -2, -1)):
+        if len(x) > 1:
+            at[beyond] = x[low] + (x[high] - x[low]) * (y[beyond] - middles[low]) / (middles[high] - middles[low])
     points = np.stack([at * width, (config.crop + (1 - config.crop) * y) * height], 1) - 0.5
     return ImageLane(points[(at >= 0) & (at <= 1)], confidence)
 
 
 def best_lanes(
-    config: Sees, sample: Sample, table: Tensor, threshold: float, same: Callable[[int, int], bool] | None = None
+    config: OwnConfig, sample: Sample, table: Tensor, threshold: float, same: Callable[[int, int], bool] | None = None
 ) -> list[ImageLane]:
     """Return the lanes of predictions that are likelier than a threshold, the likeliest first, at most ``most``.
 

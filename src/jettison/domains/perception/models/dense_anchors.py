@@ -22,23 +22,23 @@ from jettison.domains.perception.layers.lanes import (
     Stride,
     augment,
     best_lanes,
+    example,
     extents,
     inside,
-    read_pixels,
-    read_table,
+    read,
     row_middles,
+    targets,
 )
 from jettison.domains.perception.layers.losses import focal_loss, masked_l1
 from jettison.domains.perception.layers.sampling import sample_map
-from jettison.domains.perception.modelling import Prediction, Sample, Stage, Tensors, noise
+from jettison.domains.perception.modelling import Prediction, Sample, Stage, Tensors
 from jettison.graph.own_models import OwnConfig, OwnModel
 
+__all__ = ["example", "read", "targets"]  # members of the protocol that are defined elsewhere
 TASK = "lanes"
 STAGES = (Stage("train", steps=4000, batch=16, rate=1e-3),)
 NEAR, FAR = 15 / 640, 20 / 640  # mean distance of an anchor of a lane, and of one of none, as shares of the width
-SAME = (
-    50 / 640
-)  # mean distance of predictions that mean one lane. All three are LaneATT's, whose images have 640 columns
+SAME = 50 / 640  # mean distance of predictions that mean one lane. The three are LaneATT's, with 640 columns
 FOCAL, DISTANCE, ENDS = 10.0, 50.0, 0.2  # weights of the loss
 NOWHERE = -9.0  # x of an anchor in rows where it is not
 RARE = -4.0  # logit of a lane at the beginning
@@ -99,7 +99,7 @@ class DenseAnchors(LaneNetwork):
 
     def compute(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return ``lanes``."""
-        features = self.see(pixels)[self.level]
+        features = self.feature_maps(pixels)[self.level]
         places = self.points.expand(pixels.shape[0], -1, -1, -1)
         along = sample_map(features, places).permute(0, 2, 3, 1).flatten(2)  # (batch, anchors, rows·dimension)
         logit, ends, offsets = self.head(along).split([1, 2, self.anchors.shape[-1]], -1)
@@ -111,21 +111,6 @@ def build(config: OwnConfig) -> DenseAnchors:
     return DenseAnchors(config)
 
 
-def example(config: OwnConfig) -> dict[str, torch.Tensor]:
-    """Return noise (1, 3, height, width)."""
-    return noise({"pixels": (3, config.height, config.width)})
-
-
-def read(config: OwnConfig, sample: Sample) -> dict[str, torch.Tensor]:
-    """Return the lower part of the image of the front camera, (3, height, width) from 0 to 1."""
-    return {"pixels": read_pixels(config, sample)}
-
-
-def targets(config: OwnConfig, sample: Sample) -> dict[str, torch.Tensor]:
-    """Return the true lanes (slots, rows): x in every row, see ``layers.lanes``. Raises UsageError without labels."""
-    return {"lanes": read_table(config, sample)}
-
-
 def loss(model: OwnModel, inputs: Tensors, targets: Tensors, stage: str) -> torch.Tensor:
     """Return the focal loss of all anchors that are near a lane or far from all, and the distances of the near ones."""
     pixels, table = inputs["pixels"], targets["lanes"]
@@ -135,9 +120,10 @@ def loss(model: OwnModel, inputs: Tensors, targets: Tensors, stage: str) -> torc
     positive, negative, nearest = assign(model.anchors, table)
     batch, own = positive.nonzero(as_tuple=True)
     true, made, count = table[batch, nearest[batch, own]], lanes[batch, own], max(1, len(own))
+    common = inside(true) & (model.anchors[own] > NOWHERE)  # an anchor says nothing of the rows below its point
     decided = positive | negative
     likely = (focal_loss(lanes[..., 0], positive) * decided).sum()
-    apart = masked_l1(made[:, 3:], true, inside(true)).sum()
+    apart = masked_l1(made[:, 3:], true, common).sum()
     ends = table.shape[-1] * (made[:, 1:3] - extents(true))
     ends = functional.smooth_l1_loss(ends, torch.zeros_like(ends), reduction="sum")
     return (FOCAL * likely + DISTANCE * apart + ENDS * ends) / count

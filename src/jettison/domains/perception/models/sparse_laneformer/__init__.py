@@ -22,15 +22,16 @@ from jettison.domains.perception.layers.lanes import (
     angles_of,
     augment,
     best_lanes,
+    example,
     extents,
     image_lane,
     inside,
-    read_pixels,
-    read_table,
+    read,
+    targets,
 )
 from jettison.domains.perception.layers.losses import focal_cost, focal_loss, line_iou, masked_l1
 from jettison.domains.perception.layers.matching import match
-from jettison.domains.perception.modelling import Prediction, Sample, Stage, Tensors, noise
+from jettison.domains.perception.modelling import Prediction, Sample, Stage, Tensors
 from jettison.domains.perception.models.sparse_laneformer.network import (
     Config,
     SparseLaneformer,
@@ -39,7 +40,7 @@ from jettison.domains.perception.models.sparse_laneformer.network import (
 )
 from jettison.graph.own_models import OwnConfig, OwnModel
 
-__all__ = ["Config"]
+__all__ = ["Config", "example", "read", "targets"]  # members of the protocol that are defined elsewhere
 TASK = "lanes"
 STAGES = (Stage("train", steps=4000, batch=16, rate=1e-3),)
 FOCAL, DISTANCE, OVERLAP, ANGLE, ENDS = 2.0, 5.0, 2.0, 1.0, 0.2  # weights of cost and loss
@@ -52,21 +53,6 @@ PAPER: dict[str, Any] = {
 def build(config: OwnConfig) -> SparseLaneformer:
     """Return the network with new weights."""
     return SparseLaneformer(config)
-
-
-def example(config: OwnConfig) -> dict[str, torch.Tensor]:
-    """Return noise (1, 3, height, width)."""
-    return noise({"pixels": (3, config.height, config.width)})
-
-
-def read(config: OwnConfig, sample: Sample) -> dict[str, torch.Tensor]:
-    """Return the lower part of the image of the front camera, (3, height, width) from 0 to 1."""
-    return {"pixels": read_pixels(config, sample)}
-
-
-def targets(config: OwnConfig, sample: Sample) -> dict[str, torch.Tensor]:
-    """Return the true lanes (slots, rows): x in every row, see ``layers.lanes``. Raises UsageError without labels."""
-    return {"lanes": read_table(config, sample)}
 
 
 def loss(model: OwnModel, inputs: Tensors, targets: Tensors, stage: str) -> torch.Tensor:

@@ -81,7 +81,7 @@ def attend_all(
     return made.unflatten(1, lanes.shape[1:3])
 
 
-class Among(nn.Module):
+class LaneSelfAttention(nn.Module):
     """Self-attention of lane queries: among the anchors of a row, then along the rows of an anchor."""
 
     def __init__(self, config: OwnConfig):
@@ -97,14 +97,14 @@ class Among(nn.Module):
         return self.along(lanes.flatten(0, 1), positions=positions.flatten(0, 1)).unflatten(0, (-1, anchors))
 
 
-class Perceive(nn.Module):
+class PerceivingLayer(nn.Module):
     """A layer of the first stage: HPA, self-attention, LACA, a network for every query."""
 
     def __init__(self, config: OwnConfig):
         super().__init__()
         width, heads = config.dimension, config.heads
         self.rows_only, self.mixes = config.hpa, config.laca
-        self.horizontal, self.self_attention = Attention(width, heads), Among(config)
+        self.horizontal, self.self_attention = Attention(width, heads), LaneSelfAttention(config)
         if self.mixes:
             self.to_angles, self.to_lanes = Attention(width, heads), Attention(width, heads)
         self.mlp = FeedForward(width, config.hidden)
@@ -125,7 +125,7 @@ class Perceive(nn.Module):
         return self.mlp(lanes), angles
 
 
-class Refine(nn.Module):
+class RefiningLayer(nn.Module):
     """A layer of the second stage: LPA at the points of the lanes, self-attention, a network for every query."""
 
     def __init__(self, config: OwnConfig, levels: int):
@@ -133,7 +133,7 @@ class Refine(nn.Module):
         self.perceptual = (
             DeformableAttention(config.dimension, config.heads, levels, config.points) if config.lpa else None
         )
-        self.self_attention = Among(config)
+        self.self_attention = LaneSelfAttention(config)
         self.mlp = FeedForward(config.dimension, config.hidden)
 
     def forward(self, lanes: Tensor, positions: Tensor, maps: list[Tensor], points: Tensor) -> Tensor:
@@ -161,8 +161,8 @@ class SparseLaneformer(LaneNetwork):
         self.outputs = {"lanes": (count, 3 + config.rows), "angles": (count,)}
         self.lane_queries = nn.Parameter(0.1 * torch.randn(count, self.rows, width))
         self.angle_queries = nn.Parameter(0.1 * torch.randn(count, width))
-        self.perceive = nn.ModuleList(Perceive(config) for _ in range(config.perceiving))
-        self.refine = nn.ModuleList(Refine(config, self.levels) for _ in range(config.refining))
+        self.perceive = nn.ModuleList(PerceivingLayer(config) for _ in range(config.perceiving))
+        self.refine = nn.ModuleList(RefiningLayer(config, self.levels) for _ in range(config.refining))
         self.turn = perceptron(width, width, 1)
         self.offsets = nn.ModuleList(perceptron(width, width, config.per_row) for _ in range(config.refining))
         self.ends, self.score = nn.Linear(width, 2), nn.Linear(width, 1)
@@ -183,7 +183,7 @@ class SparseLaneformer(LaneNetwork):
         ``angles``, ``scores``: (batch, anchors), of every layer of the first stage. ``lanes``: (batch, anchors, 3 +
         rows) of every layer of the second.
         """
-        maps, batch = self.see(pixels), pixels.shape[0]
+        maps, batch = self.feature_maps(pixels), pixels.shape[0]
         features = maps[self.level].permute(0, 2, 3, 1)  # (batch, rows, columns, width)
         places = self._places(features)
         lanes = self.lane_queries.expand(batch, -1, -1, -1)

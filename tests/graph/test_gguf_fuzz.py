@@ -16,7 +16,10 @@ import tiny
 from jettison.core.errors import JettisonError
 from jettison.graph.folder import ModelFolder
 
-MOST, FIXED = 8, 1 << 18  # times the file's size; bytes that opening any file takes: the config, modules without weights
+MOST, FIXED = (
+    8,
+    1 << 18,
+)  # times the file's size; bytes that opening any file takes: the config, modules without weights
 LONGEST = 20.0  # seconds; no file takes longer, on a busy machine either
 TOKENS, SIZES = 64, dict(vocab_size=64, hidden_size=32, intermediate_size=32, head_dim=8, num_hidden_layers=1)
 NUMBERS = (0, 1, 2, 7, 8, 9, 31, 255, 1 << 16, (1 << 31) - 1, (1 << 32) - 1)

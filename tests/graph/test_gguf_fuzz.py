@@ -16,10 +16,7 @@ import tiny
 from jettison.core.errors import JettisonError
 from jettison.graph.folder import ModelFolder
 
-MOST, FIXED = (
-    8,
-    1 << 18,
-)  # times the file's size; bytes that opening any file takes: the config, modules without weights
+MOST, FIXED = 8, 1 << 18  # times the file's size; bytes that opening any file takes: config, modules without weights
 LONGEST = 20.0  # seconds; no file takes longer, on a busy machine either
 TOKENS, SIZES = 64, dict(vocab_size=64, hidden_size=32, intermediate_size=32, head_dim=8, num_hidden_layers=1)
 NUMBERS = (0, 1, 2, 7, 8, 9, 31, 255, 1 << 16, (1 << 31) - 1, (1 << 32) - 1)
@@ -98,6 +95,21 @@ def test_some_mutated_files(bases, tmp_path):
 @pytest.mark.slow
 def test_many_mutated_files(bases, tmp_path):
     assert run(bases, tmp_path / "x.gguf", 20_000, 1) > 10_000
+
+
+@pytest.mark.parametrize("key", ["tokenizer.ggml.tokens", "tokenizer.ggml.token_type"])
+@pytest.mark.parametrize("count", [1 << 24, 1 << 40, (1 << 64) - 1])
+def test_an_array_longer_than_the_file_allocates_nothing(bases, tmp_path, key, count):
+    data, _ = bases[1]
+    place = data.index(key.encode() + struct.pack("<I", 9)) + len(key) + 8  # after the types of array and of its values
+    (tmp_path / "x.gguf").write_bytes(data[:place] + struct.pack("<Q", count) + data[place + 8 :])
+    tracemalloc.start()
+    try:
+        with pytest.raises(JettisonError, match="truncated or damaged"):
+            ModelFolder(tmp_path / "x.gguf")
+        assert tracemalloc.get_traced_memory()[1] <= MOST * len(data) + FIXED
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_cut_file_is_refused_at_every_place(bases, tmp_path):

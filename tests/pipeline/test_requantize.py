@@ -206,6 +206,19 @@ def test_steps_that_ask_for_less_quantize_again_and_those_for_more_do_not(tiny, 
     assert {str(grid) for grid in again.values()} == {"int4 g32 min"}
 
 
+def test_parts_that_runtimes_fuse_stay_packed_together_or_not_at_all(tiny, tmp_path):
+    """6 bits are fewer than q has and more than k and v have; all three get one grid."""
+    gguf_models = pytest.importorskip("gguf_models")
+    kinds = {f"blk.{block}.attn_q.weight": "Q8_0" for block in range(2)}
+    path = gguf_models.write(tiny("llama"), tmp_path / "source.gguf", "Q4_0", kinds)
+    six = {"steps": [{"quantize": {"method": "rtn", "bits": 6, "group_size": 32}, "where": {"role": ["q", "k", "v"]}}]}
+    manifest = compress(path, six, tmp_path / "out")
+    grids = read_grids(ModelFolder(tmp_path / "out"))
+    assert {str(grids[f"model.layers.0.self_attn.{part}_proj"]) for part in "qkv"} == {"int6 g32 sym"}
+    kept = manifest["quantized_before"]["kept"]
+    assert "model.layers.0.self_attn.o_proj" in kept and not [name for name in kept if name[-6:] in ("k_proj", "v_proj")]
+
+
 def test_a_runtime_that_cannot_load_a_grid_gets_the_matrices_in_16_bits(tiny, tmp_path):
     source = DequantizedFolder(folder_of(tiny, "Q4_1", tmp_path))
     manifest = compress(source.folder, WEIGHTS, tmp_path / "out", runtime="vllm")

@@ -23,18 +23,22 @@ SCALES = {"embedding_multiplier": "embedding_scale", "residual_multiplier": "res
           "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale"}  # fmt: skip
 
 
-def write(model: str | Path, path: Path, kind: str = "F32", kinds: dict | None = None, split: int = 0, **keys) -> Path:
+def write(
+    model: str | Path, path: Path, kind: str = "F32", kinds: dict | None = None, split: int = 0, tokens: int = 4096,
+    **keys,
+) -> Path:  # fmt: skip
     """Write a model folder as one GGUF file, or in several of at most ``split`` tensors. Returns the path.
 
     kind: the type of all matrices but those of the router; vectors are float32.
     kinds: tensor of the file -> another type.
+    tokens: how many of scribe's tokens the vocabulary has, with the merges that give them.
     keys: metadata to add, with __ for each dot.
     """
     source = ModelFolder(model)
     config = source.config.get_text_config()
     writer = gguf.GGUFWriter(path, ARCHITECTURES[config.model_type], split_max_tensors=split)
     _write_keys(writer, config)
-    _write_tokenizer(writer, source)
+    _write_tokenizer(writer, source, tokens)
     for key, value in keys.items():
         writer.add_key_value(key.replace("__", "."), value, gguf.GGUFValueType.get_type(value))
     for name, value in tensors(source, config).items():
@@ -115,16 +119,17 @@ def _write_keys(writer: gguf.GGUFWriter, config) -> None:
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
 
 
-def _write_tokenizer(writer: gguf.GGUFWriter, source: ModelFolder) -> None:
+def _write_tokenizer(writer: gguf.GGUFWriter, source: ModelFolder, tokens: int) -> None:
     """Write scribe's tokenizer, which splits texts as smollm's does."""
     tokenizer = json.loads((source.folder / "tokenizer.json").read_text(encoding="utf-8"))
-    vocabulary = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    vocabulary = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)[:tokens]
     special = {token["content"] for token in tokenizer["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(vocabulary)
     writer.add_token_types([3 if token in special else 1 for token in vocabulary])
-    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
+    known = set(vocabulary)
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"] if "".join(pair) in known])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     writer.add_pad_token_id(0)

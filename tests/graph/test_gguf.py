@@ -180,6 +180,9 @@ def test_inspect_lists_types_bytes_and_runtimes(scribe, tmp_path):
     assert rows["lm_head"]["type"] == "Q8_0" and rows["lm_head"]["bytes"] == 0
     assert sum(row["bytes"] for row in rows.values()) + result["other_bytes"] == result["bytes"]
     assert result["runtimes"]["jettison"]["loads"] and result["runtimes"]["llama.cpp"]["loads"]
-    assert "gguf is not among" in result["runtimes"]["vllm"]["reasons"][0]
+    assert result["runtimes"]["vllm"]["loads"] is None  # its plugin for GGUF is a package of its own
+    assert result["runtimes"]["onnxruntime"]["reasons"] == ["it reads onnx, not gguf"]
     plain = jettison.inspect("scribe")
-    assert all(row["loads"] for row in plain["runtimes"].values()) and plain["matrices"][1]["bits"] == 16
+    loads = {name: row["loads"] for name, row in plain["runtimes"].items()}
+    assert loads == dict.fromkeys(loads, True) | {"llama.cpp": False, "onnxruntime": False}
+    assert plain["matrices"][1]["bits"] == 16

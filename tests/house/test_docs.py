@@ -92,6 +92,10 @@ def workshop(tiny, tmp_path_factory):
         "max_position_embeddings": 2048,
     }
     shutil.copytree(tiny("llama", **wide), folder / "my-model")
+    if find_spec("gguf"):
+        import gguf_models
+
+        gguf_models.write(folder / "my-model", folder / "model.gguf", "Q8_0")
     shutil.copytree(tiny("resnet"), folder / "my-classifier")
     make_images(folder / "photos", 20)
     if find_spec("diffusers"):
@@ -122,6 +126,8 @@ def test_a_page_runs(page, workshop, jettison, tmp_path, monkeypatch):
         import programs
 
         programs.replace_clock(monkeypatch)
+    if page.stem == "gguf":
+        pytest.importorskip("gguf")
     shutil.copytree(workshop, tmp_path, dirs_exist_ok=True)
     if page.stem in ("start", "recover", "continue"):  # these pages make their runs themselves
         shutil.rmtree(tmp_path / "runs")

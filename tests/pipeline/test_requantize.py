@@ -9,18 +9,25 @@ import torch
 from safetensors.torch import save_file
 
 import jettison
-from jettison.core.errors import JettisonError
+from jettison import recover, verify
+from jettison.core.errors import JettisonError, UsageError
 from jettison.encodings.offset import OffsetGrid
 from jettison.formats.dequantized import DequantizedFolder
 from jettison.formats.packed import read_grids
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.compression import compress
+from jettison.planning.forecast import forecast
+from jettison.planning.planner import make_plan
+from jettison.recipe.recipe import load_recipe
+from jettison.runtime.speculative.choose import export_draft
+from jettison.runtime.speculative.draft import Draft
 
 IDS = torch.randint(0, 4096, (2, 24), generator=torch.Generator().manual_seed(0))
 HEAD = {"steps": [{"quantize": {"method": "rtn", "bits": 3, "group_size": 32}, "where": {"role": ["head"]}}]}
 WEIGHTS = {
     "steps": [{"quantize": {"method": "rtn", "bits": 4, "group_size": 64}, "where": {"role": ["gate", "up", "down"]}}]
 }
+THREE = {"steps": [{"quantize": {"method": "rtn", "bits": 3, "group_size": 32}, "where": {"role": ["down", "o"]}}]}
 EIGHT = {"steps": [{"quantize": {"method": "rtn", "bits": 8, "group_size": 32}}]}
 
 
@@ -101,6 +108,51 @@ def test_checkpoints_of_other_tools_read_exactly_and_stay_packed(kind, bits, sym
     assert not [name for name in result.packed.checkpoint if "qweight" in name or "g_idx" in name]
 
 
+@pytest.mark.parametrize("kind", ["gptq", "awq", "Q4_1"])
+def test_quantized_sources_are_planned_recovered_and_verified(kind, tiny, tmp_path):
+    """Everything that needs the source's dense weights reads them: losses, forecasts, the teacher, the self-check."""
+    path = tmp_path / "source"
+    if kind == "Q4_1":
+        path = pytest.importorskip("gguf_models").write(tiny("llama"), tmp_path / "source.gguf", kind)
+    else:
+        write_foreign(tiny("llama"), path, kind)
+    for losses in ("gradients", "measured"):
+        plan = make_plan(path, memory="1.1MB", context=16, bits=(3, 16), group_sizes=(32,), losses=losses)
+        assert plan.losses == losses and 0 < plan.loss < 10
+    distill = {"method": "distill", "rank": 4, "samples": 4, "length": 16, "batch": 2, "data": "books"}
+    recipe = {"steps": [*THREE["steps"], {"recover": distill}]}
+    expected = forecast(path, load_recipe(recipe), texts=["books"], tokens=64)
+    assert [step["step"] for step in expected["steps"]] == ["compress", "evaluate", "recover", "evaluate again"]
+    compress(path, recipe, tmp_path / "out")
+    recover(tmp_path / "out")
+    result = verify(tmp_path / "out")
+    assert result["ok"] and "differs by 0 of" in result["checks"][-1]["found"]
+
+
+def test_a_draft_model_of_a_format_that_is_only_read_is_refused(tiny, tmp_path):
+    write_foreign(tiny("llama"), tmp_path / "source", "gptq")
+    with pytest.raises(UsageError, match="gptq is a format that is only read; compress the model, then draft"):
+        export_draft(tmp_path / "source", Draft(skip=("1",)), tmp_path / "draft")
+
+
+def test_compressing_twice_changes_nothing_that_is_packed(tiny, tmp_path):
+    """The same recipe asks for as many bits as the result has, so every matrix is kept, bit by bit."""
+    compress(tiny("llama"), WEIGHTS, tmp_path / "one")
+    manifest = compress(tmp_path / "one", WEIGHTS, tmp_path / "two")
+    first, second = ModelFolder(tmp_path / "one"), ModelFolder(tmp_path / "two")
+    assert set(manifest["quantized_before"]["kept"]) == set(read_grids(first)) and read_grids(first)
+    assert set(first.checkpoint) == set(second.checkpoint)
+    for name in first.checkpoint:
+        assert torch.equal(first.checkpoint.read(name), second.checkpoint.read(name)), name
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_a_quantized_image_classifier_is_refused(family, tiny, pictures, tmp_path):
+    compress(tiny(family), EIGHT, tmp_path / "one", images=pictures)
+    with pytest.raises(UsageError, match=r"is already quantized \(jettison\): start from the original"):
+        compress(tmp_path / "one", EIGHT, tmp_path / "two", images=pictures)
+
+
 def test_gptq_in_the_order_of_activations_is_refused(tiny, tmp_path):
     write_foreign(tiny("llama"), tmp_path / "source", "gptq")
     from tiny import change
@@ -152,6 +204,19 @@ def test_steps_that_ask_for_less_quantize_again_and_those_for_more_do_not(tiny, 
     assert set(manifest["quantized_before"]["kept"]) == set(source.grids)
     again = read_grids(ModelFolder(tmp_path / "eight"))
     assert {str(grid) for grid in again.values()} == {"int4 g32 min"}
+
+
+def test_parts_that_runtimes_fuse_stay_packed_together_or_not_at_all(tiny, tmp_path):
+    """6 bits are fewer than q has and more than k and v have; all three get one grid."""
+    gguf_models = pytest.importorskip("gguf_models")
+    kinds = {f"blk.{block}.attn_q.weight": "Q8_0" for block in range(2)}
+    path = gguf_models.write(tiny("llama"), tmp_path / "source.gguf", "Q4_0", kinds)
+    six = {"steps": [{"quantize": {"method": "rtn", "bits": 6, "group_size": 32}, "where": {"role": ["q", "k", "v"]}}]}
+    manifest = compress(path, six, tmp_path / "out")
+    grids = read_grids(ModelFolder(tmp_path / "out"))
+    assert {str(grids[f"model.layers.0.self_attn.{part}_proj"]) for part in "qkv"} == {"int6 g32 sym"}
+    kept = manifest["quantized_before"]["kept"]
+    assert "model.layers.0.self_attn.o_proj" in kept and not [name for name in kept if name[-6:] in ("k_proj", "v_proj")]
 
 
 def test_a_runtime_that_cannot_load_a_grid_gets_the_matrices_in_16_bits(tiny, tmp_path):

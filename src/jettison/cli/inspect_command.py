@@ -52,7 +52,7 @@ def inspect(
         rows.append(["other", "", "", "", "", format_bytes(result["other_bytes"])])
         common.table("role", "matrices", "shape", "type", "bits", "bytes", rows=rows, text=("type",))
     common.out.print()
-    verdicts = [[row["title"], "yes" if row["loads"] else "no", "; ".join(row["reasons"])]
-                for row in result["runtimes"].values()]  # fmt: skip
+    words = {True: "yes", False: "no", None: "not known"}
+    verdicts = [[row["title"], words[row["loads"]], "; ".join(row["reasons"])] for row in result["runtimes"].values()]
     common.table("runtime", "loads it", "", rows=verdicts, text=("loads it", ""))
     common.finish(result, json)

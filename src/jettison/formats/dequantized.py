@@ -100,15 +100,15 @@ class DequantizedFolder(ModelFolder):
         return self.format.read_weight(self.packed.read, name, self.grids[name], rows)
 
 
-def open_source(name: str | Path) -> ModelFolder:
+def open_source(model: str | Path | ModelFolder) -> ModelFolder:
     """Open a model to compress: a ``DequantizedFolder`` if it is quantized already, else a ``ModelFolder``.
 
     Raises UsageError for a quantized model that is no language model: convolutions are not dequantized.
     """
-    source = ModelFolder(name)
-    if not source.quantization:
+    source = model if isinstance(model, ModelFolder) else ModelFolder(model)
+    if not source.quantization or isinstance(source, DequantizedFolder):
         return source
     if source.anatomy.family.domain != "text":
         method = source.quantization.get("quant_method")
         raise UsageError(f"{source.name} is already quantized ({method}): start from the original")
-    return DequantizedFolder(name)
+    return DequantizedFolder(source.name)

@@ -10,7 +10,7 @@ from jettison.core.files import write_json
 from jettison.core.tensors import write_tensors
 from jettison.encodings.grid import Grid
 from jettison.encodings.quantized import QuantizedWeight
-from jettison.formats.format import Format, choose_format, find_format, format_of
+from jettison.formats.format import READ, Format, choose_format, find_format, format_name, format_of
 from jettison.formats.packed import UnpackedFolder, read_grids
 from jettison.formats.writer import copy_companions
 from jettison.graph.anatomy import Linear
@@ -33,10 +33,15 @@ def write_draft_model(
     out: a folder that holds no model yet.
     view: linear name in ``source`` -> its weight in fewer bits, which replaces the one of ``source``.
     Raises UsageError if ``skip`` names half of a block, which no other runtime can skip, for a folder that holds a
-    model, for a model that does not read text alone, and for experts that are stored as one tensor.
+    model, for a source in a format that is only read, for a model that does not read text alone, and for experts that
+    are stored as one tensor.
     """
     if halves := [unit for unit in skip if "." in unit]:
         raise UsageError(f"a draft without {', '.join(halves)}: only whole blocks can be left out of a checkpoint")
+    if source.quantization and (name := format_name(source)) in READ:
+        raise UsageError(
+            f"a draft model of {source.name}: {name} is a format that is only read; compress the model, then draft"
+        )
     if (out / "config.json").exists():
         raise UsageError(f"{out} holds a model already: choose another folder")
     source.require_own_modules("drafts are made of the modules of config.json")

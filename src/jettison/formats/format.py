@@ -116,6 +116,11 @@ def format_of(source: "ModelFolder") -> ReadFormat:
     raise JettisonError(f"{source.folder} is quantized with {method!r}; only {', '.join(sorted(names))} can be read")
 
 
+def format_name(source: "ModelFolder") -> str:
+    """Return the name of ``format_of`` a folder."""
+    return format_of(source).__name__.rpartition(".")[2].replace("_", "-")
+
+
 def choose_format(anatomy: Anatomy, grids: Mapping[str, Grid], names: Iterable[str] = ()) -> str:
     """Return the first of ``names`` that can hold the grids. If none can, return the first; its ``refuses`` says why.
 

@@ -5,7 +5,8 @@ A matrix (out, in) is stored transposed: ``qweight`` (in · bits / 32, out) int3
 (``formats.gptq_v2``). Bits and group size of every matrix follow from the shapes.
 Inputs that were sorted by activation (``g_idx`` of another order, desc_act) cannot be read.
 
-Source: GPTQModel and auto-round, which write these tensors.
+Source: GPTQModel and auto-round, which write these tensors (auto_round_extension/torch: qlinear_torch_zp.py stores zero
+points minus 1, qlinear_torch.py, for gptqmodel, as they are). Read, not run: no file of theirs was at hand.
 """
 
 from collections.abc import Mapping

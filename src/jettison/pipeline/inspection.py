@@ -1,14 +1,17 @@
 """``inspect``: what a model consists of, and what each runtime would say to it. No weights are read."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 from jettison.encodings.grid import Grid
-from jettison.formats.format import READ, format_of, written_formats
+from jettison.formats.format import format_name, format_of
 from jettison.formats.packed import read_grids
 from jettison.formats.runtimes import Runtime, find_runtime, illegal, runtime_names
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
+
+FILES = ("gguf", "onnx")  # formats of one file; a runtime that has only these reads no folder
 
 
 def inspect(model: str | Path) -> dict[str, Any]:
@@ -22,7 +25,7 @@ def inspect(model: str | Path) -> dict[str, Any]:
     - ``matrices``: for each its ``name``, ``role``, ``shape``, ``type`` as stored, ``bits`` per weight, ``bytes``.
       A head that is tied to the embedding has 0 bytes of its own.
     - ``other_bytes``: of everything that is no matrix, such as norms.
-    - ``runtimes``: name -> ``title``, ``loads``, and ``reasons`` if it does not.
+    - ``runtimes``: name -> ``title``, ``loads`` (None: runtimes.yaml does not say it), and ``reasons`` if not.
 
     Raises UsageError if there is no such model, JettisonError for a quantization that cannot be read.
     """
@@ -50,7 +53,7 @@ def _format(source: ModelFolder) -> str:
         return "gguf"
     if not source.quantization:
         return "safetensors"
-    return format_of(source).__name__.rpartition(".")[2].replace("_", "-")
+    return format_name(source)
 
 
 def _row(source: ModelFolder, linear: Linear, grid: Grid | None, seen: set[str]) -> dict[str, Any]:
@@ -59,7 +62,8 @@ def _row(source: ModelFolder, linear: Linear, grid: Grid | None, seen: set[str])
     if grid is not None and not source.in_file:
         parts = tuple(format_of(source).stored(linear.rows, linear.columns, grid))
     stored = [source.locate(f"{linear.name}.{part}") for part in parts]
-    count, sizes = _rows_of(source, stored[0]), [source.checkpoint.bytes_of(tensor) for tensor, _, _ in stored]
+    count = math.prod(source.checkpoint.shape(stored[0][0]))  # a tensor may stack several matrices
+    sizes = [source.checkpoint.bytes_of(tensor) for tensor, _, _ in stored]
     whole = sum(sizes) if stored[0][1] is None else sum(sizes) * linear.weights // count
     fresh = stored[0][1] is not None or stored[0][0] not in seen
     seen.update(tensor for tensor, _, _ in stored)
@@ -76,23 +80,17 @@ def _row(source: ModelFolder, linear: Linear, grid: Grid | None, seen: set[str])
     }
 
 
-def _rows_of(source: ModelFolder, place: tuple) -> int:
-    """Return the number of weights of the tensor that holds a matrix."""
-    total = 1
-    for size in source.checkpoint.shape(place[0]):
-        total *= size
-    return total
-
-
 def _verdict(runtime: Runtime, source: ModelFolder, grids: dict[str, Grid]) -> dict[str, Any]:
-    """Say whether a runtime loads a model as it is stored."""
+    """Say whether a runtime loads a model as it is stored; None if runtimes.yaml does not say it."""
     name, known = _format(source), [format.name for format in runtime.formats]
-    reasons: list[str] = []
+    loads, reasons = True, []
     if source.replaced and runtime.name != "jettison":
-        reasons = ["modules of the model are replaced, which only jettison.load rebuilds"]
-    elif name in known and not source.in_file and source.quantization:
+        loads, reasons = False, ["modules of the model are replaced, which only jettison.load rebuilds"]
+    elif name not in known and set(known) <= set(FILES):
+        loads, reasons = False, [f"it reads {' and '.join(known)}, not {name}"]
+    elif name in known and source.quantization and not source.in_file:
         reasons = illegal(runtime, source.anatomy, grids, name)
-    elif source.in_file or source.quantization:
-        reads = runtime.name == "jettison" and name in (*READ, *written_formats())
-        reasons = [] if reads or name in known else [f"the format {name} is not among {', '.join(known)}"]
-    return {"title": runtime.title, "loads": not reasons, "reasons": reasons}
+        loads = not reasons
+    elif name not in known and name != "safetensors" and runtime.name != "jettison":
+        loads, reasons = None, [f"runtimes.yaml does not say whether it loads {name}"]
+    return {"title": runtime.title, "loads": loads, "reasons": reasons}

@@ -3,6 +3,7 @@
 from typing import Any
 
 from jettison.domains.text.data import Text
+from jettison.formats.dequantized import open_source
 from jettison.graph.folder import ModelFolder
 from jettison.recipe.registry import default_method
 from jettison.statistics.sensitivity import (
@@ -25,10 +26,12 @@ def find_losses(source: ModelFolder, parts: Parts, grids: Grids, kind: str) -> t
     """
     if kind == "auto":
         return known_sensitivity(source, parts, grids, Text())
-    return sensitivity(source, parts, grids, Text(), kind=kind), kind
+    return sensitivity(open_source(source), parts, grids, Text(), kind=kind), kind
 
 
 def unseen_bench(source: ModelFolder) -> Bench:
     """Return a bench that measures the KL divergence of whole plans, on text that ``find_losses`` has not seen."""
     calibration = Text().windows(source, source.window(LENGTH), SAMPLES)
-    return Bench(source, unseen_windows(source, Text()), default_method("quantize"), statistics=calibration)
+    return Bench(
+        open_source(source), unseen_windows(source, Text()), default_method("quantize"), statistics=calibration
+    )

@@ -18,6 +18,7 @@ from jettison.core.progress import logged, say
 from jettison.core.sealed import read_sealed
 from jettison.domains.domain import find_domain
 from jettison.encodings.grid import Grid
+from jettison.formats.dequantized import open_source
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.formats.packed import load_packed, read_grids
 from jettison.graph.anatomy import Linear
@@ -186,7 +187,7 @@ def _require_losses(state: Path, journal: Journal) -> None:
 def _open_teacher(folder: Path, manifest: dict[str, Any], teacher: str | Path | None) -> ModelFolder:
     """Open the original. Raises UsageError if it is missing, or is not the model that ``folder`` was made from."""
     try:
-        original = ModelFolder(teacher or manifest["teacher"]["folder"])
+        original = open_source(teacher or manifest["teacher"]["folder"])
     except UsageError as error:
         raise UsageError(f"{error}; if the original of {folder} has moved, say where it is with --teacher") from None
     if original.fingerprint() != manifest["teacher"]["fingerprint"]:

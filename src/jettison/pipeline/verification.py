@@ -19,6 +19,7 @@ from jettison.core.files import file_digest, inside
 from jettison.core.progress import bar
 from jettison.domains.domain import find_domain
 from jettison.formats import check
+from jettison.formats.dequantized import open_source
 from jettison.formats.format import format_of
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest
@@ -203,7 +204,7 @@ def _original(target: Folder) -> ModelFolder:
     if place is None:
         raise Untried("the folder does not name its original: give it with --original")
     try:
-        original = ModelFolder(place)
+        original = open_source(place)
     except UsageError as error:
         if target.original:
             raise

@@ -11,6 +11,7 @@ import torch
 from jettison.core.progress import bar, silent
 from jettison.devices.device import find_device
 from jettison.encodings.quantized import AT_ONCE
+from jettison.formats.dequantized import open_source
 from jettison.formats.manifest import read_manifest
 from jettison.graph.dense import training_dtype
 from jettison.graph.folder import ModelFolder
@@ -19,6 +20,7 @@ from jettison.pipeline import trial
 from jettison.pipeline.first_step import first_step
 from jettison.pipeline.generation import PROMPTS, TOKENS
 from jettison.pipeline.jobs import Job, assign
+from jettison.pipeline.kept import with_kept
 from jettison.pipeline.program import check_program
 from jettison.pipeline.recovery import recovery_step
 from jettison.pipeline.trial import WRITTEN_AT_ONCE
@@ -50,11 +52,11 @@ def forecast(
     sentences for the user.
     Raises UsageError if the recipe does not fit the model or the runtime, as ``compress`` would.
     """
-    source = ModelFolder(model)
+    source = open_source(model)
     recipe = with_windows(recipe, source.positions)
     if not recipe.calibration.get("images"):
         recipe = with_images(recipe, images)
-    jobs = assign(source, recipe, runtime)
+    jobs = with_kept(source, assign(source, recipe, runtime), runtime)
     if first_step(recipe, "program"):
         check_program(source, recipe)
     if not source.anatomy.family.chain:
@@ -92,7 +94,7 @@ def forecast_recovery(
     """
     manifest = read_manifest(folder)
     recipe = load_recipe(manifest["recipe"])
-    source = ModelFolder(teacher or manifest["teacher"]["folder"])
+    source = open_source(teacher or manifest["teacher"]["folder"])
     if not source.anatomy.family.chain:
         recipe = replace(recipe, steps=(*recipe.of("quantize"), recovery_step(recipe, changes)))
         with silent():

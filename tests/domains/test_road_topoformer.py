@@ -197,6 +197,8 @@ def test_a_config_that_is_wrong_is_refused(fields, words):
 
 def test_the_configuration_of_the_paper_can_be_built():
     network, _ = build_skeleton(make_config(KIND, PAPER, "test"))
+    quarters = (np.arange(4) + 0.5) / 4
+    assert np.allclose(PAPER["heights"], -2.3 + quarters * 4.0), "the pillars of the official baseline"
     assert network.outputs["lanes"] == (100, 16) and network.inputs["images"][0] == 7
     assert 50e6 < sum(parameter.numel() for parameter in network.parameters()) < 90e6
 

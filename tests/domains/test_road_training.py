@@ -1,22 +1,25 @@
 """Separated RoadTopoFormer trained: losses, the schedule, evaluation, compression and export."""
 
 import json
+import re
 
 import pytest
 import torch
-from roads import NAME, batch_of, changes, junctions, tiny
+from roads import KIND, NAME, batch_of, changes, junctions, tiny
 
 from jettison.core.errors import UsageError
 from jettison.domains.domain import Sources
 from jettison.domains.perception import learning
 from jettison.domains.perception.learning import train
 from jettison.domains.perception.modelling import stages_of
-from jettison.graph.own_models import make_model
+from jettison.graph.own_models import build_skeleton, make_config, make_model
+from jettison.graph.skeleton import read_anatomy
 from jettison.pipeline.compression import compress
 from jettison.pipeline.evaluation import evaluate
 from jettison.pipeline.exporting import export
 from jettison.pipeline.perceiving import evaluate_perception, show_perception
 from jettison.pipeline.showing import show
+from jettison.recipe.recipe import load_recipe
 from jettison.xr.variants import Variant, open_variant
 
 
@@ -163,6 +166,23 @@ def test_compress_evaluate_show_export_and_xr(world, trained, tmp_path):
     assert "true and predicted road, from above" in (tmp_path / "page.html").read_text()
     run = open_variant(Variant("road", tmp_path / "w8"))
     assert run().isfinite().all()
+
+
+def test_presets_leave_pyramids_and_heads_as_they_are():
+    """The share and the list that docs/how-to/perception.md states."""
+    network, family = build_skeleton(make_config(KIND, {}, "test"))
+    linears = read_anatomy(network, family).linears
+    (where,) = [step.where.role for step in load_recipe("w4").steps]
+    kept = {one.name: one.rows * one.columns for one in linears if not set(one.roles) & set(where)}
+    assert 0.15 < sum(kept.values()) / sum(parameter.numel() for parameter in network.parameters()) < 0.155
+    assert {re.sub(r"\.\d+", "", name) for name in kept} == {
+        "lanes.backbone.model.embedder.embedder.convolution", "lanes.pyramid.narrow", "lanes.place", "lanes.curves",
+        "lanes.scores", "elements.backbone.model.embedder.embedder.convolution", "elements.pyramid.narrow",
+        "elements.place", "elements.propose", "elements.proposed", "elements.boxes", "elements.scores",
+        "relations.lane_lane.from_side", "relations.lane_lane.to_side", "relations.lane_lane.classify",
+        "relations.lane_element.from_side", "relations.lane_element.to_side", "relations.lane_element.classify",
+        "relations.ends", "relations.boxes",
+    }  # fmt: skip
 
 
 def test_onnx_computes_the_same(trained, tmp_path):

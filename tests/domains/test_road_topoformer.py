@@ -1,17 +1,17 @@
-"""Separated RoadTopoFormer: inputs and targets, geometry, losses, its schedule, bad frames, compression and export."""
+"""Separated RoadTopoFormer: inputs and targets, geometry, configs, bad frames, pictures."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from roads import KIND, NAME, batch_of, changes, junctions, perfect, tiny
 
 from jettison.core.errors import UsageError
-from jettison.domains.domain import Sources
-from jettison.domains.perception import learning
 from jettison.domains.perception.learning import train
-from jettison.domains.perception.modelling import Sample, find_model, stages_of
+from jettison.domains.perception.modelling import Sample
 from jettison.domains.perception.models.road_topoformer import PAPER
 from jettison.domains.perception.models.road_topoformer.bezier import (
     curve_points,
@@ -25,63 +25,13 @@ from jettison.domains.perception.picturing import likely_part, picture_predictio
 from jettison.domains.perception.samples import Samples
 from jettison.domains.perception.scenes import Camera, Road, Scene
 from jettison.domains.perception.scoring import road_graph
-from jettison.domains.perception.world.order import Order
-from jettison.domains.perception.world.store import write_world
 from jettison.graph.own_models import build_skeleton, make_config, make_model, pack
 from jettison.metrics.openlanev2 import openlanev2_score
-from jettison.pipeline.compression import compress
-from jettison.pipeline.evaluation import evaluate
-from jettison.pipeline.exporting import export
-from jettison.pipeline.perceiving import evaluate_perception, show_perception
-from jettison.pipeline.showing import show
-from jettison.xr.variants import Variant, open_variant
-
-NAME, KIND = "road_topoformer", "jettison_road_topoformer"
-SIZES = {
-    "height": 32, "width": 80, "front_height": 64, "front_width": 160, "rows": 20, "columns": 10, "dimension": 16,
-    "hidden": 32, "heads": 2, "widths": [8, 16, 16, 32], "lanes": 20, "elements": 8, "encoder": 1, "decoder": 2,
-    "element_decoder": 1, "element_stride": 8, "steps": 2,
-}  # fmt: skip
-
-
-def changes(**others):
-    """Return the fields of a tiny model as ``train`` takes them."""
-    return [f"{name}={json.dumps(value)}" for name, value in (SIZES | others).items()]
-
-
-def tiny(**others):
-    """Return the module of the model and a tiny config."""
-    return find_model(NAME), make_config(KIND, SIZES | others, "test")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("roads") / "world"
-    write_world(folder, Order(seed=3, size=(64, 160), frames=1, place="junction"), 5)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("road") / "model"
-    train(NAME, world, folder, batch=2, changes=changes(schedule="finetuned", finetune=0.5))
-    return folder
-
-
-def batch_of(model, config, world, numbers=(0, 1, 2)):
-    """Return inputs and targets of frames of the split ``train``."""
-    samples = Samples(model, config, world, "train")
-    return samples.inputs(numbers), samples.targets(numbers)
-
-
-def perfect(config, targets):
-    """Return the outputs of a network that knows the targets of a sample: as many queries as slots."""
-    big = lambda there: torch.where(there, 9.0, -9.0)
-    attributes = torch.full((SLOTS["elements"], 13), -9.0)
-    attributes[torch.arange(SLOTS["elements"]), targets["attributes"]] = big(targets["element_there"])
-    edges = {name: big(targets[name] > 0) for name in ("lane_lane", "lane_element")}
-    lanes = torch.cat([big(targets["lane_there"])[:, None], targets["curves"].flatten(1)], 1)
-    return {"lanes": lanes, "elements": torch.cat([attributes, targets["boxes"]], 1), **edges}
+def world(made_once):
+    return made_once("junctions", junctions)
 
 
 @pytest.mark.parametrize("rule", ["v1.0", "v1.1", "v2.1"])
@@ -91,7 +41,7 @@ def test_the_targets_as_outputs_have_score_one_and_shuffled_edges_cost_topology_
     true, made, shuffled = [], [], []
     for number in range(len(samples)):
         sample = samples.sample(number)
-        outputs = perfect(config, model.targets(config, sample))
+        outputs = perfect(model.targets(config, sample))
         true.append(road_graph(sample.frame.road))
         made.append(road_graph(model.predict(config, outputs, sample).road))
         outputs |= {name: outputs[name].roll(1, 0) for name in ("lane_lane", "lane_element")}
@@ -151,98 +101,6 @@ def test_a_batch_is_as_its_samples_alone(world):
         together = network(pack(inputs, network.inputs)).logits
         alone = [network(pack({name: x[[i]] for name, x in inputs.items()}, network.inputs)).logits for i in range(3)]
     assert torch.allclose(together, torch.cat(alone), atol=1e-4)
-
-
-def learned(model, network, batch, stage, steps, rate=3e-3):
-    """Train a stage on one batch. Returns the losses before and after."""
-    inputs, targets = batch
-    optimizer = torch.optim.AdamW(network.parameters(), rate)
-    losses = []
-    for _ in range(steps):
-        loss = model.loss(network, inputs, targets, stage)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses[0], losses[-1]
-
-
-@pytest.mark.parametrize(("stage", "steps"), [("lanes", 40), ("elements", 30), ("joint", 25)])
-def test_a_few_frames_are_overfitted(stage, steps, world):
-    model, config = tiny(dimension=32)
-    torch.manual_seed(0)
-    network = make_model(config).train()
-    before, after = learned(model, network, batch_of(model, config, world), stage, steps)
-    assert after < 0.6 * before
-
-
-def test_relations_are_learned_on_condensed_instances_and_leave_the_detectors_alone(world):
-    model, config = tiny()
-    torch.manual_seed(0)
-    network = make_model(config).eval()
-    inputs, targets = batch_of(model, config, world)
-    with torch.no_grad():
-        condensed = model.condense(network, inputs, "relations")
-    assert model.condense(network, inputs, "lanes") is None
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    first, last = learned(model, network, (condensed, targets), "relations", 40)
-    assert last < 0.6 * first
-    for name, parameter in network.named_parameters():
-        if name.startswith("relations."):
-            assert parameter.grad is not None, name
-        else:
-            assert parameter.grad is None or not parameter.grad.any(), name
-            assert torch.equal(parameter, before[name]), name
-    made = network.relations(condensed)
-    whole = network.compute(**inputs)
-    assert torch.allclose(made[0], whole["lane_lane"], atol=1e-4), "the cache holds what the heads read"
-    joint = make_model(config).train()
-    model.loss(joint, inputs, targets, "joint").backward()
-    assert joint.lanes.queries.grad.any() and joint.elements.queries.grad.any()
-
-
-@pytest.mark.parametrize("schedule", ["joint", "separated", "finetuned"])
-def test_every_part_is_trained_equally_long_in_all_schedules(schedule):
-    model, config = tiny(schedule=schedule, steps=100, finetune=0.2)
-    stages = stages_of(model, config)
-    for part in ("lanes.", "elements.", "relations."):
-        assert sum(stage.steps for stage in stages if part.startswith(stage.trains)) == 100
-    assert [stage.name for stage in stages] == {
-        "joint": ["joint"],
-        "separated": ["lanes", "elements", "relations"],
-        "finetuned": ["lanes", "elements", "relations", "finetune"],
-    }[schedule]
-
-
-def test_a_stage_changes_its_own_part_only_and_a_killed_one_gives_the_same_bytes(world, tmp_path, monkeypatch):
-    loop, states = learning.run_loop, []
-
-    def watched(lesson, groups, fetch, plan, state, **options):
-        states.append({name: value.clone() for name, value in lesson.network.state_dict().items()})
-        return loop(lesson, groups, fetch, plan, state, **options)
-
-    options = {"batch": 2, "changes": changes(schedule="separated")}
-    monkeypatch.setattr(learning, "run_loop", watched)
-    train(NAME, world, tmp_path / "whole", **options)
-    for before, after, part in zip(states, states[1:], ("lanes.", "elements."), strict=False):
-        different = {name for name in before if not torch.equal(before[name], after[name])}
-        assert different and all(name.startswith(part) for name in different), "also the statistics of normalizations"
-
-    def dies(lesson, groups, fetch, plan, state, **options):
-        def stop(step, loss):
-            options["record"](step, loss)
-            if options["name"] == "relations" and step == 1:
-                raise KeyboardInterrupt
-
-        return loop(lesson, groups, fetch, plan, state, **options | {"record": stop, "save_every": 0})
-
-    monkeypatch.setattr(learning, "run_loop", dies)
-    with pytest.raises(KeyboardInterrupt):
-        train(NAME, world, tmp_path / "killed", **options)
-    monkeypatch.setattr(learning, "run_loop", loop)
-    train(NAME, world, tmp_path / "killed", **options)
-    whole, killed = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed"))
-    assert whole == killed
 
 
 def sample_of(world, **parts):
@@ -312,8 +170,6 @@ def test_broken_calibrations_and_cameras_are_refused(world):
 
 
 def test_a_broken_calibration_on_disk_is_refused_by_training(world, tmp_path):
-    import shutil
-
     copy = shutil.copytree(world, tmp_path / "copy")
     for path in copy.glob("train/*/info/*.json"):
         info = json.loads(path.read_text())
@@ -339,63 +195,18 @@ def test_a_config_that_is_wrong_is_refused(fields, words):
         make_model(tiny(**fields)[1])
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"shared": True, "schedule": "joint", "proposals": False, "geometry": False, "element_encoder": 1},
-        {"backbone": "swin", "widths": [8, 16, 32, 64], "smooth": True, "controls": 3, "lane_levels": 3},
-    ],
-)
-def test_other_configs_learn(fields, world):
-    model, config = tiny(**fields)
-    network = make_model(config).train()
-    inputs, targets = batch_of(model, config, world, (0, 1))
-    loss = model.loss(network, inputs, targets, "joint")
-    loss.backward()
-    missing = [name for name, parameter in network.named_parameters()
-               if parameter.grad is None and ".swin." not in name and "states_norms" not in name]  # fmt: skip
-    assert loss.isfinite() and not missing
-
-
 def test_the_configuration_of_the_paper_can_be_built():
     network, _ = build_skeleton(make_config(KIND, PAPER, "test"))
+    quarters = (np.arange(4) + 0.5) / 4
+    assert np.allclose(PAPER["heights"], -2.3 + quarters * 4.0), "the pillars of the official baseline"
     assert network.outputs["lanes"] == (100, 16) and network.inputs["images"][0] == 7
     assert 50e6 < sum(parameter.numel() for parameter in network.parameters()) < 90e6
-
-
-def test_evaluation_by_all_rules(world, trained):
-    scores = {rule: evaluate_perception(trained, world, rule=rule) for rule in ("v1.0", "v1.1", "v2.1")}
-    assert all(score.columns == ("OLS", "DET_l", "DET_t", "TOP_ll", "TOP_lt") for score in scores.values())
-    with pytest.raises(UsageError, match="rule"):
-        evaluate_perception(trained, world, rule="v3")
-    summary = json.loads((trained / learning.RESULT).read_text())["stages"]
-    assert [stage["stage"] for stage in summary] == ["lanes", "elements", "relations", "finetune"]
-
-
-def test_compress_evaluate_show_export_and_xr(world, trained, tmp_path):
-    compress(trained, "w8", tmp_path / "w8")
-    result = evaluate(tmp_path / "w8", images=world)
-    assert result["outputs"]["from the original"]["relative_error"] < 1e-2
-    assert "OLS" in result["road"]["all"]
-    sources = Sources(images=str(world))
-    (exhibit,) = show(tmp_path / "w8", original=trained, sources=sources)["exhibits"]
-    assert any("from above" in picture["caption"] for picture in exhibit["pictures"])
-    show_perception([trained, tmp_path / "w8"], tmp_path / "page.html", data=world, frames=1)
-    assert "true and predicted road, from above" in (tmp_path / "page.html").read_text()
-    run = open_variant(Variant("road", tmp_path / "w8"))
-    assert run().isfinite().all()
-
-
-def test_onnx_computes_the_same(trained, tmp_path):
-    pytest.importorskip("onnxruntime")
-    made = export(trained, tmp_path / "road.onnx")
-    assert made["difference"] <= 1e-3 * made["largest"]
 
 
 def test_pictures_show_what_is_likely(world):
     model, config = tiny(lanes=SLOTS["lanes"], elements=SLOTS["elements"])
     sample = Samples(model, config, world, "train").sample(0)
-    outputs = perfect(config, model.targets(config, sample))
+    outputs = perfect(model.targets(config, sample))
     whole = model.predict(config, outputs, sample)
     outputs["lanes"][0, 0] = -1.0  # less likely than not
     without = model.predict(config, outputs, sample)

@@ -85,6 +85,25 @@ class TestOpenLane:
         row = score(write(tmp_path / "r.json", values), folder, rule="v1.1").to_dict()["scores"]["all"]
         assert row["DET_l"] == row["DET_t"] == row["TOP_lt"] == 1 and row["TOP_ll"] < 0.8 and row["OLS"] < 1
 
+    def test_labels_of_201_points_are_scored_with_every_twentieth_and_others_with_all(self, tmp_path):
+        """As the devkit does. 10 m lie between the points of a prediction: with all labels, 5 m to the nearest."""
+        folder, values = MAKERS["openlanev2"](tmp_path / "data"), results()
+        line = lambda y, count: [[x, y, 0.0] for x in np.linspace(-50, 50, count)]
+        thinned = {}
+        for count in (201, 200):
+            for number, name in enumerate(values["results"]):
+                _, segment, time = name.split("/")
+                info = folder / f"val/{segment}/info/{time}.json"
+                record = json.loads(info.read_text())
+                guesses = values["results"][name]["predictions"]["lane_centerline"]
+                for place, guess in enumerate(guesses):
+                    y = 4.0 * place + number
+                    record["annotation"]["lane_centerline"][place]["points"] = line(y, count)
+                    guess["points"] = line(y, 11)
+                write(info, record)
+            thinned[count] = score(write(tmp_path / "r.json", values), folder).to_dict()["scores"]["all"]["DET_l"]
+        assert thinned == {201: pytest.approx(1), 200: 0}
+
     @pytest.mark.parametrize(("change", "words"), [
         (lambda r: r["results"].popitem(), ("1 of 2 predictions", "the result of val/00001/315970276749927221")),
         (lambda r: r.pop("results"), ("has no 'results'",)),

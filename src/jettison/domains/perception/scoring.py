@@ -2,7 +2,8 @@
 
 - CULane: a folder with a file ``.lines.txt`` for every image, at the image's path.
 - TuSimple: a file with one JSON object a line.
-- OpenLane-V2: results as JSON, see ``layouts/openlanev2.py``.
+- OpenLane-V2: results as JSON, see ``layouts/openlanev2.py``. Labels have 201 points a lane, and are scored with 11 of
+  them, as by the devkit.
 - DDAD and nuScenes: depth maps in metres, of any size; a folder with SCENE/FRAME/CAMERA.npz, .npy or .safetensors, or
   one .npz or .safetensors file with the names SCENE/FRAME/CAMERA.
 
@@ -12,7 +13,7 @@ images that the benchmarks have (1640 x 590, 1280 x 720), so that widths and dis
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from jettison.metrics.tusimple import tusimple_image, tusimple_score
 
 CULANE_SIZE, TUSIMPLE_SIZE = (WIDTH, HEIGHT), (1280, 720)  # width, height of the images
 HEAD = 1 << 16  # bytes of a file of predictions that tell its layout
+LABELLED, EVERY = 201, 20  # points of a lane in the files of OpenLane-V2; the score takes every twentieth
 
 
 @dataclass(frozen=True)
@@ -204,12 +206,23 @@ def _score_openlanev2(predictions: Path, scenes: Sequence[Scene], rule: str) -> 
     for _, frame in _frames(scenes, "frames"):
         if frame.road is None:
             raise UsageError(f"frame {frame.name} has no annotation: the split has no public labels")
-        true.append(road_graph(frame.road))
+        true.append(road_graph(scored_road(frame.road)))
         guesses.append(road_graph(made[frame.name]))
     result = openlanev2_score(true, guesses, rule)
     columns = ("OLS", "DET_l", "DET_t", "TOP_ll", "TOP_lt")
     row = (result.ols, result.det_l, result.det_t, result.top_ll, result.top_lt)
     return Scores("openlanev2", len(names), columns, {"all": row})
+
+
+def scored_road(road: Road) -> Road:
+    """Return a true road as the OpenLane-V2 score reads it: of lanes with 201 points, every twentieth, 11 in all.
+
+    Other lanes stay as they are. The Fréchet distance depends on it: the points of a lane of 100 m are then 10 m apart,
+    as those of the predictions, and not 0.5 m.
+    Source: the devkit's ``preprocess.py`` (point_interval=20); its maintainers in issues 14 and 21.
+    """
+    thin = lambda lane: replace(lane, points=lane.points[::EVERY]) if len(lane.points) == LABELLED else lane
+    return replace(road, lanes=[thin(lane) for lane in road.lanes])
 
 
 def road_graph(road: Road) -> RoadGraph:

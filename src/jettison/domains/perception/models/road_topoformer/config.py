@@ -1,4 +1,4 @@
-"""The fields of Separated RoadTopoFormer. The defaults are small; ``PAPER`` has the sizes of the paper."""
+"""The fields of Separated RoadTopoFormer. The defaults are small; ``PAPER`` has the sizes of the official baseline."""
 
 from typing import Annotated, Any, Literal
 
@@ -27,7 +27,8 @@ class Config(Fields):
     encoder, decoder: numbers of layers of the lane detector. lane_stride: of its finest map. lane_levels: of its maps
         into which cells look, from the finest on; the pyramid has all. view_points: that a head samples of each of
         them around every projected point.
-    lanes: queries. controls: control points of a curve. curve_points: of a predicted lane, as many as labels have.
+    lanes: queries. controls: control points of a curve. curve_points: of a predicted lane, as many as the labels that
+        the score reads have: 21 of a rendered world, 11 of OpenLane-V2.
     element_encoder, element_decoder: numbers of layers of the other detector. element_stride: of its finest map.
     elements: queries. proposals: whether they begin at the likeliest places of the image, else at learned places.
     geometry: whether the relation heads read end points and boxes, beside the features of the instances.
@@ -78,12 +79,15 @@ class Config(Fields):
         return self
 
 
-# The official large baseline with the schedule of the paper, arXiv:2307.01557. Its image sizes are ours: half of
-# those of OpenLane-V2.
+# The official large baseline of OpenLane-V2 (baseline_large.py) with the schedule of the paper, arXiv:2307.01557. Its
+# heights are the middles of quarters of -2.3 to 1.7 m, its steps are some 24 epochs in batches of 8. Ours differs in:
+# - Images have half of the sides of those of OpenLane-V2. Pyramids have no fourth map of a 64th of the sides.
+# - The view has as many cells, and reaches ``bezier.REACH``: 60 x 30 m in place of 51.2 x 25.6.
+# - Control points move from layer to layer of the decoder; no layer has dropout; earlier frames are not remembered.
 PAPER: dict[str, Any] = {
     "cameras": 7, "height": 775, "width": 1024, "front_height": 1024, "front_width": 775, "backbone": "bottleneck",
     "widths": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "dimension": 256, "heads": 8, "hidden": 512,
-    "smooth": True, "rows": 200, "columns": 100, "heights": [-2.0, -0.7, 0.6, 1.9], "encoder": 3, "decoder": 6,
+    "smooth": True, "rows": 200, "columns": 100, "heights": [-1.8, -0.8, 0.2, 1.2], "encoder": 3, "decoder": 6,
     "lane_stride": 8, "lane_levels": 3, "view_points": 2, "lanes": 100, "controls": 5, "curve_points": 11,
     "element_encoder": 6, "element_decoder": 6, "element_stride": 8, "elements": 100, "proposals": False,
     "geometry": False, "steps": 67_000,

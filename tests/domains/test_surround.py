@@ -201,7 +201,8 @@ def test_sift_matches_what_was_shifted():
     ("config", "words"),
     [
         (None, "is neither 'sift' nor a folder"),
-        ('{"model_type": "bert"}', "model_type = 'bert'; valid: superglue, lightglue, efficientloftr"),
+        ('{"model_type": "bert"}', "model_type = 'bert'; valid: superglue, lightglue$"),
+        ('{"model_type": "efficientloftr"}', "model_type = 'efficientloftr'; valid: superglue, lightglue$"),
         ('{"model_type": "lightglue", "trust_remote_code": true}', "the code of a folder is never run"),
         ('{"model_type": "lightglue"}', "cannot be opened"),
     ],

@@ -160,6 +160,7 @@ def test_photometric_losses():
     hidden[1] = False
     assert torch.isclose(temporal_loss(made, bad + 1, hidden, usable), torch.tensor(0.4)), "where it was seen"
     assert temporal_loss(good, torch.zeros_like(good), inside, usable) == 0, "nothing moved: nothing is learned"
+    assert temporal_loss(good, good, inside, usable) == 0, "motion explains nothing: nothing is learned"
     assert temporal_loss(good, bad, inside, ~usable) == 0 and temporal_loss(good, bad, ~inside, usable) == 0
     edge = torch.ones(1, 8, 8)
     edge[..., 4:] = 3

@@ -209,6 +209,24 @@ def test_one_round_keeps_all_matches(world, tmp_path):
     assert first["targets"]["kept_ratio"] == second["targets"]["kept_ratio"] == 1
 
 
+def test_the_last_stage_learns_from_what_the_second_round_keeps(world, tmp_path):
+    made = network()
+    samples = Samples(find_model(NAME), made.config, world, "train")
+
+    def matches(stage, folder):
+        lessons = teaching.teach(made, samples, stage, tmp_path / folder, tmp_path)
+        return sum(int((lessons.targets(made.config, samples.sample(n))["pseudo"] > 0).sum()) for n in (0, 1))
+
+    first, second = matches("round-1", "a"), matches("round-2", "a")
+    assert 0 < second < first
+    assert matches("photometric", "b") == second, "alone, it drops what its own network denies"
+    with torch.no_grad():
+        for head in made.decoder.heads:
+            head.bias += 3
+    assert matches("photometric", "b") == second, "what was kept stays, whatever the network learned since"
+    assert matches("photometric", "c") != second
+
+
 def test_the_network_learns_the_depth_of_frames(world, tmp_path):
     """Few frames, few steps: the loss on the depths of matches falls by more than half, and depth gets its scale."""
     torch.manual_seed(0)
@@ -267,8 +285,8 @@ def test_true_depth_and_motion_explain_the_images_best(world, place, monkeypatch
         return float(losses.photometric_loss(Stub(), inputs, targets))
 
     best = value(true, moved)
-    assert best < 0.9 * value(true, inverse(moved)) and best < 0.95 * value(true, torch.eye(4)[None])
-    assert best < 0.9 * value(1.5 * true, moved)
+    wrong = value(true, inverse(moved)), value(true, torch.eye(4)[None]), value(1.5 * true, moved)
+    assert best < 0.7 * min(wrong), "of five worlds the largest ratio was 0.60"
 
 
 def test_frames_without_motion_teach_no_motion(world, monkeypatch):

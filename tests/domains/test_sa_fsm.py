@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from jettison.domains.perception.picturing import picture_prediction
 from jettison.domains.perception.samples import Samples
 from jettison.domains.perception.scenes import Frame, Scene
 from jettison.domains.perception.surround import matching
+from jettison.domains.perception.surround.rig import resized_intrinsics
 from jettison.domains.perception.surround.warping import inverse
 from jettison.domains.perception.world.cameras import NAMES
 from jettison.domains.perception.world.order import Order
@@ -327,6 +329,10 @@ def test_a_frame_without_a_camera_is_read_with_a_note(world, monkeypatch):
     assert {tuple(ends) for ends in table.ends.tolist()} == {(0, 1), (3, 4), (4, 5), (5, 0)}
     targets = find_model(NAME).targets(config, sample)
     assert not targets["usable"][2].any() and targets["usable"][0].any()
+    blind = Frame(frame.name, frame.views | {"CAM_BACK": replace(frame.views["CAM_BACK"], image=None)})
+    sample = Sample(Scene("s", [blind]), 0, blind)
+    assert reading.read(config, sample)["present"].tolist() == [1, 1, 1, 0, 1, 1]
+    assert find_model(NAME).targets(config, sample)["usable"].flatten(1).any(1).tolist() == [1, 1, 1, 0, 1, 1]
     with pytest.raises(UsageError, match="6 cameras"):
         reading.read(make_config(KIND, SMALL | {"views": 4}, "test"), Sample(Scene("s", [frame]), 0, frame))
 
@@ -373,6 +379,12 @@ def test_pictures_of_depth(world):
     places, colours = cloud(frame, depths)
     road = np.abs(places[:, 2] - np.median(places[:, 2])) < 1
     assert len(places) == len(colours) and road.mean() > 0.3
+    halved = {
+        name: replace(view, camera=replace(
+            view.camera, width=80, height=32, intrinsics=resized_intrinsics(view.camera, 32, 80)
+        )) for name, view in frame.views.items()
+    }  # fmt: skip
+    assert np.allclose(cloud(Frame("f", halved), depths)[0], places), "images may be larger than the calibration says"
     dots = cloud_picture(np.array([[10.0, 0, 0], [0, 10.0, 0]]), np.array([[255, 0, 0], [0, 0, 255]], np.uint8))
     (red, *_), (blue, *_) = (np.argwhere((dots == colour).all(2)) for colour in ((255, 0, 0), (0, 0, 255)))
     assert red[0] < dots.shape[0] / 2 - 20 and blue[1] < dots.shape[1] / 2 - 50, "ahead is up, left is left"

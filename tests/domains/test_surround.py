@@ -9,11 +9,19 @@ import torch
 from surround import TrueMatcher, true_table
 
 from jettison.core.errors import JettisonError, UsageError
+from jettison.domains.perception.layouts.reading import read_image
 from jettison.domains.perception.scenes import Camera, Frame
 from jettison.domains.perception.surround import matching
 from jettison.domains.perception.surround.disagreement import agreeing, errors
-from jettison.domains.perception.surround.matchers import open_matcher
-from jettison.domains.perception.surround.matching import correctness, depth_map, match_frames, slots_of, suspects
+from jettison.domains.perception.surround.matchers import Matches, open_matcher
+from jettison.domains.perception.surround.matching import (
+    correctness,
+    depth_map,
+    match_frame,
+    match_frames,
+    slots_of,
+    suspects,
+)
 from jettison.domains.perception.surround.occlusion import usable_pixels
 from jettison.domains.perception.surround.photometric import dissimilarity, smoothness, temporal_loss
 from jettison.domains.perception.surround.rig import neighbours, overlap, resized_intrinsics, ring, yaw_of
@@ -54,6 +62,7 @@ def test_triangulation_of_true_matches_is_exact():
         points = rng.uniform(-60, 60, (200, 3))
         (pixels, depths), (others, other_depths) = one.project(points), other.project(points)
         ahead = (depths > 0.5) & (other_depths > 0.5)
+        assert np.allclose(one.lift(pixels[ahead], depths[ahead]), points[ahead], atol=1e-8)
         made = triangulate(pixels[ahead], one, others[ahead], other)
         true = np.stack([depths, other_depths], 1)[ahead]
         sharp = made.angles > 0.05
@@ -256,6 +265,29 @@ def test_a_transformer_matches_in_pixels_of_the_images(kind, tmp_path, monkeypat
     assert np.allclose(made.pixels, made.others, atol=1e-3), "an image matches itself"
     small = matcher.match(image[:40, :50], image)
     assert (small.pixels >= -1).all() and (small.pixels[:, 0] <= 50).all() and (small.others[:, 0] <= 96).all()
+
+
+def test_matches_lie_in_the_images_and_not_in_their_strips(frame):
+    limits = Limits(epipolar=2.0)
+    true, slots = true_table(frame, 6, TrueMatcher(), limits), slots_of(frame, 6)
+    cameras = [view.camera for view in slots]
+    pairs = iter(neighbours(cameras))
+
+    class Stub:
+        name = "stub"
+
+        def match(self, image, other):
+            one, two = next(pairs)
+            places = true.pixels[(true.ends == torch.tensor([one, two])).all(1)].double().numpy().swapaxes(0, 1)
+            for slot, seen, pixels, partner in ((one, image, places[0], two), (two, other, places[1], one)):
+                first, last = overlap(cameras[slot], cameras[partner])
+                assert np.array_equal(seen, read_image(slots[slot].image)[:, first:last])
+                pixels[:, 0] -= first
+            return Matches(*places, np.ones(len(places[0])))
+
+    made = match_frame(frame, 6, Stub(), limits)
+    assert next(pairs, None) is None and torch.equal(made.ends, true.ends) and torch.equal(made.fits, true.fits)
+    assert torch.allclose(made.pixels, true.pixels) and torch.allclose(made.depths, true.depths, rtol=1e-2)
 
 
 @pytest.fixture

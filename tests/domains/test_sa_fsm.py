@@ -14,7 +14,6 @@ from jettison.core.errors import UsageError
 from jettison.domains.perception import learning
 from jettison.domains.perception.clouds import cloud, cloud_picture
 from jettison.domains.perception.domain import open_samples
-from jettison.domains.perception.layouts import nuscenes
 from jettison.domains.perception.layouts.opening import open_scenes
 from jettison.domains.perception.learning import train
 from jettison.domains.perception.modelling import Prediction, Sample, find_model
@@ -388,21 +387,6 @@ def test_pictures_of_depth(world):
     dots = cloud_picture(np.array([[10.0, 0, 0], [0, 10.0, 0]]), np.array([[255, 0, 0], [0, 0, 255]], np.uint8))
     (red, *_), (blue, *_) = (np.argwhere((dots == colour).all(2)) for colour in ((255, 0, 0), (0, 0, 255)))
     assert red[0] < dots.shape[0] / 2 - 20 and blue[1] < dots.shape[1] / 2 - 50, "ahead is up, left is left"
-
-
-def test_splits_of_nuscenes(tmp_path):
-    names = [f"scene-{number:04d}" for number in range(300)]
-    data = nuscenes.DataFolder(tmp_path, "nuScenes")
-    parts = {split: nuscenes._of_split(data, "v1.0-x", split, names) for split in ("train", "val", "test")}
-    assert sum(map(len, parts.values())) == len(set().union(*parts.values())) == 300
-    assert 200 < len(parts["train"]) < 280 and min(len(parts["val"]), len(parts["test"])) > 15
-    (tmp_path / "v1.0-x").mkdir()
-    (tmp_path / "v1.0-x/splits.json").write_text(json.dumps({"val": ["scene-0003"]}))
-    assert nuscenes._of_split(data, "v1.0-x", "val", names) == {"scene-0003"}
-    with pytest.raises(UsageError, match="train"):
-        nuscenes._of_split(data, "v1.0-x", "train", names)
-    with pytest.raises(UsageError, match="unknown split 'x'"):
-        nuscenes._of_split(data, "v1.0-x", "x", names)
 
 
 def test_samples_of_a_compressed_model(world, model):

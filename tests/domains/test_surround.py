@@ -287,6 +287,9 @@ def test_matches_lie_in_the_images_and_not_in_their_strips(frame):
 
     made = match_frame(frame, 6, Stub(), limits)
     assert next(pairs, None) is None and torch.equal(made.ends, true.ends) and torch.equal(made.fits, true.fits)
+    wide = {"CAM_BACK": replace(frame.views["CAM_BACK"], camera=replace(frame.views["CAM_BACK"].camera, width=320))}
+    with pytest.raises(UsageError, match=r"has 160 x 64 pixels: the 320 x 64 of the calibration of CAM_BACK"):
+        match_frame(Frame("f", frame.views | wide), 6, Stub(), limits)
     assert torch.allclose(made.pixels, true.pixels) and torch.allclose(made.depths, true.depths, rtol=1e-2)
 
 

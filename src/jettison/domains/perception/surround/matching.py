@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jettison.core.errors import JettisonError
+from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import content_digest, digest
 from jettison.core.progress import bar, say
 from jettison.core.sealed import read_sealed, write_sealed
@@ -68,9 +68,9 @@ def there(view: View | None) -> bool:
 
 
 def match_frame(frame: Frame, views: int, matcher: Matcher, limits: Limits) -> Table:
-    """Match all neighbours of a frame. Raises UsageError for images that are broken."""
+    """Match all neighbours of a frame. Raises UsageError for images that are broken, or of another size."""
     slots = [view if there(view) else None for view in slots_of(frame, views)]
-    images = [None if view is None else read_image(view.image) for view in slots]
+    images = [None if view is None else _image(view) for view in slots]
     rows: list[np.ndarray] = []
     for one, other in neighbours([None if view is None else view.camera for view in slots]):
         camera, beside = slots[one].camera, slots[other].camera
@@ -87,6 +87,16 @@ def match_frame(frame: Frame, views: int, matcher: Matcher, limits: Limits) -> T
     whole = torch.from_numpy(np.concatenate([*rows, np.zeros((0, 9))]))
     pixels = whole[:, 2:6].reshape(-1, 2, 2).float()
     return Table(whole[:, :2].long(), pixels, whole[:, 6:8].float(), whole[:, 8].bool())
+
+
+def _image(view: View) -> np.ndarray:
+    image, camera = read_image(view.image), view.camera
+    if image.shape[:2] != (camera.height, camera.width):
+        raise UsageError(
+            f"{view.image} has {image.shape[1]} x {image.shape[0]} pixels: the {camera.width} x {camera.height} of the "
+            f"calibration of {camera.name} are needed"
+        )
+    return image
 
 
 def match_frames(

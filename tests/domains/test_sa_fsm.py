@@ -109,7 +109,9 @@ def test_the_neighbours_are_a_ring():
     torch.manual_seed(0)
     block = Block(8, 2, True)
     x, place = torch.randn(1, 6, 5, 8, requires_grad=True), torch.randn(6, 5, 8)
-    made = block.beside(x, place, torch.rand(1, 6), torch.ones(1, 6, dtype=torch.bool))
+    yaw, present = torch.rand(1, 6), torch.ones(1, 6, dtype=torch.bool)
+    made = block.beside(x, place, yaw, present)
+    assert torch.allclose(block.beside(x, place, yaw + 0.7, present), made, atol=1e-6), "only angles between cameras"
     seen = torch.zeros(6, 6, dtype=torch.bool)
     for view in range(6):
         (gradient,) = torch.autograd.grad(made[0, view].square().sum(), x, retain_graph=True)
@@ -288,6 +290,25 @@ def test_true_depth_and_motion_explain_the_images_best(world, place, monkeypatch
     best = value(true, moved)
     wrong = value(true, inverse(moved)), value(true, torch.eye(4)[None]), value(1.5 * true, moved)
     assert best < 0.7 * min(wrong), "of five worlds the largest ratio was 0.60"
+    targets["pseudo"] = 2 * true
+    assert value(true, moved) == pytest.approx(best + losses.PSEUDO * np.log(2), rel=1e-4)
+    targets["pseudo"] = torch.zeros_like(true)
+    monkeypatch.setattr(losses, "temporal_loss", lambda *_: 0.0)
+    assert 0 < value(true, moved) < 0.7 * min(value(1.5 * true, moved), value(0.6 * true, moved)), "neighbours"
+
+
+def test_matches_are_mirrored_with_the_images(monkeypatch):
+    for name in ("SMOOTH", "GAIN"):
+        monkeypatch.setattr(losses, name, 0.0)
+
+    class Stub:
+        inputs, training = ("pixels", "focal", "yaw", "present"), True
+        depths = staticmethod(lambda pixels, *_: [1 + pixels.mean(2)])
+
+    inputs = ring_inputs()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        assert losses.match_loss(Stub(), inputs, {"pseudo": 1 + inputs["pixels"].mean(2)}) < 1e-6
 
 
 def test_frames_without_motion_teach_no_motion(world, monkeypatch):
@@ -320,6 +341,7 @@ def test_a_frame_without_a_camera_is_read_with_a_note(world, monkeypatch):
     sample = Sample(Scene("s", [lost]), 0, lost)
     inputs = reading.read(config, sample)
     assert inputs["present"].tolist() == [1, 1, 0, 1, 1, 1] and not inputs["pixels"][2].any()
+    assert inputs["focal"][0] == pytest.approx(views["CAM_FRONT"].camera.intrinsics[0, 0] / 160), "of the width"
     reading.read(config, sample)
     assert len(said) == 1 and "of 6 cameras around the ring, 3 are missing" in said[0]
     made = find_model(NAME).predict(config, {"depth": torch.ones(6, 32, 64)}, sample)

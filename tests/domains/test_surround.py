@@ -15,6 +15,7 @@ from jettison.domains.perception.surround import matching
 from jettison.domains.perception.surround.disagreement import agreeing, errors
 from jettison.domains.perception.surround.matchers import Matches, open_matcher
 from jettison.domains.perception.surround.matching import (
+    Table,
     correctness,
     depth_map,
     match_frame,
@@ -346,6 +347,37 @@ def test_matches_that_disagree_with_a_model_are_dropped(frame, true_matches, tmp
     kept = agreeing({"a": table}, {"a": off})["a"]
     assert kept[true].float().mean() > 0.9 and kept[~true].float().mean() < 0.5
     assert agreeing({"a": table}, {"a": torch.full_like(off, 0.29)})["a"].all(), "small errors are always kept"
+
+
+def test_the_cache_knows_matchers_and_calibrations(frame, true_matches, tmp_path):
+    matched(frame, tmp_path)
+    other, view = TrueMatcher(), frame.views["CAM_BACK"]
+    other.name = "other"
+    match_frames([("a", frame)], 1, 6, other, Limits(epipolar=2.0), tmp_path)
+    pose = view.camera.camera_to_ego.copy()
+    pose[2, 3] += 0.1
+    moved = frame.views | {"CAM_BACK": replace(view, camera=replace(view.camera, camera_to_ego=pose))}
+    matched(Frame(frame.name, moved), tmp_path)
+    assert len(true_matches) == 3
+
+
+def table_of(ends, pixels, depths):
+    return Table(torch.tensor(ends), torch.tensor(pixels), torch.tensor(depths), torch.ones(len(ends)).bool())
+
+
+def test_the_nearest_match_and_the_larger_error_count(frame):
+    table = table_of([[0, 1]] * 2, [[[9.0, 5], [20, 6]], [[9, 5], [30, 6]]], [[8.0, 10], [4, 10]])
+    maps = depth_map(table, slots_of(frame, 6), 64, 160)
+    assert maps[0, 5, 9] == 4 and maps[1, 6, 20] == maps[1, 6, 30] == 10 and (maps > 0).sum() == 3
+    off = errors(torch.full((6, 64, 160), 8.0), table, torch.tensor([(160, 64)] * 6))
+    assert torch.allclose(off, torch.tensor([0.2, 1.0]))
+
+
+def test_each_pair_of_cameras_has_a_threshold_of_its_own():
+    ends = [[0, 1]] * 10 + [[1, 2]] * 10
+    table = table_of(ends, [[[0.0, 0], [0, 0]]] * 20, [[1.0, 1]] * 20)
+    off = torch.cat([0.1 * torch.arange(10), 1.0 * torch.arange(10)])
+    assert agreeing({"a": table}, {"a": off})["a"].view(2, 10).sum(1).tolist() == [9, 9]
 
 
 def test_wrong_intrinsics_are_noticed(frame, monkeypatch, tmp_path):

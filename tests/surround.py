@@ -24,9 +24,7 @@ def true_table(frame, views, matcher, limits, wrong=0.2) -> Table:
         camera, beside, depth = slots[one].camera, slots[other].camera, slots[one].depth()
         y, x = np.nonzero((depth > 0) & (depth < limits.most))
         pixels, depths = np.column_stack([x, y]).astype(float), depth[y, x].astype(float)
-        rays = np.column_stack([pixels, np.ones(len(x))]) @ np.linalg.inv(camera.intrinsics).T
-        points = (rays * depths[:, None]) @ camera.camera_to_ego[:3, :3].T + camera.camera_to_ego[:3, 3]
-        arrived, ahead = beside.project(points)
+        arrived, ahead = beside.project(camera.lift(pixels, depths))
         with np.errstate(invalid="ignore"):
             seen = (ahead > 0) & (arrived >= 0).all(1) & (arrived < (beside.width - 1, beside.height - 1)).all(1)
         chosen = rng.permutation(np.flatnonzero(seen))[:COUNT]

@@ -337,6 +337,20 @@ class TestDepth:
         edit(folder / "v1.0-mini/calibrated_sensor.json", lambda table: table[0].update(rotation=[0, 0, 0, 0]))
         refused(lambda: frames_of(folder, "nuscenes"), "frame sample0", "CAM_FRONT", "of length 1 is needed")
 
+    def test_nuscenes_splits(self, tmp_path):
+        names = [f"scene-{number:04d}" for number in range(300)]
+        data = nuscenes.DataFolder(tmp_path, "nuScenes")
+        parts = {split: nuscenes._of_split(data, "v1.0-x", split, names) for split in ("train", "val", "test")}
+        assert sum(map(len, parts.values())) == len(set().union(*parts.values())) == 300
+        assert 200 < len(parts["train"]) < 280 and min(len(parts["val"]), len(parts["test"])) > 15
+        (tmp_path / "v1.0-x").mkdir()
+        (tmp_path / "v1.0-x/splits.json").write_text(json.dumps({"val": ["scene-0003"]}))
+        assert nuscenes._of_split(data, "v1.0-x", "val", names) == {"scene-0003"}
+        with pytest.raises(UsageError, match="train"):
+            nuscenes._of_split(data, "v1.0-x", "train", names)
+        with pytest.raises(UsageError, match="unknown split 'x'"):
+            nuscenes._of_split(data, "v1.0-x", "x", names)
+
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda q: np.linalg.norm(q) > 0.1))

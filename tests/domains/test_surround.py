@@ -1,6 +1,5 @@
-"""Cameras around a car: triangulation, the ring, matchers, the cache of matches, warping, photometric losses."""
+"""Cameras around a car: triangulation, the ring, the cache of matches, warping, photometric losses."""
 
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +8,20 @@ import torch
 from surround import TrueMatcher, true_table
 
 from jettison.core.errors import JettisonError, UsageError
+from jettison.domains.perception.layouts.reading import read_image
 from jettison.domains.perception.scenes import Camera, Frame
 from jettison.domains.perception.surround import matching
 from jettison.domains.perception.surround.disagreement import agreeing, errors
-from jettison.domains.perception.surround.matchers import open_matcher
-from jettison.domains.perception.surround.matching import correctness, depth_map, match_frames, slots_of, suspects
+from jettison.domains.perception.surround.matchers import Matches
+from jettison.domains.perception.surround.matching import (
+    Table,
+    correctness,
+    depth_map,
+    match_frame,
+    match_frames,
+    slots_of,
+    suspects,
+)
 from jettison.domains.perception.surround.occlusion import usable_pixels
 from jettison.domains.perception.surround.photometric import dissimilarity, smoothness, temporal_loss
 from jettison.domains.perception.surround.rig import neighbours, overlap, resized_intrinsics, ring, yaw_of
@@ -54,6 +62,7 @@ def test_triangulation_of_true_matches_is_exact():
         points = rng.uniform(-60, 60, (200, 3))
         (pixels, depths), (others, other_depths) = one.project(points), other.project(points)
         ahead = (depths > 0.5) & (other_depths > 0.5)
+        assert np.allclose(one.lift(pixels[ahead], depths[ahead]), points[ahead], atol=1e-8)
         made = triangulate(pixels[ahead], one, others[ahead], other)
         true = np.stack([depths, other_depths], 1)[ahead]
         sharp = made.angles > 0.05
@@ -160,6 +169,7 @@ def test_photometric_losses():
     hidden[1] = False
     assert torch.isclose(temporal_loss(made, bad + 1, hidden, usable), torch.tensor(0.4)), "where it was seen"
     assert temporal_loss(good, torch.zeros_like(good), inside, usable) == 0, "nothing moved: nothing is learned"
+    assert temporal_loss(good, good, inside, usable) == 0, "motion explains nothing: nothing is learned"
     assert temporal_loss(good, bad, inside, ~usable) == 0 and temporal_loss(good, bad, ~inside, usable) == 0
     edge = torch.ones(1, 8, 8)
     edge[..., 4:] = 3
@@ -180,80 +190,30 @@ def test_the_own_car_is_masked():
     assert usable_pixels(images[:2]).all(), "of two frames nothing is known"
 
 
-def test_sift_without_opencv_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(UsageError, match=r"pip install 'jettison\[matching\]'"):
-        open_matcher("sift")
+def test_matches_lie_in_the_images_and_not_in_their_strips(frame):
+    limits = Limits(epipolar=2.0)
+    true, slots = true_table(frame, 6, TrueMatcher(), limits), slots_of(frame, 6)
+    cameras = [view.camera for view in slots]
+    pairs = iter(neighbours(cameras))
 
+    class Stub:
+        name = "stub"
 
-def test_sift_matches_what_was_shifted():
-    pytest.importorskip("cv2")
-    world = make_world(3, "road", "day")
-    image = render_frame(world, 1.0, {"CAM_FRONT": make_rig((96, 240), 3)["CAM_FRONT"]})[1]["CAM_FRONT"].image
-    made = open_matcher("sift").match(image[:, :-9], image[:, 9:])
-    assert len(made.pixels) > 20
-    assert np.median(np.abs(made.pixels - made.others - (9, 0)).max(1)) < 0.1
-    empty = open_matcher("sift").match(np.zeros((20, 20, 3), np.uint8), image)
-    assert empty.pixels.shape == (0, 2)
+        def match(self, image, other):
+            one, two = next(pairs)
+            places = true.pixels[(true.ends == torch.tensor([one, two])).all(1)].double().numpy().swapaxes(0, 1)
+            for slot, seen, pixels, partner in ((one, image, places[0], two), (two, other, places[1], one)):
+                first, last = overlap(cameras[slot], cameras[partner])
+                assert np.array_equal(seen, read_image(slots[slot].image)[:, first:last])
+                pixels[:, 0] -= first
+            return Matches(*places, np.ones(len(places[0])))
 
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (None, "is neither 'sift' nor a folder"),
-        ('{"model_type": "bert"}', "model_type = 'bert'; valid: superglue, lightglue, efficientloftr"),
-        ('{"model_type": "lightglue", "trust_remote_code": true}', "the code of a folder is never run"),
-        ('{"model_type": "lightglue"}', "cannot be opened"),
-    ],
-)
-def test_a_folder_without_a_matcher_is_refused(config, words, tmp_path):
-    if config:
-        (tmp_path / "config.json").write_text(config)
-        (tmp_path / "model.safetensors").write_bytes(b"broken")
-    with pytest.raises(JettisonError, match=words):
-        open_matcher(str(tmp_path))
-
-
-def tiny_matcher(kind):
-    """Return a matcher of transformers with random weights."""
-    from transformers import (
-        LightGlueConfig,
-        LightGlueForKeypointMatching,
-        SuperGlueConfig,
-        SuperGlueForKeypointMatching,
-        SuperPointConfig,
-    )
-
-    torch.manual_seed(0)
-    points = SuperPointConfig(
-        encoder_hidden_sizes=[8, 8, 8, 8], decoder_hidden_size=8, keypoint_decoder_dim=65, descriptor_decoder_dim=32,
-        keypoint_threshold=0.0, max_keypoints=40,
-    )  # fmt: skip
-    if kind == "lightglue":
-        settings = LightGlueConfig(
-            keypoint_detector_config=points, descriptor_dim=32, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=2, depth_confidence=-1.0, width_confidence=-1.0, filter_threshold=0.0,
-        )  # fmt: skip
-        return LightGlueForKeypointMatching(settings)
-    settings = SuperGlueConfig(
-        keypoint_detector_config=points, hidden_size=32, keypoint_encoder_sizes=[8], gnn_layers_types=["self", "cross"],
-        num_attention_heads=2, sinkhorn_iterations=5, matching_threshold=0.0,
-    )  # fmt: skip
-    return SuperGlueForKeypointMatching(settings)
-
-
-@pytest.mark.parametrize("kind", ["lightglue", "superglue"])
-def test_a_transformer_matches_in_pixels_of_the_images(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("jettison.domains.perception.surround.matchers.LEAST", 0.0)
-    tiny_matcher(kind).save_pretrained(tmp_path)
-    matcher = open_matcher(str(tmp_path))
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    made = matcher.match(image, image)
-    assert matcher.name.startswith(kind) and len(made.pixels) > 0
-    assert np.allclose(made.pixels, made.others, atol=1e-3), "an image matches itself"
-    small = matcher.match(image[:40, :50], image)
-    assert (small.pixels >= -1).all() and (small.pixels[:, 0] <= 50).all() and (small.others[:, 0] <= 96).all()
+    made = match_frame(frame, 6, Stub(), limits)
+    assert next(pairs, None) is None and torch.equal(made.ends, true.ends) and torch.equal(made.fits, true.fits)
+    wide = {"CAM_BACK": replace(frame.views["CAM_BACK"], camera=replace(frame.views["CAM_BACK"].camera, width=320))}
+    with pytest.raises(UsageError, match=r"has 160 x 64 pixels: the 320 x 64 of the calibration of CAM_BACK"):
+        match_frame(Frame("f", frame.views | wide), 6, Stub(), limits)
+    assert torch.allclose(made.pixels, true.pixels) and torch.allclose(made.depths, true.depths, rtol=1e-2)
 
 
 @pytest.fixture
@@ -309,6 +269,37 @@ def test_matches_that_disagree_with_a_model_are_dropped(frame, true_matches, tmp
     kept = agreeing({"a": table}, {"a": off})["a"]
     assert kept[true].float().mean() > 0.9 and kept[~true].float().mean() < 0.5
     assert agreeing({"a": table}, {"a": torch.full_like(off, 0.29)})["a"].all(), "small errors are always kept"
+
+
+def test_the_cache_knows_matchers_and_calibrations(frame, true_matches, tmp_path):
+    matched(frame, tmp_path)
+    other, view = TrueMatcher(), frame.views["CAM_BACK"]
+    other.name = "other"
+    match_frames([("a", frame)], 1, 6, other, Limits(epipolar=2.0), tmp_path)
+    pose = view.camera.camera_to_ego.copy()
+    pose[2, 3] += 0.1
+    moved = frame.views | {"CAM_BACK": replace(view, camera=replace(view.camera, camera_to_ego=pose))}
+    matched(Frame(frame.name, moved), tmp_path)
+    assert len(true_matches) == 3
+
+
+def table_of(ends, pixels, depths):
+    return Table(torch.tensor(ends), torch.tensor(pixels), torch.tensor(depths), torch.ones(len(ends)).bool())
+
+
+def test_the_nearest_match_and_the_larger_error_count(frame):
+    table = table_of([[0, 1]] * 2, [[[9.0, 5], [20, 6]], [[9, 5], [30, 6]]], [[8.0, 10], [4, 10]])
+    maps = depth_map(table, slots_of(frame, 6), 64, 160)
+    assert maps[0, 5, 9] == 4 and maps[1, 6, 20] == maps[1, 6, 30] == 10 and (maps > 0).sum() == 3
+    off = errors(torch.full((6, 64, 160), 8.0), table, torch.tensor([(160, 64)] * 6))
+    assert torch.allclose(off, torch.tensor([0.2, 1.0]))
+
+
+def test_each_pair_of_cameras_has_a_threshold_of_its_own():
+    ends = [[0, 1]] * 10 + [[1, 2]] * 10
+    table = table_of(ends, [[[0.0, 0], [0, 0]]] * 20, [[1.0, 1]] * 20)
+    off = torch.cat([0.1 * torch.arange(10), 1.0 * torch.arange(10)])
+    assert agreeing({"a": table}, {"a": off})["a"].view(2, 10).sum(1).tolist() == [9, 9]
 
 
 def test_wrong_intrinsics_are_noticed(frame, monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 
 from jettison.domains.perception.layouts.reading import read_image
 from jettison.domains.perception.scenes import Frame
+from jettison.domains.perception.surround.matching import there
 from jettison.metrics.depth import resized
 
 PITCH = np.radians(38.0)  # of the view, down from level
@@ -25,18 +26,14 @@ def cloud(frame: Frame, depths: Mapping[str, np.ndarray]) -> tuple[np.ndarray, n
     points, colours = [np.zeros((0, 3))], [np.zeros((0, 3), np.uint8)]
     for name, depth in depths.items():
         view = frame.views.get(name)
-        if view is None or view.camera is None or view.image is None or not view.image.exists():
+        if not there(view) or view.camera is None:
             continue
         image, camera = read_image(view.image), view.camera
         size = image.shape[:2]
         full = resized(np.asarray(depth, np.float32), size)
         rows, columns = np.nonzero((full > 0) & (full < FARTHEST))
-        pixels = np.column_stack([
-            columns * camera.width / size[1], rows * camera.height / size[0], np.ones(len(rows))
-        ])  # fmt: skip
-        rays = pixels @ np.linalg.inv(camera.intrinsics).T
-        inside = rays * full[rows, columns, None].astype(np.float64)
-        points.append(inside @ camera.camera_to_ego[:3, :3].T + camera.camera_to_ego[:3, 3])
+        pixels = (np.column_stack([columns, rows]) + 0.5) * (camera.width / size[1], camera.height / size[0]) - 0.5
+        points.append(camera.lift(pixels, full[rows, columns].astype(np.float64)))
         colours.append(image[rows, columns])
     return np.concatenate(points), np.concatenate(colours)
 

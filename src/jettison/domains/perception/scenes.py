@@ -113,6 +113,11 @@ class Camera:
         ahead = np.where(depths > 0, depths, np.nan)[:, None]
         return (inside @ self.intrinsics.T)[:, :2] / ahead, depths
 
+    def lift(self, pixels: np.ndarray, depths: np.ndarray) -> np.ndarray:
+        """Return the points of the ego frame, (n, 3), at pixels (n, 2) with depths (n,) along the axis."""
+        rays = np.column_stack([pixels, np.ones(len(pixels))]) @ np.linalg.inv(self.intrinsics).T
+        return (rays * depths[:, None]) @ self.camera_to_ego[:3, :3].T + self.camera_to_ego[:3, 3]
+
 
 @dataclass(frozen=True, eq=False)
 class ImageLane:

@@ -2,8 +2,9 @@
 
 - A matcher has a ``name``, which tells its results apart in a cache, and ``match``.
 - ``sift``: the settings of SurroundDepth (arXiv:2204.03636): edge threshold 8, contrast 0.01, ratio of distances 0.75.
-- A folder: SuperGlue, LightGlue or EfficientLoFTR with their weights, as ``transformers`` saves them. SA-FSM
-  (arXiv:2407.10406) uses SuperGlue, whose weights are for research only. Confidences of 0.2 or less are left out.
+- A folder: SuperGlue or LightGlue with their weights, as ``transformers`` saves them. SA-FSM (arXiv:2407.10406) uses
+  SuperGlue, whose weights are for research only. Confidences of 0.2 or less are left out.
+- EfficientLoFTR is refused: in ``transformers`` 5 the entries of its two lists of points do not belong together.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from jettison.core.files import content_digest, digest
 SIFT = "sift"
 CONTRAST, EDGE, RATIO = 0.01, 8, 0.75
 LEAST = 0.2  # confidence of a transformer's matches
-TRANSFORMERS = ("superglue", "lightglue", "efficientloftr")
+TRANSFORMERS = ("superglue", "lightglue")
 MULTIPLE = 32  # sides of the images that a transformer sees
 GRAY = (0.299, 0.587, 0.114)
 
@@ -95,9 +96,9 @@ class TransformerMatcher:
                 f"of a keypoint matcher ({', '.join(TRANSFORMERS)})"
             )
         settings = read_json(config)
-        self.kind = settings.get("model_type")
-        if self.kind not in TRANSFORMERS:
-            raise UsageError(f"{config}: model_type = {shown(self.kind)}; valid: {', '.join(TRANSFORMERS)}")
+        kind = settings.get("model_type")
+        if kind not in TRANSFORMERS:
+            raise UsageError(f"{config}: model_type = {shown(kind)}; valid: {', '.join(TRANSFORMERS)}")
         if settings.get("trust_remote_code"):
             raise UsageError(f"{config}: trust_remote_code is set; the code of a folder is never run")
         from transformers import AutoModelForKeypointMatching
@@ -105,7 +106,7 @@ class TransformerMatcher:
         with guarded(f"the matcher in {path} cannot be opened"):
             model = AutoModelForKeypointMatching.from_pretrained(path, local_files_only=True, use_safetensors=True)
         self._model = model.eval()
-        self.name = f"{self.kind} {digest(content_digest(config), content_digest(weights))} {LEAST}"
+        self.name = f"{kind} {digest(content_digest(config), content_digest(weights))} {LEAST}"
 
     @torch.no_grad()
     def match(self, image: np.ndarray, other: np.ndarray) -> Matches:
@@ -116,16 +117,9 @@ class TransformerMatcher:
         matches, confidence = (
             part.reshape(2, -1) for part in (made.matches, made.matching_scores)
         )  # some have a batch
-        if self.kind == "efficientloftr":  # entry i of both lists is one match
-            first = second = torch.arange(points.shape[1])
-            valid, scores = (matches > -1).all(0), confidence[0]
-        else:  # entry i of the first list is the index of its partner in the second
-            first, second = torch.arange(points.shape[1]), matches[0].long()
-            valid, scores = second > -1, confidence[0]
-            if made.mask is not None:
-                there = made.mask[0] > 0
-                valid = valid & there[0] & there[1][second.clamp(min=0)]
-        valid = valid & (scores > LEAST)
+        first, second = torch.arange(points.shape[1]), matches[0].long()  # points of one image, partners in the other
+        scores, there = confidence[0], made.mask[0] > 0
+        valid = (second > -1) & there[0] & there[1][second.clamp(min=0)] & (scores > LEAST)
         places = []
         for side, index, source in ((0, first, image), (1, second, other)):
             size = torch.tensor([source.shape[1], source.shape[0]], dtype=torch.float64)

@@ -7,19 +7,19 @@
 - Tables of matches are cached: one sealed file per frame, whose name says what it was made of.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from jettison.core.errors import JettisonError
+from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import content_digest, digest
 from jettison.core.progress import bar, say
 from jettison.core.sealed import read_sealed, write_sealed
 from jettison.domains.perception.layouts.reading import read_image, within
-from jettison.domains.perception.scenes import Camera, Frame, View
+from jettison.domains.perception.scenes import Frame, View
 from jettison.domains.perception.surround.matchers import Matcher
 from jettison.domains.perception.surround.rig import neighbours, overlap, ring
 from jettison.domains.perception.surround.triangulation import Limits, triangulate
@@ -52,9 +52,9 @@ class Table:
 
 
 def slots_of(frame: Frame, views: int) -> list[View | None]:
-    """Return what the cameras of a frame saw in the order of the ring, None where one or its image is missing.
+    """Return what the cameras of a frame saw in the order of the ring, None for a slot without a camera.
 
-    views: number of slots. Raises UsageError for too many cameras, none, or a camera without calibration.
+    views: number of slots. Cameras without a calibration are left out. Raises UsageError for too many, and for none.
     """
     cameras = {name: view.camera for name, view in frame.views.items() if view.camera is not None}
     with within(f"frame {frame.name}"):
@@ -68,9 +68,9 @@ def there(view: View | None) -> bool:
 
 
 def match_frame(frame: Frame, views: int, matcher: Matcher, limits: Limits) -> Table:
-    """Match all neighbours of a frame. Raises UsageError for images that are broken."""
+    """Match all neighbours of a frame. Raises UsageError for images that are broken, or of another size."""
     slots = [view if there(view) else None for view in slots_of(frame, views)]
-    images = [None if view is None else read_image(view.image) for view in slots]
+    images = [None if view is None else _image(view) for view in slots]
     rows: list[np.ndarray] = []
     for one, other in neighbours([None if view is None else view.camera for view in slots]):
         camera, beside = slots[one].camera, slots[other].camera
@@ -89,6 +89,16 @@ def match_frame(frame: Frame, views: int, matcher: Matcher, limits: Limits) -> T
     return Table(whole[:, :2].long(), pixels, whole[:, 6:8].float(), whole[:, 8].bool())
 
 
+def _image(view: View) -> np.ndarray:
+    image, camera = read_image(view.image), view.camera
+    if image.shape[:2] != (camera.height, camera.width):
+        raise UsageError(
+            f"{view.image} has {image.shape[1]} x {image.shape[0]} pixels: the {camera.width} x {camera.height} of the "
+            f"calibration of {camera.name} are needed"
+        )
+    return image
+
+
 def match_frames(
     frames: Iterable[tuple[str, Frame]], total: int, views: int, matcher: Matcher, limits: Limits, folder: Path,
     what: str = "match neighbours",
@@ -99,6 +109,7 @@ def match_frames(
     A note names the pairs of cameras whose matches do not fit the calibration.
     """
     tables: dict[str, Table] = {}
+    names: dict[int, str] = {}
     with bar(what, total) as progress:
         for key, frame in frames:
             file = folder / f"{_fingerprint(frame, views, matcher, limits)}.safetensors"
@@ -110,10 +121,9 @@ def match_frames(
                 tables[key] = table
             else:
                 tables[key] = Table(**stored[0])
-            names = [None if view is None else view.camera.name for view in slots_of(frame, views)]
+            names |= {slot: view.camera.name for slot, view in enumerate(slots_of(frame, views)) if view is not None}
             progress.advance(note=f"{int(tables[key].fits.sum())} matches")
-    if tables:
-        _warn(tables.values(), names)
+    _warn(tables.values(), names)
     return tables
 
 
@@ -136,7 +146,7 @@ def suspects(tables: Iterable[Table]) -> dict[tuple[int, int], float]:
     return {pair: fit / every for pair, (fit, every) in counts.items() if every >= ENOUGH and fit < SUSPECT * every}
 
 
-def _warn(tables: Iterable[Table], names: Sequence[str | None]) -> None:
+def _warn(tables: Iterable[Table], names: Mapping[int, str]) -> None:
     wrong = suspects(tables)
     for (one, other), share in wrong.items():
         say(
@@ -165,17 +175,12 @@ def correctness(frame: Frame, table: Table, views: int) -> tuple[torch.Tensor, t
             rows = np.flatnonzero((table.ends == torch.tensor([one, other])).all(1).numpy())
             pixels, wanted = (table.pixels[rows, end].double().numpy() for end in (side, 1 - side))
             x, y = (np.rint(pixels[:, axis]).astype(int).clip(0, depth.shape[1 - axis] - 1) for axis in (0, 1))
-            arrived = _carried(pixels, depth[y, x].astype(np.float64), slots[slot].camera, slots[partner].camera)
+            points = slots[slot].camera.lift(pixels, depth[y, x].astype(np.float64))
+            arrived, _ = slots[partner].camera.project(points)
             known[rows] |= depth[y, x] > 0
             with np.errstate(invalid="ignore"):
                 true[rows] |= (depth[y, x] > 0) & (np.linalg.norm(arrived - wanted, axis=1) < TRUE)
     return torch.from_numpy(true), torch.from_numpy(known)
-
-
-def _carried(pixels: np.ndarray, depths: np.ndarray, camera: Camera, other: Camera) -> np.ndarray:
-    rays = np.column_stack([pixels, np.ones(len(pixels))]) @ np.linalg.inv(camera.intrinsics).T
-    pose = camera.camera_to_ego
-    return other.project((rays * depths[:, None]) @ pose[:3, :3].T + pose[:3, 3])[0]
 
 
 def depth_map(table: Table, slots: Sequence[View | None], height: int, width: int) -> torch.Tensor:

@@ -5,7 +5,6 @@ from torch.nn import functional
 
 STRUCTURE = 0.85  # weight of SSIM; the rest is L1
 DARK, LIGHT = 0.01**2, 0.03**2  # constants of SSIM for values from 0 to 1
-TIE = 1e-5  # random, so that equal errors do not always fall to the same side
 
 
 def dissimilarity(made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
@@ -31,12 +30,11 @@ def temporal_loss(
     made: (moments, n, height, width), errors of the carried images. unmoved: the same of the images as they are.
     inside: (moments, n, height, width) bool, where a carried image was seen.
     usable: (n, height, width) bool, pixels that show no part of the own car.
-    Pixels that do not change from frame to frame are left out (auto-mask): without motion the loss is 0.
+    Pixels that motion explains no better are left out (auto-mask): without motion the loss is 0.
     """
     far = torch.full_like(made, torch.inf)
     least = torch.where(inside, made, far).amin(0)  # minimum reprojection
-    still = (unmoved + TIE * torch.rand_like(unmoved)).amin(0)
-    counts = usable & (least < still)
+    counts = usable & (least < unmoved.amin(0))
     return _mean(torch.where(least.isinf(), 0.0, least), counts)
 
 

@@ -52,9 +52,7 @@ def overlap(camera: Camera, other: Camera) -> tuple[int, int] | None:
     columns = np.arange(camera.width)
     rows = np.array(ROWS) * (camera.height - 1)
     x, y, depth = (part.ravel() for part in np.meshgrid(columns, rows, DEPTHS, indexing="ij"))
-    rays = np.column_stack([x, y, np.ones(len(x))]) @ np.linalg.inv(camera.intrinsics).T
-    pose = camera.camera_to_ego
-    pixels, ahead = other.project((rays * depth[:, None]) @ pose[:3, :3].T + pose[:3, 3])
+    pixels, ahead = other.project(camera.lift(np.column_stack([x, y]), depth))
     with np.errstate(invalid="ignore"):
         inside = (ahead > 0) & (pixels >= 0).all(1) & (pixels <= (other.width - 1, other.height - 1)).all(1)
     seen = np.flatnonzero(inside.reshape(camera.width, -1).any(1))

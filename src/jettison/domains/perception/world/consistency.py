@@ -20,16 +20,10 @@ class Seen:
     camera: Camera
     ego_to_world: np.ndarray
 
-    @property
-    def camera_to_world(self) -> np.ndarray:
-        """Transform (4, 4) from the camera's frame to the world."""
-        return self.ego_to_world @ self.camera.camera_to_ego
-
 
 def lift(seen: Seen, pixels: np.ndarray, depths: np.ndarray) -> np.ndarray:
     """Return the points of the world, (n, 3), at pixels (n, 2) with depths (n,)."""
-    rays = np.column_stack([pixels, np.ones(len(pixels))]) @ np.linalg.inv(seen.camera.intrinsics).T
-    return (rays * depths[:, None]) @ seen.camera_to_world[:3, :3].T + seen.camera_to_world[:3, 3]
+    return seen.camera.lift(pixels, depths) @ seen.ego_to_world[:3, :3].T + seen.ego_to_world[:3, 3]
 
 
 def project(seen: Seen, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -62,7 +62,8 @@ def surroundings(config: OwnConfig, sample: Sample, usable: "Usable") -> dict[st
     """Return what photometric losses need beside the inputs of a frame.
 
     around: (2, views, 3, height, width) uint8, the frames before and after. moments: (2,), 1 where there is one.
-    intrinsics: (views, 3, 3). poses: (views, 4, 4), camera to ego. usable: (views, height, width) bool.
+    intrinsics: (views, 3, 3). poses: (views, 4, 4), camera to ego. usable: (views, height, width) bool, pixels that
+    show no part of the own car; none of a camera whose image is missing.
     """
     size = (config.height, config.width)
     slots = slots_of(sample.frame, config.views)
@@ -82,7 +83,7 @@ def surroundings(config: OwnConfig, sample: Sample, usable: "Usable") -> dict[st
         if view is not None:
             intrinsics[slot] = torch.from_numpy(resized_intrinsics(view.camera, *size))
             poses[slot] = torch.from_numpy(view.camera.camera_to_ego)
-    mask = torch.stack([usable(sample.scene, view) for view in slots])
+    mask = torch.stack([usable(sample.scene, view if there(view) else None) for view in slots])
     return {"around": around, "moments": moments, "intrinsics": intrinsics, "poses": poses, "usable": mask}
 
 

@@ -27,7 +27,8 @@ def teach(network: OwnModel, samples: Samples, stage: str, out: Path, cache: Pat
     """Match the frames, or read the matches of an earlier run, and choose those that a stage learns from.
 
     The record says how many matches there were and were kept, and where the true depth is known, how many mismatches
-    were among them, and which share of those was removed.
+    were among them, and which share of those was removed. The last stage keeps what the second round kept; if it is
+    run alone, the matches that agree with the network it starts from.
     Raises UsageError if the matcher cannot be opened, JettisonError if no match fits the calibration.
     """
     config, numbers = samples.config, range(len(samples))
@@ -37,13 +38,12 @@ def teach(network: OwnModel, samples: Samples, stage: str, out: Path, cache: Pat
     check_enough(every.values(), config.filters)
     first = {key: table.fits if config.filters else torch.ones_like(table.fits) for key, table in every.items()}
     kept, file = first, out / f".kept-{samples.split}.safetensors"
-    if stage == SECOND and config.rounds == 2:
-        stored = read_sealed(file)
-        if stored is None or stored[0].keys() != every.keys():
+    if stage != FIRST and config.rounds == 2:
+        if (stored := read_sealed(file)) is None:
             kept = _agreeing(network, samples, {key: table.kept(first[key]) for key, table in every.items()}, first)
             write_sealed(file, kept)
-    if stage != FIRST and (stored := read_sealed(file)) is not None:
-        kept = stored[0]
+        else:
+            kept = stored[0]
     tables = {key: table.kept(kept[key]) for key, table in every.items()}
     usable = usable_of(config)
 

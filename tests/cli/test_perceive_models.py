@@ -54,9 +54,10 @@ def test_train_evaluate_and_score(jettison, world, tmp_path):
 def test_export(jettison, world, tmp_path):
     pytest.importorskip("onnxruntime")
     train("lane_regressor", world, tmp_path / "m", steps=1, batch=2, changes=["height=32", "width=80"])
-    code, text, err = jettison("export", tmp_path / "m", "--to", "onnx", "--out", tmp_path / "a.onnx", "-q")
+    to = ("export", tmp_path / "m", "--to", "onnx", "--out")
+    code, text, err = jettison(*to, tmp_path / "a.onnx", "-q")
     assert (code, err) == (0, "") and "largest difference of its logits" in text
-    code, text, err = jettison("export", tmp_path / "m", "--to", "onnx", "--out", tmp_path / "b.onnx", "--size", "32x80")
+    code, text, err = jettison(*to, tmp_path / "b.onnx", "--size", "32x80")
     assert code == 2 and "has the size of its config" in err
 
 

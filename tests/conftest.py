@@ -24,6 +24,29 @@ def cache(tmp_path_factory):
     measuring.READ_BYTES, measuring.MATRIX, measuring.ENOUGH = 1 << 22, 256, 0.0
 
 
+@pytest.fixture(autouse=True, scope="session")
+def encoded_once():
+    """Let a worker encode a long text only once per tokenizer, since hundreds of tests read the bundled ones.
+
+    The ids depend on nothing but the text and the content of the tokenizer, which are the key.
+    """
+    from jettison.domains.text import data
+
+    encode, known = data.encode, {}
+
+    def encode_once(tokenizer, text, special=True):
+        if len(text) < 4000 or not tokenizer.is_fast:
+            return encode(tokenizer, text, special)
+        key = (type(tokenizer), tokenizer.backend_tokenizer.to_str(), text, special)
+        if key not in known:
+            known[key] = tuple(encode(tokenizer, text, special))
+        return list(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "encode", encode_once)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Reset PyTorch to one thread after every test, even a failed one.

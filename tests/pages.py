@@ -14,8 +14,10 @@ WRITTEN = sorted(
     - {DOCS / "index.md", DOCS / "studies/results.md"}
     - {DOCS / "reference" / f"{name}.md" for name in MADE}
 )
-# What the docs say, and what the tests run: a size for small models, and a short search.
+# What the docs say, and what the tests run: a size for small models, little data, and a short search.
 SMALLER = {
+    "my-model --recipe w4 ": "my-model --recipe w4 --set calibration.samples=8 --set calibration.length=64 ",
+    "evaluate runs/sparse": "evaluate runs/sparse --tokens 2048",
     "200MB": "3.2MB",
     "fit my-pipeline --speedup 2.5": "fit my-pipeline --speedup 2.5 --set program.search_steps=2",
 }

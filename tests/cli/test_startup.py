@@ -84,16 +84,12 @@ def test_plans_of_known_shapes(run, tmp_path):
     assert (tmp_path / "r.yaml").exists() and (tmp_path / "p.json").exists()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe", "gpt_oss", "gpt2", "opt", "phi3"])
-def test_plans_of_folders(run, tiny, family):
-    codes, modules = run(["plan", tiny(family), "--memory", "1GB", "--device", "quest-3"])
-    assert codes == [0] and not modules & HEAVY
-
-
-def test_plans_of_a_config(run, tmp_path):
+def test_plans_of_folders_and_of_a_config(run, tiny, tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps(shapes()["qwen3-0.6b"]["config"]))
-    codes, modules = run(["plan", "mine.json", "--memory", "900MB", "--device", "quest-3"])
-    assert codes == [0] and not modules & HEAVY
+    families = ["llama", "qwen3", "qwen3_moe", "gpt_oss", "gpt2", "opt", "phi3"]
+    plans = [["plan", model, "--memory", "1GB", "--device", "quest-3"] for model in map(tiny, families)]
+    codes, modules = run(*plans, ["plan", "mine.json", "--memory", "900MB", "--device", "quest-3"])
+    assert codes == [0] * 8 and not modules & HEAVY
 
 
 def test_transformers_is_asked_about_a_family_that_no_row_knows(run, tiny):

@@ -81,9 +81,13 @@ def parse(command: click.Command, arguments: list[str], parent: click.Context | 
 
 
 @pytest.fixture(scope="module")
-def workshop(tiny, tmp_path_factory):
+def workshop(tiny, made_once):
     """Return a folder with what the pages assume: models, text, images, and runs of other pages."""
-    folder = tmp_path_factory.mktemp("workshop")
+    return made_once("workshop", lambda folder: fill_workshop(folder, tiny))
+
+
+def fill_workshop(folder: Path, tiny) -> None:
+    """Put into ``folder`` what the pages assume. tiny: the fixture."""
     wide = {
         "num_hidden_layers": 6,
         "hidden_size": 128,
@@ -111,7 +115,6 @@ def workshop(tiny, tmp_path_factory):
         for name, recipe in (("mine", "w4"), ("small", "gateup-w4w2")):
             compress("my-model", recipe, f"runs/{name}", changes=short)
         recover("runs/small", changes=["recover.samples=8", "recover.length=32", "recover.batch=4"])
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from jettison.graph.families import families
 
 KINDS = {"text": "causal language model", "vision": "image classifier"}
 MATRICES = (nn.Linear, Conv1D, nn.Conv2d)
+PLAIN = {nn.Linear, nn.Embedding, nn.LayerNorm, nn.Conv2d, Conv1D}  # have parameters alone, no computed buffers
 OTHER_INPUTS = re.compile(r"vision|visual|image|audio|speech")  # encoders of what is no text
 BLOCK = re.compile(r"(Layer|Block)$")  # names of the classes of blocks
 PARAMETERS = 10**13  # more than any model has
@@ -49,9 +50,10 @@ def build_skeleton(config: PretrainedConfig) -> tuple[nn.Module, Family]:
                     module._parameters[name] = nn.Parameter(parameter.data.to("meta"), parameter.requires_grad)
         for module, name in _computed(model):
             module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
-        model.initialize_weights()  # fills the computed buffers; on meta parameters it does nothing
+        for module in model.modules():  # values that nobody sees: drawing them on meta takes most of the time
+            module._is_hf_initialized = type(module) in PLAIN
+        model.initialize_weights()  # fills the computed buffers
     with collector_at_rest():
-        # This comes last because initialize_weights would take seconds for thousands of linears on meta.
         experts = separate_experts(model)
     return model.eval(), find_family(config.model_type, model, experts)
 

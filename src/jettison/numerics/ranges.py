@@ -33,20 +33,28 @@ def find_range(
 
 
 def _search(groups: torch.Tensor, grid: Grid, importance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Search the clipped ranges: ``find_range`` with clip for as many groups as fit in the cache."""
+    """Search the clipped ranges: ``find_range`` with clip for as many groups as fit in the cache.
+
+    Of few groups, several ranges are tried at once. The result is that of one try after the other.
+    """
     low, high = groups.amin(-1), groups.amax(-1)
     scale, zero = grid.scale_zero(low, high)
     least = torch.full_like(scale, torch.inf)
-    for shrink in torch.linspace(1.0, NARROWEST, STEPS).tolist():
-        tried_scale, tried_zero = grid.scale_zero(low * shrink, high * shrink)  # (...), like low and high
-        for signed_scale in (tried_scale, -tried_scale) if grid.symmetric else (tried_scale,):
-            wide_scale, wide_zero = signed_scale.unsqueeze(-1), tried_zero.unsqueeze(-1)
-            codes = grid.encode(groups, wide_scale, wide_zero)
-            error = grid.decode(codes, wide_scale, wide_zero).sub_(groups).square_()
-            if importance is not None:
-                error = error.mul_(importance)
-            error = error.sum(-1)  # (...), one error per group
-            better = error < least
-            least = torch.where(better, error, least)
-            scale, zero = torch.where(better, signed_scale, scale), torch.where(better, tried_zero, zero)
+    shrinks = torch.linspace(1.0, NARROWEST, STEPS).to(groups.device).view(-1, *[1] * low.dim())
+    scales, zeros = grid.scale_zero(low * shrinks, high * shrinks)  # (STEPS, ...)
+    if grid.symmetric:  # also with the opposite sign
+        scales, zeros = torch.stack([scales, -scales], 1).flatten(0, 1), zeros.repeat_interleave(2, 0)
+    tries = max(1, AT_ONCE // max(1, groups.numel()))
+    for tried_scale, tried_zero in zip(scales.split(tries), zeros.split(tries), strict=True):  # (tries, ...)
+        wide_scale, wide_zero = tried_scale.unsqueeze(-1), tried_zero.unsqueeze(-1)
+        codes = grid.encode(groups, wide_scale, wide_zero)
+        error = grid.decode(codes, wide_scale, wide_zero).sub_(groups).square_()
+        if importance is not None:
+            error = error.mul_(importance)
+        error = error.sum(-1).nan_to_num(torch.inf, torch.inf)  # (tries, ...)
+        best = error.argmin(0, keepdim=True)  # of equal errors, the first
+        error, tried_scale, tried_zero = (values.gather(0, best)[0] for values in (error, tried_scale, tried_zero))
+        better = error < least
+        least = torch.where(better, error, least)
+        scale, zero = torch.where(better, tried_scale, scale), torch.where(better, tried_zero, zero)
     return scale, zero

@@ -29,7 +29,7 @@ from jettison.metrics.frechet import RESAMPLES, Projection, fit_projection, frec
 from jettison.metrics.ssim import ssim
 from jettison.policies.step_cache import StepCachePolicy
 
-STEPS, GUIDANCE = 20, 1.5
+STEPS, GUIDANCE = 20, 2.0
 # Seeds: of the comparison, 0 and up; of baselines' settings; of the choice between searches; of searches.
 TUNING, VALIDATION, SEARCH = 1_000_000, 2_000_000, 3_000_000
 FITTED = 5000  # training images, for the principal components of features

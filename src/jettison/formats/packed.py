@@ -24,6 +24,15 @@ def read_grids(source: ModelFolder) -> dict[str, Grid]:
     return grids
 
 
+def read_reordered(source: ModelFolder) -> dict[str, Grid]:
+    """Return linear name -> grid of the linears that can only be read dense, by the format's ``read_dense``.
+
+    They are stored with codes, scales and groups, but the groups of a row are no runs of neighbours.
+    """
+    reader = getattr(format_of(source), "read_reordered", None) if source.quantization else None
+    return reader(source) if reader else {}
+
+
 def share_head(model: nn.Module, source: ModelFolder, dtype: torch.dtype) -> None:
     """Let the packed head of a model be its embedding too, where the source ties the two.
 
@@ -73,6 +82,9 @@ def load_packed(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
             continue
         bias = None if module.bias is None else source.read(f"{name}.bias").to(dtype)
         model.set_submodule(name, packed_module(source, name, grid, module, bias))
+    for name, grid in read_reordered(source).items():
+        value = format.read_dense(source.read, name, grid).to(dtype)
+        model.get_submodule(name).weight = nn.Parameter(value, requires_grad=False)
     share_head(model, source, dtype)
     source.fill(model, dtype=dtype)
     return with_defaults(model, source, dtype)

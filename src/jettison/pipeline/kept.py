@@ -55,5 +55,6 @@ def before(source: ModelFolder, jobs: Iterable[Job]) -> dict[str, Any]:
     if not isinstance(source, DequantizedFolder):
         return {}
     kept = [job.linear.name for job in jobs if job.kept]
-    section = {"method": source.quantization.get("quant_method"), "matrices": len(source.grids), "kept": kept}
+    count = len(source.grids | source.reordered)
+    section = {"method": source.quantization.get("quant_method"), "matrices": count, "kept": kept}
     return {"quantized_before": section}

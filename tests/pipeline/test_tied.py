@@ -17,6 +17,7 @@ from jettison.pipeline.recovery import recover
 from jettison.pipeline.size import measure_size
 from jettison.pipeline.verification import verify
 from jettison.planning.cost import Setting, operators, predict
+from jettison.planning.picture import role_rows
 from jettison.planning.planner import make_plan
 from jettison.recipe.recipe import load_recipe
 from jettison.runtime.load import load
@@ -98,6 +99,8 @@ def test_a_plan_for_a_runtime_that_reads_it_shares_it_and_meets_its_budget(tiny,
     plan = make_plan(source.folder, runtime="jettison", **options)
     step = next(step for step in plan.recipe.of("quantize") if "head" in step.where.role)
     assert "embed" in step.where.role and plan.cost.memory <= 260_000
+    stored = {row["role"]: row["bytes"] for row in role_rows(plan)}
+    assert stored["embed"] == 0 and stored["head"] >= TABLE * 4.5 / 8
     compress(source.folder, plan.recipe, tmp_path / "out")  # without --runtime: the recipe says it
     assert measure_size(tmp_path / "out")["bytes"] <= 260_000 and ModelFolder(tmp_path / "out").anatomy.tied
 

@@ -186,8 +186,8 @@ def make_plan(
     ]
 
     def cost_of(unit: Unit, choice: Choice) -> np.ndarray:
-        once = shared and choice.grid is not None
-        cost = step_cost(unit_operators(shape, unit, choice, setting, shared=once), target)
+        packed = choice.grid is not None  # an embedding is packed only where it is shared
+        cost = step_cost(unit_operators(shape, unit, choice, setting, shared=packed), target)
         return np.array((cost.seconds, cost.memory))
 
     rest = step_cost(fixed_operators(shape, units, setting), target)

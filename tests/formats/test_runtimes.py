@@ -113,6 +113,7 @@ class TestTable:
             "experts",
             "fused",
             "stored_dense",
+            "tied",
             "where",
             "note",
             "source",

@@ -16,9 +16,9 @@ KINDS = gguf.GGMLQuantizationType
 ARCHITECTURES = {
     "llama": "llama", "granite": "granite", "smollm3": "smollm3", "qwen2": "qwen2", "qwen3": "qwen3",
     "qwen3_moe": "qwen3moe", "olmo2": "olmo2", "phi3": "phi3", "gemma": "gemma", "gemma2": "gemma2",
-    "gemma3_text": "gemma3", "gpt2": "gpt2",
+    "gemma3_text": "gemma3", "gpt2": "gpt2", "mixtral": "llama", "gpt_oss": "gpt-oss",
 }  # fmt: skip
-PERMUTED = ("llama", "granite", "smollm3")
+PERMUTED = ("llama", "granite", "smollm3", "mixtral")
 SCALES = {"embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
           "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale"}  # fmt: skip
 
@@ -42,7 +42,7 @@ def write(
     for key, value in keys.items():
         writer.add_key_value(key.replace("__", "."), value, gguf.GGUFValueType.get_type(value))
     for name, value in tensors(source, config).items():
-        chosen = (kinds or {}).get(name, kind if value.ndim > 1 and "gate_inp" not in name else "F32")
+        chosen = (kinds or {}).get(name, kind if _is_matrix(name, value) else "F32")
         if chosen == "F32":
             writer.add_tensor(name, value)
         else:
@@ -55,6 +55,10 @@ def write(
     return path
 
 
+def _is_matrix(name: str, value: np.ndarray) -> bool:
+    return value.ndim > 1 and "gate_inp" not in name and name.endswith("weight")
+
+
 def tensors(source: ModelFolder, config) -> dict[str, np.ndarray]:
     """Return the tensors of the file, float32, by their names."""
     kind, result, stacks = config.model_type, {}, {}
@@ -62,17 +66,29 @@ def tensors(source: ModelFolder, config) -> dict[str, np.ndarray]:
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     for name in source.checkpoint:
         value = source.checkpoint.read(name).float().numpy()
+        if kind == "gpt_oss" and ".experts." in name:
+            result |= _gpt_oss_experts(int(name.split(".")[2]), name.rpartition(".")[2], value)
+            continue
         if ".experts." in name:
             before, _, after = name.partition(".experts.")
             stacks.setdefault(f"{before}.experts.{after.partition('.')[2]}", []).append(
                 (int(after.split(".")[0]), value)
             )
             continue
-        result[names.get_name(name, try_suffixes=(".weight", ".bias"))] = _converted(name, value, kind, config)
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        result[f"{stored}.weight" if name.endswith("sinks") else stored] = _converted(name, value, kind, config)
     for name, parts in stacks.items():
         value = np.stack([value for _, value in sorted(parts, key=lambda part: part[0])])
         result[names.get_name(name, try_suffixes=(".weight",))] = value
     return result
+
+
+def _gpt_oss_experts(block: int, name: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    """Split gate and up, whose columns alternate; matrices become (experts, out, in)."""
+    part = "bias" if name.endswith("bias") else "weight"
+    value = value if part == "bias" else value.swapaxes(1, 2)
+    parts = {"down": value} if name.startswith("down") else {"gate": value[:, 0::2], "up": value[:, 1::2]}
+    return {f"blk.{block}.ffn_{role}_exps.{part}": np.ascontiguousarray(half) for role, half in parts.items()}
 
 
 def _converted(name: str, value: np.ndarray, kind: str, config) -> np.ndarray:
@@ -104,8 +120,12 @@ def _write_keys(writer: gguf.GGUFWriter, config) -> None:
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
     rules = config.rope_parameters
+    if rules.get("rope_type") == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rules["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rules["original_max_position_embeddings"])
     writer.add_rope_freq_base(rules.get("full_attention", rules)["rope_theta"])
-    if getattr(config, "sliding_window", None) and kind.startswith("gemma"):
+    if getattr(config, "sliding_window", None) and (kind.startswith("gemma") or kind == "gpt_oss"):
         writer.add_sliding_window(config.sliding_window)
     if kind == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
@@ -113,9 +133,10 @@ def _write_keys(writer: gguf.GGUFWriter, config) -> None:
     if kind == "granite":
         for field, key in SCALES.items():
             writer.add_float32(f"granite.{key}", getattr(config, field))
-    if kind == "qwen3_moe":
-        writer.add_expert_count(config.num_experts)
+    if kind in ("qwen3_moe", "mixtral", "gpt_oss"):
+        writer.add_expert_count(config.num_experts if kind == "qwen3_moe" else config.num_local_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
+    if kind == "qwen3_moe":
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
 
 

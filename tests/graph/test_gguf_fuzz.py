@@ -25,8 +25,11 @@ LONG = (0, 1, 1 << 20, 1 << 31, 1 << 40, 1 << 60, (1 << 63) - 1, (1 << 64) - 1)
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
+    return make_bases(tmp_path_factory.mktemp("bases"))
+
+
+def make_bases(folder):
     """Return the bytes of small files of several types, and the end of each one's header."""
-    folder = tmp_path_factory.mktemp("bases")
     model, experts = tiny.make("llama", folder / "model", **SIZES), tiny.make("qwen3_moe", folder / "experts", **SIZES)
     files = []
     for source, kind in ((model, "F32"), (model, "Q4_1"), (model, "Q8_0"), (experts, "Q5_0")):

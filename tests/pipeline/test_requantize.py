@@ -42,8 +42,11 @@ def _words(codes, bits):
     return torch.from_numpy(words.astype(np.uint32).view(np.int32).copy())
 
 
-def write_foreign(folder, out, kind, bits=4, group=32, symmetric=False):
-    """Write a model as GPTQ, GPTQ version 2, auto-round or AWQ, and return the dense weights by name."""
+def write_foreign(folder, out, kind, bits=4, group=32, symmetric=False, shuffled=()):
+    """Write a model as GPTQ, GPTQ version 2, auto-round or AWQ, and return the dense weights by name.
+
+    shuffled: linears of GPTQ whose inputs are spread over the groups as desc_act leaves them.
+    """
     source, dense, tensors = ModelFolder(folder), {}, {}
     rng = np.random.default_rng(0)
     for linear in source.anatomy:
@@ -57,7 +60,10 @@ def write_foreign(folder, out, kind, bits=4, group=32, symmetric=False):
             else rng.integers(1, 2**bits, (groups, linear.rows))
         )
         scale = torch.from_numpy(rng.uniform(0.01, 0.05, (groups, linear.rows)).astype(np.float16))
-        value = (codes - zero.repeat(group, 0)) * scale.float().numpy().repeat(group, 0)
+        of_input = np.arange(linear.columns) // group
+        if linear.name in shuffled:
+            rng.shuffle(of_input)
+        value = (codes - zero[of_input]) * scale.float().numpy()[of_input]
         dense[linear.name] = torch.from_numpy(value.T.astype(np.float32).copy())
         if kind == "awq":
             order = np.arange(linear.rows).reshape(-1, 8)[:, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(-1)
@@ -65,7 +71,7 @@ def write_foreign(folder, out, kind, bits=4, group=32, symmetric=False):
         else:
             shift = 0 if kind == "gptq_v2" else 1
             parts = {"qweight": _words(codes, bits), "qzeros": _words((zero - shift).T, bits).T}
-            parts["g_idx"] = torch.arange(linear.columns, dtype=torch.int32) // group
+            parts["g_idx"] = torch.from_numpy(of_input.astype(np.int32))
         tensors |= {f"{linear.name}.{part}": value.contiguous() for part, value in (parts | {"scales": scale}).items()}
     for name in source.checkpoint:
         if name.removesuffix(".weight") not in dense:
@@ -153,12 +159,35 @@ def test_a_quantized_image_classifier_is_refused(family, tiny, pictures, tmp_pat
         compress(tmp_path / "one", EIGHT, tmp_path / "two", images=pictures)
 
 
-def test_gptq_in_the_order_of_activations_is_refused(tiny, tmp_path):
+@pytest.mark.parametrize("kind, symmetric", [("gptq", True), ("gptq_v2", False)])
+def test_gptq_in_the_order_of_activations_is_read_dense(kind, symmetric, tiny, tmp_path):
+    """Such matrices are read exactly, loaded dense, and stored in 16 bits or quantized again; others stay packed."""
+    shuffled = ("model.layers.0.mlp.up_proj", "model.layers.0.mlp.gate_proj", "model.layers.1.mlp.down_proj")
+    dense = write_foreign(tiny("llama"), tmp_path / "source", kind, symmetric=symmetric, shuffled=shuffled)
+    source = DequantizedFolder(tmp_path / "source")
+    assert set(source.reordered) == set(shuffled) and set(source.grids) == set(dense) - set(shuffled)
+    loaded = jettison.load(tmp_path / "source", exact=True, dtype=torch.float32)
+    for name, weight in dense.items():
+        assert torch.allclose(source.read(f"{name}.weight"), weight, rtol=1e-6, atol=0)
+        assert torch.allclose(loaded.model.get_submodule(name).weight, weight, rtol=1e-6, atol=0)
+    part = source.read_weight(shuffled[0], "linear", slice(3, 9))
+    assert torch.allclose(part, dense[shuffled[0]][3:9], rtol=1e-6, atol=0)
+    assert len(jettison.inspect(tmp_path / "source")["matrices"]) == len(source.anatomy.linears)
+    manifest = compress(source.folder, HEAD, tmp_path / "out")
+    assert set(manifest["quantized_before"]["kept"]) == set(source.grids)
+    assert manifest["quantized_before"]["matrices"] == len(dense)
+    out = DequantizedFolder(tmp_path / "out")
+    assert not set(shuffled) & set(out.grids)
+    for name in shuffled:
+        assert torch.equal(out.read(f"{name}.weight").float(), dense[name].to(source.dtype).float())
+
+
+def test_groups_that_do_not_exist_are_refused(tiny, tmp_path):
     write_foreign(tiny("llama"), tmp_path / "source", "gptq")
     from tiny import change
 
-    change(tmp_path / "source", model__layers__0__mlp__up_proj__g_idx=lambda order: order.flip(0))
-    with pytest.raises(JettisonError, match="up_proj has its inputs in the order of activations"):
+    change(tmp_path / "source", model__layers__0__mlp__up_proj__g_idx=lambda order: order + 1)
+    with pytest.raises(JettisonError, match="up_proj.g_idx does not name one of 2 groups"):
         DequantizedFolder(tmp_path / "source")
 
 

@@ -15,6 +15,7 @@ from jettison.core.numbers import check_number
 from jettison.core.progress import bar
 from jettison.core.timing import calmest, sample
 from jettison.graph.experts import Experts
+from jettison.graph.modules import PackedEmbedding
 from jettison.kernels import native
 from jettison.runtime.native_decoder import NativeDecoder, Session
 from jettison.runtime.sampling import Sampling
@@ -201,13 +202,15 @@ def read_bytes(model: nn.Module) -> int:
 
     All weights on the CPU count, except experts that are not chosen and an embedding that is not also the head.
     """
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     total = sum(tensor.nbytes for tensor in tensors.values() if tensor.device.type == "cpu")
     for experts in (module for module in model.modules() if isinstance(module, Experts)):
         stored = sum(tensor.nbytes for tensor in [*experts.parameters(), *experts.buffers()])
         total -= stored - stored * model.config.get_text_config().num_experts_per_tok // len(experts)
-    return total if getattr(head, "weight", None) is embedding else total - embedding.nbytes
+    if isinstance(embedding, PackedEmbedding) or getattr(head, "weight", None) is embedding.weight:
+        return total
+    return total - embedding.weight.nbytes
 
 
 def cache_bytes(model: nn.Module) -> int:

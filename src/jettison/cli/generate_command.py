@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from jettison.cli import common
-from jettison.core.errors import unknown
+from jettison.core.errors import UsageError, unknown
 
 IN_CACHE = 1 << 26  # bytes; up to this size, weights may stay in the processor's cache and need no read from memory
 
@@ -19,7 +19,10 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     model: common.Model,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to continue.")] = "It was",
+    prompts: Annotated[
+        list[str],
+        typer.Option("--prompt", "-p", help="The text to continue. With --chat repeatable: one turn after the other."),
+    ] = ("It was",),
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Tokens to write at most.")] = 128,
     temperature: Annotated[
         float, typer.Option("--temperature", "-t", min=0, help="Sampling temperature; 0 takes the likeliest token.")
@@ -39,8 +42,9 @@ def generate(
     ] = 1.0,
     stop: Annotated[list[str], typer.Option("--stop", help="Stop writing at this text. Repeatable.")] = (),
     chat: Annotated[
-        bool, typer.Option("--chat", help="Send the prompt as a chat message, by the model's chat template.")
+        bool, typer.Option("--chat", help="Send every prompt as a chat message, by the model's chat template.")
     ] = False,
+    system: Annotated[str | None, typer.Option("--system", help="With --chat: the system prompt.")] = None,
     draft: Annotated[
         str,
         typer.Option(
@@ -57,6 +61,9 @@ def generate(
     from jettison.runtime.sampling import Sampling
 
     common.begin(quiet, json)
+    if not chat and (system is not None or len(prompts) > 1):
+        what = "--system" if system is not None else f"{len(prompts)} times --prompt"
+        raise UsageError(f"{what}: only a chat has more than one message; add --chat")
     if draft not in ("none", "auto", "lookup"):
         raise unknown("draft", draft, ("none", "auto", "lookup"))
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
@@ -64,14 +71,19 @@ def generate(
     Sampling(**options)  # refuses options that are not valid before the model is loaded
     loaded = load(model, adapter=adapter)
     options |= {"tokens": tokens, "stop": stop, "draft": None if draft == "none" else loaded.find_draft(draft)}
-    stream = loaded.stream([{"role": "user", "content": prompt}] if chat else prompt, **options)
-    if not chat:
-        common.out.print(prompt, end="", markup=False)
-    for piece in stream:
-        common.out.print(piece, end="", markup=False, soft_wrap=True)
-    common.out.print()
-    written = stream.generation
-    result = {"prompt": prompt, "text": written.text, "finish_reason": written.finish_reason} | _speed(loaded, written)
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for prompt in prompts:
+        messages.append({"role": "user", "content": prompt})
+        stream = loaded.stream(messages if chat else prompt, **options)
+        if not chat or len(prompts) > 1:
+            common.out.print(f"> {prompt}\n" if chat else prompt, end="", markup=False)
+        for piece in stream:
+            common.out.print(piece, end="", markup=False, soft_wrap=True)
+        common.out.print()
+        written = stream.generation
+        messages.append({"role": "assistant", "content": written.text})
+    result = {"prompt": prompts[-1], "text": written.text, "finish_reason": written.finish_reason}
+    result |= ({"messages": messages} if chat else {}) | _speed(loaded, written)
     if not quiet:
         common.out.print(f"[dim]{_speed_line(result)}[/dim]")
     common.finish(result, json)

@@ -174,7 +174,7 @@ def problems(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
             "use symmetric: true, compressed-tensors 0.17, or jettison.load"
         )
     if any("embed" in linear.roles and linear.name in grids for linear in anatomy):
-        reasons.append("transformers cannot run a packed embedding; jettison.load unpacks it")
+        reasons.append("transformers cannot run a packed embedding; jettison.load can")
     every = [linear for linear in anatomy if "expert" in linear.roles]
     experts = [linear for linear in every if linear.name in grids]
     if experts and anatomy.family.experts["stored"] == "stacked":

@@ -9,7 +9,7 @@ from jettison.core.errors import UsageError
 from jettison.encodings.grid import Grid
 from jettison.encodings.quantized import QuantizedWeight
 from jettison.formats.format import ReadFormat, format_of
-from jettison.formats.packed import read_grids
+from jettison.formats.packed import read_grids, read_reordered
 from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.dense import stored_dtype
@@ -20,10 +20,15 @@ class DequantizedCheckpoint:
     """The tensors of a quantized folder, with one dense tensor ``NAME.weight`` in place of the parts of each matrix.
 
     Everything that is not packed is that of the checkpoint itself. The interface is that of ``Checkpoint``.
+
+    grids: linear's name -> grid; reordered: the same for those of ``read_reordered``.
     """
 
-    def __init__(self, packed: ModelFolder, format: ReadFormat, grids: Mapping[str, Grid]):
+    def __init__(
+        self, packed: ModelFolder, format: ReadFormat, grids: Mapping[str, Grid], reordered: Mapping[str, Grid]
+    ):
         self._packed, self._format, self._checkpoint = packed, format, packed.checkpoint
+        self._reordered, grids = reordered, {**grids, **reordered}
         self._matrices: dict[str, tuple[str, Grid]] = {}  # dense name in the checkpoint -> linear, grid
         hidden: set[str] = set()
         for linear in packed.anatomy:
@@ -69,7 +74,10 @@ class DequantizedCheckpoint:
             return self._checkpoint.read(name, index)
         linear, grid = self._matrices[name]
         rows = index if isinstance(index, slice) else slice(None)
-        value = self._format.read_weight(self._packed.read, linear, grid, rows).dequantize()
+        if linear in self._reordered:
+            value = self._format.read_dense(self._packed.read, linear, grid, rows)
+        else:
+            value = self._format.read_weight(self._packed.read, linear, grid, rows).dequantize()
         return value[index] if isinstance(index, int) else value
 
 
@@ -77,6 +85,7 @@ class DequantizedFolder(ModelFolder):
     """A quantized folder or GGUF file, to compress again: every matrix reads dense, and those of ``grids`` packed.
 
     grids: linear's name -> grid.
+    reordered: linear's name -> grid, of those that are packed in the source but have no form that could stay so.
     dtype: the type of the model's dense weights.
     Raises UsageError for a folder with a LoRA adapter, which dense weights would leave out; JettisonError for a
     quantization that cannot be read.
@@ -89,8 +98,9 @@ class DequantizedFolder(ModelFolder):
         self.packed = ModelFolder(name)
         self.dtype = stored_dtype(self.packed)
         self.grids, self.format = read_grids(self.packed), format_of(self.packed)
+        self.reordered = read_reordered(self.packed)
         if not self.in_file:  # the checkpoint of a GGUF file reads dense itself
-            self.checkpoint: Checkpoint = DequantizedCheckpoint(self.packed, self.format, self.grids)
+            self.checkpoint: Checkpoint = DequantizedCheckpoint(self.packed, self.format, self.grids, self.reordered)
 
     def _reopened(self) -> "DequantizedFolder":
         return DequantizedFolder(self.folder)

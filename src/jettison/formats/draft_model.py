@@ -56,6 +56,8 @@ def write_draft_model(
     check_kinds(source.skeleton, open_shape(out / "config.json").skeleton, source.anatomy.family.blocks, kept)
     names = Renumbering(source.anatomy.family.blocks, kept)
     grids = read_grids(source) | {name: weight.grid for name, weight in (view or {}).items()}
+    if source.anatomy.tied and source.anatomy.head.name in grids:  # one matrix, whose codes the view may replace
+        grids[source.anatomy.linears[0].name] = grids[source.anatomy.head.name]
     format = format_of(source) if source.quantization else find_format(choose_format(source.anatomy, grids))
     new_grids: dict[str, Grid] = {}  # by the name after renumbering
     weight_map: dict[str, str] = {}

@@ -39,7 +39,7 @@ def write_adapter_file(source: ModelFolder, draft: Outline, path: Path) -> None:
         for part in adapted
         for half, value in zip("ab", _pair(part, adapters, alpha), strict=True)
     }
-    architecture = draft.architecture.name
+    architecture = draft.architecture.key
     metadata = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": float(alpha)}
     metadata["general.name"] = draft.metadata["general.name"]
 

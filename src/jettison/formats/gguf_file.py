@@ -25,7 +25,7 @@ from jettison.formats.format import ReadFormat, format_of
 from jettison.formats.gguf_adapter import write_adapter_file
 from jettison.formats.gguf_types import KINDS, file_type, fitting_kind, pack_rows, row_bytes, unpack_rows, wanted_kind
 from jettison.formats.gguf_writer import add_info, begin, in_file_order, open_writer
-from jettison.formats.packed import read_grids
+from jettison.formats.packed import read_grids, read_reordered
 from jettison.formats.peft import CONFIG
 from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.graph.anatomy import Linear
@@ -48,12 +48,14 @@ class Plan:
 
     kinds: tensor of the file -> its type. asked: the type before rows that do not divide were seen.
     linears: module -> linear, for the matrices that may be quantized. grids: of the packed ones.
+    reordered: grids of those that are packed but read dense, see ``formats.packed.read_reordered``.
     """
 
     source: ModelFolder
     draft: Outline
     format: ReadFormat
     grids: Mapping[str, Grid]
+    reordered: Mapping[str, Grid]
     linears: Mapping[str, Linear]
     statistics: Statistics
     kinds: dict[str, str] = field(default_factory=dict)
@@ -98,13 +100,20 @@ def write_gguf(
 def _plan(source: ModelFolder, path: Path, kind: str | None, statistics: Statistics) -> Plan:
     """Choose the type of every tensor, and say once which rows do not divide."""
     linears = {linear.name: linear for linear in source.anatomy if "router" not in linear.roles}
-    plan = Plan(source, outline(source, path), format_of(source), read_grids(source), linears, statistics)
+    plan = Plan(
+        source,
+        outline(source, path),
+        format_of(source),
+        read_grids(source),
+        read_reordered(source),
+        linears,
+        statistics,
+    )
     for part in plan.draft.parts:
-        linear = linears.get(part.modules[0])
-        if linear is None or part.part == "bias":
+        if part.modules[0] not in linears or part.part == "bias" or part.bare:
             plan.kinds[part.name] = "F32"
             continue
-        grids = {plan.grids.get(name) for name in part.modules}
+        grids = {plan.grids.get(name, plan.reordered.get(name)) for name in part.modules}
         largest = lambda name: row_bytes(name, BLOCK)  # of the types that the experts of one tensor want
         asked = kind or max((wanted_kind(grid, _stored(source, part)) for grid in grids), key=largest)
         plan.asked[part.name], plan.kinds[part.name] = asked, fitting_kind(asked, part.shape[-1])
@@ -139,7 +148,7 @@ def _general(plan: Plan) -> dict[str, Any]:
 
 def _write(plan: Plan, temporary: Path, errors: dict[str, tuple[float, float]]) -> None:
     """Write the file: the header, then every tensor. errors: receives the squared error and size of every matrix."""
-    writer = open_writer(temporary, plan.draft.architecture.name, plan.draft.metadata)
+    writer = open_writer(temporary, plan.draft.architecture.key, plan.draft.metadata)
     try:
         if plan.draft.factors is not None:
             add_info(writer, FACTORS, plan.draft.factors.shape, "F32")
@@ -161,7 +170,7 @@ def _write(plan: Plan, temporary: Path, errors: dict[str, tuple[float, float]]) 
 def _bytes(plan: Plan, part: FileTensor, errors: dict[str, tuple[float, float]]) -> torch.Tensor:
     """Return the bytes of a tensor, uint8 (rows of all modules, bytes of a row)."""
     if part.name not in plan.asked:
-        values = torch.stack([plan.source.read(f"{name}.{part.part}").float() for name in part.modules])
+        values = torch.stack([plan.source.read(part.parameter(name)).float() for name in part.modules])
         values = values.transpose(-1, -2) if part.transposed else values
         values = in_file_order(values[0] + part.offset, part) if len(part.modules) == 1 else values
         return values.reshape(-1, part.shape[-1]).contiguous().view(torch.uint8)
@@ -191,6 +200,8 @@ def _rows(plan: Plan, name: str, rows: slice) -> Any:
     """Read rows of a matrix, packed or dense (rows, columns)."""
     if name in plan.grids:
         return plan.format.read_weight(plan.source.read, name, plan.grids[name], rows)
+    if name in plan.reordered:
+        return plan.format.read_dense(plan.source.read, name, plan.reordered[name], rows)
     return plan.source.read_weight(name, plan.linears[name].layout, rows)
 
 
@@ -219,7 +230,7 @@ def _report(
     return {
         "file": str(path),
         "format": "gguf",
-        "architecture": plan.draft.architecture.name,
+        "architecture": plan.draft.architecture.key,
         "bytes": path.stat().st_size,
         "types": dict(Counter(plan.kinds.values())),
         "matrices": changed,

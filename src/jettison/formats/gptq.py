@@ -3,13 +3,14 @@
 A matrix (out, in) is stored transposed: ``qweight`` (in · bits / 32, out) int32, packed along the inputs;
 ``scales`` (groups, out); ``qzeros`` (groups, out · bits / 32) int32, zero points minus 1, except in version 2
 (``formats.gptq_v2``). Bits and group size of every matrix follow from the shapes.
-Inputs that were sorted by activation (``g_idx`` of another order, desc_act) cannot be read.
+``g_idx`` (in) names the group of every input. Where inputs were sorted by their activation (desc_act), a group is no
+run of neighbours: such a matrix lies on no grid of Jettison's, so it is read dense and never kept packed.
 
 Source: GPTQModel and auto-round, which write these tensors (auto_round_extension/torch: qlinear_torch_zp.py stores zero
 points minus 1, qlinear_torch.py, for gptqmodel, as they are). Read, not run: no file of theirs was at hand.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,11 +49,34 @@ def read_grids(source: ModelFolder, shift: int = 1) -> dict[str, Grid]:
     """Return linear name -> grid of every packed linear.
 
     shift: what is added to stored zero points.
-    Raises JettisonError for tensors whose shapes and types do not belong together, for inputs in another order, and for
-    zero points that are no codes.
+    Raises JettisonError for tensors whose shapes and types do not belong together, groups that do not exist, and zero
+    points that are no codes.
     """
-    packed = [linear for linear in source.anatomy if source.has(f"{linear.name}.qweight")]
-    return {linear.name: _grid(source, linear, shift) for linear in packed}
+    return {linear.name: grid for linear, grid, plain in _read_all(source, shift) if plain}
+
+
+def read_reordered(source: ModelFolder, shift: int = 1) -> dict[str, Grid]:
+    """Return linear name -> grid of every linear whose groups are no runs of neighbours; see ``read_dense``."""
+    return {linear.name: grid for linear, grid, plain in _read_all(source, shift) if not plain}
+
+
+def _read_all(source: ModelFolder, shift: int) -> Iterator[tuple[Linear, Grid, bool]]:
+    """Yield every packed linear with its grid, and whether its groups are runs of neighbours."""
+    for linear in source.anatomy:
+        if source.has(f"{linear.name}.qweight"):
+            grid = _grid(source, linear, shift)
+            yield linear, grid, _is_plain(source, linear, grid)
+
+
+def _is_plain(source: ModelFolder, linear: Linear, grid: Grid) -> bool:
+    if not source.has(f"{linear.name}.g_idx"):
+        return True
+    order, groups = source.read(f"{linear.name}.g_idx"), grid.groups(linear.columns)
+    fits = order.shape == (linear.columns,) and not order.is_floating_point()
+    if not fits or not 0 <= int(order.min()) <= int(order.max()) < groups:
+        where = f"{source.folder}: {linear.name}.g_idx"
+        raise JettisonError(f"{where} does not name one of {groups} groups for each of {linear.columns} inputs")
+    return torch.equal(order.long(), torch.arange(linear.columns) * groups // linear.columns)
 
 
 def _bits(source: ModelFolder, linear: Linear) -> int:
@@ -80,10 +104,6 @@ def _grid(source: ModelFolder, linear: Linear, shift: int) -> Grid:
     zero = unpack(source.read(f"{linear.name}.qzeros"), bits, linear.rows).int() + shift  # (groups, rows)
     if int(zero.max()) >= 2**bits:
         raise JettisonError(f"{where} has a zero point of {int(zero.max())}; at most {2**bits - 1} can be read")
-    if source.has(f"{linear.name}.g_idx"):
-        order, groups = source.read(f"{linear.name}.g_idx").tolist(), len(zero)
-        if order != [column * groups // linear.columns for column in range(linear.columns)]:
-            raise JettisonError(f"{where} has its inputs in the order of activations (desc_act), which cannot be read")
     kind = source.checkpoint.dtype(source.locate(f"{linear.name}.scales")[0])
     size = WHOLE_ROW if len(zero) == 1 else linear.columns // len(zero)
     return UniformGrid(bits, size, bool((zero == 2 ** (bits - 1)).all()), SCALE_TYPES[kind])
@@ -97,3 +117,10 @@ def read_weight(read: Reader, name: str, grid: Grid, rows: slice = slice(None), 
     if not grid.symmetric:
         zero = (unpack(read(f"{name}.qzeros"), grid.bits, len(scale)).T[rows] + shift).contiguous()
     return QuantizedWeight(codes, scale[rows].contiguous(), zero, grid)
+
+
+def read_dense(read: Reader, name: str, grid: Grid, rows: slice = slice(None), shift: int = 1) -> torch.Tensor:
+    """Read a linear of ``read_reordered``, or some of its rows, dequantized: (rows, columns) float32."""
+    weight, order = read_weight(read, name, grid, rows, shift), read(f"{name}.g_idx").long()  # order: (columns,)
+    zero = grid.zero_code if weight.zero is None else weight.zero.float()[:, order]
+    return grid.decode(weight.codes.float(), weight.scale.float()[:, order], zero)

@@ -7,9 +7,10 @@ from typing import Any
 from jettison.formats import gptq
 from jettison.formats.gptq import METHODS, SCALE, SECOND, stored
 
-__all__ = ["SCALE", "detects", "read_grids", "read_weight", "stored"]
+__all__ = ["SCALE", "detects", "read_dense", "read_grids", "read_reordered", "read_weight", "stored"]
 
 read_grids, read_weight = partial(gptq.read_grids, shift=0), partial(gptq.read_weight, shift=0)
+read_reordered, read_dense = partial(gptq.read_reordered, shift=0), partial(gptq.read_dense, shift=0)
 
 
 def detects(quantization: Mapping[str, Any]) -> bool:

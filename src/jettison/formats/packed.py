@@ -11,12 +11,40 @@ from jettison.encodings.quantized import empty_parts
 from jettison.formats.format import format_of
 from jettison.graph.dense import with_defaults
 from jettison.graph.folder import ModelFolder
-from jettison.graph.modules import PackedConv2d, PackedLinear
+from jettison.graph.modules import PackedConv2d, PackedEmbedding, PackedLinear, QuantizedLinear
 
 
 def read_grids(source: ModelFolder) -> dict[str, Grid]:
     """Return linear name -> grid of every packed linear. Raises JettisonError as ``Format.read_grids`` does."""
-    return format_of(source).read_grids(source) if source.quantization else {}
+    if not source.quantization:
+        return {}
+    grids, anatomy = format_of(source).read_grids(source), source.anatomy
+    if anatomy.tied and anatomy.head is not None and (shared := grids.get(anatomy.linears[0].name)):
+        grids.setdefault(anatomy.head.name, shared)  # one matrix, stored under the embedding's name
+    return grids
+
+
+def read_reordered(source: ModelFolder) -> dict[str, Grid]:
+    """Return linear name -> grid of the linears that can only be read dense, by the format's ``read_dense``.
+
+    They are stored with codes, scales and groups, but the groups of a row are no runs of neighbours.
+    """
+    reader = getattr(format_of(source), "read_reordered", None) if source.quantization else None
+    return reader(source) if reader else {}
+
+
+def share_head(model: nn.Module, source: ModelFolder, dtype: torch.dtype) -> None:
+    """Let the packed head of a model be its embedding too, where the source ties the two.
+
+    An embedding of an unknown kind is left as it is.
+    """
+    anatomy = source.anatomy
+    if not anatomy.tied or anatomy.head is None:
+        return
+    name, head = anatomy.linears[0].name, model.get_submodule(anatomy.head.name)
+    embedding = model.get_submodule(name)
+    if isinstance(head, QuantizedLinear) and PackedEmbedding.known(embedding):
+        model.set_submodule(name, PackedEmbedding(embedding, head, dtype))
 
 
 def packed_module(
@@ -43,14 +71,21 @@ def load_packed(source: ModelFolder, dtype: torch.dtype) -> nn.Module:
     """Load the model of a folder: quantized linears as ``PackedLinear``, quantized convolutions as ``PackedConv2d``,
     and everything else in ``dtype``."""
     model, format = source.new_skeleton(), format_of(source)
-    for name, grid in read_grids(source).items():
+    grids = read_grids(source)
+    for name, grid in grids.items():
         module = model.get_submodule(name)
-        if isinstance(module, nn.Embedding):  # its rows are looked up and not multiplied, so it stays dense
+        if isinstance(module, nn.Embedding):
+            if source.anatomy.tied and PackedEmbedding.known(module):
+                continue  # it shares the head's codes, see below
             weight = format.read_weight(source.read, name, grid).dequantize(dtype)
             module.weight = nn.Parameter(weight, requires_grad=False)
             continue
         bias = None if module.bias is None else source.read(f"{name}.bias").to(dtype)
         model.set_submodule(name, packed_module(source, name, grid, module, bias))
+    for name, grid in read_reordered(source).items():
+        value = format.read_dense(source.read, name, grid).to(dtype)
+        model.get_submodule(name).weight = nn.Parameter(value, requires_grad=False)
+    share_head(model, source, dtype)
     source.fill(model, dtype=dtype)
     return with_defaults(model, source, dtype)
 

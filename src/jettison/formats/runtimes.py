@@ -65,6 +65,7 @@ class Support:
     may_stay: bool
     fused: tuple[str, ...]
     stored_dense: tuple[str, ...]
+    tied: bool
     where: str
     note: str
     source: str
@@ -195,8 +196,7 @@ def _reason(format: Support, linear: Linear, grid: Grid, family: Family | None) 
 
 def _unable(format: Support, linear: Linear, family: Family | None) -> str:
     """Why such a matrix does not load on any grid; '' if it may load."""
-    sort = _sort(linear)
-    part = format.parts[sort]
+    part = format.parts[sort := _sort(linear)]
     if not part.kinds:
         return f"quantized {sort}; valid: {DENSE}"
     stacked = family and sort == "experts" and family.experts["stored"] == "stacked" and not format.stacked
@@ -271,9 +271,8 @@ def _group(format: Support, linear: Linear) -> str:
         return linear.fused if linear.fused.rpartition(".")[2] in format.fused else ""
     if "experts" not in format.fused:
         return ""
-    return {"fused": linear.fused, "block": linear.fused.rpartition(".")[0], "model": "the whole of the experts"}[
-        format.share
-    ]
+    keys = {"fused": linear.fused, "block": linear.fused.rpartition(".")[0], "model": "the whole of the experts"}
+    return keys[format.share]
 
 
 def _count(linears: list[Linear]) -> str:
@@ -328,6 +327,7 @@ def _format(name: str, row: dict[str, Any]) -> Support:
         may_stay=experts.get("may_stay", True),
         fused=tuple(row["fused"]),
         stored_dense=tuple(row.get("stored_dense", ())),
+        tied=row.get("tied", False),
         where=row["where"],
         note=row.get("note", ""),
         source=row["source"],

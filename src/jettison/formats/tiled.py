@@ -20,7 +20,7 @@ from jettison.core.files import digest
 from jettison.core.kept import is_kept, keep, places, write_first
 from jettison.core.progress import say, waiting
 from jettison.encodings.grid import Grid
-from jettison.formats.packed import load_packed, read_grids
+from jettison.formats.packed import load_packed, read_grids, share_head
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.dense import with_defaults
 from jettison.graph.folder import ModelFolder
@@ -124,6 +124,7 @@ def _read(source: ModelFolder, dtype: torch.dtype, stored: Checkpoint) -> nn.Mod
             continue
         rows, columns = module.weight.flatten(1).shape
         model.set_submodule(name, _linear(value, name, rows, columns, grid))
+    share_head(model, source, dtype)
     seen: dict[str, nn.Parameter] = {}
     for path, owner in model.named_modules():
         for name, parameter in list(owner._parameters.items()):

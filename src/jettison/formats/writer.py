@@ -34,10 +34,14 @@ COMPANIONS = re.compile(
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes the compressed weights of ``source`` in the format ``name``."""
+    """Writes the compressed weights of ``source`` in the format ``name``.
+
+    tied: whether the packed head is the embedding too; it is then stored once, under the embedding's name.
+    """
 
     source: ModelFolder
     name: str
+    tied: bool = False
 
     @property
     def format(self) -> Format:
@@ -50,6 +54,8 @@ class Writer:
         It is the original's name. A linear that shares a tensor there gets its own name: an expert, a tied head, or
         a tied embedding that is stored under the head's name.
         """
+        if self.tied and "head" in linear.roles:
+            return self.source.anatomy.linears[0].name
         tensor, expert, _ = self.source.locate(f"{linear.name}.weight")
         shared = expert is not None or ("head" in linear.roles and self.source.anatomy.tied)
         shared = shared or ("embed" in linear.roles and not self.source.has(f"{linear.name}.weight"))
@@ -80,6 +86,8 @@ class Writer:
             tensors |= self.format.tensors(name, weight)
             if f"{name}.weight" == tensor or expert is not None:
                 dropped.add(tensor)
+            if self.tied and "head" in linear.roles:
+                dropped |= {tensor, source.locate(f"{name}.weight")[0]}
             if expert is not None and source.has(f"{linear.name}.bias"):
                 tensors[f"{name}.bias"] = source.read(f"{linear.name}.bias")
                 dropped.add(source.locate(f"{linear.name}.bias")[0])

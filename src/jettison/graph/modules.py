@@ -59,15 +59,21 @@ class PackedLinear(nn.Module):
         """The dequantized weight, (out, in) float32. The code of some models reads it."""
         return ops.dequantize(self.weight_packed, self.scale, self.weight_zero_point, self.grid, self.in_features)
 
-    def tiled(self) -> "TiledLinear | None":
+    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Return rows of the dequantized weight. numbers: (n,) int64. Returns (n, in) float32."""
+        parts = (self.weight_packed, self.scale, self.weight_zero_point)
+        return ops.look_up(numbers, *parts, self.grid, self.in_features)
+
+    def tiled(self, sparse: bool = True) -> "TiledLinear | None":
         """Return the same linear with its weight in the layout of the CPU kernels, which use int8 activations.
 
+        sparse: whether a 2:4 weight may be stored as such; rows of the result cannot be looked up.
         Returns None if the kernels are missing or cannot run it: the weight is on another device, the scales were
         converted to another type, or the kernels do not support the grid.
         """
         if not self.weight_packed.is_cpu or self.weight_scale.dtype != self.grid.scale_dtype:
             return None
-        tiling = Tiling.of(self.grid, self.out_features, self.in_features, self._two_of_four())
+        tiling = Tiling.of(self.grid, self.out_features, self.in_features, sparse and self._two_of_four())
         if tiling is None or native.library() is None:
             return None
         parts = (self.weight_packed, self.weight_scale, self.weight_zero_point)
@@ -128,6 +134,12 @@ class TiledLinear(nn.Module):
         """The dequantized weight, (out, in) float32. The code of some models reads it."""
         return dense(self.tiles, self.tile_zero, self.tiling)
 
+    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Return rows of the dequantized weight. numbers: (n,) int64. Returns (n, in) float32."""
+        if numbers.is_cpu and native.library() is not None and not self.tiling.sparse:
+            return native.look_up(numbers, self.tiles, self.tile_zero, self.tiling)
+        return self.weight[numbers]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.is_cpu and not (x.requires_grad and torch.is_grad_enabled()):
             return ops.tiled_linear(x, self.tiles, self.tile_zero, self.float_bias, self.tiling)
@@ -142,6 +154,48 @@ class TiledLinear(nn.Module):
 
 
 QuantizedLinear = PackedLinear | TiledLinear
+
+
+class PackedEmbedding(nn.Module):
+    """The embedding of a model whose packed head is the same matrix: it looks up rows of the head.
+
+    like: the embedding that it replaces, of a kind that is ``known``.
+    head: stays the head's module; it is no part of this one, so that its tensors have one name.
+    dtype: of the result.
+    """
+
+    def __init__(self, like: nn.Embedding, head: QuantizedLinear, dtype: torch.dtype):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = like.num_embeddings, like.embedding_dim
+        self.dtype, self.embed_scale = dtype, getattr(like, "embed_scale", None)  # Gemma multiplies its embeddings
+        self.share(head)
+
+    @staticmethod
+    def known(module: nn.Module) -> bool:
+        """Return whether a module only looks up rows, and perhaps multiplies them by ``embed_scale``."""
+        return type(module) is nn.Embedding or (isinstance(module, nn.Embedding) and hasattr(module, "embed_scale"))
+
+    def share(self, head: QuantizedLinear) -> None:
+        """Look up rows of ``head`` from now on."""
+        self._head = (head,)  # in a tuple, PyTorch does not see a part of this module
+
+    @property
+    def head(self) -> QuantizedLinear:
+        """The packed head."""
+        return self._head[0]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The whole dequantized matrix, (tokens, width) float32. The code of some models reads it."""
+        return self.head.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Look up tokens (...) int64. Returns (..., width)."""
+        rows = self.head.rows(tokens.flatten()).to(self.dtype).unflatten(0, tokens.shape)
+        return rows if self.embed_scale is None else rows * self.embed_scale.to(self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings} rows of the head"
 
 
 class PackedConv2d(nn.Module):
@@ -244,10 +298,14 @@ def tile_linears(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
 
     Linears that the CPU kernels can run are tiled (see ``PackedLinear.tiled``). Convolutions are unpacked to ``dtype``.
     """
+    embeddings = {id(module.head): module for module in model.modules() if isinstance(module, PackedEmbedding)}
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is PackedLinear:
-                setattr(parent, name, child.tiled() or child)
+                embedding = embeddings.get(id(child))
+                setattr(parent, name, tiled := child.tiled(sparse=embedding is None) or child)
+                if embedding is not None:
+                    embedding.share(tiled)
             elif type(child) is PackedConv2d:
                 setattr(parent, name, child.unpacked(dtype))
 

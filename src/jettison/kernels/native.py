@@ -18,7 +18,7 @@ from jettison.core.errors import JettisonError, UsageError
 from jettison.kernels.specs import SPECS, WIDE, check_activation_bits
 from jettison.kernels.tiles import MINIMUM, Tiling
 
-ABI = 4  # must equal kAbi in cpu/isa.h
+ABI = 5  # must equal kAbi in cpu/isa.h
 FILE = "cpu/libjettison_kernels.so"
 TYPES = {torch.float32: 0, torch.bfloat16: 1}  # types of activations; see Type in cpu/tiles.h
 POINTER, INT, INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
@@ -86,8 +86,20 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
         POINTER, INT64, INT, POINTER, INT64, POINTER, INT64,  # words, stored bits, scale, tiles
         INT64, INT64, INT64, INT, INT, INT,  # rows, columns, span, bits, type of scales, threads
     ]  # fmt: skip
+    loaded.jettison_look_up.argtypes = [
+        POINTER, INT64, POINTER, INT64, POINTER, INT64, POINTER, INT64,  # row numbers, result, tiles and zero
+        INT64, INT64, INT64, INT, INT, INT, INT,  # rows, columns, span, bits, middle, type of scales, threads
+    ]  # fmt: skip
     loaded.jettison_read.argtypes = [POINTER, INT64, INT, INT64, INT, POINTER]
     loaded.jettison_throw.argtypes = [INT, INT64, INT64, INT]
+    loaded.jettison_engine_new.argtypes = [POINTER, POINTER]
+    loaded.jettison_engine_free.argtypes, loaded.jettison_engine_free.restype = [POINTER], None
+    loaded.jettison_session_new.argtypes = [POINTER, INT64, INT, POINTER]
+    loaded.jettison_session_free.argtypes, loaded.jettison_session_free.restype = [POINTER], None
+    loaded.jettison_session_length.argtypes, loaded.jettison_session_length.restype = [POINTER], INT64
+    loaded.jettison_session_cut.argtypes, loaded.jettison_session_cut.restype = [POINTER, INT64], None
+    loaded.jettison_session_keep.argtypes = [POINTER, POINTER, INT64, POINTER, INT64]
+    loaded.jettison_forward.argtypes = [POINTER, POINTER, POINTER]
     loaded.jettison_fault.argtypes, loaded.jettison_fault.restype = [], ctypes.c_char_p
     return loaded
 
@@ -184,6 +196,29 @@ def prepared(x: torch.Tensor, tiling: Tiling, out: torch.Tensor) -> Callable[[in
             raise UsageError(f"{FAULTS[status]}. {_described(tiling, x=x, out=out)}")
 
     return run
+
+
+def look_up(rows: torch.Tensor, tiles: torch.Tensor, zero: torch.Tensor | None, tiling: Tiling) -> torch.Tensor:
+    """Dequantize rows of a weight in tiles, which must not be 2:4.
+
+    rows: (n,) int64, numbers of rows. tiles, zero: see ``ops.pack_tiles``.
+
+    Returns (n, columns) float32.
+    Raises UsageError for numbers of rows that do not exist and tensors that do not fit.
+    """
+    rows, out = rows.contiguous(), torch.empty(len(rows), tiling.columns)
+    status = _required().jettison_look_up(
+        rows.data_ptr(), len(rows), out.data_ptr(), out.nbytes, tiles.data_ptr(), tiles.nbytes,
+        None if zero is None else zero.data_ptr(), 0 if zero is None else zero.nbytes, *tiling.numbers,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    raise_thrown(status)
+    if status:
+        raise UsageError(
+            f"rows {rows[:8].tolist()}...: each must be from 0 to {tiling.rows - 1}, of a weight that is not 2:4. "
+            + _described(tiling, tiles=tiles, zero=zero)
+        )
+    return out
 
 
 def pack(packed: torch.Tensor, bits: int, scale: torch.Tensor, tiling: Tiling) -> torch.Tensor:

@@ -36,6 +36,31 @@ def dequantize(
     return grid.decode(codes, scale.float().unsqueeze(-1), zero).reshape(packed.shape[0], columns)
 
 
+def look_up(
+    rows: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    grid: Grid,
+    columns: int,
+) -> torch.Tensor:
+    """Unpack rows of a weight (see ``dequantize``), without unpacking the others.
+
+    rows: (n,) int64. Returns (n, columns) float32.
+    """
+    codes = grid.grouped(unpack(packed[rows], grid.bits, columns)).float()  # (n, groups, width)
+    if zero_point is None:
+        zero = grid.zero_code
+    elif grid.minimum:
+        zero = zero_point[rows].float().unsqueeze(-1)
+    else:  # zero points are packed along the rows, and one may lie in two words
+        bit = rows * grid.bits
+        low = zero_point[bit // 32].long() & 0xFFFFFFFF  # (n, groups)
+        high = zero_point[(bit // 32 + 1).clamp(max=len(zero_point) - 1)].long() << 32
+        zero = ((low | high) >> (bit % 32).unsqueeze(1) & 2**grid.bits - 1).float().unsqueeze(-1)
+    return grid.decode(codes, scale[rows].float().unsqueeze(-1), zero).reshape(len(rows), columns)
+
+
 def quant_linear(
     x: torch.Tensor,
     packed: torch.Tensor,

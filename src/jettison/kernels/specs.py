@@ -54,7 +54,8 @@ class ModelSpec(ctypes.Structure):
     _fields_ = [
         *((name, INT64) for name in ("hidden", "heads", "kv_heads", "head_dim", "rotary", "intermediate")),
         *((name, INT64) for name in ("vocabulary", "layers")),
-        ("embedding", POINTER), ("final_norm", POINTER), ("frequency", POINTER * 2), ("head", LinearSpec),
+        ("embedding", POINTER), ("table", LinearSpec), ("final_norm", POINTER), ("frequency", POINTER * 2),
+        ("head", LinearSpec),
         ("epsilon", FLOAT), ("attention_scale", FLOAT), ("embedding_scale", FLOAT), ("rope_scale", FLOAT * 2),
         ("gelu", INT), ("embedding_type", INT), ("layer", ctypes.POINTER(LayerSpec)),
     ]  # fmt: skip

@@ -41,7 +41,7 @@ from jettison.pipeline import depth, program
 from jettison.pipeline.applying import one_by_one
 from jettison.pipeline.extra_jobs import assign_extra, say_extra
 from jettison.pipeline.first_step import first_step
-from jettison.pipeline.jobs import Job, adjusted, assign, pick_format, say_adjusted
+from jettison.pipeline.jobs import Job, adjusted, assign, open_writer, say_adjusted, say_tied
 from jettison.pipeline.kept import before, with_kept
 from jettison.pipeline.trained import written_shards
 from jettison.pipeline.units import AnyWalk, compress_unit, replay, unties
@@ -109,8 +109,8 @@ def compress(
         with locked(out):
             own = program.find_program(source, recipe, out, seed)
     jobs += (extra := assign_extra(source, recipe, runtime))
-    writer = Writer(source, pick_format(source, jobs, runtime, format))
-    for note in filter(None, (say_adjusted(jobs), say_extra(source, extra))):
+    writer = open_writer(source, jobs, runtime, format)
+    for note in filter(None, (say_adjusted(jobs), say_extra(source, extra), say_tied(source, recipe, runtime))):
         say(f"note: {note}")
     if not (out / MANIFEST).exists():
         _check_disk(source, out, dense=any(not job.grid for job in jobs))

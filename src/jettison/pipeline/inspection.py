@@ -6,7 +6,7 @@ from typing import Any
 
 from jettison.encodings.grid import Grid
 from jettison.formats.format import format_name, format_of
-from jettison.formats.packed import read_grids
+from jettison.formats.packed import read_grids, read_reordered
 from jettison.formats.runtimes import Runtime, find_runtime, illegal, runtime_names
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
@@ -32,7 +32,8 @@ def inspect(model: str | Path) -> dict[str, Any]:
     source = ModelFolder(model)
     grids = read_grids(source)
     seen: set[str] = set()
-    matrices = [_row(source, linear, grids.get(linear.name), seen) for linear in source.anatomy]
+    stored = grids | read_reordered(source)
+    matrices = [_row(source, linear, stored.get(linear.name), seen) for linear in source.anatomy]
     total = source.checkpoint.tensor_bytes
     return {
         "model": str(source.folder),

@@ -10,6 +10,8 @@ from jettison.encodings.grid import WHOLE_ROW, Grid
 from jettison.encodings.pattern import Pattern
 from jettison.formats.format import choose_format, find_format
 from jettison.formats.runtimes import Runtime, find_runtime, fitted_grids, illegal
+from jettison.formats.tied import one_matrix
+from jettison.formats.writer import Writer
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
 from jettison.recipe import registry
@@ -25,6 +27,7 @@ class Job:
     the grid as the recipe asks for it.
     pattern: of the pruning; its sparsity is final once sparsity has been allocated.
     kept: the source has the linear packed on ``grid``, and it stays so; there are no steps.
+    tied: the linear is an embedding that shares the codes of the head; there is nothing to do for it.
     """
 
     linear: Linear
@@ -33,6 +36,7 @@ class Job:
     prune: Step | None = None
     pattern: Pattern | None = None
     kept: bool = False
+    tied: bool = False
 
     @property
     def steps(self) -> list[Step]:
@@ -67,6 +71,7 @@ def assign(source: ModelFolder, recipe: Recipe, runtime: str | None = None) -> l
     not load the result, or windows of text are longer than the model has positions for.
     """
     target = None if runtime is None else find_runtime(runtime)
+    shared, head = one_matrix(source.anatomy, recipe, target), source.anatomy.head
     for step in recipe.steps:
         _claimed(source, step)  # raises for steps that fit nothing, recover steps too
     jobs: dict[Linear, Job] = {}
@@ -78,6 +83,8 @@ def assign(source: ModelFolder, recipe: Recipe, runtime: str | None = None) -> l
             jobs[linear] = Job(linear, prune=step, pattern=step.pattern)
     for step in recipe.of("quantize"):
         claimed = _claimed(source, step)
+        if shared and head in claimed:
+            claimed = list(dict.fromkeys([source.anatomy.linears[0], *claimed]))
         if registry.find("quantize", step.method).scope == "block" and not source.anatomy.family.folds:
             raise UsageError(
                 f"{step.method} scales the inputs of linears, but families.yaml does not say where that is possible in "
@@ -88,10 +95,12 @@ def assign(source: ModelFolder, recipe: Recipe, runtime: str | None = None) -> l
             job = jobs.get(linear, Job(linear))
             if job.step:
                 raise UsageError(f"two steps claim {linear.name}: «{job.step}» and «{step}»")
-            if "embed" in linear.roles and registry.find("quantize", step.method).needs:
+            tied = shared and "embed" in linear.roles
+            if "embed" in linear.roles and not tied and registry.find("quantize", step.method).needs:
                 fit = registry.having("quantize", lambda method: not method.needs)
                 raise UsageError(f"{linear.name} is looked up, not multiplied: {fit} fit it, {step.method} does not")
-            jobs[linear] = replace(job, step=step, grid=stored_grid(source, linear, grids[linear]))
+            grid = grids[head] if tied else grids[linear]
+            jobs[linear] = replace(job, step=step, grid=stored_grid(source, linear, grid), tied=tied)
     for job in jobs.values():
         _check_together(source, job)
     check_fused(source.anatomy, jobs)
@@ -131,6 +140,14 @@ def pick_format(source: ModelFolder, jobs: Iterable[Job], runtime: str | None = 
     return chosen
 
 
+def open_writer(
+    source: ModelFolder, jobs: Iterable[Job], runtime: str | None = None, name: str | None = None
+) -> Writer:
+    """Return a writer of the result, in the format that ``pick_format`` chooses."""
+    jobs = list(jobs)
+    return Writer(source, pick_format(source, jobs, runtime, name), tied=any(job.tied for job in jobs))
+
+
 def adjusted(jobs: Iterable[Job]) -> list[Job]:
     """Return the jobs whose group size differs from the one that their step asks for."""
     return [job for job in jobs if job.step and job.grid and job.grid.group_size != job.step.grid.group_size]
@@ -145,6 +162,19 @@ def say_adjusted(jobs: Iterable[Job]) -> str:
     return "; ".join(
         f"group_size {asked} does not fit rows of {columns} weights: {groups(used)} instead in {matrices(count)}"
         for (asked, columns, used), count in sorted(counts.items())
+    )
+
+
+def say_tied(source: ModelFolder, recipe: Recipe, runtime: str | None) -> str:
+    """Return the note that a tied embedding stays in 16 bits because of the runtime; "" where that is not so."""
+    head = source.anatomy.head
+    if runtime is None or not source.anatomy.tied or head is None or (target := find_runtime(runtime)).format.tied:
+        return ""
+    if not any(step.claims(head.roles, None) for step in recipe.of("quantize")):
+        return ""
+    return (
+        f"{target.title} reads no packed matrix that is both head and embedding: the embedding is stored in 16 bits, "
+        "beside the packed head"
     )
 
 

@@ -1,6 +1,7 @@
 """Matrices of a quantized source that stay as they are packed."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from jettison.formats.dequantized import DequantizedFolder
@@ -34,13 +35,18 @@ def with_kept(source: ModelFolder, jobs: list[Job], runtime: str | None = None) 
         if len(grids) > 1:
             kept = {linear: job for linear, job in kept.items() if linear not in fused}
     result = [job for linear in source.anatomy if (job := kept.get(linear) or by_linear.get(linear))]
+    embedding, head = source.anatomy.linears[0], source.anatomy.head
+    if source.anatomy.tied and embedding in kept and head in kept:  # one matrix of the source, and of the result
+        result = [replace(job, tied=job.linear == embedding) for job in result]
     return result if runtime is None or _loads(source, result, runtime) else jobs
 
 
-def _loads(source: ModelFolder, jobs: Iterable[Job], name: str) -> bool:
+def _loads(source: ModelFolder, jobs: list[Job], name: str) -> bool:
     """Return whether a runtime loads the matrices of these jobs, in a format that Jettison writes."""
     runtime, grids = find_runtime(name), {job.linear.name: job.grid for job in jobs if job.grid}
     written = [format.name for format in runtime.formats if format.written]
+    if any(job.tied for job in jobs) and not runtime.format.tied:
+        return False
     return bool(written) and not illegal(runtime, source.anatomy, grids, choose_format(source.anatomy, grids, written))
 
 
@@ -49,5 +55,6 @@ def before(source: ModelFolder, jobs: Iterable[Job]) -> dict[str, Any]:
     if not isinstance(source, DequantizedFolder):
         return {}
     kept = [job.linear.name for job in jobs if job.kept]
-    section = {"method": source.quantization.get("quant_method"), "matrices": len(source.grids), "kept": kept}
+    count = len(source.grids | source.reordered)
+    section = {"method": source.quantization.get("quant_method"), "matrices": count, "kept": kept}
     return {"quantized_before": section}

@@ -100,7 +100,9 @@ def _recover(
     linears = [linear for linear in source.anatomy if step.where.matches(linear.roles, linear.block)]
     linears = [linear for linear in linears if "embed" not in linear.roles]
     adapted = [linear for linear in linears if linear.layout != "conv2d"]
-    quantized = [linear for linear in source.anatomy if linear.name in grids and "embed" not in linear.roles]
+    shared = {source.anatomy.linears[0], source.anatomy.head} if source.anatomy.tied else set()  # scales stay
+    quantized = [linear for linear in source.anatomy if linear.name in grids and linear not in shared]
+    quantized = [linear for linear in quantized if "embed" not in linear.roles]
     dense = _dense_names(source, linears, grids) if "weights" in options["train"] else []
     empty = {"lora": not adapted, "scales": not quantized, "weights": not dense}
     if not linears or any(empty.get(kind) for kind in options["train"]):

@@ -7,7 +7,7 @@ from typing import Any
 from jettison.core.files import size_of
 from jettison.encodings.grid import Grid
 from jettison.formats.format import format_of
-from jettison.formats.packed import read_grids
+from jettison.formats.packed import read_grids, read_reordered
 from jettison.formats.peft import adapter_bytes
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
@@ -27,7 +27,7 @@ def measure_size(folder: str | Path) -> dict[str, Any]:
     source = ModelFolder(folder)
     adapter = adapter_bytes(source.folder)
     linears = [linear for linear in source.anatomy if "embed" not in linear.roles]
-    grids = read_grids(source)
+    grids = read_grids(source) | read_reordered(source)
     bits = 8 * sum(_stored_bytes(source, linear, grids.get(linear.name)) for linear in linears)
     weights = sum(linear.weights for linear in linears)
     files = source.checkpoint.file_bytes + size_of(source.folder.glob("adapter/*.safetensors"))

@@ -26,7 +26,6 @@ from jettison.domains.text.synthesize import BATCH as WRITTEN_AT_ONCE
 from jettison.domains.text.synthesize import write_batch
 from jettison.domains.vision.data import open_images
 from jettison.encodings.quantized import QuantizedWeight
-from jettison.formats.writer import Writer
 from jettison.graph.dense import compute_device, load_dense, stored_dtype, training_dtype
 from jettison.graph.folder import ModelFolder
 from jettison.graph.modules import PackedLinear
@@ -34,7 +33,7 @@ from jettison.graph.skeleton import run_model
 from jettison.graph.whole import WholeWalk
 from jettison.numerics.ranges import find_range
 from jettison.pipeline.applying import apply_methods
-from jettison.pipeline.jobs import Job, pick_format
+from jettison.pipeline.jobs import Job, open_writer
 from jettison.pipeline.units import AnyWalk, compress_unit
 from jettison.recipe.recipe import Step
 from jettison.recipe.registry import find
@@ -79,7 +78,7 @@ def timed() -> Iterator[Trial]:
 def try_block(source: ModelFolder, jobs: list[Job], block: int | None, walk: AnyWalk | None) -> Trial:
     """Compress one block into a scratch folder; with None, the linears outside the blocks."""
     with TemporaryDirectory() as scratch, timed() as trial:
-        compress_unit(Writer(source, pick_format(source, jobs)), jobs, block, walk, Path(scratch))
+        compress_unit(open_writer(source, jobs), jobs, block, walk, Path(scratch))
     return trial
 
 

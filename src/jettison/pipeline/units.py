@@ -40,7 +40,7 @@ def compress_unit(
     Raises JettisonError if the shard reads back differently.
     """
     source, blocks = writer.source, writer.source.anatomy.blocks
-    unit_jobs = [job for job in jobs if job.linear.block == block]
+    unit_jobs = [job for job in jobs if job.linear.block == block and not job.tied]
     applied, error = _compress_block(writer, unit_jobs, block, walk, pool)
     file = out / source.layout.shard((blocks if block is None else block) + 1, blocks + 1)
     file.parent.mkdir(exist_ok=True)
@@ -151,4 +151,6 @@ def _install(module: torch.nn.Module, prefix: str, parameter: str, value: torch.
 
 def unties(source: ModelFolder, jobs: list[Job]) -> bool:
     """Return whether the result needs separate tensors for a head and an embedding that the source ties."""
+    if any(job.tied for job in jobs):
+        return False
     return source.anatomy.tied and any({"head", "embed"} & set(job.linear.roles) for job in jobs)

@@ -23,7 +23,7 @@ from jettison.formats.dequantized import open_source
 from jettison.formats.format import format_of
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest
-from jettison.formats.packed import read_grids
+from jettison.formats.packed import read_grids, read_reordered
 from jettison.formats.peft import FOLDER as ADAPTER
 from jettison.graph.checkpoint import Checkpoint
 from jettison.graph.dense import require_memory
@@ -127,7 +127,7 @@ def _hashes(target: Folder) -> str:
 
 def _shapes(target: Folder) -> str:
     """Check that every tensor that the config asks for exists and has the right shape."""
-    source, grids = target.source, read_grids(target.source)
+    source, grids = target.source, read_grids(target.source) | read_reordered(target.source)
     expected = {name: tuple(parameter.shape) for name, parameter in source.skeleton.named_parameters()}
     for linear in source.anatomy:
         if linear.name in grids:

@@ -17,6 +17,7 @@ from jettison.devices.device import Device
 from jettison.devices.roofline import Cost, Operator, step_cost
 from jettison.encodings.grid import Grid
 from jettison.formats.runtimes import Runtime, fitted
+from jettison.formats.tied import one_matrix
 from jettison.graph.anatomy import Linear
 from jettison.graph.shape import ModelShape
 from jettison.planning.groups import Choice, Unit, find_units
@@ -157,20 +158,22 @@ def stored_bits(unit: Unit, choice: Choice) -> float:
 def operators(shape: ModelShape, recipe: Recipe, setting: Setting) -> list[Operator]:
     """Return all operators of a step: those of the units, and those that no choice of bits changes."""
     units, listed = find_units(shape.anatomy), []
+    shared = one_matrix(shape.anatomy, recipe, setting.runtime)
     for unit, choice in planned_all(units, recipe, setting.runtime, setting.semi_structured).items():
         if unit.block not in setting.dropped:
             rank_of = {(linear.roles, linear.block): adapter_rank(linear, recipe) for linear in unit.kinds}
             ranks = [rank_of[linear.roles, linear.block] for linear in unit.linears]
-            listed += unit_operators(shape, unit, choice, setting, ranks)
+            listed += unit_operators(shape, unit, choice, setting, ranks, shared)
     return listed + fixed_operators(shape, units, setting)
 
 
 def unit_operators(
-    shape: ModelShape, unit: Unit, choice: Choice, setting: Setting, ranks: Sequence[int] = ()
+    shape: ModelShape, unit: Unit, choice: Choice, setting: Setting, ranks: Sequence[int] = (), shared: bool = False
 ) -> Iterator[Operator]:
     """Yield the operator of a unit, and the one of its LoRA adapters if it has any.
 
     ranks: rank of the LoRA adapter of every linear of the unit; empty means ``choice.rank`` for all of them.
+    shared: whether the packed head is the embedding too; its bytes are counted with the head.
     """
     tokens = setting.batch * (1 if unit.role == "head" else setting.rows)  # of a prompt, only the last token needs it
     rows, used, passes = sum(linear.rows for linear in unit.linears), 1.0, 1.0
@@ -181,7 +184,8 @@ def unit_operators(
     size = unit.weights * stored_bits(unit, choice) / 8  # bytes
     if unit.role == "embed":
         row = ACTIVATION_BYTES * unit.columns * tokens
-        yield Operator(unit.name, unit.role, stored=size, moved=2 * row)  # one row per token is read and written
+        stored = 0.0 if shared else size
+        yield Operator(unit.name, unit.role, stored, moved=2 * row)  # one row per token is read and written
         return
     through = ACTIVATION_BYTES * tokens * passes  # bytes per column of the activations
     # A tied head in 16 bits is the embedding, whose bytes are counted there.

@@ -123,7 +123,7 @@ def _compression(source: ModelFolder, recipe: Recipe, jobs: list[Job]) -> dict[s
         tried = trial.try_block(source, jobs, blocks[len(blocks) // 2], walk)
         seconds += tried.seconds * len(blocks)
         memory = max(memory, tried.memory)
-    outside = [job for job in jobs if job.linear.block is None]
+    outside = [job for job in jobs if job.linear.block is None and not job.tied]
     if sum(linear.weights for linear in source.anatomy if linear.block is None) <= FEW:
         tried = trial.try_block(source, jobs, None, walk)
         seconds, memory = seconds + tried.seconds, max(memory, tried.memory)

@@ -101,11 +101,12 @@ def _units(anatomy: Anatomy) -> tuple[Unit, ...]:
     return tuple(units)
 
 
-def tie(units: list[Unit], runtime: Runtime | None) -> list[tuple[Unit, ...]]:
+def tie(units: list[Unit], runtime: Runtime | None, shared: bool = False) -> list[tuple[Unit, ...]]:
     """Group the units that must share their choice.
 
     These are units of one role in one block, which a recipe cannot tell apart (in a model that is read generically),
     and experts, where a runtime needs one grid for all experts of a block or of the model.
+    shared: whether head and embedding are one packed matrix, see ``formats.tied``.
     """
     share = "fused" if runtime is None else runtime.format.share
     groups: dict[tuple, list[Unit]] = {}
@@ -113,6 +114,8 @@ def tie(units: list[Unit], runtime: Runtime | None) -> list[tuple[Unit, ...]]:
         key = (unit.role, unit.block)
         if share != "fused" and unit.experts:
             key = ("experts", unit.block if share == "block" else None)
+        if shared and unit.role in ("embed", "head"):
+            key = ("tied", None)
         groups.setdefault(key, []).append(unit)
     return list(map(tuple, groups.values()))
 
@@ -124,12 +127,14 @@ def choices(
     group_sizes: Iterable[int] = GROUP_SIZES,
     recovery: bool = False,
     runtime: Runtime | None = None,
+    shared: bool = False,
 ) -> list[Choice]:
     """Return the choices that are open to a unit; 16 bits if no other is possible.
 
-    The embedding always stays unquantized: it is looked up and not multiplied.
+    The embedding stays unquantized: it is looked up and not multiplied.
     group_sizes: group sizes to try; one that does not divide a row is replaced, see ``runtimes.fitted``.
     recovery: whether to offer 2 bits with a LoRA adapter too.
+    shared: whether the embedding shares the head's packed matrix, and so its choices.
     runtime: offer only grids that this runtime loads. For bits that it loads in none of ``group_sizes``, offer the
         group sizes that it does load.
     """
@@ -138,7 +143,7 @@ def choices(
         fitted(UniformGrid(width, size), unit.linears, runtime): None for width in bits if width != 16 for size in sizes
     }
     quantized = [Choice(grid.bits, grid.group_size) for grid in grids]
-    if unit.role == "embed":
+    if unit.role == "embed" and not shared:
         quantized = []
     elif runtime is not None:
         quantized = _loadable(unit, family, bits, list(grids), runtime)

@@ -97,7 +97,8 @@ def role_rows(plan: Plan) -> list[dict[str, Any]]:
             unit.role,
             {"role": unit.role, "choices": defaultdict(int), "weights": 0, "bytes": 0.0, "time": 0.0, "loss": 0.0},
         )
-        cost = list(unit_operators(plan.shape, unit, choice, plan.setting))
+        # A plan packs an embedding only where it shares the head's matrix, whose bytes are counted there.
+        cost = list(unit_operators(plan.shape, unit, choice, plan.setting, shared=choice.grid is not None))
         row["choices"][str(choice)] += 1
         row["weights"] += unit.weights
         row["bytes"] += sum(operator.stored for operator in cost)

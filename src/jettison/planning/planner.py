@@ -177,15 +177,17 @@ def make_plan(
         raise UsageError(f"{shape.name} is a shape without weights: {what} needs them, 'prior' does not")
     family, sizes = shape.anatomy.family, list(group_sizes)
     units = find_units(shape.anatomy)
-    groups = tie(units, loader)
-    open_to = {unit: choices(unit, family, bits, sizes, recovery, loader) for unit in units}
+    shared = shape.anatomy.tied and loader is not None and loader.format.tied
+    groups = tie(units, loader, shared)
+    open_to = {unit: choices(unit, family, bits, sizes, recovery, loader, shared) for unit in units}
     options = [  # per group the choices that are open to all of its units
         [choice for choice in open_to[group[0]] if all(choice in open_to[unit] for unit in group)] or [Choice(16)]
         for group in groups
     ]
 
     def cost_of(unit: Unit, choice: Choice) -> np.ndarray:
-        cost = step_cost(unit_operators(shape, unit, choice, setting), target)
+        packed = choice.grid is not None  # an embedding is packed only where it is shared
+        cost = step_cost(unit_operators(shape, unit, choice, setting, shared=packed), target)
         return np.array((cost.seconds, cost.memory))
 
     rest = step_cost(fixed_operators(shape, units, setting), target)
@@ -240,6 +242,7 @@ Losses = Callable[[Unit, Choice], float]
 def _losses(shape: ModelShape, open_to: dict[Unit, list[Choice]], kind: str) -> tuple[Losses, str]:
     """Return the function that gives the expected loss of a unit under a choice, and the source of these losses."""
     blocks = shape.anatomy.blocks
+    head = next((unit for unit in open_to if unit.role == "head"), None)
     table: dict[str, dict] = {}
     if kind != "prior":
         parts = {unit.name: unit.linears for unit in open_to if unit.role != "embed"}
@@ -252,6 +255,8 @@ def _losses(shape: ModelShape, open_to: dict[Unit, list[Choice]], kind: str) -> 
     def loss(unit: Unit, choice: Choice) -> float:
         if choice.grid is None:
             return 0.0
+        if unit.role == "embed":  # it shares the head's codes, and no figures for embeddings are known
+            unit = head
         depth = None if unit.block is None else unit.block / max(1, blocks - 1)
         full = table.get(unit.name, {}).get(choice.grid)
         full = prior_loss(unit.role, depth, blocks, choice.grid, unit.columns) if full is None else full

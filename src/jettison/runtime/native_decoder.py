@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from jettison.core.errors import JettisonError, UsageError
-from jettison.graph.modules import Adapted, PackedLinear, TiledLinear
+from jettison.graph.modules import Adapted, PackedEmbedding, PackedLinear, QuantizedLinear
 from jettison.kernels import native
 from jettison.kernels.specs import (
     EXPERT,
@@ -85,11 +85,7 @@ class NativeDecoder:
         spec.heads, spec.kv_heads = config.num_attention_heads, config.num_key_value_heads
         spec.head_dim, spec.intermediate = attention.head_dim, config.intermediate_size
         self._rope(spec, core.rotary_emb, config)
-        embedding = core.embed_tokens.weight
-        _require(embedding.dtype in (torch.float32, torch.bfloat16), f"its embedding is of type {embedding.dtype}")
-        spec.embedding, spec.embedding_type = self._keep(embedding.detach()), int(embedding.dtype == torch.bfloat16)
-        scale = getattr(core.embed_tokens, "embed_scale", None)
-        spec.embedding_scale = 1.0 if scale is None else float(scale.to(embedding.dtype))
+        self._embedding(spec, core.embed_tokens)
         spec.final_norm, spec.head = self._norm(core.norm), self._linear(head)
         spec.epsilon, spec.attention_scale = config.rms_norm_eps, attention.scaling
         activation = getattr(config, "hidden_activation", None) or config.hidden_act
@@ -99,7 +95,7 @@ class NativeDecoder:
             _require(getattr(config, name, None) is None, f"it has a {name}")
         self.vocabulary, self.limit = config.vocab_size, config.max_position_embeddings
         self.layers = len(core.layers)
-        self._library = _declared(native.library())
+        self._library = native.library()
         handle = POINTER()
         status = self._library.jettison_engine_new(ctypes.byref(spec), ctypes.byref(handle))
         native.raise_thrown(status)
@@ -163,6 +159,16 @@ class NativeDecoder:
                 + ("" if parents is None else f", and parents must be earlier rows: {list(parents)[:8]}...")
             )
         return logits
+
+    def _embedding(self, spec: ModelSpec, embedding: nn.Module) -> None:
+        if isinstance(embedding, PackedEmbedding):  # its rows are those of the packed head
+            spec.table, dtype = self._packed(embedding.head, sparse=False), embedding.dtype
+        else:
+            weight, dtype = embedding.weight, embedding.weight.dtype
+            _require(dtype in (torch.float32, torch.bfloat16), f"its embedding is of type {dtype}")
+            spec.embedding, spec.embedding_type = self._keep(weight.detach()), int(dtype == torch.bfloat16)
+        scale = getattr(embedding, "embed_scale", None)
+        spec.embedding_scale = 1.0 if scale is None else float(scale.to(dtype))
 
     def _fill(self, layer: LayerSpec, block: nn.Module, config) -> None:
         attention, mlp = block.self_attn, block.mlp
@@ -228,28 +234,26 @@ class NativeDecoder:
         return self._keep(1.0 + weight if type(norm).__name__.startswith("Gemma") else weight)
 
     def _linear(self, module: nn.Module) -> LinearSpec:
-        spec, module = LinearSpec(), self._stand_ins.get(id(module), module)
+        module = self._stand_ins.get(id(module), module)
         if isinstance(module, Adapted):
             a, b = module.lora_a.detach().float(), module.lora_b.detach().float().T
             spec = self._linear(module.base)
             spec.lora_a, spec.lora_b, spec.rank, spec.scaling = self._keep(a), self._keep(b), len(a), module.scaling
             return spec
-        spec.rows, spec.columns = module.out_features, module.in_features
-        bias = module.bias
-        spec.bias = None if bias is None else self._keep(bias.detach().float())
-        if isinstance(module, PackedLinear):
-            tiled = module.tiled()
-            _require(tiled is not None, f"the kernels do not support {module.grid}")
-            module = tiled
-        if isinstance(module, TiledLinear):
-            spec.tiles, spec.tiles_bytes = self._keep(module.tiles), module.tiles.nbytes
-            if module.tile_zero is not None:
-                spec.zero, spec.zero_bytes = self._keep(module.tile_zero), module.tile_zero.nbytes
-            _, _, spec.span, spec.bits, spec.middle, spec.scale_type = module.tiling.numbers
-            return spec
-        dense = self._dense(module.weight)
-        dense.bias = spec.bias
-        return dense
+        packed = isinstance(module, QuantizedLinear)
+        weight = self._packed(module) if packed else self._dense(module.weight)
+        weight.bias = None if module.bias is None else self._keep(module.bias.detach().float())
+        return weight
+
+    def _packed(self, module: QuantizedLinear, sparse: bool = True) -> LinearSpec:
+        tiled = module.tiled(sparse) if isinstance(module, PackedLinear) else module
+        _require(tiled is not None, f"the kernels do not support {module.grid}")
+        spec = LinearSpec(rows=tiled.out_features, columns=tiled.in_features)
+        spec.tiles, spec.tiles_bytes = self._keep(tiled.tiles), tiled.tiles.nbytes
+        if tiled.tile_zero is not None:
+            spec.zero, spec.zero_bytes = self._keep(tiled.tile_zero), tiled.tile_zero.nbytes
+        _, _, spec.span, spec.bits, spec.middle, spec.scale_type = tiled.tiling.numbers
+        return spec
 
     def _dense(self, weight: torch.Tensor) -> LinearSpec:
         spec, weight = LinearSpec(), weight.detach()
@@ -335,16 +339,3 @@ class Session:
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise Unsupported(otherwise)
-
-
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Declare the argument types of the decoder's C functions."""
-    library.jettison_engine_new.argtypes = [POINTER, POINTER]
-    library.jettison_engine_free.argtypes, library.jettison_engine_free.restype = [POINTER], None
-    library.jettison_session_new.argtypes = [POINTER, INT64, INT, POINTER]
-    library.jettison_session_free.argtypes, library.jettison_session_free.restype = [POINTER], None
-    library.jettison_session_length.argtypes, library.jettison_session_length.restype = [POINTER], INT64
-    library.jettison_session_cut.argtypes, library.jettison_session_cut.restype = [POINTER, INT64], None
-    library.jettison_session_keep.argtypes = [POINTER, POINTER, INT64, POINTER, INT64]
-    library.jettison_forward.argtypes = [POINTER, POINTER, POINTER]
-    return library

@@ -15,7 +15,7 @@ from jettison.encodings.uniform import UniformGrid
 from jettison.formats.tiled import read_linears, write_tiled
 from jettison.graph.anatomy import Linear
 from jettison.graph.folder import ModelFolder
-from jettison.graph.modules import Adapted, PackedLinear, QuantizedLinear, dense_weight
+from jettison.graph.modules import Adapted, PackedEmbedding, PackedLinear, QuantizedLinear, dense_weight
 from jettison.kernels.tiles import LAYOUT
 from jettison.recipe.registry import default_method, find
 from jettison.runtime.speculative.draft import View
@@ -62,7 +62,7 @@ def _base(model: nn.Module, linear: Linear) -> nn.Module:
 
 def _has_more_bits(model: nn.Module, linear: Linear, view: View) -> bool:
     module = _base(model, linear)
-    return not isinstance(module, nn.Embedding) and (
+    return not isinstance(module, nn.Embedding | PackedEmbedding) and (
         not isinstance(module, QuantizedLinear) or module.grid.bits > view.bits
     )
 

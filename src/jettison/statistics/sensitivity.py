@@ -256,7 +256,7 @@ class Bench:
 
     def __init__(self, source: ModelFolder, windows: torch.Tensor, method: str, statistics: torch.Tensor | None = None):
         self.model = load_dense(source, torch.float32).to(compute_device()).eval()
-        self.method, self.windows = method, windows
+        self.method, self.windows, self._head = method, windows, source.anatomy.head
         self._stats: dict[str, Stats] = {}
         self._weights: dict[tuple[str, Tried], torch.Tensor] = {}
         if _find_method(method).needs:
@@ -274,6 +274,8 @@ class Bench:
 
     def quantized(self, linear: Linear, grid: Tried) -> torch.Tensor:
         """Return the weight of a linear on a grid, dequantized, or pruned to a pattern: (out, in) float32. Cached."""
+        if "embed" in linear.roles and self._head is not None:  # it has the codes of the head, which it is tied to
+            linear = self._head
         key = (linear.name, grid)
         if key not in self._weights:
             weight = dense_weight(self.model.get_submodule(linear.name), linear)

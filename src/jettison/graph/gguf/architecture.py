@@ -37,6 +37,14 @@ class Architecture:
     also: Sequence[str] = ()
     beside: Mapping[str, str] = field(default_factory=dict)
     computed: Mapping[str, str] = field(default_factory=dict)
+    bare: Sequence[str] = ()
+    yarn: Mapping[str, Any] = field(default_factory=dict)
+    mixture_of: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name that files give it, which begins the keys of their metadata."""
+        return self.mixture_of or self.name
 
     def module(self, tensor: str) -> str | None:
         """Return the module of a tensor, both without .weight or .bias; * stands for an expert. None if unknown."""
@@ -54,17 +62,19 @@ def architectures() -> dict[str, Architecture]:
 
 def find_architecture(file: GgufFile) -> Architecture:
     """Return the architecture of a file. Raises UsageError for one that has no row."""
-    name = file.metadata.get("general.architecture")
-    if name not in architectures():
-        raise unknown("architecture", name, architectures(), f" of {file.path}")
-    return architectures()[name]
+    name, rows = file.metadata.get("general.architecture"), architectures()
+    known = [row.name for row in rows.values() if not row.mixture_of]
+    if name not in known:
+        raise unknown("architecture", name, known, f" of {file.path}")
+    mixture = next((row for row in rows.values() if row.mixture_of == name), None)
+    return mixture if mixture and file.metadata.get(f"{name}.expert_count") else rows[name]
 
 
 class Keys:
     """The metadata of an architecture, by keys without its name. Every number is checked when it is asked for."""
 
     def __init__(self, file: GgufFile, architecture: Architecture):
-        self.metadata, self.prefix, self.where = file.metadata, architecture.name, file.path
+        self.metadata, self.prefix, self.where = file.metadata, architecture.key, file.path
 
     def get(self, key: str) -> Any:
         """Return a value, or None. Raises UsageError for an array, such as one number per block."""
@@ -109,7 +119,7 @@ def read_config(file: GgufFile, tensors: Mapping[str, str], architecture: Archit
     for name, alternatives in architecture.config.items():
         value = next((value for option in alternatives if (value := keys.term(option)) is not None), None)
         if value is None and None not in alternatives:
-            raise UsageError(f"{file.path} has no {architecture.name}.{alternatives[0]}, which gives {name}")
+            raise UsageError(f"{file.path} has no {architecture.key}.{alternatives[0]}, which gives {name}")
         config[name] = value
     for name, tensor in architecture.biases.items():
         config[name] = f"blk.0.{tensor}.bias" in tensors
@@ -117,7 +127,7 @@ def read_config(file: GgufFile, tensors: Mapping[str, str], architecture: Archit
         config |= values.get(config[name], {})
     config["tie_word_embeddings"] = "output.weight" not in tensors
     config["vocab_size"] = _vocabulary(file, tensors)
-    config |= _rope(file, tensors, keys, config)
+    config |= _rope(file, tensors, keys, config, architecture.yarn)
     for name in ("bos", "eos", "padding"):
         token = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         config[f"{name.removesuffix('ding')}_token_id"] = token if type(token) is int else None
@@ -144,8 +154,10 @@ def _dtype(tensors: Mapping[str, str]) -> str:
     return "float16" if "F16" in kinds and kinds <= {"F16", "F32"} else "bfloat16"
 
 
-def _rope(file: GgufFile, tensors: Mapping[str, str], keys: Keys, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the field rope_scaling, if positions are scaled."""
+def _rope(
+    file: GgufFile, tensors: Mapping[str, str], keys: Keys, config: Mapping[str, Any], yarn: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the field rope_scaling, if positions are scaled. yarn: what a scaling by YaRN has besides."""
     width, rotary = config.get("head_dim"), keys.get("rope.dimension_count")
     if width and rotary not in (None, width):
         raise UsageError(f"{file.path}: positions rotate {shown(rotary)} of {width} dimensions; only all can be read")
@@ -159,6 +171,7 @@ def _rope(file: GgufFile, tensors: Mapping[str, str], keys: Keys, config: Mappin
     scaling = {"rope_type": kind, "factor": factor}
     if kind == "yarn":
         scaling["original_max_position_embeddings"] = keys.number("rope.scaling.original_context_length")
+        scaling |= yarn
     return {"rope_scaling": scaling}
 
 

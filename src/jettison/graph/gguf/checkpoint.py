@@ -63,7 +63,8 @@ class GgufCheckpoint:
                         f"{file.path}: {shown(tensor)} is no tensor of {self.architecture.name} that can be read"
                     )
                 if "*" not in module:
-                    yield f"{module}.{part}", Place(file, tensor, None)
+                    bare = base.rpartition(".")[2] in self.architecture.bare
+                    yield module if bare else f"{module}.{part}", Place(file, tensor, None)
                     continue
                 for expert in range(stored.shape[0]):
                     yield f"{module.replace('*', str(expert))}.{part}", Place(file, tensor, expert)

@@ -6,7 +6,7 @@ format cannot hold is refused before anything is written, and not lost.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ IGNORED = {
 IGNORED_ENDS = ("_dropout", "_pdrop", "dropout")
 IGNORED_STARTS = ("summary_", "task_")
 CLOSE = 1e-6  # relative tolerance of numbers, which the file stores as float32
+YARN = {"beta_fast": 32, "beta_slow": 1}  # of every model that is scaled by YaRN and states nothing else
 SCALED = {"linear": ("factor",), "yarn": ("factor", "original_max_position_embeddings")}
 SCALING_KEYS = {"factor": "factor", "original_max_position_embeddings": "original_context_length"}
 
@@ -45,6 +46,7 @@ class FileTensor:
     part: weight or bias. shape: in the file.
     heads: how many the rows belong to, if they are in another order for the rotary positions; else None.
     offset: what the file adds. transposed: whether the model stores the matrix as (in, out).
+    bare: whether ``modules`` are names of parameters.
     """
 
     name: str
@@ -54,6 +56,11 @@ class FileTensor:
     heads: int | None = None
     offset: float = 0.0
     transposed: bool = False
+    bare: bool = False
+
+    def parameter(self, module: str) -> str:
+        """Return the name of the parameter of one of its modules."""
+        return module if self.bare else f"{module}.{self.part}"
 
     @property
     def stacked(self) -> bool:
@@ -132,17 +139,17 @@ def _keys(config: Any, row: Architecture, where: str) -> Iterator[tuple[str, Any
             raise UsageError(f"{where} has no {name}, which a GGUF file must state")
         if value is not None and key not in seen and isinstance(value, bool | int | float):
             seen.add(key)
-            yield f"{row.name}.{key}", value
+            yield f"{row.key}.{key}", value
     for key, name in row.beside.items():
         if (value := _value(config, name, row)) is not None:
-            yield f"{row.name}.{key}", value
+            yield f"{row.key}.{key}", value
     rules = _rules(config)
     if (kind := rules.get("rope_type", "default")) in SCALED:
-        yield f"{row.name}.rope.scaling.type", kind
+        yield f"{row.key}.rope.scaling.type", kind
         for name in SCALED[kind]:
             if rules.get(name) is not None:
                 value = float(rules[name]) if name == "factor" else rules[name]
-                yield f"{row.name}.rope.scaling.{SCALING_KEYS[name]}", value
+                yield f"{row.key}.rope.scaling.{SCALING_KEYS[name]}", value
 
 
 def _parts(source: "ModelFolder", row: Architecture, metadata: Mapping[str, Any]) -> Iterator[FileTensor]:
@@ -156,32 +163,32 @@ def _parts(source: "ModelFolder", row: Architecture, metadata: Mapping[str, Any]
             if module is None or template.startswith("blk.") == (block is None):
                 continue
             filled = lambda text, block=block: text.replace("*", str(block), 1)
-            for part in ("weight", "bias"):
-                names = _modules(filled(module), part, shapes)
-                for name in names:
-                    left.pop(f"{name}.{part}", None)
+            short = template.removeprefix("blk.*.")
+            bare = short in row.bare
+            for part in ("weight",) if bare else ("weight", "bias"):
+                names = _modules(filled(module), "" if bare else f".{part}", shapes)
                 if names:
-                    short = template.removeprefix("blk.*.")
-                    shape, transposed = shapes[f"{names[0]}.{part}"], part == "weight" and short in row.transposed
+                    one = FileTensor(f"{filled(template)}.{part}", names, part, (), bare=bare)
+                    shape = shapes[one.parameter(names[0])]
+                    for name in names:
+                        left.pop(one.parameter(name), None)
+                    transposed = part == "weight" and short in row.transposed
                     shape = shape[::-1] if transposed else shape
                     key = row.permuted.get(short)
+                    heads = key and (metadata.get(f"{row.key}.{key}") or metadata[f"{row.key}.attention.head_count"])
                     offset = row.offset if short.endswith("norm") and part == "weight" else 0.0
-                    yield FileTensor(
-                        f"{filled(template)}.{part}", names, part,
-                        (len(names), *shape) if "*" in filled(module) else shape,
-                        key and (metadata.get(f"{row.name}.{key}") or metadata[f"{row.name}.attention.head_count"]),
-                        offset, transposed,
-                    )  # fmt: skip
+                    shape = (len(names), *shape) if "*" in filled(module) else shape
+                    yield replace(one, shape=shape, heads=heads, offset=offset, transposed=transposed)
     if left:
         raise UsageError(
             f"{source.name} has {next(iter(left))}, for which GGUF's {row.name} has no tensor ({len(left)} such)"
         )
 
 
-def _modules(path: str, part: str, names: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the modules of a path that have a parameter; * in it stands for the number of an expert."""
+def _modules(path: str, ending: str, names: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the modules of a path for which a name with ``ending`` exists; * in it is the number of an expert."""
     result = []
-    while f"{(name := path.replace('*', str(len(result))))}.{part}" in names:
+    while f"{(name := path.replace('*', str(len(result))))}{ending}" in names:
         result.append(name)
         if "*" not in path:
             break
@@ -209,16 +216,19 @@ def _check(draft: Outline, source: "ModelFolder") -> None:
             f"which is read with {shown(value)}"
         )
     window = own.get("sliding_window")
-    if "sliding_window" not in read and window and window < draft.metadata[f"{draft.architecture.name}.context_length"]:
+    if "sliding_window" not in read and window and window < draft.metadata[f"{draft.architecture.key}.context_length"]:
         raise UsageError(
             f"{source.where}: sliding_window = {figures(window)} cannot be held by GGUF's {draft.architecture.name}"
         )
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Return whether two values of configs mean the same: floats within ``CLOSE``, entries of None left out."""
+    """Return whether two values of configs mean the same: floats within ``CLOSE``, None and defaults left out."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        one, other = ({key: value for key, value in part.items() if value is not None} for part in (one, other))
+        stated = lambda part: {
+            key: value for key, value in part.items() if value is not None and YARN.get(key) != value
+        }
+        one, other = stated(one), stated(other)
         return one.keys() == other.keys() and all(_equal(value, other[key]) for key, value in one.items())
     if isinstance(one, float) or isinstance(other, float):
         numbers = isinstance(one, int | float) and isinstance(other, int | float)

@@ -6,6 +6,7 @@
 #include "engine.h"
 #include "isa.h"
 #include "linear.h"
+#include "lookup.h"
 #include "pack.h"
 #include "pool.h"
 #include "read.h"
@@ -89,6 +90,24 @@ PUBLIC int jettison_pack(const uint32_t* words, int64_t words_bytes, int stored_
   return guarded([&] {
     parallel(w.tile_count(), 1, threads, [&](int64_t from, int64_t to) {
       pack(words, words_per_row, stored_bits, scale, w, tiles, from, to);
+    });
+    return kDone;
+  });
+}
+
+// Look up `count` rows of a weight that is not 2:4; y: (count, columns).
+PUBLIC int jettison_look_up(const int64_t* row, int64_t count, float* y, int64_t y_bytes, const uint8_t* tiles,
+                            int64_t tiles_bytes, const uint8_t* zero, int64_t zero_bytes, int64_t rows, int64_t columns,
+                            int64_t span, int bits, int middle, int scale_type, int threads) {
+  const Weight w{tiles, zero, nullptr, rows, columns, span, bits, middle, static_cast<Type>(scale_type)};
+  if (!fits(w, tiles_bytes, zero_bytes) || is_sparse(bits) || count < 0 || count > kMostCount ||
+      y_bytes != count * columns * 4)
+    return kBadSize;
+  for (int64_t i = 0; i < count; i++)
+    if (row[i] < 0 || row[i] >= rows) return kBadToken;
+  return guarded([&] {
+    parallel(count, 4, threads, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; i++) look_up(w, row[i], y + i * columns);
     });
     return kDone;
   });

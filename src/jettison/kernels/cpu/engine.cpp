@@ -15,6 +15,7 @@
 
 #include "isa.h"
 #include "linear.h"
+#include "lookup.h"
 #include "numbers.h"
 #include "pool.h"
 
@@ -89,6 +90,11 @@ bool sound(const LinearSpec& s, int64_t rows, int64_t columns) {
   return fits(weight_of(s), s.tiles_bytes, s.zero_bytes);
 }
 
+// Whether the rows of a packed matrix can be looked up.
+bool sound_table(const LinearSpec& s, int64_t rows, int64_t columns) {
+  return !is_dense(s) && !is_sparse(s.bits) && sound(s, rows, columns);
+}
+
 bool sound_mixture(const LayerSpec& layer, int64_t hidden) {
   if (layer.expert_count < 1 || !layer.experts || layer.chosen < 1 || layer.chosen > layer.expert_count ||
       !sound(layer.router, layer.expert_count, hidden) ||
@@ -108,7 +114,7 @@ bool sound(const ModelSpec& m) {
   const int64_t q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
   if (m.hidden < 1 || m.heads < 1 || m.kv_heads < 1 || m.head_dim < 1 || m.layers < 1 || m.vocabulary < 1 ||
       m.intermediate < 1 || m.heads % m.kv_heads || m.rotary < 0 || m.rotary > m.head_dim || m.rotary % 2 ||
-      !m.embedding || !m.final_norm || !sound(m.head, m.vocabulary, m.hidden))
+      !(m.embedding || sound_table(m.table, m.vocabulary, m.hidden)) || !m.final_norm || !sound(m.head, m.vocabulary, m.hidden))
     return false;
   for (int64_t l = 0; l < m.layers; l++) {
     const LayerSpec& layer = m.layer[l];
@@ -381,10 +387,13 @@ struct Work {
     q.resize(std::max<size_t>(q.size(), count * m.hidden));
     each_row([&](int64_t row) {
       const int64_t at = tokens[row] * m.hidden;
+      float* to = x.data() + row * m.hidden;
+      if (!m.embedding) look_up(weight_of(m.table), tokens[row], to);
       for (int64_t i = 0; i < m.hidden; i++) {
-        const float value = m.embedding_type == kFloat32 ? static_cast<const float*>(m.embedding)[at + i]
-                                                         : from_bfloat16(static_cast<const uint16_t*>(m.embedding)[at + i]);
-        x[row * m.hidden + i] = value * m.embedding_scale;
+        if (m.embedding)
+          to[i] = m.embedding_type == kFloat32 ? static_cast<const float*>(m.embedding)[at + i]
+                                               : from_bfloat16(static_cast<const uint16_t*>(m.embedding)[at + i]);
+        to[i] *= m.embedding_scale;
       }
     });
     angles();

@@ -47,7 +47,8 @@ struct LayerSpec {
 
 struct ModelSpec {
   int64_t hidden, heads, kv_heads, head_dim, rotary, intermediate, vocabulary, layers;
-  const void* embedding;  // (vocabulary, hidden), bfloat16 or float32
+  const void* embedding;  // (vocabulary, hidden), bfloat16 or float32; null: the rows of `table`
+  LinearSpec table;       // a packed embedding
   const float* final_norm;
   const float* frequency[2];  // two tables (rotary / 2): angles are position · frequency
   LinearSpec head;

@@ -14,7 +14,7 @@ namespace jettison {
 enum Status : int { kDone, kBadSize, kMisaligned, kOverlap, kNoMemory, kBadToken, kFull, kFailed };
 
 // Version of the interface: must grow whenever a public function, structure or status changes; see ABI in native.py.
-constexpr int kAbi = 4;
+constexpr int kAbi = 5;
 
 constexpr int64_t kMostColumns = 1 << 24, kMostRows = 1 << 28, kMostCount = 1 << 28;  // so that products fit int64
 

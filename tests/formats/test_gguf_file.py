@@ -16,7 +16,7 @@ from jettison.core.errors import JettisonError, UsageError
 from jettison.encodings.gguf_blocks import TYPES
 from jettison.encodings.gguf_k_blocks import K_TYPES
 from jettison.formats import gguf_file
-from jettison.formats.gguf_file import write_gguf
+from jettison.formats.gguf_file import refuses, write_gguf
 from jettison.formats.gguf_types import fitting_kind, pack_rows, row_bytes, unpack_rows
 from jettison.formats.packed import UnpackedFolder
 from jettison.formats.peft import read_adapters
@@ -62,6 +62,7 @@ def test_every_architecture_reads_back_as_the_same_model(family, tmp_path):
     """Our reader gives the same logits. The package reads the names and values that the converter's rules give, which
     tests/gguf_models.py has once more."""
     folder = made(family, tmp_path / "model")
+    assert refuses(ModelFolder(folder)) == []
     report = write_gguf(folder, tmp_path / "ours.gguf")
     original, read = logits(folder), logits(tmp_path / "ours.gguf")
     if family.startswith("gemma"):  # the file adds 1 to norms, which rounds them
@@ -251,8 +252,10 @@ def test_a_tokenizer_that_would_give_other_tokens_is_refused(tmp_path):
     ],
 )
 def test_what_the_file_cannot_hold_is_refused_before_anything_is_written(family, changes, reason, tmp_path):
+    folder = made(family, tmp_path / "model", **changes)
     with pytest.raises(UsageError, match=reason):
-        write_gguf(made(family, tmp_path / "model", **changes), tmp_path / "model.gguf")
+        write_gguf(folder, tmp_path / "model.gguf")
+    assert len(refuses(ModelFolder(folder))) == 1
     assert not list(tmp_path.glob("*.gguf")) and not list(tmp_path.glob(".*"))
 
 

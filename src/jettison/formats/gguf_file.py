@@ -62,6 +62,16 @@ class Plan:
     asked: dict[str, str] = field(default_factory=dict)
 
 
+def refuses(source: ModelFolder) -> list[str]:
+    """List the reasons why a model cannot be written as GGUF, one line each; empty if it can. No weights are read."""
+    try:
+        require_gguf()
+        describe_tokenizer(source, outline(source, Path(f"{source.folder.name}{SUFFIX}")))
+    except UsageError as error:
+        return [str(error)]
+    return []
+
+
 def write_gguf(
     source: ModelFolder | str | Path, path: Path, kind: str | None = None, statistics: Statistics | None = None
 ) -> dict[str, Any]:

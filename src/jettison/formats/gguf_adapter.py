@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jettison.core.errors import JettisonError
 from jettison.core.files import write_atomic
 from jettison.formats.gguf_writer import add_info, begin, in_file_order, open_writer
 from jettison.formats.peft import LoRA, read_adapters
@@ -26,13 +25,11 @@ def write_adapter_file(source: ModelFolder, draft: Outline, path: Path) -> None:
     draft: of the model's file, which says how its tensors are called and ordered.
     Raises JettisonError for an adapter that cannot be read, or is for a module that the file does not hold.
     """
-    adapters = {adapter.name: adapter for adapter in read_adapters(source.folder)}
+    weights = [part for part in draft.parts if part.part == "weight"]
+    modules = {name for part in weights for name in part.modules}
+    adapters = {adapter.name: adapter for adapter in read_adapters(source.folder, modules)}
     first = next(iter(adapters.values()))
     alpha = first.scaling * first.rank
-    weights = [part for part in draft.parts if part.part == "weight"]
-    left = adapters.keys() - {name for part in weights for name in part.modules}
-    if left:
-        raise JettisonError(f"the adapter of {source.folder} is for {min(left)}, for which its GGUF file has no tensor")
     adapted = [part for part in weights if adapters.keys() & set(part.modules)]
     tensors = {
         f"{part.name}.lora_{half}": value

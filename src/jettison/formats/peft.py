@@ -6,7 +6,7 @@ An adapter is read by PEFT's own rules, or refused.
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,12 +99,13 @@ class LoRA(NamedTuple):
     scaling: float
 
 
-def read_adapters(folder: Path) -> Iterator[LoRA]:
+def read_adapters(folder: Path, modules: Collection[str]) -> Iterator[LoRA]:
     """Yield the LoRA adapters of ``folder``/adapter.
 
+    modules: the names of the model's modules.
     PEFT's rules apply for scaling (rsLoRA, rank and alpha patterns) and for the choice of modules.
-    Raises JettisonError, which names the field or the tensor, for an adapter that uses other features of PEFT, or
-    records another base.
+    Raises JettisonError, which names the field or the tensor, for an adapter that uses other features of PEFT, is for
+    another module, or records another base.
     """
     path = folder / FOLDER
     tensors, config = Checkpoint(path, [path / TENSORS]), _read_config(path / CONFIG)
@@ -115,6 +116,8 @@ def read_adapters(folder: Path) -> Iterator[LoRA]:
             "recover that folder again, or load it without its adapter"
         )
     for name in _adapted_modules(tensors, path / TENSORS):
+        if name not in modules:
+            raise JettisonError(f"{path} is for a module {name}, which the model does not have")
         a, b = (tensors.read(f"{PREFIX}{name}.lora_{part}.weight") for part in "AB")
         try:
             rank, scaling = _scaling(config, name)
@@ -132,13 +135,10 @@ def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
     Returns the model, which is changed in place.
     Raises JettisonError as ``read_adapters`` does, and for an adapter that does not fit the model.
     """
-    path = folder / FOLDER
-    for name, a, b, rank, scaling in read_adapters(folder):
-        try:
-            base = model.get_submodule(name)
-        except AttributeError:
-            raise JettisonError(f"{path} is for a module {name}, which the model does not have") from None
-        _check_fit(path, name, base, rank, a, b)
+    modules = {name for name, _ in model.named_modules()}
+    for name, a, b, rank, scaling in read_adapters(folder, modules):
+        base = model.get_submodule(name)
+        _check_fit(folder / FOLDER, name, base, rank, a, b)
         model.set_submodule(name, Adapted(base, a, b, scaling))
     return model
 

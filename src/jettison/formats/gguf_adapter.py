@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from jettison.core.errors import JettisonError
 from jettison.core.files import write_atomic
 from jettison.formats.gguf_writer import add_info, begin, in_file_order, open_writer
 from jettison.formats.peft import LoRA, read_adapters
@@ -29,7 +30,7 @@ def write_adapter_file(source: ModelFolder, draft: Outline, path: Path) -> None:
     modules = {name for part in weights for name in part.modules}
     adapters = {adapter.name: adapter for adapter in read_adapters(source.folder, modules)}
     first = next(iter(adapters.values()))
-    alpha = first.scaling * first.rank
+    alpha = first.scaling * first.rank or 1.0  # llama.cpp does not scale with 0
     adapted = [part for part in weights if adapters.keys() & set(part.modules)]
     tensors = {
         f"{part.name}.lora_{half}": value
@@ -61,6 +62,11 @@ def _pair(part: FileTensor, adapters: dict[str, LoRA], alpha: float) -> tuple[to
     a, b = torch.zeros(len(part.modules), rank, columns), torch.zeros(len(part.modules), rows, rank)
     for number, name in enumerate(part.modules):
         if (one := adapters.get(name)) is not None:  # experts of a smaller rank are filled up with zeros
+            if tuple(one.a.shape) != (one.rank, columns) or tuple(one.b.shape) != (rows, one.rank):
+                raise JettisonError(
+                    f"the LoRA adapter of {name} has shapes {tuple(one.a.shape)} and {tuple(one.b.shape)}; "
+                    f"{(one.rank, columns)} and {(rows, one.rank)} are needed"
+                )
             a[number, : one.rank] = one.a.float()
             b[number, :, : one.rank] = in_file_order(one.b.float() * (one.scaling * rank / alpha), part)
     return (a, b) if part.stacked else (a[0], b[0])

@@ -6,9 +6,10 @@ An adapter is read by PEFT's own rules, or refused.
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -85,14 +86,26 @@ def _targets(adapted: list[str], names: list[str]) -> list[str]:
     return sorted(chosen) if all(total[part] == chosen[part] for part in chosen) else adapted
 
 
-def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
-    """Attach the LoRA adapters of ``folder``/adapter to the linears that they were trained for.
+class LoRA(NamedTuple):
+    """The LoRA adapter of one module, whose output it adds scaling · b(a(x)) to.
 
+    a: (rank, in). b: (out, rank), both as stored. rank: the one that the config states for the module.
+    """
+
+    name: str
+    a: torch.Tensor
+    b: torch.Tensor
+    rank: int
+    scaling: float
+
+
+def read_adapters(folder: Path, modules: Collection[str]) -> Iterator[LoRA]:
+    """Yield the LoRA adapters of ``folder``/adapter.
+
+    modules: the names of the model's modules.
     PEFT's rules apply for scaling (rsLoRA, rank and alpha patterns) and for the choice of modules.
-
-    Returns the model, which is changed in place.
-    Raises JettisonError, which names the field or the tensor, for an adapter that uses other features of PEFT, does not
-    fit the model, or records another base.
+    Raises JettisonError, which names the field or the tensor, for an adapter that uses other features of PEFT, is for
+    another module, or records another base.
     """
     path = folder / FOLDER
     tensors, config = Checkpoint(path, [path / TENSORS]), _read_config(path / CONFIG)
@@ -103,11 +116,9 @@ def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
             "recover that folder again, or load it without its adapter"
         )
     for name in _adapted_modules(tensors, path / TENSORS):
+        if name not in modules:
+            raise JettisonError(f"{path} is for a module {name}, which the model does not have")
         a, b = (tensors.read(f"{PREFIX}{name}.lora_{part}.weight") for part in "AB")
-        try:
-            base = model.get_submodule(name)
-        except AttributeError:
-            raise JettisonError(f"{path} is for a module {name}, which the model does not have") from None
         try:
             rank, scaling = _scaling(config, name)
             targeted = config.target_modules in (None, "all-linear") or check_target_module_exists(config, name)
@@ -115,7 +126,19 @@ def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
             raise JettisonError(f"{path / CONFIG} has a pattern that cannot be read: {error}") from error
         if not targeted:
             raise JettisonError(f"{path} has tensors for {name}, which target_modules of its {CONFIG} leaves out")
-        _check_fit(path, name, base, rank, a, b)
+        yield LoRA(name, a, b, rank, scaling)
+
+
+def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
+    """Attach the LoRA adapters of ``folder``/adapter to the linears that they were trained for.
+
+    Returns the model, which is changed in place.
+    Raises JettisonError as ``read_adapters`` does, and for an adapter that does not fit the model.
+    """
+    modules = {name for name, _ in model.named_modules()}
+    for name, a, b, rank, scaling in read_adapters(folder, modules):
+        base = model.get_submodule(name)
+        _check_fit(folder / FOLDER, name, base, rank, a, b)
         model.set_submodule(name, Adapted(base, a, b, scaling))
     return model
 

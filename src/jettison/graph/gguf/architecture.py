@@ -34,6 +34,9 @@ class Architecture:
     permuted: Mapping[str, str] = field(default_factory=dict)
     offset: float = 0.0
     transposed: Sequence[str] = ()
+    also: Sequence[str] = ()
+    beside: Mapping[str, str] = field(default_factory=dict)
+    computed: Mapping[str, str] = field(default_factory=dict)
     bare: Sequence[str] = ()
     yarn: Mapping[str, Any] = field(default_factory=dict)
     mixture_of: str = ""
@@ -181,10 +184,15 @@ def _llama3(file: GgufFile, width: int, theta: float) -> dict[str, Any]:
         raise UsageError(f"{file.path}: {FACTORS} lies in another file of the model, so positions cannot be read")
     stored = file.decode(FACTORS, file.blocks(FACTORS)).astype(np.float64).reshape(-1)
     factor = float(np.float32(stored.max(initial=1.0)))
-    low, high, original = LLAMA3.values()
-    turns = original * theta ** (-np.arange(0, width, 2) / width) / (2 * np.pi)  # in the original number of positions
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    expected = 1 / ((1 - smooth) / factor + smooth)
+    expected = llama3_factors(width, theta, factor)
     if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=CLOSE):
         raise UsageError(f"{file.path}: {FACTORS} follows no rule that can be read; valid: that of Llama 3")
     return {"rope_type": "llama3", "factor": factor} | LLAMA3
+
+
+def llama3_factors(width: int, theta: float, factor: float) -> np.ndarray:
+    """Return the divisors of the rotary frequencies by the rule of Llama 3, (width / 2,) float64."""
+    low, high, original = LLAMA3.values()
+    turns = original * theta ** (-np.arange(0, width, 2) / width) / (2 * np.pi)  # in the original number of positions
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return 1 / ((1 - smooth) / factor + smooth)

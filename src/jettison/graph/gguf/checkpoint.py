@@ -151,7 +151,7 @@ class GgufCheckpoint:
             stored = place.file.tensors[place.tensor]
             if len(stored.shape) == 1:  # a bias: its values are the rows
                 blocks = blocks.reshape(stored.shape[0], -1)
-            order = _rotary_order(len(blocks), heads, f"{place.file.path}: {place.tensor}")
+            order = rotary_order(len(blocks), heads, f"{place.file.path}: {place.tensor}")
             blocks = blocks[order if index is None else order[index]]
             return blocks.reshape(-1) if len(stored.shape) == 1 else blocks
         return blocks if index is None else blocks[index]
@@ -190,7 +190,7 @@ class GgufCheckpoint:
         return {file.name: content_digest(file) for file in self.files}
 
 
-def _rotary_order(rows: int, heads: int, where: str) -> np.ndarray:
+def rotary_order(rows: int, heads: int, where: str) -> np.ndarray:
     """Return for every row of the model its row in the file, which pairs neighbours where the model pairs halves."""
     if type(heads) is not int or heads < 1 or rows % (2 * heads):
         raise JettisonError(f"{where} has {rows} rows; an even number for each of {shown(heads)} heads is needed")

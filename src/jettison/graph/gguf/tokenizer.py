@@ -65,7 +65,7 @@ def _settings(file: GgufFile) -> dict[str, Any]:
 
 
 def _write_tokenizer(file: GgufFile, folder: Path) -> None:
-    tokenizer, tokens = _tokenizer(file), file.metadata["tokenizer.ggml.tokens"]
+    tokenizer, tokens = read_tokenizer(file), file.metadata["tokenizer.ggml.tokens"]
     config = {"backend": "tokenizers", "tokenizer_class": "TokenizersBackend", "clean_up_tokenization_spaces": False}
     length = file.metadata.get(f"{file.metadata.get('general.architecture')}.context_length")
     config |= {"model_max_length": length} if type(length) is int else {}
@@ -84,7 +84,7 @@ def _write_tokenizer(file: GgufFile, folder: Path) -> None:
     write_json(folder / CONFIG, config)
 
 
-def _tokenizer(file: GgufFile) -> dict[str, Any]:
+def read_tokenizer(file: GgufFile) -> dict[str, Any]:
     """Return the tokenizer.json of a file.
 
     Raises UsageError for a kind of vocabulary or of splitting that is not known: texts would be split differently,
@@ -105,11 +105,11 @@ def _tokenizer(file: GgufFile) -> dict[str, Any]:
         raise unknown("tokenizer.ggml.pre", split, [*SPLITS, *GGUF_PRE_TOKENIZER_SPLITS], f" of {file.path}")
     tokenizer, _ = convert_gguf_tokenizer(metadata.get("general.architecture"), values)
     if kind == "gpt2" and split in SPLITS:
-        tokenizer.pre_tokenizer = _split(SPLITS[split])
+        tokenizer.pre_tokenizer = splitter(SPLITS[split])
     return json.loads(tokenizer.to_str()) | {"post_processor": _frame(file, begins=kind == "llama")}
 
 
-def _split(how: str) -> "PreTokenizer":
+def splitter(how: str) -> "PreTokenizer":
     """Return what splits a text before the merges: ``words`` as GPT-2, or ``digits``, each digit alone besides."""
     from tokenizers import pre_tokenizers
 

@@ -112,6 +112,7 @@ class TestTable:
             "embedding",
             "experts",
             "fused",
+            "one_grid",
             "stored_dense",
             "where",
             "note",

@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -94,6 +94,30 @@ def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
     Raises JettisonError, which names the field or the tensor, for an adapter that uses other features of PEFT, does not
     fit the model, or records another base.
     """
+    for name, adapter in read_adapters(folder, model).items():
+        model.set_submodule(name, Adapted(model.get_submodule(name), adapter.a, adapter.b, adapter.scaling))
+    return model
+
+
+class Adapter(NamedTuple):
+    """The LoRA adapter of a linear: a (rank, in), b (out, rank), and the factor of their product."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+
+    @property
+    def product(self) -> torch.Tensor:
+        """What the adapter adds to the weight: (out, in) float32."""
+        return self.scaling * (self.b.float() @ self.a.float())
+
+
+def read_adapters(folder: Path, model: nn.Module) -> dict[str, Adapter]:
+    """Return module name -> LoRA adapter, of those in ``folder``/adapter.
+
+    model: the model that they are for; it may be on the meta device.
+    Raises JettisonError as ``attach_adapter`` does.
+    """
     path = folder / FOLDER
     tensors, config = Checkpoint(path, [path / TENSORS]), _read_config(path / CONFIG)
     recorded = tensors.metadata.get(BASE)
@@ -102,6 +126,7 @@ def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
             f"{path} was trained for other weights ({recorded}) than {folder} holds ({current}): "
             "recover that folder again, or load it without its adapter"
         )
+    adapters = {}
     for name in _adapted_modules(tensors, path / TENSORS):
         a, b = (tensors.read(f"{PREFIX}{name}.lora_{part}.weight") for part in "AB")
         try:
@@ -116,8 +141,17 @@ def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
         if not targeted:
             raise JettisonError(f"{path} has tensors for {name}, which target_modules of its {CONFIG} leaves out")
         _check_fit(path, name, base, rank, a, b)
-        model.set_submodule(name, Adapted(base, a, b, scaling))
-    return model
+        adapters[name] = Adapter(a, b, scaling)
+    return adapters
+
+
+def copy_adapter(folder: Path, out: Path) -> None:
+    """Copy ``folder``/adapter into ``out``, and record the hash of the weights that ``out`` holds."""
+    path = folder / FOLDER
+    tensors = Checkpoint(path, [path / TENSORS])
+    write_json(out / FOLDER / CONFIG, read_json(path / CONFIG))
+    copied = {name: tensors.read(name) for name in tensors}
+    write_tensors(out / FOLDER / TENSORS, copied, {"format": "pt", BASE: base_hash(out)})
 
 
 def _read_config(file: Path) -> LoraConfig:

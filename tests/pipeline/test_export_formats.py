@@ -23,7 +23,8 @@ from jettison.recipe.recipe import load_recipe
 
 IDS = torch.arange(40).view(2, 20) * 7
 ALL = ["gptq", "gptq-v2", "auto-round", "compressed-tensors", "safetensors", "transformers"]
-SHORT = {"texts": ["books"], "tokens": 64, "prompts": 1}
+TEXT = __file__  # short, so that it is encoded quickly
+SHORT = {"texts": [TEXT], "tokens": 64, "prompts": 1}
 RTN = {"method": "rtn", "group_size": 32}
 STEPS = [
     {"quantize": RTN | {"bits": 4}, "where": {"role": ["q", "k", "v", "o", "down"]}},
@@ -72,7 +73,7 @@ def test_every_format_holds_the_same_weights(recovered, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".") == sorted(ALL)
     some = ["gptq", "compressed-tensors", "transformers"]
     for row in export(recovered, tmp_path / "out", to=some, verify=True, **SHORT)["formats"]:
-        exact, scores, same = row["format"] != "transformers", row["texts"]["books"], row["continuations"]
+        exact, scores, same = row["format"] != "transformers", row["texts"][TEXT], row["continuations"]
         assert scores["kl"] < (1e-6 if exact else 0.01) and (not exact or same == {"same": 1, "prompts": 1})
         assert abs(scores["perplexity"] / scores["perplexity_ours"] - 1) < (1e-6 if exact else 0.01)
         inside = row["format"] != "gptq"
@@ -220,7 +221,7 @@ def test_a_gguf_file_becomes_gptq(tiny, tmp_path):
     gguf_models = pytest.importorskip("gguf_models")
     path = gguf_models.write(tiny("qwen3"), tmp_path / "source.gguf", "Q4_0")
     (row,) = export(path, tmp_path / "out", to="gptq", verify=True, **SHORT)["formats"]
-    assert row["stored_dense"][0] == "model.embed_tokens" and row["texts"]["books"]["kl"] < 1e-4
+    assert row["stored_dense"][0] == "model.embed_tokens" and row["texts"][TEXT]["kl"] < 1e-4
     assert {str(grid) for grid in read_grids(ModelFolder(row["path"])).values()} == {"int4 g32 sym"}
 
 
@@ -244,7 +245,7 @@ def test_an_engine_that_cannot_load_the_result(mixed, tmp_path, monkeypatch):
 
 
 def test_the_table_and_json(mixed, tmp_path, jettison):
-    options = ["--text", "books", "--tokens", 64, "--prompts", 1, "--json", tmp_path / "r.json"]
+    options = ["--text", TEXT, "--tokens", 64, "--prompts", 1, "--json", tmp_path / "r.json"]
     code, out, _ = jettison("export", mixed, "--to", "gptq,awq", "-o", tmp_path / "out", "--verify", *options)
     rows = json.loads((tmp_path / "r.json").read_text())["formats"]
     assert code == 0 and [row["format"] for row in rows] == ["gptq", "awq"]

@@ -99,6 +99,8 @@ def export(
     JettisonError, and removes the result, if it computes another function than it should.
     """
     names = format_names(to)
+    if adapter not in ADAPTERS:
+        raise unknown("adapter", adapter, ADAPTERS)
     if names == ["onnx"]:
         return export_onnx(model, out, size)
     if size is not None:
@@ -117,8 +119,6 @@ def export_formats(
     prompts: int = PROMPTS,
 ) -> dict[str, Any]:
     """Write a model in one or more formats into the folder ``out``; see ``export``. names: see ``format_names``."""
-    if adapter not in ADAPTERS:
-        raise unknown("adapter", adapter, ADAPTERS)
     source, folder, texts = open_export(model), check_folder(out), [str(text) for text in texts]
     reasons = {name: TARGETS[name].refuses(source, adapter) for name in names}
     refused = {name: lines for name, lines in reasons.items() if lines}

@@ -55,7 +55,7 @@ def test_a_wrong_file_is_removed(tiny, tmp_path, pretended, monkeypatch):
             [],
             "scribe is a causal language model: only an image classifier or a perception model can be written as onnx",
         ),
-        ("resnet", ["--to", "tflite"], "unknown format 'tflite'; valid: auto-round, awq, .*onnx, transformers"),
+        ("resnet", ["--to", "tflite"], "unknown format 'tflite'; valid: auto-round, awq, .*onnx, safetensors, transformers"),
         ("resnet", ["--size", "0"], "size = 0: a whole number from 1 to 4,096"),
         ("resnet", ["--size", "axb"], "size = 'axb': height and width in pixels are needed"),
         ("vit", ["--size", "40"], "doesn't match model"),

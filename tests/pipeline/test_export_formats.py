@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from jettison import compress, export, load, recover, verify
 from jettison.core.errors import JettisonError, UsageError
@@ -131,6 +132,17 @@ def contents(folder):
         for path in folder.rglob("*")
         if path.is_file() and path.suffix != ".jsonl" and path.name[0] != "."
     }
+
+
+def test_an_adapter_that_does_not_fit(recovered, tmp_path):
+    shutil.copytree(recovered, tmp_path / "m")
+    file = tmp_path / "m" / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("q_proj.lora_A.weight"))
+    save_file(tensors | {name: torch.zeros(4, 7)}, file)
+    with pytest.raises(JettisonError, match=r"adapter of model.layers.0.self_attn.q_proj has matrices \(4, 7\)"):
+        export(tmp_path / "m", tmp_path / "out", to="gptq", adapter="merge")
+    assert not (tmp_path / "out" / "gptq").exists()
 
 
 def test_a_killed_export_continues_and_is_whole_or_absent(mixed, tmp_path, monkeypatch):

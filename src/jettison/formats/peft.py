@@ -6,6 +6,7 @@ An adapter is read by PEFT's own rules, or refused.
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,38 +86,25 @@ def _targets(adapted: list[str], names: list[str]) -> list[str]:
     return sorted(chosen) if all(total[part] == chosen[part] for part in chosen) else adapted
 
 
-def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
-    """Attach the LoRA adapters of ``folder``/adapter to the linears that they were trained for.
+class LoRA(NamedTuple):
+    """The LoRA adapter of one module, whose output it adds scaling · b(a(x)) to.
 
-    PEFT's rules apply for scaling (rsLoRA, rank and alpha patterns) and for the choice of modules.
-
-    Returns the model, which is changed in place.
-    Raises JettisonError, which names the field or the tensor, for an adapter that uses other features of PEFT, does not
-    fit the model, or records another base.
+    a: (rank, in). b: (out, rank), both as stored. rank: the one that the config states for the module.
     """
-    for name, adapter in read_adapters(folder, model).items():
-        model.set_submodule(name, Adapted(model.get_submodule(name), adapter.a, adapter.b, adapter.scaling))
-    return model
 
-
-class Adapter(NamedTuple):
-    """The LoRA adapter of a linear: a (rank, in), b (out, rank), and the factor of their product."""
-
+    name: str
     a: torch.Tensor
     b: torch.Tensor
+    rank: int
     scaling: float
 
-    @property
-    def product(self) -> torch.Tensor:
-        """What the adapter adds to the weight: (out, in) float32."""
-        return self.scaling * (self.b.float() @ self.a.float())
 
+def read_adapters(folder: Path) -> Iterator[LoRA]:
+    """Yield the LoRA adapters of ``folder``/adapter.
 
-def read_adapters(folder: Path, model: nn.Module) -> dict[str, Adapter]:
-    """Return module name -> LoRA adapter, of those in ``folder``/adapter.
-
-    model: the model that they are for; it may be on the meta device.
-    Raises JettisonError as ``attach_adapter`` does.
+    PEFT's rules apply for scaling (rsLoRA, rank and alpha patterns) and for the choice of modules.
+    Raises JettisonError, which names the field or the tensor, for an adapter that uses other features of PEFT, or
+    records another base.
     """
     path = folder / FOLDER
     tensors, config = Checkpoint(path, [path / TENSORS]), _read_config(path / CONFIG)
@@ -126,13 +114,8 @@ def read_adapters(folder: Path, model: nn.Module) -> dict[str, Adapter]:
             f"{path} was trained for other weights ({recorded}) than {folder} holds ({current}): "
             "recover that folder again, or load it without its adapter"
         )
-    adapters = {}
     for name in _adapted_modules(tensors, path / TENSORS):
         a, b = (tensors.read(f"{PREFIX}{name}.lora_{part}.weight") for part in "AB")
-        try:
-            base = model.get_submodule(name)
-        except AttributeError:
-            raise JettisonError(f"{path} is for a module {name}, which the model does not have") from None
         try:
             rank, scaling = _scaling(config, name)
             targeted = config.target_modules in (None, "all-linear") or check_target_module_exists(config, name)
@@ -140,9 +123,23 @@ def read_adapters(folder: Path, model: nn.Module) -> dict[str, Adapter]:
             raise JettisonError(f"{path / CONFIG} has a pattern that cannot be read: {error}") from error
         if not targeted:
             raise JettisonError(f"{path} has tensors for {name}, which target_modules of its {CONFIG} leaves out")
+        yield LoRA(name, a, b, rank, scaling)
+
+
+def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
+    """Attach the LoRA adapters of ``folder``/adapter to the linears that they were trained for.
+
+    Returns the model, which is changed in place.
+    Raises JettisonError as ``read_adapters`` does, and for an adapter that does not fit the model.
+    """
+    path, known = folder / FOLDER, {name for name, _ in model.named_modules()}
+    if unknown := sorted(adapted_names(folder) - known):
+        raise JettisonError(f"{path} is for a module {unknown[0]}, which the model does not have")
+    for name, a, b, rank, scaling in read_adapters(folder):
+        base = model.get_submodule(name)
         _check_fit(path, name, base, rank, a, b)
-        adapters[name] = Adapter(a, b, scaling)
-    return adapters
+        model.set_submodule(name, Adapted(base, a, b, scaling))
+    return model
 
 
 def copy_adapter(folder: Path, out: Path) -> None:

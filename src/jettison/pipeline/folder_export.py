@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from jettison.core.errors import UsageError
+from jettison.core.errors import JettisonError, UsageError
 from jettison.core.files import file_digest, size_of, sync_folder
 from jettison.core.journal import Journal
 from jettison.core.progress import bar
@@ -28,7 +28,7 @@ from jettison.formats.format import find_format
 from jettison.formats.manifest import NAME as MANIFEST
 from jettison.formats.manifest import read_manifest, update_manifest
 from jettison.formats.peft import FOLDER as ADAPTER
-from jettison.formats.peft import Adapter, copy_adapter, read_adapters
+from jettison.formats.peft import LoRA, copy_adapter, read_adapters
 from jettison.formats.transformers_types import not_in_transformers
 from jettison.formats.writer import Stored, Writer
 from jettison.graph.anatomy import Linear
@@ -120,7 +120,7 @@ def write_folder(source: ModelFolder, name: str, out: Path, adapter: str) -> dic
     transformers cannot load), and adapter (None without one).
     Raises UsageError if ``out`` holds anything but this export; JettisonError if a shard reads back differently.
     """
-    grids, adapters = exported_grids(source, name), _adapters(source, adapter)
+    grids, adapters = exported_grids(source, name), _adapters(source)
     adapter = adapter if adapters else None
     work = out if out.exists() and os.listdir(out) else out.with_name(f".{out.name}.unfinished")
     journal = Journal(work / JOURNAL, _identity(source, name, adapter))
@@ -155,8 +155,18 @@ def _grids_of(source: ModelFolder) -> Mapping[str, Grid]:
     return source.grids if isinstance(source, DequantizedFolder) else {}
 
 
-def _adapters(source: ModelFolder, adapter: str) -> dict[str, Adapter]:
-    return read_adapters(source.folder, source.skeleton) if has_adapter(source) else {}
+def _adapters(source: ModelFolder) -> dict[str, LoRA]:
+    """Return linear name -> LoRA adapter. Raises JettisonError for one that does not fit the model."""
+    adapters, linears = {}, {linear.name: linear for linear in source.anatomy}
+    for lora in read_adapters(source.folder) if has_adapter(source) else ():
+        linear, shapes = linears.get(lora.name), (tuple(lora.a.shape), tuple(lora.b.shape))
+        if linear is None or shapes != ((lora.rank, linear.columns), (linear.rows, lora.rank)):
+            raise JettisonError(
+                f"{source.folder / ADAPTER}: the LoRA adapter of {lora.name} has matrices {shapes[0]} and {shapes[1]}, "
+                "which fit no linear of the model"
+            )
+        adapters[lora.name] = lora
+    return adapters
 
 
 def _identity(source: ModelFolder, name: str, adapter: str | None) -> dict[str, Any]:
@@ -175,7 +185,7 @@ def _is_whole(work: Path, entry: Mapping[str, Any]) -> bool:
 def _write_unit(
     writer: Writer,
     grids: Mapping[str, Grid],
-    adapters: Mapping[str, Adapter],
+    adapters: Mapping[str, LoRA],
     adapter: str | None,
     work: Path,
     unit: int,
@@ -188,7 +198,7 @@ def _write_unit(
         weight = source.read_packed(linear.name) if linear.name in grids else None
         if linear.name in adapters:
             dense = None if weight is not None else as_matrix(source.read(f"{linear.name}.weight"), linear.layout)
-            weight = adapted(weight if dense is None else dense.float(), adapters[linear.name].product, adapter)
+            weight = adapted(weight if dense is None else dense.float(), _product(adapters[linear.name]), adapter)
         if weight is not None:
             weights[linear] = weight
     file = work / source.layout.shard(unit + 1, blocks + 1)
@@ -196,6 +206,11 @@ def _write_unit(
     check.check_shard(writer, file, weights)
     source.checkpoint.release()
     return {"file": file.name, "sha256": file_digest(file)}
+
+
+def _product(lora: LoRA) -> torch.Tensor:
+    """Return what a LoRA adapter adds to its weight: (out, in) float32."""
+    return lora.scaling * (lora.b.float() @ lora.a.float())
 
 
 def adapted(weight: Stored, product: torch.Tensor, how: str) -> Stored:

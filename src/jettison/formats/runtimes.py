@@ -202,9 +202,12 @@ def _mixtures(format: Support, anatomy: Anatomy, grids: Mapping[str, Grid]) -> l
         f"{what} needs one grid; given: {parts}" + (f" ({len(keys)} times, first {keys[0]})" if keys[1:] else "")
         for (what, parts), keys in mixed.items()
     ]
-    packed = [linear for linear in anatomy if linear.name in grids and linear.layout not in format.stored_dense]
-    if format.one_grid and len(several := sorted({str(grids[linear.name]) for linear in packed})) > 1:
-        lines.append(f"the whole model needs one grid; given: {', '.join(several)}")
+    packed = {
+        grids[linear.name] for linear in anatomy if linear.name in grids and linear.layout not in format.stored_dense
+    }
+    several = sorted({f"{grid.bits} bits in groups of {grid.group_size}" for grid in packed})
+    if format.one_grid and len(several) > 1:
+        lines.append(f"the whole model needs one number of bits and one group size; given: {', '.join(several)}")
     experts = [linear for linear in anatomy if "expert" in linear.roles]
     separate = bool(experts) and anatomy.family.experts["stored"] == "separate"
     if separate and not format.may_stay and grids and not any(linear.name in grids for linear in experts):

@@ -19,7 +19,8 @@ import jettison
 from jettison.cli.app import build
 from jettison.core.bytesize import format_bytes
 from jettison.devices.device import device_names, find_device
-from jettison.formats.runtimes import Support, find_runtime, runtime_names
+from jettison.formats.runtimes import find_runtime, runtime_names
+from jettison.formats.support import Support
 from jettison.graph.families import families
 from jettison.graph.shape import shapes
 from jettison.recipe import registry
@@ -282,6 +283,7 @@ def runtimes() -> str:
             names = [runtime.name, format.name]
             grids += [[*names, *row] for row in _grids(format)]
             shared = [SHARED[format.share] if group == "experts" else group for group in format.fused]
+            shared = ["the whole model"] if format.one_grid else shared
             parts.append(
                 [*names, *(_loads(format, sort) for sort in ("head", "embedding", "experts")), ", ".join(shared)]
             )

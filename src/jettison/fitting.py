@@ -21,6 +21,7 @@ from jettison.pipeline import depth, program
 from jettison.pipeline.compression import JOURNAL, check_run_folder, compress
 from jettison.pipeline.depth import check_depth
 from jettison.pipeline.evaluation import TEXTS, TOKENS, evaluate
+from jettison.pipeline.exporting import check_formats, export_formats, format_names
 from jettison.pipeline.first_step import first_step
 from jettison.pipeline.program import check_program
 from jettison.pipeline.program_curve import measure_curve
@@ -42,6 +43,7 @@ from jettison.reports.program import program_figures
 from jettison.reports.run import SPEED, read_speed
 
 UNCHANGED = Recipe("unchanged", steps=())
+EXPORTS = "exports"  # the folder in that of the run
 
 
 @logged("out")
@@ -69,6 +71,7 @@ def fit(
     images: str | Path | None = None,
     count: int | None = None,
     seed: int = 0,
+    to: str | Iterable[str] = (),
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Make ``model`` fit a device and a budget: write a smaller, recovered checkpoint and report.html into ``out``.
@@ -92,16 +95,19 @@ def fit(
     images, count: what the quality of an image classifier is measured on; it is also calibrated on ``images``, unless
     the recipe names other ones.
     seed: of calibration, planning and recovery.
+    to: formats that the result is written in at the end, with its adapter apart, in ``out``/exports, and checked; see
+    ``export``.
     dry_run: do no work, and return ``plan`` and ``forecast`` (time, memory, disk).
 
     Returns the results of ``original``, ``quantized`` and, if the recipe recovers, ``recovered``; ``plan`` (recipe and
     predicted cost); for tasks after a recovery, ``tasks`` (see ``compare_tasks``); ``depth``, what a depth step pruned
-    (see ``depth_figures``); ``program``, what a program step found (see ``program_figures``); and
-    ``not_in_transformers``, what transformers cannot load, if anything.
+    (see ``depth_figures``); ``program``, what a program step found (see ``program_figures``); ``exports``, with ``to``,
+    the result of ``export``; and ``not_in_transformers``, what transformers cannot load, if anything.
     Raises UsageError for arguments that are not valid, a budget that no plan meets, and a folder that was measured on
     other data; further as ``compress`` and ``recover``.
     """
     changes, texts, tasks = list(changes), [str(text) for text in texts], list(tasks)
+    formats = format_names(to) if to else []
     source, target = open_source(model), find_device(device)
     budgets = {"tps": tps, "memory": memory, "latency": latency, "fps": fps, "speedup": speedup}
     check_budget(source, budgets, device=device, recipe=recipe)
@@ -140,6 +146,8 @@ def fit(
         chosen = with_images(chosen, images)
     if seed and chosen.of("recover") and not any(change.startswith("recover.seed=") for change in changes):
         chosen = load_recipe(chosen, [f"recover.seed={seed}"])
+    if formats:
+        check_formats(source, chosen, runtime, formats)
     predicted, asked = {}, {"device": device, "context": context}
     if texts:
         for name, candidate in (("original", UNCHANGED), ("result", chosen)):
@@ -181,7 +189,7 @@ def fit(
     options |= {"latency": latency, "fps": fps, "speedup": speedup}
     options |= {"recovery": recovery, "refine": refine, "recipe": recipe, "set": changes, "text": texts, "tasks": tasks}
     defaults = {"device": "this", "context": CONTEXT, "losses": "auto", "recovery": True, "refine": 0, "text": TEXTS}
-    options |= {"items": items, "images": images, "count": count, "seed": seed}
+    options |= {"items": items, "images": images, "count": count, "seed": seed, "to": ",".join(formats) or None}
     request["command"] = command_line("fit", model, options, defaults | {"seed": 0})
     with locked(out):
         compress(model, chosen, out, seed=seed, runtime=runtime)
@@ -210,6 +218,8 @@ def fit(
         if notes := read_manifest(out)["not_in_transformers"]:
             compared["not_in_transformers"] = notes
         write_report(out)
+        if formats:
+            compared["exports"] = export_formats(out, out / EXPORTS, formats, verify=True, texts=texts)
     return {"plan": planned} | results | compared
 
 

@@ -11,7 +11,7 @@ import trial_format
 
 from jettison import compress, evaluate, load, recover
 from jettison.core.errors import JettisonError, UsageError
-from jettison.formats import runtimes
+from jettison.formats import runtimes, support
 from jettison.formats.draft_model import write_draft_model
 from jettison.formats.format import find_format
 from jettison.formats.packed import UnpackedFolder, read_grids
@@ -25,9 +25,10 @@ IDS = torch.arange(40).view(2, 20) * 7
 @pytest.fixture(autouse=True)
 def trial(monkeypatch):
     """Install the format ``trial`` as a module of the package and an entry of runtimes.yaml."""
-    rows = copy.deepcopy(runtimes._rows())
+    rows = copy.deepcopy(support.runtime_rows())
     rows["jettison"]["formats"]["trial"] = rows["jettison"]["formats"]["safetensors"]
-    monkeypatch.setattr(runtimes, "_rows", lambda: rows)
+    for module in (support, runtimes):
+        monkeypatch.setattr(module, "runtime_rows", lambda: rows)
     runtimes._runtimes.cache_clear()
     monkeypatch.setitem(sys.modules, "jettison.formats.trial", trial_format)
     yield

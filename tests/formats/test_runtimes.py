@@ -112,6 +112,7 @@ class TestTable:
             "embedding",
             "experts",
             "fused",
+            "one_grid",
             "stored_dense",
             "tied",
             "where",
@@ -337,3 +338,16 @@ class TestAgainstTheRest:
             return
         same = float((ours - theirs).square().mean()) < 1e-3 * float(ours.square().mean())
         assert same is legal
+
+
+def test_formats_with_one_grid_for_the_whole_model():
+    """Bits and group size must be equal; zero points need not be."""
+    model, vllm = anatomy(2), find_runtime("vllm")
+    mixed = assign_grids(model, (BLOCKS, W4), ("mlp", W8))
+    assert illegal(vllm, model, mixed, "auto-round") == []
+    assert illegal(vllm, model, mixed, "awq") == [
+        "vllm, awq: the whole model needs one number of bits and one group size; given: 4 bits in groups of 128, "
+        "8 bits in groups of 128"
+    ]
+    zeros = assign_grids(model, (BLOCKS, W4), ("mlp", UniformGrid(4, 128, False)))
+    assert illegal(vllm, model, zeros, "awq") == illegal(find_runtime("jettison"), model, zeros, "gptq") == []

@@ -11,6 +11,7 @@ from jettison.encodings.table import ValueTable
 from jettison.encodings.uniform import UniformGrid
 from jettison.formats.format import choose_format, find_format
 from jettison.formats.packed import read_grids
+from jettison.formats.support import written_formats
 from jettison.graph.folder import ModelFolder
 from jettison.pipeline.verification import verify
 
@@ -62,8 +63,8 @@ def test_what_a_format_or_runtime_cannot_hold(tiny, tmp_path):
         compress(tiny("llama"), MIXED, tmp_path / "a", format="compressed-tensors")
     with pytest.raises(UsageError, match=r"transformers, compressed-tensors: .*values nf4; valid: int"):
         compress(tiny("llama"), MIXED, tmp_path / "b", runtime="transformers")
-    with pytest.raises(UsageError, match=r"unknown format 'gguf'; valid: compressed-tensors, safetensors"):
-        compress(tiny("llama"), MIXED, tmp_path / "c", format="gguf")
+    with pytest.raises(UsageError, match=r"unknown format 'onnx'; valid: auto-round, awq, compressed-tensors"):
+        compress(tiny("llama"), MIXED, tmp_path / "c", format="onnx")
     compress(tiny("llama"), MIXED, tmp_path / "d", runtime="jettison")
 
 
@@ -89,7 +90,7 @@ def test_a_damaged_section_is_named(tiny, tmp_path, change, words):
         read_grids(ModelFolder(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("name", ["compressed-tensors", "safetensors"])
+@pytest.mark.parametrize("name", written_formats())
 def test_a_format_is_a_module_with_these_functions(name):
     from jettison.formats.format import Format
 

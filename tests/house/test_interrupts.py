@@ -13,6 +13,7 @@ import tiny as maker
 from forking import Parent, Place, alive
 from killing import files_of
 
+from jettison import verify
 from jettison.cli.app import COMMANDS
 from jettison.cli.stopping import CONTINUES, KEEPS, RESUMED, SIGNALS, STARTS_OVER
 
@@ -33,7 +34,6 @@ def room(tmp_path_factory):
     """Return a folder with a model and a recipe, and the parent that forks commands without start-up time."""
     folder = tmp_path_factory.mktemp("interrupts")
     maker.make("llama", folder / "model")
-    maker.make_vision("vit", folder / "classifier")
     (folder / "recipe.yaml").write_text(RECIPE)
     (folder / "text.txt").write_text("It was a dark night, and nobody was there to see it. " * 60)
     (folder / "pipes").mkdir()
@@ -66,7 +66,7 @@ def arguments(command: str, folder: Path, out: Path, fitted: Path | None = None)
         "compare": ["compare", fitted, fitted, "-o", out / "page.html"],
         "verify": ["verify", fitted],
         "inspect": ["inspect", model],
-        "export": ["export", folder / "classifier", "-o", out / "model.onnx"],
+        "export": ["export", fitted, "--to", "gptq", "-o", out],
         "bench": ["bench", "decode", fitted, "--context", 16, "--rounds", 1],
         "devices": ["devices", "measure"],
         "recipes": ["recipes"],
@@ -90,7 +90,7 @@ def assert_stopped(ended, number=signal.SIGINT, line=STARTS_OVER):
 
 def line_of(command: str) -> str:
     """Return the line that a stopped command prints: what becomes of its work."""
-    if command in ("fit", "compress", "recover", "perceive", "offload"):
+    if command in ("fit", "compress", "recover", "export", "perceive", "offload"):
         return CONTINUES
     return KEEPS if command in ("plan", "draft") else STARTS_OVER
 
@@ -108,7 +108,7 @@ PLACES = {
     "compare": Place("jettison.reports.compare:read_run", call=2),
     "verify": Place("jettison.pipeline.verification:load"),
     "inspect": Place("jettison.pipeline.inspection:read_grids"),
-    "export": Place("jettison.pipeline.exporting:ModelFolder"),  # before onnx, which may not be installed
+    "export": Place("jettison.formats.check:check_shard", call=2),
     "bench": Place("jettison.bench.decoding:_steps"),
     "devices": Place("jettison.devices.machine:_kept"),
     "recipes": Place("jettison.recipe.recipe:load_recipe", call=2),
@@ -133,12 +133,15 @@ def test_ctrl_c(room, fitted, tmp_path, command):
     assert_stopped(ended, line=line_of(command))
     assert ended.after.count("\n") == 1  # nothing caught the exception and went on
     if command in RESUMED:
-        assert parent.run(*arguments(command, folder, out)).code == 0
+        assert parent.run(*arguments(command, folder, out, fitted)).code == 0
         assert_same(command, out, fitted)
 
 
 def assert_same(command: str, out: Path, fitted: Path) -> None:
     """Check that weights, adapter, training state and, for fit, the manifest are those of the undisturbed run."""
+    if command == "export":  # of the undisturbed run, in another format
+        assert verify(out / "gptq", original=fitted.parent / "model")["ok"]
+        return
     names = [name for name in files_of(out) if name.endswith(".safetensors") and ".tiles" not in name]
     names += ["jettison.json"] * (command == "fit")
     assert len(names) >= 3
@@ -165,7 +168,7 @@ def test_ctrl_c_at_ten_moments(room, fitted, tmp_path, command):
             stopped += 1
         duration = duration if place else time.monotonic() - start
         if command in RESUMED:
-            assert parent.run(*arguments(command, folder, out)).code == 0
+            assert parent.run(*arguments(command, folder, out, fitted)).code == 0
             assert_same(command, out, fitted)
     assert stopped >= (5 if duration > 1 else 1)  # a short command spends much of its time on start and exit
 

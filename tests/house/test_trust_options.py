@@ -69,7 +69,8 @@ OPTIONS = {
     "fit scribe -o OUT": SPEEDUP,
     FIT: BUDGET | OF_IMAGES | QUALITY | SEEDS | IMAGES | {
         "--recipe": [("w5", "unknown recipe 'w5'"), ("", "--recipe is empty")]},
-    CHOSEN: {name: BUDGET[name] for name in ("--tps", "--memory", "--losses", "--refine", "--runtime")} | CHANGES,
+    CHOSEN: {name: BUDGET[name] for name in ("--tps", "--memory", "--losses", "--refine", "--runtime")} | CHANGES | {
+        "--to": [("x", "unknown format 'x'"), ("onnx", "only an image classifier"), ("", "--to is empty")]},
     "fit scribe --memory 8MB": {"-o": FOLDERS},
     "fit": {"--memory=8MB --out OUT": [("nowhere", "nowhere"), ("", "an argument is empty")]},
     COMPRESS: CHANGES | SEEDS | WORKERS | {"--images": IMAGES["--images"], "--format": [("x", "unknown format 'x'")],
@@ -133,8 +134,15 @@ OPTIONS = {
     "xr compare": {"--": [("none.json", "two runs at least")], "none.json --": [("other.json", "does not exist")]},
     "export scribe": {"--out": FILES},
     "export scribe --out OUT": {
-        "--to": [("x", "unknown target 'x'; valid: onnx"), ("", "--to is empty")],
+        "--to": [("x", "unknown format 'x'; valid: auto-round, awq"), ("", "--to is empty"),
+                 (",", "one or more formats"), ("gptq", "no quantized matrices")],
+        "--adapter": [("x", "unknown adapter 'x'; valid: fold, keep, merge"), ("", "--adapter is empty")],
         "--size": [("0", "size = 0: "), ("9999", "from 1 to 4,096"), ("1x", "size = '1x': "), ("", "--size is empty")],
+    },
+    "export scribe --to transformers": {"--out": FOLDERS[:-1]},
+    "export scribe --out OUT --to transformers --verify": {
+        "--text": QUALITY["--text"], "--tokens": [("0", "tokens = 0"), ("-1", "tokens = -1")],
+        "--prompts": [("0", "prompts = 0"), ("1001", "from 1 to 1,000")], "--size": [("32", "for onnx alone")],
     },
     f"{LIVE} --offload HT=127.0.0.1:1": {"--token-file": [("none", "none does not exist"), ("", "is empty")]},
     "offload serve FOLDER --token-file FILE": {
@@ -277,7 +285,7 @@ FREE = {  # switches, and options that the tests of other rooms cover
     "--help", "--json", "--quiet", "--recovery", "--pareto", "--dry-run", "--spill", "--restart", "--adapter", "--chat",
     "--halves", "--preempt", "--jitter", "--prompt", "--stop", "--exact", "--window", "--top-k", "--top-p", "--min-p",
     "--repetition-penalty", "--live", "--original", "--expose", "--hold", "--drift", "--follow", "--count-timing",
-    "--subset", "--incomplete", "--latent", "--all",
+    "--subset", "--incomplete", "--latent", "--all", "--verify",
     "--version", "--install-completion", "--show-completion",
 }  # fmt: skip
 

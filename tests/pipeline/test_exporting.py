@@ -11,7 +11,7 @@ import torch
 
 from jettison import compress, export
 from jettison.core.errors import JettisonError
-from jettison.pipeline import exporting
+from jettison.pipeline import onnx_export
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def pretended(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", ModuleType("onnx"))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     write = lambda model, example, path: path.write_text(str(tuple(example.shape)))
-    monkeypatch.setattr(exporting, "write_onnx", write)
+    monkeypatch.setattr(onnx_export, "write_onnx", write)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def test_the_size_of_the_images(tiny, tmp_path, pretended, family, size, shape):
 
 
 def test_a_wrong_file_is_removed(tiny, tmp_path, pretended, monkeypatch):
-    monkeypatch.setattr(exporting, "required", lambda package: None)
-    monkeypatch.setattr(exporting, "check_onnx", lambda path, model, pixels: float("nan"))
+    monkeypatch.setattr(onnx_export, "required", lambda package: None)
+    monkeypatch.setattr(onnx_export, "check_onnx", lambda path, model, pixels: float("nan"))
     with pytest.raises(JettisonError, match="would give other logits than the model"):
         export(tiny("resnet"), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
@@ -55,7 +55,7 @@ def test_a_wrong_file_is_removed(tiny, tmp_path, pretended, monkeypatch):
             [],
             "scribe is a causal language model: only an image classifier or a perception model can be written as onnx",
         ),
-        ("resnet", ["--to", "tflite"], "unknown target 'tflite'; valid: onnx"),
+        ("resnet", ["--to", "tflite"], "unknown format 'tflite'; valid: auto-round, awq, .*onnx, .*transformers"),
         ("resnet", ["--size", "0"], "size = 0: a whole number from 1 to 4,096"),
         ("resnet", ["--size", "axb"], "size = 'axb': height and width in pixels are needed"),
         ("vit", ["--size", "40"], "doesn't match model"),

@@ -136,9 +136,15 @@ def test_quantized_sources_are_planned_recovered_and_verified(kind, tiny, tmp_pa
 
 
 def test_a_draft_model_of_a_format_that_is_only_read_is_refused(tiny, tmp_path):
-    write_foreign(tiny("llama"), tmp_path / "source", "gptq")
-    with pytest.raises(UsageError, match="gptq is a format that is only read; compress the model, then draft"):
-        export_draft(tmp_path / "source", Draft(skip=("1",)), tmp_path / "draft")
+    path = pytest.importorskip("gguf_models").write(tiny("llama"), tmp_path / "source.gguf", "Q8_0")
+    with pytest.raises(UsageError, match="gguf is a format that is only read; compress the model, then draft"):
+        export_draft(path, Draft(skip=("1",)), tmp_path / "draft")
+
+
+def test_a_draft_model_of_a_checkpoint_of_another_tool(tiny, tmp_path):
+    write_foreign(tiny("llama"), tmp_path / "source", "gptq", symmetric=True)
+    export_draft(tmp_path / "source", Draft(skip=("1",)), tmp_path / "draft")
+    assert verify(tmp_path / "draft")["ok"] and len(read_grids(ModelFolder(tmp_path / "draft"))) == 7
 
 
 def test_compressing_twice_changes_nothing_that_is_packed(tiny, tmp_path):

@@ -110,6 +110,10 @@ Count = Annotated[
     int | None, typer.Option("--count", help="Measure at most this many images, spread evenly over the set.")
 ]
 Items = Annotated[int | None, typer.Option("--items", help="Measure at most this many items of each task.")]
+To = Annotated[
+    str | None,
+    typer.Option("--to", help="At the end, write the result in these formats too, with commas; see `jettison export`."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be done and its time, memory and disk, but do nothing.")
 ]

@@ -7,6 +7,7 @@ import typer
 from rich.markup import escape
 
 from jettison.cli import common
+from jettison.cli.export_command import show_formats
 from jettison.core.progress import duration
 
 EXAMPLES = (
@@ -44,6 +45,7 @@ def fit(
     images: common.Images = None,
     count: common.Count = None,
     seed: common.Seed = 0,
+    to: common.To = None,
     dry_run: common.DryRun = False,
     json: common.Json = None,
     quiet: common.Quiet = False,
@@ -57,7 +59,7 @@ def fit(
         model, out=out, device=device, tps=tps, memory=memory, latency=latency, fps=fps,
         speedup=speedup, context=context, runtime=runtime, recovery=recovery, losses=losses, refine=refine,
         recipe=recipe, changes=changes or [], texts=texts or TEXTS, tasks=tasks or [], items=items,
-        images=images, count=count, seed=seed, dry_run=dry_run,
+        images=images, count=count, seed=seed, to=to or (), dry_run=dry_run,
     )  # fmt: skip
     if dry_run:
         show_plan(result["plan"])
@@ -65,6 +67,9 @@ def fit(
     else:
         show_stages(result)
         show_tasks(result)
+        if "exports" in result:
+            common.out.print()
+            show_formats(result["exports"])
         loaders = "jettison.load" if result.get("not_in_transformers") else "transformers and with jettison.load"
         folder, page = escape(str(out)), escape(str(out / "report.html"))
         common.out.print(

@@ -23,7 +23,7 @@ PATIENCE = 1.5  # seconds
 APART = 0.2  # seconds; signals that come closer together count as one, sent to the process and to its group
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 RESUMED, MEASURE = (
-    ("fit", "compress", "recover", "perceive world", "perceive train", "offload attack"),
+    ("fit", "compress", "recover", "export", "perceive world", "perceive train", "offload attack"),
     ("plan", "draft"),
 )
 CONTINUES = "stopped. Nothing finished is lost: run the same command again and it continues"

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from jettison.formats.runtimes import written_formats
 from jettison.formats.schema import Stage
+from jettison.formats.support import written_formats
 
 STAGES = ("original", "quantized", "recovered")
 

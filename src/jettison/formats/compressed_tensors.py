@@ -22,6 +22,7 @@ from jettison.core.errors import JettisonError, guarded
 from jettison.core.limits import cpu_limit
 from jettison.encodings.grid import WHOLE_ROW, Grid
 from jettison.encodings.uniform import UniformGrid
+from jettison.formats.format import refusals
 from jettison.formats.parts import SCALE, SCALE_TYPES, check_parts, read_weight, stored, tensors
 from jettison.graph.anatomy import Anatomy, Linear
 from jettison.graph.folder import ModelFolder
@@ -48,10 +49,10 @@ def packs(linear: Linear) -> bool:
 
 def refuses(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
     """Refuse grids that are not uniform, and convolutions, which the format could only store dense. One line each."""
-    others = [linear.name for linear in anatomy if not isinstance(grids.get(linear.name), UniformGrid | None)]
-    convolutions = [linear.name for linear in anatomy if linear.layout == "conv2d" and linear.name in grids]
-    refused = [(others, "grids but uniform ones"), (convolutions, "quantized convolutions")]
-    return [f"compressed-tensors holds no {what} ({len(names)}, first {names[0]})" for names, what in refused if names]
+    other = lambda linear, grid: not isinstance(grid, UniformGrid)
+    convolution = lambda linear, grid: linear.layout == "conv2d"
+    kinds = {"grids but uniform ones": other, "quantized convolutions": convolution}
+    return refusals("compressed-tensors", anatomy, grids, kinds)
 
 
 def section(

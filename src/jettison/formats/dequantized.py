@@ -87,13 +87,15 @@ class DequantizedFolder(ModelFolder):
     grids: linear's name -> grid.
     reordered: linear's name -> grid, of those that are packed in the source but have no form that could stay so.
     dtype: the type of the model's dense weights.
-    Raises UsageError for a folder with a LoRA adapter, which dense weights would leave out; JettisonError for a
-    quantization that cannot be read.
+    without_adapter: leave out the LoRA adapter of the folder, if it has one.
+    Raises UsageError for a folder with a LoRA adapter, which dense weights leave out; JettisonError for a quantization
+    that cannot be read.
     """
 
-    def __init__(self, name: str | Path):
+    def __init__(self, name: str | Path, without_adapter: bool = False):
         super().__init__(name)
-        if (self.folder / ADAPTER).is_dir():
+        self.without_adapter = without_adapter
+        if (self.folder / ADAPTER).is_dir() and not without_adapter:
             raise UsageError(f"{name} has a LoRA adapter, which suits its quantized weights: start from the original")
         self.packed = ModelFolder(name)
         self.dtype = stored_dtype(self.packed)
@@ -103,7 +105,7 @@ class DequantizedFolder(ModelFolder):
             self.checkpoint: Checkpoint = DequantizedCheckpoint(self.packed, self.format, self.grids, self.reordered)
 
     def _reopened(self) -> "DequantizedFolder":
-        return DequantizedFolder(self.folder)
+        return DequantizedFolder(self.folder, self.without_adapter)
 
     def read_packed(self, name: str, rows: slice = slice(None)) -> QuantizedWeight:
         """Read a packed linear, or some of its rows, as it is stored."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from jettison.core.errors import JettisonError, unknown
 from jettison.encodings.grid import Grid
-from jettison.formats.runtimes import written_formats
+from jettison.formats.support import written_formats
 from jettison.graph.anatomy import Anatomy, Linear
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Format(ReadFormat, Protocol):
         """List the reasons why transformers cannot load such a checkpoint, as sentences."""
 
 
-READ = ("gguf", "gptq-v2", "gptq", "awq")  # formats that are read and not written; the first that detects one reads it
+READ = ("gguf",)  # formats that are read and not written
 
 
 def find_format(name: str) -> Format:
@@ -114,6 +114,21 @@ def format_of(source: "ModelFolder") -> ReadFormat:
             return format
     method = quantization.get("quant_method")
     raise JettisonError(f"{source.folder} is quantized with {method!r}; only {', '.join(sorted(names))} can be read")
+
+
+def refusals(
+    name: str,
+    linears: Iterable[Linear],
+    grids: Mapping[str, Grid],
+    kinds: Mapping[str, Callable[[Linear, Grid], bool]],
+) -> list[str]:
+    """Return one line for each kind of matrix that the format ``name`` cannot hold, with their number and the first.
+
+    kinds: what the format does not hold, in words -> whether a matrix on a grid is of that kind.
+    """
+    packed = [linear for linear in linears if linear.name in grids]
+    refused = {what: [linear for linear in packed if of(linear, grids[linear.name])] for what, of in kinds.items()}
+    return [f"{name} holds no {what} ({len(some)}, first {some[0].name})" for what, some in refused.items() if some]
 
 
 def format_name(source: "ModelFolder") -> str:

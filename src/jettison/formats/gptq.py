@@ -1,29 +1,43 @@
-"""GPTQ checkpoints, and those of auto-round in GPTQ's packing. This format is only read.
+"""GPTQ checkpoints, whose matrices auto-round stores in the same packing.
 
-A matrix (out, in) is stored transposed: ``qweight`` (in · bits / 32, out) int32, packed along the inputs;
-``scales`` (groups, out); ``qzeros`` (groups, out · bits / 32) int32, zero points minus 1, except in version 2
-(``formats.gptq_v2``). Bits and group size of every matrix follow from the shapes.
-``g_idx`` (in) names the group of every input. Where inputs were sorted by their activation (desc_act), a group is no
-run of neighbours: such a matrix lies on no grid of Jettison's, so it is read dense and never kept packed.
+- A matrix (out, in) is stored transposed: ``qweight`` (in · bits / 32, out) int32, packed along the inputs;
+  ``scales`` (groups, out); ``qzeros`` (groups, out · bits / 32) int32, zero points minus 1, except in version 2
+  (``formats.gptq_v2``); ``g_idx`` (in), the group of every input. Codes of 3 bits may lie in two words.
+- Bits and group size of every matrix follow from the shapes. The config states the grid of most weights; ``dynamic``
+  lists the others (``+:``) and dense modules (``-:``), as patterns.
+- Written: 2, 3, 4 and 8 bits, symmetric, for sides that 32 divides, since GPTQModel counts words by 32 codes. A zero
+  point of 0 would be stored as -1, so version 1 holds no asymmetric grids.
+- Read: also asymmetric ones. Where inputs were sorted by their activation (desc_act: ``g_idx`` of another order), a
+  group is no run of neighbours: such a matrix lies on no grid of Jettison's, so it is read dense, never kept packed.
 
 Source: GPTQModel and auto-round, which write these tensors (auto_round_extension/torch: qlinear_torch_zp.py stores zero
-points minus 1, qlinear_torch.py, for gptqmodel, as they are). Read, not run: no file of theirs was at hand.
+points minus 1, qlinear_torch.py, for gptqmodel, as they are). ``dynamic``: GPTQModel, quantization/config.py. Read, not
+run: no file of theirs was at hand.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from jettison.core.errors import JettisonError
 from jettison.encodings.grid import WHOLE_ROW, Grid
-from jettison.encodings.quantized import QuantizedWeight, unpack
+from jettison.encodings.quantized import QuantizedWeight, pack, unpack
 from jettison.encodings.uniform import UniformGrid
-from jettison.formats.format import Reader
+from jettison.formats import transposed
+from jettison.formats.format import Reader, refusals
 from jettison.formats.parts import SCALE_TYPES
-from jettison.graph.anatomy import Linear
+from jettison.formats.transposed import packs
+from jettison.graph.anatomy import Anatomy, Linear
 from jettison.graph.folder import ModelFolder
 
+__all__ = ["SCALE", "detects", "packs", "problems", "read_dense", "read_grids", "read_reordered", "read_weight"]
+__all__ += ["refuses", "section", "stored", "tensors"]
+
+LIBRARIES = ("safetensors",)
+NAME, VERSION = "gptq", "gptq"  # of the format; its checkpoint_format
+SIDE = 32  # rows and columns are multiples of it
 SCALE = ""  # scales are transposed, so no tensor holds them as they are
 PARTS = ("qweight", "qzeros", "scales")
 BITS = (2, 3, 4, 8)
@@ -33,8 +47,72 @@ FIRST, SECOND = ("auto_round:auto_gptq", "auto_gptq"), ("gptq_v2", "auto_round:g
 
 def detects(quantization: Mapping[str, Any]) -> bool:
     """Whether a section ``quantization_config`` says that a checkpoint is in GPTQ's first packing."""
-    method = quantization.get("quant_method")
-    return method == "gptq" or (method in METHODS and quantization.get("packing_format", FIRST[0]) in FIRST)
+    return quantization.get("quant_method") == "gptq" and quantization.get("checkpoint_format") not in SECOND
+
+
+def refuses(anatomy: Anatomy, grids: Mapping[str, Grid], name: str = NAME, symmetric: bool = True) -> list[str]:
+    """Refuse grids that the layout does not have, and sides that 32 does not divide. One line each.
+
+    name: of the format.
+    symmetric: whether it holds symmetric grids only.
+    """
+    odd = lambda linear, grid: packs(linear) and bool(linear.rows % SIDE or linear.columns % SIDE)
+    sides = refusals(name, anatomy, grids, {f"matrices with a side that {SIDE} does not divide": odd})
+    return transposed.refuses(name, anatomy, grids, BITS, symmetric) + sides
+
+
+def section(
+    anatomy: Anatomy,
+    grids: Mapping[str, Grid],
+    dense: Sequence[str] = (),
+    extra: Sequence[Linear] = (),
+    checkpoint_format: str = VERSION,
+) -> dict[str, Any]:
+    """Return ``quantization_config`` for config.json. Modules under ``dynamic`` are named one by one.
+
+    grids: linear name -> grid of the packed linears.
+    dense, extra: matrices of blocks that the model does not have: dense ones, and packed ones.
+    """
+    main, head = transposed.main_grid(anatomy, grids, extra), anatomy.head
+    others = {linear.name: grids[linear.name] for linear in (*anatomy, *extra) if linear.name in grids}
+    dynamic: dict[str, Any] = {
+        f"+:{transposed.exactly(name)}": transposed.described(grid) for name, grid in others.items() if grid != main
+    }
+    dynamic |= {f"-:{transposed.exactly(name)}": {} for name in transposed.left_dense(anatomy, grids, dense)}
+    return {
+        "quant_method": "gptq",
+        **transposed.described(main),
+        "desc_act": False,
+        "checkpoint_format": checkpoint_format,
+        "pack_dtype": "int32",
+        "lm_head": bool(head and head.name in grids),
+        "dynamic": dynamic,
+        "meta": {"quantizer": [f"jettison:{version('jettison')}"]},
+    }
+
+
+def tensors(name: str, weight: QuantizedWeight, shift: int = 1, order: bool = True) -> dict[str, torch.Tensor]:
+    """Return the tensors of a shard, by name, for a packed linear called ``name``.
+
+    shift: what is subtracted from zero points.
+    order: whether ``g_idx`` is stored.
+    """
+    grid, (rows, columns) = weight.grid, weight.codes.shape
+    groups = grid.groups(columns)
+    zero = torch.full((rows, groups), grid.zero_code, dtype=torch.uint8) if weight.zero is None else weight.zero
+    parts = {
+        "qweight": pack(weight.codes, grid.bits).T.contiguous(),
+        "qzeros": pack((zero - shift).T.contiguous(), grid.bits),
+        "scales": weight.scale.T.contiguous(),
+    }
+    if order:
+        parts["g_idx"] = torch.arange(columns, dtype=torch.int32) // (columns // groups)
+    return {f"{name}.{part}": value for part, value in parts.items()}
+
+
+def problems(anatomy: Anatomy, grids: Mapping[str, Grid]) -> list[str]:
+    """List the reasons why transformers cannot load this checkpoint, as sentences. Empty for most models."""
+    return transposed.problems("GPTQ", anatomy, grids, one_grid=True)
 
 
 def stored(rows: int, columns: int, grid: Grid) -> dict[str, torch.Tensor]:

@@ -143,6 +143,15 @@ def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
     return model
 
 
+def copy_adapter(folder: Path, out: Path) -> None:
+    """Copy ``folder``/adapter into ``out``, and record the hash of the weights that ``out`` holds."""
+    path = folder / FOLDER
+    tensors = Checkpoint(path, [path / TENSORS])
+    write_json(out / FOLDER / CONFIG, read_json(path / CONFIG))
+    copied = {name: tensors.read(name) for name in tensors}
+    write_tensors(out / FOLDER / TENSORS, copied, {"format": "pt", BASE: base_hash(out)})
+
+
 def _read_config(file: Path) -> LoraConfig:
     """Read the config of a plain LoRA adapter. Raises JettisonError, which names the field, for any other."""
     values, plain = read_json(file), LoraConfig()

@@ -8,72 +8,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from importlib.resources import files
-from typing import Any
-
-import yaml
 
 from jettison.core.errors import UsageError, unknown
 from jettison.encodings.grid import WHOLE_ROW, Grid
 from jettison.encodings.uniform import UniformGrid
+from jettison.formats.support import SORTS, Kind, Support, read_support, runtime_rows
 from jettison.graph.anatomy import Anatomy, Family, Linear
 
 USUAL_SIZES = (WHOLE_ROW, 16, 32, 64, 128, 256)  # the group sizes that are tried where any size loads
-SORTS = {"head": "head", "embed": "embedding", "expert": "experts"}  # role -> sort of matrix; other roles are "linears"
 DENSE = "16 bits"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A set of grids that load: every combination of these bits, group sizes, symmetries and values.
-
-    group_sizes: None means every size that divides a row.
-    values, bits: None means all that an encoding of Jettison has.
-    name: of the kernel or the type.
-    bits_per_weight: as stored in the format, where it differs from ``Grid.bits_per_weight``.
-    """
-
-    bits: tuple[int, ...] | None
-    group_sizes: tuple[int, ...] | None
-    symmetric: tuple[bool, ...]
-    values: tuple[str, ...] | None = ("int",)
-    name: str = ""
-    columns_multiple_of: int = 1
-    rows_multiple_of: int = 1
-    bits_per_weight: float | None = None
-
-
-@dataclass(frozen=True)
-class Part:
-    """How one sort of matrix loads. Without kinds it stays in 16 bits. only, not_in: families; empty: no limits."""
-
-    kinds: tuple[Kind, ...]
-    verified: bool
-    only: tuple[str, ...] = ()
-    not_in: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Support:
-    """What a runtime loads of one checkpoint format. parts: by sort of matrix (linears, head, embedding, experts); the
-    other fields are explained in runtimes.yaml."""
-
-    name: str
-    parts: dict[str, Part]
-    share: str
-    stacked: bool
-    may_stay: bool
-    fused: tuple[str, ...]
-    stored_dense: tuple[str, ...]
-    tied: bool
-    where: str
-    note: str
-    source: str
-
-    @property
-    def written(self) -> bool:
-        """Whether Jettison writes this format."""
-        return self.name in written_formats()
 
 
 @dataclass(frozen=True)
@@ -258,6 +201,12 @@ def _mixtures(format: Support, anatomy: Anatomy, grids: Mapping[str, Grid]) -> l
         f"{what} needs one grid; given: {parts}" + (f" ({len(keys)} times, first {keys[0]})" if keys[1:] else "")
         for (what, parts), keys in mixed.items()
     ]
+    packed = {
+        grids[linear.name] for linear in anatomy if linear.name in grids and linear.layout not in format.stored_dense
+    }
+    several = sorted({f"{grid.bits} bits in groups of {grid.group_size}" for grid in packed})
+    if format.one_grid and len(several) > 1:
+        lines.append(f"the whole model needs one number of bits and one group size; given: {', '.join(several)}")
     experts = [linear for linear in anatomy if "expert" in linear.roles]
     separate = bool(experts) and anatomy.family.experts["stored"] == "separate"
     if separate and not format.may_stay and grids and not any(linear.name in grids for linear in experts):
@@ -295,56 +244,13 @@ def find_runtime(name: str) -> Runtime:
 
 
 @cache
-def _rows() -> dict[str, Any]:
-    return yaml.safe_load((files("jettison.formats") / "runtimes.yaml").read_text(encoding="utf-8"))
-
-
-def written_formats() -> tuple[str, ...]:
-    """Return the formats that Jettison writes, in order of preference: they are those that it loads itself."""
-    return tuple(_rows()["jettison"]["formats"])
-
-
-@cache
 def _runtimes() -> dict[str, Runtime]:
     return {
         name: Runtime(
             name=name,
             title=row["title"],
-            formats=tuple(_format(format, fields) for format, fields in row["formats"].items()),
+            formats=tuple(read_support(format, fields) for format, fields in row["formats"].items()),
             max_rank=row.get("max_rank"),
         )
-        for name, row in _rows().items()
+        for name, row in runtime_rows().items()
     }
-
-
-def _format(name: str, row: dict[str, Any]) -> Support:
-    linears, experts = Part(_kinds(row["grids"]), row["verified"]), row["experts"]
-    return Support(
-        name=name,
-        parts={"linears": linears} | {sort: _part(row[sort], linears) for sort in SORTS.values()},
-        share=experts.get("share", "fused"),
-        stacked=experts.get("stacked", False),
-        may_stay=experts.get("may_stay", True),
-        fused=tuple(row["fused"]),
-        stored_dense=tuple(row.get("stored_dense", ())),
-        tied=row.get("tied", False),
-        where=row["where"],
-        note=row.get("note", ""),
-        source=row["source"],
-    )
-
-
-def _kinds(rows: list[dict[str, Any]]) -> tuple[Kind, ...]:
-    read = lambda value: None if value == "any" else tuple(value) if isinstance(value, list) else value
-    return tuple(Kind(**{field: read(value) for field, value in row.items()}) for row in rows)
-
-
-def _part(value: bool | dict[str, Any], linears: Part) -> Part:
-    """From true (as linears), false (no grids), or a mapping."""
-    fields = value if isinstance(value, dict) else {} if value else {"grids": []}
-    return Part(
-        kinds=_kinds(fields["grids"]) if "grids" in fields else linears.kinds,
-        verified=fields.get("verified", linears.verified),
-        only=tuple(fields.get("only", ())),
-        not_in=tuple(fields.get("not_in", ())),
-    )

@@ -1,132 +1,191 @@
-"""``export``: write a model folder as one file of another ecosystem, and check this file against the folder."""
+"""``export``: write a model in the formats of other engines, and check each result in its engine.
 
-import os
-import re
+Every format is a row of ``TARGETS``. A format of one file, such as onnx, differs from a folder in its row alone.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from jettison.core.errors import JettisonError, UsageError, guarded, shown, unknown
-from jettison.core.files import writable_file
-from jettison.core.numbers import check_number, figures
-from jettison.core.progress import say, waiting
-from jettison.domains.domain import find_domain
-from jettison.domains.vision.data import image_processor
-from jettison.formats.onnx_file import INPUT, OPSET, OUTPUT, check_onnx, required, write_onnx
+from jettison.core.errors import UsageError, unknown
+from jettison.core.files import check_folder
+from jettison.core.locks import locked
+from jettison.formats import gguf_file
+from jettison.formats.format import find_format
+from jettison.formats.support import written_formats
 from jettison.graph.folder import ModelFolder
-from jettison.graph.skeleton import KINDS
-from jettison.runtime.load import load
+from jettison.pipeline.export_check import PROMPTS, TEXTS, TOKENS, check_export, prepare
+from jettison.pipeline.folder_export import (
+    ADAPTERS,
+    PLAIN,
+    check_place,
+    has_adapter,
+    not_text,
+    open_export,
+    refuses_folder,
+    write_folder,
+)
+from jettison.pipeline.jobs import assign
+from jettison.pipeline.onnx_export import export_onnx, refuses_onnx
+from jettison.recipe.recipe import Recipe
 
-TARGETS = ("onnx",)
-MOST_SIDE = 4096  # pixels
-IMAGES = 2  # in the check; the file is traced with one image
-TOLERANCE = 1e-3  # largest difference of the logits, as a share of the largest logit
 
+@dataclass(frozen=True)
+class Target:
+    """How a format is written.
 
-def export(model: str | Path, out: str | Path, *, to: str = "onnx", size: str | None = None) -> dict[str, Any]:
-    """Write an image classifier or a perception model as an ONNX file, and compare it with the model in ONNX Runtime.
-
-    Weights packed on integer grids are stored as int8, all others as float32. The file takes any number of images of
-    one size; of perception models, packed inputs (``graph.own_models.pack``), of the size in their config.
-
-    model: a folder that Jettison wrote, a model folder, or a hub id.
-    out: the file to write.
-    to: ``onnx``.
-    size: height and width of the images, such as ``224`` or ``192x256``; None means the size that the config or the
-        image processor states. A perception model has its own.
-
-    Returns file, to, opset, bytes, input and output (names and shapes), difference (the largest one between the logits
-    of file and model on two images of noise; None if onnxruntime is not installed) and largest (logit).
-    Raises UsageError for a model of another kind, a size that it does not take, and if onnx is not installed. Raises
-    JettisonError, and removes the file, if its logits differ from the model's.
+    refuses: (source, adapter) -> the reasons why it cannot be written, one line each.
+    write: (source, path, adapter) -> a row of the result: path, bytes, stored_dense, notes and adapter as
+        ``write_folder`` returns them, and relative_error if grids changed.
+    file: the name of the file under the folder of the export; "" for a format that is a folder, with the format's name.
+    load: whether the result is a checkpoint, which ``check_export`` loads and measures. Others check themselves.
     """
-    if to not in TARGETS:
-        raise unknown("target", to, TARGETS)
-    sides = _parse_size(size) if size is not None else None
-    path, source = writable_file(Path(out)), ModelFolder(model)
-    if (kind := source.anatomy.family.domain) not in ("vision", "perception"):
-        raise UsageError(
-            f"{source.name} is a {KINDS.get(kind, f'{kind} model')}: only an {KINDS['vision']} or a perception model "
-            f"can be written as {to}"
-        )
-    if sides and kind == "perception":
-        raise UsageError(f"size = {shown(size)}: {source.name} has the size of its config; leave it out")
-    required("onnx")
-    pixels = _example(source) if kind == "perception" else _noise(source, sides or _stated_size(source))
-    loaded = load(source.folder, exact=True, dtype=torch.float32)
-    logits = loaded.logits(pixels)  # (images, classes)
-    with waiting("writing and checking the ONNX file"):
-        write_onnx(loaded.model, pixels[:1], path)
-        difference = _check(path, loaded.model, pixels, float(logits.abs().max()))
-    return {
-        "file": os.fspath(path),
-        "to": to,
-        "opset": OPSET,
-        "bytes": path.stat().st_size,
-        "input": {INPUT: ["images", *pixels.shape[1:]]},
-        "output": {OUTPUT: ["images", *logits.shape[1:]]},
-        "difference": difference,
-        "largest": float(logits.abs().max()),
-    }
+
+    refuses: Callable[[ModelFolder, str], list[str]]
+    write: Callable[[ModelFolder, Path, str], dict[str, Any]]
+    file: str = ""
+    load: bool = True
 
 
-def _example(source: ModelFolder) -> torch.Tensor:
-    """Return packed inputs of a perception model: its example, and noise of the same shape."""
-    example, _ = find_domain(source).example(source)
-    noise = torch.rand(IMAGES - 1, *example.shape[1:], generator=torch.Generator().manual_seed(0))
-    return torch.cat([example, noise])
+def _onnx(source: ModelFolder, path: Path, adapter: str) -> dict[str, Any]:
+    result = export_onnx(source.folder, path)
+    return {"path": result.pop("file"), "adapter": None, "stored_dense": [], "notes": [], **result}
 
 
-def _check(path: Path, model: torch.nn.Module, pixels: torch.Tensor, largest: float) -> float | None:
-    try:
-        required("onnxruntime")
-    except UsageError as error:
-        say(f"note: the file was not checked: {error}")
-        return None
-    difference = check_onnx(path, model, pixels)
-    if not difference <= TOLERANCE * largest:
-        path.unlink()
-        raise JettisonError(
-            f"the ONNX file would give other logits than the model: they differ by up to {figures(difference)}, and "
-            f"{figures(TOLERANCE * largest)} is accepted. No file was written"
-        )
-    return difference
+def _refuses_gguf(source: ModelFolder, adapter: str) -> list[str]:
+    if reason := not_text(source, "gguf"):
+        return [reason]
+    if has_adapter(source) and adapter != "keep":
+        return [
+            f"gguf: the LoRA adapter of {source.name} can be kept apart, in a file of its own; adapter = {adapter!r}"
+        ]
+    return [f"gguf: {reason}" for reason in gguf_file.refuses(source)]
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    """Parse ``224`` or ``192x256``. Returns height and width."""
-    match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
-    if not match:
-        raise UsageError(f"size = {shown(text)}: height and width in pixels are needed, such as 224 or 192x256")
-    sides = int(match[1]), int(match[2] or match[1])
-    for side in sides:
-        check_number("size", side, 1, MOST_SIDE, whole=True)
-    return sides
+def _gguf(source: ModelFolder, path: Path, adapter: str) -> dict[str, Any]:
+    result = gguf_file.write_gguf(source, path)
+    kept = {key: result[key] for key in ("bytes", "relative_error", "types", "matrices", "fallbacks", "notes")}
+    return {"path": result["file"], "stored_dense": [], "adapter": result["adapter"] and adapter, **kept}
 
 
-def _stated_size(source: ModelFolder) -> tuple[int, int]:
-    """Return height and width of the images that a model is made for, as its config or its image processor says."""
-    side = getattr(source.config, "image_size", None)
-    if side is None:
-        shape = (64, 64, _channels(source))
-        try:
-            processor = image_processor(source.folder)
-            with guarded(f"the image processor of {source.name} fails"):
-                side = processor(torch.zeros(shape, dtype=torch.uint8).numpy(), return_tensors="pt")["pixel_values"]
-        except UsageError as error:
-            raise UsageError(f"{source.name} states no size of images ({error}): name one with --size") from error
-        side = side.shape[-2:]
-    height, width = side if isinstance(side, list | tuple) else (side, side)
-    for value in (height, width):
-        check_number("image_size", value, 1, MOST_SIDE, whole=True)
-    return height, width
+def _folder(name: str) -> Target:
+    return Target(
+        refuses=lambda source, adapter: refuses_folder(source, name, adapter),
+        write=lambda source, path, adapter: write_folder(source, name, path, adapter),
+    )
 
 
-def _channels(source: ModelFolder) -> int:
-    return getattr(source.config, "num_channels", 3)
+TARGETS = {name: _folder(name) for name in (*written_formats(), PLAIN)}
+TARGETS["gguf"] = Target(_refuses_gguf, _gguf, file="model.gguf")
+TARGETS["onnx"] = Target(lambda source, adapter: refuses_onnx(source), _onnx, file="model.onnx", load=False)
 
 
-def _noise(source: ModelFolder, sides: tuple[int, int]) -> torch.Tensor:
-    """Return noise (images, channels, height, width) of a fixed seed."""
-    return torch.randn(IMAGES, _channels(source), *sides, generator=torch.Generator().manual_seed(0))
+def export(
+    model: str | Path,
+    out: str | Path,
+    *,
+    to: str | Iterable[str] = "onnx",
+    size: str | None = None,
+    adapter: str = "keep",
+    verify: bool = False,
+    texts: Iterable[str | Path] = TEXTS,
+    tokens: int | None = TOKENS,
+    prompts: int = PROMPTS,
+) -> dict[str, Any]:
+    """Write a model in one or more formats that other engines load.
+
+    A killed export continues when ``export`` is called again; formats that are finished are not written again.
+
+    model: a folder that Jettison wrote, a quantized checkpoint, a GGUF file or a hub id. For ``onnx``, an image
+        classifier or a perception model.
+    out: the folder that gets a folder or file for each format; for ``onnx`` alone, the file.
+    to: formats: ``gptq``, ``gptq-v2``, ``awq``, ``auto-round``, ``compressed-tensors``, ``safetensors``,
+        ``gguf``, ``onnx`` and ``transformers`` (everything dequantized, in the type of the model's other weights). A
+        text is one name or several, with commas.
+    size: of the images, only for ``onnx`` alone; see ``onnx_export``.
+    adapter: what becomes of a recovered LoRA adapter: ``keep`` it apart, in PEFT's form; ``merge`` it into the weights,
+        which are rounded to their grids again; or ``fold`` it into the scales of the groups.
+    verify: load each result, in its engine where that is installed, and compare it with ``model``; see
+        ``check_export``.
+    texts, tokens, prompts: what is compared: texts, how many tokens of each, and how many prompts are continued.
+
+    Returns for ``onnx`` alone the result of ``export_onnx``. Else ``model``, ``adapter`` (None without one) and
+    ``formats``: for each its ``format`` and either ``refused``, the reasons, or ``path``, ``bytes``, ``stored_dense``
+    (quantized matrices that the format stores in full precision), ``notes`` (what transformers cannot load), and with
+    ``verify`` the results of ``check_export``.
+    Raises UsageError for an unknown format, if all formats are refused, and for a folder that holds something else;
+    JettisonError, and removes the result, if it computes another function than it should.
+    """
+    names = format_names(to)
+    if adapter not in ADAPTERS:
+        raise unknown("adapter", adapter, ADAPTERS)
+    if names == ["onnx"]:
+        return export_onnx(model, out, size)
+    if size is not None:
+        raise UsageError(f"size = {size!r}: it is for onnx alone")
+    return export_formats(model, out, names, adapter, verify, texts, tokens, prompts)
+
+
+def export_formats(
+    model: str | Path,
+    out: str | Path,
+    names: list[str],
+    adapter: str = "keep",
+    verify: bool = False,
+    texts: Iterable[str | Path] = TEXTS,
+    tokens: int | None = TOKENS,
+    prompts: int = PROMPTS,
+) -> dict[str, Any]:
+    """Write a model in one or more formats into the folder ``out``; see ``export``. names: see ``format_names``."""
+    source, folder, texts = open_export(model), check_folder(out), [str(text) for text in texts]
+    reasons = {name: TARGETS[name].refuses(source, adapter) for name in names}
+    refused = {name: lines for name, lines in reasons.items() if lines}
+    if len(refused) == len(names):
+        raise UsageError("; ".join(line for lines in refused.values() for line in lines))
+    places = {name: folder / (TARGETS[name].file or name) for name in names if name not in refused}
+    for name, place in places.items():
+        if not TARGETS[name].file:
+            check_place(place)
+    reference = prepare(source, texts, tokens, prompts) if verify and any(TARGETS[n].load for n in places) else None
+    rows = []
+    with locked(folder):
+        for name in names:
+            if name in refused:
+                rows.append({"format": name, "refused": refused[name]})
+                continue
+            row = {"format": name} | TARGETS[name].write(source, places[name], adapter)
+            if reference is not None and TARGETS[name].load:
+                exact = row["adapter"] in (None, "keep") and not row.get("relative_error")
+                row |= check_export(reference, places[name], name, exact)
+            rows.append(row)
+    return {"model": str(source.folder), "adapter": adapter if has_adapter(source) else None, "formats": rows}
+
+
+def check_formats(source: ModelFolder, recipe: Recipe, runtime: str | None, names: Iterable[str]) -> None:
+    """Raise UsageError, before any work, if a format cannot hold what a recipe makes of a model.
+
+    runtime: the target runtime, which may change group sizes.
+    """
+    reasons = []
+    for name in names:
+        if TARGETS[name].file:
+            reasons += TARGETS[name].refuses(source, "keep")
+        elif reason := not_text(source, name):
+            reasons.append(reason)
+        elif name != PLAIN:
+            grids = {job.linear.name: job.grid for job in assign(source, recipe, runtime) if job.grid}
+            reasons += find_format(name).refuses(source.anatomy, grids)
+    if reasons:
+        raise UsageError("; ".join(reasons))
+
+
+def format_names(to: str | Iterable[str]) -> list[str]:
+    """Return the names of formats, each once. Raises UsageError for an unknown one, and if there are none."""
+    names = [name.strip() for name in (to.split(",") if isinstance(to, str) else to)]
+    if not any(names):
+        raise UsageError(f"to = {to!r}: name one or more formats: {', '.join(sorted(TARGETS))}")
+    for name in names:
+        if name not in TARGETS:
+            raise unknown("format", name, TARGETS)
+    return list(dict.fromkeys(names))

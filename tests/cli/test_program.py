@@ -90,7 +90,7 @@ def test_plan_says_what_cannot_be_written(jettison, tmp_path):
         tmp_path / "r.yaml",
     )
     code, out, _ = jettison("plan", *arguments)
-    words = "llama.cpp loads gguf, which Jettison does not write yet"
+    words = "llama.cpp loads gguf, which compress does not write"
     assert code == 0 and words in out and any(words in reason for reason in load_recipe(tmp_path / "r.yaml").why)
 
 
@@ -98,7 +98,7 @@ def test_what_cannot_be_written_is_not_fitted(jettison, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("jettison.fitting"), "make_plan", None)  # a plan would fail
     code, _, err = jettison("fit", "scribe", "--memory", "6MB", "--engine", "llama.cpp", "-o", tmp_path / "out")
     assert code == 2 and not (tmp_path / "out").exists()
-    assert_one_line(err, "does not write yet")
+    assert_one_line(err, "compress does not write")
 
 
 def test_a_draft_is_not_written_over_anything(jettison, tiny, tmp_path):
@@ -183,7 +183,10 @@ WRONG = {
     "block": (["compress", "scribe", "--recipe", "BLOCK", "-o", "OUT"], "scribe has blocks 0 to 7"),
     "device": (["plan", "scribe", "--device", "abacus", "--tps", "5"], "unknown device 'abacus'"),
     "engine": (["compress", "scribe", "--recipe", "w3", "--engine", "sglang", "-o", "OUT"], "valid: 4, 8"),
-    "no writer": (["compress", "scribe", "--recipe", "w4", "--engine", "llama.cpp", "-o", "OUT"], "does not write yet"),
+    "no writer": (
+        ["compress", "scribe", "--recipe", "w4", "--engine", "llama.cpp", "-o", "OUT"],
+        "compress does not write",
+    ),
     "shape": (["compress", "qwen3-4b", "--recipe", "w4", "-o", "OUT"], "a shape without weights"),
     "ample": (["fit", "scribe", "--memory", "1GB", "-o", "OUT"], "meets this budget as it is"),
     "memory": (["plan", "scribe", "--memory", "lots"], "'lots'"),

@@ -101,7 +101,7 @@ class TestTable:
         assert find_runtime("sglang").no_writer == ""
         assert find_runtime("llama.cpp").format.name == "gguf"
         reason = find_runtime("llama.cpp").no_writer
-        assert re.search("loads gguf, which Jettison does not write yet.*made for .*vllm", reason)
+        assert re.search("loads gguf, which compress does not write.*made for .*vllm", reason)
 
     def test_fields_are_known(self):
         """No rule has a field that the reader ignores."""

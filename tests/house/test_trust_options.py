@@ -74,7 +74,7 @@ OPTIONS = {
     "fit scribe --memory 8MB": {"-o": FOLDERS},
     "fit": {"--memory=8MB --out OUT": [("nowhere", "nowhere"), ("", "an argument is empty")]},
     COMPRESS: CHANGES | SEEDS | WORKERS | {"--images": IMAGES["--images"], "--format": [("x", "unknown format 'x'")],
-        "--runtime": BUDGET["--runtime"] + [("llama.cpp", "does not write yet")]},
+        "--runtime": BUDGET["--runtime"] + [("llama.cpp", "compress does not write")]},
     "compress scribe --out OUT": {"--recipe": [("w5", "unknown recipe 'w5'"), ("no.yaml", "no.yaml does not exist")]},
     "compress scribe --recipe w4": {"-o": FOLDERS},
     "recover FOLDER": {"--save-every": [("nan", ""), ("-1", ""), ("inf", "save_every = inf")],

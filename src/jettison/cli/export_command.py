@@ -37,7 +37,7 @@ def export(
         typer.Option(
             "--to",
             help="Formats, with commas: gptq, gptq-v2, awq, auto-round, compressed-tensors, safetensors, transformers "
-            "(dequantized), onnx.",
+            "(dequantized), gguf, onnx.",
         ),
     ] = "onnx",
     adapter: Annotated[

@@ -44,13 +44,13 @@ class Runtime:
 
     @property
     def no_writer(self) -> str:
-        """Why Jettison can plan for this runtime but not write a checkpoint for it yet; '' if it can write one."""
+        """Why Jettison can plan for this runtime but not write a checkpoint for it; '' if it can write one."""
         if self.format.written:
             return ""
         able = ", ".join(name for name, runtime in _runtimes().items() if runtime.format.written)
         return (
-            f"{self.name} loads {self.format.name}, which Jettison does not write yet: "
-            f"only a plan can be made for it. Checkpoints can be made for {able}"
+            f"{self.name} loads {self.format.name}, which compress does not write: only a plan "
+            f"can be made for it, and jettison export --to {self.format.name}. Checkpoints can be made for {able}"
         )
 
     def allows(self, linear: Linear, grid: Grid, family: Family | None = None) -> str:

@@ -58,7 +58,7 @@ def _refuses_gguf(source: ModelFolder, adapter: str) -> list[str]:
         return [reason]
     if has_adapter(source) and adapter != "keep":
         return [
-            f"gguf: the LoRA adapter of {source.name} can be kept apart, in a file of its own; adapter = {adapter!r}"
+            f"gguf: adapter = {adapter!r}: only keep, which writes the adapter of {source.name} as a file of its own"
         ]
     return [f"gguf: {reason}" for reason in gguf_file.refuses(source)]
 

@@ -208,7 +208,7 @@ class TestPackedFolders:
             ("config_groups.group_0.format", "naive-quantized", "naive-quantized by group; only pack-quantized"),
             ("format", "naive-quantized", "format = 'naive-quantized'; only pack-quantized can be read"),
             ("format", 5, "format: Input should be"),
-            ("quant_method", ["gptq"], "only awq, compressed-tensors, .*, safetensors can be read"),
+            ("quant_method", ["gptq"], "only auto-round, awq, compressed-tensors, .*, safetensors can be read"),
             ("ignore", 5, "ignore: Input should be"),
         ],
     )

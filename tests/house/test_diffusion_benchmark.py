@@ -34,6 +34,9 @@ def small(module, monkeypatch, tmp_path, tiny, pictures):
     monkeypatch.setattr(module("witness"), "git", lambda *arguments: "0" * 40)
     monkeypatch.setattr(programs, "RATIOS", (0.6,))
     monkeypatch.setattr(programs, "ABLATIONS", dict(list(programs.ABLATIONS.items())[:2]))
+    searches = {key: programs.SEARCHES[key] for key in ("first", "second")}
+    monkeypatch.setattr(programs, "SEARCHES", searches)
+    monkeypatch.setattr(programs.Bench, "searches", searches)
     monkeypatch.setattr(module("diffusion.sets").Sets, "resamples", 20)
     for name, value in (("TUNED", 2), ("HALVINGS", 2), ("MOST", 1.0)):
         monkeypatch.setattr(module("diffusion.baselines"), name, value)

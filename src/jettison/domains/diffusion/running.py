@@ -53,6 +53,7 @@ class Handle(Instrument):
         count = len(self.places)
         self._results: list[Any] = [None] * count  # what units returned when they were computed last
         self._inputs: list[Tensors] = [()] * count  # and what they had read; empty for units without a residual
+        self._residuals: list[Tensors] = [()] * count  # outputs - inputs, once they were reused
         self._links = Links(count)
         self._graph: Graph | None = None
         self._shape: torch.Size | None = None
@@ -110,11 +111,13 @@ class Handle(Instrument):
         before = self._results[number]
         if decision == Reuse():
             return before
-        outputs, old = place.outputs_of(before), self._inputs[number]
+        outputs = place.outputs_of(before)
         inputs = place.arguments(args, kwargs)[: len(outputs)]  # SD3's last block returns no text
         if approximate:
             return place.returned(decision.function(inputs), before)
-        return place.returned(tuple(x + (y - o) for x, y, o in zip(inputs, outputs, old, strict=False)), before)
+        if not self._residuals[number]:
+            self._residuals[number] = tuple(y - x for y, x in zip(outputs, self._inputs[number], strict=False))
+        return place.returned(tuple(x + r for x, r in zip(inputs, self._residuals[number], strict=True)), before)
 
     def _compute(self, number: int, original: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         place = self.places[number]
@@ -122,7 +125,7 @@ class Handle(Instrument):
         if self._graph is None and self.policy.level == "block":
             self._links.note(number, args, kwargs, result)
         inputs, outputs = place.arguments(args, kwargs), place.outputs_of(result)
-        self._inputs[number] = inputs if place.unit.aligned else ()
+        self._inputs[number], self._residuals[number] = inputs if place.unit.aligned else (), ()
         self.history[-1][number] = COMPUTED
         self.policy.observe(self.clock.step, number, inputs[: len(outputs)], outputs)
         return result

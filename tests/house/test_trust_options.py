@@ -284,8 +284,8 @@ def test_every_option_is_tried():
 FREE = {  # switches, and options that the tests of other rooms cover
     "--help", "--json", "--quiet", "--recovery", "--pareto", "--dry-run", "--spill", "--restart", "--adapter", "--chat",
     "--halves", "--preempt", "--jitter", "--prompt", "--stop", "--exact", "--window", "--top-k", "--top-p", "--min-p",
-    "--system", "--repetition-penalty", "--live", "--original", "--expose", "--hold", "--drift", "--follow", "--count-timing",
-    "--subset", "--incomplete", "--latent", "--all", "--verify",
+    "--system", "--repetition-penalty", "--live", "--original", "--expose", "--hold", "--drift", "--follow",
+    "--count-timing", "--subset", "--incomplete", "--latent", "--all", "--verify",
     "--version", "--install-completion", "--show-completion",
 }  # fmt: skip
 

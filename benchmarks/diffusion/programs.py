@@ -1,6 +1,7 @@
 """DiP-GO on a small DiT: programs against fewer steps and other caches at equal cost, and the paper's ablations.
 
-    python -m benchmarks.fixtures.diffusion --data TRAIN --test TEST --classes CLASSES --out runs/fixtures/dit-cifar10
+    python -m benchmarks.fixtures.diffusion --data TRAIN --test TEST --classes CLASSES --steps 14000 \\
+        --out runs/fixtures/dit-cifar10
     python -m benchmarks.fixtures.images --model resnet --data TRAIN --test TEST --out runs/fixtures/resnet-cifar10
     python -m benchmarks.diffusion.programs --data TRAIN --test TEST           # searches and images, over an hour
     python -m benchmarks.diffusion.programs --data TRAIN --test TEST --finish  # on an idle machine: times, the result

@@ -117,6 +117,7 @@ def test_random_programs_compute_what_their_cost_says(pipelines, name):
         if reuse == "residual" and name not in tiny.CHAINS:
             continue
         rows = random_rows(STEPS, graph.units, seed, (0.8, 0.5, 0.5)[seed])
+        rows[1][0], rows[2][0], rows[3][0] = False, True, False  # what is reused last is not what was reused first
         counted = []
 
         def counting(*args, original=None, counted=counted, **kwargs):

@@ -228,6 +228,21 @@ def test_a_plain_model_is_written_for_transformers(tiny, tmp_path):
     assert torch.equal(logits(row["path"]), logits(tiny("llama"))) and row["stored_dense"] == []
 
 
+def test_gguf_is_a_file_with_the_adapter_beside_it(recovered, mixed, tmp_path):
+    """Its integers are kept. Checks are without the adapter, which only llama.cpp adds."""
+    pytest.importorskip("gguf")
+    (row,) = export(recovered, tmp_path / "out", to="gguf", verify=True, **SHORT)["formats"]
+    assert row["path"] == str(tmp_path / "out/model.gguf") and row["adapter"] == "keep"
+    assert "model-adapter.gguf (--lora)" in row["notes"][-1] and (tmp_path / "out/model-adapter.gguf").exists()
+    assert row["relative_error"] == 0 and row["engine_note"] == "llama.cpp is not run"
+    assert torch.equal(logits(tmp_path / "out/model.gguf"), logits(mixed))
+    (row,) = export(mixed, tmp_path / "plain", to="gguf", verify=True, **SHORT)["formats"]
+    assert row["texts"][TEXT]["kl"] < 1e-6 and row["adapter"] is None and row["notes"] == []
+    with pytest.raises(UsageError, match="gguf: adapter = 'merge': only keep"):
+        export(recovered, tmp_path / "no", to="gguf", adapter="merge")
+    assert not (tmp_path / "no").exists()
+
+
 def test_a_gguf_file_becomes_gptq(tiny, tmp_path):
     """Its blocks are a grid; the head and the embedding, which are one matrix, stay in full precision."""
     gguf_models = pytest.importorskip("gguf_models")

@@ -66,6 +66,8 @@ def _refuses_gguf(source: ModelFolder, adapter: str) -> list[str]:
 def _gguf(source: ModelFolder, path: Path, adapter: str) -> dict[str, Any]:
     result = gguf_file.write_gguf(source, path)
     kept = {key: result[key] for key in ("bytes", "relative_error", "types", "matrices", "fallbacks", "notes")}
+    if result["adapter"]:
+        kept["notes"] = [*kept["notes"], f"the LoRA adapter is {result['adapter']} (--lora); checks are without it"]
     return {"path": result["file"], "stored_dense": [], "adapter": result["adapter"] and adapter, **kept}
 
 
@@ -156,7 +158,8 @@ def export_formats(
                 continue
             row = {"format": name} | TARGETS[name].write(source, places[name], adapter)
             if reference is not None and TARGETS[name].load:
-                exact = row["adapter"] in (None, "keep") and not row.get("relative_error")
+                whole = row["adapter"] is None or (row["adapter"] == "keep" and not TARGETS[name].file)
+                exact = whole and not row.get("relative_error")
                 row |= check_export(reference, places[name], name, exact)
             rows.append(row)
     return {"model": str(source.folder), "adapter": adapter if has_adapter(source) else None, "formats": rows}
